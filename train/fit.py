@@ -1,0 +1,262 @@
+"""One stage: epochs, validation, early stopping, a checkpoint after each epoch, restart from the last one.
+
+The order of the slices and every augmentation are drawn from a generator seeded by (seed, stage, epoch), so an epoch
+is the same whether the run was interrupted before it or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train import augment, record
+from train.data import Data
+from train.networks import count_parameters, find_weights, make_network
+from train.parallel import ALONE, Group
+from train.record import RunError
+from train.stages import Stage
+
+LEARNING_RATE = 1e-3
+EVALUATION_BATCH = 1024
+
+
+class StageFailed(RunError):
+    """A stage broke off while it ran; the last good checkpoint is kept. Exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a stage is trained with, beside its row: resolved from the command line, kept in the checkpoint."""
+
+    seed: int
+    batch_size: int
+    max_epochs: int
+    weights: str  # "imagenet" or "none"
+    weights_dir: Path | None = None
+    smoke: bool = False
+
+
+def fit(
+    stage: Stage,
+    data: Data,
+    recipe: Recipe,
+    device: torch.device,
+    directory: Path,
+    *,
+    say: Callable[[str], None] = print,
+    group: Group = ALONE,
+) -> dict[str, Any]:
+    """Train `stage` to its end, or go on from `directory`/checkpoint.pt; the finished checkpoint.
+
+    The stage's `history.csv` and `checkpoint.pt` are replaced after every epoch. Raises StageFailed for a loss that is
+    not finite or memory that runs out, RunError for weights that cannot be had.
+    """
+    path = directory / "checkpoint.pt"
+    state = record.load_checkpoint(path) if path.exists() else None
+    if state and state["finished"]:
+        return state
+    network, weights = starting_network(stage, data, recipe, fresh=state is None)
+    network.to(device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+    best, best_epoch, best_accuracy, history = None, 0, -1.0, []
+    if state:
+        network.load_state_dict(state["state"])
+        optimiser.load_state_dict(state["optimiser"])
+        weights, history = state["weights"], state["history"]
+        best, best_epoch, best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
+        say(f"{stage.name}: goes on after epoch {len(history)}")
+
+    images = {split: torch.from_numpy(data.images[split]).to(device) for split in ("train", "val")}
+    labels = {split: torch.from_numpy(data.labels[split]).to(device) for split in ("train", "val")}
+    trained = group.wrap(network)
+    about = {
+        "format": 1,
+        "stage": stage.name,
+        "network": stage.network,
+        "dataset": data.flag,
+        "classes": data.classes,
+        "size": data.size,
+        "data_md5": data.md5,
+        "seed": recipe.seed,
+        "weights": weights,
+        "smoke": recipe.smoke,
+        "parameters": count_parameters(network),
+        "recipe": {"batch_size": recipe.batch_size, "max_epochs": recipe.max_epochs, "learning_rate": LEARNING_RATE},
+    }
+
+    while not _stops(stage, recipe, len(history), best_epoch):
+        epoch = len(history) + 1
+        begun = time.perf_counter()
+        try:
+            loss, accuracy = train_epoch(
+                trained, optimiser, images["train"], labels["train"], stage, recipe, epoch, group
+            )
+            logits = evaluate(network, images["val"])
+        except (torch.OutOfMemoryError, MemoryError) as e:
+            smaller = max(1, recipe.batch_size // 2)
+            raise StageFailed(
+                f"{stage.name}: out of memory on {device} at batch size {recipe.batch_size}; "
+                f"try --batch-size {smaller} --fresh"
+            ) from e
+        if not (np.isfinite(loss) and np.isfinite(logits).all()):
+            kept = f"epoch {epoch - 1} is kept in {path}" if history else "no epoch was finished"
+            raise StageFailed(f"{stage.name}: the loss is not finite in epoch {epoch}; {kept}; try another --seed")
+        val_accuracy = float((logits.argmax(1) == data.labels["val"]).mean())
+        val_loss = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(data.labels["val"])))
+        val_accuracy = group.agree(val_accuracy)
+        if val_accuracy > best_accuracy or stage.patience is None:  # a stage without patience keeps its last weights
+            best, best_epoch, best_accuracy = _on_cpu(network.state_dict()), epoch, val_accuracy
+        row = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": time.perf_counter() - begun,
+            "learning_rate": LEARNING_RATE,
+        }
+        history.append(row)
+        if group.first:
+            record.save_checkpoint(
+                path,
+                about
+                | {
+                    "finished": False,
+                    "state": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "best": best,
+                    "best_epoch": best_epoch,
+                    "best_accuracy": best_accuracy,
+                    "history": history,
+                },
+            )
+            record.write_history(directory / "history.csv", history)
+            say(_progress_line(stage, recipe, history, best_epoch, best_accuracy))
+        group.wait()
+
+    finished = about | {"finished": True, "state": best, "best_epoch": best_epoch, "history": history}
+    if group.first:
+        record.write_history(directory / "history.csv", history)
+        record.save_checkpoint(path, finished)
+    group.wait()
+    return finished
+
+
+def starting_network(stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True) -> tuple[nn.Module, str]:
+    """The stage's network with its starting weights, and where they are from ("none": drawn from the seed)."""
+    network = make_network(stage.network, classes=len(data.classes), size=data.size, seed=recipe.seed)
+    if not (stage.pretrained and recipe.weights == "imagenet" and fresh):
+        return network, "none"
+    state, source = find_weights(stage.network, recipe.weights_dir)
+    network.load_imagenet(state, source)
+    return network, source
+
+
+def train_epoch(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    stage: Stage,
+    recipe: Recipe,
+    epoch: int,
+    group: Group = ALONE,
+) -> tuple[float, float]:
+    """One pass over images uint8 (N, S, S) in a new order; the mean loss and accuracy over the batches it saw.
+
+    Nothing is read back from the device before the end of the epoch.
+    """
+    device = images.device
+    generator = torch.Generator(device).manual_seed(_epoch_seed(recipe.seed, stage.name, epoch))
+    order = torch.randperm(len(images), generator=generator, device=device)
+    losses = torch.zeros((), device=device)
+    hits = torch.zeros((), device=device)
+    network.train()
+    for chosen in _batches(order, recipe.batch_size, at_least=2 * group.size):
+        x = augment.normalise(images[chosen])  # (B, 1, S, S)
+        if stage.augmented:
+            x = augment.augment(x, generator)
+        x, y = group.share(x), group.share(labels[chosen])
+        with torch.autocast(device.type, torch.bfloat16, enabled=stage.autocast or device.type == "cuda"):
+            logits = network(x)
+        loss = F.cross_entropy(logits.float(), y, reduction="sum")
+        optimiser.zero_grad(set_to_none=True)
+        (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
+        optimiser.step()
+        losses += loss.detach()
+        hits += (logits.argmax(1) == y).sum()
+    total = group.sum(torch.stack([losses, hits])) / len(images)
+    return float(total[0]), float(total[1])
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, images: Tensor | np.ndarray) -> np.ndarray:
+    """Logits float32 (N, classes) of images uint8 (N, S, S), in evaluation mode and full float32."""
+    network.eval()
+    device = next(network.parameters()).device
+    images = torch.as_tensor(images)
+    parts = []
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for start in range(0, len(images), EVALUATION_BATCH):
+            x = augment.normalise(images[start : start + EVALUATION_BATCH].to(device))
+            parts.append(network(x).cpu())
+    return torch.cat(parts).numpy()
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, computed in float64, as float32."""
+    z = logits.astype(np.float64)
+    z = np.exp(z - z.max(-1, keepdims=True))
+    return (z / z.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def _batches(order: Tensor, size: int, at_least: int) -> list[Tensor]:
+    """The batches of an epoch; a last one too small to normalise over joins the one before it."""
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) < at_least:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _epoch_seed(seed: int, stage: str, epoch: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{stage}/epoch {epoch}".encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _stops(stage: Stage, recipe: Recipe, epochs: int, best_epoch: int) -> bool:
+    return epochs >= recipe.max_epochs or (stage.patience is not None and epochs - best_epoch >= stage.patience)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+
+
+def _progress_line(stage: Stage, recipe: Recipe, history: list[dict], best_epoch: int, best: float) -> str:
+    row, epoch = history[-1], len(history)
+    seconds = float(np.mean([h["seconds"] for h in history]))
+    most = (recipe.max_epochs - epoch) * seconds
+    least = most if stage.patience is None else min(most, (best_epoch + stage.patience - epoch) * seconds)
+    left = _clock(most) if least == most else f"{_clock(least)} to {_clock(most)}"
+    return (
+        f"{stage.name:<14} epoch {epoch:>3}/{recipe.max_epochs}  loss {row['train_loss']:.3f}  "
+        f"val accuracy {row['val_accuracy']:.4f} (best {best:.4f}, epoch {best_epoch})  "
+        f"{row['seconds']:.1f} s  left {left}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

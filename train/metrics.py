@@ -1,0 +1,58 @@
+"""How good a set of probabilities is: scikit-learn's metrics, MedMNIST's AUC, the calibration error."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+ECE_BINS = 15
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
+
+    probabilities: float (N, C); labels: int (N,). A probability on an edge counts to the bin below it.
+    """
+    confidence = probabilities.max(1)
+    correct = probabilities.argmax(1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(which, weights=correct - confidence.astype(np.float64), minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
+    """MedMNIST's AUC: the unweighted mean over classes of one against the rest; None where a class is absent."""
+    classes = range(probabilities.shape[1])
+    if any((labels == c).all() or not (labels == c).any() for c in classes):
+        return None
+    return float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in classes]))
+
+
+def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The metrics of a split as they stand in results.json; undefined ones are None.
+
+    probabilities: float (N, C), rows sum to 1; labels: int (N,). Precision, recall and F1 are weighted by support.
+    """
+    if probabilities.ndim != 2 or len(probabilities) != len(labels) or not len(labels):
+        raise ValueError(f"expected (N, C) probabilities for {len(labels)} labels, found {probabilities.shape}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities hold NaN or infinite values")
+    predicted = probabilities.argmax(1)
+    classes = np.arange(probabilities.shape[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            labels, predicted, labels=classes, average="weighted", zero_division=0
+        )
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auc": area_under_curve(probabilities, labels),
+        "ece": expected_calibration_error(probabilities, labels),
+        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+    }

@@ -1,0 +1,137 @@
+"""What a run leaves behind: results.json, history.csv, checkpoints, and the lock on their directory.
+
+Every file appears whole or not at all: it is written beside its place, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+    "learning_rate",
+)
+
+
+class RunError(Exception):
+    """A run cannot start or go on; one line for the user and the exit code of the command."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def atomic_save(path: Path, save: Callable[[BinaryIO], None]) -> None:
+    """Call `save(file)` on a temporary file beside `path`, flush it to the disk, rename it to `path`.
+
+    Raises OSError where the disk is full or the directory read-only; `path` is then as it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`, whole or not at all."""
+    content = data.encode() if isinstance(data, str) else data
+    atomic_save(path, lambda file: file.write(content) and None)
+
+
+def sweep_partials(directory: Path) -> None:
+    """Remove what killed writers left in `directory` and below; only under the run's lock."""
+    for partial in directory.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; NaN and infinities raise ValueError, what is undefined must be None."""
+    atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of this run; RunError names the file where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise RunError(f"{path} is not valid JSON ({e}); move it away or start over with --fresh") from e
+
+
+def write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write one row an epoch, columns `HISTORY_COLUMNS`; seconds of training and validation, losses in nats."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue())
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save a checkpoint of tensors and plain values, readable with `weights_only=True`."""
+    import torch
+
+    atomic_save(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU; RunError names a file that is no checkpoint. Runs no code from the file."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as e:
+        raise RunError(f"no checkpoint at {path}") from e
+    except Exception as e:  # torch raises many kinds for a damaged file
+        raise RunError(f"{path} is not a readable checkpoint ({type(e).__name__}); start over with --fresh") from e
+    if not isinstance(state, dict) or "network" not in state:
+        raise RunError(f"{path} is not a checkpoint of this program: it has no 'network' entry")
+    return state
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a run's directory; it dies with the process. RunError where another run holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise RunError(f"another run is using {directory}; wait for it, or choose another --out") from e
+    except OSError as e:
+        raise RunError(f"cannot write to {directory}: {e.strerror}; choose another --out") from e
+    try:
+        yield
+    finally:
+        lock.release()

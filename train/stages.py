@@ -1,0 +1,52 @@
+"""The ladder as rows: what each stage adds to the one before, and nothing else about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from train.record import RunError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rung. `network` names a row of `train.networks.NETWORKS`; None is an average of `members`."""
+
+    name: str
+    network: str | None
+    augmented: bool = False
+    patience: int | None = 5  # epochs without a better validation accuracy; None runs all of max_epochs
+    max_epochs: int = 100
+    pretrained: bool = False  # starts from ImageNet weights, unless --weights none
+    autocast: bool = False  # bfloat16 on the CPU as well; on CUDA every stage has it
+    members: tuple[str, ...] = ()
+
+
+LADDER = (
+    Stage("base", "small", patience=None, max_epochs=5),
+    Stage("early_stopping", "small"),
+    Stage("big", "big"),
+    Stage("augmentation", "big", augmented=True),
+    Stage("batch_norm", "big_batch_norm", augmented=True),
+    Stage("resnet50", "resnet50", augmented=True, pretrained=True, autocast=True),
+    Stage("resnet101", "resnet101", augmented=True, pretrained=True, autocast=True),
+    Stage("resnet152", "resnet152", augmented=True, pretrained=True, autocast=True),
+    Stage("ensemble", None, members=("batch_norm", "resnet50", "resnet101", "resnet152")),
+)
+
+STAGES = {stage.name: stage for stage in LADDER}
+
+# the rungs that a user names; the members of the ensemble come with it
+RUNGS = ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble")
+
+
+def chosen_stages(names: list[str]) -> list[Stage]:
+    """The stages to run for the names given with --stages, in the ladder's order, members before their ensemble.
+
+    Raises RunError for a name that is no stage.
+    """
+    wanted = set()
+    for name in names:
+        if name not in STAGES:
+            raise RunError(f"unknown stage {name!r}; choose from {', '.join(STAGES)}")
+        wanted.update((name, *STAGES[name].members))
+    return [stage for stage in LADDER if stage.name in wanted]
