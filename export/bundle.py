@@ -1,0 +1,177 @@
+"""Members become a bundle: a directory with a manifest, the ONNX files it lists, and a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.member import ExportError
+
+# For each view, the patient direction in which the row and the column index of MedMNIST's stored slices grow, as
+# DICOM letters. Established for axial slices from the data (README, "Orientation"); not for the other views.
+ORIENTATION = {"axial": ("L", "P"), "sagittal": None, "coronal": None}
+WINDOW = (40, 400)  # level and width of an abdominal window, HU
+LICENCE = "CC BY 4.0 (MedMNIST v2)"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One network of a bundle: its stage, its verified ONNX file, and its accuracy on validation through that file."""
+
+    stage: str
+    file: Path
+    val_accuracy: float
+
+
+def write_bundle(
+    directory: Path,
+    *,
+    dataset: str,
+    view: str,
+    classes: Sequence[str],
+    size: int,
+    members: Sequence[Trained],
+    metrics: dict[str, dict[str, Any]],
+    training: dict[str, Any],
+    name: str,
+) -> Path:
+    """Write a bundle that replaces `directory` whole; what cannot be opened by the runtime never takes its place.
+
+    metrics: by split, with `accuracy`; training: seed, data_md5, weights, versions. Raises ExportError.
+    """
+    from organ_infer.bundle import Card, Input, Manifest, Member, Task, open_bundle, sha256_of
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    building.chmod(0o755)
+    try:
+        for member in members:
+            shutil.copyfile(member.file, building / f"{member.stage}.onnx")
+        card = building / "MODEL_CARD.md"
+        card.write_text(model_card(name, dataset, view, size, members, metrics, training), encoding="utf-8")
+        manifest = Manifest(
+            format=1,
+            name=name,
+            task=Task(dataset=dataset, view=view, classes=tuple(classes), paired=paired(classes)),
+            input=Input(
+                size=size,
+                mean=0.5,
+                std=0.5,
+                resample="area",
+                window=WINDOW,
+                orientation=ORIENTATION.get(view),
+            ),
+            members=tuple(
+                Member(
+                    stage=member.stage,
+                    file=f"{member.stage}.onnx",
+                    sha256=sha256_of(building / f"{member.stage}.onnx"),
+                    bytes=(building / f"{member.stage}.onnx").stat().st_size,
+                    precision="fp32",
+                    output="logits",
+                    val_accuracy=member.val_accuracy,
+                    alternatives=(),
+                )
+                for member in members
+            ),
+            merged=None,
+            combine="mean_probability",
+            temperature=1.0,
+            metrics=metrics,
+            training=training,
+            card=Card(file=card.name, sha256=sha256_of(card)),
+            licence=LICENCE,
+        )
+        (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+        for file in building.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        open_bundle(building)  # what the runtime would refuse is not written
+        _replace(building, directory)
+    except OSError as e:
+        raise ExportError(f"cannot write the bundle {directory}: {e.strerror}") from e
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return directory
+
+
+def _replace(new: Path, directory: Path) -> None:
+    """Put the directory `new` in the place of `directory`; a reader finds the old one, the new one, or none."""
+    if directory.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+        os.replace(directory, old / directory.name)
+        os.replace(new, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(new, directory)
+
+
+def paired(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The classes that are two sides of one organ, left first: names that end in -left and -right."""
+    organs = [name.removesuffix("-left") for name in classes if name.endswith("-left")]
+    return tuple((f"{organ}-left", f"{organ}-right") for organ in organs if f"{organ}-right" in classes)
+
+
+def model_card(
+    name: str,
+    dataset: str,
+    view: str,
+    size: int,
+    members: Sequence[Trained],
+    metrics: dict[str, dict[str, Any]],
+    training: dict[str, Any],
+) -> str:
+    """The model card of a bundle, as Markdown: what it is, from what data, how good, and its limits."""
+    from medmnist import INFO
+
+    figures = "\n".join(
+        f"| {split} | "
+        + " | ".join(_figure(metrics[split].get(key)) for key in ("accuracy", "auc", "ece"))
+        + " |"
+        for split in ("train", "val", "test")
+        if split in metrics
+    )
+    networks = ", ".join(f"`{member.stage}`" for member in members)
+    combined = "The probabilities of its networks are averaged. " if len(members) > 1 else ""
+    source = training.get("weights", "none")
+    start = "from scratch" if source == "none" else f"from ImageNet weights ({source})"
+    smoke = "\n**A smoke run: these figures mean nothing.**\n" if training.get("smoke") else ""
+    published = INFO[dataset]["n_samples"]
+    return f"""# {name}
+
+Research software, not a medical device. Not for diagnosis.
+{smoke}
+Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[dataset]["label"])} classes.
+Networks: {networks}, trained {start}, seed {training.get("seed")}. {combined}Input: {size} x {size} gray pixels of a
+crop around one organ, as MedMNIST stores them.
+
+| {dataset}, {size} px | accuracy | AUC | ECE |
+|---|---|---|---|
+{figures}
+
+Validation chose the epoch; test was looked at once, at the end. One seed.
+
+## Data
+
+{dataset} of MedMNIST v2 (MD5 {training.get("data_md5")}): {published["train"]:,} slices to train, {published["val"]:,}
+to validate, {published["test"]:,} to test, of 115, 16 and 70 CT scans. CC BY 4.0. Yang et al., "MedMNIST v2", Scientific
+Data 2023; made from LiTS: Bilic et al., "The Liver Tumor Segmentation Benchmark", Medical Image Analysis 2023. This
+model is a work derived from that data and carries its licence.
+
+## Limits
+
+- {view.capitalize()} slices alone; other views and other body parts get an answer that means nothing.
+- The slice must be a crop to the bounding box of one organ, in the orientation that MedMNIST stores. A whole slice,
+  another crop or a turned one is silently wrong.
+- Neighbouring slices of a scan look alike: the spread between patients is wider than the slice counts suggest.
+"""
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
