@@ -70,7 +70,7 @@ def test_imagenet_weights_of_the_wrong_shape_are_named():
     with pytest.raises(RunError, match=r"w.pth: layer1.0.conv1.weight has shape \(64, 64, 3, 3\)"):
         network.load_imagenet(weights, "w.pth")
     del weights["layer1.0.conv1.weight"]
-    with pytest.raises(RunError, match="lacks layer1.0.conv1.weight"):
+    with pytest.raises(RunError, match=r"lacks layer1\.0\.conv1\.weight"):
         network.load_imagenet(weights, "w.pth")
 
 

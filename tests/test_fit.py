@@ -1,0 +1,188 @@
+"""One stage: early stopping, restart, what is kept, and what stops it."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from train import fit, record
+from train.data import Data
+from train.fit import Recipe, StageFailed
+from train.record import HISTORY_COLUMNS, RunError
+from train.stages import STAGES, Stage
+
+CPU = torch.device("cpu")
+CLASSES = ["bladder", "femur-left", "femur-right"]
+
+
+def made_data(n=257, seed=0):
+    """Slices whose class shows in their brightness; 257 leaves a last batch of one."""
+    rng = np.random.default_rng(seed)
+    images, labels = {}, {}
+    for split, count in (("train", n), ("val", 60), ("test", 60)):
+        labels[split] = rng.integers(0, 3, count)
+        noise = rng.integers(0, 60, (count, 28, 28))
+        images[split] = (noise + 70 * labels[split][:, None, None]).astype(np.uint8)
+    counts = {s: np.bincount(y, minlength=3).tolist() for s, y in labels.items()}
+    return Data("organamnist", "axial", 28, "0" * 32, CLASSES, images, labels, counts)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return made_data()
+
+
+def trained(stage, data, directory, **changes):
+    recipe = dataclasses.replace(Recipe(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes)
+    return fit.fit(stage, data, recipe, CPU, directory, say=lambda line: None)
+
+
+def without_seconds(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+@pytest.mark.parametrize("stage", ["base", "augmentation", "batch_norm"])
+def test_a_stage_learns_and_leaves_its_files(stage, data, tmp_path):
+    state = trained(STAGES[stage], data, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "history.csv"]
+    assert state["history"][-1]["train_loss"] < state["history"][0]["train_loss"]
+    assert max(row["val_accuracy"] for row in state["history"]) > 0.9
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert tuple(rows[0]) == HISTORY_COLUMNS and len(rows) == 3
+    kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert kept["finished"] and "optimiser" not in kept and kept["parameters"] > 100_000
+
+
+def scripted(monkeypatch, accuracies):
+    """Validation accuracies by epoch, of a network that is never trained."""
+    steps = iter(range(1, 1000))
+
+    def train_epoch(network, *rest):
+        with torch.no_grad():
+            network.head.bias += 1  # so that each epoch's weights differ
+        return 1.0, 0.5
+
+    def evaluate(network, images):
+        right = round(accuracies[next(steps) - 1] * 100)
+        logits = np.zeros((100, 3), np.float32)
+        logits[:right, 0] = 1
+        logits[right:, 1] = 1
+        return logits
+
+    monkeypatch.setattr(fit, "train_epoch", train_epoch)
+    monkeypatch.setattr(fit, "evaluate", evaluate)
+    zeros = {s: np.zeros((100, 28, 28), np.uint8) for s in ("train", "val", "test")}
+    labels = {s: np.zeros(100, np.int64) for s in zeros}
+    return dataclasses.replace(made_data(), images=zeros, labels=labels)
+
+
+def test_early_stopping_waits_five_epochs_and_restores_the_best(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.7, 0.69, 0.1, 0.99])
+    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=100)
+    assert len(state["history"]) == 7 and state["best_epoch"] == 2  # only strictly better counts
+    start = fit.starting_network(STAGES["early_stopping"], data, Recipe(1, 64, 1, "none"))[0]
+    torch.testing.assert_close(state["state"]["head.bias"], start.head.bias.detach() + 2)
+
+
+def test_base_runs_its_five_epochs_and_keeps_the_last(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.9, 0.1, 0.2, 0.3, 0.4, 0.99])
+    state = trained(STAGES["base"], data, tmp_path, max_epochs=STAGES["base"].max_epochs)
+    assert len(state["history"]) == 5 and state["best_epoch"] == 5
+
+
+@pytest.mark.parametrize("stage", ["batch_norm", "augmentation"])
+def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path, monkeypatch):
+    whole = trained(STAGES[stage], data, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    save, finished = record.save_checkpoint, 0
+
+    def save_then_die(path, state):
+        save(path, state)
+        raise Killed
+
+    monkeypatch.setattr(record, "save_checkpoint", save_then_die)
+    for _ in range(4):
+        with pytest.raises(Killed):
+            trained(STAGES[stage], data, tmp_path / "killed")
+        finished += 1
+    monkeypatch.setattr(record, "save_checkpoint", save)
+    again = trained(STAGES[stage], data, tmp_path / "killed")
+    assert finished == 4 and again["finished"]
+    assert without_seconds(again["history"]) == without_seconds(whole["history"])
+    assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    record.atomic_write(path, b"old")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        record.atomic_save(path, half)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(data, tmp_path, monkeypatch):
+    real, calls = fit.train_epoch, []
+
+    def broken(network, *rest):
+        calls.append(1)
+        return real(network, *rest) if len(calls) < 2 else (float("nan"), 0.5)
+
+    monkeypatch.setattr(fit, "train_epoch", broken)
+    with pytest.raises(
+        StageFailed, match=r"base: the loss is not finite in epoch 2; epoch 1 is kept in .*checkpoint.pt"
+    ):
+        trained(STAGES["base"], data, tmp_path)
+    kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert len(kept["history"]) == 1 and all(torch.isfinite(v).all() for v in kept["state"].values())
+
+
+def test_out_of_memory_says_which_batch_size_to_try(data, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fit, "train_epoch", full)
+    with pytest.raises(
+        StageFailed, match=r"base: out of memory on cpu at batch size 64; try --batch-size 32"
+    ):
+        trained(STAGES["base"], data, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RunError, match=r"checkpoint.pt is not a readable checkpoint .*--fresh"):
+        trained(STAGES["base"], data, tmp_path)
+
+
+def test_the_last_batch_of_one_joins_the_one_before():
+    sizes = [len(b) for b in fit._batches(torch.arange(257), 128, at_least=2)]
+    assert sizes == [128, 129]
+    assert [len(b) for b in fit._batches(torch.arange(258), 128, at_least=2)] == [128, 128, 2]
+    assert [len(b) for b in fit._batches(torch.arange(1), 128, at_least=2)] == [1]
+
+
+def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, data):
+    stage = Stage("resnet50", "resnet50", pretrained=True)
+    recipe = Recipe(1, 64, 1, "imagenet", weights_dir=tmp_path)
+    with pytest.raises(
+        RunError, match=r"no resnet50.pth or resnet50-0676ba61.pth in .*fetch https://.*--weights none"
+    ):
+        fit.starting_network(stage, data, recipe)
+    import torchvision
+
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    network, source = fit.starting_network(stage, data, recipe)
+    assert source.startswith("resnet50.pth (sha256 ") and network.resnet.fc.out_features == 3
+    assert fit.starting_network(stage, data, dataclasses.replace(recipe, weights="none"))[1] == "none"
+    (tmp_path / "resnet50.pth").write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"resnet50.pth is not a readable PyTorch weights file"):
+        fit.starting_network(stage, data, recipe)
