@@ -1,0 +1,112 @@
+"""python -m export.all: checkpoints to verified ONNX members, and on request to one bundle of them.
+
+This command joins the rooms: it rebuilds the network and finds the validation split with train/, which the rest of
+export/ never imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 1 an export was stopped, 2 nothing could be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.all",
+        description="Export checkpoints of python -m train.all to ONNX, each verified on the whole validation split.",
+        epilog="Several checkpoints and --bundle make a bundle that averages them. Research software, not a medical device.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="RUN/STAGE/checkpoint.pt")
+    add("--data-dir", type=Path, metavar="DIR", help="where the data set is (default: medmnist's own folder)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where STAGE.onnx goes (default: member.onnx beside the checkpoint)",
+    )
+    add("--bundle", type=Path, metavar="DIR", help="also write a bundle of the members")
+    options = parser.parse_args(arguments)
+    from export.member import ExportError
+    from train.record import RunError
+
+    try:
+        export(options)
+    except RunError as e:
+        print(f"export: error: {e}", file=sys.stderr)
+        return 2
+    except ExportError as e:
+        print(f"export: error: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(options: argparse.Namespace) -> None:
+    """Export every checkpoint; raises ExportError where a member is not the network, RunError for bad input."""
+    from export.bundle import Trained, write_bundle
+    from export.member import ExportError, export_member
+    from train.data import load_data
+    from train.ensemble import mean_probabilities
+    from train.fit import probabilities
+    from train.metrics import measure
+    from train.networks import make_network
+    from train.record import RunError, load_checkpoint
+
+    states = [load_checkpoint(path) for path in options.checkpoint]
+    for path, state in zip(options.checkpoint, states, strict=True):
+        if not state["finished"]:
+            raise RunError(f"{path} is of a stage that is not finished; train it to its end first")
+    about = {key: states[0][key] for key in ("dataset", "size", "classes", "data_md5", "smoke", "seed")}
+    for path, state in zip(options.checkpoint, states, strict=True):
+        for key in ("dataset", "size", "smoke"):
+            if state[key] != about[key]:
+                raise RunError(f"{path} has {key} {state[key]}, {options.checkpoint[0]} has {about[key]}")
+    data = load_data(about["dataset"], size=about["size"], directory=options.data_dir)
+    data = data.smoke() if about["smoke"] else data
+    members, logits = [], []
+    for path, state in zip(options.checkpoint, states, strict=True):
+        network = make_network(
+            state["network"], classes=len(data.classes), size=data.size, seed=state["seed"]
+        )
+        network.load_state_dict(state["state"])
+        file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
+        parity = export_member(network, file, data.images["val"], data.labels["val"])
+        members.append(Trained(state["stage"], file, parity.accuracy))
+        logits.append(parity.logits)
+        print(
+            f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
+            f"accuracy {parity.accuracy:.4f}"
+        )
+    if options.bundle:
+        if len({member.stage for member in members}) < len(members):
+            raise ExportError("a bundle takes each stage once")
+        name = members[0].stage if len(members) == 1 else "ensemble"
+        weights = sorted({state["weights"] for state in states} - {"none"})
+        found = measure(mean_probabilities([probabilities(z) for z in logits]), data.labels["val"])
+        write_bundle(
+            options.bundle,
+            dataset=data.flag,
+            view=data.view,
+            classes=data.classes,
+            size=data.size,
+            members=members,
+            metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
+            training={
+                "seed": about["seed"],
+                "data_md5": data.md5,
+                "weights": "; ".join(weights) or "none",
+                "versions": {},
+                "smoke": about["smoke"],
+            },
+            name=f"{data.flag}-{name}",
+        )
+        print(f"{options.bundle}: {len(members)} members, validation accuracy {found['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""python -m train.all from outside: a smoke run, its files, what it refuses, two at once, signals, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.at_hand import DATA, needs_organamnist
+
+ROOT = Path(__file__).resolve().parent.parent
+LADDER = [
+    "base",
+    "early_stopping",
+    "big",
+    "augmentation",
+    "batch_norm",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "ensemble",
+]
+
+
+def command(out, *arguments):
+    start = [
+        sys.executable,
+        "-m",
+        "train.all",
+        "--dataset",
+        "organamnist",
+        "--data-dir",
+        str(DATA),
+        "--out",
+        str(out),
+    ]
+    return [*start, "--device", "cpu", "--smoke", *arguments]
+
+
+def train(out, *arguments, **options):
+    return subprocess.run(
+        command(out, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=600, **options
+    )
+
+
+def results_of(out):
+    return json.loads((Path(out) / "organamnist" / "results.json").read_text())
+
+
+def without_seconds(results):
+    for row in results["stages"]:
+        row.pop("seconds"), row.pop("seconds_per_epoch")
+    return results
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A smoke run of the whole ladder, and how it went."""
+    if not (DATA / "organamnist.npz").is_file():
+        pytest.skip(f"organamnist.npz is not in {DATA}")
+    out = tmp_path_factory.mktemp("smoke")
+    begun = time.monotonic()
+    done = train(out)
+    assert done.returncode == 0, done.stderr
+    return out, done, time.monotonic() - begun
+
+
+def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
+    out, done, seconds = smoke
+    assert seconds < 180
+    results = results_of(out)
+    assert [row["name"] for row in results["stages"]] == LADDER
+    assert all(row["test"]["accuracy"] >= 0 for row in results["stages"])
+    assert results["stages"][-1]["parameters"] == 125_883_364
+    assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
+
+
+def test_a_smoke_run_leaves_the_files_of_the_contract(smoke):
+    directory = smoke[0] / "organamnist"
+    for name in ("results.json", "results.csv", "report/index.html", "bundle/manifest.json"):
+        assert (directory / name).is_file(), name
+    for stage in LADDER[:-1]:
+        for name in ("checkpoint.pt", "history.csv", "member.onnx"):
+            assert (directory / stage / name).is_file(), f"{stage}/{name}"
+    assert not list(directory.rglob("*.partial"))
+    assert "mean nothing" in (directory / "report" / "index.html").read_text()
+
+
+def test_the_bundle_is_the_ensemble_and_averages_its_members(smoke):
+    from organ_infer import OrganClassifier
+
+    directory = smoke[0] / "organamnist"
+    manifest = json.loads((directory / "bundle" / "manifest.json").read_text())
+    assert [m["stage"] for m in manifest["members"]] == ["batch_norm", "resnet50", "resnet101", "resnet152"]
+    expected = np.load(directory / "ensemble" / "probabilities.npz")["val"]
+    with (
+        np.load(DATA / "organamnist.npz") as file,
+        OrganClassifier(directory / "bundle", device="cpu") as classifier,
+    ):
+        found = classifier.predict_proba(file["val_images"][: len(expected)])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_finished_run_is_not_trained_again(smoke):
+    out, before = smoke[0], results_of(smoke[0])
+    again = train(out)
+    assert again.returncode == 0 and "epoch   1" not in again.stdout
+    assert results_of(out) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["--seed", "2"], "seed 1, this run has 2"),
+        (["--batch-size", "64"], "batch_size 128, this run has 64"),
+        (["--max-epochs", "ensemble=1"], r"max_epochs {}, this run has {'ensemble': 1}"),
+    ],
+)
+def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):
+    done = train(smoke[0], *arguments)
+    assert done.returncode == 2
+    assert difference in done.stderr and "--fresh" in done.stderr and done.stderr.count("\n") == 1
+
+
+@needs_organamnist
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stages", "nope"], "unknown stage 'nope'; choose from base"),
+        (["--dataset", "pathmnist"], "unknown data set 'pathmnist'"),
+        (["--max-epochs", "x"], "--max-epochs takes N or STAGE=N"),
+        (["--max-epochs", "nope=3"], "unknown stage 'nope'"),
+        (["--data-dir", "pyproject.toml"], "pyproject.toml"),
+        (["--out", "/proc/nope"], "cannot write to /proc/nope"),
+    ],
+)
+def test_what_is_wrong_is_found_before_the_first_epoch(tmp_path, arguments, words):
+    done = train(tmp_path, "--stages", "base", *arguments)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+
+
+def test_cuda_where_there_is_none_is_refused(tmp_path):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = train(tmp_path, "--device", "cuda", env=environment)
+    assert done.returncode == 2 and "PyTorch finds no CUDA GPU" in done.stderr
+
+
+@needs_organamnist
+def test_missing_weights_stop_the_run_with_both_ways_to_get_them(tmp_path):
+    arguments = [
+        a for a in command(tmp_path, "--stages", "resnet50", "--weights-dir", str(tmp_path)) if a != "--smoke"
+    ]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "fetch https://" in done.stderr and "--weights none" in done.stderr
+    assert "epoch" not in done.stdout
+
+
+@needs_organamnist
+def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_path):
+    arguments = command(tmp_path, "--stages", "big", "--max-epochs", "100", "--batch-size", "4")
+    first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "epoch" in first.stdout.readline()
+        second = train(tmp_path, "--stages", "big", "--max-epochs", "100", "--batch-size", "4")
+        assert second.returncode == 2 and "another run is using" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        _, said = first.communicate(timeout=60)
+    finally:
+        first.kill()
+    assert (
+        first.returncode == 143 and "goes on from the last finished epoch" in said and "Traceback" not in said
+    )
+
+
+@needs_organamnist
+def test_seeds_repeat_a_stage_and_are_summed_up(tmp_path):
+    done = train(tmp_path, "--stages", "base", "--seeds", "2", "--seed", "5")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path)
+    assert [(row["name"], row["seed"]) for row in results["stages"]] == [("base", 5), ("base", 6)]
+    accuracies = [row["test"]["accuracy"] for row in results["stages"]]
+    summary = results["summary"][0]["test"]["accuracy"]
+    assert summary["mean"] == pytest.approx(np.mean(accuracies))
+    assert summary["std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (tmp_path / "organamnist" / "base" / "seed-6" / "checkpoint.pt").is_file()
+
+
+@needs_organamnist
+@pytest.mark.parametrize("share", ["stages", "batches"])
+def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
+    arguments = command(tmp_path / "two", "--stages", "base,big", "--parallel", share)[3:]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "train.all",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = train(tmp_path / "one", "--stages", "base,big", env=environment)
+    assert alone.returncode == 0, alone.stderr
+    for two, one in zip(
+        results_of(tmp_path / "two")["stages"], results_of(tmp_path / "one")["stages"], strict=True
+    ):
+        assert two["name"] == one["name"]
+        if share == "stages":
+            assert two["val"] == one["val"]
+        else:  # sums in another order
+            assert two["val"]["accuracy"] == pytest.approx(one["val"]["accuracy"], abs=0.03)
+
+
+def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
+    stages = [smoke[0] / "organamnist" / name for name in ("base", "batch_norm")]
+    arguments = ["--checkpoint", *(str(stage / "checkpoint.pt") for stage in stages), "--data-dir", str(DATA)]
+    export = [
+        sys.executable,
+        "-m",
+        "export.all",
+        *arguments,
+        "--out",
+        str(tmp_path),
+        "--bundle",
+        str(tmp_path / "b"),
+    ]
+    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for stage in stages:
+        assert (tmp_path / f"{stage.name}.onnx").read_bytes() == (stage / "member.onnx").read_bytes()
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert [m["stage"] for m in manifest["members"]] == ["base", "batch_norm"]
+
+
+def test_export_names_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    export = [sys.executable, "-m", "export.all", "--checkpoint", str(tmp_path / "checkpoint.pt")]
+    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "checkpoint.pt is not a readable checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
