@@ -1,0 +1,90 @@
+"""The README's two pictures, and the figures that stand beside the second one.
+
+    python docs/make_pictures.py --data-dir DIR
+
+docs/predictions.png: an example of each class with the packaged model's answer. docs/orientation.png: a right lung as it
+is usually shown and as MedMNIST stores it; the printed table counts, on train and validation, at which edge of a lung's
+slice the spine lies, and at which edge the middle of the body.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from train.data import load_data  # noqa: E402
+
+BONE = 235  # grey value: vertebrae, under the abdominal window
+CLEAR = 8  # pixels more at one edge than at the other
+
+
+def predictions(path: Path) -> None:
+    """One example of each class, titled with the answer and its probability."""
+    from organ_infer import OrganClassifier
+
+    with OrganClassifier(device="cpu") as classifier:
+        files = [ROOT / "examples" / f"{name}-2.png" for name in classifier.classes]
+        answers = list(classifier.predict_paths([str(file) for file in files]))
+    figure = Figure(figsize=(11, 2.1), layout="constrained")
+    for axes, file, answer in zip(figure.subplots(1, 11), files, answers, strict=True):
+        axes.imshow(np.asarray(Image.open(file)), cmap="gray", vmin=0, vmax=255)
+        right = answer.label == file.stem.rsplit("-", 1)[0]
+        axes.set_title(answer.label, fontsize=9, color="black" if right else "#b3261e")
+        axes.set_xlabel(f"{answer.probability:.2f}", fontsize=8, color="#555555")
+        axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
+def orientation(path: Path, slice_of: np.ndarray) -> None:
+    """The slice as usually shown and as stored, with the patient's directions at its edges."""
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+    shown = [("as usually shown (P, L)", slice_of.T, "FRLB"), ("as stored (L, P)", slice_of, "RFBL")]
+    names = {"F": "front", "B": "back", "R": "right", "L": "left"}
+    for axes, (title, image, edges) in zip(figure.subplots(1, 2), shown, strict=True):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"{title}\n{names[edges[0]]}", fontsize=9)
+        axes.set_ylabel(names[edges[1]], fontsize=9)
+        axes.text(1.03, 0.5, names[edges[2]], transform=axes.transAxes, rotation=270, va="center", fontsize=9)
+        axes.set_xlabel(names[edges[3]], fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def count_edges(
+    images: np.ndarray, labels: np.ndarray, classes: list[str]
+) -> dict[str, tuple[float, float, int]]:
+    """By lung: share of slices whose middle of the body lies above, share whose spine lies right, slices with a spine."""
+    found = {}
+    for name, middle in (("lung-left", slice(0, 8)), ("lung-right", slice(20, 28))):
+        a = images[labels == classes.index(name)]
+        bright = a.astype(float)
+        above = (bright[:, :8].mean((1, 2)) > bright[:, 20:].mean((1, 2))).mean()
+        bone = a[:, middle] > BONE
+        left, right = bone[:, :, :9].sum((1, 2)).astype(int), bone[:, :, 19:].sum((1, 2)).astype(int)
+        clear = np.abs(left - right) > CLEAR
+        found[name] = (float(above), float((right > left)[clear].mean()), int(clear.sum()))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    data = load_data("organamnist", directory=parser.parse_args().data_dir)
+    print(f"{'split':<7}{'class':<12}{'middle above':>13}{'spine right':>13}{'of slices':>11}")
+    for split in ("train", "val"):
+        for name, (above, right, n) in count_edges(
+            data.images[split], data.labels[split], data.classes
+        ).items():
+            print(f"{split:<7}{name:<12}{above:>13.3f}{right:>13.3f}{n:>11}")
+    lungs = data.images["val"][data.labels["val"] == data.classes.index("lung-right")]
+    orientation(ROOT / "docs" / "orientation.png", lungs[(lungs[:, 20:, 19:] > BONE).sum((1, 2)).argmax()])
+    predictions(ROOT / "docs" / "predictions.png")
+
+
+if __name__ == "__main__":
+    main()
