@@ -60,6 +60,13 @@ def export_member(network: nn.Module, path: Path, images: np.ndarray, labels: np
     return parity
 
 
+def check_installed() -> None:
+    """Import what an export will need, so that a missing package is found before a training and not after it."""
+    import onnxruntime  # noqa: F401
+    import onnxscript  # noqa: F401
+    import organ_infer._packing  # noqa: F401
+
+
 def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
     """The network as one self-contained graph: `images` (N, 1, size, size) to `logits` (N, classes), N dynamic."""
     example = torch.zeros(2, 1, size, size)

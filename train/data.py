@@ -104,7 +104,9 @@ def _read(path: Path, size: int, classes: int) -> tuple[dict[str, np.ndarray], d
     for split in SPLITS:
         a, y = images[split], labels[split]
         if a.dtype != np.uint8 or a.shape != (len(y), size, size):
-            raise RunError(f"{path}: {split} holds {a.dtype} {a.shape}, expected uint8 ({len(y)}, {size}, {size})")
+            raise RunError(
+                f"{path}: {split} holds {a.dtype} {a.shape}, expected uint8 ({len(y)}, {size}, {size})"
+            )
         if not len(y) or y.min() < 0 or y.max() >= classes:
             raise RunError(f"{path}: {split} has labels outside 0 to {classes - 1}")
     return images, labels

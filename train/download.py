@@ -30,7 +30,9 @@ def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise RunError(f"cannot create {path.parent}: {e.strerror}; choose another --data-dir or {by_hand}") from e
+        raise RunError(
+            f"cannot create {path.parent}: {e.strerror}; choose another --data-dir or {by_hand}"
+        ) from e
     reason = ""
     for _ in range(attempts):
         try:
@@ -46,7 +48,9 @@ def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
             reason = str(e.reason)
         except OSError as e:
             if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
-                raise RunError(f"cannot write to {path.parent}: {e.strerror}; choose another --data-dir") from e
+                raise RunError(
+                    f"cannot write to {path.parent}: {e.strerror}; choose another --data-dir"
+                ) from e
             reason = str(e) or type(e).__name__
         else:
             found = md5_of(part)

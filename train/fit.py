@@ -93,7 +93,11 @@ def fit(
         "weights": weights,
         "smoke": recipe.smoke,
         "parameters": count_parameters(network),
-        "recipe": {"batch_size": recipe.batch_size, "max_epochs": recipe.max_epochs, "learning_rate": LEARNING_RATE},
+        "recipe": {
+            "batch_size": recipe.batch_size,
+            "max_epochs": recipe.max_epochs,
+            "learning_rate": LEARNING_RATE,
+        },
     }
 
     while not _stops(stage, recipe, len(history), best_epoch):
@@ -112,11 +116,15 @@ def fit(
             ) from e
         if not (np.isfinite(loss) and np.isfinite(logits).all()):
             kept = f"epoch {epoch - 1} is kept in {path}" if history else "no epoch was finished"
-            raise StageFailed(f"{stage.name}: the loss is not finite in epoch {epoch}; {kept}; try another --seed")
+            raise StageFailed(
+                f"{stage.name}: the loss is not finite in epoch {epoch}; {kept}; try another --seed"
+            )
         val_accuracy = float((logits.argmax(1) == data.labels["val"]).mean())
         val_loss = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(data.labels["val"])))
         val_accuracy = group.agree(val_accuracy)
-        if val_accuracy > best_accuracy or stage.patience is None:  # a stage without patience keeps its last weights
+        if (
+            val_accuracy > best_accuracy or stage.patience is None
+        ):  # a stage without patience keeps its last weights
             best, best_epoch, best_accuracy = _on_cpu(network.state_dict()), epoch, val_accuracy
         row = {
             "epoch": epoch,
@@ -154,7 +162,9 @@ def fit(
     return finished
 
 
-def starting_network(stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True) -> tuple[nn.Module, str]:
+def starting_network(
+    stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True
+) -> tuple[nn.Module, str]:
     """The stage's network with its starting weights, and where they are from ("none": drawn from the seed)."""
     network = make_network(stage.network, classes=len(data.classes), size=data.size, seed=recipe.seed)
     if not (stage.pretrained and recipe.weights == "imagenet" and fresh):
@@ -236,7 +246,9 @@ def _epoch_seed(seed: int, stage: str, epoch: int) -> int:
 
 
 def _stops(stage: Stage, recipe: Recipe, epochs: int, best_epoch: int) -> bool:
-    return epochs >= recipe.max_epochs or (stage.patience is not None and epochs - best_epoch >= stage.patience)
+    return epochs >= recipe.max_epochs or (
+        stage.patience is not None and epochs - best_epoch >= stage.patience
+    )
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

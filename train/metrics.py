@@ -37,7 +37,9 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     probabilities: float (N, C), rows sum to 1; labels: int (N,). Precision, recall and F1 are weighted by support.
     """
     if probabilities.ndim != 2 or len(probabilities) != len(labels) or not len(labels):
-        raise ValueError(f"expected (N, C) probabilities for {len(labels)} labels, found {probabilities.shape}")
+        raise ValueError(
+            f"expected (N, C) probabilities for {len(labels)} labels, found {probabilities.shape}"
+        )
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities hold NaN or infinite values")
     predicted = probabilities.argmax(1)

@@ -102,10 +102,14 @@ class GrayResNet(nn.Module):
     def load_imagenet(self, weights: dict[str, Tensor], source: str) -> None:
         """Take all layers but the head from an ImageNet state dict; RunError where a shape differs."""
         own = self.resnet.state_dict()
-        expected = {key for key in own if not key.startswith("fc.") and not key.endswith("num_batches_tracked")}
+        expected = {
+            key for key in own if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+        }
         missing = sorted(expected - weights.keys())
         if missing:
-            raise RunError(f"{source} lacks {missing[0]} and {len(missing) - 1} other tensors: not these weights")
+            raise RunError(
+                f"{source} lacks {missing[0]} and {len(missing) - 1} other tensors: not these weights"
+            )
         for key in sorted(expected):
             if weights[key].shape != own[key].shape:
                 found, needed = tuple(weights[key].shape), tuple(own[key].shape)
@@ -184,7 +188,9 @@ def find_weights(name: str, directory: Path | None) -> tuple[dict[str, Tensor], 
     for candidate in (directory / own_name, directory / f"{name}.pth"):
         if candidate.is_file():
             return _read_weights(candidate), f"{candidate.name} (sha256 {_sha256(candidate)[:16]})"
-    raise RunError(f"no {name}.pth or {own_name} in {directory}; fetch {entry.url} into it, or use --weights none")
+    raise RunError(
+        f"no {name}.pth or {own_name} in {directory}; fetch {entry.url} into it, or use --weights none"
+    )
 
 
 def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:

@@ -112,7 +112,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as e:
         raise RunError(f"no checkpoint at {path}") from e
     except Exception as e:  # torch raises many kinds for a damaged file
-        raise RunError(f"{path} is not a readable checkpoint ({type(e).__name__}); start over with --fresh") from e
+        raise RunError(
+            f"{path} is not a readable checkpoint ({type(e).__name__}); start over with --fresh"
+        ) from e
     if not isinstance(state, dict) or "network" not in state:
         raise RunError(f"{path} is not a checkpoint of this program: it has no 'network' entry")
     return state

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from export.bundle import Trained, write_bundle
-from export.member import ExportError, export_member
+from export.member import ExportError, check_installed, export_member
 from train import fit, parallel, record
 from train.data import Data, load_data
 from train.ensemble import mean_probabilities
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     caps = _caps(options.max_epochs)
     device = _device(options)
     group = parallel.launched()
+    check_installed()
     data = load_data(options.dataset, size=options.size, directory=options.data_dir)
     if options.smoke:
         data = data.smoke()
