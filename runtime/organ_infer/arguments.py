@@ -1,0 +1,143 @@
+"""The command's arguments. Nothing heavy is imported here: --help and --version answer at once."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ["BUNDLE_VARIABLE", "FORMATS", "Options", "UsageError", "dataset_name", "parse"]
+
+FORMATS = ("text", "csv", "jsonl")
+BUNDLE_VARIABLE = "ORGAN_INFER_BUNDLE"
+_DATASETS = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
+
+
+class UsageError(Exception):
+    """The command was given what it does not take."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for."""
+
+    paths: list[str]
+    files_from: str | None
+    null: bool
+    recursive: bool
+    bundle: str | None
+    device: str
+    threads: int | None
+    batch_size: int
+    orientation: str | None
+    format: str
+    output: str | None
+    top: int | None
+    quiet: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (organ-infer --help shows the options)")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from . import __version__
+
+        print(f"organ-infer {__version__}")
+        parser.exit()
+
+
+def dataset_name(flag: str) -> str:
+    """A data set as people write it."""
+    return _DATASETS.get(flag, flag)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Raises UsageError; --help and --version end in SystemExit."""
+    parser = _Parser(
+        prog="organ-infer",
+        allow_abbrev=False,
+        description="Name the organ on crops of abdominal CT slices. Research software, not a medical device.",
+        epilog=_packaged_text()
+        + " Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done, 130 interrupted, 143 terminated.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="image files, directories, or quoted patterns ('scans/*.png')",
+    )
+    parser.add_argument(
+        "--files-from", metavar="FILE", help="read paths from FILE, one a line; - is standard input"
+    )
+    parser.add_argument(
+        "-0", "--null", action="store_true", help="paths in --files-from end in NUL, not in a newline"
+    )
+    parser.add_argument(
+        "-r", "--recursive", action="store_true", help="directories with all their subdirectories"
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        help=f"the model, a directory (default: ${BUNDLE_VARIABLE}, else the packaged one)",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=_count(1024), metavar="N", help="default: the processors this process may use"
+    )
+    parser.add_argument(
+        "--batch-size", type=_count(4096), default=64, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--orientation",
+        metavar="XY",
+        help="how the images lie, to be turned to the model's way: the patient direction (L R A P H F) in which rows,"
+        " then columns run; PL is the usual axial display (default: as stored; DICOM says so itself)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the results to FILE, which appears whole or not at all"
+    )
+    parser.add_argument(
+        "--top", type=_count(1000), metavar="K", help="the K likeliest classes (text and jsonl)"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    found = parser.parse_args(list(arguments))
+    if not found.paths and found.files_from is None:
+        parser.error("no image given: name files, directories or patterns, or use --files-from")
+    if found.null and found.files_from is None:
+        parser.error("-0 goes with --files-from")
+    for name in ("bundle", "output", "files_from"):
+        if getattr(found, name) == "":
+            parser.error(f"--{name.replace('_', '-')} is empty")
+    found.bundle = found.bundle or os.environ.get(BUNDLE_VARIABLE) or None
+    return Options(**vars(found))
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > 9 or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"a whole number from 1 to {most:,} expected, found {text!r}")
+        return int(text)
+
+    return read
+
+
+def _packaged_text() -> str:
+    """What the packaged model is, from its manifest."""
+    try:
+        manifest = json.loads((Path(__file__).parent / "default" / "manifest.json").read_text("utf-8"))
+        name, task = str(manifest["name"]), manifest["task"]
+        text = f"The packaged model {name} is for {task['view']} slices, trained on {dataset_name(str(task['dataset']))}."
+        return text.replace("%", "%%")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "No model is packaged with this installation: give one with --bundle."

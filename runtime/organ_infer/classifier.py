@@ -1,0 +1,328 @@
+"""OrganClassifier: slices in, predictions out."""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._packing import pack
+from .bundle import Manifest, Member, open_bundle, packaged_bundle
+from .errors import DeviceError, ImageError, InputError, OrganInferError, one_line
+from .images import DTYPES, PIXEL_LIMIT, Slice, check_size, read_image
+from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
+from .results import ImageFailure, Prediction
+from .session import DEVICES, THREAD_LIMIT, Session, choose_device, import_onnxruntime, logger, thread_count
+
+__all__ = ["OrganClassifier"]
+
+BATCH_SIZE = 64
+BATCH_LIMIT = 4096
+HELD_LIMIT = 1 << 25  # bytes of decoded pixels that wait for a batch to fill
+
+Probabilities = NDArray[np.float64]
+
+
+class OrganClassifier:
+    """The networks of a bundle, ready to classify; a context manager, safe to use from many threads.
+
+    bundle: a directory, or None for the packaged one. device: `auto`, `cpu` or `cuda`. threads: of onnxruntime, by
+    default what the affinity mask and the container's quota allow. batch_size: slices a run, at most.
+    orientation: how given slices lie ("PL": rows run to the back, columns to the left), to be turned to the model's;
+    by default they are taken as stored.
+
+    Belongs to the process that made it: a forked child makes its own, and unpickling opens the bundle again.
+    Raises BundleError, DeviceError, InputError.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        orientation: str | Sequence[str] | None = None,
+    ) -> None:
+        if device not in DEVICES:
+            raise InputError(f"device: one of {', '.join(DEVICES)} expected, found {device!r}")
+        if threads is not None:
+            _check_count("threads", threads, THREAD_LIMIT)
+        _check_count("batch_size", batch_size, BATCH_LIMIT)
+        self._options: dict[str, Any] = {
+            "bundle": None if bundle is None else os.path.abspath(bundle),
+            "device": device,
+            "threads": threads,
+            "batch_size": batch_size,
+            "orientation": None if orientation is None else parse_orientation(orientation),
+        }
+        opened = open_bundle(packaged_bundle() if bundle is None else bundle)
+        self.manifest: Manifest = opened.manifest
+        self._batch_size = batch_size
+        self._given: Orientation | None = self._options["orientation"]
+        if self._given:
+            self._check_turn(self._given, InputError)
+        self._organs = opened.manifest.task.organs()
+        self._closing = threading.Lock()
+        graphs = [(entry, data, str(opened.directory / entry.file)) for entry, data in opened.graphs]
+        self._sessions = self._open(graphs, device, thread_count(threads))
+        self._providers = self._sessions[0].providers
+
+    def _open(self, graphs: list[tuple[Member, bytes, str]], device: str, threads: int) -> list[Session]:
+        classes = len(self.classes)
+        chosen = choose_device(import_onnxruntime(), device)
+
+        def opened(on: str) -> list[Session]:
+            return [
+                Session(data, output=entry.output, classes=classes, where=where, device=on, threads=threads)
+                for entry, data, where in graphs
+            ]
+
+        try:
+            return opened(chosen)
+        except DeviceError as e:
+            if device != "auto" or chosen == "cpu":
+                raise
+            logger.warning("running on the CPU: %s", e)
+            return opened("cpu")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the probabilities."""
+        return self.manifest.task.classes
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """onnxruntime's execution providers as granted, the one in use first."""
+        return self._providers
+
+    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+        """float32 (N, classes), rows sum to 1.
+
+        images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays
+        and Pillow images. Raises InputError for anything else, and for none at all.
+        """
+        return self._classify([piece.pixels for piece in self._slices(images)]).astype(np.float32)
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """One Prediction a slice; `images` as in `predict_proba`, one slice gives a list of one."""
+        slices = self._slices(images)
+        rows = self._classify([piece.pixels for piece in slices])
+        return [self._prediction(None, row, piece.warnings) for row, piece in zip(rows, slices, strict=True)]
+
+    def predict_paths(
+        self, paths: Iterable[str | os.PathLike[str]], *, pixel_limit: int = PIXEL_LIMIT
+    ) -> Iterator[Prediction | ImageFailure]:
+        """For each path, in order, a Prediction, or an ImageFailure where it cannot be read. Lazy: files are read a
+        batch at a time, and memory does not grow with the number of paths."""
+        if isinstance(paths, (str, bytes, os.PathLike)):
+            raise InputError(f"a sequence of paths expected, found one ({paths!r}): pass [path]")
+        return self._predict_paths(paths, pixel_limit)
+
+    def _predict_paths(
+        self, paths: Iterable[str | os.PathLike[str]], pixel_limit: int
+    ) -> Iterator[Prediction | ImageFailure]:
+        waiting: list[tuple[str, Slice | str]] = []
+        slices = held = 0
+        for path in paths:
+            name = os.fsdecode(path)
+            try:
+                piece = self._oriented(read_image(path, pixel_limit=pixel_limit))
+            except ImageError as e:
+                waiting.append((name, str(e)))
+            else:
+                waiting.append((name, piece))
+                slices, held = slices + 1, held + piece.pixels.nbytes
+            if slices == self._batch_size or held >= HELD_LIMIT or len(waiting) >= 4 * self._batch_size:
+                yield from self._flush(waiting)
+                waiting, slices, held = [], 0, 0
+        yield from self._flush(waiting)
+
+    def _flush(self, waiting: list[tuple[str, Slice | str]]) -> Iterator[Prediction | ImageFailure]:
+        slices = [piece for _, piece in waiting if isinstance(piece, Slice)]
+        rows = iter(self._classify([piece.pixels for piece in slices]) if slices else ())
+        for name, piece in waiting:
+            if isinstance(piece, Slice):
+                yield self._prediction(name, next(rows), piece.warnings)
+            else:
+                yield ImageFailure(name, piece)
+
+    def _classify(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
+        """Slices (H, W) -> float64 (N, classes)."""
+        sessions = self._sessions
+        if not sessions:
+            raise OrganInferError("this classifier is closed: open another OrganClassifier")
+        parts = []
+        for start in range(0, len(slices), self._batch_size):
+            packed = self._pack(slices[start : start + self._batch_size])  # (B, 1, S, S)
+            members = [self._probabilities(session, packed) for session in sessions]
+            parts.append(sum(members[1:], start=members[0]) / len(members))
+        return np.concatenate(parts)
+
+    def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """One pass for each dtype among them."""
+        how = self.manifest.input
+        packed = np.empty((len(slices), 1, how.size, how.size), np.float32)
+        for dtype in {piece.dtype for piece in slices}:
+            at = [i for i, piece in enumerate(slices) if piece.dtype == dtype]
+            window = how.window if dtype == np.int16 else None
+            packed[at] = pack([slices[i] for i in at], how.size, mean=how.mean, std=how.std, window=window)
+        return packed
+
+    def _probabilities(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
+        answer = session.run(packed).astype(np.float64)  # (B, classes)
+        if session.output == "logits":
+            answer /= self.manifest.temperature
+            answer = np.exp(answer - answer.max(axis=1, keepdims=True))
+        elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:
+            raise DeviceError(f"{session.where}: probabilities expected, the network's do not sum to 1")
+        total: Probabilities = answer.sum(axis=1, keepdims=True)
+        return answer / total
+
+    def _prediction(self, path: str | None, row: Probabilities, warnings: tuple[str, ...]) -> Prediction:
+        index = int(row.argmax())
+        merged: dict[str, float] = {}
+        for organ, probability in zip(self._organs, row.tolist(), strict=True):
+            merged[organ] = merged.get(organ, 0.0) + probability
+        organ = max(merged, key=merged.__getitem__)
+        probabilities = tuple(row.astype(np.float32).tolist())
+        return Prediction(
+            path=path,
+            label=self.classes[index],
+            index=index,
+            probability=probabilities[index],
+            probabilities=probabilities,
+            organ=organ,
+            organ_probability=min(float(np.float32(merged[organ])), 1.0),
+            warnings=warnings,
+        )
+
+    # What comes in.
+
+    def _slices(self, images: Any) -> list[Slice]:
+        """`images` in any of its forms, checked, one Slice each."""
+        if isinstance(images, np.ndarray) or _is_picture(images):
+            pieces = list(self._checked(images, "images", stack=True))
+        elif isinstance(images, (str, bytes, os.PathLike)):
+            raise InputError(f"images: pixels expected, found the path {images!r}: use predict_paths([path])")
+        else:
+            try:
+                listed = list(images)
+            except TypeError as e:
+                raise InputError(f"images: {_WANTED}, found {type(images).__name__}") from e
+            pieces = [
+                piece for i, image in enumerate(listed) for piece in self._checked(image, f"images[{i}]")
+            ]
+        if not pieces:
+            raise InputError(f"images: no slice in it; {_WANTED}")
+        return pieces
+
+    def _checked(self, image: Any, where: str, *, stack: bool = False) -> Iterator[Slice]:
+        if _is_picture(image):
+            from .pictures import slice_of
+
+            try:
+                width, height = image.size
+                check_size(width, height, PIXEL_LIMIT)
+                yield self._oriented(slice_of(image))
+            except (ImageError, OSError, ValueError) as e:
+                raise InputError(f"{where}: {one_line(e)}") from e
+            return
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
+        if image.dtype.name not in DTYPES:
+            raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
+        if image.ndim not in ((2, 3) if stack else (2,)):
+            raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
+        if image.ndim == 3 and image.shape[-1] in (3, 4):
+            raise InputError(f"{where}: {image.shape} looks like colour{_advice(image)}")
+        for pixels in image if image.ndim == 3 else [image]:
+            if 0 in pixels.shape or max(pixels.shape) > 65_535:
+                raise InputError(f"{where}: 1 to 65,535 pixels a side expected, found {pixels.shape}")
+            try:
+                yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))
+            except ImageError as e:
+                raise InputError(f"{where}: {e}") from e
+
+    def _oriented(self, piece: Slice) -> Slice:
+        """Turned as the model takes it: by what the file says, else by `orientation=`, else as stored. Raises
+        ImageError."""
+        if piece.pixels.dtype == np.int16 and self.manifest.input.window is None:
+            raise ImageError(
+                "Hounsfield units (int16), and this model takes no window: pass 8- or 16-bit gray"
+            )
+        given = piece.orientation or self._given
+        if given is None:
+            return piece
+        self._check_turn(given, ImageError)
+        wanted = self.manifest.input.orientation
+        assert wanted is not None
+        return Slice(turn(piece.pixels, given, wanted), piece.warnings)
+
+    def _check_turn(self, given: Orientation, error: type[OrganInferError]) -> None:
+        wanted = self.manifest.input.orientation
+        lies = "".join(given)
+        if wanted is None:
+            raise error(
+                f"orientation {lies}: how this model's {self.manifest.task.view} slices lie has not been established,"
+                " so nothing can be turned to it: pass PNG or arrays as the model was trained on, without orientation"
+            )
+        if not turnable(given, wanted):
+            raise error(
+                f"orientation {lies}: a slice in the {plane_of(given)} plane, this model's is {plane_of(wanted)}"
+            )
+
+    # Its life.
+
+    def close(self) -> None:
+        """Free the networks; once closed, or twice, is fine."""
+        with self._closing:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            session.close()
+
+    def __enter__(self) -> "OrganClassifier":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._options,)
+
+    def __repr__(self) -> str:
+        state = self.providers[0] if self._sessions else "closed"
+        return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
+
+
+_WANTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
+
+
+def _reopen(options: dict[str, Any]) -> OrganClassifier:
+    return OrganClassifier(**options)
+
+
+def _check_count(name: str, value: Any, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InputError(f"{name}: a whole number from 1 to {most:,} expected, found {value!r}")
+
+
+def _is_picture(image: Any) -> bool:
+    import sys
+
+    module = sys.modules.get("PIL.Image")  # an image of Pillow's can only be given where Pillow is loaded
+    return module is not None and isinstance(image, module.Image)
+
+
+def _advice(image: NDArray[Any]) -> str:
+    """What to pass instead."""
+    if image.ndim >= 3 and image.shape[-1] in (3, 4):
+        return ": pass gray (H, W), or a Pillow image, which is converted"
+    if image.dtype == bool:
+        return ": pass image.astype('uint8') * 255"
+    if image.dtype.kind == "f":
+        rest = " after taking out the NaN" if np.isnan(image).any() else ""
+        return f": pass gray of 0 to 255 as uint8, or HU as int16{rest}"
+    return ": pass uint8 gray, uint16 gray, or int16 Hounsfield units"

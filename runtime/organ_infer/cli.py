@@ -1,0 +1,277 @@
+"""organ-infer: images in, one line of result each out. Exit codes and formats are the contract's (C5)."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arguments import Options
+    from .classifier import OrganClassifier
+    from .inputs import Found
+    from .output import Writer
+    from .progress import Messages
+    from .results import ImageFailure, Prediction
+
+__all__ = ["main"]
+
+ALL, SOME, NOTHING = 0, 1, 2
+_SIGNALS = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
+CHUNK = 1 << 14  # characters of results that wait to be written together,
+DELAY = 0.2  # seconds at most
+
+
+class Stopped(BaseException):
+    """A signal asks to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into Stopped, but not in the middle of a line: a second one does not wait."""
+
+    def __init__(self) -> None:
+        self.writer: Writer | None = None
+        self.pending: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for name in _SIGNALS:
+            number = getattr(signal, name)
+            if signal.getsignal(number) not in (
+                signal.SIG_IGN,
+                None,
+            ):  # nohup and background jobs ignore SIGINT
+                self.before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _: object) -> None:
+        if self.writer is not None and self.writer.busy and self.pending is None:
+            self.pending = number
+        else:
+            raise Stopped(number)
+
+    def check(self) -> None:
+        if self.pending is not None:
+            raise Stopped(self.pending)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    with _Signals() as signals:
+        messages: Messages | None = None
+        try:
+            from .progress import Messages
+
+            messages = Messages()
+            return _main(sys.argv[1:] if arguments is None else arguments, messages, signals)
+        except Stopped as e:
+            return _stopped(e.number, messages)
+        except MemoryError:
+            _say(messages, "not enough memory: use a smaller --batch-size")
+        except Exception as e:
+            _say(
+                messages,
+                f"unexpected {type(e).__name__} ({' '.join(str(e).split())[:300]}): please report it",
+            )
+        return NOTHING
+
+
+def _say(messages: "Messages | None", text: str) -> None:
+    if messages is not None:
+        messages.error(text)
+
+
+def _stopped(number: int, messages: "Messages | None") -> int:
+    if messages is not None:
+        messages.end()
+        messages.note(next(word for name, word in _SIGNALS.items() if getattr(signal, name) == number))
+    return 128 + number
+
+
+def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> int:
+    from .arguments import UsageError, parse
+    from .errors import OrganInferError
+    from .output import ClosedPipe, OutputError, Writer
+
+    writer: Writer | None = None
+    try:
+        options = parse(arguments)
+        messages.quiet = options.quiet
+        images = _some(options, messages)
+        if sys.stdout is None and options.output is None:
+            raise OutputError("standard output is closed")
+        writer = signals.writer = Writer(options.output)
+        return _classify(options, images, messages, writer, signals)
+    except ClosedPipe:
+        return ALL
+    except SystemExit as e:  # --help and --version
+        return _flushed(int(e.code or 0))
+    except (UsageError, OrganInferError, OutputError) as e:
+        if writer is not None:
+            writer.discard()
+        messages.error(str(e))
+        return NOTHING
+    finally:
+        messages.end()
+
+
+def _flushed(code: int) -> int:
+    """Standard output written out now, where a closed pipe can still be quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _some(options: "Options", messages: "Messages") -> "Iterator[Found]":
+    """The images to classify, at least one of them; what stands for nothing before the first waits for it."""
+    from itertools import chain
+
+    from .arguments import UsageError
+    from .inputs import find
+
+    found = find(options)
+    waiting: list[Found] = []
+    for item in found:
+        waiting.append(item)
+        if not item.nothing:
+            return chain(waiting, found)
+    for item in waiting[:-1]:
+        messages.error(f"{item.path}: {item.error}")
+    last = f"{waiting[-1].path}: {waiting[-1].error}" if waiting else "--files-from names none"
+    raise UsageError(f"no image found, {last}")
+
+
+def _classify(
+    options: "Options", images: "Iterator[Found]", messages: "Messages", writer: "Writer", signals: _Signals
+) -> int:
+    from .arguments import UsageError, dataset_name
+    from .classifier import OrganClassifier
+    from .output import row_format
+
+    with (
+        _library_words(messages),
+        OrganClassifier(
+            options.bundle,
+            device=options.device,
+            threads=options.threads,
+            batch_size=options.batch_size,
+            orientation=options.orientation,
+        ) as classifier,
+    ):
+        task = classifier.manifest.task
+        if options.top is not None and options.top > len(task.classes):
+            raise UsageError(f"--top {options.top}: the model has {len(task.classes)} classes")
+        if options.bundle is None:
+            article = "an" if task.view[0] in "aeiou" else "a"
+            messages.note(
+                f"using the packaged {classifier.manifest.name}, {article} {task.view} model trained on"
+                f" {dataset_name(task.dataset)}; --bundle takes another"
+            )
+        head, row = row_format(options.format, task.classes, options.top)
+        total = (
+            None
+            if options.files_from is not None or any(map(os.path.isdir, options.paths))
+            else len(options.paths)
+        )
+        return _write(_results(classifier, images), head, row, options, messages, writer, signals, total)
+
+
+def _results(
+    classifier: "OrganClassifier", images: "Iterator[Found]"
+) -> "Iterator[Prediction | ImageFailure]":
+    """One result each, in order: what stands for nothing keeps its place between what is classified."""
+    from collections import deque
+
+    from .results import ImageFailure
+
+    order: deque[Found] = deque()
+
+    def paths() -> Iterator[str]:
+        for item in images:
+            order.append(item)
+            if item.error is None:
+                yield item.path
+
+    def failures() -> Iterator[ImageFailure]:
+        while order and order[0].error is not None:
+            item = order.popleft()
+            yield ImageFailure(item.path, item.error or "")
+
+    for result in classifier.predict_paths(paths()):
+        yield from failures()
+        order.popleft()
+        yield result
+    yield from failures()
+
+
+def _write(
+    results: "Iterator[Prediction | ImageFailure]",
+    head: str,
+    row: "Callable[[Prediction | ImageFailure], str]",
+    options: "Options",
+    messages: "Messages",
+    writer: "Writer",
+    signals: _Signals,
+    total: int | None,
+) -> int:
+    from time import monotonic
+
+    from .results import ImageFailure
+
+    done = failed = 0
+    waiting, written = head, monotonic()
+    try:
+        for result in results:
+            done += 1
+            if isinstance(result, ImageFailure):
+                failed += 1
+                messages.error(f"{result.path}: {result.error}")
+            elif options.format == "text":
+                for warning in result.warnings:
+                    messages.note(f"warning: {result.path}: {warning}")
+            waiting += row(result)
+            if len(waiting) >= CHUNK or monotonic() - written >= DELAY:
+                ready, waiting, written = waiting, "", monotonic()
+                writer.write(ready)
+                signals.check()
+            messages.progress(done, failed, total)
+    except Stopped:
+        writer.write(waiting)
+        raise
+    writer.write(waiting)
+    signals.check()
+    writer.finish()
+    return SOME if failed else ALL
+
+
+@contextmanager
+def _library_words(messages: "Messages") -> Iterator[None]:
+    """What the library logs as a warning becomes a line here; Pillow's own warnings are not for users."""
+    import logging
+    import warnings
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.note(f"warning: {record.getMessage()}")
+
+    log, handler = logging.getLogger("organ_infer"), Lines(logging.WARNING)
+    log.addHandler(handler)
+    propagated, log.propagate = log.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated

@@ -1,0 +1,194 @@
+"""Results as text, csv or jsonl, written in whole lines to standard output or to a file that appears whole."""
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .results import ImageFailure, Prediction
+
+__all__ = ["ClosedPipe", "OutputError", "Writer", "printable", "row_format"]
+
+Result = Prediction | ImageFailure
+_CSV = ["path", "label", "probability", "organ", "organ_probability", "warnings", "error"]
+
+
+class OutputError(Exception):
+    """The results cannot be written."""
+
+
+class ClosedPipe(Exception):
+    """Whoever read the results has gone."""
+
+
+def printable(text: str) -> str:
+    """For a terminal or a line of text: control characters escaped, odd bytes of a file name kept."""
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
+def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str, Callable[[Result], str]]:
+    """What stands before the first row, and the function that writes a row, its newline with it."""
+    likeliest = top or 1
+    width = max(map(len, classes))
+
+    def pairs(result: Prediction) -> list[tuple[str, float]]:
+        order = sorted(range(len(classes)), key=lambda i: (-result.probabilities[i], i != result.index, i))
+        return [(classes[i], result.probabilities[i]) for i in order[:likeliest]]
+
+    def text(result: Result) -> str:
+        if isinstance(result, ImageFailure):
+            return ""  # named on standard error
+        listed = " ".join(f"{label:<{width}} {probability:.3f}" for label, probability in pairs(result))
+        return f"{listed} {printable(result.path or '')}\n"
+
+    def csv_row(result: Result) -> str:
+        if isinstance(result, ImageFailure):
+            return _csv_line([result.path, "", "", "", "", "", result.error, *([""] * len(classes))])
+        return _csv_line(
+            [
+                result.path or "",
+                result.label,
+                _number(result.probability),
+                result.organ,
+                _number(result.organ_probability),
+                "; ".join(result.warnings),
+                "",
+                *map(_number, result.probabilities),
+            ]
+        )
+
+    def jsonl(result: Result) -> str:
+        if isinstance(result, ImageFailure):
+            return _json_line({"path": result.path, "error": result.error})
+        row = {
+            "path": result.path,
+            "label": result.label,
+            "index": result.index,
+            "probability": _number(result.probability),
+            "organ": result.organ,
+            "organ_probability": _number(result.organ_probability),
+            "probabilities": dict(zip(classes, map(_number, result.probabilities), strict=True)),
+            "warnings": list(result.warnings),
+        }
+        if top is not None:
+            row["top"] = [{"label": label, "probability": _number(p)} for label, p in pairs(result)]
+        return _json_line(row)
+
+    formats: dict[str, tuple[str, Callable[[Result], str]]] = {
+        "text": ("", text),
+        "csv": (_csv_line([*_CSV, *classes]), csv_row),
+        "jsonl": ("", jsonl),
+    }
+    return formats[name]
+
+
+def _number(value: float) -> float:
+    return float(f"{value:.9g}")  # nine digits name a float32 exactly
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+def _json_line(row: object) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except (
+        UnicodeEncodeError
+    ):  # a file name that is not UTF-8; escaped, it reads back as Python's own form of it
+        line = json.dumps(row)
+    return line + "\n"
+
+
+class Writer:
+    """Bytes to standard output, or to FILE.partial until `finish` gives it its name.
+
+    After a failed write a file is cut back to its last whole line. `busy` says that a write is under way, so that a
+    signal can wait for the line's end. Raises OutputError, and ClosedPipe where nobody reads standard output.
+    """
+
+    def __init__(self, output: str | None) -> None:
+        self.output = output
+        self.busy = False
+        self._whole = 0  # bytes of whole lines written
+        self._descriptor = 1
+        if output is None:
+            return
+        self.partial = f"{output}.partial"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(output).st_mode):
+                    raise OutputError(
+                        f"--output {printable(output)}: a regular file expected, something else is there"
+                    )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+                flags |= getattr(os, name, 0)
+            self._descriptor = os.open(self.partial, flags, 0o666)
+        except (OSError, ValueError) as e:
+            raise self._failed(e) from e
+
+    def write(self, lines: str) -> None:
+        """Whole lines."""
+        data = memoryview(lines.encode("utf-8", "surrogateescape"))
+        self.busy = True
+        try:
+            at = 0
+            while at < len(data):
+                at += os.write(self._descriptor, data[at:])
+            self._whole += at
+        except BrokenPipeError as e:
+            raise ClosedPipe from e
+        except OSError as e:
+            if self.output is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, self._whole)
+            raise self._failed(e) from e
+        finally:
+            self.busy = False
+
+    def finish(self) -> None:
+        """All results are written: FILE.partial becomes FILE."""
+        if self.output is None:
+            return
+        try:
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            os.replace(self.partial, self.output)
+            folder = os.open(Path(self.output).parent, os.O_RDONLY)
+            try:
+                with contextlib.suppress(OSError):
+                    os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def discard(self) -> None:
+        """Nothing was done: take an empty FILE.partial away again."""
+        if self.output is not None and not self._whole:
+            with contextlib.suppress(OSError):
+                os.unlink(self.partial)
+
+    def _failed(self, error: Exception) -> OutputError:
+        where = "standard output" if self.output is None else f"--output {printable(self.output)}"
+        reason = getattr(error, "strerror", None) or str(error)
+        kept = ""
+        if self.output is not None and getattr(error, "errno", 0) in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        ):
+            kept = f", the results so far are in {printable(self.partial)}"
+        return OutputError(f"{where}: cannot be written ({reason}){kept}")
