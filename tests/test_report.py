@@ -1,0 +1,353 @@
+"""The report: self-contained, its numbers those of results.json, and at ease with runs of every state."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.record import RunError
+from train.report import measures, write_report
+from train.report.__main__ import main
+from train.report.pictures import samples
+from train.report.published import PUBLISHED, STUDY
+from train.report.run import read
+
+CLASSES = ["kidney-left", "kidney-right", "liver", "<b>spleen & co</b>"]
+SPLITS = {"train": 24, "val": 12, "test": 16}
+METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece")
+
+
+def make_split(flag: str = "organamnist", size: int = 8) -> SimpleNamespace:
+    generator = np.random.default_rng(0)
+    images = {s: generator.integers(0, 256, (n, size, size), dtype=np.uint8) for s, n in SPLITS.items()}
+    labels = {s: np.arange(n) % len(CLASSES) for s, n in SPLITS.items()}
+    about = {"flag": flag, "view": "axial", "size": size, "md5": "0123abcd", "classes": CLASSES}
+    return SimpleNamespace(images=images, labels=labels, **about)
+
+
+def make_entry(
+    name: str, split: SimpleNamespace, *, seed: int = 1, offset: float = 0.0, auc: float | None = 0.9
+):
+    """An entry of results.json whose every metric is a number of its own."""
+    entry = {"name": name, "network": "small", "parameters": 106239, "seed": seed, "weights": "none"}
+    entry |= {
+        "epochs": 3,
+        "best_epoch": 2,
+        "seconds": 12.5,
+        "seconds_per_epoch": 4.0,
+        "val_merged": "unknown key",
+    }
+    for i, part in enumerate(SPLITS):
+        confusion = np.diag(np.bincount(split.labels[part]))
+        confusion[0, 0] -= 1
+        confusion[0, 1] += 1
+        values = {m: round(0.9011 - 0.0503 * i - 0.0107 * j + offset, 6) for j, m in enumerate(METRICS)}
+        entry[part] = {
+            **values,
+            "auc": None if auc is None else values["auc"],
+            "confusion": confusion.tolist(),
+        }
+    return entry
+
+
+def make_run(directory: Path, split: SimpleNamespace, entries: list[dict], **extra) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(1)
+    several = len({entry["seed"] for entry in entries}) > 1
+    for entry in entries:
+        stage = directory / entry["name"] / (f"seed-{entry['seed']}" if several else "")
+        stage.mkdir(parents=True, exist_ok=True)
+        write_history(stage)
+        arrays = {
+            s: generator.dirichlet(np.ones(len(CLASSES)), n).astype(np.float32) for s, n in SPLITS.items()
+        }
+        np.savez(stage / "probabilities.npz", **arrays)
+    counts = {s: np.bincount(split.labels[s]).tolist() for s in SPLITS}
+    results = {
+        "format": 1,
+        "smoke": False,
+        "device": "cpu",
+        "versions": {"torch": "2.9.1"},
+        "settings": {"seed": 1, "batch_size": 128, "max_epochs": None},
+        "dataset": {
+            "flag": split.flag,
+            "size": split.size,
+            "md5": split.md5,
+            "counts": counts,
+            "classes": CLASSES,
+        },
+        "stages": entries,
+        **extra,
+    }
+    (directory / "results.json").write_text(json.dumps(results))
+    return directory
+
+
+def write_history(stage: Path) -> None:
+    rows = ["epoch,train_loss,train_accuracy,val_loss,val_accuracy,seconds,learning_rate"]
+    rows += [f"{epoch},{1 / epoch},0.5,{1.2 / epoch},0.6,4.0,0.001" for epoch in (1, 2, 3)]
+    (stage / "history.csv").write_text("\n".join(rows) + "\n")
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its elements, its text, its tables' rows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._cell = False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    def rows_of(self, name: str) -> list[list[str]]:
+        return [row for row in self.rows if row and row[0].removesuffix("chosen") == name]
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory) -> tuple[Path, Page, SimpleNamespace]:
+    split = make_split()
+    entries = [make_entry("base", split), make_entry("resnet50", split, offset=0.01, auc=None)]
+    run_dir = make_run(tmp_path_factory.mktemp("run"), split, entries)
+    return run_dir, Page(write_report(run_dir, split)), split
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_its_anchors_lead_somewhere(two_stages):
+    _, page, _ = two_stages
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base"), tag
+        for key in ("src", "srcset", "href", "xlink:href", "data", "poster"):
+            address = attributes.get(key)
+            assert address is None or address.startswith(("#", "data:image/png;base64,")), (tag, key, address)
+    assert not re.search(r"@import|url\((?!#)", page.source)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {
+        a["href"][1:] for tag, a in page.elements if tag == "a" and (a.get("href") or "").startswith("#")
+    }
+    assert targets <= set(ids)
+
+
+def test_every_picture_has_a_text(two_stages):
+    _, page, _ = two_stages
+    pictures = [(tag, a) for tag, a in page.elements if tag in ("img", "svg")]
+    assert len(pictures) > 20
+    for tag, attributes in pictures:
+        assert attributes.get("alt" if tag == "img" else "aria-label"), attributes
+
+
+def test_the_tables_hold_the_numbers_of_results_json(two_stages):
+    run_dir, page, _ = two_stages
+    for entry in json.loads((run_dir / "results.json").read_text())["stages"]:
+        scores, more = page.rows_of(entry["name"])[:2]
+        expected = [f"{entry[s][m]:.3f}" for s in SPLITS for m in ("accuracy", "precision", "recall", "f1")]
+        assert scores[1:] == expected
+        aucs = ["–" if entry[s]["auc"] is None else f"{entry[s]['auc']:.3f}" for s in SPLITS]
+        assert more[1::3] == aucs
+        assert more[2::3] == [f"{entry[s]['ece']:.3f}" for s in SPLITS]
+        assert more[3::3] == ["1.000"] * 3  # the one mistake is kidney-left taken for kidney-right
+
+
+def test_figures_lie_beside_the_page_and_nothing_partial_is_left(two_stages):
+    run_dir, _, _ = two_stages
+    names = {path.name for path in (run_dir / "report").iterdir()}
+    assert {"index.html", "accuracy_by_stage.svg", "accuracy_by_stage.png", "reliability.svg"} <= names
+    assert {"base_curves.svg", "base_confusion_train.svg", "base_confusion_val.svg"} <= names
+    assert {"mistakes_val.png", "mistakes_test.png"} <= names
+    assert not list(run_dir.rglob("*.partial"))
+    with Image.open(run_dir / "report" / "mistakes_val.png") as sheet:
+        assert np.asarray(sheet.convert("L"))[: sheet.height // 4].std() > 40  # slices, not blank paper
+
+
+def test_results_csv_has_a_row_a_stage_and_split(two_stages):
+    run_dir, _, _ = two_stages
+    with (run_dir / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["stage"], row["split"]) for row in rows] == [
+        (n, s) for n in ("base", "resnet50") for s in SPLITS
+    ]
+    stages = {e["name"]: e for e in json.loads((run_dir / "results.json").read_text())["stages"]}
+    for row in rows:
+        values = stages[row["stage"]][row["split"]]
+        assert float(row["accuracy"]) == values["accuracy"]
+        assert row["auc"] == ("" if values["auc"] is None else str(values["auc"]))
+        assert (row["side_merged"], row["smoke"], row["seed"]) == ("1.0", "false", "1")
+
+
+def test_names_are_escaped_in_text_and_figures(two_stages):
+    run_dir, page, _ = two_stages
+    assert CLASSES[3] in page.text
+    assert CLASSES[3] not in page.source
+    assert CLASSES[3] not in (run_dir / "report" / "base_confusion_val.svg").read_text()
+
+
+def test_a_hostile_stage_name_stays_in_the_report(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path / "run", split, [make_entry("../<script>", split)])
+    page = Page(write_report(run_dir, split))
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert "../<script>" in page.text
+    assert {path.parent for path in tmp_path.rglob("*.svg")} == {run_dir / "report"}
+
+
+def test_the_study_stands_beside_organsmnist_only(two_stages, tmp_path):
+    _, axial, _ = two_stages
+    assert not axial.rows_of("the study")
+    split = make_split("organsmnist")
+    page = Page(write_report(make_run(tmp_path, split, [make_entry("base", split)]), split))
+    (study,) = page.rows_of("the study")
+    assert study[1:] == [f"{value:.3f}" for s in SPLITS for value in STUDY["base"][s]]
+
+
+@pytest.mark.parametrize("flag", PUBLISHED)
+def test_published_results_are_marked_with_size_and_source(flag, tmp_path):
+    split = make_split(flag)
+    page = Page(write_report(make_run(tmp_path, split, []), split))
+    for published in PUBLISHED[flag]:
+        assert any(
+            f"{published.accuracy:.3f}" in row and published.pixels in row
+            for row in page.rows_of(published.source)
+        )
+    assert (PUBLISHED[flag][0].pixels, PUBLISHED[flag][0].chosen_on) == ("28", "validation")
+
+
+def test_a_smoke_run_says_so_everywhere_and_no_other_does(two_stages, tmp_path):
+    assert "smoke run" not in two_stages[1].text.lower()
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split)], smoke=True)
+    short = {s: np.full((5, len(CLASSES)), 0.25, np.float32) for s in SPLITS}  # of the first slices only
+    np.savez(run_dir / "base" / "probabilities.npz", **short)
+    page = Page(write_report(run_dir, split))
+    assert any(a.get("class") == "smoke" and a.get("role") == "alert" for _, a in page.elements)
+    assert "Its figures mean nothing." in page.text
+    assert "SMOKE RUN" in page.text
+    assert "true" in (run_dir / "results.csv").read_text()
+
+
+def test_missing_files_and_metrics_leave_dashes_and_words(tmp_path):
+    split = make_split()
+    entry = make_entry("ensemble", split)
+    entry["test"] = dict.fromkeys((*METRICS, "confusion"))
+    del entry["train"]
+    run_dir = make_run(tmp_path, split, [entry])
+    (run_dir / "ensemble" / "history.csv").unlink()
+    (run_dir / "ensemble" / "probabilities.npz").unlink()
+    page = Page(write_report(run_dir, split))
+    cells = page.rows_of("ensemble")[0][1:]
+    assert cells[:4] == cells[8:] == ["–"] * 4
+    assert "Test has not been looked at yet." in page.text
+    assert not {"None", "nan"} & set(re.split(r"\W+", page.text))
+
+
+def test_stages_begun_but_not_finished_are_shown_as_such(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [])
+    (run_dir / "base").mkdir()
+    write_history(run_dir / "base")
+    page = Page(write_report(run_dir, split))
+    assert "no stage is measured yet" in page.text
+    assert "3 epochs so far" in page.text
+    assert "Not run, or not finished yet: base, early_stopping" in page.text
+
+
+def test_several_seeds_show_mean_and_deviation(tmp_path):
+    split = make_split()
+    entries = [make_entry("base", split, seed=seed, offset=offset) for seed, offset in ((1, 0.0), (2, 0.02))]
+    mean = {"accuracy": {"mean": 0.4321, "std": 0.0123}}
+    summary = [{"name": "base", "seeds": [1, 2], "val": mean, "test": {}}]
+    run_dir = make_run(tmp_path, split, entries, summary=summary)
+    page = Page(write_report(run_dir, split))
+    cells = page.rows_of("base")[0]
+    assert cells[5] == "0.432± 0.012"  # as recorded
+    assert cells[1] == "0.911± 0.014"  # worked out
+    assert read(run_dir).stages[0].shown.seed == 2
+    assert len((run_dir / "results.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
+def test_the_best_stage_is_validation_s_never_test_s(tmp_path):
+    split = make_split()
+    first, second, third = (make_entry(name, split) for name in ("base", "big", "batch_norm"))
+    first["test"]["accuracy"] = 0.999
+    second["val"]["accuracy"] = third["val"]["accuracy"] = 0.97
+    assert read(make_run(tmp_path, split, [first, second, third])).best.name == "big"  # the first of equals
+
+
+def test_the_most_confident_mistakes_come_first():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.05, 0.95], [0.8, 0.2], [0.2, 0.8], [np.nan, 0.5]])
+    labels = np.array([0, 1, 0, 1, 0, 1, 1, 1])  # longer, as in a smoke run
+    found = measures.confident_mistakes(probabilities, labels, 3)
+    rows = [(m.index, m.true, m.predicted, m.probability) for m in found]
+    assert rows == [(2, 0, 1, 0.95), (3, 1, 0, 0.8), (4, 0, 1, 0.8)]
+    assert measures.confident_mistakes(probabilities[:1], labels, 3) == []
+
+
+def test_merging_sides_counts_an_organ_once():
+    confusion = np.array([[5, 3, 1, 0], [2, 6, 0, 0], [0, 1, 4, 0], [0, 0, 0, 0]])
+    assert measures.side_merged_accuracy(confusion, CLASSES) == (5 + 3 + 2 + 6 + 4) / 22
+    assert measures.side_merged_accuracy(np.zeros((4, 4), int), CLASSES) is None
+
+
+def test_per_class_figures_of_a_class_never_seen_are_undefined():
+    seen, absent = measures.per_class(np.array([[3, 0], [0, 0]]))
+    assert seen == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}
+    assert absent == {"precision": None, "recall": None, "f1": None, "support": 0}
+
+
+def test_the_interval_holds_the_accuracy_and_narrows_with_more_slices():
+    few = measures.accuracy_interval(np.diag([40, 40]) + np.array([[0, 10], [10, 0]]))
+    many = measures.accuracy_interval((np.diag([40, 40]) + np.array([[0, 10], [10, 0]])) * 100)
+    assert few[0] < many[0] < 0.8 < many[1] < few[1]
+    assert few == pytest.approx((0.72, 0.88), abs=0.011)
+    assert measures.accuracy_interval(np.zeros((2, 2), int)) is None
+
+
+def test_reliability_bins_are_closed_on_the_right():
+    probabilities = np.array([[1.0, 0.0], [0.2, 0.8], [0.8, 0.2]])
+    points = measures.reliability(probabilities, np.array([0, 1, 1]))
+    assert points.counts.tolist() == [2, 1]
+    assert points.accuracy.tolist() == [0.5, 1.0]
+    assert points.confidence == pytest.approx([0.8, 1.0])
+
+
+def test_samples_are_of_the_class_and_spread():
+    labels = np.arange(18) % 2
+    assert (samples(labels, 0, 2), samples(labels, 1, 20)) == ([6, 10], list(range(1, 18, 2)))
+    assert samples(labels, 5, 2) == []
+
+
+def test_writing_twice_gives_the_same_bytes(two_stages):
+    run_dir, page, split = two_stages
+    assert write_report(run_dir, split).read_text(encoding="utf-8") == page.source
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
+    with pytest.raises(RunError, match=r"no results\.json in .*; pass the directory of a data set"):
+        write_report(tmp_path, make_split())
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("train.report: error: no results.json")

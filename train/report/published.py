@@ -1,0 +1,117 @@
+"""What others have published on the same data sets: the study this ladder starts from, and later results.
+
+Accuracies are on test unless a split is named. `None` is what a source does not give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STUDY_DATASET = "organsmnist"
+STUDY_METRICS = ("accuracy", "precision", "recall", "f1")
+
+# The study's Table 10, OrganSMNIST at 28 px: accuracy, weighted precision, recall, F1.
+STUDY: dict[str, dict[str, tuple[float, float, float, float]]] = {
+    "base": {
+        "train": (0.774, 0.779, 0.774, 0.774),
+        "val": (0.817, 0.826, 0.817, 0.814),
+        "test": (0.680, 0.687, 0.680, 0.679),
+    },
+    "early_stopping": {
+        "train": (0.811, 0.810, 0.811, 0.802),
+        "val": (0.836, 0.839, 0.836, 0.832),
+        "test": (0.685, 0.678, 0.685, 0.671),
+    },
+    "big": {
+        "train": (0.961, 0.969, 0.961, 0.956),
+        "val": (0.871, 0.897, 0.871, 0.858),
+        "test": (0.731, 0.728, 0.731, 0.724),
+    },
+    "augmentation": {
+        "train": (0.877, 0.878, 0.877, 0.876),
+        "val": (0.889, 0.892, 0.889, 0.887),
+        "test": (0.738, 0.738, 0.738, 0.736),
+    },
+    "batch_norm": {
+        "train": (0.936, 0.938, 0.936, 0.934),
+        "val": (0.900, 0.902, 0.900, 0.900),
+        "test": (0.765, 0.764, 0.765, 0.758),
+    },
+    "ensemble": {
+        "train": (0.956, 0.961, 0.956, 0.952),
+        "val": (0.924, 0.905, 0.924, 0.911),
+        "test": (0.811, 0.810, 0.811, 0.808),
+    },
+}
+
+# Of the members alone the study gives the validation accuracy only.
+STUDY_MEMBERS_VAL = {"resnet50": 0.912, "resnet101": 0.897, "resnet152": 0.892}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published test result; `chosen_on` is the split its network was chosen on, None where not known."""
+
+    source: str
+    pixels: str  # as the network saw the slices
+    accuracy: float
+    auc: float | None = None
+    chosen_on: str | None = None
+    note: str = ""
+
+
+_OFFICIAL = "MedMNIST v2, official ResNet-18 or -50"
+_DOERRICH = "Doerrich et al., Scientific Reports 2025"
+
+# 28 px and chosen on validation first: those are what a run of this ladder can be held against.
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "organamnist": (
+        Published(_OFFICIAL, "28", 0.935, 0.997, "validation"),
+        Published(_OFFICIAL, "28 upscaled to 224", 0.951, 0.998),
+        Published(_DOERRICH, "224", 0.969, note="three seeds"),
+        Published("a vote of four networks", "224", 0.9857, note="ECE 0.0073"),
+    ),
+    "organcmnist": (
+        Published(_OFFICIAL, "28", 0.905, 0.992, "validation"),
+        Published(_OFFICIAL, "28 upscaled to 224", 0.920, 0.994),
+        Published(_DOERRICH, "224", 0.940, note="three seeds"),
+    ),
+    "organsmnist": (
+        Published(_OFFICIAL, "28", 0.782, 0.972, "validation"),
+        Published("MedMNIST v2, official AutoKeras", "28", 0.813, 0.974, "validation"),
+        Published("the study, its ensemble", "28", 0.811, note="on an earlier release of the data set"),
+        Published(_DOERRICH, "64", 0.835),
+        Published(_DOERRICH, "224", 0.825, note="three seeds"),
+    ),
+}
+
+# Scans behind the splits, where they are known: train, validation, test.
+SCANS = {"organamnist": {"train": 115, "val": 16, "test": 70}}
+
+DATASET_TITLES = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
+
+# The ladder's order, and what each rung adds to the one before it.
+LADDER = {
+    "base": "Two small convolutions, trained for a fixed number of epochs.",
+    "early_stopping": "The same network, stopped when validation no longer improves; the best weights restored.",
+    "big": "More and larger filters, wider linear layers.",
+    "augmentation": "The same network on slices rotated, partly erased and seen in perspective, at random.",
+    "batch_norm": "Batch normalisation after every layer but the last.",
+    "resnet50": "A member of the ensemble.",
+    "resnet101": "A member of the ensemble.",
+    "resnet152": "A member of the ensemble.",
+    "ensemble": "The mean of the softmax outputs of batch_norm and the three ResNets.",
+    "edge": "One small network past the study, with its own recipe.",
+}
+MEMBERS = ("resnet50", "resnet101", "resnet152")
+
+
+def study_values(flag: str, stage: str, split: str) -> tuple[float | None, ...] | None:
+    """The study's accuracy, precision, recall and F1 of `stage` on `split`; None where it has none."""
+    if flag != STUDY_DATASET:
+        return None
+    if stage in STUDY:
+        return STUDY[stage][split]
+    if stage in STUDY_MEMBERS_VAL and split == "val":
+        return (STUDY_MEMBERS_VAL[stage], None, None, None)
+    return None
