@@ -52,7 +52,7 @@ def headline(run: Run, split: Any) -> dict[str, str]:
     if run.smoke:
         return {
             "line": "A smoke run: nothing here is a result",
-            "text": f"Every stage ran on a few batches of {title}, to prove that the line holds from data to report. "
+            "text": f"Its stages ran on a few batches of {title}, to prove that the line holds from data to report. "
             "No figure below says anything about a network.",
         }
     if best is None:
