@@ -110,7 +110,14 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument(
         "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="show the version and exit",
+    )
     found = parser.parse_args(list(arguments))
     if not found.paths and found.files_from is None:
         parser.error("no image given: name files, directories or patterns, or use --files-from")

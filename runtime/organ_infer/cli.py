@@ -67,7 +67,7 @@ class _Signals:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     with _Signals() as signals:
-        messages: Messages | None = None
+        messages = None
         try:
             from .progress import Messages
 

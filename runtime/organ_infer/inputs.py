@@ -2,7 +2,6 @@
 
 import glob
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack

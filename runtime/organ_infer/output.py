@@ -68,7 +68,7 @@ def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str,
     def jsonl(result: Result) -> str:
         if isinstance(result, ImageFailure):
             return _json_line({"path": result.path, "error": result.error})
-        row = {
+        row: dict[str, object] = {
             "path": result.path,
             "label": result.label,
             "index": result.index,

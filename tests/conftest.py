@@ -1,0 +1,200 @@
+"""Small bundles, made once a session with the onnx package: no training, no network."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEFAULT = ROOT / "runtime" / "organ_infer" / "default" / "manifest.json"
+CLASSES = [
+    "bladder",
+    "femur-left",
+    "femur-right",
+    "heart",
+    "kidney-left",
+    "kidney-right",
+    "liver",
+    "lung-left",
+    "lung-right",
+    "pancreas",
+    "spleen",
+]
+PAIRED = [["femur-left", "femur-right"], ["kidney-left", "kidney-right"], ["lung-left", "lung-right"]]
+
+needs_default = pytest.mark.skipif(not DEFAULT.exists(), reason="the packaged bundle is not built yet")
+
+
+def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=1.0, shape=None, change=None):
+    """A random network: convolution, ReLU, mean over the map, linear layer. `change` alters the model's protobuf."""
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    random = np.random.default_rng(seed)
+    weights = {
+        "kernel": random.normal(size=(8, 1, 5, 5)) * 0.5,
+        "matrix": random.normal(size=(8 * 49, classes)) * scale,
+        "bias": random.normal(size=(classes,)),
+    }
+    last = "logits" if output == "logits" else "raw"
+    nodes = [
+        helper.make_node("Conv", ["images", "kernel"], ["a"], pads=[2, 2, 2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[size // 7] * 2, strides=[size // 7] * 2),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "matrix", "bias"], [last]),
+    ]
+    if output == "probabilities":
+        nodes.append(helper.make_node("Softmax", ["raw"], ["probabilities"], axis=1))
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, size, size])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape or ["N", classes])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    if change:
+        change(model)
+    else:
+        checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def entry(data, file, output="logits"):
+    return {
+        "stage": file.removesuffix(".onnx"),
+        "file": file,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "precision": "fp32",
+        "output": output,
+        "val_accuracy": 0.5,
+        "alternatives": [],
+    }
+
+
+def write_bundle(folder, graphs, *, outputs=None, change=None, **top):
+    """A bundle of `graphs` (file -> bytes); `change` alters the manifest's parsed JSON before it is written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = b"# A random network\n"
+    (folder / "MODEL_CARD.md").write_bytes(card)
+    for file, data in graphs.items():
+        (folder / file).write_bytes(data)
+    manifest = {
+        "format": 1,
+        "name": "random",
+        "task": {"dataset": "organamnist", "view": "axial", "classes": CLASSES, "paired": PAIRED},
+        "input": {
+            "size": 28,
+            "mean": 0.5,
+            "std": 0.5,
+            "resample": "area",
+            "window": [40, 400],
+            "orientation": ["L", "P"],
+        },
+        "members": [entry(data, file, (outputs or {}).get(file, "logits")) for file, data in graphs.items()],
+        "merged": None,
+        "combine": "mean_probability",
+        "temperature": 1.0,
+        "metrics": {"val": {"accuracy": 0.5}},
+        "training": {"seed": 0},
+        "card": {"file": "MODEL_CARD.md", "sha256": hashlib.sha256(card).hexdigest()},
+        "licence": "none",
+    } | top
+    if change:
+        change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """One network that gives logits. Read only: tests that alter it take `copied`."""
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "one", {"small.onnx": make_graph()})
+
+
+@pytest.fixture(scope="session")
+def ensemble(tmp_path_factory):
+    """Three networks, of which one gives probabilities."""
+    graphs = {
+        "first.onnx": make_graph(seed=1),
+        "second.onnx": make_graph(seed=2),
+        "third.onnx": make_graph(seed=3, output="probabilities"),
+    }
+    folder = tmp_path_factory.mktemp("bundle") / "three"
+    return write_bundle(folder, graphs, outputs={"third.onnx": "probabilities"})
+
+
+@pytest.fixture(scope="session")
+def probabilities_bundle(tmp_path_factory):
+    """The network of `bundle` that ends in its softmax."""
+    folder = tmp_path_factory.mktemp("bundle") / "softmax"
+    graph = make_graph(output="probabilities")
+    return write_bundle(folder, {"small.onnx": graph}, outputs={"small.onnx": "probabilities"})
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+    """A copy of `bundle` to be altered."""
+    return Path(shutil.copytree(bundle, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def classifier(bundle):
+    from organ_infer import OrganClassifier
+
+    with OrganClassifier(bundle, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def slices():
+    """uint8 (40, 28, 28)"""
+    return np.random.default_rng(7).integers(0, 256, (40, 28, 28), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, slices):
+    """The slices as PNG files, s00.png to s39.png, and nothing else in the directory."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, pixels in enumerate(slices):
+        Image.fromarray(pixels).save(folder / f"s{i:02}.png")
+    return folder
+
+
+def child_environment(**more):
+    """The environment of a child process that imports organ_infer as this process does."""
+    import organ_infer
+
+    where = str(Path(organ_infer.__file__).parent.parent)
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORGAN_INFER_BUNDLE", "PYTHONWARNINGS")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [where, environment.get("PYTHONPATH")]))
+    return environment | more
+
+
+@pytest.fixture
+def command(bundle):
+    """Runs the command with `bundle` as its model; returns the finished process."""
+
+    def run(*arguments, model=bundle, text=True, stdin=None, **options):
+        chosen = [] if model is None else ["--bundle", str(model)]
+        return subprocess.run(
+            [sys.executable, "-m", "organ_infer", *chosen, *map(os.fspath, arguments)],
+            capture_output=True,
+            text=text,
+            input=stdin,
+            timeout=60,
+            env=child_environment(**options.pop("env", {})),
+            **options,
+        )
+
+    return run
