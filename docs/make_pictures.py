@@ -30,7 +30,7 @@ def predictions(path: Path) -> None:
     with OrganClassifier(device="cpu") as classifier:
         files = [ROOT / "examples" / f"{name}-2.png" for name in classifier.classes]
         answers = list(classifier.predict_paths([str(file) for file in files]))
-    figure = Figure(figsize=(11, 2.1), layout="constrained")
+    figure = Figure(figsize=(11, 1.6), layout="constrained")
     for axes, file, answer in zip(figure.subplots(1, 11), files, answers, strict=True):
         axes.imshow(np.asarray(Image.open(file)), cmap="gray", vmin=0, vmax=255)
         right = answer.label == file.stem.rsplit("-", 1)[0]
