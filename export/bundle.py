@@ -138,7 +138,7 @@ def model_card(
         if split in metrics
     )
     networks = ", ".join(f"`{member.stage}`" for member in members)
-    combined = "The probabilities of its networks are averaged. " if len(members) > 1 else ""
+    combined = " Their probabilities are averaged." if len(members) > 1 else ""
     source = training.get("weights", "none")
     start = "from scratch" if source == "none" else f"from ImageNet weights ({source})"
     smoke = "\n**A smoke run: these figures mean nothing.**\n" if training.get("smoke") else ""
@@ -148,8 +148,8 @@ def model_card(
 Research software, not a medical device. Not for diagnosis.
 {smoke}
 Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[dataset]["label"])} classes.
-Networks: {networks}, trained {start}, seed {training.get("seed")}. {combined}Input: {size} x {size} gray pixels of a
-crop around one organ, as MedMNIST stores them.
+Networks: {networks}, trained {start}, seed {training.get("seed")}.{combined}
+Input: {size} x {size} gray pixels of a crop around one organ, as MedMNIST stores them{_lie(view)}.
 
 | {dataset}, {size} px | accuracy | AUC | ECE |
 |---|---|---|---|
@@ -171,6 +171,17 @@ model is a work derived from that data and carries its licence.
   another crop or a turned one is silently wrong.
 - Neighbouring slices of a scan look alike: the spread between patients is wider than the slice counts suggest.
 """
+
+
+def _lie(view: str) -> str:
+    """How the slices of a view lie, in words; empty where that has not been established."""
+    directions = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head", "F": "feet"}
+    letters = ORIENTATION.get(view)
+    return (
+        f" (rows run to the patient's {directions[letters[0]]}, columns to the {directions[letters[1]]})"
+        if letters
+        else ""
+    )
 
 
 def _figure(value: float | None) -> str:
