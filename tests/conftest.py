@@ -31,7 +31,7 @@ PAIRED = [["femur-left", "femur-right"], ["kidney-left", "kidney-right"], ["lung
 needs_default = pytest.mark.skipif(not DEFAULT.exists(), reason="the packaged bundle is not built yet")
 
 
-def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=1.0, shape=None, change=None):
+def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=0.05, shape=None, change=None):
     """A random network: convolution, ReLU, mean over the map, linear layer. `change` alters the model's protobuf."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
