@@ -179,6 +179,20 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
 
 
 @needs_organamnist
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    import resource
+
+    def small_files():  # as a full disk does, writes fail in the middle of the checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    done = train(tmp_path, "--stages", "big", preexec_fn=small_files)
+    assert done.returncode == 1 and done.stderr.startswith("train: error: File too large: ")
+    assert done.stderr.count("\n") == 1
+    left = sorted(p.name for p in (tmp_path / "organamnist").rglob("*") if p.is_file())
+    assert left == [".lock", "results.json"]
+
+
+@needs_organamnist
 def test_seeds_repeat_a_stage_and_are_summed_up(tmp_path):
     done = train(tmp_path, "--stages", "base", "--seeds", "2", "--seed", "5")
     assert done.returncode == 0, done.stderr

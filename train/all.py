@@ -111,7 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except OSError as e:
-        print(f"train: error: {e.strerror or e}: {e.filename or options.out}", file=sys.stderr)
+        where = e.filename or options.out
+        print(f"train: error: {e.strerror or e}: {where}; what was finished before is kept", file=sys.stderr)
         return 1
     finally:
         for number, handler in before.items():

@@ -100,7 +100,33 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save a checkpoint of tensors and plain values, readable with `weights_only=True`."""
     import torch
 
-    atomic_save(path, lambda file: torch.save(state, file))
+    def save(file: BinaryIO) -> None:
+        watched = _Watched(file)
+        try:
+            torch.save(state, watched)
+        except RuntimeError:  # torch hides a full disk behind an error of its own
+            if watched.error:
+                raise watched.error from None
+            raise
+
+    atomic_save(path, save)
+
+
+class _Watched:
+    """A file that remembers what the system said when a write failed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as e:
+            self.error = e
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
