@@ -1,0 +1,285 @@
+/* A batch: slices shared out among threads, each with its own scratch, each writing its own part of out. */
+#include "pack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+/* Bytes read and written for which one more thread pays: starting and joining one takes 20 to 50
+ * microseconds, in which a core passes over about 1 MB. */
+#define BYTES_A_THREAD ((uint64_t)1 << 20)
+#define MAX_THREADS 256
+#define PARTS 7 /* of a worker's scratch */
+
+struct worker {
+    const struct organ_job *job;
+    size_t begin, end; /* slices, counted over all runs */
+    struct organ_axis y, x;
+    int16_t *weights;
+    uint32_t *starts;
+    organ_sums sums;
+    double *totals;
+    char *copy; /* a slice whose rows are not contiguous */
+    void *scratch;
+};
+
+static uint64_t cost(const struct organ_job *job, const struct organ_run *run)
+{
+    return (uint64_t)run->h * run->w * job->itemsize + 4 * (uint64_t)job->size * job->size;
+}
+
+static int in_rows(const struct organ_job *job, const struct organ_run *run)
+{
+    const int aligned = ((uintptr_t)run->data | (uintptr_t)run->stride_n | (uintptr_t)run->stride_h) %
+                            job->itemsize == 0;
+    return run->stride_w == (ptrdiff_t)job->itemsize && aligned;
+}
+
+/* Elements are moved as bytes: they may lie anywhere. */
+static void copy_slice(const struct organ_job *job, const struct organ_run *run, const char *src, char *dst)
+{
+    const ptrdiff_t step = run->stride_w;
+    for (size_t y = 0; y < run->h; y++) {
+        const char *pixel = src + (ptrdiff_t)y * run->stride_h;
+        if (job->itemsize == 1)
+            for (size_t x = 0; x < run->w; x++)
+                *dst++ = pixel[(ptrdiff_t)x * step];
+        else
+            for (size_t x = 0; x < run->w; x++, dst += 2)
+                memcpy(dst, pixel + (ptrdiff_t)x * step, 2);
+    }
+}
+
+static void normalise_slices(struct worker *w, const struct organ_kernels *kernels,
+                             const struct organ_run *run, size_t first, size_t count, float *out)
+{
+    const struct organ_job *job = w->job;
+    const size_t area = run->h * run->w;
+    void (*normalise)(const struct organ_scale *, const void *, float *, size_t) =
+        job->scale->kind == ORGAN_REAL ? organ_normalise_real : kernels->normalise;
+    const char *src = run->data + (ptrdiff_t)first * run->stride_n;
+    const ptrdiff_t row = (ptrdiff_t)(run->w * job->itemsize);
+
+    if (!in_rows(job, run)) {
+        for (size_t i = 0; i < count; i++, out += area) {
+            copy_slice(job, run, src + (ptrdiff_t)i * run->stride_n, w->copy);
+            normalise(job->scale, w->copy, out, area);
+        }
+    } else if (run->stride_h != row && run->h > 1) {
+        for (size_t i = 0; i < count; i++)
+            for (size_t y = 0; y < run->h; y++, out += run->w)
+                normalise(job->scale, src + (ptrdiff_t)i * run->stride_n + (ptrdiff_t)y * run->stride_h, out,
+                          run->w);
+    } else if (count > 1 && run->stride_n != (ptrdiff_t)(area * job->itemsize)) {
+        for (size_t i = 0; i < count; i++, out += area)
+            normalise(job->scale, src + (ptrdiff_t)i * run->stride_n, out, area);
+    } else {
+        normalise(job->scale, src, out, count * area);
+    }
+}
+
+static void make_plan(struct worker *w, const struct organ_kernels *kernels, const struct organ_run *run,
+                      struct organ_plan *plan)
+{
+    const struct organ_scale *scale = w->job->scale;
+    if (w->y.in != run->h)
+        organ_axis_fill(&w->y, (uint32_t)run->h, w->job->size);
+    if (w->x.in != run->w)
+        organ_axis_fill(&w->x, (uint32_t)run->w, w->job->size);
+    plan->scale = scale;
+    plan->y = w->y;
+    plan->x = w->x;
+    plan->inverse = 1.0 / ((double)w->y.total * (double)w->x.total * (double)scale->depth);
+    const uint64_t column = (uint64_t)w->y.total * scale->depth; /* the largest column sum */
+    const int dot = kernels->narrow != 0 && scale->kind != ORGAN_REAL && w->x.widest <= ORGAN_LANES &&
+                    column * w->x.total <= UINT32_MAX;
+    plan->narrow = dot && scale->kind != ORGAN_U16 && column <= UINT16_MAX && run->w >= kernels->narrow;
+    plan->weights = dot ? w->weights : NULL;
+    plan->starts = w->starts;
+    if (!dot)
+        return;
+    for (uint32_t o = 0; o < w->x.out; o++) {
+        const struct organ_tap *tap = &w->x.taps[o];
+        int16_t *weight = w->weights + (size_t)o * ORGAN_LANES;
+        const int16_t mid = (int16_t)tap->mid, count = (int16_t)tap->count;
+        for (int16_t t = 0; t < ORGAN_LANES; t++)
+            weight[t] = t < count ? mid : 0;
+        if (tap->count > 1)
+            weight[tap->count - 1] = (int16_t)tap->last;
+        weight[0] = (int16_t)tap->first;
+        w->starts[o] = tap->start;
+    }
+}
+
+static void resample_slices(struct worker *w, const struct organ_kernels *kernels,
+                            const struct organ_run *run, size_t first, size_t count, float *out)
+{
+    const struct organ_job *job = w->job;
+    struct organ_plan plan;
+    make_plan(w, kernels, run, &plan);
+    const int real = job->scale->kind == ORGAN_REAL, copied = !in_rows(job, run);
+    for (size_t i = 0; i < count; i++) {
+        const char *src = run->data + (ptrdiff_t)(first + i) * run->stride_n;
+        ptrdiff_t stride = run->stride_h;
+        if (copied) {
+            copy_slice(job, run, src, w->copy);
+            src = w->copy;
+            stride = (ptrdiff_t)(run->w * job->itemsize);
+        }
+        for (uint32_t o = 0; o < job->size; o++, out += job->size) {
+            (real ? organ_rows_real : kernels->rows)(&plan, src, stride, &w->y.taps[o], w->sums);
+            (real ? organ_columns_real : kernels->columns)(&plan, w->sums, w->totals, out);
+        }
+    }
+}
+
+static void pack_slices(struct worker *w)
+{
+    const struct organ_job *job = w->job;
+    const struct organ_kernels *kernels = organ_level();
+    const size_t area = (size_t)job->size * job->size;
+    size_t before = 0;
+    for (size_t r = 0; r < job->run_count && before < w->end; before += job->runs[r++].n) {
+        const struct organ_run *run = &job->runs[r];
+        const size_t begin = w->begin > before ? w->begin - before : 0;
+        const size_t end = w->end - before < run->n ? w->end - before : run->n;
+        if (begin >= end)
+            continue;
+        float *out = job->out + (before + begin) * area;
+        if (run->h == job->size && run->w == job->size)
+            normalise_slices(w, kernels, run, begin, end - begin, out);
+        else
+            resample_slices(w, kernels, run, begin, end - begin, out);
+    }
+}
+
+ORGAN_THREAD(thread_body, argument)
+{
+    pack_slices(argument);
+    ORGAN_THREAD_END;
+}
+
+/* Every part starts on a cache line. Sizes are bounded by ORGAN_MAX_AXIS and ORGAN_MAX_SIZE; the sum is
+ * below 2^34, so only a 32-bit size_t can overflow, and that is asked. */
+static int take_scratch(struct worker *w, uint64_t sums, uint64_t copy)
+{
+    const uint64_t size = w->job->size;
+    const uint64_t dots = size > ORGAN_LANES ? size : ORGAN_LANES;
+    const uint64_t parts[PARTS] = {size * sizeof(struct organ_tap), size * sizeof(struct organ_tap),
+                                   dots * ORGAN_LANES * sizeof(int16_t), dots * sizeof(uint32_t),
+                                   size * sizeof(double), sums, copy};
+    uint64_t at[PARTS], total = 64;
+    for (int i = 0; i < PARTS; i++) {
+        at[i] = total;
+        total += (parts[i] + 63) & ~(uint64_t)63;
+    }
+    if (total > SIZE_MAX / 2)
+        return -1;
+    w->scratch = malloc((size_t)total);
+    if (w->scratch == NULL)
+        return -1;
+    char *base = (char *)((uintptr_t)w->scratch & ~(uintptr_t)63);
+    w->y.taps = (struct organ_tap *)(base + at[0]);
+    w->x.taps = (struct organ_tap *)(base + at[1]);
+    w->weights = (int16_t *)(base + at[2]);
+    w->starts = (uint32_t *)(base + at[3]);
+    w->totals = (double *)(base + at[4]);
+    w->sums.any = base + at[5];
+    w->copy = base + at[6];
+    memset(w->sums.any, 0, (size_t)sums); /* dot products read past the last column, with weight 0 */
+    if (size < ORGAN_LANES) {             /* and past the last output pixel, whose result is dropped */
+        memset(w->weights, 0, (size_t)parts[2]);
+        memset(w->starts, 0, (size_t)parts[3]);
+    }
+    return 0;
+}
+
+/* Slices [0, slices) in `count` parts of about equal cost. */
+static void share_out(const struct organ_job *job, struct worker *workers, size_t count, uint64_t total)
+{
+    size_t slice = 0, next = 1;
+    uint64_t done = 0;
+    workers[0].begin = 0;
+    for (size_t r = 0; r < job->run_count; r++) {
+        const uint64_t each = cost(job, &job->runs[r]);
+        const size_t stop = slice + job->runs[r].n;
+        while (next < count) {
+            const uint64_t goal = total / count * next;
+            const uint64_t steps = goal > done ? (goal - done + each - 1) / each : 0;
+            if (steps > stop - slice)
+                break;
+            slice += (size_t)steps;
+            done += steps * each;
+            workers[next - 1].end = slice;
+            workers[next++].begin = slice;
+        }
+        done += (stop - slice) * each;
+        slice = stop;
+    }
+    while (next < count) {
+        workers[next - 1].end = slice;
+        workers[next++].begin = slice;
+    }
+    workers[count - 1].end = slice;
+}
+
+int organ_pack(const struct organ_job *job, long threads)
+{
+    struct worker alone, *workers = &alone;
+    organ_thread *started = NULL;
+    const uint64_t a_sum = job->scale->kind == ORGAN_REAL ? sizeof(double) : sizeof(uint32_t);
+    uint64_t total = 0, sums = 0, copy = 0;
+    size_t count = 1, ready = 0;
+    int status = -1;
+
+    for (size_t r = 0; r < job->run_count; r++) {
+        const struct organ_run *run = &job->runs[r];
+        const int plain = run->h == job->size && run->w == job->size;
+        total += run->n * cost(job, run);
+        if (!plain && (run->w + 2 * ORGAN_LANES) * a_sum > sums)
+            sums = (run->w + 2 * ORGAN_LANES) * a_sum;
+        if (!in_rows(job, run) && (uint64_t)run->h * run->w * job->itemsize > copy)
+            copy = (uint64_t)run->h * run->w * job->itemsize;
+    }
+    if (threads > 1) {
+        const uint64_t paying = total / BYTES_A_THREAD;
+        count = (size_t)(threads < MAX_THREADS ? threads : MAX_THREADS);
+        if (count > job->slices)
+            count = job->slices;
+        if (count > paying)
+            count = paying != 0 ? (size_t)paying : 1;
+    }
+    if (count > 1) {
+        workers = malloc(count * sizeof *workers);
+        started = malloc(count * sizeof *started);
+        if (workers == NULL || started == NULL)
+            goto done;
+    }
+    for (; ready < count; ready++) {
+        struct worker *w = &workers[ready];
+        w->job = job;
+        w->scratch = NULL;
+        w->y.in = w->x.in = 0;
+        if (sums + copy != 0 && take_scratch(w, sums, copy) != 0)
+            goto done;
+    }
+    share_out(job, workers, count, total);
+
+    size_t running = 0;
+    while (running + 1 < count && organ_thread_start(&started[running], thread_body, &workers[running]) == 0)
+        running++;
+    for (size_t i = running; i < count; i++) /* its own part, and those for which no thread could start */
+        pack_slices(&workers[i]);
+    for (size_t i = 0; i < running; i++)
+        organ_thread_join(started[i]);
+    status = 0;
+
+done:
+    for (size_t i = 0; i < ready; i++)
+        free(workers[i].scratch);
+    if (workers != &alone)
+        free(workers);
+    free(started);
+    return status;
+}

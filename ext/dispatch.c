@@ -1,0 +1,80 @@
+/* Which kernels this processor runs. */
+#include "pack.h"
+
+#include <string.h>
+
+#if defined(ORGAN_X86) && defined(_MSC_VER) && !defined(__clang__)
+#include <immintrin.h>
+#include <intrin.h>
+
+static int has(int level)
+{
+    int leaf1[4], leaf7[4];
+    __cpuid(leaf1, 0);
+    if (leaf1[0] < 7)
+        return 0;
+    __cpuid(leaf1, 1);
+    __cpuidex(leaf7, 7, 0);
+    if (!(leaf1[2] >> 27 & 1) || !(leaf1[2] >> 12 & 1)) /* OSXSAVE, FMA */
+        return 0;
+    const unsigned long long saved = _xgetbv(0);
+    if ((saved & 0x6) != 0x6 || !(leaf7[1] >> 5 & 1)) /* the system saves ymm; AVX2 */
+        return 0;
+    return level == 1 || ((saved & 0xe6) == 0xe6 && (leaf7[1] >> 16 & 1) && (leaf7[1] >> 17 & 1) &&
+                          (leaf7[1] >> 30 & 1) && (leaf7[1] >> 31 & 1)); /* F, DQ, BW, VL */
+}
+#elif defined(ORGAN_X86)
+static int has(int level)
+{
+    __builtin_cpu_init();
+    if (level == 1)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return has(1) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+static int available(const struct organ_kernels *found[3])
+{
+    int count = 0;
+    found[count++] = &organ_portable;
+#ifdef ORGAN_X86
+    if (has(1))
+        found[count++] = &organ_avx2;
+    if (has(2))
+        found[count++] = &organ_avx512;
+#endif
+    return count;
+}
+
+static const struct organ_kernels *current;
+
+int organ_levels(const char *names[3])
+{
+    const struct organ_kernels *found[3];
+    const int count = available(found);
+    for (int i = 0; i < count; i++)
+        names[i] = found[i]->name;
+    return count;
+}
+
+const struct organ_kernels *organ_level(void)
+{
+    if (current == NULL) {
+        const struct organ_kernels *found[3];
+        current = found[available(found) - 1];
+    }
+    return current;
+}
+
+int organ_set_level(const char *name)
+{
+    const struct organ_kernels *found[3];
+    const int count = available(found);
+    for (int i = 0; i < count; i++)
+        if (strcmp(found[i]->name, name) == 0) {
+            current = found[i];
+            return 0;
+        }
+    return -1;
+}

@@ -1,0 +1,349 @@
+# cython: language_level=3, binding=False, freethreading_compatible=True
+"""CT slices into a network's input: normalised, resampled and packed in one pass over each slice.
+
+`pack` is the API. `levels`, `level` and `set_level` choose among the kernels compiled for several
+generations of processor, for tests and benchmarks; the environment variable ORGAN_INFER_SIMD (`portable`,
+`avx2` or `avx512`) does so at import. Results do not depend on the level.
+"""
+
+import os
+from operator import index
+
+from cpython.float cimport PyFloat_AsDouble, PyFloat_CheckExact
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
+from libc.math cimport floor, frexp, isfinite
+from libc.stdlib cimport free, malloc
+
+from kernels cimport *
+
+__all__ = ["level", "levels", "pack", "set_level"]
+
+_import_array()
+
+# Pixels below which the lock is kept: some ten microseconds of work, less than taking it again may cost.
+cdef enum:
+    KEEP_LOCK_BELOW = 65536
+
+cdef str LINE = "expected uint8, uint16 or int16 slices (H, W) or (N, H, W), or a sequence of (H, W) arrays"
+
+
+cdef str _type(object value):
+    return type(value).__name__
+
+
+cdef double _number(object value, str name) except? -1e300:
+    if PyFloat_CheckExact(value):
+        return PyFloat_AsDouble(value)
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"expected {name} to be a number, found {_type(value)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"expected {name} to be a number, found {_type(value)}") from None
+    except OverflowError:
+        raise ValueError(f"expected a finite {name}, found a whole number too large for a float") from None
+
+
+cdef long _whole(object value, str name, long low, long high) except -1:
+    cdef int past = 0
+    cdef long found
+    if isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a whole number, found bool")
+    if not PyLong_CheckExact(value):
+        try:
+            value = index(value)
+        except TypeError:
+            raise TypeError(f"expected {name} to be a whole number, found {_type(value)}") from None
+    found = PyLong_AsLongAndOverflow(value, &past)
+    if past != 0 or not low <= found <= high:
+        raise ValueError(f"expected {name} from {low} to {high}, found {value}")
+    return found
+
+
+cdef int _window(object window, organ_scale *scale) except -1:
+    """The window of int16 slices; whole numbers where both bounds are, doubles where not."""
+    cdef double level = 40.0, width = 400.0, low
+    if window is not None:
+        if isinstance(window, (str, bytes)):
+            raise TypeError(f"expected window as (level, width) in HU, found {_type(window)}")
+        try:
+            given = tuple(window)
+        except TypeError:
+            raise TypeError(f"expected window as (level, width) in HU, found {_type(window)}") from None
+        if len(given) != 2:
+            raise ValueError(f"expected window as (level, width) in HU, found {len(given)} values")
+        level = _number(given[0], "the window's level")
+        width = _number(given[1], "the window's width")
+        if not isfinite(level):
+            raise ValueError(f"expected a finite window level, found {level}")
+        if not (isfinite(width) and width > 0.0):
+            raise ValueError(f"expected a window width above 0, found {width}")
+    low = level - width / 2.0
+    if low >= -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):
+        scale.kind = ORGAN_I16
+        scale.low = <int16_t> low
+        scale.high = <int16_t> (low + width)
+        scale.depth = <uint32_t> width
+    else:
+        scale.kind = ORGAN_REAL
+        scale.depth = 1
+        scale.real_low = low
+        scale.real_width = width
+    return 0
+
+
+cdef int _scale(int type_number, object mean, object std, object window, organ_scale *scale) except -1:
+    cdef double mean_given = _number(mean, "mean"), std_given = _number(std, "std")
+    cdef int exponent
+    scale.mean = <float> mean_given
+    scale.std = <float> std_given
+    if not isfinite(scale.mean):
+        raise ValueError(f"expected a mean that is finite in float32, found {mean_given}")
+    if not (isfinite(scale.std) and scale.std > 0.0):
+        raise ValueError(f"expected a std that is finite and above 0 in float32, found {std_given}")
+    scale.inverse = 0.0
+    if frexp(scale.std, &exponent) == 0.5 and -16 <= exponent <= 16:
+        scale.inverse = <float> 1.0 / scale.std
+    if type_number == NPY_INT16:
+        _window(window, scale)
+    elif window is not None:
+        raise ValueError(
+            f"expected window only with int16 slices, found {'uint8' if type_number == NPY_UINT8 else 'uint16'}"
+        )
+    elif type_number == NPY_UINT8:
+        scale.kind = ORGAN_U8
+        scale.depth = 255
+    else:
+        scale.kind = ORGAN_U16
+        scale.depth = 65535
+    scale.depth_inverse = <float> 1.0 / <float> scale.depth
+    scale.depth_rest = <float> (1.0 / <double> scale.depth - <double> scale.depth_inverse)
+    return 0
+
+
+cdef int _run(object image, bint one, int type_number, organ_run *run) except -1:
+    """One array as a run of slices; type_number is that of the arrays before it, or -1. Its own comes back."""
+    if not PyArray_Check(image):
+        raise TypeError(f"{LINE}, found {_type(image)}")
+    cdef PyArrayObject *array = <PyArrayObject *> image
+    cdef int found = PyArray_TYPE(array), ndim = PyArray_NDIM(array)
+    cdef npy_intp *dims = PyArray_DIMS(array)
+    cdef npy_intp *strides = PyArray_STRIDES(array)
+    if found != NPY_UINT8 and found != NPY_UINT16 and found != NPY_INT16:
+        raise TypeError(f"{LINE}, found dtype {image.dtype}")
+    if not PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"expected slices in this machine's byte order, found dtype {image.dtype.str}")
+    if type_number >= 0 and found != type_number:
+        raise TypeError(f"expected slices of one dtype, found {image.dtype} among others")
+    if ndim != 2 and (one or ndim != 3):
+        raise ValueError(
+            f"expected {'each slice as (H, W)' if one else 'slices (H, W) or (N, H, W)'}, found shape {image.shape}"
+        )
+    run.n = dims[0] if ndim == 3 else 1
+    run.stride_n = strides[0] if ndim == 3 else 0
+    run.h = dims[ndim - 2]
+    run.w = dims[ndim - 1]
+    run.stride_h = strides[ndim - 2]
+    run.stride_w = strides[ndim - 1]
+    run.data = <const char *> PyArray_DATA(array)
+    if not (1 <= run.h <= ORGAN_MAX_AXIS and 1 <= run.w <= ORGAN_MAX_AXIS):
+        raise ValueError(
+            f"expected a height and a width from 1 to {ORGAN_MAX_AXIS}, found shape {image.shape}"
+        )
+    return found
+
+
+cdef bint _touches(const organ_run *run, size_t itemsize, const char *low, const char *high) noexcept nogil:
+    """Whether the bytes between a run's first and last pixel meet [low, high)."""
+    cdef const char *first = run.data
+    cdef const char *last = run.data + itemsize
+    cdef ptrdiff_t[3] reach
+    cdef int axis
+    if run.n == 0:
+        return False
+    reach[0] = <ptrdiff_t> (run.n - 1) * run.stride_n
+    reach[1] = <ptrdiff_t> (run.h - 1) * run.stride_h
+    reach[2] = <ptrdiff_t> (run.w - 1) * run.stride_w
+    for axis in range(3):
+        if reach[axis] < 0:
+            first += reach[axis]
+        else:
+            last += reach[axis]
+    return first < high and low < last
+
+
+cdef object _output(object out, npy_intp *shape, organ_job *job):
+    """A new array, or `out` once it is known to be fit."""
+    cdef PyArrayObject *array
+    cdef npy_intp *dims
+    cdef size_t i, length
+    cdef const char *low
+    if out is None:
+        out = PyArray_SimpleNew(4, shape, NPY_FLOAT32)
+        job.out = <float *> PyArray_DATA(<PyArrayObject *> out)
+        return out
+    if not PyArray_Check(out):
+        raise TypeError(f"expected out to be a float32 array, found {_type(out)}")
+    array = <PyArrayObject *> out
+    dims = PyArray_DIMS(array)
+    if PyArray_TYPE(array) != NPY_FLOAT32 or not PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"expected out to be float32, found dtype {out.dtype.str}")
+    if (
+        PyArray_NDIM(array) != 4 or dims[0] != shape[0] or dims[1] != 1
+        or dims[2] != shape[2] or dims[3] != shape[3]
+    ):
+        raise ValueError(
+            f"expected out of shape ({shape[0]}, 1, {shape[2]}, {shape[3]}), found {out.shape}"
+        )
+    if not PyArray_IS_C_CONTIGUOUS(array):
+        raise ValueError("expected out to be C-contiguous, found other strides")
+    if not PyArray_ISBEHAVED(array):
+        raise ValueError("expected out to be writeable and aligned, found a read-only or misaligned array")
+    job.out = <float *> PyArray_DATA(array)
+    low = <const char *> job.out
+    length = job.slices * job.size * job.size * sizeof(float)
+    for i in range(job.run_count):
+        if _touches(&job.runs[i], job.itemsize, low, low + length):
+            raise ValueError("expected out apart from the slices, found memory that overlaps them")
+    return out
+
+
+def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
+    """pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None)
+
+    Slices as the network's input: float32 (N, 1, size, size), C-contiguous.
+
+    images: uint8, uint16 or int16, (H, W) or (N, H, W), or a sequence of (H, W) arrays whose shapes may
+        differ and whose dtype may not. H and W from 1 to 65,535. Read-only and strided arrays will do,
+        and nothing is ever written to them. None at all, () or (0, H, W), gives (0, 1, size, size).
+    size: S, pixels, 1 to 4,096.
+    mean, std: of the network's input, rounded to float32.
+    window: (level, width) in Hounsfield units, for int16 only; (40, 400) unless given.
+    threads: upper bound; more than one is started only for slices of more than about a megabyte each.
+    out: float32 (N, 1, size, size), C-contiguous, apart from `images`; filled and returned.
+
+    A pixel v is a fraction f: v / 255 (uint8), v / 65535 (uint16), or
+    clip((v - (level - width / 2)) / width, 0, 1) (int16, HU; DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT),
+    rounded to float32. Then (f - mean) / std in float32, the steps of torchvision's ToTensor and
+    Normalize, and for uint8 of size (S, S) the same bits.
+
+    Each axis is resampled on its own, after the window and before mean and std. Longer than size: the
+    mean over the area under each output pixel, fractions weighted. Shorter: linear interpolation with
+    half-pixel centres, clamped at the edge. Equal: untouched. Weights and sums are whole numbers, so
+    sums are exact and rounded once, and a flat slice stays flat. (A window with bounds that are no whole
+    numbers, or lie outside int16, is summed in float64.)
+
+    Results are the same bits at every dispatch level and for every number of threads. The GIL is
+    released around the loop unless there are fewer than 65,536 pixels in and out, about ten
+    microseconds of work.
+
+    Raises TypeError (dtype, byte order, object), ValueError (shape, range, window, out) before anything
+    is read or written, MemoryError where memory is short.
+    """
+    cdef organ_run single
+    cdef organ_run *runs = &single
+    cdef organ_scale scale
+    cdef organ_job job
+    cdef npy_intp[4] shape
+    cdef size_t i, count, slices = 0, pixels = 0
+    cdef int type_number = -1, status
+    cdef long side, thread_count
+    cdef tuple held = None
+
+    side = _whole(size, "size", 1, ORGAN_MAX_SIZE)
+    thread_count = _whole(threads, "threads", 1, 2147483647)
+    if not PyArray_Check(images):
+        if isinstance(images, (str, bytes, bytearray, memoryview, dict, set)) or not hasattr(images, "__getitem__"):
+            raise TypeError(f"{LINE}, found {_type(images)}")
+        held = tuple(images)
+    try:
+        if held is None:
+            count = 1
+            type_number = _run(images, False, -1, &single)
+            slices = single.n
+            pixels = single.n * single.h * single.w
+        else:
+            count = len(held)
+            if count > 1:
+                runs = <organ_run *> malloc(count * sizeof(organ_run))
+                if runs == NULL:
+                    raise MemoryError()
+            for i in range(count):
+                type_number = _run(held[i], True, type_number, &runs[i])
+                pixels += runs[i].h * runs[i].w
+            slices = count
+        if type_number < 0:
+            type_number = NPY_INT16 if window is not None else NPY_UINT8
+        _scale(type_number, mean, std, window, &scale)
+        if slices > <size_t> 0x7fffffffffffffff // 4 // <size_t> (side * side):
+            raise ValueError(f"expected fewer slices of size {side} than memory has addresses, found {slices}")
+        job.runs = runs
+        job.run_count = count
+        job.slices = slices
+        job.scale = &scale
+        job.size = <uint32_t> side
+        job.itemsize = 1 if type_number == NPY_UINT8 else 2
+        shape[0] = <npy_intp> slices
+        shape[1] = 1
+        shape[2] = shape[3] = side
+        out = _output(out, shape, &job)
+        pixels += slices * <size_t> (side * side)
+        if slices == 0:
+            status = 0
+        elif pixels < KEEP_LOCK_BELOW:
+            status = organ_pack(&job, 1)
+        else:
+            with nogil:
+                status = organ_pack(&job, thread_count)
+        if status != 0:
+            raise MemoryError("no memory for the scratch of one slice")
+        return out
+    finally:
+        if runs != &single:
+            free(runs)
+
+
+def levels():
+    """Names of the dispatch levels this processor has, slowest first."""
+    cdef const char *names[3]
+    cdef int i, count = organ_levels(names)
+    return tuple(names[i].decode("ascii") for i in range(count))
+
+
+def level():
+    """Name of the level in use."""
+    return organ_level().name.decode("ascii")
+
+
+def set_level(str name not None):
+    """Use the named level, in the whole process; for tests and benchmarks, and not while packing."""
+    if organ_set_level(name.encode("utf-8")) != 0:
+        raise ValueError(f"expected a level of this processor ({', '.join(levels())}), found {name!r}")
+
+
+def _nothing(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
+    """An empty call with the arguments of `pack`, for its benchmark."""
+    return None
+
+
+def _read_limit(image):
+    """Sum of the bytes of a contiguous uint8 array: what reading it once costs, for the benchmark."""
+    cdef PyArrayObject *array = <PyArrayObject *> image
+    cdef size_t n = image.size
+    assert PyArray_TYPE(array) == NPY_UINT8 and PyArray_IS_C_CONTIGUOUS(array)
+    return organ_level().read_limit(<const uint8_t *> PyArray_DATA(array), n)
+
+
+def _store_limit(image, out):
+    """Each byte of a contiguous uint8 array stored as a float: the floor of `pack`, for the benchmark."""
+    cdef PyArrayObject *array = <PyArrayObject *> image
+    cdef PyArrayObject *target = <PyArrayObject *> out
+    cdef size_t n = image.size
+    assert PyArray_TYPE(array) == NPY_UINT8 and PyArray_IS_C_CONTIGUOUS(array)
+    assert PyArray_TYPE(target) == NPY_FLOAT32 and PyArray_IS_C_CONTIGUOUS(target) and out.size == n
+    organ_level().store_limit(<const uint8_t *> PyArray_DATA(array), <float *> PyArray_DATA(target), n)
+
+
+if os.environ.get("ORGAN_INFER_SIMD"):
+    set_level(os.environ["ORGAN_INFER_SIMD"])
+organ_level()

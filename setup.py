@@ -1,0 +1,55 @@
+"""The compiled part of organ_infer; everything else stands in pyproject.toml."""
+
+import sys
+import sysconfig
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# Free-threaded Python loads no abi3 module: it gets one of its own version.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+LIMITED = not FREE_THREADED and sys.implementation.name == "cpython"
+
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION")]
+if LIMITED:
+    MACROS.append(("Py_LIMITED_API", "0x030B0000"))
+
+KERNELS = ["axis", "portable", "real", "avx2", "avx512", "dispatch", "batch"]
+
+
+class BuildKernels(build_ext):
+    """Every level must round alike: no contraction into fused operations, no -march of this machine."""
+
+    def build_extension(self, ext):
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args += ["/O2", "/std:c11", "/fp:precise"]
+        else:
+            ext.extra_compile_args += [
+                "-O3",
+                "-std=c11",
+                "-ffp-contract=off",
+                "-fno-trapping-math",
+                "-fvisibility=hidden",
+            ]
+            if sys.platform != "win32":
+                ext.extra_compile_args.append("-pthread")
+                ext.extra_link_args.append("-pthread")
+        super().build_extension(ext)
+
+
+packing = Extension(
+    "organ_infer._packing",
+    ["ext/packing.pyx", *(f"ext/{kernel}.c" for kernel in KERNELS)],
+    include_dirs=["ext", numpy.get_include()],
+    depends=["ext/pack.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"],
+    define_macros=MACROS,
+    py_limited_api=LIMITED,
+)
+
+setup(
+    ext_modules=cythonize([packing], include_path=["ext"]),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
+)
