@@ -1,6 +1,6 @@
 """Write the 44 example slices beside this file: four a class, evenly spaced in OrganAMNIST's validation split.
 
-    python examples/make_examples.py --data-dir DIR
+python examples/make_examples.py --data-dir DIR
 """
 
 import argparse

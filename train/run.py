@@ -26,7 +26,17 @@ from train.record import RunError
 from train.stages import RUNGS, STAGES, Stage, chosen_stages
 
 SMOKE_EPOCHS = 2
-VERSIONS = ("torch", "torchvision", "medmnist", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "scikit-learn", "numpy")
+VERSIONS = (
+    "torch",
+    "torchvision",
+    "medmnist",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "scikit-learn",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
