@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime themselves use no network either
+
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "organ_infer" / "default" / "manifest.json"
 CLASSES = [

@@ -22,7 +22,7 @@ _PLANES = {
 
 def parse_orientation(value: str | Sequence[str]) -> Orientation:
     """ "PL" or ("P", "L") as an orientation. Raises InputError."""
-    letters = tuple(value)
+    letters = tuple(value) if isinstance(value, (str, Sequence)) else ()
     if len(letters) != 2 or any(not isinstance(letter, str) for letter in letters):
         raise InputError(f"orientation: {LETTERS_TEXT} expected, found {value!r}")
     rows, columns = (letter.upper() for letter in letters)

@@ -26,6 +26,7 @@ logger = logging.getLogger("organ_infer")
 DEVICES = ("auto", "cpu", "cuda")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 THREAD_LIMIT = 1024
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 CUDA_BATCHES = (1, 4, 16, 64, 256)  # padded up to one of these: each new shape would tune and allocate anew
 
 _CUDA_OPTIONS = {
@@ -38,7 +39,8 @@ _CUDA_OPTIONS = {
 def import_onnxruntime() -> ModuleType:
     """The onnxruntime module. Raises DeviceError with the command that installs it."""
     try:
-        onnxruntime = importlib.import_module("onnxruntime")
+        with _no_telemetry():
+            onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as e:
         if getattr(e, "name", None) == "onnxruntime":
             raise DeviceError(
@@ -47,7 +49,24 @@ def import_onnxruntime() -> ModuleType:
         raise DeviceError(f"onnxruntime cannot be loaded ({one_line(e)}): {reinstall_text()}") from e
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of the two wheels is uninstalled
         raise DeviceError(f"onnxruntime is installed incompletely: {reinstall_text()}")
+    getattr(
+        onnxruntime, "disable_telemetry_events", lambda: None
+    )()  # where the program had imported it before
     return onnxruntime
+
+
+@contextlib.contextmanager
+def _no_telemetry() -> Iterator[None]:
+    """onnxruntime from 1.29 on sends usage statistics unless this is set while it loads (its pull request 27379); its
+    uploader also hangs a forked child that ends by sys.exit."""
+    asked = os.environ.get(TELEMETRY_VARIABLE)
+    if asked is None:
+        os.environ[TELEMETRY_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if asked is None:
+            os.environ.pop(TELEMETRY_VARIABLE, None)
 
 
 def reinstall_text() -> str:

@@ -1,0 +1,371 @@
+"""OrganClassifier: what goes in, what comes out, and how it lives in a program."""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, child_environment, make_graph, write_bundle
+from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction
+
+
+def softmax(logits):
+    e = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def logits(graph, slices):
+    """onnxruntime alone, on torchvision's definition of the input."""
+    import onnxruntime
+
+    x = ((slices.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5))[:, None]
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, {"images": x})[0]
+
+
+def test_probabilities_are_the_softmax_of_the_networks_logits(classifier, slices):
+    found = classifier.predict_proba(slices)
+    assert found.shape == (40, 11) and found.dtype == np.float32
+    np.testing.assert_allclose(found, softmax(logits(make_graph(), slices)), atol=1e-6)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+    assert len(set(found.argmax(1))) > 1  # the network answers differently, so the tests can see
+
+
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(ensemble, slices):
+    with OrganClassifier(ensemble, device="cpu") as three:
+        found = three.predict_proba(slices)
+    parts = [softmax(logits(make_graph(seed=seed), slices)) for seed in (1, 2, 3)]
+    np.testing.assert_allclose(found, np.mean(parts, axis=0), atol=1e-6)
+
+
+def test_temperature_divides_each_members_logits_and_leaves_probabilities(
+    tmp_path, probabilities_bundle, slices
+):
+    warm = write_bundle(tmp_path / "warm", {"small.onnx": make_graph()}, temperature=4.0)
+    with OrganClassifier(warm, device="cpu") as opened:
+        np.testing.assert_allclose(
+            opened.predict_proba(slices), softmax(logits(make_graph(), slices) / 4), atol=1e-6
+        )
+    with OrganClassifier(probabilities_bundle, device="cpu") as opened:
+        np.testing.assert_allclose(
+            opened.predict_proba(slices), softmax(logits(make_graph(), slices)), atol=1e-6
+        )
+
+
+def test_batch_size_changes_no_label(bundle, slices):
+    found = []
+    for size in (1, 3, 40, 64):
+        with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
+            found.append(opened.predict_proba(slices))
+    for other in found[1:]:
+        assert (other.argmax(1) == found[0].argmax(1)).all()
+        np.testing.assert_allclose(other, found[0], atol=1e-5)
+
+
+def test_a_prediction_says_label_organ_and_probabilities(classifier, slices):
+    (found,) = classifier.predict(slices[0])
+    row = classifier.predict_proba(slices[0])[0]
+    assert isinstance(found, Prediction) and found.path is None and found.warnings == ()
+    assert found.label == CLASSES[found.index] and found.index == row.argmax()
+    assert (
+        found.probabilities == tuple(row.tolist()) and found.probability == found.probabilities[found.index]
+    )
+    with pytest.raises(AttributeError):
+        found.label = "heart"
+
+
+def test_organ_adds_the_two_sides(tmp_path):
+    """femur-left .3 and femur-right .3 beat heart's .4: the organ is not the label's."""
+
+    def change(model):
+        from onnx import numpy_helper
+
+        row = np.full(11, -20, np.float32)
+        row[[1, 2, 3]] = np.log([0.3, 0.3, 0.4])
+        for tensor in model.graph.initializer:
+            value = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(row if tensor.name == "bias" else value * 0, tensor.name))
+
+    with OrganClassifier(
+        write_bundle(tmp_path / "b", {"g.onnx": make_graph(change=change)}), device="cpu"
+    ) as opened:
+        (found,) = opened.predict(np.zeros((28, 28), np.uint8))
+    assert (found.label, found.organ) == ("heart", "femur")
+    assert found.probability == pytest.approx(0.4) and found.organ_probability == pytest.approx(0.6)
+
+
+def test_the_forms_of_one_slice_agree(classifier, slices):
+    from PIL import Image
+
+    expected = classifier.predict_proba(slices[:3])
+    for images in (
+        list(slices[:3]),
+        tuple(slices[:3]),
+        [Image.fromarray(s) for s in slices[:3]],
+        (s for s in slices[:3]),
+        np.asfortranarray(slices[:3]),
+        [slices[0], Image.fromarray(slices[1]), slices[2]],
+    ):
+        assert (classifier.predict_proba(images) == expected).all()
+    assert (classifier.predict_proba(Image.fromarray(slices[0])) == expected[:1]).all()
+
+
+def test_slices_of_differing_shapes_and_dtypes_keep_their_order(classifier, slices):
+    mixed = [
+        slices[0],
+        np.kron(slices[1], np.ones((4, 4), np.uint8)),
+        slices[2].astype(np.uint16) * 257,
+        slices[3].astype(np.int16) * 2 - 200,
+    ]
+    found = classifier.predict_proba(mixed)
+    for row, image in zip(found, mixed, strict=True):
+        np.testing.assert_allclose(row, classifier.predict_proba(image)[0], atol=1e-6)
+    np.testing.assert_allclose(found[:3], classifier.predict_proba(slices[:3]), atol=1e-5)
+    big = mixed[2].astype(mixed[2].dtype.newbyteorder("S"))
+    np.testing.assert_allclose(classifier.predict_proba(big)[0], found[2], atol=1e-6)
+
+
+def test_input_is_never_written_to(classifier, slices):
+    image = slices[0].copy()
+    image.setflags(write=False)
+    classifier.predict(image)
+    assert (image == slices[0]).all()
+
+
+BAD = [
+    (np.zeros((28, 28), np.float32), "found float32: pass gray of 0 to 255 as uint8"),
+    (np.full((28, 28), np.nan), "found float64: .* after taking out the NaN"),
+    (np.zeros((28, 28), bool), r"found bool: pass image.astype\('uint8'\) \* 255"),
+    (np.zeros((28, 28), np.int64), "found int64: pass uint8 gray, uint16 gray, or int16"),
+    (np.zeros((28, 28), object), "found object"),
+    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like colour: pass gray"),
+    (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\): pass gray"),
+    (np.zeros(28, np.uint8), r"found 1 axes \(28,\)"),
+    (np.uint8(3), "found uint8"),
+    (np.zeros((0, 28, 28), np.uint8), "no slice in it"),
+    (np.zeros((0, 28), np.uint8), r"1 to 65,535 pixels a side expected, found \(0, 28\)"),
+    (np.zeros((1, 70_000), np.uint8), "1 to 65,535 pixels a side"),
+    ([], "no slice in it"),
+    (None, "found NoneType"),
+    ([None], r"images\[0\]: .* found NoneType"),
+    ([[0, 1], [2, 3]], r"images\[0\]: .* found list"),
+    ([np.zeros((28, 28), np.uint8), np.zeros((2, 28, 28), np.uint8)], r"images\[1\]: .*found 3 axes"),
+    ("slice.png", r"found the path 'slice.png': use predict_paths\(\[path\]\)"),
+    (Path("slice.png"), "use predict_paths"),
+]
+
+
+@pytest.mark.parametrize(("images", "words"), BAD, ids=range(len(BAD)))
+def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words):
+    for method in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(InputError, match=words) as caught:
+            method(images)
+        assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu"}, "device: one of auto, cpu, cuda expected, found 'gpu'"),
+        ({"threads": 0}, "threads: a whole number from 1"),
+        ({"threads": True}, "threads"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"batch_size": 10**6}, "batch_size"),
+        ({"orientation": "LR"}, "orientation: two letters"),
+        ({"orientation": "HF"}, "orientation"),
+        ({"orientation": "LH"}, "coronal plane, this model's is axial"),
+        ({"orientation": 7}, "orientation: two letters"),
+    ],
+)
+def test_options_out_of_range_are_refused(bundle, options, words):
+    with pytest.raises(InputError, match=words):
+        OrganClassifier(bundle, **options)
+
+
+# Orientation.
+
+
+def test_a_usual_crop_is_turned_to_the_model(bundle, slices):
+    """Axial as usual is PL, the model's LP: the transpose, and every other way of lying comes back too."""
+    ways = {
+        "LP": lambda s: s, "PL": lambda s: s.T, "RP": lambda s: s[::-1], "LA": lambda s: s[:, ::-1],
+        "RA": lambda s: s[::-1, ::-1], "PR": lambda s: s[::-1].T, "al": lambda s: s[:, ::-1].T,
+    }  # fmt: skip
+    tall = np.random.default_rng(1).integers(0, 256, (40, 30), np.uint8)
+    with OrganClassifier(bundle, device="cpu") as plain:
+        expected = plain.predict_proba([tall])
+    for letters, lie in ways.items():
+        with OrganClassifier(bundle, device="cpu", orientation=letters) as turned:
+            assert (turned.predict_proba([lie(tall)]) == expected).all(), letters
+    assert not (plain_of(bundle, tall.T) == expected).all()
+
+
+def plain_of(bundle, image):
+    with OrganClassifier(bundle, device="cpu") as opened:
+        return opened.predict_proba(image)
+
+
+def test_a_model_of_unknown_orientation_turns_nothing(tmp_path, slices):
+    folder = write_bundle(
+        tmp_path / "b", {"g.onnx": make_graph()}, change=lambda m: m["input"].update(orientation=None)
+    )
+    with pytest.raises(InputError, match="has not been established"):
+        OrganClassifier(folder, orientation="PL")
+    with OrganClassifier(folder, device="cpu") as opened:
+        assert opened.predict(slices[0])
+
+
+def test_hounsfield_units_need_a_window(tmp_path):
+    folder = write_bundle(
+        tmp_path / "b", {"g.onnx": make_graph()}, change=lambda m: m["input"].update(window=None)
+    )
+    with (
+        OrganClassifier(folder, device="cpu") as opened,
+        pytest.raises(InputError, match="this model takes no window"),
+    ):
+        opened.predict(np.zeros((28, 28), np.int16))
+
+
+# Paths.
+
+
+def test_paths_come_back_in_order_with_failures_in_their_place(classifier, pictures, slices, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    paths = [pictures / "s00.png", bad, str(pictures / "s01.png"), tmp_path / "none.png", tmp_path]
+    found = list(classifier.predict_paths(paths))
+    assert [p.path for p in found] == [str(p) for p in paths]
+    assert [type(p) for p in found] == [Prediction, ImageFailure, Prediction, ImageFailure, ImageFailure]
+    assert found[3].error == "no such file" and found[4].error == "a directory, not an image"
+    expected = classifier.predict_proba(slices[:2])
+    assert found[0].probabilities == tuple(expected[0].tolist())
+    assert found[2].probabilities == tuple(expected[1].tolist())
+
+
+def test_paths_are_read_a_batch_at_a_time(bundle, pictures):
+    taken = []
+
+    def paths():
+        for i in range(40):
+            taken.append(i)
+            yield pictures / f"s{i:02}.png"
+
+    with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
+        results = opened.predict_paths(paths())
+        assert taken == []
+        next(results)
+        assert len(taken) == 8
+        assert len(list(results)) == 39
+
+
+def test_many_failures_do_not_pile_up(bundle):
+    taken = []
+
+    def paths():
+        for i in range(1000):
+            taken.append(i)
+            yield f"/none/{i}.png"
+
+    with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
+        next(opened.predict_paths(paths()))
+    assert len(taken) == 32
+
+
+def test_no_paths_give_nothing_and_one_path_alone_is_refused(classifier):
+    assert list(classifier.predict_paths([])) == []
+    with pytest.raises(InputError, match=r"pass \[path\]"):
+        classifier.predict_paths("slice.png")
+
+
+# Its life.
+
+
+def test_eight_threads_give_bitwise_the_serial_results(ensemble, slices):
+    with OrganClassifier(ensemble, device="cpu", batch_size=8) as opened:
+        expected = opened.predict_proba(slices)
+        found: list = [None] * 8
+
+        def work(i):
+            found[i] = [opened.predict_proba(slices) for _ in range(5)]
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+    assert all((rows == expected).all() for each in found for rows in each)
+
+
+def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices):
+    opened = OrganClassifier(bundle, device="cpu")
+    opened.close()
+    opened.close()
+    for use in (lambda: opened.predict(slices[0]), lambda: opened.predict_proba(slices[0])):
+        with pytest.raises(OrganInferError, match="closed: open another"):
+            use()
+    with pytest.raises(OrganInferError, match="closed"):
+        list(opened.predict_paths([Path(bundle) / "small.onnx"]) if False else opened.predict(slices))
+    assert opened.classes == tuple(CLASSES) and opened.providers == ("CPUExecutionProvider",)
+    assert "closed" in repr(opened)
+
+
+def test_pickling_opens_it_again(bundle, slices, monkeypatch, tmp_path):
+    monkeypatch.chdir(bundle.parent)
+    with OrganClassifier(bundle.name, device="cpu", threads=1, orientation="PL") as opened:
+        data = pickle.dumps(opened)
+        monkeypatch.chdir(tmp_path)  # a relative bundle is found from anywhere
+        with pickle.loads(data) as again:
+            assert (again.predict_proba(slices) == opened.predict_proba(slices)).all()
+
+
+def test_a_fork_says_to_open_its_own_and_both_end(bundle):
+    """The child's use fails clearly, its own classifier works, and neither exit hangs on threads left behind."""
+    code = f"""
+import os, sys, gc
+import numpy as np
+from organ_infer import OrganClassifier, OrganInferError
+opened = OrganClassifier({str(bundle)!r}, device="cpu", threads=2)
+image = np.zeros((28, 28), np.uint8)
+expected = opened.predict_proba(image)
+child = os.fork()
+if not child:
+    try:
+        opened.predict(image)
+    except OrganInferError as e:
+        assert "opened in process" in str(e) and "open an OrganClassifier in the child" in str(e), e
+    else:
+        os._exit(3)
+    with OrganClassifier({str(bundle)!r}, device="cpu", threads=2) as own:
+        assert (own.predict_proba(image) == expected).all()
+    opened.close()
+    del opened
+    gc.collect()
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert (opened.predict_proba(image) == expected).all()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=child_environment(),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_many_classifiers_leave_threads_and_descriptors_flat(bundle, slices):
+    def count():
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    def once():
+        with OrganClassifier(bundle, device="cpu", threads=2) as opened:
+            opened.predict(slices[0])
+
+    once()
+    before = count()
+    for _ in range(20):
+        once()
+    assert count() == before
