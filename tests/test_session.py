@@ -1,0 +1,348 @@
+"""Sessions: the device really granted, threads, answers checked; against a stand-in onnxruntime where no GPU is."""
+
+import logging
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from conftest import CLASSES, child_environment, make_graph
+
+from organ_infer import DeviceError, OrganClassifier, OrganInferError
+from organ_infer import session as sessions
+from organ_infer.processors import usable_processors
+from organ_infer.session import Session
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+IMAGE = np.zeros((28, 28), np.uint8)
+
+
+def stand_in(available=(CUDA, CPU), granted=(CUDA, CPU), fails=None, answer=None):
+    """An onnxruntime that offers and grants what it is told; `opened` and `shapes` keep what was asked of it."""
+    module = types.ModuleType("onnxruntime")
+    module.opened, module.shapes, module.preloaded = [], [], 0
+
+    class SessionOptions:
+        def __init__(self):
+            self.entries = {}
+
+        def add_session_config_entry(self, key, value):
+            self.entries[key] = value
+
+    class InferenceSession:
+        def __init__(self, graph, sess_options, providers, enable_fallback):
+            assert isinstance(graph, bytes) and enable_fallback == 0
+            names = [p if isinstance(p, str) else p[0] for p in providers]
+            if fails and CUDA in names:
+                raise RuntimeError(fails)
+            module.opened.append((sess_options, providers))
+            self.names = [name for name in granted if name in names]
+
+        def get_providers(self):
+            return self.names
+
+        def run(self, outputs, feed):
+            module.shapes.append(feed["images"].shape)
+            count = len(feed["images"])
+            if answer:
+                return [answer(count)]
+            # each row says its own slice's mean, so that padding and order can be seen
+            mean = feed["images"].mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+            return [np.outer(mean, np.arange(11, dtype=np.float32))]
+
+    def preload_dlls():
+        module.preloaded += 1
+        print("Failed to load libcublas.so.12")
+
+    module.SessionOptions, module.InferenceSession, module.preload_dlls = (
+        SessionOptions,
+        InferenceSession,
+        preload_dlls,
+    )
+    module.get_available_providers = lambda: list(available)
+    module.disable_telemetry_events = lambda: None
+    return module
+
+
+@pytest.fixture
+def install(monkeypatch):
+    def put(**how):
+        module = stand_in(**how)
+        monkeypatch.setitem(sys.modules, "onnxruntime", module)
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        return module
+
+    return put
+
+
+def both_wheels(monkeypatch, *names):
+    from importlib import metadata
+
+    def version(name):
+        if name in names:
+            return "1.0"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+# The device.
+
+
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_cuda_is_used_where_it_is_granted(install, bundle, device, capsys):
+    ort = install()
+    with OrganClassifier(bundle, device=device) as opened:
+        assert opened.providers == (CUDA, CPU)
+        opened.predict(IMAGE)
+    _, providers = ort.opened[0]
+    assert providers[0][0] == CUDA and providers[0][1]["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert providers[0][1]["use_tf32"] == "0" and providers[1] == CPU
+    assert ort.preloaded == 1 and capsys.readouterr().out == ""  # what it prints stays off standard output
+
+
+def test_cuda_libraries_are_left_to_torch_where_torch_is_loaded(install, bundle, monkeypatch):
+    ort = install()
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    OrganClassifier(bundle, device="cuda").close()
+    assert ort.preloaded == 0
+
+
+def test_cuda_that_onnxruntime_does_not_offer_fails_and_auto_says_why(install, bundle, caplog, monkeypatch):
+    install(available=(CPU,))
+    both_wheels(monkeypatch)
+    with pytest.raises(
+        DeviceError, match=r"cuda was asked for but is not available.*pip install 'organ-infer\[gpu\]'"
+    ):
+        OrganClassifier(bundle, device="cuda")
+    with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as opened:
+        assert opened.providers == (CPU,)
+    assert [r.levelname for r in caplog.records] == ["INFO"] and "running on the CPU" in caplog.text
+
+
+def test_cuda_that_is_offered_but_not_granted_fails_and_auto_warns(install, bundle, caplog):
+    """onnxruntime 17801: asked for CUDA, it opens on the CPU."""
+    install(granted=(CPU,))
+    with pytest.raises(
+        DeviceError, match="cuda was asked for, onnxruntime granted CPUExecutionProvider: check"
+    ):
+        OrganClassifier(bundle, device="cuda")
+    with OrganClassifier(bundle, device="auto") as opened:
+        assert opened.providers == (CPU,)
+        assert len(opened.predict(IMAGE)) == 1
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_cuda_that_fails_to_open_fails_and_auto_warns(install, bundle, caplog):
+    ort = install(fails="CUDA driver version is\ninsufficient")
+    with pytest.raises(DeviceError, match="CUDA driver version is insufficient") as caught:
+        OrganClassifier(bundle, device="cuda")
+    assert "\n" not in str(caught.value)
+    with OrganClassifier(bundle, device="auto") as opened:
+        assert opened.providers == (CPU,)
+    assert "insufficient" in caplog.text and [p for _, p in ort.opened] == [[CPU]]
+
+
+def test_both_wheels_installed_is_explained(install, bundle, monkeypatch, caplog):
+    install(available=(CPU,))
+    both_wheels(monkeypatch, "onnxruntime", "onnxruntime-gpu")
+    words = "onnxruntime and onnxruntime-gpu are both installed.*pip uninstall -y onnxruntime onnxruntime-gpu"
+    with pytest.raises(DeviceError, match=words):
+        OrganClassifier(bundle, device="cuda")
+    OrganClassifier(bundle, device="auto").close()
+    assert [r.levelname for r in caplog.records] == ["WARNING"] and "both installed" in caplog.text
+    install(granted=(CPU,))
+    with pytest.raises(DeviceError, match=words):
+        OrganClassifier(bundle, device="cuda")
+
+
+def test_cpu_asks_for_nothing_else(install, bundle, monkeypatch, caplog):
+    ort = install()
+    both_wheels(monkeypatch, "onnxruntime", "onnxruntime-gpu")
+    OrganClassifier(bundle, device="cpu").close()
+    assert [p for _, p in ort.opened] == [[CPU]] and not caplog.records and ort.preloaded == 0
+
+
+def test_onnxruntime_missing_or_half_removed_names_the_command(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DeviceError, match=r"not installed: pip install 'organ-infer\[cpu\]'"):
+        OrganClassifier(bundle)
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    with pytest.raises(DeviceError, match="installed incompletely: pip uninstall"):
+        OrganClassifier(bundle)
+
+
+# Batches.
+
+
+def test_cuda_sees_few_batch_sizes_and_padding_changes_nothing(install, bundle):
+    ort = install()
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
+    with OrganClassifier(bundle, device="cuda", batch_size=300) as opened:
+        whole = opened.predict_proba(images)
+        for count in (1, 2, 3, 5, 17, 100, 257):
+            np.testing.assert_array_equal(opened.predict_proba(images[:count]), whole[:count])
+    assert {shape[0] for shape in ort.shapes} == {1, 4, 16, 64, 256, 512}
+
+
+def test_the_cpu_is_given_just_the_slices(install, bundle):
+    ort = install(available=(CPU,))
+    with OrganClassifier(bundle, device="cpu", batch_size=5) as opened:
+        opened.predict_proba(np.zeros((12, 28, 28), np.uint8))
+    assert [shape[0] for shape in ort.shapes] == [5, 5, 2]
+
+
+# Answers.
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda n: np.full((n, 11), np.nan, np.float32), "not finite"),
+        (lambda n: np.full((n, 11), np.inf, np.float32), "not finite"),
+        (
+            lambda n: np.zeros((n, 10), np.float32),
+            r"float32 \(1, 11\) expected, the network gave float32 \(1, 10\)",
+        ),
+        (lambda n: np.zeros((n + 1, 11), np.float32), "expected, the network gave"),
+        (lambda n: np.zeros((n, 11), np.float64), "the network gave float64"),
+    ],
+)
+def test_an_answer_of_the_wrong_form_is_refused(install, bundle, answer, words):
+    install(available=(CPU,), answer=answer)
+    with OrganClassifier(bundle) as opened, pytest.raises(DeviceError, match=words):
+        opened.predict(IMAGE)
+
+
+@pytest.mark.parametrize("value", [0.2, -1.0])
+def test_probabilities_that_are_none_are_refused(install, probabilities_bundle, value):
+    install(available=(CPU,), answer=lambda n: np.full((n, 11), value, np.float32))
+    with OrganClassifier(probabilities_bundle) as opened, pytest.raises(DeviceError, match="do not sum to 1"):
+        opened.predict(IMAGE)
+
+
+def test_an_error_of_onnxruntime_is_one_line(install, bundle):
+    def answer(count):
+        raise RuntimeError("Non-zero status code\nreturned")
+
+    install(available=(CPU,), answer=answer)
+    with (
+        OrganClassifier(bundle) as opened,
+        pytest.raises(DeviceError, match=r"onnxruntime failed \(Non-zero status code returned\)"),
+    ):
+        opened.predict(IMAGE)
+
+
+def test_a_network_that_onnxruntime_refuses_is_an_error_of_ours(tmp_path):
+    from conftest import write_bundle
+
+    def change(model):
+        model.graph.node[0].op_type = "NoSuchOperator"
+
+    with pytest.raises(DeviceError, match=r"g\.onnx: onnxruntime cannot open it"):
+        OrganClassifier(write_bundle(tmp_path / "b", {"g.onnx": make_graph(change=change)}), device="cpu")
+
+
+# Threads and processes.
+
+
+def test_thread_counts_are_always_set_and_nothing_spins(install, bundle):
+    ort = install(available=(CPU,))
+    OrganClassifier(bundle).close()
+    OrganClassifier(bundle, threads=3).close()
+    (first, _), (second, _) = ort.opened
+    assert first.intra_op_num_threads == usable_processors() >= 1 and second.intra_op_num_threads == 3
+    assert first.inter_op_num_threads == 1
+    assert first.entries["session.intra_op.allow_spinning"] == "0"
+    assert first.entries["session.load_model_format"] == "ONNX"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 4),
+        ({"sys/fs/cgroup/cpu.max": "max 100000"}, 4),
+        ({"sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
+        ({"sys/fs/cgroup/cpu.max": "1000 100000"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "garbage"}, 4),
+        ({"sys/fs/cgroup/cpu.max": "100000 0"}, 4),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/cpu.max": "max 1",
+                "sys/fs/cgroup/a/cpu.max": "300 100",
+            },
+            3,
+        ),
+        (
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 4),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/job\n1:memory:/x",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "100000",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
+            },
+            1,
+        ),
+    ],
+)
+def test_processors_follow_the_affinity_mask_and_the_containers_quota(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    assert usable_processors(tmp_path) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity mask")
+def test_a_narrow_affinity_mask_is_kept_to():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from organ_infer.processors import usable_processors; print(usable_processors())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
+    )
+    assert done.stdout.strip() == "1"
+
+
+def test_a_session_of_another_process_refuses(monkeypatch):
+    session = Session(make_graph(), output="logits", classes=len(CLASSES), where="g", device="cpu", threads=1)
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with pytest.raises(OrganInferError, match=f"opened in process {pid} .* fork {pid + 1}"):
+        session.run(np.zeros((1, 1, 28, 28), np.float32))
+
+
+# What onnxruntime does on its own.
+
+
+def test_onnxruntime_is_loaded_with_its_telemetry_off(bundle):
+    """From 1.29 on it would send usage statistics; a variable while it loads is its full opt-out."""
+    code = f"""
+import os, sys
+seen = []
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            seen.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Watch())
+from organ_infer import OrganClassifier
+OrganClassifier({str(bundle)!r}, device="cpu").close()
+assert seen == ["1"], seen
+assert "ORT_DISABLE_TELEMETRY" not in os.environ
+"""
+    environment = child_environment()
+    del environment["ORT_DISABLE_TELEMETRY"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_user_who_set_the_variable_keeps_it(monkeypatch):
+    monkeypatch.setenv(sessions.TELEMETRY_VARIABLE, "0")
+    sessions.import_onnxruntime()
+    assert os.environ[sessions.TELEMETRY_VARIABLE] == "0"
