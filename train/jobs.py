@@ -1,0 +1,69 @@
+"""What is to be run: each stage with each seed, its recipe and its directory."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from train import fit
+from train.record import RunError
+from train.stages import STAGES, Stage
+
+SMOKE_EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage with one seed, and the directory it writes to."""
+
+    stage: Stage
+    recipe: fit.Recipe
+    directory: Path
+
+
+def epoch_caps(given: list[str]) -> dict[str, int]:
+    """--max-epochs as {stage or "all": N}."""
+    caps = {}
+    for text in (part for entry in given for part in entry.split(",")):
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) < 1:
+            raise RunError(f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}")
+        if name and name not in STAGES:
+            raise RunError(f"--max-epochs: unknown stage {name!r}; choose from {', '.join(STAGES)}")
+        caps[name or "all"] = int(number)
+    return dict(sorted(caps.items()))
+
+
+def plan(
+    stages: list[Stage], options: argparse.Namespace, caps: dict[str, int], directory: Path
+) -> list[Job]:
+    jobs = []
+    members = STAGES["ensemble"].members
+    for stage in stages:
+        cap = caps.get(stage.name)
+        if cap is None and stage.pretrained and stage.name in members:
+            cap = caps.get("ensemble")
+        cap = min(
+            stage.max_epochs, cap or caps.get("all") or (SMOKE_EPOCHS if options.smoke else stage.max_epochs)
+        )
+        for seed in range(options.seed, options.seed + options.seeds):
+            recipe = fit.Recipe(
+                seed=seed,
+                batch_size=options.batch_size,
+                max_epochs=cap,
+                weights="none" if options.smoke else options.weights,
+                weights_dir=options.weights_dir,
+                smoke=options.smoke,
+            )
+            place = directory / stage.name if options.seeds == 1 else directory / stage.name / f"seed-{seed}"
+            jobs.append(Job(stage, recipe, place))
+    return jobs
+
+
+def member_of(job: Job, name: str) -> Path:
+    """The directory of an ensemble's member, beside the ensemble's own."""
+    parts = job.directory.parts
+    return Path(
+        *(name if part == job.stage.name and i >= len(parts) - 2 else part for i, part in enumerate(parts))
+    )
