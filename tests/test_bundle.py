@@ -7,6 +7,7 @@ import os
 
 import pytest
 from conftest import DEFAULT, entry, make_graph, needs_default, write_bundle
+
 from organ_infer import BundleError
 from organ_infer.bundle import Manifest, open_bundle, packaged_bundle, read_manifest, sha256_of
 from organ_infer.onnx_file import MalformedFile, read_graph

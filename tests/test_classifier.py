@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLASSES, child_environment, make_graph, write_bundle
+
 from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction
 
 
@@ -297,7 +298,8 @@ def test_eight_threads_give_bitwise_the_serial_results(ensemble, slices):
     assert all((rows == expected).all() for each in found for rows in each)
 
 
-def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices):
+def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices, pictures):
+    picture = pictures / "s00.png"
     opened = OrganClassifier(bundle, device="cpu")
     opened.close()
     opened.close()
@@ -305,7 +307,7 @@ def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices):
         with pytest.raises(OrganInferError, match="closed: open another"):
             use()
     with pytest.raises(OrganInferError, match="closed"):
-        list(opened.predict_paths([Path(bundle) / "small.onnx"]) if False else opened.predict(slices))
+        list(opened.predict_paths([picture]))
     assert opened.classes == tuple(CLASSES) and opened.providers == ("CPUExecutionProvider",)
     assert "closed" in repr(opened)
 

@@ -40,7 +40,7 @@ def _argument(path: str, recursive: bool) -> Iterator[Found]:
     if os.path.lexists(path) or not glob.has_magic(path):
         yield from _one(path, recursive)
         return
-    names = sorted(glob.iglob(path, recursive=True), key=os.fsencode)
+    names = sorted(glob.iglob(path), key=os.fsencode)  # no **, which follows links round in circles
     for name in names:
         yield from _one(name, recursive)
     if not names:
