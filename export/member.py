@@ -64,6 +64,7 @@ def check_installed() -> None:
     """Import what an export will need, so that a missing package is found before a training and not after it."""
     import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
+
     import organ_infer._packing  # noqa: F401
 
 

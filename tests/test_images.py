@@ -276,6 +276,7 @@ def test_a_damaged_file_ends_in_one_kind_of_error(form):
                 assert found.ndim == 2 and found.dtype.name in ("uint8", "uint16", "int16")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     refused(png(60_000, 60_000, 1, 0, [b"\0"]), "too large|exceeds limit")
     refused(png(65_535, 1_366, 8, 0, [b"\0"]), "too large")

@@ -205,7 +205,8 @@ def _open(ort: ModuleType, graph: bytes, where: str, device: str, threads: int) 
     )  # never onnxruntime's own, unchecked format
     options.log_severity_level = 4  # what goes wrong is raised, not printed
     if device == "cpu":
-        # Measured: the arena and its patterns grow with each new batch size, and gain nothing at these sizes.
+        # The packaged network after batches of 1 to 512: 82 MiB resident, with the arena 175, with patterns alone
+        # 259; the time a slice differed by less than a tenth between the first two (onnxruntime 1.32, two threads).
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         providers: list[Any] = [CPU]
