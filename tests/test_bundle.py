@@ -338,6 +338,23 @@ def external_in_subgraph(model):
     )
 
 
+def external_in_a_list_of_graphs(model):
+    from onnx import AttributeProto
+
+    node = subgraph(lambda node: node.attribute[0].t.external_data.add(key="location", value="w"))
+    graph = node.attribute[0].g
+    del node.attribute[:]
+    node.attribute.add(name="branches", type=AttributeProto.GRAPHS).graphs.append(graph)
+    model.graph.node.append(node)
+
+
+def external_in_a_list_of_tensors(model):
+    from onnx import AttributeProto
+
+    tensors = model.graph.node[0].attribute.add(name="extra", type=AttributeProto.TENSORS).tensors
+    tensors.add().external_data.add(key="location", value="w")
+
+
 def external_sparse(model):
     model.graph.sparse_initializer.add().values.external_data.add(key="location", value="w")
 
@@ -352,7 +369,15 @@ def function_with(change):
 
 @pytest.mark.parametrize(
     "change",
-    [external_weight, external_without_a_flag, external_in_attribute, external_in_subgraph, external_sparse],
+    [
+        external_weight,
+        external_without_a_flag,
+        external_in_attribute,
+        external_in_subgraph,
+        external_sparse,
+        external_in_a_list_of_graphs,
+        external_in_a_list_of_tensors,
+    ],
 )
 def test_external_data_is_refused_wherever_it_hides(tmp_path, change):
     refused(one(tmp_path, change=change), "external data")
