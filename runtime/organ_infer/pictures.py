@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from .errors import ImageError, one_line
 from .images import Slice, check_size
@@ -32,7 +32,11 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SIGN = 258, 262, 339
 def read_picture(data: bytes, name: str, limit: int) -> Slice:
     """Decode one picture of Pillow's format `name`. Verified first, then opened again and loaded: loading alone
     passes over some damaged checksums. Raises ImageError, or what Pillow raises."""
-    with Image.open(io.BytesIO(data), formats=[name]) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=[name])
+    except UnidentifiedImageError as e:
+        raise ImageError(f"{name}: damaged, its header cannot be read") from e
+    with opened as image:
         check_size(*image.size, limit)
         image.verify()
     with Image.open(io.BytesIO(data), formats=[name]) as image:
