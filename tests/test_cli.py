@@ -499,3 +499,35 @@ def test_the_examples_of_a_bundle_of_two_classes(command, tmp_path, some):
     assert next(csv.reader(io.StringIO(done.stdout))) == [*COLUMNS, "liver", "spleen"]
     with OrganClassifier(folder) as opened:
         assert opened.classes == ("liver", "spleen")
+
+
+def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
+    from types import SimpleNamespace
+
+    from organ_infer.cli import Stopped, _Signals
+
+    signals = _Signals()
+    signals.writer = SimpleNamespace(busy=True)
+    signals.check()
+    signals._arrived(signal.SIGINT, None)
+    with pytest.raises(Stopped):
+        signals.check()
+    with pytest.raises(Stopped):
+        signals._arrived(signal.SIGTERM, None)
+    signals.writer.busy, signals.pending = False, None
+    with pytest.raises(Stopped):
+        signals._arrived(signal.SIGINT, None)
+
+
+def test_a_message_takes_the_bar_away_first(monkeypatch):
+    from organ_infer.progress import Messages
+
+    written = []
+    messages = Messages()
+    messages.bar, messages._drawn = True, 0.0
+    monkeypatch.setattr(messages, "_put", written.append)
+    messages.progress(7, 0, 9)
+    messages.error("x")
+    messages.note("y")
+    width = len(written[0].rstrip()) - 1
+    assert written == [written[0], "\r" + " " * width + "\r", "organ-infer: error: x\n", "organ-infer: y\n"]
