@@ -88,7 +88,7 @@ struct organ_kernels {
 };
 
 extern const struct organ_kernels organ_portable;
-#if (defined(__x86_64__) || defined(_M_X64))
+#if defined(__x86_64__) || defined(_M_X64)
 #define ORGAN_X86 1
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
