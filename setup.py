@@ -28,6 +28,7 @@ class BuildKernels(build_ext):
         else:
             ext.extra_compile_args += [
                 "-O3",
+                "-g0",
                 "-std=c11",
                 "-ffp-contract=off",
                 "-fno-trapping-math",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -62,10 +63,22 @@ def export_member(network: nn.Module, path: Path, images: np.ndarray, labels: np
 
 def check_installed() -> None:
     """Import what an export will need, so that a missing package is found before a training and not after it."""
-    import onnxruntime  # noqa: F401
     import onnxscript  # noqa: F401
 
     import organ_infer._packing  # noqa: F401
+
+    _import_onnxruntime()
+
+
+def _import_onnxruntime() -> ModuleType:
+    """onnxruntime as the runtime loads it, without the usage statistics that it sends by default."""
+    from organ_infer import DeviceError
+    from organ_infer.session import import_onnxruntime
+
+    try:
+        return import_onnxruntime()
+    except DeviceError as e:
+        raise ExportError(f"{e}; beside training: pip install -e '.[train,cpu]' (or train,gpu)") from e
 
 
 def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
@@ -150,10 +163,7 @@ def check_logits(expected: np.ndarray, found: np.ndarray, *, name: str) -> None:
 
 def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)):
     """An onnxruntime session on a model's bytes; ExportError names the command where onnxruntime is missing."""
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise ExportError("onnxruntime is not installed: pip install -e '.[train,cpu]' (or train,gpu)") from e
+    onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

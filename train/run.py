@@ -27,7 +27,10 @@ def run(options: argparse.Namespace) -> None:
     caps = epoch_caps(options.max_epochs)
     device = _device(options)
     group = parallel.launched()
-    check_installed()
+    try:
+        check_installed()
+    except ExportError as e:
+        raise RunError(str(e)) from e
     data = load_data(options.dataset, size=options.size, directory=options.data_dir)
     if options.smoke:
         data = data.smoke()
