@@ -16,7 +16,7 @@ MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"), ("NPY_TARGET_VERSIO
 if LIMITED:
     MACROS.append(("Py_LIMITED_API", "0x030B0000"))
 
-KERNELS = ["axis", "portable", "real", "avx2", "avx512", "dispatch", "batch"]
+KERNELS = ["axis", "portable", "real", "normalise", "avx2", "avx512", "dispatch", "batch"]
 
 
 class BuildKernels(build_ext):
@@ -44,7 +44,7 @@ packing = Extension(
     "organ_infer._packing",
     ["ext/packing.pyx", *(f"ext/{kernel}.c" for kernel in KERNELS)],
     include_dirs=["ext", numpy.get_include()],
-    depends=["ext/pack.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"],
+    depends=["ext/pack.h", "ext/plain.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"],
     define_macros=MACROS,
     py_limited_api=LIMITED,
 )

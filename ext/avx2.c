@@ -49,19 +49,6 @@ typedef __m256 F;
 #define f_mul _mm256_mul_ps
 #define f_sub _mm256_sub_ps
 #define f_div _mm256_div_ps
-#define f_fma _mm256_fmadd_ps
-#define f_from_u8(p) \
-    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
-#define f_from_u16(p) \
-    _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
-#define f_from_i16(p, s) avx2_from_i16(p, s)
-
-TARGET static inline F avx2_from_i16(const int16_t *src, const struct organ_scale *s)
-{
-    const __m128i low = _mm_set1_epi16(s->low), pixel = _mm_loadu_si128((const __m128i *)(const void *)src);
-    const __m128i clipped = _mm_min_epi16(_mm_max_epi16(pixel, low), _mm_set1_epi16(s->high));
-    return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(_mm_sub_epi16(clipped, low)));
-}
 
 /* The sum of each of eight vectors. */
 TARGET static inline V v_reduce(const V part[8])
@@ -91,7 +78,7 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx2 = {
-    "avx2", BYTES, avx2_normalise, avx2_rows, avx2_columns, avx2_read_limit, avx2_store_limit,
+    "avx2", BYTES, organ_normalise_avx2, avx2_rows, avx2_columns, avx2_read_limit, avx2_store_limit,
 };
 #else
 typedef int organ_avx2_elsewhere; /* an empty file is no C */

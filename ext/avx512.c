@@ -53,20 +53,6 @@ typedef __m512 F;
 #define f_mul _mm512_mul_ps
 #define f_sub _mm512_sub_ps
 #define f_div _mm512_div_ps
-#define f_fma _mm512_fmadd_ps
-#define f_from_u8(p) \
-    _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
-#define f_from_u16(p) \
-    _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p))))
-#define f_from_i16(p, s) avx512_from_i16(p, s)
-
-TARGET static inline F avx512_from_i16(const int16_t *src, const struct organ_scale *s)
-{
-    const __m256i low = _mm256_set1_epi16(s->low);
-    const __m256i pixel = _mm256_loadu_si256((const __m256i *)(const void *)src);
-    const __m256i clipped = _mm256_min_epi16(_mm256_max_epi16(pixel, low), _mm256_set1_epi16(s->high));
-    return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(_mm256_sub_epi16(clipped, low)));
-}
 
 /* The sum of each of sixteen vectors. */
 TARGET static inline V v_reduce(const V part[16])
@@ -97,7 +83,7 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx512 = {
-    "avx512", BYTES, avx512_normalise, avx512_rows, avx512_columns, avx512_read_limit, avx512_store_limit,
+    "avx512", BYTES, organ_normalise_avx2, avx512_rows, avx512_columns, avx512_read_limit, avx512_store_limit,
 };
 #else
 typedef int organ_avx512_elsewhere; /* an empty file is no C */

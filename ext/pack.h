@@ -110,6 +110,7 @@ extern const struct organ_kernels organ_portable;
 #define ORGAN_ALWAYS_INLINE __forceinline
 #endif
 extern const struct organ_kernels organ_avx2, organ_avx512;
+void organ_normalise_avx2(const struct organ_scale *scale, const void *src, float *dst, size_t n);
 #endif
 
 /* Names of the levels that this processor has, slowest first; returns how many. */

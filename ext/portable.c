@@ -3,6 +3,7 @@
 
 #define TARGET
 #define NAME(x) portable_##x
+#include "plain.h"
 #include "wide.h"
 
 static void normalise(const struct organ_scale *scale, const void *src, float *dst, size_t n)

@@ -3,8 +3,6 @@
  * Included once a level, with TARGET (the attribute of its functions) and NAME(x) (their names) defined.
  */
 
-#define CLAMP(v, s) ((v) < (s)->low ? (s)->low : (v) > (s)->high ? (s)->high : (v))
-
 /* sums[x] = weighted sum of column x, from the rows under one output row. */
 #define WIDE_ROWS(name, type, value)                                                                 \
     TARGET static void name(const struct organ_plan *plan, const char *src, ptrdiff_t stride,        \
@@ -31,7 +29,7 @@
     }
 
 #define AS_IS(v) (v)
-#define WINDOWED(v) (CLAMP(v, &s) - s.low)
+#define WINDOWED(v) (((v) < s.low ? s.low : (v) > s.high ? s.high : (v)) - s.low)
 WIDE_ROWS(NAME(wide_rows_u8), uint8_t, AS_IS)
 WIDE_ROWS(NAME(wide_rows_u16), uint16_t, AS_IS)
 WIDE_ROWS(NAME(wide_rows_i16), int16_t, WINDOWED)
@@ -85,28 +83,3 @@ TARGET static void NAME(store_limit)(const uint8_t *restrict src, float *restric
     for (; i < n; i++)
         dst[i] = (float)src[i];
 }
-
-/* Pixels without resampling, for whole processors and for the ends that vectors leave. */
-#define NORMALISE(name, type, value)                                                            \
-    TARGET static void name(const struct organ_scale *scale, const type *restrict src,          \
-                            float *restrict dst, size_t n)                                      \
-    {                                                                                           \
-        const struct organ_scale s = *scale;                                                    \
-        const float depth = (float)s.depth;                                                     \
-        if (s.inverse != 0.0f)                                                                  \
-            for (size_t i = 0; i < n; i++)                                                      \
-                dst[i] = ((float)(value(src[i])) / depth - s.mean) * s.inverse;                 \
-        else                                                                                    \
-            for (size_t i = 0; i < n; i++)                                                      \
-                dst[i] = ((float)(value(src[i])) / depth - s.mean) / s.std;                     \
-    }
-
-#define AS_IS(v) (v)
-#define WINDOWED(v) (CLAMP(v, &s) - s.low)
-NORMALISE(NAME(plain_u8), uint8_t, AS_IS)
-NORMALISE(NAME(plain_u16), uint16_t, AS_IS)
-NORMALISE(NAME(plain_i16), int16_t, WINDOWED)
-#undef WINDOWED
-#undef AS_IS
-#undef NORMALISE
-#undef CLAMP
