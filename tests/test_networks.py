@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from train.networks import NETWORKS, GrayResNet, count_parameters, make_network
+from train.networks import NETWORKS, GrayResNet, SmallMapConv2d, count_parameters, make_network
 from train.record import RunError
 from train.stages import LADDER, STAGES, chosen_stages
 
@@ -60,6 +61,23 @@ def test_one_channel_stem_equals_three_repeated_channels():
         repeated = network.resnet(x.expand(-1, 3, -1, -1))
         torch.testing.assert_close(network(x), repeated, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(network.for_export().eval()(x), repeated, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, size",
+    [(1, 1, 4), (1, 2, 5), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 2), (3, 1, 3), (3, 2, 4)],
+)
+def test_small_map_convolution_equals_torchs_with_its_gradients(kernel, stride, size):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Conv2d(8, 6, kernel, stride=stride, padding=kernel // 2, bias=False).double()
+        x = torch.randn(3, 8, size, size, dtype=torch.float64, requires_grad=True)
+    results = []
+    for conv in (plain, SmallMapConv2d.like(plain)):
+        y = conv(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, conv.weight))))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_imagenet_weights_of_the_wrong_shape_are_named():

@@ -68,7 +68,7 @@ def fit(
     if state and state["finished"]:
         return state
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
-    network.to(device)
+    network.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
     best, best_epoch, best_accuracy, history = None, 0, -1.0, []
     if state:
@@ -97,6 +97,7 @@ def fit(
             "batch_size": recipe.batch_size,
             "max_epochs": recipe.max_epochs,
             "learning_rate": LEARNING_RATE,
+            "precision": precision(device),
         },
     }
 
@@ -199,7 +200,7 @@ def train_epoch(
         if stage.augmented:
             x = augment.augment(x, generator)
         x, y = group.share(x), group.share(labels[chosen])
-        with torch.autocast(device.type, torch.bfloat16, enabled=stage.autocast or device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16"):
             logits = network(x)
         loss = F.cross_entropy(logits.float(), y, reduction="sum")
         optimiser.zero_grad(set_to_none=True)
@@ -209,6 +210,15 @@ def train_epoch(
         hits += (logits.argmax(1) == y).sum()
     total = group.sum(torch.stack([losses, hits])) / len(images)
     return float(total[0]), float(total[1])
+
+
+def precision(device: torch.device) -> str:
+    """What the forward pass of training computes in on `device`: "bf16" (autocast) where it is native, else "fp32"."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if native else "fp32"
 
 
 @torch.no_grad()

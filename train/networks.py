@@ -73,23 +73,67 @@ class PlainCNN(nn.Module):
         return self
 
 
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution as one matrix product: a 1x1 kernel anywhere, a padded 3x3 kernel on a map of 1x1 or 2x2 pixels.
+
+    At 28 px a ResNet's maps shrink to 2x2 pixels and one, where most taps of a 3x3 kernel meet only padding and a
+    library's convolution spends its time on zeros. In channels-last memory neither product copies its input.
+    """
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d) -> SmallMapConv2d:
+        """The same convolution, sharing `conv`'s weight."""
+        own = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            bias=False,
+            device="meta",
+        )
+        own.weight = conv.weight
+        return own
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
+        stride, height, width = self.stride[0], *x.shape[2:]
+        if self.kernel_size == (1, 1):
+            pixels = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1)  # (N, H', W', C)
+            return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+        if max(height, width) > 2:
+            return super().forward(x)
+        # output pixel (i, j) sees the whole map through the taps that are not over padding
+        taps = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # (O, 3, 3, C)
+        rows = [slice(1 - i, 1 - i + height) for i in range(0, height, stride)]
+        columns = [slice(1 - j, 1 - j + width) for j in range(0, width, stride)]
+        dense = torch.cat([taps[:, i, j].flatten(1) for i in rows for j in columns])  # (H' W' O, H W C)
+        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), dense)
+        return y.view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
+
+
 class GrayResNet(nn.Module):
     """torchvision's ResNet on gray slices: the gray channel stands for all three, the head has a row a class.
 
     Repeating the input three times and convolving equals convolving once with the kernel summed over its input
     channels; the sum is taken in the forward pass, so the parameters and their gradients stay those of the
-    three-channel network.
+    three-channel network. The weights lie channels-last, and the bottlenecks' convolutions are SmallMapConv2d.
     """
 
     def __init__(self, name: str, *, classes: int, seed: int) -> None:
         super().__init__()
         import torchvision
 
+        self.name = name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_generator(seed, name).initial_seed())
             self.resnet = torchvision.models.get_model(name, weights=None)
         self.resnet.fc = nn.Linear(self.resnet.fc.in_features, classes)
         draw_layer(self.resnet.fc, seed, f"{name}.fc")
+        self.resnet.to(memory_format=torch.channels_last)
+        for block in self.resnet.modules():
+            for child, layer in block.named_children():
+                if isinstance(layer, nn.Conv2d) and block is not self.resnet:
+                    setattr(block, child, SmallMapConv2d.like(layer))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 1, S, S)
         net = self.resnet
@@ -117,22 +161,15 @@ class GrayResNet(nn.Module):
         self.resnet.load_state_dict({key: weights[key] for key in expected}, strict=False)
 
     def for_export(self) -> nn.Module:
-        """The same network with the channel sum folded into a one-channel stem."""
-        return _OneChannelResNet(self)
+        """torchvision's network with these weights, the channel sum folded into a one-channel stem."""
+        import torchvision
 
-
-class _OneChannelResNet(nn.Module):
-    def __init__(self, trained: GrayResNet) -> None:
-        super().__init__()
-        import copy
-
-        self.resnet = copy.deepcopy(trained.resnet)
+        plain = torchvision.models.get_model(self.name, weights=None, num_classes=self.resnet.fc.out_features)
+        plain.load_state_dict(self.resnet.state_dict())
         stem = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-        stem.weight = nn.Parameter(self.resnet.conv1.weight.detach().sum(1, keepdim=True))
-        self.resnet.conv1 = stem
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resnet(x)
+        stem.weight = nn.Parameter(plain.conv1.weight.detach().sum(1, keepdim=True))
+        plain.conv1 = stem
+        return plain
 
 
 def _small(classes: int, size: int, seed: int) -> nn.Module:

@@ -17,7 +17,6 @@ class Stage:
     patience: int | None = 5  # epochs without a better validation accuracy; None runs all of max_epochs
     max_epochs: int = 100
     pretrained: bool = False  # starts from ImageNet weights, unless --weights none
-    autocast: bool = False  # bfloat16 on the CPU as well; on CUDA every stage has it
     members: tuple[str, ...] = ()
 
 
@@ -27,9 +26,9 @@ LADDER = (
     Stage("big", "big"),
     Stage("augmentation", "big", augmented=True),
     Stage("batch_norm", "big_batch_norm", augmented=True),
-    Stage("resnet50", "resnet50", augmented=True, pretrained=True, autocast=True),
-    Stage("resnet101", "resnet101", augmented=True, pretrained=True, autocast=True),
-    Stage("resnet152", "resnet152", augmented=True, pretrained=True, autocast=True),
+    Stage("resnet50", "resnet50", augmented=True, pretrained=True),
+    Stage("resnet101", "resnet101", augmented=True, pretrained=True),
+    Stage("resnet152", "resnet152", augmented=True, pretrained=True),
     Stage("ensemble", None, members=("batch_norm", "resnet50", "resnet101", "resnet152")),
 )
 

@@ -3,6 +3,7 @@
 pytest tests/benchmarks/test_epoch.py -s
 """
 
+import copy
 import time
 from statistics import median
 
@@ -63,24 +64,26 @@ def test_an_epoch_is_three_times_as_fast_as_the_studys(workers):
     data = load_data("organamnist", directory=DATA)
     images, labels = data.images["train"][:SLICES], data.labels["train"][:SLICES]
     network = make_network("big_batch_norm", classes=11, size=28, seed=1)
+    theirs = copy.deepcopy(network)
+    network.to(memory_format=torch.channels_last)  # as fit() has it
     ours_optimiser = torch.optim.Adam(network.parameters(), fused=True)
-    theirs_optimiser = torch.optim.Adam(network.parameters())
+    theirs_optimiser = torch.optim.Adam(theirs.parameters())
     loader = DataLoader(AsTheStudy(images, labels), 128, shuffle=True, num_workers=workers)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     recipe = fit.Recipe(seed=1, batch_size=128, max_epochs=1, weights="none")
-    ours, theirs = [], []
+    our_seconds, their_seconds = [], []
     for turn in range(TURNS + 1):
         begun = time.perf_counter()
         fit.train_epoch(network, ours_optimiser, x, y, STAGES["batch_norm"], recipe, turn)
         middle = time.perf_counter()
-        study_epoch(network, theirs_optimiser, loader)
+        study_epoch(theirs, theirs_optimiser, loader)
         ended = time.perf_counter()
         if turn:  # the first one warms up
-            ours.append(middle - begun)
-            theirs.append(ended - middle)
-    ratio = median(np.array(theirs) / np.array(ours))
+            our_seconds.append(middle - begun)
+            their_seconds.append(ended - middle)
+    ratio = median(np.array(their_seconds) / np.array(our_seconds))
     print(
-        f"\n{SLICES} slices, {workers} workers: ours {median(ours):.2f} s ({SLICES / median(ours):,.0f} slices/s), "
-        f"the study's way {median(theirs):.2f} s, ratio {ratio:.1f}"
+        f"\n{SLICES} slices, {workers} workers: ours {median(our_seconds):.2f} s ({SLICES / median(our_seconds):,.0f} slices/s), "
+        f"the study's way {median(their_seconds):.2f} s, ratio {ratio:.1f}"
     )
     assert ratio >= AT_LEAST
