@@ -28,6 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="where STAGE.onnx goes (default: member.onnx beside the checkpoint)",
     )
     add("--bundle", type=Path, metavar="DIR", help="also write a bundle of the members")
+    add(
+        "--precision",
+        choices=("auto", "fp32"),
+        default="auto",
+        help="of the bundle: int8 and fp16 where validation accepts them (auto), or float32 alone",
+    )
+    add(
+        "--merged",
+        type=Path,
+        metavar="FILE",
+        help="also write one ONNX file that ends in the mean probabilities",
+    )
     options = parser.parse_args(arguments)
     from export.member import ExportError
     from train.record import RunError
@@ -48,8 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> None:
     """Export every checkpoint; raises ExportError where a member is not the network, RunError for bad input."""
-    from export.bundle import Trained, write_bundle
-    from export.member import ExportError, export_member
+    import onnx
+
+    from export.bundle import Slices, Trained, write_bundle
+    from export.forms import PRECISIONS
+    from export.member import ExportError, export_member, write_model
+    from export.merge import merge
+    from export.rewrite import rewrite
     from train.data import load_data
     from train.ensemble import mean_probabilities
     from train.fit import probabilities
@@ -76,15 +93,18 @@ def export(options: argparse.Namespace) -> None:
         network.load_state_dict(state["state"])
         file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
         parity = export_member(network, file, data.images["val"], data.labels["val"])
-        members.append(Trained(state["stage"], file, parity.accuracy))
+        members.append(Trained(state["stage"], file))
         logits.append(parity.logits)
         print(
             f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
             f"accuracy {parity.accuracy:.4f}"
         )
+    if len({member.stage for member in members}) < len(members) and (options.bundle or options.merged):
+        raise ExportError("a bundle takes each stage once")
+    if options.merged:
+        write_model(merge({m.stage: rewrite(onnx.load(m.file)) for m in members}), options.merged)
+        print(f"{options.merged}: {len(members)} members in one graph")
     if options.bundle:
-        if len({member.stage for member in members}) < len(members):
-            raise ExportError("a bundle takes each stage once")
         name = members[0].stage if len(members) == 1 else "ensemble"
         weights = sorted({state["weights"] for state in states} - {"none"})
         found = measure(mean_probabilities([probabilities(z) for z in logits]), data.labels["val"])
@@ -95,6 +115,8 @@ def export(options: argparse.Namespace) -> None:
             classes=data.classes,
             size=data.size,
             members=members,
+            slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
+            precisions=PRECISIONS if options.precision == "auto" else ("fp32",),
             metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
             training={
                 "seed": about["seed"],

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import onnx
+
+from export.forms import PRECISIONS, Slices, forms_of
 from export.member import ExportError
+
+if TYPE_CHECKING:
+    from organ_infer.bundle import Member
 
 # For each view, the patient direction in which the row and the column index of MedMNIST's stored slices grow, as
 # DICOM letters. Established for axial slices from the data (README, "Orientation"); not for the other views.
@@ -21,11 +27,10 @@ LICENCE = "CC BY 4.0 (MedMNIST v2)"
 
 @dataclass(frozen=True)
 class Trained:
-    """One network of a bundle: its stage, its verified ONNX file, and its accuracy on validation through that file."""
+    """One network of a bundle: its stage and its verified ONNX file, as export.member wrote it."""
 
     stage: str
     file: Path
-    val_accuracy: float
 
 
 def write_bundle(
@@ -36,24 +41,27 @@ def write_bundle(
     classes: Sequence[str],
     size: int,
     members: Sequence[Trained],
+    slices: Slices,
     metrics: dict[str, dict[str, Any]],
     training: dict[str, Any],
     name: str,
+    precisions: Sequence[str] = PRECISIONS,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write a bundle that replaces `directory` whole; what cannot be opened by the runtime never takes its place.
 
+    slices: what the forms of each member are made and judged with; precisions: which of fp32, int8 and fp16 to try;
     metrics: by split, with `accuracy`; training: seed, data_md5, weights, versions. Raises ExportError.
     """
-    from organ_infer.bundle import Card, Input, Manifest, Member, Task, open_bundle, sha256_of
+    from organ_infer.bundle import Card, Input, Manifest, Task, open_bundle, sha256_of
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     building.chmod(0o755)
     try:
-        for member in members:
-            shutil.copyfile(member.file, building / f"{member.stage}.onnx")
+        entries = [_member(building, member, slices, precisions, say) for member in members]
         card = building / "MODEL_CARD.md"
-        card.write_text(model_card(name, dataset, view, size, members, metrics, training), encoding="utf-8")
+        card.write_text(model_card(name, dataset, view, size, entries, metrics, training), encoding="utf-8")
         manifest = Manifest(
             format=1,
             name=name,
@@ -66,19 +74,7 @@ def write_bundle(
                 window=WINDOW,
                 orientation=ORIENTATION.get(view),
             ),
-            members=tuple(
-                Member(
-                    stage=member.stage,
-                    file=f"{member.stage}.onnx",
-                    sha256=sha256_of(building / f"{member.stage}.onnx"),
-                    bytes=(building / f"{member.stage}.onnx").stat().st_size,
-                    precision="fp32",
-                    output="logits",
-                    val_accuracy=member.val_accuracy,
-                    alternatives=(),
-                )
-                for member in members
-            ),
+            members=tuple(entries),
             merged=None,
             combine="mean_probability",
             temperature=1.0,
@@ -99,6 +95,31 @@ def write_bundle(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
+
+
+def _member(
+    building: Path, member: Trained, slices: Slices, precisions: Sequence[str], say: Callable[[str], None]
+) -> Member:
+    """Write the forms of one member; its entry in the manifest."""
+    from organ_infer.bundle import Member, sha256_of
+
+    entries = []
+    for form in forms_of(member.stage, onnx.load(member.file), slices, precisions, say=say):
+        suffix = "" if form.precision == "fp32" else f".{form.precision}"
+        path = building / f"{member.stage}{suffix}.onnx"
+        path.write_bytes(form.content)
+        entries.append(
+            Member(
+                stage=member.stage,
+                file=path.name,
+                sha256=sha256_of(path),
+                bytes=len(form.content),
+                precision=form.precision,
+                output="logits",
+                val_accuracy=form.val_accuracy,
+            )
+        )
+    return replace(entries[0], alternatives=tuple(entries[1:]))
 
 
 def _replace(new: Path, directory: Path) -> None:
@@ -123,7 +144,7 @@ def model_card(
     dataset: str,
     view: str,
     size: int,
-    members: Sequence[Trained],
+    members: Sequence[Member],
     metrics: dict[str, dict[str, Any]],
     training: dict[str, Any],
 ) -> str:
@@ -157,6 +178,8 @@ Input: {size} x {size} gray pixels of a crop around one organ, as MedMNIST store
 
 Validation chose the epoch; test was looked at once, at the end. One seed.
 
+Forms: {_forms(members)}.
+
 ## Data
 
 {dataset} of MedMNIST v2 (MD5 {training.get("data_md5")}): {published["train"]:,} slices to train, {published["val"]:,}
@@ -182,6 +205,17 @@ def _lie(view: str) -> str:
         if letters
         else ""
     )
+
+
+def _forms(members: Sequence[Member]) -> str:
+    """Each member's precisions with their accuracy on validation, the one in use first."""
+    told = []
+    for member in members:
+        forms = (member, *member.alternatives)
+        told.append(
+            f"`{member.stage}` " + ", ".join(f"{f.precision} {_figure(f.val_accuracy)}" for f in forms)
+        )
+    return "; ".join(told) + " (accuracy on validation; the first is used on a CPU)"
 
 
 def _figure(value: float | None) -> str:

@@ -47,18 +47,23 @@ def export_member(network: nn.Module, path: Path, images: np.ndarray, labels: np
     model = to_onnx(network, images.shape[-1])
     content = model.SerializeToString()
     parity = compare(network, content, images, labels, name=path.stem)
+    write_model(model, path)
+    return parity
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write one self-contained ONNX file, whole or not at all. Raises ExportError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.write(model.SerializeToString())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
         raise ExportError(f"cannot write {path}: {e.strerror}") from e
-    return parity
 
 
 def check_installed() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from export import member
-from export.bundle import ORIENTATION, Trained, paired, write_bundle
+from export.bundle import ORIENTATION, Slices, Trained, paired, write_bundle
 from export.member import ExportError, check_logits, export_member, to_onnx
 from train.networks import make_network
 
@@ -105,7 +105,9 @@ def written(tmp_path, **changes):
         "view": "axial",
         "classes": CLASSES,
         "size": 28,
-        "members": [Trained("base", tmp_path / "member.onnx", 0.5)],
+        "members": [Trained("base", tmp_path / "member.onnx")],
+        "slices": Slices(IMAGES, IMAGES, LABELS),
+        "precisions": ("fp32",),
         "metrics": {"val": {"accuracy": 0.5, "auc": None, "ece": 0.1}},
         "training": {"seed": 1, "data_md5": "0" * 32, "weights": "none", "versions": {}},
         "name": "organamnist-base",

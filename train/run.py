@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from export.bundle import Trained, write_bundle
+from export.bundle import Slices, Trained, write_bundle
 from export.member import ExportError, check_installed
 from train import fit, parallel, record
 from train.data import Data, load_data
@@ -135,8 +135,7 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
     members = []
     for name in STAGES[last].members or (last,):
         place = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
-        row = next(row for row in rows if row["name"] == name and row["seed"] == best["seed"])
-        members.append(Trained(name, place / "member.onnx", row["export"]["val_accuracy"]))
+        members.append(Trained(name, place / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
     keys = ("accuracy", "auc", "ece")
     try:
@@ -147,6 +146,8 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
             classes=data.classes,
             size=data.size,
             members=members,
+            slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
+            say=_say,
             metrics={split: {key: best[split][key] for key in keys} for split in ("train", "val", "test")},
             training={
                 "seed": best["seed"],

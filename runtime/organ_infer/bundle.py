@@ -18,9 +18,11 @@ __all__ = [
     "Bundle",
     "Card",
     "Input",
+    "Listed",
     "Manifest",
     "Member",
     "Task",
+    "list_bundle",
     "open_bundle",
     "packaged_bundle",
     "read_manifest",
@@ -30,13 +32,39 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: where, what, and the graphs to run as (entry, verified bytes): the members, or the merged
-    graph where there is one. `sha256` is the manifest's, which names every other file's: the bundle's key."""
+    """A verified bundle: where, what, and the graphs to run on a device as (entry, verified bytes)."""
 
     directory: Path
     manifest: Manifest
     graphs: tuple[tuple[Member, bytes], ...]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A bundle whose manifest was read and whose files are all there, but not yet read. `sha256` is the manifest's,
+    which names every other file's."""
+
+    directory: Path
+    manifest: Manifest
     sha256: str
+
+    def files(self) -> list[Path]:
+        """All files of the bundle, manifest.json first."""
+        return [self.directory / name for name in (MANIFEST_FILE, *self.manifest.files())]
+
+    def verified(self, device: str = "cpu") -> Bundle:
+        """Read and verify each listed file: size, sha256, and that a graph is one self-contained file of standard
+        operators whose input and class axis are the manifest's. `device`: whose graphs are kept. Raises
+        BundleError."""
+        card = self.directory / self.manifest.card.file
+        _compare_sha256(card, _read(card, CARD_LIMIT), self.manifest.card.sha256)
+        wanted = self.manifest.forms(device)
+        kept: dict[str, bytes] = {}
+        for entry in self.manifest.graphs():
+            data = _read_graph(self.directory / entry.file, entry, self.manifest)
+            if entry in wanted:
+                kept[entry.file] = data
+        return Bundle(self.directory, self.manifest, tuple((entry, kept[entry.file]) for entry in wanted))
 
 
 def packaged_bundle() -> Path:
@@ -49,23 +77,19 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     return Manifest.from_json(*_manifest_text(Path(directory)))
 
 
-def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Read a bundle and verify each file it lists: size, sha256, and that a graph is one self-contained file of
-    standard operators whose input and class axis are the manifest's. Raises BundleError."""
+def list_bundle(directory: str | os.PathLike[str]) -> Listed:
+    """Read a bundle's manifest and hold the directory's files against it: the listed ones, of the listed sizes, and
+    no other. Raises BundleError."""
     folder = Path(directory)
     text, where = _manifest_text(folder)
     manifest = Manifest.from_json(text, where)
     _check_listing(folder, manifest)
-    card = folder / manifest.card.file
-    _compare_sha256(card, _read(card, CARD_LIMIT), manifest.card.sha256)
-    wanted = (manifest.merged,) if manifest.merged else manifest.members
-    kept: dict[str, bytes] = {}
-    for entry in manifest.graphs():
-        data = _read_graph(folder / entry.file, entry, manifest)
-        if entry in wanted:
-            kept[entry.file] = data
-    graphs = tuple((entry, kept[entry.file]) for entry in wanted)
-    return Bundle(folder, manifest, graphs, hashlib.sha256(text).hexdigest())
+    return Listed(folder, manifest, hashlib.sha256(text).hexdigest())
+
+
+def open_bundle(directory: str | os.PathLike[str], device: str = "cpu") -> Bundle:
+    """List a bundle and verify all of it. Raises BundleError."""
+    return list_bundle(directory).verified(device)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -1,7 +1,6 @@
 """OrganClassifier: slices in, predictions out."""
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,20 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._packing import pack
-from .bundle import Manifest, Member, open_bundle, packaged_bundle
-from .errors import DeviceError, ImageError, InputError, OrganInferError, one_line
+from .bundle import Manifest, packaged_bundle
+from .ensemble import Probabilities, open_ensemble
+from .errors import ImageError, InputError, OrganInferError, one_line
 from .images import DTYPES, PIXEL_LIMIT, Slice, check_size, read_image
 from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
 from .results import ImageFailure, Prediction
-from .session import DEVICES, THREAD_LIMIT, Session, choose_device, import_onnxruntime, logger, thread_count
+from .session import DEVICES, THREAD_LIMIT, thread_count
 
 __all__ = ["OrganClassifier"]
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
 HELD_LIMIT = 1 << 25  # bytes of decoded pixels that wait for a batch to fill
-
-Probabilities = NDArray[np.float64]
 
 
 class OrganClassifier:
@@ -58,35 +56,15 @@ class OrganClassifier:
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
         }
-        opened = open_bundle(packaged_bundle() if bundle is None else bundle)
-        self.manifest: Manifest = opened.manifest
+        self._ensemble = open_ensemble(
+            packaged_bundle() if bundle is None else bundle, device=device, threads=thread_count(threads)
+        )
+        self.manifest: Manifest = self._ensemble.manifest
         self._batch_size = batch_size
         self._given: Orientation | None = self._options["orientation"]
         if self._given:
             self._check_turn(self._given, InputError)
-        self._organs = opened.manifest.task.organs()
-        self._closing = threading.Lock()
-        graphs = [(entry, data, str(opened.directory / entry.file)) for entry, data in opened.graphs]
-        self._sessions = self._open(graphs, device, thread_count(threads))
-        self._providers = self._sessions[0].providers
-
-    def _open(self, graphs: list[tuple[Member, bytes, str]], device: str, threads: int) -> list[Session]:
-        classes = len(self.classes)
-        chosen = choose_device(import_onnxruntime(), device)
-
-        def opened(on: str) -> list[Session]:
-            return [
-                Session(data, output=entry.output, classes=classes, where=where, device=on, threads=threads)
-                for entry, data, where in graphs
-            ]
-
-        try:
-            return opened(chosen)
-        except DeviceError as e:
-            if device != "auto" or chosen == "cpu":
-                raise
-            logger.warning("running on the CPU: %s", e)
-            return opened("cpu")
+        self._organs = self.manifest.task.organs()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,7 +74,7 @@ class OrganClassifier:
     @property
     def providers(self) -> tuple[str, ...]:
         """onnxruntime's execution providers as granted, the one in use first."""
-        return self._providers
+        return self._ensemble.providers
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """float32 (N, classes), rows sum to 1.
@@ -151,14 +129,10 @@ class OrganClassifier:
 
     def _classify(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Slices (H, W) -> float64 (N, classes)."""
-        sessions = self._sessions
-        if not sessions:
-            raise OrganInferError("this classifier is closed: open another OrganClassifier")
         parts = []
         for start in range(0, len(slices), self._batch_size):
             packed = self._pack(slices[start : start + self._batch_size])  # (B, 1, S, S)
-            members = [self._probabilities(session, packed) for session in sessions]
-            parts.append(sum(members[1:], start=members[0]) / len(members))
+            parts.append(self._ensemble.probabilities(packed))
         return np.concatenate(parts)
 
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -170,16 +144,6 @@ class OrganClassifier:
             window = how.window if dtype == np.int16 else None
             packed[at] = pack([slices[i] for i in at], how.size, mean=how.mean, std=how.std, window=window)
         return packed
-
-    def _probabilities(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
-        answer = session.run(packed).astype(np.float64)  # (B, classes)
-        if session.output == "logits":
-            answer /= self.manifest.temperature
-            answer = np.exp(answer - answer.max(axis=1, keepdims=True))
-        elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:
-            raise DeviceError(f"{session.where}: probabilities expected, the network's do not sum to 1")
-        total: Probabilities = answer.sum(axis=1, keepdims=True)
-        return answer / total
 
     def _prediction(self, path: str | None, row: Probabilities, warnings: tuple[str, ...]) -> Prediction:
         index = int(row.argmax())
@@ -278,10 +242,7 @@ class OrganClassifier:
 
     def close(self) -> None:
         """Free the networks; once closed, or twice, is fine."""
-        with self._closing:
-            sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.close()
+        self._ensemble.close()
 
     def __enter__(self) -> "OrganClassifier":
         return self
@@ -293,7 +254,7 @@ class OrganClassifier:
         return _reopen, (self._options,)
 
     def __repr__(self) -> str:
-        state = self.providers[0] if self._sessions else "closed"
+        state = "closed" if self._ensemble.closed else self.providers[0]
         return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
 
 

@@ -22,6 +22,7 @@ CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
 PRECISIONS = ("fp32", "fp16", "int8")
+CUDA_ORDER = ("fp16", "fp32", "int8")
 OUTPUTS = ("logits", "probabilities")
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}  # DICOM letter -> patient axis
 
@@ -105,6 +106,20 @@ class Manifest:
         for entry in (*self.members, *([self.merged] if self.merged else [])):
             yield entry
             yield from entry.alternatives
+
+    def forms(self, device: str) -> tuple[Member, ...]:
+        """The graphs to run on `device` (`cpu` or `cuda`): the merged one where there is one, else the members.
+
+        A listed graph is the form that was chosen for the CPU; on CUDA, where int8 gains nothing, its fp16 or else
+        its fp32 form is taken.
+        """
+        listed = (self.merged,) if self.merged else self.members
+        if device == "cpu":
+            return listed
+        return tuple(
+            min((entry, *entry.alternatives), key=lambda form: CUDA_ORDER.index(form.precision))
+            for entry in listed
+        )
 
     def files(self) -> tuple[str, ...]:
         """The names of all files of the bundle but manifest.json."""

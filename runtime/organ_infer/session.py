@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -134,15 +135,25 @@ class Session:
     """One graph opened on one device; safe to use from many threads, tied to the process that opened it."""
 
     def __init__(
-        self, graph: bytes, *, output: str, classes: int, where: str, device: str, threads: int
+        self,
+        graph: bytes | Path,
+        *,
+        output: str,
+        classes: int,
+        where: str,
+        device: str,
+        threads: int,
+        save: tuple[Path, str] | None = None,
     ) -> None:
-        """`device` is `cpu` or `cuda`; `where` names the graph in errors. Raises DeviceError."""
+        """`graph`: an ONNX model's verified bytes, or the path of one that was optimised before. `device` is `cpu` or
+        `cuda`; `where` names the graph in errors; `save`: where to leave the optimised form, and the name of the file
+        beside it for its weights. Raises DeviceError."""
         self.output = output
         self.classes = classes
         self.where = where
         self._pid = os.getpid()
         ort = import_onnxruntime()
-        self._run: Any = _open(ort, graph, where, device, threads)
+        self._run: Any = _open(ort, graph, where, device, threads, save)
         self.providers: tuple[str, ...] = tuple(self._run.get_providers())
         if device == "cuda" and self.providers[:1] != (CUDA,):
             granted = ", ".join(self.providers) or "none"
@@ -155,11 +166,7 @@ class Session:
         run = self._run
         if run is None:
             raise OrganInferError("this classifier is closed: open another OrganClassifier")
-        if os.getpid() != self._pid:
-            raise OrganInferError(
-                f"this classifier was opened in process {self._pid} and does not work in its fork {os.getpid()}:"
-                " open an OrganClassifier in the child, or start workers with multiprocessing's 'spawn'"
-            )
+        self.check_process()
         count = len(images)
         batch = images if self.providers[0] != CUDA else _pad(images)
         try:
@@ -177,6 +184,14 @@ class Session:
             )
         return np.asarray(answer[:count], dtype=np.float32)
 
+    def check_process(self) -> None:
+        """Raises OrganInferError in another process than the one that opened the session."""
+        if os.getpid() != self._pid:
+            raise OrganInferError(
+                f"this classifier was opened in process {self._pid} and does not work in its fork {os.getpid()}:"
+                " open an OrganClassifier in the child, or start workers with multiprocessing's 'spawn'"
+            )
+
     def close(self) -> None:
         """Free the network; a run under way in another thread ends first. Closing twice is fine."""
         self._run = None
@@ -193,7 +208,14 @@ def _pad(images: NDArray[np.float32]) -> NDArray[np.float32]:
     return padded
 
 
-def _open(ort: ModuleType, graph: bytes, where: str, device: str, threads: int) -> Any:
+def _open(
+    ort: ModuleType,
+    graph: bytes | Path,
+    where: str,
+    device: str,
+    threads: int,
+    save: tuple[Path, str] | None,
+) -> Any:
     options = ort.SessionOptions()
     # Always set: a count of its own makes onnxruntime pin threads, which fails in containers (onnxruntime 8313).
     options.intra_op_num_threads = threads
@@ -204,6 +226,15 @@ def _open(ort: ModuleType, graph: bytes, where: str, device: str, threads: int) 
         "session.load_model_format", "ONNX"
     )  # never onnxruntime's own, unchecked format
     options.log_severity_level = 4  # what goes wrong is raised, not printed
+    if isinstance(graph, Path):  # optimised before
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save is not None:
+        path, weights = save
+        options.optimized_model_filepath = os.fspath(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
     if device == "cpu":
         # The packaged network after batches of 1 to 512: 82 MiB resident, with the arena 175, with patterns alone
         # 259; the time a slice differed by less than a tenth between the first two (onnxruntime 1.32, two threads).
@@ -215,7 +246,8 @@ def _open(ort: ModuleType, graph: bytes, where: str, device: str, threads: int) 
         _preload(ort)
     try:
         # Without its fallback, which prints to standard output and goes on with the CPU.
-        return ort.InferenceSession(graph, sess_options=options, providers=providers, enable_fallback=0)
+        model = os.fspath(graph) if isinstance(graph, Path) else graph
+        return ort.InferenceSession(model, sess_options=options, providers=providers, enable_fallback=0)
     except Exception as e:  # as in run()
         if device == "cuda":
             raise DeviceError(f"cuda was asked for but failed ({one_line(e)}): {_cuda_advice()}") from e

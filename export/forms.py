@@ -1,0 +1,106 @@
+"""The forms of a member that a bundle carries, each verified on validation: rewritten float32, int8, fp16.
+
+A form of fewer bits is accepted only where validation accuracy falls by at most MOST_LOST. The accepted form that is
+fastest on a CPU is the one that is listed; the others are its alternatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from export.member import BATCH, ExportError, check_logits, open_session
+from export.quantize import to_fp16, to_int8
+from export.rewrite import rewrite
+
+MOST_LOST = 0.002  # of validation accuracy, by a form of fewer bits
+CALIBRATION = 512  # training slices
+PRECISIONS = ("int8", "fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What forms are made and judged with: uint8 (N, S, S) training slices, validation slices and their labels."""
+
+    train: np.ndarray
+    val: np.ndarray
+    labels: np.ndarray
+
+    def calibration(self) -> np.ndarray:
+        """float32 (N, 1, S, S): training slices spread evenly over the split, packed."""
+        from organ_infer._packing import pack
+
+        step = max(1, len(self.train) // CALIBRATION)
+        return pack(self.train[::step][:CALIBRATION], self.train.shape[-1])
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of a member: its graph, and its accuracy on validation through onnxruntime."""
+
+    precision: str
+    content: bytes
+    val_accuracy: float
+
+
+def forms_of(
+    stage: str,
+    plain: onnx.ModelProto,
+    slices: Slices,
+    precisions: Sequence[str] = PRECISIONS,
+    *,
+    say: Callable[[str], None] = print,
+) -> list[Form]:
+    """The forms of an exported member, the one to list first; fp32 is always among them. Raises ExportError where the
+    rewritten graph is not the network; a form that is not accepted, or cannot be made, is told and left out."""
+    expected = _logits(plain.SerializeToString(), slices.val)
+    rewritten = rewrite(plain)
+    content = rewritten.SerializeToString()
+    found = _logits(content, slices.val)
+    check_logits(expected, found, name=f"{stage} rewritten")
+    exact = Form("fp32", content, _accuracy(found, slices.labels))
+    makers: dict[str, Callable[[], onnx.ModelProto]] = {
+        "int8": lambda: to_int8(rewrite(plain, full=True), slices.calibration()),
+        "fp16": lambda: to_fp16(rewritten),
+    }
+    accepted = {}
+    for precision, make in makers.items():
+        if precision not in precisions:
+            continue
+        try:
+            content = make().SerializeToString()
+            accuracy = _accuracy(_logits(content, slices.val), slices.labels)
+        except ExportError as e:
+            say(f"{stage}: no {precision} form: {e}")
+            continue
+        lost = exact.val_accuracy - accuracy
+        verdict = "accepted" if lost <= MOST_LOST else "not accepted"
+        say(
+            f"{stage}: {precision} {verdict}, validation accuracy {accuracy:.4f}, fp32 {exact.val_accuracy:.4f}"
+        )
+        if lost <= MOST_LOST:
+            accepted[precision] = Form(precision, content, accuracy)
+    listed = [accepted.pop("int8")] if "int8" in accepted else []
+    return [*listed, exact, *accepted.values()]
+
+
+def _logits(content: bytes, images: np.ndarray) -> np.ndarray:
+    """float32 (N, classes) of uint8 (N, S, S)."""
+    from organ_infer._packing import pack
+
+    session = open_session(content)
+    size = images.shape[-1]
+    parts = [
+        session.run(["logits"], {"images": pack(images[start : start + BATCH], size)})[0]
+        for start in range(0, len(images), BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    if not np.isfinite(logits).all():
+        raise ExportError("it gives NaN or infinite logits")
+    return float((logits.argmax(1) == labels).mean())

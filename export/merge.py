@@ -1,0 +1,59 @@
+"""Several members as one graph that ends in the mean of their probabilities: an ensemble for any ONNX runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import TensorProto, compose, helper
+
+from export.member import ExportError
+
+
+def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -> onnx.ModelProto:
+    """One graph `images` -> `probabilities` (N, classes), from members that map `images` to `logits`, by stage.
+
+    Each member's logits are divided by `temperature` before its softmax (C3). Raises ExportError where the members
+    differ in input, classes or operator set.
+    """
+    models = list(members.values())
+    ports = {_shape(port) for model in models for port in model.graph.input}
+    answers = {_shape(port) for model in models for port in model.graph.output}
+    opsets = {entry.version for model in models for entry in model.opset_import}
+    if len(ports) != 1 or len(answers) != 1 or len(opsets) != 1:
+        raise ExportError(
+            "the members differ in input size, classes or operator set: one graph needs equal ones"
+        )
+    nodes: list[onnx.NodeProto] = []
+    weights: list[TensorProto] = []
+    for stage, model in members.items():
+        graph = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
+        nodes += graph.node
+        weights += graph.initializer
+        logits = graph.output[0].name
+        if temperature != 1.0:
+            weights.append(helper.make_tensor(f"{stage}/temperature", TensorProto.FLOAT, [], [temperature]))
+            nodes.append(helper.make_node("Div", [logits, f"{stage}/temperature"], [f"{stage}/cooled"]))
+            logits = f"{stage}/cooled"
+        nodes.append(helper.make_node("Softmax", [logits], [f"{stage}/probabilities"], axis=1))
+    nodes.append(helper.make_node("Mean", [f"{stage}/probabilities" for stage in members], ["probabilities"]))
+    size, classes = next(iter(ports))[-1], next(iter(answers))[-1]
+    made = helper.make_graph(
+        nodes,
+        "ensemble",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, size, size])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes])],
+        weights,
+    )
+    model = helper.make_model(
+        made,
+        opset_imports=[helper.make_opsetid("", next(iter(opsets)))],
+        ir_version=max(model.ir_version for model in models),
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The axes of a graph's input or output, 0 where free."""
+    return tuple(axis.dim_value for axis in port.type.tensor_type.shape.dim)

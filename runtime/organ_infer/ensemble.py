@@ -1,0 +1,149 @@
+"""The networks of a bundle on one device, side by side: packed slices in, their mean probabilities out."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Listed, Manifest, Member, list_bundle
+from .cache import Cache, cache_directory, graph_files
+from .errors import DeviceError, OrganInferError
+from .session import Session, choose_device, import_onnxruntime, logger
+
+__all__ = ["Ensemble", "open_ensemble"]
+
+CACHED_FROM = 1 << 24  # bytes of graphs: less is optimised in less time than it takes to find it
+
+Probabilities = NDArray[np.float64]
+
+
+def open_ensemble(directory: str | os.PathLike[str], *, device: str, threads: int) -> "Ensemble":
+    """Open the graphs that a bundle holds for `device` (`auto`, `cpu` or `cuda`). Raises BundleError, DeviceError."""
+    listed = list_bundle(directory)
+    ort = import_onnxruntime()
+    chosen = choose_device(ort, device)
+    if chosen == "cuda":
+        try:
+            return _opened(listed, ort, "cuda", threads)
+        except DeviceError as e:
+            if device != "auto":
+                raise
+            logger.warning("running on the CPU: %s", e)
+    return _opened(listed, ort, "cpu", threads)
+
+
+def _opened(listed: Listed, ort: ModuleType, device: str, threads: int) -> "Ensemble":
+    forms = listed.manifest.forms(device)
+    side_by_side = min(len(forms), threads) if device == "cpu" else 1
+    share = max(1, threads // side_by_side)
+    names = [entry.file for entry in forms]
+    cache = _cache(listed, ort) if device == "cpu" and sum(e.bytes for e in forms) >= CACHED_FROM else None
+
+    def session(entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None) -> Session:
+        return Session(
+            graph,
+            output=entry.output,
+            classes=len(listed.manifest.task.classes),
+            where=str(listed.directory / entry.file),
+            device=device,
+            threads=share,
+            save=save,
+        )
+
+    kept = cache.find(listed.files()) if cache else None
+    if kept is not None and all(name in kept for name in names):
+        try:
+            sessions = [session(entry, kept[entry.file]) for entry in forms]
+            return Ensemble(listed.manifest, forms, sessions, side_by_side)
+        except DeviceError as e:
+            logger.warning("the cached form of this bundle is made again: %s", e)
+    with _making(cache, listed, names) as folder:
+        sessions = []
+        for entry, data in listed.verified(device).graphs:
+            if folder is None:
+                sessions.append(session(entry, data))
+                continue
+            optimised, weights = graph_files(entry.file)
+            try:
+                sessions.append(session(entry, data, (folder / optimised, weights)))
+            except (
+                DeviceError
+            ) as e:  # as where the disk is full; without saving it either opens or fails as it is
+                logger.info("the optimised form of %s was not kept: %s", entry.file, e)
+                (folder / optimised).unlink(missing_ok=True)
+                sessions.append(session(entry, data))
+    return Ensemble(listed.manifest, forms, sessions, side_by_side)
+
+
+def _cache(listed: Listed, ort: ModuleType) -> Cache | None:
+    root = cache_directory()
+    return Cache(root, listed.directory, listed.sha256, ort.__version__) if root else None
+
+
+@contextlib.contextmanager
+def _making(cache: Cache | None, listed: Listed, names: list[str]) -> Iterator[Path | None]:
+    if cache is None:
+        yield None
+        return
+    with cache.making(listed.files(), names) as folder:
+        yield folder
+
+
+class Ensemble:
+    """Opened networks whose probabilities are averaged; safe to use from many threads, tied to its process."""
+
+    def __init__(
+        self, manifest: Manifest, forms: Sequence[Member], sessions: list[Session], side_by_side: int
+    ) -> None:
+        """side_by_side: how many networks run at the same time, each on its share of the threads."""
+        self.manifest = manifest
+        self.providers = sessions[0].providers
+        self._sessions = sessions
+        # the dearest first, so that the cheap ones fill what is left
+        self._order = sorted(range(len(forms)), key=lambda i: -forms[i].bytes)
+        self._workers = (
+            ThreadPoolExecutor(side_by_side, thread_name_prefix="organ_infer") if side_by_side > 1 else None
+        )
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._sessions
+
+    def probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
+        """packed: float32 (N, 1, S, S) -> float64 (N, classes), the mean over the networks."""
+        sessions, workers = self._sessions, self._workers
+        if not sessions:
+            raise OrganInferError("this classifier is closed: open another OrganClassifier")
+        if workers is None:
+            found = [self._of(session, packed) for session in sessions]
+        else:
+            sessions[0].check_process()  # a fork has no workers to wait for
+            waiting: dict[int, Any] = {i: workers.submit(self._of, sessions[i], packed) for i in self._order}
+            found = [waiting[i].result() for i in range(len(sessions))]
+        return sum(found[1:], start=found[0]) / len(found)
+
+    def _of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
+        """One network's probabilities, float64 (N, classes)."""
+        answer = session.run(packed).astype(np.float64)
+        if session.output == "logits":
+            answer /= self.manifest.temperature
+            answer = np.exp(answer - answer.max(axis=1, keepdims=True))
+        elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:
+            raise DeviceError(f"{session.where}: probabilities expected, the network's do not sum to 1")
+        total: Probabilities = answer.sum(axis=1, keepdims=True)
+        return answer / total
+
+    def close(self) -> None:
+        """Free the networks; a run under way in another thread ends first. Closing twice is fine."""
+        sessions, self._sessions = self._sessions, []
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+        for session in sessions:
+            session.close()

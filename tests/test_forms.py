@@ -1,0 +1,195 @@
+"""Forms of a member: rewriting that changes nothing, fewer bits behind a gate, one graph of several."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from export import forms
+from export.bundle import Slices, Trained, write_bundle
+from export.forms import forms_of
+from export.member import ExportError, to_onnx
+from export.merge import merge
+from export.rewrite import rewrite
+from organ_infer import OrganClassifier
+from organ_infer._packing import pack
+from tests.test_export import CLASSES, network_of
+
+RNG = np.random.default_rng(3)
+IMAGES = RNG.integers(0, 256, (96, 28, 28), dtype=np.uint8)
+
+
+def answers(model, images=IMAGES, output="logits"):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run([output], {"images": pack(images, 28)})[0]
+
+
+class Block(nn.Module):
+    """A residual block's shapes on a map of `size` pixels: 1x1, 3x3 of a stride, 1x1, and the way around."""
+
+    def __init__(self, size, stride):
+        super().__init__()
+        self.pool = nn.AvgPool2d(28 // size)
+        self.stem = nn.Conv2d(1, 8, 1)
+        self.conv1, self.conv2 = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 6, 3, stride=stride, padding=1)
+        self.conv3, self.around = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 1, stride=stride)
+        self.head = nn.Linear(8, 11)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(self.pool(x)))
+        y = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.head(torch.relu(self.conv3(y) + self.around(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
+def test_rewriting_changes_no_answer(size, stride, full):
+    with torch.random.fork_rng():
+        torch.manual_seed(size)
+        model = to_onnx(Block(size, stride).eval(), 28)
+    changed = rewrite(model, full=full)
+    convolutions = [node for node in changed.graph.node if node.op_type == "Conv"]
+    # stem, conv1, conv2, conv3, around; from 4x4 with stride 2, conv3 works on 2x2
+    assert len(convolutions) == {1: 0, 2: 0, 4: 4 if stride == 2 else 5}[size]
+    for batch in (1, 7):
+        np.testing.assert_allclose(
+            answers(changed, IMAGES[:batch]), answers(model, IMAGES[:batch]), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_resnet_loses_its_dead_taps():
+    model = to_onnx(network_of("resnet50").eval(), 28)
+    before = model.ByteSize()
+    changed = rewrite(model)
+    assert model.ByteSize() == before  # the input is not changed
+    # layer4: 5/9 of the first 3x3 kernel and 8/9 of the two others meet padding alone
+    assert before - changed.ByteSize() == pytest.approx(512 * 512 * 4 * (5 + 8 + 8), rel=0.01)
+    np.testing.assert_allclose(answers(changed), answers(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_without_small_maps_is_as_it_was():
+    model = to_onnx(network_of("big_batch_norm").eval(), 28)
+    changed = rewrite(model)
+    assert [node.op_type for node in changed.graph.node] == [node.op_type for node in model.graph.node]
+    assert np.array_equal(answers(changed), answers(model))
+
+
+@pytest.fixture(scope="module")
+def member():
+    """A small network whose answers are far apart, and slices with its own answers as labels."""
+    network = network_of("small").eval()
+    with torch.no_grad():
+        network.head.weight.mul_(20)
+    model = to_onnx(network, 28)
+    images = RNG.integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    top = np.sort(answers(model, images), axis=1)
+    images = images[
+        np.argsort(top[:, -2] - top[:, -1])[:100]
+    ]  # the answers that half precision cannot change
+    return model, Slices(images, images, answers(model, images).argmax(1))
+
+
+def test_int8_and_fp16_are_taken_where_validation_allows(member):
+    model, slices = member
+    said = []
+    found = {form.precision: form for form in forms_of("small", model, slices, say=said.append)}
+    assert found["fp32"].val_accuracy == 1
+    assert {"fp32", "fp16"} <= found.keys()
+    half = onnx.load_from_string(found["fp16"].content)
+    assert {onnx.TensorProto.FLOAT16} == {t.data_type for t in half.graph.initializer if len(t.dims) > 1}
+    assert [port.type.tensor_type.elem_type for port in (*half.graph.input, *half.graph.output)] == [1, 1]
+    assert len(said) == 2 and said[0].startswith("small: int8 ")
+
+
+def test_int8_weights_keep_seven_bits_and_a_scale_a_channel(member, monkeypatch):
+    model, slices = member
+    monkeypatch.setattr(forms, "MOST_LOST", 1.0)
+    listed = forms_of("small", model, slices, say=lambda line: None)[0]
+    assert listed.precision == "int8"  # the one in use on a CPU
+    graph = onnx.load_from_string(listed.content).graph
+    kernels = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    wide = [kernel for kernel in kernels if kernel.ndim > 1]
+    assert len(wide) == 5 and all(np.abs(kernel.astype(int)).max() <= 64 for kernel in wide)
+    assert any(len(t.dims) == 1 and t.dims[0] == 16 for t in graph.initializer if t.name.endswith("_scale"))
+
+
+def test_a_form_that_loses_accuracy_is_left_out_and_said(member, monkeypatch):
+    model, slices = member
+    real = forms.to_int8
+
+    def spoiled(graph, calibration):
+        made = real(graph, calibration)
+        for tensor in made.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:
+                tensor.CopyFrom(
+                    numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name)
+                )
+        return made
+
+    monkeypatch.setattr(forms, "to_int8", spoiled)
+    said = []
+    found = forms_of("small", model, slices, say=said.append)
+    assert [form.precision for form in found] == ["fp32", "fp16"]
+    assert said[0].startswith("small: int8 not accepted, validation accuracy 0.")
+
+
+def test_a_form_that_cannot_be_made_is_said(member, monkeypatch):
+    def fails(graph, calibration):
+        raise ExportError("no such kernel")
+
+    monkeypatch.setattr(forms, "to_int8", fails)
+    said = []
+    found = forms_of("small", *member, ("int8", "fp32"), say=said.append)
+    assert [form.precision for form in found] == ["fp32"] and said == ["small: no int8 form: no such kernel"]
+
+
+def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_path, monkeypatch):
+    model, slices = member
+    monkeypatch.setattr(forms, "MOST_LOST", 1.0)
+    onnx.save(model, tmp_path / "member.onnx")
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        dataset="organamnist",
+        view="axial",
+        classes=CLASSES,
+        size=28,
+        members=[Trained("base", tmp_path / "member.onnx")],
+        slices=slices,
+        metrics={"val": {"accuracy": 1.0}},
+        training={"seed": 1},
+        name="organamnist-base",
+        say=lambda line: None,
+    )
+    listed = json.loads((bundle / "manifest.json").read_text())["members"][0]
+    forms_listed = [listed, *listed["alternatives"]]
+    assert [form["file"] for form in forms_listed] == ["base.int8.onnx", "base.onnx", "base.fp16.onnx"]
+    assert [form["precision"] for form in forms_listed] == ["int8", "fp32", "fp16"]
+    assert "`base` int8 " in (bundle / "MODEL_CARD.md").read_text()
+    with OrganClassifier(bundle, device="cpu") as classifier:
+        assert [form.precision for form in classifier.manifest.forms("cuda")] == ["fp16"]
+        found = classifier.predict_proba(slices.val).argmax(1)
+    assert (found == slices.labels).mean() == listed["val_accuracy"]
+
+
+def test_the_merged_graph_gives_the_mean_of_the_softmax():
+    models = {
+        "a": to_onnx(network_of("small").eval(), 28),
+        "b": to_onnx(network_of("big_batch_norm").eval(), 28),
+    }
+    expected = []
+    for model in models.values():
+        z = answers(model).astype(np.float64) / 2
+        z = np.exp(z - z.max(1, keepdims=True))
+        expected.append(z / z.sum(1, keepdims=True))
+    merged = merge(models, temperature=2.0)
+    found = answers(merged, output="probabilities")
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
+    other = to_onnx(network_of("small").eval(), 28)
+    other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
+    with pytest.raises(ExportError, match="the members differ in input size, classes or operator set"):
+        merge({"a": models["a"], "b": other})
