@@ -30,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--bundle", type=Path, metavar="DIR", help="also write a bundle of the members")
     add(
         "--precision",
-        choices=("auto", "fp32"),
-        default="auto",
-        help="of the bundle: int8 and fp16 where validation accepts them (auto), or float32 alone",
+        default="int8,fp32,fp16",
+        metavar="LIST",
+        help="forms to try for the bundle: fp32, always there, int8 and fp16 where validation accepts them",
     )
     add(
         "--merged",
@@ -74,6 +74,10 @@ def export(options: argparse.Namespace) -> None:
     from train.networks import make_network
     from train.record import RunError, load_checkpoint
 
+    precisions = options.precision.split(",")
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise RunError(f"--precision: {precision!r} is none of {', '.join(PRECISIONS)}")
     states = [load_checkpoint(path) for path in options.checkpoint]
     for path, state in zip(options.checkpoint, states, strict=True):
         if not state["finished"]:
@@ -116,7 +120,7 @@ def export(options: argparse.Namespace) -> None:
             size=data.size,
             members=members,
             slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
-            precisions=PRECISIONS if options.precision == "auto" else ("fp32",),
+            precisions=precisions,
             metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
             training={
                 "seed": about["seed"],

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.at_hand import DATA, needs_organamnist
@@ -248,6 +249,10 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
         str(tmp_path),
         "--bundle",
         str(tmp_path / "b"),
+        "--precision",
+        "fp32",
+        "--merged",
+        str(tmp_path / "merged.onnx"),
     ]
     done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -255,6 +260,11 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
         assert (tmp_path / f"{stage.name}.onnx").read_bytes() == (stage / "member.onnx").read_bytes()
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert [m["stage"] for m in manifest["members"]] == ["base", "batch_norm"]
+    assert [(m["precision"], m["alternatives"]) for m in manifest["members"]] == [("fp32", [])] * 2
+    merged = onnx.load(tmp_path / "merged.onnx")
+    assert [port.name for port in merged.graph.output] == ["probabilities"]
+    refused = subprocess.run([*export, "--precision", "int4"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "'int4' is none of int8, fp32, fp16" in refused.stderr
 
 
 def test_export_names_a_file_that_is_no_checkpoint(tmp_path):

@@ -4,15 +4,13 @@ Contestants of a race run in turn in one process; a ratio is that of their media
 dispatch level of this processor; ORGAN_INFER_SIMD has no part in it.
 """
 
-import statistics
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from organ_infer import _packing
 from organ_infer._packing import pack
+from tests.benchmarks.race import medians
 
 LEVELS = _packing.levels()
 RNG = np.random.default_rng(0)
@@ -25,18 +23,6 @@ HOUNSFIELD = RNG.integers(-1000, 1000, (512, 512)).astype(np.int16)
 BYTES_OF_WORDS = WORDS.view(np.uint8)
 VOLUME = RNG.integers(0, 256, (64, 512, 512), dtype=np.uint8)  # 16 MiB: in no level 2 cache
 VOLUME_OUT = np.empty((64, 1, 28, 28), np.float32)
-
-
-def medians(contestants, calls, rounds):
-    """Seconds a call of each contestant, taken in turn, each as many calls at a time as `calls` says."""
-    times = [[] for _ in contestants]
-    for _ in range(rounds):
-        for contestant, count, taken in zip(contestants, calls, times, strict=True):
-            begin = time.perf_counter()
-            for _ in range(count):
-                contestant()
-            taken.append((time.perf_counter() - begin) / count)
-    return [statistics.median(taken) for taken in times]
 
 
 def numpy_in_place():

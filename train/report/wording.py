@@ -133,6 +133,7 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
         ("network", str(entry.get("network") or UNDEFINED)),
         ("parameters", grouped(entry.get("parameters"))),
         ("starting weights", origin(stage)),
+        ("trained in", str(entry.get("precision") or UNDEFINED)),
         ("epochs", ", ".join(map(grouped, epochs))),
         ("best epoch", ", ".join(map(grouped, best_epochs))),
         ("seconds", ", ".join(duration(row.entry.get("seconds")) for row in rows)),
