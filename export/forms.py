@@ -39,10 +39,11 @@ class Slices:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a member: its graph, and its accuracy on validation through onnxruntime."""
+    """One form of a member: its graph, and its logits (N, classes) and accuracy on validation, through onnxruntime."""
 
     precision: str
     content: bytes
+    logits: np.ndarray
     val_accuracy: float
 
 
@@ -61,7 +62,7 @@ def forms_of(
     content = rewritten.SerializeToString()
     found = _logits(content, slices.val)
     check_logits(expected, found, name=f"{stage} rewritten")
-    exact = Form("fp32", content, _accuracy(found, slices.labels))
+    exact = Form("fp32", content, found, _accuracy(found, slices.labels))
     makers: dict[str, Callable[[], onnx.ModelProto]] = {
         "int8": lambda: to_int8(rewrite(plain, full=True), slices.calibration()),
         "fp16": lambda: to_fp16(rewritten),
@@ -72,7 +73,8 @@ def forms_of(
             continue
         try:
             content = make().SerializeToString()
-            accuracy = _accuracy(_logits(content, slices.val), slices.labels)
+            found = _logits(content, slices.val)
+            accuracy = _accuracy(found, slices.labels)
         except ExportError as e:
             say(f"{stage}: no {precision} form: {e}")
             continue
@@ -82,7 +84,7 @@ def forms_of(
             f"{stage}: {precision} {verdict}, validation accuracy {accuracy:.4f}, fp32 {exact.val_accuracy:.4f}"
         )
         if lost <= MOST_LOST:
-            accepted[precision] = Form(precision, content, accuracy)
+            accepted[precision] = Form(precision, content, found, accuracy)
     listed = [accepted.pop("int8")] if "int8" in accepted else []
     return [*listed, exact, *accepted.values()]
 

@@ -13,6 +13,8 @@ import torch
 
 from export.bundle import Slices, Trained, write_bundle
 from export.member import ExportError, check_installed
+from organ_infer import BundleError
+from organ_infer.bundle import open_bundle, sha256_of
 from train import fit, parallel, record
 from train.data import Data, load_data
 from train.jobs import Job, epoch_caps, plan
@@ -137,30 +139,44 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
         place = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
         members.append(Trained(name, place / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
-    keys = ("accuracy", "auc", "ece")
+    name = f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}"
+    training = {
+        "seed": best["seed"],
+        "data_md5": data.md5,
+        "weights": best["weights"],
+        "versions": results["versions"],
+        "device": results["device"],
+        "smoke": results["smoke"],
+        "members": {member.stage: sha256_of(member.file) for member in members},
+    }
+    place, keys = directory / "bundle", ("accuracy", "auc", "ece")
+    if _is_current(place, name, training):
+        return place
     try:
         return write_bundle(
-            directory / "bundle",
+            place,
             dataset=data.flag,
             view=data.view,
             classes=data.classes,
             size=data.size,
             members=members,
             slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
-            say=_say,
             metrics={split: {key: best[split][key] for key in keys} for split in ("train", "val", "test")},
-            training={
-                "seed": best["seed"],
-                "data_md5": data.md5,
-                "weights": best["weights"],
-                "versions": results["versions"],
-                "device": results["device"],
-                "smoke": results["smoke"],
-            },
-            name=f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}",
+            training=training,
+            name=name,
+            say=_say,
         )
     except ExportError as e:
         raise RunError(str(e), exit_code=1) from e
+
+
+def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
+    """Whether the bundle that is there is whole and was made from the same networks."""
+    try:
+        manifest = open_bundle(bundle).manifest
+    except BundleError:
+        return False
+    return manifest.name == name and dict(manifest.training) == training
 
 
 def _write_report(directory: Path, data: Data) -> None:
