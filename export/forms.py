@@ -64,7 +64,7 @@ def forms_of(
     check_logits(expected, found, name=f"{stage} rewritten")
     exact = Form("fp32", content, found, _accuracy(found, slices.labels))
     makers: dict[str, Callable[[], onnx.ModelProto]] = {
-        "int8": lambda: to_int8(rewrite(plain, full=True), slices.calibration()),
+        "int8": lambda: to_int8(rewritten, slices.calibration()),
         "fp16": lambda: to_fp16(rewritten),
     }
     accepted = {}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime themselves use no network either
+os.environ["ORGAN_INFER_CACHE"] = ""  # nothing is left in the user's own
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "organ_infer" / "default" / "manifest.json"
