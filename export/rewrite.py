@@ -2,13 +2,13 @@
 
 At 28 px a ResNet's third stage works on 2x2 pixels and its fourth on one. There a padded 3x3 kernel meets mostly
 padding, and a convolution is a matrix product over channels. `rewrite` turns such convolutions, and what lies between
-them, into products of matrices (P N, C): one row a pixel and slice, all slices of the first pixel first.
+them, into products of matrices (N P, C): one row a slice and pixel, the pixels of a slice after each other.
 
 - A 1x1 kernel is one product.
 - A 3x3 kernel on one pixel is its centre tap; the other eight are dropped.
-- A 3x3 kernel on 2x2 pixels sees the whole map from every output pixel: one product of the pixels beside each other,
-  (N, 4 C), with the taps that are not over padding. It holds 16 blocks for the kernel's nine taps and computes 16
-  where the convolution computes 36. (A Toeplitz product with nine was tried: as fast at batch 64, slower at batch 1.)
+- A 3x3 kernel on 2x2 pixels sees the whole map from every output pixel: one product of (N, 4 C), the pixels of a
+  slice beside each other, with the taps that are not over padding. It holds 16 blocks for the kernel's nine taps and
+  computes 16 where the convolution computes 36. (A Toeplitz product of nine was tried: no faster, slower at batch 1.)
 
 Everything else is left as it is. Exact means equal but for rounding; `export.member.compare` measures it.
 """
@@ -40,7 +40,7 @@ class _Rewriter:
             value.name: [axis.dim_value or None for axis in value.type.tensor_type.shape.dim]
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        self.rows: dict[str, str] = {}  # tensor -> its matrix (H W N, C)
+        self.rows: dict[str, str] = {}  # tensor -> its matrix (N H W, C)
         self.maps: dict[
             str, str | None
         ] = {}  # tensor that was made as a matrix -> its map, where one is wanted
@@ -99,21 +99,22 @@ class _Rewriter:
             return self.gemm(name, rows, weight[:, :, kernel // 2, kernel // 2].T, bias)
         if kernel == 1:
             corner = self.add(
-                "Gather", [self.reshape(rows, 4, -1, channels), self.whole("first_pixel", 0)], axis=0
+                "Gather", [self.reshape(rows, -1, 4, channels), self.whole("first_pixel", 0)], axis=1
             )
             return self.gemm(name, corner, weight[:, :, 0, 0].T, bias)
-        turned = self.add("Transpose", [self.reshape(rows, 4, -1, channels)], perm=[1, 0, 2])
-        beside = self.reshape(turned, -1, 4 * channels)  # the pixels of a slice in one row
         # output pixel (i, j) sees input pixel (p, q) through tap (1 + p - i, 1 + q - j)
         seen = range(2 if stride == 1 else 1)
-        blocks = [
-            [weight[:, :, 1 + p - i, 1 + q - j].T for i in seen for j in seen] for p in (0, 1) for q in (0, 1)
-        ]
+        matrix = np.block(
+            [
+                [weight[:, :, 1 + p - i, 1 + q - j].T for i in seen for j in seen]
+                for p in (0, 1)
+                for q in (0, 1)
+            ]
+        )  # (4 C, 4 C') or (4 C, C')
+        beside = self.reshape(rows, -1, 4 * channels)
         if stride == 2:
-            return self.gemm(name, beside, np.block(blocks), bias)
-        made = self.gemm(name, beside, np.block(blocks), self.repeated(bias))  # (N, 4 C')
-        turned = self.add("Transpose", [self.reshape(made, -1, 4, len(weight))], perm=[1, 0, 2])
-        return self.reshape(turned, -1, len(weight))
+            return self.gemm(name, beside, matrix, bias)
+        return self.reshape(self.gemm(name, beside, matrix, self.repeated(bias)), -1, len(weight))
 
     def gemm(self, name: str, rows: str, matrix: np.ndarray, bias: str) -> str:
         return self.add("Gemm", [rows, self.constant(f"{name}/matrix", matrix), bias])
@@ -121,11 +122,11 @@ class _Rewriter:
     def repeated(self, bias: str) -> str:
         return self.constant(f"{bias}/repeated", np.tile(numpy_helper.to_array(self.weights[bias]), 4))
 
-    # Between maps (N, C, H, W) and matrices (H W N, C).
+    # Between maps (N, C, H, W) and matrices (N H W, C).
 
     def rows_of(self, name: str) -> str:
         if name not in self.rows:
-            turned = self.add("Transpose", [name], perm=[2, 3, 0, 1])
+            turned = self.add("Transpose", [name], perm=[0, 2, 3, 1])
             self.rows[name] = self.reshape(turned, -1, self.shapes[name][1])
         return self.rows[name]
 
@@ -137,8 +138,8 @@ class _Rewriter:
             shape = self.shapes[name]
             if len(shape) == 2:
                 return self.rows[name]
-            wide = self.reshape(self.rows[name], *shape[2:], -1, shape[1])
-            self.maps[name] = self.add("Transpose", [wide], perm=[2, 3, 0, 1])
+            wide = self.reshape(self.rows[name], -1, *shape[2:], shape[1])
+            self.maps[name] = self.add("Transpose", [wide], perm=[0, 3, 1, 2])
         return self.maps[name]
 
     # Nodes and constants.
