@@ -9,72 +9,13 @@ import types
 import numpy as np
 import pytest
 from conftest import CLASSES, child_environment, make_graph
+from stand_in import CPU, CUDA
 
-from organ_infer import DeviceError, OrganClassifier, OrganInferError
-from organ_infer import session as sessions
+from organ_infer import DeviceError, OrganClassifier, OrganInferError, loading
 from organ_infer.processors import usable_processors
 from organ_infer.session import Session
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 IMAGE = np.zeros((28, 28), np.uint8)
-
-
-def stand_in(available=(CUDA, CPU), granted=(CUDA, CPU), fails=None, answer=None):
-    """An onnxruntime that offers and grants what it is told; `opened` and `shapes` keep what was asked of it."""
-    module = types.ModuleType("onnxruntime")
-    module.opened, module.shapes, module.preloaded = [], [], 0
-
-    class SessionOptions:
-        def __init__(self):
-            self.entries = {}
-
-        def add_session_config_entry(self, key, value):
-            self.entries[key] = value
-
-    class InferenceSession:
-        def __init__(self, graph, sess_options, providers, enable_fallback):
-            assert isinstance(graph, bytes) and enable_fallback == 0
-            names = [p if isinstance(p, str) else p[0] for p in providers]
-            if fails and CUDA in names:
-                raise RuntimeError(fails)
-            module.opened.append((sess_options, providers))
-            self.names = [name for name in granted if name in names]
-
-        def get_providers(self):
-            return self.names
-
-        def run(self, outputs, feed):
-            module.shapes.append(feed["images"].shape)
-            count = len(feed["images"])
-            if answer:
-                return [answer(count)]
-            # each row says its own slice's mean, so that padding and order can be seen
-            mean = feed["images"].mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
-            return [np.outer(mean, np.arange(11, dtype=np.float32))]
-
-    def preload_dlls():
-        module.preloaded += 1
-        print("Failed to load libcublas.so.12")
-
-    module.SessionOptions, module.InferenceSession, module.preload_dlls = (
-        SessionOptions,
-        InferenceSession,
-        preload_dlls,
-    )
-    module.get_available_providers = lambda: list(available)
-    module.disable_telemetry_events = lambda: None
-    return module
-
-
-@pytest.fixture
-def install(monkeypatch):
-    def put(**how):
-        module = stand_in(**how)
-        monkeypatch.setitem(sys.modules, "onnxruntime", module)
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-        return module
-
-    return put
 
 
 def both_wheels(monkeypatch, *names):
@@ -175,16 +116,6 @@ def test_onnxruntime_missing_or_half_removed_names_the_command(bundle, monkeypat
 
 
 # Batches.
-
-
-def test_cuda_sees_few_batch_sizes_and_padding_changes_nothing(install, bundle):
-    ort = install()
-    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
-    with OrganClassifier(bundle, device="cuda", batch_size=300) as opened:
-        whole = opened.predict_proba(images)
-        for count in (1, 2, 3, 5, 17, 100, 257):
-            np.testing.assert_array_equal(opened.predict_proba(images[:count]), whole[:count])
-    assert {shape[0] for shape in ort.shapes} == {1, 4, 16, 64, 256, 512}
 
 
 def test_the_cpu_is_given_just_the_slices(install, bundle):
@@ -343,6 +274,6 @@ assert "ORT_DISABLE_TELEMETRY" not in os.environ
 
 
 def test_a_user_who_set_the_variable_keeps_it(monkeypatch):
-    monkeypatch.setenv(sessions.TELEMETRY_VARIABLE, "0")
-    sessions.import_onnxruntime()
-    assert os.environ[sessions.TELEMETRY_VARIABLE] == "0"
+    monkeypatch.setenv(loading.TELEMETRY_VARIABLE, "0")
+    loading.import_onnxruntime()
+    assert os.environ[loading.TELEMETRY_VARIABLE] == "0"
