@@ -102,7 +102,7 @@ def stand_in(
             module.opened.append((sess_options, providers))
             self.names = [name for name in granted if name in names]
             self.compute = means if compute == "means" else network(graph)
-            self.graphs = {}
+            self.by_thread = threading.local()  # as onnxruntime keeps graphs
 
         def get_providers(self):
             return self.names
@@ -132,17 +132,17 @@ def stand_in(
                 module.runs.append("plain")
                 binding.output.update_inplace(self.answer(binding.input.array))
                 return
-            key = threading.get_ident(), number  # onnxruntime keeps graphs by thread
-            if key not in self.graphs:
+            graphs = self.by_thread.__dict__
+            if number not in graphs:
                 module.runs.append("capture")
                 if refuses == "capture":
                     raise RuntimeError("operation not permitted\nwhen stream is capturing")
-                self.graphs[key] = binding.input, binding.output
+                graphs[number] = binding.input, binding.output
             else:
                 module.runs.append("replay")
                 if refuses == "replay":
                     raise RuntimeError("graph launch failed")
-            source, target = self.graphs[key]  # of the capture, whatever is bound by now
+            source, target = graphs[number]  # of the capture, whatever is bound by now
             if refuses != "answer" or module.runs[-1] == "capture":
                 target.update_inplace(self.answer(source.array))
 
