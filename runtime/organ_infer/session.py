@@ -149,7 +149,15 @@ def _open(
         cuda.preload(ort)
     try:
         # Without its fallback, which prints to standard output and goes on with the CPU.
-        return ort.InferenceSession(graph, sess_options=options, providers=providers, enable_fallback=0)
+        try:
+            return ort.InferenceSession(graph, sess_options=options, providers=providers, enable_fallback=0)
+        except RuntimeError as e:
+            if "use_per_session_threads" not in str(e):
+                raise
+            logger.info("threads are those of onnxruntime's global pool, which this program made")
+            options.use_per_session_threads = False  # beside that pool onnxruntime allows no other
+            options.intra_op_num_threads = options.inter_op_num_threads = 0
+            return ort.InferenceSession(graph, sess_options=options, providers=providers, enable_fallback=0)
     except Exception as e:  # as in run()
         if device == "cuda":
             raise DeviceError(f"cuda was asked for but failed ({one_line(e)}): {cuda.advice()}") from e
