@@ -1,9 +1,9 @@
 """How sessions on the CPU are best set: threads, spinning, batch sizes, several networks in one process.
 
-    python tests/benchmarks/sessions.py [threads] [spinning] [batches] [bundle] [four] [--bundle DIR] [--seconds 12]
+    python tests/benchmarks/sessions.py [threads] [spinning] [batches] [bundle] [four] [memory]
 
-Prints a Markdown table for each part (docs/sessions.md holds them): `bundle` and `four` are memory and shared pools,
-with the bundle's networks and with four of random weights. Contestants take turns in one process with a pause
+Prints a Markdown table for each part (docs/sessions.md holds them): `bundle` and `four` race ways to keep memory and
+threads, with the bundle's networks and with four of random weights. Contestants take turns in one process with a pause
 between, in which threads that spin come to rest; medians of many turns. Run it on a machine that does nothing else.
 """
 
@@ -251,29 +251,33 @@ SIZES = (1, 4, 16, 64, 256)
 
 def forms(graphs: str, bundle: Path, seconds: float) -> None:
     """The networks after each other on each batch but for the last form. Each form in a process of its own, three of
-    each in turn: what sessions share is the process's, and a shared pool allows no other. Then the memory after many
-    batches of 1 to 64, and of 1 to 512."""
+    each in turn: what sessions share is the process's, and a shared pool allows no other."""
     names = list(FORMS) if graphs == "four" else OF_ONE
-
-    def measured(name: str, *more: object) -> list[float]:
-        command = [sys.executable, __file__, "--bundle", bundle, "--form", name, "--graphs", graphs, *more]
-        found: list[float] = json.loads(
-            subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True).stdout
-        )
-        return found
-
+    each = seconds / 3 / len(names) / len(SIZES)
     turns: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(3):
         for name in names:
-            turns[name].append(measured(name, "--seconds", seconds / 3 / len(names) / len(SIZES)))
+            turns[name].append(in_process(name, graphs, bundle, "--seconds", each))
     head(f"{graphs}, batch", *(f"{name}, us" for name in names))
     for i, size in enumerate(SIZES):
         row(size, *(f"{statistics.median(turn[i] for turn in turns[name]) * 1e6:.0f}" for name in names))
-    head(f"{graphs}", *names)
-    for most in (64, 512):
-        found = [measured(name, "--seconds", 0, "--most", most) for name in names]
-        row(f"MiB after batches of 1 to {most}", *(f"{taken[0]:.0f}" for taken in found))
-    row("threads", *(f"{taken[1]:.0f}" for taken in found))
+
+
+def memory(bundle: Path) -> None:
+    """What a process of each form holds after many batches of varying size."""
+    for graphs, names in (("bundle", OF_ONE), ("four", list(FORMS))):
+        head(graphs, *names)
+        for most in (64, 512):
+            found = [in_process(name, graphs, bundle, "--seconds", 0, "--most", most) for name in names]
+            row(f"MiB after batches of 1 to {most}", *(f"{taken[0]:.0f}" for taken in found))
+        row("threads", *(f"{taken[1]:.0f}" for taken in found))
+
+
+def in_process(name: str, graphs: str, bundle: Path, *more: object) -> list[float]:
+    command = [sys.executable, __file__, "--bundle", bundle, "--form", name, "--graphs", graphs, *more]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
+    found: list[float] = json.loads(done.stdout)
+    return found
 
 
 def in_child(form: str, graphs: list[bytes], seconds: float, most: int) -> list[float]:
@@ -303,7 +307,7 @@ def in_child(form: str, graphs: list[bytes], seconds: float, most: int) -> list[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = ("threads", "spinning", "batches", "bundle", "four")
+    parts = ("threads", "spinning", "batches", "bundle", "four", "memory")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; all")
     parser.add_argument("--bundle", type=Path, default=packaged_bundle())
     parser.add_argument("--seconds", type=float, default=12, help="a part, about")
@@ -326,6 +330,8 @@ def main() -> int:
             spinning(graphs[0], options.seconds)
         elif part == "batches":
             batches(options.bundle, options.seconds)
+        elif part == "memory":
+            memory(options.bundle)
         else:
             forms(part, options.bundle, options.seconds)
     return 0
