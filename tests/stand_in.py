@@ -34,9 +34,10 @@ def stand_in(
     compute="means",
     refuses=None,
     pinned=False,
+    placed=None,
 ):
     """A module to put in onnxruntime's place. `refuses` is where a CUDA graph fails: "open", "capture", "replay"
-    (raises) or "answer" (a replay that does nothing). It keeps what was asked of it: `opened` (options, providers),
+    (raises) or "answer" (a replay that does nothing); `placed` says which operators run where. It keeps what was asked of it: `opened` (options, providers),
     `shapes` of batches, `values` made on the device, `runs` as "plain", "capture" or "replay"."""
     module = types.ModuleType("onnxruntime")
     module.opened, module.shapes, module.values, module.runs, module.preloaded = [], [], [], [], 0
@@ -101,11 +102,22 @@ def stand_in(
                 raise RuntimeError("This session cannot use the CUDA Graph feature")
             module.opened.append((sess_options, providers))
             self.names = [name for name in granted if name in names]
+            recorded = sess_options.entries.get("session.record_ep_graph_assignment_info") == "1"
+            if placed is not None and recorded:
+                self.get_provider_graph_assignment_info = self.assigned
             self.compute = means if compute == "means" else network(graph)
             self.by_thread = threading.local()  # as onnxruntime keeps graphs
 
         def get_providers(self):
             return self.names
+
+        def assigned(self):
+            return [
+                types.SimpleNamespace(
+                    ep_name=name, get_nodes=lambda ops=ops: [types.SimpleNamespace(op_type=op) for op in ops]
+                )
+                for name, ops in placed.items()
+            ]
 
         def answer(self, batch):
             module.shapes.append(batch.shape)

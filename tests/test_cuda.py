@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import stand_in
 from conftest import CLASSES, child_environment, entry, make_graph, write_bundle
+from stand_in import CPU, CUDA
 
 from organ_infer import DeviceError, OrganClassifier, OrganInferError
 from organ_infer.cuda import BATCHES
@@ -33,6 +34,29 @@ def opened(device="cuda"):
 def expected():
     """float32 (300, 11): the network's answers on the CPU."""
     return opened("cpu").run(IMAGES)
+
+
+# Granted or not; test_session.py has more of it.
+
+
+def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
+    """CUDA heads the list of providers, and runs nothing."""
+    install(placed={CPU: ["QLinearConv", "QGemm"]})
+    with pytest.raises(
+        DeviceError,
+        match=r"runs all of g\.onnx on the CPU \(QGemm, QLinearConv\): export .* or use --device cpu",
+    ):
+        opened()
+    with OrganClassifier(bundle, device="auto") as classifier:
+        assert classifier.providers == (CPU,)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_nodes_that_remain_on_the_cpu_are_named(install, caplog):
+    install(placed={CUDA: ["Conv", "Gemm"], CPU: ["Shape"]})
+    with caplog.at_level(logging.INFO, "organ_infer"):
+        opened()
+    assert "on the CPU remain Shape" in caplog.text
 
 
 # Batches and buffers.

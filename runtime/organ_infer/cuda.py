@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 from .errors import DeviceError, one_line
 from .loading import both_wheels_installed, reinstall_text
 
-__all__ = ["BATCHES", "CUDA", "BoundSession", "advice", "choose_device", "preload", "provider_options"]
+__all__ = [
+    "BATCHES",
+    "CUDA",
+    "BoundSession",
+    "advice",
+    "check_granted",
+    "choose_device",
+    "preload",
+    "provider_options",
+]
 
 logger = logging.getLogger("organ_infer")
 
@@ -62,6 +71,24 @@ def choose_device(ort: ModuleType, device: str) -> str:
     level = logging.WARNING if reason.startswith("onnxruntime and") else logging.INFO
     logger.log(level, "running on the CPU: %s", reason)
     return "cpu"
+
+
+def check_granted(session: "BoundSession", where: str) -> None:
+    """Raise DeviceError unless the session runs on CUDA: the provider is there, and nodes have been placed on it."""
+    granted = session.get_providers()
+    if granted[:1] != [CUDA]:
+        raise DeviceError(
+            f"cuda was asked for, onnxruntime granted {', '.join(granted) or 'none'}: {advice()}"
+        )
+    nodes = session.placed_nodes()
+    elsewhere = sorted({kind for provider, kinds in nodes.items() if provider != CUDA for kind in kinds})
+    if nodes and not nodes.get(CUDA):
+        raise DeviceError(
+            f"cuda was asked for, onnxruntime runs all of {where} on the CPU ({', '.join(elsewhere)}):"
+            " export the bundle again in float32 or use --device cpu"
+        )
+    if elsewhere:
+        logger.info("cuda: %s: on the CPU remain %s", where, ", ".join(elsewhere))
 
 
 def advice() -> str:
@@ -163,9 +190,16 @@ class BoundSession:
         """The batch sizes that run as CUDA graphs."""
         return tuple(sorted(size for size, kept in list(self._kept.items()) if kept.captured))
 
-    def get_providers(self) -> Sequence[str]:
-        providers: Sequence[str] = self._session.get_providers()
-        return providers
+    def get_providers(self) -> list[str]:
+        return list(self._session.get_providers())
+
+    def placed_nodes(self) -> dict[str, list[str]]:
+        """Provider -> the operators that run there; empty where onnxruntime does not tell (its pull request 26781)."""
+        placed: dict[str, list[str]] = {}
+        if hasattr(self._session, "get_provider_graph_assignment_info"):
+            for part in self._session.get_provider_graph_assignment_info():
+                placed.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+        return placed
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[Any]]:
         """As InferenceSession.run, for the one input `images`; any number of them, in runs of BATCHES."""

@@ -87,11 +87,8 @@ class Session:
                 classes=classes,
                 capture=capture,
             )
+            cuda.check_granted(self._run, where)
         self.providers: tuple[str, ...] = tuple(self._run.get_providers())
-        if device == "cuda" and self.providers[:1] != (CUDA,):
-            granted = ", ".join(self.providers) or "none"
-            self._run = None
-            raise DeviceError(f"cuda was asked for, onnxruntime granted {granted}: {cuda.advice()}")
         _watch(self)
 
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -145,6 +142,7 @@ def _open(
         providers: list[Any] = [CPU]
     else:
         options.enable_mem_pattern = False  # it allocates in a second run, when a graph may be recorded
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers = [(CUDA, cuda.provider_options(capture)), CPU]
         cuda.preload(ort)
     try:
