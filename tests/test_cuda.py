@@ -266,6 +266,43 @@ def test_a_forked_child_is_told(install, monkeypatch):
         session.run(IMAGES[:1])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_in_the_middle_of_a_run_opens_its_own():
+    code = """
+import os, sys, types
+import stand_in
+ort = stand_in.stand_in()
+sys.modules["onnxruntime"] = ort
+import numpy as np
+from conftest import make_graph
+from organ_infer import cuda
+from organ_infer.session import Session
+
+def opened():
+    return Session(make_graph(), output="logits", classes=11, where="g", device="cuda", threads=1)
+
+session = opened()
+cuda._device.acquire()  # as a thread that runs on the device
+child = os.fork()
+if not child:
+    opened().run(np.zeros((1, 1, 28, 28), np.float32))
+    os._exit(5)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+cuda._device.release()
+session.run(np.zeros((1, 1, 28, 28), np.float32))
+"""
+    environment = child_environment()
+    environment["PYTHONPATH"] += os.pathsep + os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # The benchmark, as far as it goes without a GPU.
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "CUDA",
     "BoundSession",
     "advice",
+    "after_fork",
     "check_granted",
     "choose_device",
     "preload",
@@ -119,9 +120,15 @@ def _printed() -> Iterator[io.StringIO]:
         yield text
 
 
-# One run on the device at a time in this process. While a graph is captured no other thread may allocate or copy
+# One thread on the device at a time in this process. While a graph is captured no other may allocate or copy
 # (onnxruntime captures in cudaStreamCaptureModeGlobal), and a session's buffers hold one batch.
 _device = threading.Lock()
+
+
+def after_fork() -> None:
+    """In a forked child: the thread that held the lock may not have come along."""
+    global _device
+    _device = threading.Lock()
 
 
 @dataclass
@@ -174,15 +181,16 @@ class BoundSession:
         self._owner: threading.Thread | None = None  # the thread whose graphs `captured` speaks of
         self._plain = ort.RunOptions()
         self._capture = capture
-        if capture:
-            try:
-                self._session = opened(True)
-            except DeviceError as e:
-                logger.debug("no CUDA graph: %s", e)
-                self._capture = False
-        if not self._capture:
-            self._session = opened(False)
-        else:
+        with _device:
+            if capture:
+                try:
+                    self._session = opened(True)
+                except DeviceError as e:
+                    logger.debug("cuda: running without CUDA graphs: %s", e)
+                    self._capture = False
+            if not self._capture:
+                self._session = opened(False)
+        if self._capture:
             self._plain.add_run_config_entry("gpu_graph_id", "-1")  # neither captures nor replays
 
     @property

@@ -42,6 +42,7 @@ _hooked = False
 def _leave_to_parent() -> None:
     """In a forked child: a session's threads did not come along and its destructor would wait for them for ever,
     so it is never destroyed."""
+    cuda.after_fork()
     for session in list(_live):
         if session._run is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._run))
