@@ -185,6 +185,14 @@ def child_environment(**more):
 
 
 @pytest.fixture
+def install(monkeypatch):
+    """Puts a stand-in in onnxruntime's place (stand_in.py), made as the arguments say; returns it."""
+    import stand_in
+
+    return lambda **how: stand_in.install(monkeypatch, **how)
+
+
+@pytest.fixture
 def command(bundle):
     """Runs the command with `bundle` as its model; returns the finished process."""
 
