@@ -28,6 +28,8 @@ class ClosedPipe(Exception):
 
 def printable(text: str) -> str:
     """For a terminal or a line of text: control characters escaped, odd bytes of a file name kept."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
         for c in text
@@ -40,6 +42,8 @@ def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str,
     width = max(map(len, classes))
 
     def pairs(result: Prediction) -> list[tuple[str, float]]:
+        if likeliest == 1:
+            return [(result.label, result.probability)]
         order = sorted(range(len(classes)), key=lambda i: (-result.probabilities[i], i != result.index, i))
         return [(classes[i], result.probabilities[i]) for i in order[:likeliest]]
 
