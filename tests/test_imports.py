@@ -39,12 +39,20 @@ def test_help_version_and_usage_errors_are_light(option):
     )
 
 
-def test_classifying_loads_neither_torch_nor_onnx(bundle, pictures):
-    code = f"""
+def test_classifying_loads_neither_torch_nor_onnx_and_pillow_only_where_it_decodes(
+    bundle, pictures, tmp_path
+):
+    from PIL import Image
+
+    from organ_infer.reading import _read_plain
+
+    Image.open(pictures / "s00.png").save(tmp_path / "s00.bmp")
+    for path, decoder in (pictures / "s00.png", "" if _read_plain else "PIL"), (tmp_path / "s00.bmp", "PIL"):
+        code = f"""
 from organ_infer import OrganClassifier
 with OrganClassifier({str(bundle)!r}) as c:
-    assert len(list(c.predict_paths([{str(pictures / "s00.png")!r}]))) == 1"""
-    assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
+    assert len(list(c.predict_paths([{str(path)!r}]))) == 1"""
+        assert loaded(code) == [*filter(None, [decoder]), "numpy", "onnxruntime"]
 
 
 def test_arrays_need_no_pillow(bundle):
