@@ -8,11 +8,12 @@ import pytest
 from conftest import child_environment
 
 HEAVY = ["torch", "onnxruntime", "PIL", "numpy", "onnx", "pydicom"]
+SLOW = ["dataclasses", "importlib.metadata", "csv", "logging", "hashlib", "ctypes"]  # milliseconds each
 
 
-def loaded(code):
-    """The heavy modules that are loaded once `code` has run."""
-    code += f"\nimport json, sys\nsys.stderr.write(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
+def loaded(code, heavy=HEAVY):
+    """Which of the heavy modules are loaded once `code` has run."""
+    code += f"\nimport json, sys\nsys.stderr.write(json.dumps(sorted(set({heavy!r}) & set(sys.modules))))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
     )
@@ -31,12 +32,28 @@ def test_importing_the_package_is_light():
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--nope"])
 def test_help_version_and_usage_errors_are_light(option):
+    before = loaded("", SLOW)  # by what this environment runs at start
+    assert loaded(f"from organ_infer.cli import main\nmain([{option!r}])", HEAVY + SLOW) == before
+
+
+def test_a_prediction_asks_no_package_index(bundle, pictures):
+    code = f"from organ_infer.cli import main\nmain(['--bundle', {str(bundle)!r}, {str(pictures / 's00.png')!r}])"
     assert (
-        loaded(
-            f"from organ_infer.cli import main\ntry: sys_code = main([{option!r}])\nexcept SystemExit: pass"
-        )
+        loaded(code, ["importlib.metadata", "email", "asyncio", "concurrent.futures", "multiprocessing"])
         == []
     )
+
+
+@pytest.mark.parametrize("name", ["numpy", "onnxruntime", "pytest", "hypothesis", "no-such-thing"])
+def test_the_installed_version_is_what_importlib_says(name):
+    from importlib.metadata import PackageNotFoundError, version
+
+    from organ_infer.installed import installed_version
+
+    try:
+        assert installed_version(name) == version(name)
+    except PackageNotFoundError:
+        assert installed_version(name) is None
 
 
 def test_classifying_loads_neither_torch_nor_onnx_and_pillow_only_where_it_decodes(

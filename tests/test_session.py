@@ -78,14 +78,7 @@ def install(monkeypatch):
 
 
 def both_wheels(monkeypatch, *names):
-    from importlib import metadata
-
-    def version(name):
-        if name in names:
-            return "1.0"
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(sessions, "installed_version", lambda name: "1.0" if name in names else None)
 
 
 # The device.

@@ -4,9 +4,8 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 __all__ = ["BUNDLE_VARIABLE", "FORMATS", "Options", "UsageError", "dataset_name", "parse"]
 
@@ -19,9 +18,8 @@ class UsageError(Exception):
     """The command was given what it does not take."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What was asked for."""
+class Options(NamedTuple):
+    """What was asked for. (No dataclass: that module alone takes a tenth of the time of --help.)"""
 
     paths: list[str]
     files_from: str | None

@@ -100,12 +100,24 @@ def _stopped(number: int, messages: "Messages | None") -> int:
 
 def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> int:
     from .arguments import UsageError, parse
+
+    try:
+        options = parse(arguments)
+    except SystemExit as e:  # --help and --version
+        return _flushed(int(e.code or 0))
+    except UsageError as e:
+        messages.error(str(e))
+        return NOTHING
+    return _run(options, messages, signals)
+
+
+def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
+    from .arguments import UsageError
     from .errors import OrganInferError
     from .output import ClosedPipe, OutputError, Writer
 
     writer: Writer | None = None
     try:
-        options = parse(arguments)
         messages.quiet = options.quiet
         images = _some(options, messages)
         if sys.stdout is None and options.output is None:
@@ -114,8 +126,6 @@ def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> 
         return _classify(options, images, messages, writer, signals)
     except ClosedPipe:
         return ALL
-    except SystemExit as e:  # --help and --version
-        return _flushed(int(e.code or 0))
     except (UsageError, OrganInferError, OutputError) as e:
         if writer is not None:
             writer.discard()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DeviceError, OrganInferError, one_line
+from .installed import installed_version
 from .processors import usable_processors
 
 __all__ = ["DEVICES", "Session", "choose_device", "import_onnxruntime", "thread_count"]
@@ -75,14 +76,7 @@ def reinstall_text() -> str:
 
 def both_wheels_installed() -> bool:
     """Whether onnxruntime and onnxruntime-gpu lie over each other in this environment."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return False
-    return True
+    return all(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))
 
 
 def thread_count(threads: int | None) -> int:
