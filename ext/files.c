@@ -29,7 +29,7 @@ static int is_small_file(const struct stat *found)
     return S_ISREG(found->st_mode) && found->st_size > 0 && (uint64_t)found->st_size <= ORGAN_PNG_BYTES;
 }
 
-/* One byte more is asked for than the file had: a file that grew, or shrank, is not read here. */
+/* One byte more is asked for than the file had: one that has grown or shrunk meanwhile is not read here. */
 static size_t read_whole(struct worker *w, int file, size_t size)
 {
     size_t taken = 0;
@@ -41,7 +41,7 @@ static size_t read_whole(struct worker *w, int file, size_t size)
             return 0;
         w->room = size + 1;
     }
-    while (taken <= size) {
+    while (taken < size) {
         const ssize_t more = read(file, w->file + taken, size + 1 - taken);
         if (more < 0 && errno == EINTR)
             continue;

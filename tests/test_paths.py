@@ -1,8 +1,12 @@
 """predict_paths: in order, a batch at a time, one batch read ahead, and no thread left behind."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -197,3 +201,65 @@ def test_no_paths_give_nothing_and_one_path_alone_is_refused(classifier):
     assert list(classifier.predict_paths([])) == []
     with pytest.raises(InputError, match=r"pass \[path\]"):
         classifier.predict_paths("slice.png")
+
+
+# The command.
+
+
+def test_a_signal_while_files_are_read_ahead_leaves_whole_lines_in_order(bundle, tmp_path):
+    """Large pictures, so that a thread is reading the next batch whenever the signal comes."""
+    np.save(tmp_path / "a.npy", np.zeros((3000, 3000), np.uint8))
+    given = ["--format", "jsonl", "--batch-size", "16", "--bundle", str(bundle)] + [
+        str(tmp_path / "a.npy")
+    ] * 3000
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", *given],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment(), bufsize=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    written, words = process.communicate(timeout=20)
+    assert (process.returncode, words) == (130, b"organ-infer: interrupted\n")
+    found = [json.loads(line) for line in (first + written).splitlines()]
+    assert written.endswith(b"\n") or not written
+    assert 1 <= len(found) < 3000 and all(row["path"] == str(tmp_path / "a.npy") for row in found)
+
+
+def test_many_paths_come_back_in_order_however_they_are_given(command, pictures, tmp_path):
+    """More than are taken at once, failures among them."""
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    names = [
+        str(tmp_path / "bad.png") if i % 7 == 3 else f"{pictures}/s{i * 13 % 40:02}.png" for i in range(400)
+    ]
+    listed = tmp_path / "list"
+    listed.write_text("\n".join(names))
+    options = ["--format", "jsonl", "--batch-size", "4"]
+    given = command(*options, *names)
+    expected = [
+        (row["path"], row.get("label", row.get("error")))
+        for row in map(json.loads, given.stdout.splitlines())
+    ]
+    assert given.returncode == 1 and [path for path, _ in expected] == names
+    for other in (
+        command(*options, "--files-from", listed),
+        command(*options, "--files-from", "-", stdin="\n".join(names)),
+        command(*options, "--batch-size", "64", *names),
+    ):
+        found = [json.loads(line) for line in other.stdout.splitlines()]
+        assert other.returncode == 1
+        assert [(row["path"], row.get("label", row.get("error"))) for row in found] == expected
+
+
+def test_a_list_that_comes_slowly_is_answered_as_it_comes(bundle, pictures):
+    """A list that comes slowly: once a batch is full its results come, though no further path is known."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "1", "--files-from", "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), bufsize=0,
+    )  # fmt: skip
+    with process.stdin, process.stdout:
+        process.stdin.write(os.fsencode(pictures / "s00.png") + b"\n")
+        time.sleep(2)
+        process.stdin.write(os.fsencode(pictures / "s01.png") + b"\n")
+        assert b"s00.png" in process.stdout.readline()
+    process.wait(timeout=20)

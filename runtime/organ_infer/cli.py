@@ -190,11 +190,8 @@ def _classify(
                 f" {dataset_name(task.dataset)}; --bundle takes another"
             )
         head, row = row_format(options.format, task.classes, options.top)
-        total = (
-            None
-            if options.files_from is not None or any(map(os.path.isdir, options.paths))
-            else len(options.paths)
-        )
+        counted = messages.bar and options.files_from is None and not any(map(os.path.isdir, options.paths))
+        total = len(options.paths) if counted else None
         waits = options.files_from is not None and not os.path.isfile(options.files_from)
         results = _results(classifier, images, None if waits else AHEAD * options.batch_size)
         return _write(results, head, row, options, messages, writer, signals, total)
