@@ -62,12 +62,14 @@ reading = Extension(
     libraries=["z"],
     define_macros=MACROS,
     py_limited_api=LIMITED,
-    optional=True,
 )
 EXTENSIONS = [packing, reading] if os.name == "posix" else [packing]  # files are opened as POSIX opens them
+modules = cythonize(EXTENSIONS, include_path=["ext"])
+for module in modules:
+    module.optional = module.name == reading.name  # set here, for cythonize drops it
 
 setup(
-    ext_modules=cythonize(EXTENSIONS, include_path=["ext"]),
+    ext_modules=modules,
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
 )

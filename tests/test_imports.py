@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import child_environment
@@ -42,6 +43,14 @@ def test_a_prediction_asks_no_package_index(bundle, pictures):
         loaded(code, ["importlib.metadata", "email", "asyncio", "concurrent.futures", "multiprocessing"])
         == []
     )
+
+
+@pytest.mark.skipif(not Path("/usr/include/zlib.h").exists(), reason="zlib's header is not installed")
+def test_the_reader_of_png_is_built_where_it_can_be():
+    """Its failing to compile fails no build."""
+    from organ_infer import _reading
+
+    assert _reading.read([])[1] == b""
 
 
 @pytest.mark.parametrize("name", ["numpy", "onnxruntime", "pytest", "hypothesis", "no-such-thing"])

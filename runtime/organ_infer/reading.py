@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ._packing import pack
 from .errors import ImageError
-from .images import Slice
+from .images import PIXEL_LIMIT, Slice
 from .manifest import Input
 
 try:
@@ -54,7 +54,12 @@ def read_batch(
     names = [os.fsdecode(path) for path in paths]
     if plain and _read_plain is not None:
         packed, done = _read_plain(
-            names, how.size, mean=how.mean, std=how.std, pixel_limit=pixel_limit, threads=threads
+            names,
+            how.size,
+            mean=how.mean,
+            std=how.std,
+            pixel_limit=int(min(pixel_limit, PIXEL_LIMIT)),
+            threads=threads,
         )
     else:
         packed, done = np.empty((len(names), 1, how.size, how.size), np.float32), bytes(len(names))
