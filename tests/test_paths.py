@@ -110,16 +110,19 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
 
 @pytest.mark.parametrize("end", ["close", "throw", "closed classifier"])
 def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, end):
-    """The thread stops before its next file, though thousands are left in its batch."""
+    """The thread stops before its next file, though seconds of work are left in its batch."""
     monkeypatch.setattr(reading, "_read_plain", None)
     seen = []
     whole = classifier_module.read_image
-    monkeypatch.setattr(
-        classifier_module, "read_image", lambda path, **more: (seen.append(path), whole(path, **more))[1]
-    )
-    paths = [pictures / "s00.png"] * 12_000
-    opened = OrganClassifier(bundle, device="cpu", batch_size=4000)
-    results = opened.predict_paths([*paths[:4000], *paths])
+
+    def slow(path, **more):
+        seen.append(path)
+        time.sleep(0.02 if len(seen) > 100 else 0)
+        return whole(path, **more)
+
+    monkeypatch.setattr(classifier_module, "read_image", slow)
+    opened = OrganClassifier(bundle, device="cpu", batch_size=100)
+    results = opened.predict_paths([pictures / "s00.png"] * 1000)
     next(results)
     if end == "close":
         results.close()
@@ -131,7 +134,7 @@ def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, en
         with pytest.raises(OrganInferError, match="closed"):
             list(results)
     assert threads_reading() == []
-    assert end == "closed classifier" or len(seen) < 8000
+    assert 100 <= len(seen) < (200 if end != "closed classifier" else 300)
     opened.close()
 
 
@@ -156,15 +159,17 @@ def test_without_threads_it_reads_all_the_same(bundle, pictures, monkeypatch):
         assert list(opened.predict_paths(paths)) == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes on Linux")
 def test_memory_does_not_grow_with_the_pictures(bundle, tmp_path):
     """64 pictures of 16 megabytes each in one batch: one at a time is held."""
-    resource = pytest.importorskip("resource")
+    import resource
+
     np.save(tmp_path / "a.npy", np.zeros((4096, 4096), np.uint8))
     with OrganClassifier(bundle, device="cpu") as opened:
         next(opened.predict_paths([tmp_path / "a.npy"]))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert len(list(opened.predict_paths([tmp_path / "a.npy"] * 64))) == 64
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB on Linux
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
 
 
 def test_a_fork_between_two_results_fails_clearly_and_ends(bundle, pictures):
