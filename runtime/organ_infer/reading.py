@@ -130,11 +130,11 @@ class _Reading:
         self._wait()
 
     def _wait(self) -> None:
-        if self._thread not in (
-            None,
-            threading.current_thread(),
-        ):  # collecting garbage, a thread may come by itself
-            self._thread.join()
+        thread = self._thread
+        if (
+            thread is not None and thread is not threading.current_thread()
+        ):  # which may come by, collecting garbage
+            thread.join()
 
 
 def read_ahead(
