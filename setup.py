@@ -1,5 +1,6 @@
 """The compiled part of organ_infer; everything else stands in pyproject.toml."""
 
+import os
 import sys
 import sysconfig
 
@@ -40,17 +41,35 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
+HEADERS = ["ext/pack.h", "ext/plain.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"]
+
 packing = Extension(
     "organ_infer._packing",
     ["ext/packing.pyx", *(f"ext/{kernel}.c" for kernel in KERNELS)],
     include_dirs=["ext", numpy.get_include()],
-    depends=["ext/pack.h", "ext/plain.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"],
+    depends=HEADERS,
     define_macros=MACROS,
     py_limited_api=LIMITED,
 )
 
+# Optional: it only reads faster what Pillow reads alike, and needs zlib's header and library, which a machine with a
+# compiler need not have. Where it does not build, setuptools warns and goes on, and everything goes through Pillow.
+reading = Extension(
+    "organ_infer._reading",
+    ["ext/reading.pyx", "ext/files.c", "ext/png.c"],
+    include_dirs=["ext", numpy.get_include()],
+    depends=[*HEADERS, "ext/png.h", "ext/files.h"],
+    libraries=["z"],
+    define_macros=MACROS,
+    py_limited_api=LIMITED,
+)
+EXTENSIONS = [packing, reading] if os.name == "posix" else [packing]  # files are opened as POSIX opens them
+modules = cythonize(EXTENSIONS, include_path=["ext"])
+for module in modules:
+    module.optional = module.name == reading.name  # set here, for cythonize drops it
+
 setup(
-    ext_modules=cythonize([packing], include_path=["ext"]),
+    ext_modules=modules,
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
 )

@@ -38,6 +38,7 @@ cdef extern from "pack.h" nogil:
         uint64_t (*read_limit)(const uint8_t *src, size_t n)
         void (*store_limit)(const uint8_t *src, float *dst, size_t n)
 
+    void organ_scale_ready(organ_scale *scale)
     int organ_levels(const char **names)
     const organ_kernels *organ_level()
     int organ_set_level(const char *name)

@@ -7,6 +7,7 @@
 #ifndef ORGAN_PACK_H
 #define ORGAN_PACK_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,6 +36,16 @@ struct organ_scale {
     float inverse; /* 1 / std where std is a power of two, so that multiplying is dividing; else 0 */
     float depth_inverse, depth_rest; /* 1 / depth as a sum of two floats */
 };
+
+/* Fills in the inverses, once depth, mean and std are set. */
+static inline void organ_scale_ready(struct organ_scale *scale)
+{
+    int exponent;
+    const float half = frexpf(scale->std, &exponent);
+    scale->inverse = half == 0.5f && -16 <= exponent && exponent <= 16 ? 1.0f / scale->std : 0.0f;
+    scale->depth_inverse = 1.0f / (float)scale->depth;
+    scale->depth_rest = (float)(1.0 / (double)scale->depth - (double)scale->depth_inverse);
+}
 
 /* One output pixel along one axis: first * in[start] + mid * (those between) + last * in[start+count-1].
  * With count 1 there is no last. */

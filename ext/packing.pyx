@@ -15,7 +15,8 @@ from operator import index
 
 from cpython.float cimport PyFloat_AsDouble, PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_CheckExact
-from libc.math cimport floor, frexp, isfinite
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport floor, isfinite
 from libc.stdlib cimport free, malloc
 
 from kernels cimport *
@@ -98,16 +99,12 @@ cdef int _window(object window, organ_scale *scale) except -1:
 
 cdef int _scale(int type_number, object mean, object std, object window, organ_scale *scale) except -1:
     cdef double mean_given = _number(mean, "mean"), std_given = _number(std, "std")
-    cdef int exponent
     scale.mean = <float> mean_given
     scale.std = <float> std_given
     if not isfinite(scale.mean):
         raise ValueError(f"expected a mean that is finite in float32, found {mean_given}")
     if not (isfinite(scale.std) and scale.std > 0.0):
         raise ValueError(f"expected a std that is finite and above 0 in float32, found {std_given}")
-    scale.inverse = 0.0
-    if frexp(scale.std, &exponent) == 0.5 and -16 <= exponent <= 16:
-        scale.inverse = <float> 1.0 / scale.std
     if type_number == NPY_INT16:
         _window(window, scale)
     elif window is not None:
@@ -120,8 +117,7 @@ cdef int _scale(int type_number, object mean, object std, object window, organ_s
     else:
         scale.kind = ORGAN_U16
         scale.depth = 65535
-    scale.depth_inverse = <float> 1.0 / <float> scale.depth
-    scale.depth_rest = <float> (1.0 / <double> scale.depth - <double> scale.depth_inverse)
+    organ_scale_ready(scale)
     return 0
 
 
@@ -347,6 +343,9 @@ def _store_limit(image, out):
     assert PyArray_TYPE(target) == NPY_FLOAT32 and PyArray_IS_C_CONTIGUOUS(target) and out.size == n
     organ_level().store_limit(<const uint8_t *> PyArray_DATA(array), <float *> PyArray_DATA(target), n)
 
+
+# For _reading, which packs what it decodes.
+_organ_pack = PyCapsule_New(<void *> organ_pack, "organ_infer._packing._organ_pack", NULL)
 
 if os.environ.get("ORGAN_INFER_SIMD"):
     set_level(os.environ["ORGAN_INFER_SIMD"])

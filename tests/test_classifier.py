@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, child_environment, make_graph, write_bundle
 
-from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction
+from organ_infer import InputError, OrganClassifier, OrganInferError, Prediction
 
 
 def softmax(logits):
@@ -228,57 +228,6 @@ def test_hounsfield_units_need_a_window(tmp_path):
         pytest.raises(InputError, match="this model takes no window"),
     ):
         opened.predict(np.zeros((28, 28), np.int16))
-
-
-# Paths.
-
-
-def test_paths_come_back_in_order_with_failures_in_their_place(classifier, pictures, slices, tmp_path):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    paths = [pictures / "s00.png", bad, str(pictures / "s01.png"), tmp_path / "none.png", tmp_path]
-    found = list(classifier.predict_paths(paths))
-    assert [p.path for p in found] == [str(p) for p in paths]
-    assert [type(p) for p in found] == [Prediction, ImageFailure, Prediction, ImageFailure, ImageFailure]
-    assert found[3].error == "no such file" and found[4].error == "a directory, not an image"
-    expected = classifier.predict_proba(slices[:2])
-    assert found[0].probabilities == tuple(expected[0].tolist())
-    assert found[2].probabilities == tuple(expected[1].tolist())
-
-
-def test_paths_are_read_a_batch_at_a_time(bundle, pictures):
-    taken = []
-
-    def paths():
-        for i in range(40):
-            taken.append(i)
-            yield pictures / f"s{i:02}.png"
-
-    with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
-        results = opened.predict_paths(paths())
-        assert taken == []
-        next(results)
-        assert len(taken) == 8
-        assert len(list(results)) == 39
-
-
-def test_many_failures_do_not_pile_up(bundle):
-    taken = []
-
-    def paths():
-        for i in range(1000):
-            taken.append(i)
-            yield f"/none/{i}.png"
-
-    with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
-        next(opened.predict_paths(paths()))
-    assert len(taken) == 32
-
-
-def test_no_paths_give_nothing_and_one_path_alone_is_refused(classifier):
-    assert list(classifier.predict_paths([])) == []
-    with pytest.raises(InputError, match=r"pass \[path\]"):
-        classifier.predict_paths("slice.png")
 
 
 # Its life.

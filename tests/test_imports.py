@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import child_environment
 
 HEAVY = ["torch", "onnxruntime", "PIL", "numpy", "onnx", "pydicom"]
+SLOW = ["dataclasses", "importlib.metadata", "csv", "logging", "hashlib", "ctypes"]  # milliseconds each
 
 
-def loaded(code):
-    """The heavy modules that are loaded once `code` has run."""
-    code += f"\nimport json, sys\nsys.stderr.write(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
+def loaded(code, heavy=HEAVY):
+    """Which of the heavy modules are loaded once `code` has run."""
+    code += f"\nimport json, sys\nsys.stderr.write(json.dumps(sorted(set({heavy!r}) & set(sys.modules))))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
     )
@@ -31,20 +33,52 @@ def test_importing_the_package_is_light():
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--nope"])
 def test_help_version_and_usage_errors_are_light(option):
+    before = loaded("", SLOW)  # by what this environment runs at start
+    assert loaded(f"from organ_infer.cli import main\nmain([{option!r}])", HEAVY + SLOW) == before
+
+
+def test_a_prediction_asks_no_package_index(bundle, pictures):
+    code = f"from organ_infer.cli import main\nmain(['--bundle', {str(bundle)!r}, {str(pictures / 's00.png')!r}])"
     assert (
-        loaded(
-            f"from organ_infer.cli import main\ntry: sys_code = main([{option!r}])\nexcept SystemExit: pass"
-        )
+        loaded(code, ["importlib.metadata", "email", "asyncio", "concurrent.futures", "multiprocessing"])
         == []
     )
 
 
-def test_classifying_loads_neither_torch_nor_onnx(bundle, pictures):
-    code = f"""
+@pytest.mark.skipif(not Path("/usr/include/zlib.h").exists(), reason="zlib's header is not installed")
+def test_the_reader_of_png_is_built_where_it_can_be():
+    """Its failing to compile fails no build."""
+    from organ_infer import _reading
+
+    assert _reading.read([])[1] == b""
+
+
+@pytest.mark.parametrize("name", ["numpy", "onnxruntime", "pytest", "hypothesis", "no-such-thing"])
+def test_the_installed_version_is_what_importlib_says(name):
+    from importlib.metadata import PackageNotFoundError, version
+
+    from organ_infer.installed import installed_version
+
+    try:
+        assert installed_version(name) == version(name)
+    except PackageNotFoundError:
+        assert installed_version(name) is None
+
+
+def test_classifying_loads_neither_torch_nor_onnx_and_pillow_only_where_it_decodes(
+    bundle, pictures, tmp_path
+):
+    from PIL import Image
+
+    from organ_infer.reading import _read_plain
+
+    Image.open(pictures / "s00.png").save(tmp_path / "s00.bmp")
+    for path, decoder in (pictures / "s00.png", "" if _read_plain else "PIL"), (tmp_path / "s00.bmp", "PIL"):
+        code = f"""
 from organ_infer import OrganClassifier
 with OrganClassifier({str(bundle)!r}) as c:
-    assert len(list(c.predict_paths([{str(pictures / "s00.png")!r}]))) == 1"""
-    assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
+    assert len(list(c.predict_paths([{str(path)!r}]))) == 1"""
+        assert loaded(code) == [*filter(None, [decoder]), "numpy", "onnxruntime"]
 
 
 def test_arrays_need_no_pillow(bundle):

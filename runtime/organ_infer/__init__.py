@@ -60,6 +60,10 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
+    from .installed import installed_version
+
+    if found := installed_version("organ-infer"):
+        return found
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,18 +1,20 @@
 """OrganClassifier: slices in, predictions out."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._packing import pack
 from .bundle import Manifest, packaged_bundle
 from .ensemble import Probabilities, open_ensemble
 from .errors import ImageError, InputError, OrganInferError, one_line
 from .images import DTYPES, PIXEL_LIMIT, Slice, check_size, read_image
 from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
+from .reading import Batch, batches, pack_slices, read_ahead, read_batch
 from .results import ImageFailure, Prediction
 from .session import DEVICES, THREAD_LIMIT, thread_count
 
@@ -20,7 +22,6 @@ __all__ = ["OrganClassifier"]
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
-HELD_LIMIT = 1 << 25  # bytes of decoded pixels that wait for a batch to fill
 
 
 class OrganClassifier:
@@ -56,15 +57,18 @@ class OrganClassifier:
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
         }
+        self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
-            packaged_bundle() if bundle is None else bundle, device=device, threads=thread_count(threads)
+            packaged_bundle() if bundle is None else bundle, device=device, threads=self._threads
         )
         self.manifest: Manifest = self._ensemble.manifest
         self._batch_size = batch_size
         self._given: Orientation | None = self._options["orientation"]
         if self._given:
             self._check_turn(self._given, InputError)
-        self._organs = self.manifest.task.organs()
+        organs = self.manifest.task.organs()
+        self._organ_names = list(dict.fromkeys(organs))
+        self._organ_of = [self._organ_names.index(organ) for organ in organs]  # of each class
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,13 +92,17 @@ class OrganClassifier:
         """One Prediction a slice; `images` as in `predict_proba`, one slice gives a list of one."""
         slices = self._slices(images)
         rows = self._classify([piece.pixels for piece in slices])
-        return [self._prediction(None, row, piece.warnings) for row, piece in zip(rows, slices, strict=True)]
+        return self._predictions(rows, [None] * len(slices), [piece.warnings for piece in slices])
 
     def predict_paths(
         self, paths: Iterable[str | os.PathLike[str]], *, pixel_limit: int = PIXEL_LIMIT
     ) -> Iterator[Prediction | ImageFailure]:
         """For each path, in order, a Prediction, or an ImageFailure where it cannot be read. Lazy: files are read a
-        batch at a time, and memory does not grow with the number of paths."""
+        batch at a time, and memory does not grow with the number of paths.
+
+        Of a sequence, the next batch is read in a thread meanwhile. Any other iterable is only asked for paths when
+        the results before them have been given, for it may have to wait for them.
+        """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise InputError(f"a sequence of paths expected, found one ({paths!r}): pass [path]")
         return self._predict_paths(paths, pixel_limit)
@@ -102,66 +110,80 @@ class OrganClassifier:
     def _predict_paths(
         self, paths: Iterable[str | os.PathLike[str]], pixel_limit: int
     ) -> Iterator[Prediction | ImageFailure]:
-        waiting: list[tuple[str, Slice | str]] = []
-        slices = held = 0
-        for path in paths:
-            name = os.fsdecode(path)
-            try:
-                piece = self._oriented(read_image(path, pixel_limit=pixel_limit))
-            except ImageError as e:
-                waiting.append((name, str(e)))
-            else:
-                waiting.append((name, piece))
-                slices, held = slices + 1, held + piece.pixels.nbytes
-            if slices == self._batch_size or held >= HELD_LIMIT or len(waiting) >= 4 * self._batch_size:
-                yield from self._flush(waiting)
-                waiting, slices, held = [], 0, 0
-        yield from self._flush(waiting)
+        read = partial(
+            read_batch,
+            how=self.manifest.input,
+            load=lambda name: self._oriented(read_image(name, pixel_limit=pixel_limit)),
+            plain=self._given is None,
+            pixel_limit=pixel_limit,
+            threads=self._threads,
+        )
+        found: Generator[Batch, None, None]
+        if isinstance(paths, Sequence):
+            found = read_ahead(paths, self._batch_size, read)
+        else:
+            found = (read(some) for some in batches(paths, self._batch_size))
+        with closing(found):
+            for batch in found:
+                yield from self._results(batch)
 
-    def _flush(self, waiting: list[tuple[str, Slice | str]]) -> Iterator[Prediction | ImageFailure]:
-        slices = [piece for _, piece in waiting if isinstance(piece, Slice)]
-        rows = iter(self._classify([piece.pixels for piece in slices]) if slices else ())
-        for name, piece in waiting:
-            if isinstance(piece, Slice):
-                yield self._prediction(name, next(rows), piece.warnings)
-            else:
-                yield ImageFailure(name, piece)
+    def _results(self, batch: Batch) -> Iterator[Prediction | ImageFailure]:
+        whole = [
+            (name, said)
+            for name, said in zip(batch.names, batch.words, strict=True)
+            if not isinstance(said, str)
+        ]
+        rows = self._ensemble.probabilities(batch.packed) if whole else np.empty((0, len(self.classes)))
+        predictions = iter(self._predictions(rows, [name for name, _ in whole], [said for _, said in whole]))
+        for name, said in zip(batch.names, batch.words, strict=True):
+            yield ImageFailure(name, said) if isinstance(said, str) else next(predictions)
 
     def _classify(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Slices (H, W) -> float64 (N, classes)."""
-        parts = []
-        for start in range(0, len(slices), self._batch_size):
-            packed = self._pack(slices[start : start + self._batch_size])  # (B, 1, S, S)
-            parts.append(self._ensemble.probabilities(packed))
-        return np.concatenate(parts)
+        size, answers = self._batch_size, self._ensemble.probabilities
+        return np.concatenate(
+            [answers(self._pack(slices[i : i + size])) for i in range(0, len(slices), size)]
+        )
 
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """One pass for each dtype among them."""
         how = self.manifest.input
         packed = np.empty((len(slices), 1, how.size, how.size), np.float32)
-        for dtype in {piece.dtype for piece in slices}:
+        dtypes = {piece.dtype for piece in slices}
+        if len(dtypes) == 1:
+            return pack_slices(slices, how, packed)
+        for dtype in dtypes:
             at = [i for i, piece in enumerate(slices) if piece.dtype == dtype]
-            window = how.window if dtype == np.int16 else None
-            packed[at] = pack([slices[i] for i in at], how.size, mean=how.mean, std=how.std, window=window)
+            packed[at] = pack_slices(
+                [slices[i] for i in at], how, np.empty((len(at), *packed.shape[1:]), np.float32)
+            )
         return packed
 
-    def _prediction(self, path: str | None, row: Probabilities, warnings: tuple[str, ...]) -> Prediction:
-        index = int(row.argmax())
-        merged: dict[str, float] = {}
-        for organ, probability in zip(self._organs, row.tolist(), strict=True):
-            merged[organ] = merged.get(organ, 0.0) + probability
-        organ = max(merged, key=merged.__getitem__)
-        probabilities = tuple(row.astype(np.float32).tolist())
-        return Prediction(
-            path=path,
-            label=self.classes[index],
-            index=index,
-            probability=probabilities[index],
-            probabilities=probabilities,
-            organ=organ,
-            organ_probability=min(float(np.float32(merged[organ])), 1.0),
-            warnings=warnings,
-        )
+    def _predictions(
+        self, rows: Probabilities, paths: Sequence[str | None], warnings: Sequence[tuple[str, ...]]
+    ) -> list[Prediction]:
+        """rows: float64 (N, classes)."""
+        merged = np.zeros((len(rows), len(self._organ_names)))  # (N, organs), the two sides added
+        for column, organ in zip(rows.T, self._organ_of, strict=True):
+            merged[:, organ] += column
+        organs = merged.argmax(axis=1)
+        beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)
+        columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, beside)
+        return [
+            Prediction(
+                path=path,
+                label=self.classes[index],
+                index=index,
+                probability=probabilities[index],
+                probabilities=tuple(probabilities),
+                organ=self._organ_names[organ],
+                organ_probability=probability,
+                warnings=said,
+            )
+            for path, said, index, probabilities, organ, probability in zip(
+                paths, warnings, *(column.tolist() for column in columns), strict=True
+            )
+        ]
 
     # What comes in.
 

@@ -21,6 +21,7 @@ ALL, SOME, NOTHING = 0, 1, 2
 _SIGNALS = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
 CHUNK = 1 << 14  # characters of results that wait to be written together,
 DELAY = 0.2  # seconds at most
+AHEAD = 16  # batches of paths taken at once, unless they may have to be waited for
 
 
 class Stopped(BaseException):
@@ -99,12 +100,24 @@ def _stopped(number: int, messages: "Messages | None") -> int:
 
 def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> int:
     from .arguments import UsageError, parse
+
+    try:
+        options = parse(arguments)
+    except SystemExit as e:  # --help and --version
+        return _flushed(int(e.code or 0))
+    except UsageError as e:
+        messages.error(str(e))
+        return NOTHING
+    return _run(options, messages, signals)
+
+
+def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
+    from .arguments import UsageError
     from .errors import OrganInferError
     from .output import ClosedPipe, OutputError, Writer
 
     writer: Writer | None = None
     try:
-        options = parse(arguments)
         messages.quiet = options.quiet
         images = _some(options, messages)
         if sys.stdout is None and options.output is None:
@@ -113,8 +126,6 @@ def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> 
         return _classify(options, images, messages, writer, signals)
     except ClosedPipe:
         return ALL
-    except SystemExit as e:  # --help and --version
-        return _flushed(int(e.code or 0))
     except (UsageError, OrganInferError, OutputError) as e:
         if writer is not None:
             writer.discard()
@@ -179,19 +190,20 @@ def _classify(
                 f" {dataset_name(task.dataset)}; --bundle takes another"
             )
         head, row = row_format(options.format, task.classes, options.top)
-        total = (
-            None
-            if options.files_from is not None or any(map(os.path.isdir, options.paths))
-            else len(options.paths)
-        )
-        return _write(_results(classifier, images), head, row, options, messages, writer, signals, total)
+        counted = messages.bar and options.files_from is None and not any(map(os.path.isdir, options.paths))
+        total = len(options.paths) if counted else None
+        waits = options.files_from is not None and not os.path.isfile(options.files_from)
+        results = _results(classifier, images, None if waits else AHEAD * options.batch_size)
+        return _write(results, head, row, options, messages, writer, signals, total)
 
 
 def _results(
-    classifier: "OrganClassifier", images: "Iterator[Found]"
+    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None
 ) -> "Iterator[Prediction | ImageFailure]":
-    """One result each, in order: what stands for nothing keeps its place between what is classified."""
+    """One result each, in order: what stands for nothing keeps its place between what is classified. `at_once`: how
+    many paths are taken together, so that files are read ahead; None: each when it is needed."""
     from collections import deque
+    from itertools import islice
 
     from .results import ImageFailure
 
@@ -208,10 +220,12 @@ def _results(
             item = order.popleft()
             yield ImageFailure(item.path, item.error or "")
 
-    for result in classifier.predict_paths(paths()):
-        yield from failures()
-        order.popleft()
-        yield result
+    names = paths()
+    for some in [names] if at_once is None else iter(lambda: list(islice(names, at_once)), []):
+        for result in classifier.predict_paths(some):
+            yield from failures()
+            order.popleft()
+            yield result
     yield from failures()
 
 

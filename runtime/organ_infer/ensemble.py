@@ -3,10 +3,9 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,9 @@ from .bundle import Listed, Manifest, Member, list_bundle
 from .cache import Cache, cache_directory, graph_files
 from .errors import DeviceError, OrganInferError
 from .session import Session, choose_device, import_onnxruntime, logger
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["Ensemble", "open_ensemble"]
 
@@ -95,6 +97,12 @@ def _making(cache: Cache | None, listed: Listed, names: list[str]) -> Iterator[P
         yield folder
 
 
+def _workers(count: int) -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor  # a single network does without
+
+    return ThreadPoolExecutor(count, thread_name_prefix="organ_infer")
+
+
 class Ensemble:
     """Opened networks whose probabilities are averaged; safe to use from many threads, tied to its process."""
 
@@ -107,9 +115,7 @@ class Ensemble:
         self._sessions = sessions
         # the dearest first, so that the cheap ones fill what is left
         self._order = sorted(range(len(forms)), key=lambda i: -forms[i].bytes)
-        self._workers = (
-            ThreadPoolExecutor(side_by_side, thread_name_prefix="organ_infer") if side_by_side > 1 else None
-        )
+        self._workers = _workers(side_by_side) if side_by_side > 1 else None
 
     @property
     def closed(self) -> bool:

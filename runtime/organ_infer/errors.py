@@ -1,6 +1,14 @@
 """The errors this package raises; each carries one line: what was expected, what was found, where, what to do."""
 
-__all__ = ["BundleError", "DeviceError", "ImageError", "InputError", "OrganInferError", "one_line"]
+__all__ = [
+    "BundleError",
+    "DeviceError",
+    "ImageError",
+    "InputError",
+    "OrganInferError",
+    "one_line",
+    "printable",
+]
 
 
 class OrganInferError(Exception):
@@ -27,3 +35,13 @@ def one_line(error: BaseException | str) -> str:
     """The error's text on one line, its type's name where it has no text."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """For a terminal or a line of text: control characters escaped, odd bytes of a file name kept."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+        for c in text
+    )

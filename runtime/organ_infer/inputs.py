@@ -37,7 +37,7 @@ def find(options: Options) -> Iterator[Found]:
 
 def _argument(path: str, recursive: bool) -> Iterator[Found]:
     """A path of the command line; what exists is never a pattern."""
-    if os.path.lexists(path) or not glob.has_magic(path):
+    if not glob.has_magic(path) or os.path.lexists(path):
         yield from _one(path, recursive)
         return
     names = sorted(glob.iglob(path), key=os.fsencode)  # no **, which follows links round in circles

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from .errors import DeviceError, one_line
+from .installed import installed_version
 
 __all__ = ["TELEMETRY_VARIABLE", "both_wheels_installed", "import_onnxruntime", "reinstall_text"]
 
@@ -52,11 +53,4 @@ def reinstall_text() -> str:
 
 def both_wheels_installed() -> bool:
     """Whether onnxruntime and onnxruntime-gpu lie over each other in this environment."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return False
-    return True
+    return all(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))

@@ -10,9 +10,10 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .errors import printable
 from .results import ImageFailure, Prediction
 
-__all__ = ["ClosedPipe", "OutputError", "Writer", "printable", "row_format"]
+__all__ = ["ClosedPipe", "OutputError", "Writer", "row_format"]
 
 Result = Prediction | ImageFailure
 _CSV = ["path", "label", "probability", "organ", "organ_probability", "warnings", "error"]
@@ -26,20 +27,14 @@ class ClosedPipe(Exception):
     """Whoever read the results has gone."""
 
 
-def printable(text: str) -> str:
-    """For a terminal or a line of text: control characters escaped, odd bytes of a file name kept."""
-    return "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-        for c in text
-    )
-
-
 def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str, Callable[[Result], str]]:
     """What stands before the first row, and the function that writes a row, its newline with it."""
     likeliest = top or 1
     width = max(map(len, classes))
 
     def pairs(result: Prediction) -> list[tuple[str, float]]:
+        if likeliest == 1:
+            return [(result.label, result.probability)]
         order = sorted(range(len(classes)), key=lambda i: (-result.probabilities[i], i != result.index, i))
         return [(classes[i], result.probabilities[i]) for i in order[:likeliest]]
 

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from .output import printable
+from .errors import printable
 
 __all__ = ["Messages"]
 
@@ -35,8 +35,10 @@ class Messages:
             self.line(text)
 
     def progress(self, done: int, failed: int, total: int | None) -> None:
+        if not self.bar or self.quiet:
+            return
         now = time.monotonic()
-        if not self.bar or self.quiet or now - self._drawn < INTERVAL:
+        if now - self._drawn < INTERVAL:
             return
         self._drawn = now
         columns = _columns() - 1

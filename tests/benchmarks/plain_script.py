@@ -1,7 +1,7 @@
 """The peer of the command: the script one would write, Pillow and torchvision transforms and PyTorch eager.
 
-python tests/benchmarks/plain_script.py DIR THREADS: classifies every PNG of DIR with a `batch_norm` network (random
-weights: the time is the same) and prints a line each.
+python -m tests.benchmarks.plain_script DIR THREADS: classifies every PNG of DIR with a `batch_norm`
+network (random weights: the time is the same) and prints a line each.
 """
 
 import sys
@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision import transforms
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from train.networks import make_network
 

@@ -1,0 +1,99 @@
+"""PNG files by hand: sound ones with any filters and chunks, and odd ones."""
+
+import struct
+import zlib
+from itertools import pairwise
+
+import numpy as np
+
+RANDOM = np.random.default_rng(11)
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(name, data=b""):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def head(width, height, kind=b"\x08\0\0\0\0"):
+    return chunk(b"IHDR", struct.pack(">II", width, height) + kind)
+
+
+def rows(pixels, filters):
+    """The rows filtered, by the specification's formulas on whole rows."""
+    height, width = pixels.shape
+    wide = np.zeros((height + 1, width + 1), np.int32)
+    wide[1:, 1:] = pixels
+    here, left, above, corner = wide[1:, 1:], wide[1:, :-1], wide[:-1, 1:], wide[:-1, :-1]
+    guess = left + above - corner
+    a, b, c = abs(guess - left), abs(guess - above), abs(guess - corner)
+    paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, above, corner))
+    taken = [0 * here, left, above, (left + above) // 2, paeth]
+    return b"".join(
+        bytes([kind]) + (here[y] - taken[kind][y]).astype(np.uint8).tobytes()
+        for y, kind in zip(range(height), filters, strict=True)
+    )
+
+
+def png(pixels, filters=None, pieces=1, before=b"", after=b"", level=6):
+    """A PNG by hand: filters one a row (0 by default), IDAT in some pieces, other chunks around it."""
+    filters = [0] * len(pixels) if filters is None else filters
+    data = zlib.compress(rows(pixels, filters), level)
+    cuts = [len(data) * i // pieces for i in range(pieces + 1)]
+    parts = b"".join(chunk(b"IDAT", data[i:j]) for i, j in pairwise(cuts))
+    return SIGNATURE + head(*pixels.shape[::-1]) + before + parts + after + chunk(b"IEND")
+
+
+def mended(data):
+    """Every length within the file and every checksum right, so that what lies behind them is reached."""
+    at, parts = 8, data[:8]
+    while at + 12 <= len(data):
+        length = min(int.from_bytes(data[at : at + 4], "big"), len(data) - at - 12)
+        parts += chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return parts
+
+
+GRAY = RANDOM.integers(0, 256, (9, 7), np.uint8)
+WHOLE = png(GRAY, [0, 1, 2, 3, 4, 4, 3, 2, 1])
+
+STREAM = zlib.compress(b"\0" + GRAY[0].tobytes())
+ROW = GRAY[:1]
+
+
+def one_row(stream=STREAM, width=7, height=1, kind=b"\x08\0\0\0\0", end=b""):
+    return SIGNATURE + head(width, height, kind) + chunk(b"IDAT", stream) + chunk(b"IEND") + end
+
+
+ODD = {
+    "transparent": png(GRAY, before=chunk(b"tRNS", b"\0\7")),
+    "turned": png(GRAY, before=chunk(b"eXIf", b"MM\0*\0\0\0\10\0\0")),
+    "text": png(GRAY, before=chunk(b"tEXt", b"a\0b")),
+    "text at the end": png(GRAY, after=chunk(b"tEXt", b"a\0b")),
+    "animated": png(GRAY, before=chunk(b"acTL", struct.pack(">II", 1, 0))),
+    "colour profile": png(GRAY, before=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x"))),
+    "a palette": png(GRAY, before=chunk(b"PLTE", bytes(3))),
+    "unknown": png(GRAY, before=chunk(b"abCd", b"x")),
+    "a second header": png(GRAY, before=head(7, 9)),
+    "no pixels": SIGNATURE + head(7, 1) + chunk(b"IEND"),
+    "no header": SIGNATURE + chunk(b"IDAT", STREAM) + chunk(b"IEND"),
+    "16 bits": one_row(kind=b"\x10\0\0\0\0"),
+    "colour": one_row(kind=b"\x08\2\0\0\0"),
+    "interlaced": one_row(kind=b"\x08\0\0\0\1"),
+    "no width": one_row(width=0),
+    "65,536 wide": one_row(zlib.compress(bytes(65_537)), 65_536),
+    "too wide for 32 bits": one_row(width=0xFFFFFFFF, height=0xFFFFFFFF),
+    "a row too few": one_row(height=2),
+    "a row too many": one_row(zlib.compress(b"\0" + GRAY[0].tobytes() + b"\0")),
+    "filter 5": one_row(zlib.compress(b"\5" + GRAY[0].tobytes())),
+    "no checksum": one_row(STREAM[:-4]),
+    "a wrong checksum": one_row(STREAM[:-1] + bytes([STREAM[-1] ^ 1])),
+    "bytes after the stream": one_row(STREAM + b"\0"),
+    "an empty IDAT": SIGNATURE + head(7, 1) + chunk(b"IDAT", STREAM) + chunk(b"IDAT") + chunk(b"IEND"),
+    "a dictionary": one_row(b"\x78\xbb\0\0\0\1" + STREAM[2:]),
+    "bytes after the end": one_row(end=b"\0"),
+    "IEND with data": SIGNATURE + head(7, 1) + chunk(b"IDAT", STREAM) + chunk(b"IEND", b"x"),
+    "parted IDAT": SIGNATURE + head(7, 1) + chunk(b"IDAT", STREAM[:5]) + chunk(b"gAMA", bytes(4))
+    + chunk(b"IDAT", STREAM[5:]) + chunk(b"IEND"),
+    "a chunk beyond the end": SIGNATURE + head(7, 1) + b"\x7f\xff\xff\xffIDAT" + STREAM,
+    "nothing": b"", "a signature": SIGNATURE, "a jpeg": b"\xff\xd8\xff\xe0" + bytes(50),
+}  # fmt: skip
