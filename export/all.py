@@ -64,8 +64,8 @@ def export(options: argparse.Namespace) -> None:
 
     from export.bundle import Slices, Trained, write_bundle
     from export.forms import PRECISIONS
-    from export.member import ExportError, export_member, write_model
-    from export.merge import merge
+    from export.member import export_member, write_model
+    from export.merge import check_merged, merge
     from export.rewrite import rewrite
     from train.data import load_data
     from train.ensemble import mean_probabilities
@@ -82,6 +82,10 @@ def export(options: argparse.Namespace) -> None:
     for path, state in zip(options.checkpoint, states, strict=True):
         if not state["finished"]:
             raise RunError(f"{path} is of a stage that is not finished; train it to its end first")
+    stages = [state["stage"] for state in states]
+    if (options.bundle or options.merged) and len(set(stages)) < len(stages):
+        twice = next(stage for stage in stages if stages.count(stage) > 1)
+        raise RunError(f"--checkpoint: stage {twice} is given twice; --bundle and --merged take each once")
     about = {key: states[0][key] for key in ("dataset", "size", "classes", "data_md5", "smoke", "seed")}
     for path, state in zip(options.checkpoint, states, strict=True):
         for key in ("dataset", "size", "smoke"):
@@ -103,15 +107,16 @@ def export(options: argparse.Namespace) -> None:
             f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
             f"accuracy {parity.accuracy:.4f}"
         )
-    if len({member.stage for member in members}) < len(members) and (options.bundle or options.merged):
-        raise ExportError("a bundle takes each stage once")
+    mean = mean_probabilities([probabilities(z) for z in logits])
     if options.merged:
-        write_model(merge({m.stage: rewrite(onnx.load(m.file)) for m in members}), options.merged)
+        merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members})
+        check_merged(merged, mean, data.images["val"])
+        write_model(merged, options.merged)
         print(f"{options.merged}: {len(members)} members in one graph")
     if options.bundle:
         name = members[0].stage if len(members) == 1 else "ensemble"
         weights = sorted({state["weights"] for state in states} - {"none"})
-        found = measure(mean_probabilities([probabilities(z) for z in logits]), data.labels["val"])
+        found = measure(mean, data.labels["val"])
         write_bundle(
             options.bundle,
             dataset=data.flag,

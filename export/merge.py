@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
-from export.member import ExportError
+from export.member import BATCH, MAX_ABS, ExportError, open_session
 
 
 def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -> onnx.ModelProto:
@@ -52,6 +53,22 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     )
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray) -> None:
+    """Raise ExportError where the merged graph does not give the members' mean probabilities, float32 (N, classes), for
+    images uint8 (N, S, S), at batch 1 and at batch 256."""
+    from organ_infer._packing import pack
+
+    session = open_session(model.SerializeToString())
+    for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
+        rows = slice(start, start + batch)
+        found = session.run(["probabilities"], {"images": pack(images[rows], images.shape[-1])})[0]
+        worst = float(np.abs(found - expected[rows]).max())
+        if not worst <= MAX_ABS:
+            raise ExportError(
+                f"the merged graph's probabilities differ from the members' mean by {worst:.2e}"
+            )
 
 
 def _shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -58,6 +58,9 @@ class _Rewriter:
             kept.input[:] = [self.map_of(name) for name in node.input]
             self.nodes.append(kept)
         graph = self.model.graph
+        for port in graph.output:
+            if port.name in self.maps:
+                self.nodes.append(helper.make_node("Identity", [self.map_of(port.name)], [port.name]))
         used = {name for node in self.nodes for name in node.input}
         tensors = [tensor for name, tensor in self.weights.items() if name in used]
         tensors += [numpy_helper.from_array(value, name) for name, value in self.constants.items()]

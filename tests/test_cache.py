@@ -9,7 +9,9 @@ import pytest
 from conftest import make_graph, write_bundle
 
 from organ_infer import BundleError, OrganClassifier, ensemble
-from organ_infer.cache import KEPT, Cache, cache_directory
+from organ_infer.cache import KEPT, Cache, cache_directory, graph_files
+
+posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
 
 
 @pytest.fixture
@@ -23,6 +25,12 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def two(tmp_path):
     return write_bundle(tmp_path / "two", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)})
+
+
+def cache_of(root, bundle):
+    import onnxruntime
+
+    return Cache(root, bundle, ensemble.list_bundle(bundle).sha256, onnxruntime.__version__)
 
 
 def answer(bundle, slices):
@@ -55,12 +63,14 @@ def test_a_bundle_that_was_written_to_is_verified_again(root, two, slices):
         OrganClassifier(two, device="cpu")
 
 
-def test_another_manifest_is_another_entry(root, two, slices):
-    answer(two, slices)
+def test_another_manifest_is_another_entry(root, two, slices, monkeypatch):
+    first = answer(two, slices)
     text = (two / "manifest.json").read_text()
     (two / "manifest.json").write_text(text.replace('"temperature": 1.0', '"temperature": 2.0'))
     warm = answer(two, slices)
-    assert len(entries(root)) == 2 and not np.array_equal(warm, answer(two, slices) * 0)
+    assert len(entries(root)) == 2 and not np.allclose(warm, first)
+    monkeypatch.setenv("ORGAN_INFER_CACHE", "")
+    assert np.array_equal(warm, answer(two, slices))
 
 
 @pytest.mark.parametrize("part", ["a.onnx.optimised", "b.onnx.weights", "record.json"])
@@ -82,15 +92,12 @@ def test_a_damaged_entry_is_made_again(root, two, slices, part, damage):
     assert len(entries(root)) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
-def test_an_entry_that_others_may_write_is_not_used(root, two, slices, monkeypatch):
+@posix
+def test_an_entry_that_others_may_write_is_not_used(root, two, slices):
     answer(two, slices)
     (entry,) = entries(root)
     entry.chmod(0o777)
-    listed = ensemble.list_bundle(two)
-    import onnxruntime
-
-    assert Cache(root, two, listed.sha256, onnxruntime.__version__).find(listed.files()) is None
+    assert cache_of(root, two).find(ensemble.list_bundle(two).files()) is None
     answer(two, slices)
     assert stat.S_IMODE(entries(root)[0].stat().st_mode) == 0o700
 
@@ -114,10 +121,64 @@ def test_small_bundles_are_not_cached(tmp_path, monkeypatch, two, slices):
     assert not (tmp_path / "cache").exists()
 
 
-def test_few_entries_are_kept(root, tmp_path, slices):
-    for i in range(KEPT + 2):
-        answer(write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)}), slices)
-    assert len(entries(root)) == KEPT
+def test_the_entries_used_last_are_kept_and_nothing_else_is_touched(root, tmp_path, slices):
+    other = root / ("0" * 32)
+    other.mkdir(parents=True)
+    (root / ".bundle-killed.partial").mkdir()
+    os.utime(root / ".bundle-killed.partial", (0, 0))
+    bundles = [write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)}) for i in range(KEPT + 2)]
+    for i, bundle in enumerate(bundles):
+        answer(bundle, slices)
+        os.utime(cache_of(root, bundle).entry, (i + 1, i + 1))
+    answer(bundles[-1], slices)
+    kept = [
+        cache_of(root, bundle).find(ensemble.list_bundle(bundle).files()) is not None for bundle in bundles
+    ]
+    assert kept == [False] * 2 + [True] * KEPT
+    assert len(entries(root)) == KEPT + 1 and other.is_dir()
+
+
+@posix
+def test_group_writable_files_by_default_are_no_hindrance(root, two, slices, monkeypatch):
+    before = os.umask(0o002)
+    try:
+        answer(two, slices)
+    finally:
+        os.umask(before)
+    assert cache_of(root, two).find(ensemble.list_bundle(two).files())
+
+
+@posix
+def test_a_directory_in_which_others_may_rename_is_not_used(root, two, slices, caplog):
+    answer(two, slices)
+    root.chmod(0o777)
+    assert cache_of(root, two).find(ensemble.list_bundle(two).files()) is None
+    with caplog.at_level(logging.INFO, logger="organ_infer"):
+        answer(two, slices)
+    assert "other users may write there" in caplog.text
+    root.chmod(0o1777)  # sticky, as /tmp is
+    assert cache_of(root, two).find(ensemble.list_bundle(two).files())
+
+
+def test_a_cache_that_cannot_be_written_to_is_used(root, two, slices, monkeypatch):
+    answer(two, slices)
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert cache_of(root, two).find(ensemble.list_bundle(two).files())
+
+
+def test_what_another_process_left_first_is_kept(root, two, slices):
+    answer(two, slices)
+    (entry,) = entries(root)
+    made = entry.stat().st_ino
+    files = ensemble.list_bundle(two).files()
+    with cache_of(root, two).making(files, ["a.onnx", "b.onnx"]) as folder:
+        for name in ("a.onnx", "b.onnx"):
+            (folder / graph_files(name)[0]).write_bytes(b"slower")
+    assert entries(root)[0].stat().st_ino == made and len(entries(root)) == 1
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):

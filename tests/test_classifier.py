@@ -56,6 +56,31 @@ def test_temperature_divides_each_members_logits_and_leaves_probabilities(
         )
 
 
+def test_closing_waits_for_no_one_and_lets_a_prediction_end(ensemble, slices):
+    with OrganClassifier(ensemble, device="cpu", threads=2) as opened:
+        expected = opened.predict_proba(slices)
+    for _ in range(20):
+        opened = OrganClassifier(ensemble, device="cpu", threads=2)
+        begun, found = threading.Event(), []
+
+        def predict(opened=opened, begun=begun, found=found):
+            try:
+                while True:
+                    found.append(opened.predict_proba(slices))
+                    begun.set()
+            except OrganInferError as e:
+                found.append(str(e))
+
+        thread = threading.Thread(target=predict)
+        thread.start()
+        begun.wait(10)
+        opened.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert "is closed: open another" in found.pop()
+        assert all(np.array_equal(answer, expected) for answer in found)
+
+
 def test_batch_size_changes_no_label(bundle, slices):
     found = []
     for size in (1, 3, 40, 64):

@@ -14,7 +14,7 @@ from export import forms
 from export.bundle import Slices, Trained, write_bundle
 from export.forms import forms_of
 from export.member import ExportError, to_onnx
-from export.merge import merge
+from export.merge import check_merged, merge
 from export.rewrite import rewrite
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
@@ -99,7 +99,7 @@ def test_int8_and_fp16_are_taken_where_validation_allows(member):
     said = []
     found = {form.precision: form for form in forms_of("small", model, slices, say=said.append)}
     assert found["fp32"].val_accuracy == 1
-    assert {"fp32", "fp16"} <= found.keys()
+    assert {"fp32", "fp16"} <= found.keys() and ("int8" in found) == ("int8 accepted" in said[0])
     half = onnx.load_from_string(found["fp16"].content)
     assert {onnx.TensorProto.FLOAT16} == {t.data_type for t in half.graph.initializer if len(t.dims) > 1}
     assert [port.type.tensor_type.elem_type for port in (*half.graph.input, *half.graph.output)] == [1, 1]
@@ -140,7 +140,7 @@ def test_a_form_that_loses_accuracy_is_left_out_and_said(member, monkeypatch):
 
 def test_a_form_that_cannot_be_made_is_said(member, monkeypatch):
     def fails(graph, calibration):
-        raise ExportError("no such kernel")
+        raise ValueError("no such\nkernel")
 
     monkeypatch.setattr(forms, "to_int8", fails)
     said = []
@@ -176,6 +176,19 @@ def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_pa
     assert (found == slices.labels).mean() == listed["val_accuracy"]
 
 
+def test_a_graph_that_ends_in_a_small_map_keeps_its_name():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(1, 11, 1)
+
+        def forward(self, x):
+            return self.head(nn.functional.avg_pool2d(x, 28)).flatten(1)
+
+    model = to_onnx(Head().eval(), 28)
+    np.testing.assert_allclose(answers(rewrite(model)), answers(model), atol=1e-6)
+
+
 def test_the_merged_graph_gives_the_mean_of_the_softmax():
     models = {
         "a": to_onnx(network_of("small").eval(), 28),
@@ -189,6 +202,9 @@ def test_the_merged_graph_gives_the_mean_of_the_softmax():
     merged = merge(models, temperature=2.0)
     found = answers(merged, output="probabilities")
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
+    check_merged(merged, np.mean(expected, axis=0), IMAGES)
+    with pytest.raises(ExportError, match=r"differ from the members' mean by 1\.0"):
+        check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES)
     other = to_onnx(network_of("small").eval(), 28)
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
     with pytest.raises(ExportError, match="the members differ in input size, classes or operator set"):

@@ -120,7 +120,11 @@ def test_a_finished_run_is_not_trained_again(smoke):
     out, before = smoke[0], results_of(smoke[0])
     bundle = out / "organamnist" / "bundle" / "manifest.json"
     made = bundle.stat().st_ino
+    killed = out / "organamnist" / ".bundle.x.partial"  # what a run leaves that is killed while it writes its bundle
+    killed.mkdir()
+    (killed / "manifest.json").touch()
     again = train(out)
+    assert not killed.exists()
     assert again.returncode == 0 and "epoch   1" not in again.stdout
     assert bundle.stat().st_ino == made  # neither quantised nor written again
     assert results_of(out) == before

@@ -7,6 +7,7 @@ is the same whether the run was interrupted before it or not.
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,11 @@ def fit(
     state = record.load_checkpoint(path) if path.exists() else None
     if state and state["finished"]:
         return state
+    if state and state["recipe"]["precision"] != precision(device):
+        raise RunError(
+            f"{path} was trained in {state['recipe']['precision']} so far, this machine trains in {precision(device)}; "
+            "use --fresh to start over"
+        )
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
     network.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
@@ -218,6 +224,8 @@ def precision(device: torch.device) -> str:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if platform.machine() in ("x86_64", "AMD64"):  # there it also says yes where bfloat16 is emulated
+            native = native and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return "bf16" if native else "fp32"
 
 

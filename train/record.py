@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,8 +71,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def sweep_partials(directory: Path) -> None:
     """Remove what killed writers left in `directory` and below; only under the run's lock."""
-    for partial in directory.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+    for partial in list(directory.rglob(".*.partial")):
+        if partial.is_dir() and not partial.is_symlink():  # a bundle that was being made
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,9 +16,9 @@ import platform
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from .errors import one_line
 
@@ -27,9 +27,11 @@ __all__ = ["Cache", "cache_directory", "graph_files"]
 logger = logging.getLogger("organ_infer")
 
 VARIABLE = "ORGAN_INFER_CACHE"
+PREFIX, PARTIAL = "bundle-", ".bundle-"  # of entries, and of what is still being made
 RECORD = "record.json"
 RECORD_LIMIT = 1 << 20  # bytes
 KEPT = 8  # entries; the one not used for the longest goes first
+ABANDONED = 3600  # seconds after which what was being made is taken for a killed process's
 
 
 def cache_directory() -> Path | None:
@@ -58,13 +60,13 @@ class Cache:
         other file's; onnxruntime: its version."""
         about = json.dumps([1, str(bundle.resolve()), sha256, onnxruntime, _processor()])
         self.root = root
-        self.entry = root / hashlib.sha256(about.encode()).hexdigest()[:32]
+        self.entry = root / f"{PREFIX}{hashlib.sha256(about.encode()).hexdigest()[:32]}"
 
     def find(self, files: Iterable[Path]) -> dict[str, Path] | None:
         """The optimised graphs by the name of the bundle's file, where `files` are the very ones that were verified
         when they were made; else None. `files`: all that the bundle lists."""
         try:
-            if not _private(self.entry):
+            if not (_safe_root(self.root) and _private(self.entry)):
                 return None
             record = json.loads(_read(self.entry / RECORD))
             if record["bundle"] != _identities(files):
@@ -73,9 +75,9 @@ class Cache:
                 path = self.entry / name
                 if not _private(path) or _sha256(path) != expected:
                     logger.warning("%s in the cache is damaged: the bundle is optimised anew", path)
-                    self.discard()
                     return None
-            os.utime(self.entry)  # used just now
+            with contextlib.suppress(OSError):  # as where the cache is read-only
+                os.utime(self.entry)  # used just now
             return {name: self.entry / graph_files(name)[0] for name in record["graphs"]}
         except FileNotFoundError:
             return None
@@ -87,49 +89,60 @@ class Cache:
     def making(self, files: Iterable[Path], graphs: Iterable[str]) -> Iterator[Path | None]:
         """A directory to save optimised graphs in, as `graph_files` names them; it becomes the entry at the end, where
         all of them are there. None where nothing can be kept. To be entered before `files` are read and verified."""
-        folder = None
+        folder, files = None, list(files)
         try:
             identities = _identities(files)
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=self.root))
+            if not _safe_root(self.root):
+                raise OSError("other users may write there: chmod go-w it")
+            folder = Path(tempfile.mkdtemp(prefix=PARTIAL, suffix=".partial", dir=self.root))
         except OSError as e:
             logger.info("nothing is kept in the cache %s (%s)", self.root, one_line(e))
         try:
             yield folder
             if folder is not None:
-                self._keep(folder, identities, list(graphs))
+                self._keep(folder, files, identities, list(graphs))
         finally:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Remove this entry."""
-        shutil.rmtree(self.entry, ignore_errors=True)
-
-    def _keep(self, folder: Path, identities: dict[str, Any], graphs: list[str]) -> None:
+    def _keep(
+        self, folder: Path, files: list[Path], identities: dict[str, list[int]], graphs: list[str]
+    ) -> None:
         try:
             names = [name for graph in graphs for name in graph_files(graph) if (folder / name).exists()]
             if not all((folder / graph_files(graph)[0]).exists() for graph in graphs):
                 return
-            for name in names:
-                (folder / name).chmod(0o600)
             record = {
                 "bundle": identities,
                 "graphs": graphs,
                 "sha256": {name: _sha256(folder / name) for name in names},
             }
             (folder / RECORD).write_text(json.dumps(record))
-            self.discard()
-            os.rename(folder, self.entry)  # fails where another process was first: its entry is as good
-            self._sweep()
+            for name in (*names, RECORD):
+                (folder / name).chmod(0o600)
+            if self.find(files) is not None:
+                return  # another process was first, and others may be opening what it left
+            old = folder / "old"
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.entry, old)
+            os.rename(folder, self.entry)
+            shutil.rmtree(self.entry / old.name, ignore_errors=True)
         except OSError as e:
             logger.info("nothing is kept in the cache %s (%s)", self.root, one_line(e))
+        with contextlib.suppress(OSError):  # as where another process does the same
+            self._sweep()
 
     def _sweep(self) -> None:
-        entries = [path for path in self.root.iterdir() if len(path.name) == 32]
-        entries.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in entries[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Remove the entries that were not used for the longest, and what a killed process left."""
+        used = {
+            path: path.stat().st_mtime for path in self.root.glob(f"{PREFIX}*") if (path / RECORD).is_file()
+        }
+        kept = sorted(used, key=used.__getitem__)[-KEPT:]
+        begun = {path: path.stat().st_mtime for path in self.root.glob(f"{PARTIAL}*.partial")}
+        abandoned = [path for path, at in begun.items() if at < time.time() - ABANDONED]
+        for path in {*used, *abandoned} - {*kept}:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _identities(files: Iterable[Path]) -> dict[str, list[int]]:
@@ -147,6 +160,15 @@ def _identities(files: Iterable[Path]) -> dict[str, list[int]]:
     return found
 
 
+def _safe_root(root: Path) -> bool:
+    """Whether no other user can rename what lies in `root`: it is this user's or root's, and closed or sticky."""
+    status = root.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    closed = not status.st_mode & 0o022 or status.st_mode & stat.S_ISVTX
+    return status.st_uid in (0, os.getuid()) and bool(closed)
+
+
 def _private(path: Path) -> bool:
     """Whether nobody but this user can have written `path`; not a link."""
     status = path.lstat()
@@ -159,7 +181,7 @@ def _private(path: Path) -> bool:
 
 def _read(path: Path) -> bytes:
     if not _private(path):
-        raise OSError(f"{path} may have been written by another user")
+        raise OSError(f"others may write {path}: chmod go-w it")
     with path.open("rb") as file:
         return file.read(RECORD_LIMIT)
 

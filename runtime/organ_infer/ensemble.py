@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,24 +117,49 @@ class Ensemble:
         # the dearest first, so that the cheap ones fill what is left
         self._order = sorted(range(len(forms)), key=lambda i: -forms[i].bytes)
         self._workers = _workers(side_by_side) if side_by_side > 1 else None
+        self._pid = os.getpid()
+        self._counting, self._running = threading.RLock(), 0  # predictions under way
+        self._closed = False
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return not self._sessions
+        return self._closed
 
     def probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
         """packed: float32 (N, 1, S, S) -> float64 (N, classes), the mean over the networks."""
-        sessions, workers = self._sessions, self._workers
-        if not sessions:
-            raise OrganInferError("this classifier is closed: open another OrganClassifier")
-        if workers is None:
-            found = [self._of(session, packed) for session in sessions]
-        else:
-            sessions[0].check_process()  # a fork has no workers to wait for
-            waiting: dict[int, Any] = {i: workers.submit(self._of, sessions[i], packed) for i in self._order}
-            found = [waiting[i].result() for i in range(len(sessions))]
+        self._sessions[0].check_process()  # a fork has neither the lock's holder nor the workers
+        with self._counting:
+            if self._closed:
+                raise OrganInferError("this classifier is closed: open another OrganClassifier")
+            self._running += 1
+        try:
+            if self._workers is None:
+                found = [self._of(session, packed) for session in self._sessions]
+            else:
+                waiting = {i: self._workers.submit(self._of, self._sessions[i], packed) for i in self._order}
+                found = [waiting[i].result() for i in range(len(self._sessions))]
+        finally:
+            with self._counting:
+                self._running -= 1
+                self._free()
         return sum(found[1:], start=found[0]) / len(found)
+
+    def close(self) -> None:
+        """Free the networks, once the predictions under way in other threads have ended. Closing twice is fine."""
+        if os.getpid() != self._pid:
+            self._closed = True
+            return
+        with self._counting:
+            self._closed = True
+            self._free()
+
+    def _free(self) -> None:
+        if self._closed and not self._running:
+            if self._workers is not None:
+                self._workers.shutdown(wait=False)
+            for session in self._sessions:
+                session.close()
 
     def _of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
         """One network's probabilities, float64 (N, classes)."""
@@ -145,11 +171,3 @@ class Ensemble:
             raise DeviceError(f"{session.where}: probabilities expected, the network's do not sum to 1")
         total: Probabilities = answer.sum(axis=1, keepdims=True)
         return answer / total
-
-    def close(self) -> None:
-        """Free the networks; a run under way in another thread ends first. Closing twice is fine."""
-        sessions, self._sessions = self._sessions, []
-        if self._workers is not None:
-            self._workers.shutdown(wait=False)
-        for session in sessions:
-            session.close()
