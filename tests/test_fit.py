@@ -117,6 +117,18 @@ def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path
     assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
 
 
+def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "precision", lambda device: "bf16")
+    trained(STAGES["base"], data, tmp_path, max_epochs=1)
+    state = record.load_checkpoint(tmp_path / "checkpoint.pt")
+    record.save_checkpoint(tmp_path / "checkpoint.pt", state | {"finished": False})
+    monkeypatch.setattr(fit, "precision", lambda device: "fp32")
+    with pytest.raises(
+        record.RunError, match="was trained in bf16 so far, this machine trains in fp32; use --fresh"
+    ):
+        trained(STAGES["base"], data, tmp_path, max_epochs=2)
+
+
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.bin"
     record.atomic_write(path, b"old")

@@ -120,7 +120,9 @@ def test_a_finished_run_is_not_trained_again(smoke):
     out, before = smoke[0], results_of(smoke[0])
     bundle = out / "organamnist" / "bundle" / "manifest.json"
     made = bundle.stat().st_ino
-    killed = out / "organamnist" / ".bundle.x.partial"  # what a run leaves that is killed while it writes its bundle
+    killed = (
+        out / "organamnist" / ".bundle.x.partial"
+    )  # what a run leaves that is killed while it writes its bundle
     killed.mkdir()
     (killed / "manifest.json").touch()
     again = train(out)
