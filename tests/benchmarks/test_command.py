@@ -178,7 +178,7 @@ def test_reading_in_c_against_pillow(files):
         ROUNDS,
     )
     table(f"{len(paths):,} PNG files of 28x28, read and packed", names, taken)
-    assert taken[-1][1] >= 3 * taken[0][1]
+    assert taken[-1][1] >= 2.5 * taken[0][1] and taken[-2][1] >= 5 * taken[0][1]
 
 
 @needs_default
