@@ -44,12 +44,12 @@ def files(tmp_path_factory):
     else:
         steps = np.random.default_rng(0).integers(-9, 10, (COUNT, 28, 28))
         slices = (steps.cumsum(1).cumsum(2) % 256).astype(np.uint8)
-    folder = tmp_path_factory.mktemp("files")
-    np.save(folder / "slices.npy", slices)
+    folder, array = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("array") / "slices.npy"
+    np.save(array, slices)
     paths = [str(folder / f"{i:05}.png") for i in range(len(slices))]
     for pixels, path in zip(slices, paths, strict=True):
         Image.fromarray(pixels).save(path)
-    return slices, folder / "slices.npy", paths
+    return slices, array, paths
 
 
 def in_turn(contestants, rounds):
