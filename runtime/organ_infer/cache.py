@@ -31,6 +31,7 @@ PREFIX, PARTIAL = "bundle-", ".bundle-"  # of entries, and of what is still bein
 RECORD = "record.json"
 RECORD_LIMIT = 1 << 20  # bytes
 KEPT = 8  # entries; the one not used for the longest goes first
+HASHED_AT_ONCE = 4  # files
 ABANDONED = 3600  # seconds after which what was being made is taken for a killed process's
 
 
@@ -65,17 +66,22 @@ class Cache:
     def find(self, files: Iterable[Path]) -> dict[str, Path] | None:
         """The optimised graphs by the name of the bundle's file, where `files` are the very ones that were verified
         when they were made; else None. `files`: all that the bundle lists."""
+        from concurrent.futures import ThreadPoolExecutor  # small bundles are not cached, and do without
+
         try:
             if not (_safe_root(self.root) and _private(self.entry)):
                 return None
             record = json.loads(_read(self.entry / RECORD))
             if record["bundle"] != _identities(files):
                 return None
-            for name, expected in record["sha256"].items():
-                path = self.entry / name
-                if not _private(path) or _sha256(path) != expected:
-                    logger.warning("%s in the cache is damaged: the bundle is optimised anew", path)
-                    return None
+            paths = [self.entry / name for name in record["sha256"]]
+            if not all(map(_private, paths)):
+                return None
+            with ThreadPoolExecutor(HASHED_AT_ONCE) as workers:
+                for path, found in zip(paths, workers.map(_sha256, paths), strict=True):
+                    if found != record["sha256"][path.name]:
+                        logger.warning("%s in the cache is damaged: the bundle is optimised anew", path)
+                        return None
             with contextlib.suppress(OSError):  # as where the cache is read-only
                 os.utime(self.entry)  # used just now
             return {name: self.entry / graph_files(name)[0] for name in record["graphs"]}

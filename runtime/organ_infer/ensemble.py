@@ -62,7 +62,8 @@ def _opened(listed: Listed, ort: ModuleType, device: str, threads: int) -> "Ense
     kept = cache.find(listed.files()) if cache else None
     if kept is not None and all(name in kept for name in names):
         try:
-            sessions = [session(entry, kept[entry.file]) for entry in forms]
+            with _workers(threads) as workers:
+                sessions = list(workers.map(lambda entry: session(entry, kept[entry.file]), forms))
             return Ensemble(listed.manifest, forms, sessions, side_by_side)
         except DeviceError as e:
             logger.warning("the cached form of this bundle is made again: %s", e)

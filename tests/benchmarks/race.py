@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 
 
-def medians(contestants: Sequence[Callable[[], object]], calls: Sequence[int], rounds: int) -> list[float]:
-    """Seconds a call of each contestant, taken in turn, each as many calls at a time as `calls` says."""
+def medians(
+    contestants: Sequence[Callable[[], object]], calls: Sequence[int], rounds: int, rest: float = 0
+) -> list[float]:
+    """Seconds a call of each contestant, taken in turn, each as many calls at a time as `calls` says. `rest`: seconds
+    before each turn, in which the threads of the one before stop spinning."""
     times: list[list[float]] = [[] for _ in contestants]
     for _ in range(rounds):
         for contestant, count, taken in zip(contestants, calls, times, strict=True):
+            time.sleep(rest)
             begin = time.perf_counter()
             for _ in range(count):
                 contestant()
