@@ -63,9 +63,9 @@ class Cache:
         self.root = root
         self.entry = root / f"{PREFIX}{hashlib.sha256(about.encode()).hexdigest()[:32]}"
 
-    def find(self, files: Iterable[Path]) -> dict[str, Path] | None:
+    def find(self, files: Iterable[Path], *, told: bool = False) -> dict[str, Path] | None:
         """The optimised graphs by the name of the bundle's file, where `files` are the very ones that were verified
-        when they were made; else None. `files`: all that the bundle lists."""
+        when they were made; else None. `files`: all that the bundle lists; told: damage has been warned of before."""
         from concurrent.futures import ThreadPoolExecutor  # small bundles are not cached, and do without
 
         try:
@@ -80,7 +80,8 @@ class Cache:
             with ThreadPoolExecutor(HASHED_AT_ONCE) as workers:
                 for path, found in zip(paths, workers.map(_sha256, paths), strict=True):
                     if found != record["sha256"][path.name]:
-                        logger.warning("%s in the cache is damaged: the bundle is optimised anew", path)
+                        level = logging.DEBUG if told else logging.WARNING
+                        logger.log(level, "%s in the cache is damaged: the bundle is optimised anew", path)
                         return None
             with contextlib.suppress(OSError):  # as where the cache is read-only
                 os.utime(self.entry)  # used just now
@@ -127,7 +128,7 @@ class Cache:
             (folder / RECORD).write_text(json.dumps(record))
             for name in (*names, RECORD):
                 (folder / name).chmod(0o600)
-            if self.find(files) is not None:
+            if self.find(files, told=True) is not None:
                 return  # another process was first, and others may be opening what it left
             old = folder / "old"
             with contextlib.suppress(FileNotFoundError):
