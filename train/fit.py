@@ -68,10 +68,10 @@ def fit(
     state = record.load_checkpoint(path) if path.exists() else None
     if state and state["finished"]:
         return state
-    if state and state["recipe"]["precision"] != precision(device):
+    if state and state["recipe"].get("precision") != precision(device):
+        before = state["recipe"].get("precision", "a precision that was not noted")
         raise RunError(
-            f"{path} was trained in {state['recipe']['precision']} so far, this machine trains in {precision(device)}; "
-            "use --fresh to start over"
+            f"{path} was trained in {before} so far, this machine trains in {precision(device)}; use --fresh to start over"
         )
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
     network.to(device, memory_format=torch.channels_last)

@@ -91,7 +91,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
             "seconds": sum(seconds),
             "seconds_per_epoch": sum(seconds) / len(seconds),
             "weights": state["weights"],
-            "precision": state["recipe"]["precision"],
+            "precision": state["recipe"].get("precision"),
             "export": {"max_abs": parity.max_abs, "val_accuracy": parity.accuracy, "slices": parity.slices},
         }
         print(
