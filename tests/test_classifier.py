@@ -12,6 +12,7 @@ import pytest
 from conftest import CLASSES, child_environment, make_graph, write_bundle
 
 from organ_infer import InputError, OrganClassifier, OrganInferError, Prediction
+from organ_infer.session import Session
 
 
 def softmax(logits):
@@ -54,6 +55,30 @@ def test_temperature_divides_each_members_logits_and_leaves_probabilities(
         np.testing.assert_allclose(
             opened.predict_proba(slices), softmax(logits(make_graph(), slices)), atol=1e-6
         )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prediction_under_way_ends_before_the_networks_are_freed(ensemble, slices, monkeypatch, threads):
+    with OrganClassifier(ensemble, device="cpu", threads=threads) as opened:
+        expected = opened.predict_proba(slices)
+    real, inside, go, found = Session.run, threading.Event(), threading.Event(), []
+
+    def held(self, images):
+        inside.set()
+        assert go.wait(10)
+        return real(self, images)
+
+    monkeypatch.setattr(Session, "run", held)
+    opened = OrganClassifier(ensemble, device="cpu", threads=threads)
+    thread = threading.Thread(target=lambda: found.append(opened.predict_proba(slices)))
+    thread.start()
+    assert inside.wait(10)
+    opened.close()
+    go.set()
+    thread.join(10)
+    assert len(found) == 1 and np.array_equal(found[0], expected)
+    with pytest.raises(OrganInferError, match="is closed"):
+        opened.predict_proba(slices)
 
 
 def test_closing_waits_for_no_one_and_lets_a_prediction_end(ensemble, slices):
