@@ -55,7 +55,7 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     return model
 
 
-def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray) -> None:
+def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int) -> None:
     """Raise ExportError where the merged graph does not give the members' mean probabilities, float32 (N, classes), for
     images uint8 (N, S, S), at batch 1 and at batch 256."""
     from organ_infer._packing import pack
@@ -63,7 +63,7 @@ def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarra
     session = open_session(model.SerializeToString())
     for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
         rows = slice(start, start + batch)
-        found = session.run(["probabilities"], {"images": pack(images[rows], images.shape[-1])})[0]
+        found = session.run(["probabilities"], {"images": pack(images[rows], size)})[0]
         worst = float(np.abs(found - expected[rows]).max())
         if not worst <= MAX_ABS:
             raise ExportError(

@@ -106,7 +106,7 @@ def written(tmp_path, **changes):
         "classes": CLASSES,
         "size": 28,
         "members": [Trained("base", tmp_path / "member.onnx")],
-        "slices": Slices(IMAGES, IMAGES, LABELS),
+        "slices": Slices(IMAGES, IMAGES, LABELS, 28),
         "precisions": ("fp32",),
         "metrics": {"val": {"accuracy": 0.5, "auc": None, "ece": 0.1}},
         "training": {"seed": 1, "data_md5": "0" * 32, "weights": "none", "versions": {}},

@@ -97,7 +97,7 @@ def member():
     images = images[
         np.argsort(top[:, -2] - top[:, -1])[:100]
     ]  # the answers that half precision cannot change
-    return model, Slices(images, images, answers(model, images).argmax(1))
+    return model, Slices(images, images, answers(model, images).argmax(1), 28)
 
 
 def test_int8_and_fp16_are_taken_where_validation_allows(member):
@@ -208,9 +208,9 @@ def test_the_merged_graph_gives_the_mean_of_the_softmax():
     merged = merge(models, temperature=2.0)
     found = answers(merged, output="probabilities")
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
-    check_merged(merged, np.mean(expected, axis=0), IMAGES)
+    check_merged(merged, np.mean(expected, axis=0), IMAGES, 28)
     with pytest.raises(ExportError, match=r"differ from the members' mean by 1\.0"):
-        check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES)
+        check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES, 28)
     other = to_onnx(network_of("small").eval(), 28)
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
     with pytest.raises(ExportError, match="the members differ in input size, classes or operator set"):

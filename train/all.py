@@ -43,6 +43,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--stages", metavar="LIST", help="names with commas between (default: base to ensemble)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels a side (default: 28)")
+    add(
+        "--resample-from",
+        type=int,
+        choices=(64, 128, 224),
+        metavar="SIZE",
+        help="make the slices from the file of 64, 128 or 224 px, as the runtime resamples (area averages)",
+    )
     add("--seed", type=_natural, default=1, help="default: 1")
     add(
         "--seeds",

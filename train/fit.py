@@ -6,11 +6,12 @@ is the same whether the run was interrupted before it or not.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import augment, record
+from train import record
+from train.augment import normalise
 from train.data import Data
+from train.edge.method import Edge
+from train.method import Method, Study
 from train.networks import count_parameters, find_weights, make_network
 from train.parallel import ALONE, Group
 from train.record import RunError
 from train.stages import Stage
 
-LEARNING_RATE = 1e-3
 EVALUATION_BATCH = 1024
 
 
@@ -47,6 +50,15 @@ class Recipe:
     weights: str  # "imagenet" or "none"
     weights_dir: Path | None = None
     smoke: bool = False
+    teachers: tuple[Path, ...] = ()  # checkpoints of the finished stages that this one learns from
+
+
+def method_of(stage: Stage, view: str) -> Method:
+    """How a stage is trained on slices of a view; only axial slices are mirrored front to back."""
+    if stage.method == "study":
+        return Study(stage.augmented)
+    recipe = Edge(taught=bool(stage.teachers))
+    return recipe if view == "axial" else replace(recipe, mirror=0.0)
 
 
 def fit(
@@ -56,12 +68,13 @@ def fit(
     device: torch.device,
     directory: Path,
     *,
+    method: Method | None = None,
     say: Callable[[str], None] = print,
     group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train `stage` to its end, or go on from `directory`/checkpoint.pt; the finished checkpoint.
 
-    The stage's `history.csv` and `checkpoint.pt` are replaced after every epoch. Raises StageFailed for a loss that is
+    method: by default the stage's own. The stage's `history.csv` and `checkpoint.pt` are replaced after every epoch. Raises StageFailed for a loss that is
     not finite or memory that runs out, RunError for weights that cannot be had.
     """
     path = directory / "checkpoint.pt"
@@ -73,18 +86,25 @@ def fit(
         raise RunError(
             f"{path} was trained in {before} so far, this machine trains in {precision(device)}; use --fresh to start over"
         )
+    method = method or method_of(stage, data.view)
+    if state and state["recipe"].get("method") != method.described():
+        raise RunError(f"{path} was trained by another recipe so far; use --fresh to start over")
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
     network.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+    optimiser = method.optimiser(network)
+    average = Average(network, method.averaged) if method.averaged else None
+    teachers = [finished_network(checkpoint).to(device) for checkpoint in recipe.teachers]
     best, best_epoch, best_accuracy, history = None, 0, -1.0, []
     if state:
         network.load_state_dict(state["state"])
         optimiser.load_state_dict(state["optimiser"])
+        if average:
+            average.load_state_dict(state["average"])
         weights, history = state["weights"], state["history"]
         best, best_epoch, best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
         say(f"{stage.name}: goes on after epoch {len(history)}")
 
-    images = {split: torch.from_numpy(data.images[split]).to(device) for split in ("train", "val")}
+    images = {split: torch.from_numpy(data.network_images(split)).to(device) for split in ("train", "val")}
     labels = {split: torch.from_numpy(data.labels[split]).to(device) for split in ("train", "val")}
     trained = group.wrap(network)
     about = {
@@ -94,6 +114,7 @@ def fit(
         "dataset": data.flag,
         "classes": data.classes,
         "size": data.size,
+        "stored": data.stored,
         "data_md5": data.md5,
         "seed": recipe.seed,
         "weights": weights,
@@ -102,19 +123,20 @@ def fit(
         "recipe": {
             "batch_size": recipe.batch_size,
             "max_epochs": recipe.max_epochs,
-            "learning_rate": LEARNING_RATE,
+            "method": method.described(),
             "precision": precision(device),
         },
     }
+    learner = Learner(trained, method, optimiser, average, teachers)
 
     while not _stops(stage, recipe, len(history), best_epoch):
         epoch = len(history) + 1
         begun = time.perf_counter()
         try:
             loss, accuracy = train_epoch(
-                trained, optimiser, images["train"], labels["train"], stage, recipe, epoch, group
+                learner, images["train"], labels["train"], stage, recipe, epoch, group
             )
-            logits = evaluate(network, images["val"])
+            logits = evaluate(average.network if average else network, images["val"])
         except (torch.OutOfMemoryError, MemoryError) as e:
             smaller = max(1, recipe.batch_size // 2)
             raise StageFailed(
@@ -132,7 +154,8 @@ def fit(
         if (
             val_accuracy > best_accuracy or stage.patience is None
         ):  # a stage without patience keeps its last weights
-            best, best_epoch, best_accuracy = _on_cpu(network.state_dict()), epoch, val_accuracy
+            kept = average.network if average else network
+            best, best_epoch, best_accuracy = _on_cpu(kept.state_dict()), epoch, val_accuracy
         row = {
             "epoch": epoch,
             "train_loss": loss,
@@ -140,7 +163,7 @@ def fit(
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - begun,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": optimiser.param_groups[0]["lr"],
         }
         history.append(row)
         if group.first:
@@ -151,6 +174,7 @@ def fit(
                     "finished": False,
                     "state": network.state_dict(),
                     "optimiser": optimiser.state_dict(),
+                    "average": average.state_dict() if average else None,
                     "best": best,
                     "best_epoch": best_epoch,
                     "best_accuracy": best_accuracy,
@@ -181,9 +205,55 @@ def starting_network(
     return network, source
 
 
+def finished_network(checkpoint: Path) -> nn.Module:
+    """The network of a finished stage with its best weights, on the CPU, in evaluation mode. Raises RunError."""
+    state = record.load_checkpoint(checkpoint)
+    if not state["finished"]:
+        raise RunError(f"{checkpoint} is of a stage that is not finished; train it to its end first")
+    network = make_network(
+        state["network"], classes=len(state["classes"]), size=state["size"], seed=state["seed"]
+    )
+    network.load_state_dict(state["state"])
+    return network.eval()
+
+
+class Average:
+    """A network whose weights, and running statistics, are the exponential average of another's over its steps."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval()
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """After a step of `network`; over the first steps the average is a shorter one."""
+        self.steps += 1
+        new = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        torch._foreach_lerp_(list(own), list(other), new)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "state": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.network.load_state_dict(state["state"])
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network while it is trained, with everything that an epoch changes."""
+
+    network: nn.Module
+    method: Method
+    optimiser: torch.optim.Optimizer
+    average: Average | None = None
+    teachers: Sequence[nn.Module] = ()
+
+
 def train_epoch(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    learner: Learner,
     images: Tensor,
     labels: Tensor,
     stage: Stage,
@@ -195,27 +265,40 @@ def train_epoch(
 
     Nothing is read back from the device before the end of the epoch.
     """
-    device = images.device
+    device, network, method = images.device, learner.network, learner.method
     generator = torch.Generator(device).manual_seed(_epoch_seed(recipe.seed, stage.name, epoch))
     order = torch.randperm(len(images), generator=generator, device=device)
     losses = torch.zeros((), device=device)
     hits = torch.zeros((), device=device)
+    bf16 = precision(device) == "bf16"
     network.train()
-    for chosen in _batches(order, recipe.batch_size, at_least=2 * group.size):
-        x = augment.normalise(images[chosen])  # (B, 1, S, S)
-        if stage.augmented:
-            x = augment.augment(x, generator)
+    batches = _batches(order, recipe.batch_size, at_least=2 * group.size)
+    for step, chosen in enumerate(batches):
+        for parameters in learner.optimiser.param_groups:
+            parameters["lr"] = method.learning_rate((epoch - 1 + step / len(batches)) / recipe.max_epochs)
+        x = method.augment(normalise(images[chosen]), generator)  # (B, 1, S, S)
         x, y = group.share(x), group.share(labels[chosen])
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(x)
-        loss = F.cross_entropy(logits.float(), y, reduction="sum")
-        optimiser.zero_grad(set_to_none=True)
+            taught = _mean_probabilities(learner.teachers, x)
+        loss = method.loss(logits.float(), y, taught)
+        learner.optimiser.zero_grad(set_to_none=True)
         (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
-        optimiser.step()
+        learner.optimiser.step()
+        if learner.average:
+            learner.average.update(getattr(network, "module", network))
         losses += loss.detach()
         hits += (logits.argmax(1) == y).sum()
     total = group.sum(torch.stack([losses, hits])) / len(images)
     return float(total[0]), float(total[1])
+
+
+@torch.no_grad()
+def _mean_probabilities(networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+    """The teachers' mean probabilities float32 (N, C); None without teachers."""
+    if not networks:
+        return None
+    return torch.stack([network(x).float().softmax(1) for network in networks]).mean(0)
 
 
 def precision(device: torch.device) -> str:
@@ -238,7 +321,7 @@ def evaluate(network: nn.Module, images: Tensor | np.ndarray) -> np.ndarray:
     parts = []
     with torch.backends.cudnn.flags(allow_tf32=False):
         for start in range(0, len(images), EVALUATION_BATCH):
-            x = augment.normalise(images[start : start + EVALUATION_BATCH].to(device))
+            x = normalise(images[start : start + EVALUATION_BATCH].to(device))
             parts.append(network(x).cpu())
     return torch.cat(parts).numpy()
 

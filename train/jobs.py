@@ -38,6 +38,11 @@ def epoch_caps(given: list[str]) -> dict[str, int]:
 def plan(
     stages: list[Stage], options: argparse.Namespace, caps: dict[str, int], directory: Path
 ) -> list[Job]:
+    """The jobs of `stages`, in their order, a stage's seeds after each other."""
+
+    def place_of(name: str, seed: int) -> Path:
+        return directory / name if options.seeds == 1 else directory / name / f"seed-{seed}"
+
     jobs = []
     members = STAGES["ensemble"].members
     for stage in stages:
@@ -55,9 +60,9 @@ def plan(
                 weights="none" if options.smoke else options.weights,
                 weights_dir=options.weights_dir,
                 smoke=options.smoke,
+                teachers=tuple(place_of(name, seed) / "checkpoint.pt" for name in stage.teachers),
             )
-            place = directory / stage.name if options.seeds == 1 else directory / stage.name / f"seed-{seed}"
-            jobs.append(Job(stage, recipe, place))
+            jobs.append(Job(stage, recipe, place_of(stage.name, seed)))
     return jobs
 
 

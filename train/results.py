@@ -43,6 +43,7 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
         "dataset": {
             "flag": data.flag,
             "size": data.size,
+            "resample_from": None if data.stored == data.size else data.stored,
             "md5": data.md5,
             "counts": data.counts,
             "classes": data.classes,
@@ -77,11 +78,13 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
     if job.stage.network:
         network, state = trained(job, data)
         try:
-            parity = export_member(network, member, data.images["val"], data.labels["val"])
+            parity = export_member(network, member, data.images["val"], data.labels["val"], size=data.size)
         except ExportError as e:
             raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
         network.to(device)
-        found = {s: fit.probabilities(fit.evaluate(network, data.images[s])) for s in ("train", "val")}
+        found = {
+            s: fit.probabilities(fit.evaluate(network, data.network_images(s))) for s in ("train", "val")
+        }
         seconds = [epoch["seconds"] for epoch in state["history"]]
         row = {
             "network": state["network"],
@@ -134,7 +137,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, 
         return
     if job.stage.network:
         network, _ = trained(job, data)
-        found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.images["test"]))
+        found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
     else:
         members = [member_of(job, name) for name in job.stage.members]
         found["test"] = mean_probabilities([np.load(m / "probabilities.npz")["test"] for m in members])

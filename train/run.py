@@ -33,15 +33,20 @@ def run(options: argparse.Namespace) -> None:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
-    data = load_data(options.dataset, size=options.size, directory=options.data_dir)
+    data = load_data(
+        options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
+    )
     if options.smoke:
         data = data.smoke()
     suffix = "" if options.size == 28 else f"_{options.size}"
+    if options.resample_from:
+        suffix += f"_from_{options.resample_from}"
     directory = options.out / f"{options.dataset}{suffix}"
     settings = {
         "seed": options.seed,
         "seeds": options.seeds,
         "size": options.size,
+        "resample_from": options.resample_from,
         "batch_size": options.batch_size,
         "weights": "none" if options.smoke else options.weights,
         "smoke": options.smoke,
@@ -76,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
         if options.seeds > 1:
             results["summary"] = summary(results["stages"])
         _write_results(directory, results)
-        bundle = _bundle(directory, data, results, options.seeds)
+        bundle = _bundles(directory, data, results, options.seeds)
         _write_report(directory, data)
         print(table(results))
         print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
@@ -118,26 +123,38 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
         for job in jobs:
             fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say, group=group)
         return
-    # the dearest networks first, dealt out in turn
+    # the dearest networks first, dealt out in turn; what learns from others when they are there
     order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
-    for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
-    group.wait()
+    for taught in (False, True):
+        some = [job for job in order if bool(job.stage.teachers) == taught]
+        for job in some[group.rank :: group.size]:
+            fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
+        group.wait()
 
 
 def _write_results(directory: Path, results: dict[str, Any]) -> None:
     record.write_json(directory / "results.json", results)
 
 
-def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) -> Path:
-    """The bundle: the ensemble once it is trained, before that the last single network; the best seed on validation."""
+def _bundles(directory: Path, data: Data, results: dict[str, Any], seeds: int) -> Path:
+    """The bundle: `edge` once it is trained, then the ensemble has one of its own beside it; before that the ensemble;
+    before that the last single network."""
+    names = [row["name"] for row in results["stages"] if row["test"]]
+    if "edge" in names and "ensemble" in names:
+        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds)
+    last = next((name for name in ("edge", "ensemble") if name in names), names[-1])
+    return _bundle(directory / "bundle", last, data, results, seeds)
+
+
+def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: int) -> Path:
+    """The bundle of the stage `last` at `place`; of several seeds the best on validation."""
     rows = [row for row in results["stages"] if row["test"]]
-    last = "ensemble" if any(row["name"] == "ensemble" for row in rows) else rows[-1]["name"]
+    directory = place.parent
     best = max((row for row in rows if row["name"] == last), key=lambda row: row["val"]["accuracy"])
     members = []
     for name in STAGES[last].members or (last,):
-        place = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
-        members.append(Trained(name, place / "member.onnx"))
+        home = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
+        members.append(Trained(name, home / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}"
     training = {
@@ -149,7 +166,7 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
         "smoke": results["smoke"],
         "members": {member.stage: sha256_of(member.file) for member in members},
     }
-    place, keys = directory / "bundle", ("accuracy", "auc", "ece")
+    keys = ("accuracy", "auc", "ece")
     if _is_current(place, name, training):
         return place
     try:
@@ -160,7 +177,7 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
+            slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
             metrics={split: {key: best[split][key] for key in keys} for split in ("train", "val", "test")},
             training=training,
             name=name,

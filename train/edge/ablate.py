@@ -1,0 +1,148 @@
+"""python -m train.edge.ablate: what each ingredient of the edge network's recipe is worth.
+
+Each variant is the recipe with one ingredient taken away or added, trained on three quarters of the training split, and
+judged on the chains of slices that were held out and on validation. Test is never touched. What was trained before is
+not trained again, so the command can be stopped, and run several times beside itself with --only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train import fit, record
+from train.data import Data, load_data
+from train.edge.chains import chains, held_out
+from train.edge.method import Edge
+from train.record import RunError
+from train.stages import STAGES
+
+RECIPE = Edge(taught=True)
+VARIANTS = {
+    "recipe": RECIPE,
+    "no teachers": replace(RECIPE, taught=False),
+    "no mirroring": replace(RECIPE, mirror=0.0),
+    "no shifts": replace(RECIPE, shift=0),
+    "no erasing": replace(RECIPE, erase=0.0),
+    "no averaged weights": replace(RECIPE, averaged=None),
+    "no label smoothing": replace(RECIPE, smoothing=0.0),
+    "no weight decay": replace(RECIPE, decay=0.0),
+    "with rotation and scale": replace(RECIPE, affine=1.0),
+    "with another window": replace(RECIPE, intensity=0.3),
+    "with noise": replace(RECIPE, noise=0.05),
+}
+SCORES = ("held_out", "val", "val_mirrored")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 1 a training failed, 2 usage or data."""
+    parser = argparse.ArgumentParser(prog="python -m train.edge.ablate", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--dataset", default="organamnist")
+    add("--data-dir", type=Path, metavar="DIR")
+    add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
+    add("--seeds", type=int, default=3, metavar="K")
+    add("--epochs", type=int, default=10, metavar="N")
+    add("--only", metavar="LIST", help=f"some of: {', '.join(VARIANTS)}")
+    options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(VARIANTS)
+    try:
+        for name in names:
+            if name not in VARIANTS:
+                raise RunError(f"--only: {name!r} is none of {', '.join(VARIANTS)}")
+        data = load_data(options.dataset, directory=options.data_dir)
+        kept, held = split(data)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for seed in range(1, options.seeds + 1):
+            for name in names:
+                judge(name, seed, kept, held, options.epochs, options.out, device)
+    except RunError as e:
+        print(f"ablate: error: {e}", file=sys.stderr)
+        return e.exit_code
+    print(table(options.out, names, options.seeds))
+    return 0
+
+
+def split(data: Data) -> tuple[Data, Data]:
+    """The data with three quarters of its training slices, and with the held out quarter as its training split."""
+    out = held_out(chains(data.images["train"], data.labels["train"]))
+    return _only(data, ~out), _only(data, out)
+
+
+def _only(data: Data, chosen: np.ndarray) -> Data:
+    return replace(
+        data,
+        images=data.images | {"train": data.images["train"][chosen]},
+        labels=data.labels | {"train": data.labels["train"][chosen]},
+    )
+
+
+def judge(
+    name: str, seed: int, kept: Data, held: Data, epochs: int, out: Path, device: torch.device
+) -> dict[str, float]:
+    """Train a variant with a seed, where that has not been done, and measure it: accuracies by SCORES."""
+    place = out / name.replace(" ", "_") / f"seed-{seed}"
+    done = place / "scores.json"
+    if done.exists():
+        return record.read_json(done)
+    method, stage = VARIANTS[name], STAGES["edge"]
+    recipe = fit.Recipe(
+        seed, 128, epochs, "none", teachers=_teachers(kept, epochs, out, device) if method.taught else ()
+    )
+    fit.fit(
+        stage,
+        kept,
+        recipe,
+        device,
+        place,
+        method=method,
+        say=lambda line: print(f"{name}, {line}", flush=True),
+    )
+    network = fit.finished_network(place / "checkpoint.pt").to(device)
+
+    def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
+        return float((fit.evaluate(network, images).argmax(1) == labels).mean())
+
+    val = kept.network_images("val")
+    scores = {
+        "held_out": accuracy(held.network_images("train"), held.labels["train"]),
+        "val": accuracy(val, kept.labels["val"]),
+        "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), kept.labels["val"]),
+    }
+    record.write_json(done, scores)
+    print(f"{name}, seed {seed}: " + ", ".join(f"{key} {scores[key]:.4f}" for key in SCORES), flush=True)
+    return scores
+
+
+def _teachers(kept: Data, epochs: int, out: Path, device: torch.device) -> tuple[Path, ...]:
+    """The checkpoints of the teachers on the slices that were kept, seed 1, trained where they are not there."""
+    found = []
+    for name in STAGES["edge"].teachers:
+        with record.locked(out / name):
+            fit.fit(STAGES[name], kept, fit.Recipe(1, 128, epochs, "none"), device, out / name)
+        found.append(out / name / "checkpoint.pt")
+    return tuple(found)
+
+
+def table(out: Path, names: Sequence[str], seeds: int) -> str:
+    """Mean and standard deviation over the seeds, a row a variant, as Markdown."""
+    lines = ["| variant | held-out chains | validation | validation mirrored |", "|---|---|---|---|"]
+    for name in names:
+        files = [out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)]
+        rows = [record.read_json(file) for file in files]
+        cells = [f"{np.mean([row[key] for row in rows]):.4f}" for key in SCORES]
+        if seeds > 1:
+            spread = [float(np.std([row[key] for row in rows], ddof=1)) for key in SCORES]
+            cells = [f"{cell} ± {s:.4f}" for cell, s in zip(cells, spread, strict=True)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
