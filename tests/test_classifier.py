@@ -229,11 +229,16 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
         ({"orientation": "HF"}, "orientation"),
         ({"orientation": "LH"}, "coronal plane, this model's is axial"),
         ({"orientation": 7}, "orientation: two letters"),
+        ({"tta": 1}, "tta: True or False expected, found 1$"),
+        ({"tta": "yes"}, "tta: True or False expected, found 'yes'$"),
+        ({"tta": None}, "tta: True or False expected, found None$"),
+        ({"tta": np.eye(2)}, r"tta: True or False expected, found array\(.*\)$"),
     ],
 )
 def test_options_out_of_range_are_refused(bundle, options, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         OrganClassifier(bundle, **options)
+    assert "\n" not in str(caught.value)
 
 
 # Orientation.

@@ -143,6 +143,15 @@ def test_orientation_turns(command, tmp_path):
     failed(command("--orientation", "LR", tmp_path / "a.png"), "orientation: two letters")
 
 
+def test_tta_averages_over_shifts(command, some, bundle):
+    found = rows(command("--tta", "--format", "jsonl", *some))
+    with OrganClassifier(bundle, device="cpu", tta=True) as opened:
+        expected = [p.probabilities for p in opened.predict_paths(some)]
+    np.testing.assert_allclose([list(row["probabilities"].values()) for row in found], expected, rtol=1e-6)
+    assert found != rows(command("--format", "jsonl", *some))
+    assert "--tta" in command("--help", model=None).stdout
+
+
 # Exit codes.
 
 

@@ -29,6 +29,7 @@ class Options(NamedTuple):
     threads: int | None
     batch_size: int
     orientation: str | None
+    tta: bool
     format: str
     output: str | None
     top: int | None
@@ -98,6 +99,11 @@ def parse(arguments: Sequence[str]) -> Options:
         metavar="XY",
         help="how the images lie, to be turned to the model's way: the patient direction (L R A P H F) in which rows,"
         " then columns run; PL is the usual axial display (default: as stored; DICOM says so itself)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(

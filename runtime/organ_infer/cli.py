@@ -178,6 +178,7 @@ def _classify(
             threads=options.threads,
             batch_size=options.batch_size,
             orientation=options.orientation,
+            tta=options.tta,
         ) as classifier,
     ):
         task = classifier.manifest.task
