@@ -29,9 +29,12 @@ class Options(NamedTuple):
     threads: int | None
     batch_size: int
     orientation: str | None
+    tta: bool
     format: str
     output: str | None
     top: int | None
+    organs: bool
+    min_probability: float | None
     quiet: bool
 
 
@@ -99,12 +102,33 @@ def parse(arguments: Sequence[str]) -> Options:
         help="how the images lie, to be turned to the model's way: the patient direction (L R A P H F) in which rows,"
         " then columns run; PL is the usual axial display (default: as stored; DICOM says so itself)",
     )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
+    )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--output", metavar="FILE", help="write the results to FILE, which appears whole or not at all"
     )
     parser.add_argument(
-        "--top", type=_count(1000), metavar="K", help="the K likeliest classes (text and jsonl)"
+        "--top",
+        type=_count(1000),
+        metavar="K",
+        help="the K likeliest classes (text and jsonl; with --organs text has the K likeliest organs)",
+    )
+    parser.add_argument(
+        "--organs",
+        action="store_true",
+        help="text: the organ without its side, and the probability of both sides together (csv and jsonl always have"
+        " both)",
+    )
+    parser.add_argument(
+        "--min-probability",
+        type=_probability,
+        metavar="P",
+        help="the label of a slice becomes 'uncertain' where its probability is below P, with --organs the organ where"
+        " the organ's is; all else stays, and the exit code too",
     )
     parser.add_argument(
         "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
@@ -136,6 +160,16 @@ def _count(most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text) if text.isascii() else 0.0
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"a number above 0 and at most 1 expected, found {text!r}")
+    return value
 
 
 def _packaged_text() -> str:

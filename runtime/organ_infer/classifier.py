@@ -17,6 +17,7 @@ from .orientation import Orientation, parse_orientation, plane_of, turn, turnabl
 from .reading import Batch, batches, pack_slices, read_ahead, read_batch
 from .results import ImageFailure, Prediction
 from .session import DEVICES, THREAD_LIMIT, thread_count
+from .shifts import shifted_mean
 
 __all__ = ["OrganClassifier"]
 
@@ -30,7 +31,8 @@ class OrganClassifier:
     bundle: a directory, or None for the packaged one. device: `auto`, `cpu` or `cuda`. threads: of onnxruntime, by
     default what the affinity mask and the container's quota allow. batch_size: slices a run, at most.
     orientation: how given slices lie ("PL": rows run to the back, columns to the left), to be turned to the model's;
-    by default they are taken as stored.
+    by default they are taken as stored. tta: test-time augmentation, each slice's probabilities are the mean over five
+    views, as it is and shifted by one pixel up, down, left and right: five times the work.
 
     Belongs to the process that made it: a forked child makes its own, and unpickling opens the bundle again.
     Raises BundleError, DeviceError, InputError.
@@ -44,25 +46,29 @@ class OrganClassifier:
         threads: int | None = None,
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
+        tta: bool = False,
     ) -> None:
         if device not in DEVICES:
             raise InputError(f"device: one of {', '.join(DEVICES)} expected, found {device!r}")
         if threads is not None:
             _check_count("threads", threads, THREAD_LIMIT)
         _check_count("batch_size", batch_size, BATCH_LIMIT)
+        if not isinstance(tta, bool):
+            raise InputError(f"tta: True or False expected, found {one_line(repr(tta))}")
         self._options: dict[str, Any] = {
             "bundle": None if bundle is None else os.path.abspath(bundle),
             "device": device,
             "threads": threads,
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
+            "tta": tta,
         }
         self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
             packaged_bundle() if bundle is None else bundle, device=device, threads=self._threads
         )
         self.manifest: Manifest = self._ensemble.manifest
-        self._batch_size = batch_size
+        self._batch_size, self._tta = batch_size, tta
         self._given: Orientation | None = self._options["orientation"]
         if self._given:
             self._check_turn(self._given, InputError)
@@ -133,17 +139,22 @@ class OrganClassifier:
             for name, said in zip(batch.names, batch.words, strict=True)
             if not isinstance(said, str)
         ]
-        rows = self._ensemble.probabilities(batch.packed) if whole else np.empty((0, len(self.classes)))
+        rows = self._probabilities(batch.packed) if whole else np.empty((0, len(self.classes)))
         predictions = iter(self._predictions(rows, [name for name, _ in whole], [said for _, said in whole]))
         for name, said in zip(batch.names, batch.words, strict=True):
             yield ImageFailure(name, said) if isinstance(said, str) else next(predictions)
 
     def _classify(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Slices (H, W) -> float64 (N, classes)."""
-        size, answers = self._batch_size, self._ensemble.probabilities
+        size = self._batch_size
         return np.concatenate(
-            [answers(self._pack(slices[i : i + size])) for i in range(0, len(slices), size)]
+            [self._probabilities(self._pack(slices[i : i + size])) for i in range(0, len(slices), size)]
         )
+
+    def _probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
+        """packed: float32 (N, 1, S, S), a batch -> float64 (N, classes)."""
+        answers = self._ensemble.probabilities
+        return shifted_mean(answers, packed) if self._tta else answers(packed)
 
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """One pass for each dtype among them."""

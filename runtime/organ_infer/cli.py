@@ -178,18 +178,22 @@ def _classify(
             threads=options.threads,
             batch_size=options.batch_size,
             orientation=options.orientation,
+            tta=options.tta,
         ) as classifier,
     ):
         task = classifier.manifest.task
-        if options.top is not None and options.top > len(task.classes):
-            raise UsageError(f"--top {options.top}: the model has {len(task.classes)} classes")
+        organs = task.organs() if options.organs else None
+        listed = organs if organs and options.format == "text" else task.classes
+        if options.top is not None and options.top > (count := len(set(listed))):
+            kind = "organs" if listed is organs else "classes"
+            raise UsageError(f"--top {options.top}: the model has {count} {kind}")
         if options.bundle is None:
             article = "an" if task.view[0] in "aeiou" else "a"
             messages.note(
                 f"using the packaged {classifier.manifest.name}, {article} {task.view} model trained on"
                 f" {dataset_name(task.dataset)}; --bundle takes another"
             )
-        head, row = row_format(options.format, task.classes, options.top)
+        head, row = row_format(options.format, task.classes, options.top, organs, options.min_probability)
         counted = messages.bar and options.files_from is None and not any(map(os.path.isdir, options.paths))
         total = len(options.paths) if counted else None
         waits = options.files_from is not None and not os.path.isfile(options.files_from)
