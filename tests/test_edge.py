@@ -65,7 +65,9 @@ def test_erasing_puts_middle_gray_in_one_rectangle():
         lambda x, g: augment.affine(x, 10, 0.1, g),
         lambda x, g: augment.intensity(x, 0.3, g),
         lambda x, g: augment.noise(x, 0.1, g),
-        lambda x, g: Edge(affine=1, intensity=0.3, noise=0.1).augment(x, g),
+        lambda x, g: Edge(affine=1, intensity=0.3, noise=0.1).prepare(
+            x, torch.zeros(64, dtype=torch.long), 11, g
+        )[0],
     ],
 )
 def test_changes_keep_shape_and_range_and_follow_the_generator(change):
@@ -75,6 +77,33 @@ def test_changes_keep_shape_and_range_and_follow_the_generator(change):
     assert seen.shape == x.shape and seen.dtype == torch.float32 and seen.min() >= -1 and seen.max() <= 1
     assert torch.equal(seen, change(x, generator(1))) and not torch.equal(seen, change(x, generator(2)))
     assert torch.equal(x, before) and not torch.equal(seen, x)
+
+
+def test_a_square_of_another_slice_takes_its_share_of_the_target():
+    x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)  # each slice its own gray
+    targets = torch.eye(400)
+    seen, shares = augment.cut(x, targets, 0.5, generator())
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    cut = 0
+    for i in range(400):
+        other = seen[i, 0] != i + 1
+        cut += bool(other.any())
+        assert torch.equal(other, other.any(1)[:, None] & other.any(0)[None])  # a rectangle
+        if other.any():
+            assert len(seen[i, 0][other].unique()) == 1
+            j = int(seen[i, 0][other][0]) - 1
+            assert shares[i, j] == pytest.approx(float(other.float().mean()), abs=1e-6)
+            assert other.any(1).sum() == other.any(0).sum()  # a square
+    assert 150 < cut < 230
+    assert torch.equal(augment.cut(x, targets, 0.0, generator())[0], x)
+
+
+def test_mixing_weighs_slices_and_targets_alike():
+    x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)
+    seen, shares = augment.mix(x, torch.eye(400), 0.5, generator())
+    torch.testing.assert_close(seen[:, 0, 0, 0], shares @ torch.arange(1.0, 401))
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    assert shares.diagonal().min() >= 0.5 and 150 < (shares.diagonal() < 1).sum() < 230
 
 
 def test_rotation_without_angle_and_scale_changes_nothing():

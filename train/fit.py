@@ -134,7 +134,7 @@ def fit(
         begun = time.perf_counter()
         try:
             loss, accuracy = train_epoch(
-                learner, images["train"], labels["train"], stage, recipe, epoch, group
+                learner, images["train"], labels["train"], len(data.classes), stage, recipe, epoch, group
             )
             logits = evaluate(average.network if average else network, images["val"])
         except (torch.OutOfMemoryError, MemoryError) as e:
@@ -256,6 +256,7 @@ def train_epoch(
     learner: Learner,
     images: Tensor,
     labels: Tensor,
+    classes: int,
     stage: Stage,
     recipe: Recipe,
     epoch: int,
@@ -276,12 +277,14 @@ def train_epoch(
     for step, chosen in enumerate(batches):
         for parameters in learner.optimiser.param_groups:
             parameters["lr"] = method.learning_rate((epoch - 1 + step / len(batches)) / recipe.max_epochs)
-        x = method.augment(normalise(images[chosen]), generator)  # (B, 1, S, S)
-        x, y = group.share(x), group.share(labels[chosen])
+        x, targets = method.prepare(
+            normalise(images[chosen]), labels[chosen], classes, generator
+        )  # (B, 1, S, S)
+        x, y, targets = group.share(x), group.share(labels[chosen]), group.share(targets)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(x)
             taught = _mean_probabilities(learner.teachers, x)
-        loss = method.loss(logits.float(), y, taught)
+        loss = method.loss(logits.float(), targets, taught)
         learner.optimiser.zero_grad(set_to_none=True)
         (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
         learner.optimiser.step()

@@ -28,13 +28,16 @@ class Method(Protocol):
         """The learning rate where the share `done` (0 to 1) of all steps has been made."""
         ...
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Normalised slices float32 (N, 1, S, S), changed at random."""
+    def prepare(
+        self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised slices float32 (N, 1, S, S), changed at random, and their targets: labels int64 (N,), or shares
+        float32 (N, C) where slices were mixed."""
         ...
 
-    def loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-        """The summed loss of float32 logits (N, C); taught: the teachers' mean probabilities (N, C), where there are
-        teachers."""
+    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        """The summed loss of float32 logits (N, C) for targets as `prepare` gives them; taught: the teachers' mean
+        probabilities (N, C), where there are teachers."""
         ...
 
     def described(self) -> dict[str, float | str | bool]:
@@ -55,11 +58,13 @@ class Study:
     def learning_rate(self, done: float) -> float:
         return LEARNING_RATE
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return augment.augment(x, generator) if self.augmented else x
+    def prepare(
+        self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return (augment.augment(x, generator) if self.augmented else x), labels
 
-    def loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="sum")
+    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="sum")
 
     def described(self) -> dict[str, float | str | bool]:
         return {"learning_rate": LEARNING_RATE}

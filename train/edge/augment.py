@@ -78,3 +78,29 @@ def erase(x: Tensor, probability: float, most: float, generator: torch.Generator
     columns = (centres > left) & (centres < left + width)
     inside = rows[:, None, :, None] & columns[:, None, None, :] & (draws[4] < probability)[:, None, None]
     return x.masked_fill(inside, 0)
+
+
+def cut(x: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): a square of another slice pasted into each, its target shared by area.
+
+    x: (N, 1, S, S); targets: (N, C). Each slice draws whether, from which slice, and a square whose area is uniform.
+    """
+    n, size = len(x), x.shape[-1]
+    draws = torch.rand(n, 4, generator=generator, device=x.device)
+    other = torch.randperm(n, generator=generator, device=x.device)
+    side = (draws[:, 0].sqrt() * size).floor() * (draws[:, 3] < probability)
+    top, left = ((draws[:, 1:3] * (size - side + 1)[:, None]).floor()).unbind(1)
+    pixels = torch.arange(size, device=x.device)
+    rows = (pixels >= top[:, None]) & (pixels < (top + side)[:, None])  # (N, S)
+    columns = (pixels >= left[:, None]) & (pixels < (left + side)[:, None])
+    pasted = torch.where(rows[:, None, :, None] & columns[:, None, None, :], x[other], x)
+    share = (side / size).square()[:, None]
+    return pasted, targets * (1 - share) + targets[other] * share
+
+
+def mix(x: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """mixup (Zhang et al. 2018): another slice shines through each, by a uniform share of up to a half."""
+    draws = torch.rand(len(x), 2, generator=generator, device=x.device)
+    other = torch.randperm(len(x), generator=generator, device=x.device)
+    share = draws[:, :1] / 2 * (draws[:, 1:] < probability)
+    return x.lerp(x[other], share[:, :, None, None]), targets.lerp(targets[other], share)

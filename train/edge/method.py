@@ -14,7 +14,7 @@ from train.edge import augment
 
 @dataclass(frozen=True)
 class Edge:
-    """AdamW along one cycle, label smoothing, shifts, erasing and mirroring, an average of weights; and, where
+    """AdamW along one cycle, label smoothing, shifts, erasing, mirroring and slices cut into each other, an average of weights; and, where
     `taught`, the teachers' mean probabilities on the very slice that the network sees (Hinton et al. 2015)."""
 
     taught: bool = False
@@ -24,6 +24,8 @@ class Edge:
     shift: int = 2  # pixels
     mirror: float = 0.25  # probability
     erase: float = 0.5  # probability
+    cut: float = 0.5  # probability
+    mix: float = 0.0  # probability
     affine: float = 0.0  # 1: by up to 10 degrees and a tenth
     intensity: float = 0.0
     noise: float = 0.0
@@ -43,7 +45,19 @@ class Edge:
         share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
         return self.peak * max(share, 1e-3)
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def prepare(
+        self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        x = self._changed(x, generator)
+        targets = F.one_hot(labels, classes).float()
+        if self.cut:
+            x, targets = augment.cut(x, targets, self.cut, generator)
+        if self.mix:
+            x, targets = augment.mix(x, targets, self.mix, generator)
+        return x, targets
+
+    def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Each slice on its own."""
         if self.mirror:
             x = augment.mirror(x, self.mirror, generator)
         if self.shift:
@@ -58,8 +72,8 @@ class Edge:
             x = augment.erase(x, self.erase, 0.25, generator)
         return x
 
-    def loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-        plain = F.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        plain = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
         if taught is None:
             return plain
         soft = taught.clamp(min=1e-7).pow(1 / self.softness)
