@@ -65,7 +65,7 @@ def test_erasing_puts_middle_gray_in_one_rectangle():
         lambda x, g: augment.affine(x, 10, 0.1, g),
         lambda x, g: augment.intensity(x, 0.3, g),
         lambda x, g: augment.noise(x, 0.1, g),
-        lambda x, g: Edge(affine=1, intensity=0.3, noise=0.1).prepare(
+        lambda x, g: Edge(affine=1, intensity=0.3, noise=0.1, erase=0.5).prepare(
             x, torch.zeros(64, dtype=torch.long), 11, g
         )[0],
     ],
@@ -279,4 +279,4 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
     assert ablate.main(command) == 0
     assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
     assert ablate.main(["--only", "no such"]) == 2
-    assert "is none of recipe, no teachers" in capsys.readouterr().err
+    assert "is none of recipe, no cutting" in capsys.readouterr().err

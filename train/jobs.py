@@ -38,10 +38,13 @@ def epoch_caps(given: list[str]) -> dict[str, int]:
 def plan(
     stages: list[Stage], options: argparse.Namespace, caps: dict[str, int], directory: Path
 ) -> list[Job]:
-    """The jobs of `stages`, in their order, a stage's seeds after each other."""
+    """The jobs of `stages`, in their order, a stage's seeds after each other; teachers are trained once, for all seeds
+    of what they teach."""
+    teachers = {name for stage in STAGES.values() for name in stage.teachers}
 
     def place_of(name: str, seed: int) -> Path:
-        return directory / name if options.seeds == 1 else directory / name / f"seed-{seed}"
+        once = options.seeds == 1 or name in teachers
+        return directory / name if once else directory / name / f"seed-{seed}"
 
     jobs = []
     members = STAGES["ensemble"].members
@@ -52,7 +55,7 @@ def plan(
         cap = min(
             stage.max_epochs, cap or caps.get("all") or (SMOKE_EPOCHS if options.smoke else stage.max_epochs)
         )
-        for seed in range(options.seed, options.seed + options.seeds):
+        for seed in range(options.seed, options.seed + (1 if stage.name in teachers else options.seeds)):
             recipe = fit.Recipe(
                 seed=seed,
                 batch_size=options.batch_size,
