@@ -38,14 +38,14 @@ LADDER = (
     Stage("resnet101", "resnet101", augmented=True, pretrained=True),
     Stage("resnet152", "resnet152", augmented=True, pretrained=True),
     Stage("ensemble", None, members=("batch_norm", "resnet50", "resnet101", "resnet152")),
-    Stage("edge_teacher1", "edge_teacher1", method="edge", patience=None, max_epochs=16),
-    Stage("edge_teacher2", "edge_teacher2", method="edge", patience=None, max_epochs=16),
+    Stage("edge_teacher1", "edge_teacher1", method="edge", patience=None, max_epochs=10),
+    Stage("edge_teacher2", "edge_teacher2", method="edge", patience=None, max_epochs=10),
     Stage(
         "edge",
         "edge",
         method="edge",
         patience=None,
-        max_epochs=24,
+        max_epochs=30,
         teachers=("edge_teacher1", "edge_teacher2"),
     ),
 )
