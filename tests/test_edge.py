@@ -10,14 +10,18 @@ from test_fit import CPU, made_data, without_seconds
 from torch.nn import functional as F
 
 from train import fit, record
+from train.average import Average
 from train.edge import ablate, augment
 from train.edge.chains import chains, held_out
+from train.edge.lessons import VIEWS, Lessons
 from train.edge.method import Edge
 from train.edge.network import ResidualNetwork
-from train.fit import Average, Recipe
+from train.fit import Recipe
 from train.networks import count_parameters, make_network
 from train.record import RunError
 from train.stages import STAGES
+
+RECIPE = Edge(taught=True)
 
 
 def generator(seed=0):
@@ -218,6 +222,32 @@ def test_edge_learns_from_its_teachers_and_a_killed_run_ends_the_same(small, tmp
     again = taught(data, tmp_path / "killed")
     assert without_seconds(again["history"]) == without_seconds(whole["history"])
     assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
+
+
+def test_lessons_are_what_the_teachers_say_about_the_slices_that_the_student_sees(small, tmp_path):
+    data = made_data()
+    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
+    teachers = [make_network(name, classes=3, size=28, seed=1).eval() for name in STAGES["edge"].teachers]
+
+    def lessons(method=RECIPE, teachers=teachers):
+        return Lessons(images, labels, 3, method, teachers, tmp_path, batch_size=64)
+
+    seen, slices = [], {}
+    for number in (1, 2, VIEWS + 1):
+        chosen, x, _, taught = map(torch.cat, zip(*lessons().epoch(number, generator(number)), strict=True))
+        assert torch.equal(chosen.sort().values, torch.arange(len(images)))
+        with torch.no_grad():
+            expected = torch.stack([teacher(x).softmax(1) for teacher in teachers]).mean(0)
+        torch.testing.assert_close(taught, expected, atol=1e-3, rtol=0)  # kept in half precision
+        seen.append(chosen)
+        slices[number] = x[chosen.argsort()]
+    assert torch.equal(slices[1], slices[VIEWS + 1]) and not torch.equal(slices[1], slices[2])
+    assert not torch.equal(seen[0], seen[2])  # the same view in another order
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["view-1.npz", "view-2.npz"]
+    asked = lessons(teachers=[torch.nn.Module()] * 2)  # other teachers: they are asked anew
+    with pytest.raises(NotImplementedError):
+        next(asked.epoch(1, generator()))
+    assert lessons(Edge(taught=True, shift=1)).digest != lessons().digest
 
 
 def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):

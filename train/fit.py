@@ -6,11 +6,10 @@ is the same whether the run was interrupted before it or not.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from torch.nn import functional as F
 
 from train import record
 from train.augment import normalise
+from train.average import Average
 from train.data import Data
+from train.edge.lessons import Lessons
 from train.edge.method import Edge
 from train.method import Method, Study
 from train.networks import count_parameters, find_weights, make_network
@@ -93,7 +94,6 @@ def fit(
     network.to(device, memory_format=torch.channels_last)
     optimiser = method.optimiser(network)
     average = Average(network, method.averaged) if method.averaged else None
-    teachers = [finished_network(checkpoint).to(device) for checkpoint in recipe.teachers]
     best, best_epoch, best_accuracy, history = None, 0, -1.0, []
     if state:
         network.load_state_dict(state["state"])
@@ -127,7 +127,8 @@ def fit(
             "precision": precision(device),
         },
     }
-    learner = Learner(trained, method, optimiser, average, teachers)
+    lessons = _lessons(data, recipe, method, images["train"], labels["train"])
+    learner = Learner(trained, method, optimiser, average, lessons)
 
     while not _stops(stage, recipe, len(history), best_epoch):
         epoch = len(history) + 1
@@ -193,6 +194,24 @@ def fit(
     return finished
 
 
+def _lessons(data: Data, recipe: Recipe, method: Method, images: Tensor, labels: Tensor) -> Lessons | None:
+    if not recipe.teachers:
+        return None
+    device = images.device
+    teachers = [finished_network(checkpoint).to(device) for checkpoint in recipe.teachers]
+    folder = recipe.teachers[0].parent.parent / "edge_lessons"
+    return Lessons(
+        images,
+        labels,
+        len(data.classes),
+        method,
+        teachers,
+        folder,
+        batch_size=recipe.batch_size,
+        bf16=precision(device) == "bf16",
+    )
+
+
 def starting_network(
     stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True
 ) -> tuple[nn.Module, str]:
@@ -217,30 +236,6 @@ def finished_network(checkpoint: Path) -> nn.Module:
     return network.eval()
 
 
-class Average:
-    """A network whose weights, and running statistics, are the exponential average of another's over its steps."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval()
-        self.decay, self.steps = decay, 0
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """After a step of `network`; over the first steps the average is a shorter one."""
-        self.steps += 1
-        new = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
-        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-        own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-        torch._foreach_lerp_(list(own), list(other), new)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "state": self.network.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.network.load_state_dict(state["state"])
-
-
 @dataclass(frozen=True)
 class Learner:
     """A network while it is trained, with everything that an epoch changes."""
@@ -249,7 +244,7 @@ class Learner:
     method: Method
     optimiser: torch.optim.Optimizer
     average: Average | None = None
-    teachers: Sequence[nn.Module] = ()
+    lessons: Lessons | None = None
 
 
 def train_epoch(
@@ -273,17 +268,18 @@ def train_epoch(
     hits = torch.zeros((), device=device)
     bf16 = precision(device) == "bf16"
     network.train()
-    batches = _batches(order, recipe.batch_size, at_least=2 * group.size)
-    for step, chosen in enumerate(batches):
+    if learner.lessons:
+        steps, made = len(learner.lessons), learner.lessons.epoch(epoch, generator)
+    else:
+        chosen = _batches(order, recipe.batch_size, at_least=2 * group.size)
+        steps, made = len(chosen), _drawn(chosen, images, labels, classes, method, generator)
+    for step, (chosen, *batch) in enumerate(made):
         for parameters in learner.optimiser.param_groups:
-            parameters["lr"] = method.learning_rate((epoch - 1 + step / len(batches)) / recipe.max_epochs)
-        x, targets = method.prepare(
-            normalise(images[chosen]), labels[chosen], classes, generator
-        )  # (B, 1, S, S)
-        x, y, targets = group.share(x), group.share(labels[chosen]), group.share(targets)
+            parameters["lr"] = method.learning_rate((epoch - 1 + step / steps) / recipe.max_epochs)
+        x, targets, taught = (None if part is None else group.share(part) for part in batch)
+        y = group.share(labels[chosen])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(x)
-            taught = _mean_probabilities(learner.teachers, x)
         loss = method.loss(logits.float(), targets, taught)
         learner.optimiser.zero_grad(set_to_none=True)
         (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
@@ -296,12 +292,17 @@ def train_epoch(
     return float(total[0]), float(total[1])
 
 
-@torch.no_grad()
-def _mean_probabilities(networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
-    """The teachers' mean probabilities float32 (N, C); None without teachers."""
-    if not networks:
-        return None
-    return torch.stack([network(x).float().softmax(1) for network in networks]).mean(0)
+def _drawn(
+    batches: list[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    method: Method,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
+    """Of each batch: which slices, the slices as `method` draws them (B, 1, S, S), their targets, no lesson."""
+    for chosen in batches:
+        yield chosen, *method.prepare(normalise(images[chosen]), labels[chosen], classes, generator), None
 
 
 def precision(device: torch.device) -> str:

@@ -105,7 +105,7 @@ def _clear(directory: Path) -> None:
     """Remove what runs leave in `directory`, and nothing else."""
     for name in ("results.json", "results.csv"):
         (directory / name).unlink(missing_ok=True)
-    for name in ("bundle", "bundle-ensemble", "report", *STAGES):
+    for name in ("bundle", "bundle-ensemble", "report", "edge_lessons", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
