@@ -301,7 +301,7 @@ def test_chains_of_the_real_training_split_are_long():
 def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "load_data", lambda *arguments, **named: made_data())
     monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)))
-    command = ["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--only", "recipe,no shifts"]
+    command = ["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--only", "reference,no shifts"]
     assert ablate.main(command) == 0
     table = capsys.readouterr().out
     assert table.count("±") == 6 and "| no shifts |" in table
@@ -309,4 +309,4 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
     assert ablate.main(command) == 0
     assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
     assert ablate.main(["--only", "no such"]) == 2
-    assert "is none of recipe, no cutting" in capsys.readouterr().err
+    assert "is none of reference, no cutting" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def method_of(stage: Stage, view: str) -> Method:
     """How a stage is trained on slices of a view; only axial slices are mirrored front to back."""
     if stage.method == "study":
         return Study(stage.augmented)
-    recipe = Edge(taught=bool(stage.teachers))
+    recipe = Edge(taught=True) if stage.teachers else Edge(erase=0.0)
     return recipe if view == "axial" else replace(recipe, mirror=0.0)
 
 

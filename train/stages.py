@@ -45,7 +45,7 @@ LADDER = (
         "edge",
         method="edge",
         patience=None,
-        max_epochs=30,
+        max_epochs=24,
         teachers=("edge_teacher1", "edge_teacher2"),
     ),
 )

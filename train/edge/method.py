@@ -23,7 +23,7 @@ class Edge:
     smoothing: float = 0.1  # of labels
     shift: int = 2  # pixels
     mirror: float = 0.25  # probability
-    erase: float = 0.0  # probability
+    erase: float = 0.5  # probability
     cut: float = 0.5  # probability
     mix: float = 0.0  # probability
     affine: float = 0.0  # 1: by up to 10 degrees and a tenth
