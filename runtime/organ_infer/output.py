@@ -1,7 +1,6 @@
 """Results as text, csv or jsonl, written in whole lines to standard output or to a file that appears whole."""
 
 import contextlib
-import csv
 import errno
 import io
 import json
@@ -126,6 +125,8 @@ def _number(value: float) -> float:
 
 
 def _csv_line(values: Sequence[object]) -> str:
+    import csv  # the other formats start without
+
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()
