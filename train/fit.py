@@ -58,7 +58,7 @@ def method_of(stage: Stage, view: str) -> Method:
     """How a stage is trained on slices of a view; only axial slices are mirrored front to back."""
     if stage.method == "study":
         return Study(stage.augmented)
-    recipe = Edge(taught=True) if stage.teachers else Edge(erase=0.0)
+    recipe = Edge(taught=True) if stage.teachers else Edge(erase=0.0, intensity=0.0)
     return recipe if view == "axial" else replace(recipe, mirror=0.0)
 
 
@@ -302,7 +302,8 @@ def _drawn(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
     """Of each batch: which slices, the slices as `method` draws them (B, 1, S, S), their targets, no lesson."""
     for chosen in batches:
-        yield chosen, *method.prepare(normalise(images[chosen]), labels[chosen], classes, generator), None
+        x, targets = method.prepare(normalise(images[chosen]), labels[chosen], classes, generator)
+        yield chosen, method.disturb(x, generator), targets, None
 
 
 def precision(device: torch.device) -> str:

@@ -35,6 +35,10 @@ class Method(Protocol):
         float32 (N, C) where slices were mixed."""
         ...
 
+    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The same slices made harder, after teachers have seen them."""
+        ...
+
     def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
         """The summed loss of float32 logits (N, C) for targets as `prepare` gives them; taught: the teachers' mean
         probabilities (N, C), where there are teachers."""
@@ -62,6 +66,9 @@ class Study:
         self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         return (augment.augment(x, generator) if self.augmented else x), labels
+
+    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return x
 
     def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="sum")

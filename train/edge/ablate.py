@@ -1,6 +1,6 @@
 """python -m train.edge.ablate: what each ingredient of the edge network's recipe is worth.
 
-Each variant is the reference, the recipe without teachers and erasing, with one ingredient taken away or added. It is
+Each variant is the reference, the recipe without teachers, erasing and other windows, with one ingredient taken away or added. It is
 trained on three quarters of the training split, and judged on the chains of slices that were held out and on validation. Test is never touched. What was trained before is
 not trained again, so the command can be stopped, and run several times beside itself with --only.
 """
@@ -24,7 +24,7 @@ from train.record import RunError
 from train.stages import STAGES
 
 REFERENCE = Edge(
-    erase=0.0
+    erase=0.0, intensity=0.0
 )  # the recipe as it was when the variants were compared; teachers cost more than the rest
 VARIANTS = {
     "reference": REFERENCE,

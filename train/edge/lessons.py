@@ -2,8 +2,8 @@
 
 Teachers cost more than the network they teach, and would be asked again for every epoch and seed. An epoch takes one of
 the views, its batches in a new order; a view's batches are drawn from seeds of their own, so that the slices need not
-be kept, only the answers. Student and teachers see the very same slice (Beyer et al. 2022, "A good teacher is patient
-and consistent").
+be kept, only the answers. Student and teachers see the same slice, moved and cut alike (Beyer et al. 2022, "A good
+teacher is patient and consistent"); its window is changed and a part erased for the student alone.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Lessons:
         batches = self._batches(view)
         for i in torch.randperm(len(batches), generator=order, device=order.device).tolist():
             x, targets = self._drawn(view, i, batches[i])
-            yield batches[i], x, targets, answers[batches[i]]
+            yield batches[i], self.method.disturb(x, order), targets, answers[batches[i]]
 
     def _batches(self, view: int) -> list[Tensor]:
         device = self.images.device

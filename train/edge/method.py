@@ -14,8 +14,9 @@ from train.edge import augment
 
 @dataclass(frozen=True)
 class Edge:
-    """AdamW along one cycle, label smoothing, shifts, erasing, mirroring and slices cut into each other, an average of weights; and, where
-    `taught`, the teachers' mean probabilities on the very slice that the network sees (Hinton et al. 2015)."""
+    """AdamW along one cycle, label smoothing, shifts, mirroring, slices cut into each other, other windows, erasing, an
+    average of weights; and, where `taught`, the teachers' mean probabilities (Hinton et al. 2015) on the slice as it is
+    before its window is changed and a part erased."""
 
     taught: bool = False
     peak: float = 3e-3  # learning rate
@@ -27,7 +28,7 @@ class Edge:
     cut: float = 0.5  # probability
     mix: float = 0.0  # probability
     affine: float = 0.0  # 1: by up to 10 degrees and a tenth
-    intensity: float = 0.0
+    intensity: float = 0.3  # of another window and gamma, see augment.intensity
     noise: float = 0.0
     averaged: float | None = 0.998
     lesson: float = 0.7  # the teachers' share of the loss
@@ -48,7 +49,13 @@ class Edge:
     def prepare(
         self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        x = self._changed(x, generator)
+        """Moved and cut into each other: what teachers and student both see."""
+        if self.mirror:
+            x = augment.mirror(x, self.mirror, generator)
+        if self.shift:
+            x = augment.shift(x, self.shift, generator)
+        if self.affine:
+            x = augment.affine(x, 10 * self.affine, 0.1 * self.affine, generator)
         targets = F.one_hot(labels, classes).float()
         if self.cut:
             x, targets = augment.cut(x, targets, self.cut, generator)
@@ -56,14 +63,8 @@ class Edge:
             x, targets = augment.mix(x, targets, self.mix, generator)
         return x, targets
 
-    def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Each slice on its own."""
-        if self.mirror:
-            x = augment.mirror(x, self.mirror, generator)
-        if self.shift:
-            x = augment.shift(x, self.shift, generator)
-        if self.affine:
-            x = augment.affine(x, 10 * self.affine, 0.1 * self.affine, generator)
+    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What makes it harder for the student alone."""
         if self.intensity:
             x = augment.intensity(x, self.intensity, generator)
         if self.noise:
