@@ -303,9 +303,13 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
     command = ["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--only", "reference,no shifts"]
     assert ablate.main(command) == 0
     table = capsys.readouterr().out
-    assert table.count("±") == 6 and "| no shifts |" in table
-    monkeypatch.setattr(fit, "train_epoch", None)  # nothing is trained again
-    assert ablate.main(command) == 0
+    assert table.count("±") == 8 and "| no shifts |" in table
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "train_epoch", None)  # nothing is trained again
+        assert ablate.main(command) == 0
     assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
+    assert ablate.main([*command[:6], "--whole"]) == 0
+    table = capsys.readouterr().out
+    assert "| recipe without teachers | – |" in table and "| recipe | – |" in table
     assert ablate.main(["--only", "no such"]) == 2
     assert "is none of reference, no cutting" in capsys.readouterr().err
