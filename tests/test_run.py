@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from export.temperature import mean_softmax
 from tests.at_hand import DATA, needs_organamnist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +79,8 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
     assert [row["name"] for row in results["stages"]] == LADDER
     assert all(row["test"]["accuracy"] >= 0 for row in results["stages"])
     assert results["stages"][-1]["parameters"] == 125_883_364
+    for row in results["stages"]:
+        assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece"]
     assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
 
 
@@ -110,7 +113,8 @@ def test_the_bundle_is_the_ensemble_and_averages_its_members(smoke, tmp_path):
         os.link(file, tmp_path / file.name)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    expected = np.load(directory / "ensemble" / "probabilities.npz")["val"]
+    members = [np.load(directory / m["stage"] / "probabilities.npz")["val"] for m in manifest["members"]]
+    expected = mean_softmax([np.log(p) for p in members], manifest["temperature"])
     with np.load(DATA / "organamnist.npz") as file, OrganClassifier(tmp_path, device="cpu") as classifier:
         found = classifier.predict_proba(file["val_images"][: len(expected)])
     np.testing.assert_allclose(found, expected, atol=1e-4)
