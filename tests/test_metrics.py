@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from export.temperature import expected_calibration_error
 from train.ensemble import mean_probabilities
-from train.metrics import area_under_curve, expected_calibration_error, measure
+from train.metrics import area_under_curve, measure
 
 # three classes, six slices; predicted 0 0 1 1 2 0, true 0 0 1 2 2 1
 LABELS = np.array([0, 0, 1, 2, 2, 1])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+from export.temperature import mean_softmax
 from tests.at_hand import DATA, needs_organamnist
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,8 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
     assert all(row["test"]["accuracy"] >= 0 for row in results["stages"])
     parameters = {row["name"]: row["parameters"] for row in results["stages"]}
     assert parameters["ensemble"] == 125_883_364 and parameters["edge"] < 500_000
+    for row in results["stages"]:
+        assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece"]
     assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
 
 
@@ -125,7 +128,8 @@ def test_the_ensembles_bundle_is_kept_beside_it_and_averages_its_members(smoke, 
         os.link(file, tmp_path / file.name)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    expected = np.load(directory / "ensemble" / "probabilities.npz")["val"]
+    members = [np.load(directory / m["stage"] / "probabilities.npz")["val"] for m in manifest["members"]]
+    expected = mean_softmax([np.log(p) for p in members], manifest["temperature"])
     with np.load(DATA / "organamnist.npz") as file, OrganClassifier(tmp_path, device="cpu") as classifier:
         found = classifier.predict_proba(file["val_images"][: len(expected)])
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -8,19 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
-ECE_BINS = 15
-
-
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
-
-    probabilities: float (N, C); labels: int (N,). A probability on an edge counts to the bin below it.
-    """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(which, weights=correct - confidence.astype(np.float64), minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+from export.temperature import expected_calibration_error
 
 
 def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float | None:

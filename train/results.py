@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from export.member import ExportError, export_member
+from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 from train import fit, record
 from train.data import Data
 from train.ensemble import mean_probabilities
@@ -32,6 +34,7 @@ VERSIONS = (
     "scikit-learn",
     "numpy",
 )
+TINY = np.finfo(np.float32).tiny  # the logarithm of a probability that was rounded to zero is finite
 
 
 def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
@@ -130,19 +133,37 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
 
 
 def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-    """Measure a stage on test, where it has not been."""
+    """Measure a stage on test, and its calibration, where it has not been."""
     row, kept = row_of(results, job), job.directory / "probabilities.npz"
+    members = [member_of(job, name) / kept.name for name in job.stage.members]
     found = dict(np.load(kept))
-    if row["test"] and "test" in found:
-        return
-    if job.stage.network:
-        network, _ = trained(job, data)
-        found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
-    else:
-        members = [member_of(job, name) for name in job.stage.members]
-        found["test"] = mean_probabilities([np.load(m / "probabilities.npz")["test"] for m in members])
-    record.atomic_save(kept, lambda file: np.savez(file, **found))
-    row["test"] = measure(found["test"], data.labels["test"])
+    if not row["test"] or "test" not in found:
+        if job.stage.network:
+            network, _ = trained(job, data)
+            found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
+        else:
+            found["test"] = mean_probabilities([np.load(member)["test"] for member in members])
+        record.atomic_save(kept, lambda file: np.savez(file, **found))
+        row["test"] = measure(found["test"], data.labels["test"])
+    if "calibration" not in row:
+        row["calibration"] = calibration([np.load(member) for member in members or (kept,)], data.labels)
+
+
+def calibration(
+    members: Sequence[Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """The temperature fitted on validation, and the calibration error with it on validation and test.
+
+    members: the probabilities (N, C) by split of each network that is averaged. Their logarithm is the logits but for a
+    constant a row, which the softmax takes away.
+    """
+    logits = {s: [np.log(np.maximum(m[s], TINY)) for m in members] for s in ("val", "test")}
+    temperature = fit_temperature(logits["val"], labels["val"])
+    errors = {
+        f"{s}_ece": expected_calibration_error(mean_softmax(z, temperature), labels[s])
+        for s, z in logits.items()
+    }
+    return {"temperature": temperature} | errors
 
 
 def _is_of(row: dict[str, Any], job: Job) -> bool:

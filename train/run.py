@@ -103,7 +103,7 @@ def _device(options: argparse.Namespace) -> torch.device:
 
 def _clear(directory: Path) -> None:
     """Remove what runs leave in `directory`, and nothing else."""
-    for name in ("results.json", "results.csv"):
+    for name in ("results.json", "results.csv", "robustness.json"):
         (directory / name).unlink(missing_ok=True)
     for name in ("bundle", "bundle-ensemble", "report", "edge_lessons", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
@@ -193,7 +193,8 @@ def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
         manifest = open_bundle(bundle).manifest
     except BundleError:
         return False
-    return manifest.name == name and dict(manifest.training) == training
+    calibrated = "ece" in manifest.metrics.get("val_as_listed", {})
+    return manifest.name == name and dict(manifest.training) == training and calibrated
 
 
 def _write_report(directory: Path, data: Data) -> None:

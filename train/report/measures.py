@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.metrics import ECE_BINS as BINS
+from export.temperature import ECE_BINS as BINS
 
 if TYPE_CHECKING:
     from train.report.run import Run
