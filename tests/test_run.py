@@ -115,6 +115,8 @@ def test_the_bundle_is_the_edge_network(smoke):
         assert classifier.manifest.name == "organamnist-edge-smoke"
         assert [member.stage for member in classifier.manifest.members] == ["edge"]
         assert classifier.predict_proba(file["val_images"][:5]).shape == (5, 11)
+    card = (directory / "bundle" / "MODEL_CARD.md").read_text()
+    assert "taught by the mean probabilities of edge_teacher1 and edge_teacher2" in card and "One seed." in card
 
 
 def test_the_ensembles_bundle_is_kept_beside_it_and_averages_its_members(smoke, tmp_path):

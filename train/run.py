@@ -167,6 +167,18 @@ def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: 
         "members": {member.stage: sha256_of(member.file) for member in members},
     }
     keys = ("accuracy", "auc", "ece")
+    metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}
+    entry = next((entry for entry in results.get("summary", []) if entry["name"] == last), None)
+    if entry:
+        spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
+        metrics["seeds"] = {"count": len(entry["seeds"])} | spread
+    if STAGES[last].method == "edge":
+        training["recipe"] = {
+            "network": f"A residual network of {best['parameters']:,} parameters",
+            "teachers": list(STAGES[last].teachers),
+            "epochs": best["epochs"],
+            "settings": fit.method_of(STAGES[last], data.view).described(),
+        }
     if _is_current(place, name, training):
         return place
     try:
@@ -178,7 +190,7 @@ def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: 
             size=data.size,
             members=members,
             slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
-            metrics={split: {key: best[split][key] for key in keys} for split in ("train", "val", "test")},
+            metrics=metrics,
             training=training,
             name=name,
             say=_say,
