@@ -284,7 +284,7 @@ class OrganClassifier:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._options,)
+        return _reopen, (type(self), self._options)
 
     def __repr__(self) -> str:
         state = "closed" if self._ensemble.closed else self.providers[0]
@@ -294,8 +294,8 @@ class OrganClassifier:
 _WANTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
 
 
-def _reopen(options: dict[str, Any]) -> OrganClassifier:
-    return OrganClassifier(**options)
+def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
+    return kind(**options)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:
