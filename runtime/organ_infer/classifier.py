@@ -231,6 +231,8 @@ class OrganClassifier:
             raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
         if image.dtype.name not in DTYPES:
             raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
+        if getattr(image, "mask", None) is not None and np.any(image.mask):
+            raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
         if image.ndim not in ((2, 3) if stack else (2,)):
             raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
         if image.ndim == 3 and image.shape[-1] in (3, 4):
