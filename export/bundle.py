@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from export.forms import PRECISIONS, Form, Slices, forms_of
+from export.golden import add_golden
 from export.member import ExportError
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 
@@ -58,7 +59,7 @@ def write_bundle(
     validation to the forms that are listed; what they reach there with it joins the metrics as `val_as_listed`, with
     `ece_uncalibrated` as it was without. training: seed, data_md5, weights, versions. Raises ExportError.
     """
-    from organ_infer.bundle import Card, Input, Manifest, Task, open_bundle, sha256_of
+    from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
@@ -102,11 +103,11 @@ def write_bundle(
             licence=LICENCE,
         )
         (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+        add_golden(building)  # opens it: what the runtime would refuse is not written
         for file in building.iterdir():
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        open_bundle(building)  # what the runtime would refuse is not written
         _replace(building, directory)
     except OSError as e:
         raise ExportError(f"cannot write the bundle {directory}: {e.strerror}") from e

@@ -18,6 +18,8 @@ from export.merge import check_merged, merge
 from export.rewrite import rewrite
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
+from organ_infer.bundle import read_manifest
+from organ_infer.golden import golden_answers, golden_slices
 from tests.test_export import CLASSES, network_of
 
 RNG = np.random.default_rng(3)
@@ -180,6 +182,12 @@ def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_pa
         assert [form.precision for form in classifier.manifest.forms("cuda")] == ["fp16"]
         found = classifier.predict_proba(slices.val).argmax(1)
     assert (found == slices.labels).mean() == listed["val_accuracy"]
+    manifest = read_manifest(bundle)
+    on_cpu, on_cuda = (golden_answers(manifest, device) for device in ("cpu", "cuda"))
+    assert on_cpu.shape == on_cuda.shape == (16, 11) and not np.array_equal(on_cpu, on_cuda)
+    with OrganClassifier(bundle, device="cpu") as classifier:
+        np.testing.assert_allclose(classifier.predict_proba(golden_slices()), on_cpu, atol=1e-5)
+    assert "seal" in json.loads((bundle / "manifest.json").read_text())["training"]
 
 
 def test_a_graph_that_ends_in_a_small_map_keeps_its_name():

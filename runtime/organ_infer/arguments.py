@@ -35,6 +35,7 @@ class Options(NamedTuple):
     top: int | None
     organs: bool
     min_probability: float | None
+    check: bool
     quiet: bool
 
 
@@ -131,6 +132,12 @@ def parse(arguments: Sequence[str]) -> Options:
         " the organ's is; all else stays, and the exit code too",
     )
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="classify nothing: say what is installed, which device is granted and what the model is, and ask it about"
+        " slices whose answers are known; exit code 2 where something is wrong",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
     )
     parser.add_argument(
@@ -142,7 +149,9 @@ def parse(arguments: Sequence[str]) -> Options:
         help="show the version and exit",
     )
     found = parser.parse_args(list(arguments))
-    if not found.paths and found.files_from is None:
+    if found.check and (found.paths or found.files_from is not None or found.output is not None):
+        parser.error("--check takes no images and no --output")
+    if not found.check and not found.paths and found.files_from is None:
         parser.error("no image given: name files, directories or patterns, or use --files-from")
     if found.null and found.files_from is None:
         parser.error("-0 goes with --files-from")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .errors import one_line
 
-__all__ = ["Cache", "cache_directory", "graph_files"]
+__all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 
 logger = logging.getLogger("organ_infer")
 
@@ -44,6 +44,23 @@ def cache_directory() -> Path | None:
         return user_cache_path("organ_infer", appauthor=False)
     except (ImportError, OSError, RuntimeError):  # RuntimeError: no home directory
         return None
+
+
+def describe_cache() -> str:
+    """Where the cache is and what it holds, in words."""
+    root = cache_directory()
+    if root is None:
+        return f"none ({VARIABLE} is empty)" if os.environ.get(VARIABLE) == "" else "none (no place for it)"
+    try:
+        if not _safe_root(root):
+            return f"{root}, not used: other users may write there (chmod go-w it)"
+        entries = list(root.glob(f"{PREFIX}*"))
+        size = sum(path.stat().st_size for entry in entries for path in entry.iterdir())
+    except FileNotFoundError:
+        return f"{root}, not there yet"
+    except OSError as e:
+        return f"{root}, not used: {one_line(e)}"
+    return f"{root}, {len(entries)} bundles, {size / 1e6:.1f} MB"
 
 
 def graph_files(name: str) -> tuple[str, str]:

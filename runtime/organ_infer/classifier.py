@@ -231,6 +231,8 @@ class OrganClassifier:
             raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
         if image.dtype.name not in DTYPES:
             raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
+        if getattr(image, "mask", None) is not None and np.any(image.mask):
+            raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
         if image.ndim not in ((2, 3) if stack else (2,)):
             raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
         if image.ndim == 3 and image.shape[-1] in (3, 4):
@@ -284,7 +286,7 @@ class OrganClassifier:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._options,)
+        return _reopen, (type(self), self._options)
 
     def __repr__(self) -> str:
         state = "closed" if self._ensemble.closed else self.providers[0]
@@ -294,8 +296,8 @@ class OrganClassifier:
 _WANTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
 
 
-def _reopen(options: dict[str, Any]) -> OrganClassifier:
-    return OrganClassifier(**options)
+def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
+    return kind(**options)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

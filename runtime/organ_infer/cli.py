@@ -119,9 +119,11 @@ def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
-        images = _some(options, messages)
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed")
+        if options.check:
+            return _check(options, messages)
+        images = _some(options, messages)
         writer = signals.writer = Writer(options.output)
         return _classify(options, images, messages, writer, signals)
     except ClosedPipe:
@@ -133,6 +135,18 @@ def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
         return NOTHING
     finally:
         messages.end()
+
+
+def _check(options: "Options", messages: "Messages") -> int:
+    from .check import check
+    from .output import Writer
+
+    with _library_words(messages):
+        lines, wrong = check(options)
+    Writer(None).write("".join(f"{line}\n" for line in lines))
+    for line in wrong:
+        messages.error(line)
+    return NOTHING if wrong else ALL
 
 
 def _flushed(code: int) -> int:
@@ -275,9 +289,11 @@ def _write(
 
 @contextmanager
 def _library_words(messages: "Messages") -> Iterator[None]:
-    """What the library logs as a warning becomes a line here; Pillow's own warnings are not for users."""
+    """What the library logs as a warning becomes a line here; Pillow's and onnxruntime's own words are not for users."""
     import logging
     import warnings
+
+    from . import loading
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -286,6 +302,7 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     log, handler = logging.getLogger("organ_infer"), Lines(logging.WARNING)
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
+    loading.silent = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -293,3 +310,4 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagated
+        loading.silent = False
