@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import BundleError
@@ -187,7 +187,7 @@ class _Reader(FieldReader):
         if "format" in data:
             self.format(data["format"])
         top = self.keys(data, "", Manifest)
-        training = self.unsealed(self.open_object(top["training"], "training"), text)
+        training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
         manifest = Manifest(
@@ -212,7 +212,7 @@ class _Reader(FieldReader):
         for name in names:
             if names.count(name) > 1:
                 raise BundleError(f"{self.where}: file {name!r} is listed twice: one file a graph")
-        return manifest
+        return replace(manifest, training=self.unsealed(training, text))
 
     def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
         """`training` without the seal, which must be the text's own. One without is not required to have it; a key or a
@@ -230,7 +230,7 @@ class _Reader(FieldReader):
         if found is None or hashlib.sha256(_blanked(data, found[1].encode())).hexdigest() != found[1]:
             raise BundleError(
                 f"{self.where}: changed since it was written, its sha256 is not the one in training.{SEAL}: copy or export"
-                " the bundle again"
+                f" the bundle again, or take that key out if the change is meant"
             )
         return {key: value for key, value in training.items() if key != SEAL}
 
