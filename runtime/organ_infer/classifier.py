@@ -231,7 +231,7 @@ class OrganClassifier:
             raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
         if image.dtype.name not in DTYPES:
             raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
-        if getattr(image, "mask", None) is not None and np.any(image.mask):
+        if np.ma.is_masked(image):
             raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
         if image.ndim not in ((2, 3) if stack else (2,)):
             raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
