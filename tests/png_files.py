@@ -99,10 +99,50 @@ ODD = {
 }  # fmt: skip
 
 
-# A decoder by the specification, apart from Pillow and from ext/png.c: slow, plain, of sound files only.
+# Sound files of every kind, and a decoder by the specification, apart from Pillow and from ext/png.c: slow, plain.
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16),
+         (6, 8), (6, 16)]  # fmt: skip
 PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+
+def guesses(a, b, c):
+    """What the five filters take for a byte from those at the left, above, and above at the left."""
+    p = a + b - c
+    return 0, a, b, (a + b) // 2, min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]
+
+
+def any_png(values, kind, depth, *extra, interlaced=False):
+    """values: whole numbers (H, W, channels) of `depth` bits, as a PNG of colour type `kind`; its filters in turn.
+    extra: chunks before the pixels."""
+    height, width, channels = values.shape
+    pixel, stream = max(1, channels * depth // 8), b""
+    for x, y, dx, dy in PASSES if interlaced else [(0, 0, 1, 1)]:
+        part = values[y::dy, x::dx]
+        if part.size == 0:
+            continue
+        bits = (part[..., None] >> np.arange(depth)[::-1]) & 1
+        lines = np.packbits(bits.reshape(len(part), -1).astype(np.uint8), axis=1)
+        wide = np.pad(lines, ((1, 0), (pixel, 0))).astype(int)
+        for i in range(1, len(wide)):
+            row, above = wide[i].tolist(), wide[i - 1].tolist()
+            here = zip(row[pixel:], row[:-pixel], above[pixel:], above[:-pixel], strict=True)
+            stream += bytes([i % 5]) + bytes((v - guesses(a, b, c)[i % 5]) & 255 for v, a, b, c in here)
+    data = zlib.compress(stream)
+    form = bytes([depth, kind, 0, 0, int(interlaced)])
+    middle = len(data) // 2
+    parts = [*extra, (b"IDAT", data[:middle]), (b"IDAT", data[middle:])]
+    return SIGNATURE + head(width, height, form) + b"".join(chunk(*part) for part in parts) + chunk(b"IEND")
+
+
+def random_png(kind, depth, *extra, interlaced=False, height=9, width=11, seed=0):
+    """Noise of one kind, with a palette where it needs one."""
+    random = np.random.default_rng(seed)
+    values = random.integers(0, 1 << depth, (height, width, CHANNELS[kind]))
+    if kind == 3:
+        extra = ((b"PLTE", random.bytes(3 << depth)), *extra)
+    return any_png(values, kind, depth, *extra, interlaced=interlaced)
 
 
 def chunks(data):
@@ -121,12 +161,8 @@ def unfiltered(stream, height, stride, pixel):
         stream = stream[1 + stride :]
         row, above = found[y], found[y - 1]
         for x, value in enumerate(line):
-            a, b, c = int(row[x]), int(above[x + pixel]), int(above[x])
-            guess = [0, a, b, (a + b) // 2]
-            if kind == 4:
-                p = a + b - c
-                guess.append(min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2])
-            row[x + pixel] = (value + guess[kind]) & 255
+            guess = guesses(int(row[x]), int(above[x + pixel]), int(above[x]))[kind]
+            row[x + pixel] = (value + guess) & 255
     return found[1:, pixel:], stream
 
 

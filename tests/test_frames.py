@@ -133,6 +133,11 @@ def test_a_tiff_of_many_pages():
     assert list(slices(tiff(GRAY))) == [""]
 
 
+def test_pages_in_a_circle_end():
+    data = tiff(*STACK)
+    stacked(slices(data[:-4] + data[4:8]), STACK)
+
+
 def test_frames_of_an_animated_png_gif_and_webp():
     images = [Image.fromarray(pixels) for pixels in STACK]
     for form, options in {"PNG": {}, "GIF": {"optimize": False}, "WEBP": {"lossless": True}}.items():

@@ -14,6 +14,7 @@ from PIL import Image
 
 from organ_infer import ImageError
 
+FRAME = (b"fcTL", struct.pack(">IIIIIHHBB", 0, 7, 9, 0, 0, 1, 1, 0, 0))
 DOUBTFUL = "doubtful: in colour, and a CT slice is gray"
 
 
@@ -163,7 +164,9 @@ def test_gray_and_alpha_of_16_bits_keep_them():
     found = decode(png(7, 9, 16, 4, rows))
     same(found, expected, np.uint16)
     assert found.warnings == ("alpha composited on black",)
-    refused(png(7, 9, 16, 4, rows, (b"acTL", struct.pack(">II", 2, 0))), "frames of 16-bit gray with alpha")
+    refused(
+        png(7, 9, 16, 4, rows, (b"acTL", struct.pack(">II", 2, 0)), FRAME), "frames of 16-bit gray with alpha"
+    )
 
 
 def test_a_tiff_of_12_bits_is_scaled_to_16():
@@ -189,7 +192,7 @@ def test_pnm_counts_to_its_own_maximum(maxval):
     top, dtype = (255, np.uint8) if maxval < 256 else (65_535, np.uint16)
     for data in (
         b"P5 7 9 %d " % maxval + raw,
-        b"P2 7 9 %d " % maxval + " ".join(map(str, pixels.ravel())).encode(),
+        b"P2 7 9 %d " % maxval + " ".join(map(str, pixels.ravel())).encode() + b"\n",
     ):
         found = decode(data)
         assert found.pixels.dtype == dtype

@@ -12,6 +12,8 @@ from .orientation import Orientation
 
 __all__ = ["read_dicom"]
 
+BLOCK = 1 << 20  # bytes inflated at once
+FRAGMENT = 8  # bytes, at least, of a compressed frame
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax whose whole dataset is compressed
 OBLIQUE = 0.9  # a direction cosine below this is more than 25 degrees off the patient's axes
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))  # x, y, z of DICOM's patient, growing and falling
@@ -37,8 +39,12 @@ def read_dicom(source: Source) -> Found:
         raise ImageError(f"DICOM: {shown} is not read, a CT slice is gray")
     if "ModalityLUTSequence" in dataset:
         raise ImageError("DICOM: a table of units (Modality LUT) in the place of a rescale slope is not read")
-    _check_decoder(dataset.file_meta.TransferSyntaxUID)
-    count = int(dataset.get("NumberOfFrames", 1) or 1)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    _check_decoder(syntax)
+    count, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
+    least = FRAGMENT if syntax.is_encapsulated else int(dataset.Rows) * int(dataset.Columns) * bits // 8
+    if count > 1 and count * least > len(dataset.PixelData):
+        raise ImageError(f"DICOM: {count:,} frames in {len(dataset.PixelData):,} bytes: truncated or damaged")
 
     def read(i: int) -> Slice:
         return _frame(dataset, i, np.asarray(pixel_array(dataset, index=i)))
@@ -60,8 +66,12 @@ def _check_deflated(data: bytes, limit: int) -> None:
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     if meta.get("TransferSyntaxUID") != DEFLATED:
         raise ImageError("DICOM: which transfer syntax it has is not clear")
-    if len(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[file.tell() :], limit + 1)) > limit:
-        raise ImageError(f"DICOM: it inflates to more than {limit:,} bytes (--file-limit raises it)")
+    stream, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), data[file.tell() :], 0
+    while rest and not stream.eof:
+        size += len(stream.decompress(rest, BLOCK))
+        rest = stream.unconsumed_tail
+        if size > limit:
+            raise ImageError(f"DICOM: it inflates to more than {limit:,} bytes (--file-limit raises it)")
 
 
 def _check_decoder(syntax: Any) -> None:

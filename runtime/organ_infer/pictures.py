@@ -11,6 +11,7 @@ from PIL import Image, ImageChops, ImageFile
 
 from .errors import ImageError, one_line
 from .images import Found, Slice, Source, check_size, numbered
+from .truncation import check_end
 
 __all__ = ["read_pictures", "slice_of"]
 
@@ -48,9 +49,12 @@ def read_pictures(source: Source) -> Found:
     name, limit, data = source.format, source.limits.pixels, source.whole()
     with _opened(data, name, limit) as image:
         image.verify()
+    check_end(data, name)
     deep_alpha = name == "PNG" and data[24:26] == _PNG_GRAY_ALPHA_16
     with _opened(_as_bytes(data) if deep_alpha else data, name, limit) as image:
         count = getattr(image, "n_frames", 1)
+        if name == "PNG" and count > data.count(b"fcTL") + 1:
+            raise ImageError(f"PNG: it says that it has {count:,} frames, and has not: truncated or damaged")
         if deep_alpha and count > 1:
             raise ImageError("PNG: frames of 16-bit gray with alpha are not read: save them one by one")
 
