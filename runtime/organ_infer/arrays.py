@@ -28,9 +28,12 @@ def read_npy(source: Source) -> Found:
 
 def read_npz(source: Source) -> Found:
     """The arrays of an archive, each checked whole against its checksum before its first slice is given."""
-    with zipfile.ZipFile(_checked_archive(source)) as archive:
-        members = {i.filename[:-4]: i for i in archive.infolist() if i.filename.endswith(".npy")}
-        total = sum(info.file_size for info in archive.infolist())
+    checked, count = _checked_archive(source)
+    with zipfile.ZipFile(checked) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) != count or not all(info.filename.endswith(".npy") for info in members.values()):
+            raise ImageError(".npz: damaged, or no archive of .npy files alone")
+        total = sum(info.file_size for info in members.values())
         if total > source.limits.file_bytes:
             raise ImageError(
                 f".npz: {total:,} bytes of arrays: too large, at most {source.limits.file_bytes:,} are read"
@@ -53,12 +56,12 @@ def read_npz(source: Source) -> Found:
             except ImageError as e:  # the others may be sound
                 yield f"#{name}", _refuser(e)
         if not found:
-            held = ", ".join(members) or "none"
-            raise ImageError(f".npz: no array {source.pick or ''!r} in it, its arrays: {held[:200]}")
+            held = ", ".join(members)[:200] or "none"
+            raise ImageError(f".npz: no array {source.pick or ''!r} in it, its arrays: {held}")
 
 
-def _checked_archive(source: Source) -> BinaryIO:
-    """The file, where its end says that the list of members, which is read whole, is short."""
+def _checked_archive(source: Source) -> tuple[BinaryIO, int]:
+    """The file and the number of its members, where its end says that their list, which is read whole, is short."""
     source.file.seek(max(0, source.size - END - LOCATOR))
     tail = source.file.read(END + LOCATOR)
     end, before = tail[-END:], tail[:-END]
@@ -66,7 +69,7 @@ def _checked_archive(source: Source) -> BinaryIO:
         raise ImageError(".npz: truncated, or no archive as numpy.savez writes it (of up to 4 GiB)")
     if int.from_bytes(end[12:16], "little") > DIRECTORY_LIMIT:
         raise ImageError(".npz: too many arrays in it")
-    return source.file
+    return source.file, int.from_bytes(end[10:12], "little")
 
 
 def _verify(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
