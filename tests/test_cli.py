@@ -23,6 +23,7 @@ from PIL import Image
 from organ_infer import OrganClassifier
 from organ_infer.progress import bar_text
 
+RAMP = np.arange(28 * 28).reshape(28, 28, 1).astype(np.uint8)
 COLUMNS = ["path", "label", "probability", "organ", "organ_probability", "warnings", "error"]
 
 
@@ -113,7 +114,7 @@ def test_jsonl_with_the_likeliest_classes(command, some):
 
 def test_csv(command, some, bad, tmp_path):
     colour = tmp_path / "colour, alpha.png"
-    Image.fromarray(np.full((28, 28, 4), 90, np.uint8)).save(colour)
+    Image.fromarray(RAMP.repeat(4, axis=2)).save(colour)
     done = command("--format", "csv", some[0], bad, colour)
     head, good, wrong, noted = csv.reader(io.StringIO(done.stdout))
     assert head == COLUMNS + CLASSES and done.returncode == 1
@@ -131,7 +132,7 @@ def test_csv(command, some, bad, tmp_path):
 
 def test_warnings_go_to_standard_error_with_text(command, tmp_path):
     path = tmp_path / "colour.png"
-    Image.fromarray(np.full((28, 28, 3), 90, np.uint8)).save(path)
+    Image.fromarray(RAMP.repeat(3, axis=2)).save(path)
     done = command(path)
     assert (
         done.stderr == f"organ-infer: warning: {path}: converted from colour to gray\n"

@@ -70,9 +70,9 @@ def test_a_sequence_is_read_one_batch_ahead_and_any_other_iterable_is_not(bundle
         assert [p.path for p in expected] == list(map(str, paths))
 
         read, by = [], []
-        whole = classifier_module.read_batch
+        whole = classifier_module.read_batches
         monkeypatch.setattr(
-            classifier_module, "read_batch",
+            classifier_module, "read_batches",
             lambda some, *rest, **more: (read.extend(some), by.append(threading.current_thread()), whole(some, *rest, **more))[-1],
         )  # fmt: skip
         results = opened.predict_paths(paths)
@@ -113,14 +113,14 @@ def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, en
     """The thread stops before its next file, though seconds of work are left in its batch."""
     monkeypatch.setattr(reading, "_read_plain", None)
     seen = []
-    whole = classifier_module.read_image
+    whole = classifier_module.open_slices
 
-    def slow(path, **more):
+    def slow(path, *more):
         seen.append(path)
         time.sleep(0.02 if len(seen) > 100 else 0)
-        return whole(path, **more)
+        return whole(path, *more)
 
-    monkeypatch.setattr(classifier_module, "read_image", slow)
+    monkeypatch.setattr(classifier_module, "open_slices", slow)
     opened = OrganClassifier(bundle, device="cpu", batch_size=100)
     results = opened.predict_paths([pictures / "s00.png"] * 1000)
     next(results)

@@ -30,6 +30,8 @@ class Options(NamedTuple):
     batch_size: int
     orientation: str | None
     tta: bool
+    pixel_limit: int | None
+    file_limit: int | None
     format: str
     output: str | None
     top: int | None
@@ -72,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="image files, directories, or quoted patterns ('scans/*.png')",
+        help="image files, directories, or quoted patterns ('scans/*.png'); 'stack.npy#3' is one slice of many",
     )
     parser.add_argument(
         "--files-from", metavar="FILE", help="read paths from FILE, one a line; - is standard input"
@@ -107,6 +109,18 @@ def parse(arguments: Sequence[str]) -> Options:
         "--tta",
         action="store_true",
         help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
+    )
+    parser.add_argument(
+        "--pixel-limit",
+        type=_count(65_535**2),
+        metavar="N",
+        help="refuse slices of more pixels (default: 89,478,485)",
+    )
+    parser.add_argument(
+        "--file-limit",
+        type=_count(1 << 50),
+        metavar="BYTES",
+        help="refuse larger files, and larger ones compressed in them (default: 268,435,456)",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
@@ -164,7 +178,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _count(most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > 9 or not 1 <= int(text) <= most:
+        if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"a whole number from 1 to {most:,} expected, found {text!r}")
         return int(text)
 

@@ -211,40 +211,31 @@ def _classify(
         counted = messages.bar and options.files_from is None and not any(map(os.path.isdir, options.paths))
         total = len(options.paths) if counted else None
         waits = options.files_from is not None and not os.path.isfile(options.files_from)
-        results = _results(classifier, images, None if waits else AHEAD * options.batch_size)
+        limits = {"pixel_limit": options.pixel_limit, "file_limit": options.file_limit}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        results = _results(classifier, images, None if waits else AHEAD * options.batch_size, given)
         return _write(results, head, row, options, messages, writer, signals, total)
 
 
 def _results(
-    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None
+    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None, limits: dict[str, int]
 ) -> "Iterator[Prediction | ImageFailure]":
-    """One result each, in order: what stands for nothing keeps its place between what is classified. `at_once`: how
-    many paths are taken together, so that files are read ahead; None: each when it is needed."""
-    from collections import deque
-    from itertools import islice
+    """The results in order: what stands for nothing keeps its place between what is classified. `at_once`: how many
+    paths are taken together, so that files are read ahead; None: each when it is needed."""
+    from itertools import groupby, islice
 
     from .results import ImageFailure
 
-    order: deque[Found] = deque()
-
-    def paths() -> Iterator[str]:
-        for item in images:
-            order.append(item)
-            if item.error is None:
-                yield item.path
-
-    def failures() -> Iterator[ImageFailure]:
-        while order and order[0].error is not None:
-            item = order.popleft()
-            yield ImageFailure(item.path, item.error or "")
-
-    names = paths()
-    for some in [names] if at_once is None else iter(lambda: list(islice(names, at_once)), []):
-        for result in classifier.predict_paths(some):
-            yield from failures()
-            order.popleft()
-            yield result
-    yield from failures()
+    for nothing, some in groupby(images, lambda item: item.error is not None):
+        if nothing:
+            yield from (ImageFailure(item.path, item.error or "") for item in some)
+            continue
+        names = (item.path for item in some)
+        if at_once is None:
+            yield from classifier.predict_paths(names, **limits)
+            continue
+        while part := list(islice(names, at_once)):
+            yield from classifier.predict_paths(part, **limits)
 
 
 def _write(
@@ -277,7 +268,9 @@ def _write(
                 ready, waiting, written = waiting, "", monotonic()
                 writer.write(ready)
                 signals.check()
-            messages.progress(done, failed, total)
+            messages.progress(
+                done, failed, total if total and done <= total else None
+            )  # a file may hold many
     except Stopped:
         writer.write(waiting)
         raise

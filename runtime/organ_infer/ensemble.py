@@ -159,7 +159,7 @@ class Ensemble:
 
     def probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
         """packed: float32 (N, 1, S, S) -> float64 (N, classes), the mean over the networks."""
-        self._sessions[0].check_process()  # a fork has neither the lock's holder nor the workers
+        self.check_process()  # a fork has neither the lock's holder nor the workers
         with self._counting:
             if self._closed:
                 raise OrganInferError("this classifier is closed: open another OrganClassifier")
@@ -175,6 +175,10 @@ class Ensemble:
                 self._running -= 1
                 self._free()
         return sum(found[1:], start=found[0]) / len(found)
+
+    def check_process(self) -> None:
+        """Raises OrganInferError in another process than the one that opened the networks."""
+        self._sessions[0].check_process()
 
     def close(self) -> None:
         """Free the networks, once the predictions under way in other threads have ended. Closing twice is fine."""
