@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
+from export.average import mean_of
 from export.member import BATCH, MAX_ABS, ExportError, open_session
 
 
@@ -27,17 +28,15 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
         )
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
+    logits: dict[str, tuple[str, str]] = {}
     for stage, model in members.items():
         graph = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
         nodes += graph.node
         weights += graph.initializer
-        logits = graph.output[0].name
-        if temperature != 1.0:
-            weights.append(helper.make_tensor(f"{stage}/temperature", TensorProto.FLOAT, [], [temperature]))
-            nodes.append(helper.make_node("Div", [logits, f"{stage}/temperature"], [f"{stage}/cooled"]))
-            logits = f"{stage}/cooled"
-        nodes.append(helper.make_node("Softmax", [logits], [f"{stage}/probabilities"], axis=1))
-    nodes.append(helper.make_node("Mean", [f"{stage}/probabilities" for stage in members], ["probabilities"]))
+        logits[stage] = graph.output[0].name, "logits"
+    averaging, constants = mean_of(logits, temperature)
+    nodes += averaging
+    weights += constants
     size, classes = next(iter(ports))[-1], next(iter(answers))[-1]
     made = helper.make_graph(
         nodes,
