@@ -20,7 +20,11 @@ from train.data import Data, load_data
 from train.jobs import Job, epoch_caps, plan
 from train.record import RunError
 from train.results import measure_stage, measure_test, opened, summary, table
+from train.robustness import measure_robustness
 from train.stages import RUNGS, STAGES, chosen_stages
+
+ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
+CORRUPTED, SMOKE_CORRUPTED = 1000, 16  # test slices, each in 65 corrupted copies
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,6 +85,7 @@ def run(options: argparse.Namespace) -> None:
         if options.seeds > 1:
             results["summary"] = summary(results["stages"])
         _write_results(directory, results)
+        _measure_robustness(directory, data, results)
         bundle = _bundles(directory, data, results, options.seeds)
         _write_report(directory, data)
         print(table(results))
@@ -134,6 +139,12 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
 
 def _write_results(directory: Path, results: dict[str, Any]) -> None:
     record.write_json(directory / "results.json", results)
+
+
+def _measure_robustness(directory: Path, data: Data, results: dict[str, Any]) -> None:
+    """Of the ensemble and of edge, where they are; the command python -m train.robustness does any stage and all slices."""
+    slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
+    measure_robustness(directory, data, results, ROBUST, slices=slices, say=lambda line: None)
 
 
 def _bundles(directory: Path, data: Data, results: dict[str, Any], seeds: int) -> Path:
