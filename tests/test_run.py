@@ -91,7 +91,13 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
 
 def test_a_smoke_run_leaves_the_files_of_the_contract(smoke):
     directory = smoke[0] / "organamnist"
-    for name in ("results.json", "results.csv", "report/index.html", "bundle/manifest.json", "robustness.json"):
+    for name in (
+        "results.json",
+        "results.csv",
+        "report/index.html",
+        "bundle/manifest.json",
+        "robustness.json",
+    ):
         assert (directory / name).is_file(), name
     for stage in set(LADDER) - {"ensemble"}:
         for name in ("checkpoint.pt", "history.csv", "member.onnx"):
