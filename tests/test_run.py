@@ -295,6 +295,23 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
 
 
 @needs_organamnist
+def test_seeds_of_edge_share_their_teachers(tmp_path):
+    done = train(tmp_path, "--stages", "edge", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path)
+    assert [(row["name"], row["seed"]) for row in results["stages"]] == [
+        ("edge_teacher1", 1),
+        ("edge_teacher2", 1),
+        ("edge", 1),
+        ("edge", 2),
+    ]
+    assert "over 2 seeds" in done.stdout and "over 1 seeds" not in done.stdout
+    directory = tmp_path / "organamnist"
+    assert (directory / "edge_teacher1" / "member.onnx").is_file()
+    assert "The seed of 2 that is best on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
+
+
+@needs_organamnist
 @pytest.mark.parametrize("share", ["stages", "batches"])
 def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
     arguments = command(tmp_path / "two", "--stages", "base,big", "--parallel", share)[3:]
