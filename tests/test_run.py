@@ -184,6 +184,7 @@ def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):
         (["--dataset", "pathmnist"], "unknown data set 'pathmnist'"),
         (["--max-epochs", "x"], "--max-epochs takes N or STAGE=N"),
         (["--max-epochs", "nope=3"], "unknown stage 'nope'"),
+        (["--precision", "int4"], "--precision: 'int4' is none of int8, fp32, fp16"),
         (["--data-dir", "pyproject.toml"], "pyproject.toml"),
         (["--out", "/proc/nope"], "cannot write to /proc/nope"),
     ],

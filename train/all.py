@@ -74,6 +74,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="resnet50.pth and so on, where they cannot be downloaded",
     )
     add(
+        "--precision",
+        default="int8,fp32,fp16",
+        metavar="LIST",
+        help="forms to try for the bundle: fp32, always there, int8 and fp16 where validation accepts them",
+    )
+    add(
         "--parallel",
         choices=("stages", "batches"),
         default="stages",

@@ -6,12 +6,14 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from export.bundle import Slices, Trained, write_bundle
+from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
 from organ_infer.bundle import open_bundle, sha256_of
@@ -31,6 +33,9 @@ def run(options: argparse.Namespace) -> None:
     """Do what the command line asks. Raises RunError; what can be found wrong beforehand is found before an epoch."""
     stages = chosen_stages(options.stages.split(",") if options.stages else list(RUNGS))
     caps = epoch_caps(options.max_epochs)
+    precisions = options.precision.split(",")
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
     device = _device(options)
     group = parallel.launched()
     try:
@@ -86,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
             results["summary"] = summary(results["stages"])
         _write_results(directory, results)
         _measure_robustness(directory, data, results)
-        bundle = _bundles(directory, data, results, options.seeds)
+        bundle = _bundles(directory, data, results, options.seeds, precisions)
         _write_report(directory, data)
         print(table(results))
         print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
@@ -147,17 +152,21 @@ def _measure_robustness(directory: Path, data: Data, results: dict[str, Any]) ->
     measure_robustness(directory, data, results, ROBUST, slices=slices, say=lambda line: None)
 
 
-def _bundles(directory: Path, data: Data, results: dict[str, Any], seeds: int) -> Path:
+def _bundles(
+    directory: Path, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+) -> Path:
     """The bundle: `edge` once it is trained, then the ensemble has one of its own beside it; before that the ensemble;
     before that the last single network."""
     names = [row["name"] for row in results["stages"] if row["test"]]
     if "edge" in names and "ensemble" in names:
-        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds)
+        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds, precisions)
     last = next((name for name in ("edge", "ensemble") if name in names), names[-1])
-    return _bundle(directory / "bundle", last, data, results, seeds)
+    return _bundle(directory / "bundle", last, data, results, seeds, precisions)
 
 
-def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: int) -> Path:
+def _bundle(
+    place: Path, last: str, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+) -> Path:
     """The bundle of the stage `last` at `place`; of several seeds the best on validation."""
     rows = [row for row in results["stages"] if row["test"]]
     directory = place.parent
@@ -175,6 +184,7 @@ def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: 
         "versions": results["versions"],
         "device": results["device"],
         "smoke": results["smoke"],
+        "precisions_tried": list(precisions),
         "members": {member.stage: sha256_of(member.file) for member in members},
     }
     keys = ("accuracy", "auc", "ece")
@@ -203,6 +213,7 @@ def _bundle(place: Path, last: str, data: Data, results: dict[str, Any], seeds: 
             slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
             metrics=metrics,
             training=training,
+            precisions=precisions,
             name=name,
             say=_say,
         )
