@@ -211,7 +211,7 @@ These are the figures of the float32 networks, before calibration. {_forms(membe
 Together the forms in use reach {_figure(listed["accuracy"])} on validation.
 
 Calibration: logits are divided by the temperature {temperature:g}, fitted on validation to the forms in use. ECE there
-{_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after; on other scans expect it to be higher.
+{_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after{_calibrated_test(metrics)}.
 
 ## Data
 
@@ -227,6 +227,14 @@ model is a work derived from that data and carries its licence.
   another crop or a turned one is silently wrong.
 - Neighbouring slices of a scan look alike: the spread between patients is wider than the slice counts suggest.
 """
+
+
+def _calibrated_test(metrics: dict[str, dict[str, Any]]) -> str:
+    """What calibration does on other scans, where it was measured."""
+    after = metrics.get("test", {}).get("ece_calibrated")
+    if after is None:
+        return "; on other scans expect it to be higher"
+    return f"; on test {_figure(metrics['test']['ece'])} before, {_figure(after)} after (float32, its own temperature)"
 
 
 def _spread(metrics: dict[str, dict[str, Any]]) -> str:
@@ -250,7 +258,7 @@ def _recipe(training: dict[str, Any]) -> str:
     told = ", ".join(f"{key} {value}" for key, value in recipe["settings"].items())
     teachers = recipe["teachers"]
     by = f"taught by the mean probabilities of {' and '.join(teachers)}, trained from scratch on the same slices; "
-    return f"\n\n{recipe['network']}; {by if teachers else ''}{recipe['epochs']} epochs. Recipe: {told}."
+    return f"\n\n{recipe['network']}; {by if teachers else ''}{recipe['epochs']} epochs. Recipe: {told}.\n"
 
 
 def _lie(view: str) -> str:

@@ -189,6 +189,8 @@ def _bundle(
     }
     keys = ("accuracy", "auc", "ece")
     metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}
+    for split in ("val", "test"):
+        metrics[split]["ece_calibrated"] = best["calibration"][f"{split}_ece"]
     entry = next((entry for entry in results.get("summary", []) if entry["name"] == last), None)
     if entry:
         spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
