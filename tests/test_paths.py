@@ -263,8 +263,10 @@ def test_a_list_that_comes_slowly_is_answered_as_it_comes(bundle, pictures):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), bufsize=0,
     )  # fmt: skip
     with process.stdin, process.stdout:
-        process.stdin.write(os.fsencode(pictures / "s00.png") + b"\n")
-        time.sleep(2)
-        process.stdin.write(os.fsencode(pictures / "s01.png") + b"\n")
-        assert b"s00.png" in process.stdout.readline()
+        for name in ("s00.png", "s01.png"):
+            process.stdin.write(os.fsencode(pictures / name) + b"\n")
+            assert name.encode() in process.stdout.readline()
+        both = b"".join(os.fsencode(pictures / name) + b"\n" for name in ("s02.png", "s03.png"))
+        process.stdin.write(both)  # results that come together do not wait for a third path
+        assert b"s02.png" in process.stdout.readline() and b"s03.png" in process.stdout.readline()
     process.wait(timeout=20)

@@ -20,7 +20,7 @@ __all__ = ["main"]
 ALL, SOME, NOTHING = 0, 1, 2
 _SIGNALS = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
 CHUNK = 1 << 14  # characters of results that wait to be written together,
-DELAY = 0.2  # seconds at most
+DELAY = 0.2  # seconds at most, where no path is waited for
 AHEAD = 16  # batches of paths taken at once, unless they may have to be waited for
 
 
@@ -214,7 +214,8 @@ def _classify(
         limits = {"pixel_limit": options.pixel_limit, "file_limit": options.file_limit}
         given = {name: limit for name, limit in limits.items() if limit is not None}
         results = _results(classifier, images, None if waits else AHEAD * options.batch_size, given)
-        return _write(results, head, row, options, messages, writer, signals, total)
+        delay = 0.0 if waits else DELAY  # the next path may never come
+        return _write(results, head, row, options, messages, writer, signals, total, delay)
 
 
 def _results(
@@ -247,6 +248,7 @@ def _write(
     writer: "Writer",
     signals: _Signals,
     total: int | None,
+    delay: float,
 ) -> int:
     from time import monotonic
 
@@ -264,7 +266,7 @@ def _write(
                 for warning in result.warnings:
                     messages.note(f"warning: {result.path}: {warning}")
             waiting += row(result)
-            if len(waiting) >= CHUNK or monotonic() - written >= DELAY:
+            if len(waiting) >= CHUNK or monotonic() - written >= delay:
                 ready, waiting, written = waiting, "", monotonic()
                 writer.write(ready)
                 signals.check()

@@ -31,11 +31,13 @@ def doubts_of_packed(packed: NDArray[np.float32], how: Input) -> list[tuple[str,
     """packed: float32 (N, 1, S, S), a network's input -> for each slice what its pixels say."""
     lines = packed.reshape(len(packed), -1)
     low, high = (np.float32((value - how.mean) / how.std) for value in (BLACK, WHITE))
-    black = lines <= low
+    black, ring = lines <= low, _edge(how.size)
     span = (lines.max(axis=1) - lines.min(axis=1)) * how.std
-    clipped = np.count_nonzero(black | (lines >= high), axis=1) / lines.shape[1]
-    edge = black[:, _edge(how.size)].mean(axis=1)
+    clipped = _count(black | (lines >= high)) / lines.shape[1]
+    edge = _count(black.take(ring, axis=1)) / len(ring)
     odd = (span < LEAST_SPAN) | (clipped >= MOST_CLIPPED) | (edge >= MOST_BLACK_EDGE)
+    if not odd.any():
+        return [()] * len(packed)
     found: list[tuple[str, ...]] = [()] * len(packed)
     for i in np.flatnonzero(odd):
         if span[i] < LEAST_SPAN:
@@ -45,6 +47,12 @@ def doubts_of_packed(packed: NDArray[np.float32], how: Input) -> list[tuple[str,
         else:
             why = "black all around, as of a whole slice, not of a crop around one organ"
         found[i] = (f"doubtful: {why}",)
+    return found
+
+
+def _count(true: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Of each row. (np.count_nonzero along an axis takes three times as long.)"""
+    found: NDArray[np.int32] = np.add.reduce(true, axis=1, dtype=np.int32)
     return found
 
 
