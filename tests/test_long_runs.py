@@ -141,6 +141,34 @@ def test_an_interrupted_run_over_a_list_leaves_whole_lines_and_the_old_file(bund
     assert out.read_text() == "of before"
 
 
+@pytest.mark.parametrize("becomes", ["raise ImportError('initialization failed')", "pass"])
+def test_a_signal_that_an_import_makes_something_else_of_still_ends_the_run(
+    bundle, listed, tmp_path, becomes
+):
+    """An extension module that was interrupted says that it cannot be loaded, or nothing at all."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "onnxruntime.py").write_text(f"""
+import os, signal, sys, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except BaseException:
+    {becomes}
+sys.path.remove({str(tmp_path / "first")!r})
+del sys.modules["onnxruntime"]
+import onnxruntime
+""")
+    environment = child_environment()
+    path = os.pathsep.join([str(tmp_path / "first"), environment["PYTHONPATH"]])
+    done = subprocess.run(
+        command(bundle, "--format", "jsonl", "--files-from", listed[0]),
+        capture_output=True, text=True, env=environment | {"PYTHONPATH": path}, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "organ-infer: interrupted")
+    assert held_against(done.stdout, listed[1]) < MANY
+
+
 def test_a_killed_run_leaves_no_file(bundle, listed, tmp_path):
     """SIGKILL: nothing can be tidied, so FILE must not have been there; the next run takes its place."""
     list_file, paths = listed
