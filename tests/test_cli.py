@@ -551,7 +551,7 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
     partial = Path(f"{out}.partial")
     if to_file:
         until = time.monotonic() + 20
-        while not partial.exists() and time.monotonic() < until:
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < until:
             time.sleep(0.02)
     first = b"" if to_file else process.stdout.readline()  # it is at work
     time.sleep(1.0)
@@ -638,9 +638,12 @@ def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
         signals.check()
     with pytest.raises(Stopped):
         signals._arrived(signal.SIGTERM, None)
-    signals.writer.busy, signals.pending = False, None
+    signals = _Signals()
+    signals.writer = SimpleNamespace(busy=False)
     with pytest.raises(Stopped):
         signals._arrived(signal.SIGINT, None)
+    with pytest.raises(Stopped):  # whatever became of the first
+        signals.check()
 
 
 def test_a_message_takes_the_bar_away_first(monkeypatch):

@@ -38,6 +38,7 @@ class _Signals:
     def __init__(self) -> None:
         self.writer: Writer | None = None
         self.pending: int | None = None
+        self.raised: int | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -58,11 +59,15 @@ class _Signals:
         if self.writer is not None and self.writer.busy and self.pending is None:
             self.pending = number
         else:
+            self.raised = number
             raise Stopped(number)
 
     def check(self) -> None:
-        if self.pending is not None:
-            raise Stopped(self.pending)
+        """Stop where a signal waits, or where what it raised became something else or nothing, as in the import of an
+        extension module."""
+        number = self.raised if self.pending is None else self.pending
+        if number is not None:
+            raise Stopped(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .progress import Messages
 
             messages = Messages()
-            return _main(sys.argv[1:] if arguments is None else arguments, messages, signals)
+            try:
+                return _main(sys.argv[1:] if arguments is None else arguments, messages, signals)
+            except Exception:
+                signals.check()
+                raise
         except Stopped as e:
             return _stopped(e.number, messages)
         except MemoryError:
@@ -129,6 +138,7 @@ def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
     except ClosedPipe:
         return ALL
     except (UsageError, OrganInferError, OutputError) as e:
+        signals.check()
         if writer is not None:
             writer.discard()
         messages.error(str(e))
