@@ -199,10 +199,10 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
 def test_json_lines_are_the_commands_and_an_error(cluster, bundle, pictures, tmp_path, command):
     names = [*sorted(map(str, pictures.iterdir()))[:3], "missing.png"]
     (tmp_path / "rows").mkdir()  # empty, so it may be taken
-    beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl")
+    beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl", orientation="PL")
     text = "".join(path.read_text() for path in (tmp_path / "rows").glob("*.jsonl"))
     rows = sorted(map(json.loads, text.splitlines()), key=lambda row: names.index(row["path"]))
-    asked = command("--threads", "1", "--format", "jsonl", *names).stdout.splitlines()
+    asked = command("--threads", "1", "--format", "jsonl", "--orientation", "PL", *names).stdout.splitlines()
     for row, line in zip(rows[:3], map(json.loads, asked[:3]), strict=True):
         assert list(row) == [*line, "error"] and row.pop("error") is None
         for key in ("probability", "organ_probability", "probabilities"):

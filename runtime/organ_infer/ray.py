@@ -280,6 +280,8 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
     os.environ[USAGE_VARIABLE] = asked or "0"  # a cluster that starts here reports nothing to anyone
     try:
         ray.init()
+    except Exception as e:  # Ray's own have no common base here
+        raise OrganInferError(f"no Ray cluster could be started or reached: {_reason(e)}") from e
     finally:
         if asked is None:
             os.environ.pop(USAGE_VARIABLE, None)
