@@ -123,6 +123,17 @@ def test_a_batch_becomes_rows(bundle, pictures, classifier):
 
 
 @needs_ray
+def test_a_file_of_many_slices_has_a_row_each(bundle, slices, tmp_path):
+    np.save(tmp_path / "three.npy", slices[:3])
+    np.save(tmp_path / "one.npy", slices[3])
+    names = ["one.npy", "three.npy", "three.npy#1", "one.npy", "one.npy"]
+    table = beyond.Classify(bundle, base=tmp_path, threads=1)({"path": np.array(names)})
+    assert table["path"].to_pylist() == [
+        *("one.npy", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "one.npy", "one.npy")
+    ]
+
+
+@needs_ray
 def test_a_class_named_as_a_column_is_refused(pictures, tmp_path):
     def change(manifest):
         manifest["task"] = manifest["task"] | {"classes": ["label", *CLASSES[1:]]}
