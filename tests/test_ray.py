@@ -123,6 +123,17 @@ def test_a_batch_becomes_rows(bundle, pictures, classifier):
 
 
 @needs_ray
+def test_a_file_of_many_slices_has_a_row_each(bundle, slices, tmp_path):
+    np.save(tmp_path / "three.npy", slices[:3])
+    np.save(tmp_path / "one.npy", slices[3])
+    names = ["one.npy", "three.npy", "three.npy#1", "one.npy", "one.npy"]
+    table = beyond.Classify(bundle, base=tmp_path, threads=1)({"path": np.array(names)})
+    assert table["path"].to_pylist() == [
+        *("one.npy", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "one.npy", "one.npy")
+    ]
+
+
+@needs_ray
 def test_a_class_named_as_a_column_is_refused(pictures, tmp_path):
     def change(manifest):
         manifest["task"] = manifest["task"] | {"classes": ["label", *CLASSES[1:]]}
@@ -199,10 +210,10 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
 def test_json_lines_are_the_commands_and_an_error(cluster, bundle, pictures, tmp_path, command):
     names = [*sorted(map(str, pictures.iterdir()))[:3], "missing.png"]
     (tmp_path / "rows").mkdir()  # empty, so it may be taken
-    beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl")
+    beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl", orientation="PL")
     text = "".join(path.read_text() for path in (tmp_path / "rows").glob("*.jsonl"))
     rows = sorted(map(json.loads, text.splitlines()), key=lambda row: names.index(row["path"]))
-    asked = command("--threads", "1", "--format", "jsonl", *names).stdout.splitlines()
+    asked = command("--threads", "1", "--format", "jsonl", "--orientation", "PL", *names).stdout.splitlines()
     for row, line in zip(rows[:3], map(json.loads, asked[:3]), strict=True):
         assert list(row) == [*line, "error"] and row.pop("error") is None
         for key in ("probability", "organ_probability", "probabilities"):

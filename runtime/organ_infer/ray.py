@@ -43,9 +43,10 @@ COLUMNS = ("path", "label", "index", "probability", "organ", "organ_probability"
 class Classify:
     """For Ray Data's `map_batches`: batches with a column `path` (str, or bytes as of `os.fsencode`) become rows.
 
-    A row: path, label, index, probability, organ, organ_probability, warnings, error, and a column a class with its
-    probability. Of an image that cannot be read all but path, warnings and error are null; `error` is null for the
-    others. Relative paths start at `base`. options: of OrganClassifier.
+    A row a slice (of a file of many: `path#0`, `path#1`, ...): path, label, index, probability, organ,
+    organ_probability, warnings, error, and a column a class with its probability. Of an image that cannot be read all
+    but path, warnings and error are null; `error` is null for the others. Relative paths start at `base`. options: of
+    OrganClassifier.
     """
 
     def __init__(
@@ -56,10 +57,15 @@ class Classify:
         self._schema = _schema(self._classifier.classes)
 
     def __call__(self, batch: Any) -> Any:
-        """A batch of NumPy columns -> pyarrow.Table, a row a path, in order."""
+        """A batch of NumPy columns -> pyarrow.Table, a row a slice, in order."""
         names = [os.fsdecode(name) for name in batch["path"]]
-        results = self._classifier.predict_paths([os.path.join(self._base, name) for name in names])
-        rows = [self._row(name, result) for name, result in zip(names, results, strict=True)]
+        whole = [os.path.join(self._base, name) for name in names]
+        rows, at = [], 0
+        for result in self._classifier.predict_paths(whole):
+            found = result.path or ""
+            while found != whole[at] and not found.startswith(f"{whole[at]}#"):
+                at += 1  # a file of many slices has many results, path#0, path#1, ...
+            rows.append(self._row(names[at] + found[len(whole[at]) :], result))
         return _arrow().Table.from_pylist(rows, schema=self._schema)
 
     def _row(self, name: str, result: Prediction | ImageFailure) -> dict[str, Any]:
@@ -90,8 +96,8 @@ def classify(
     num_gpus: float = 0,
     **options: Any,
 ) -> None:
-    """Classify images on `workers` actors into the directory `out`, which appears whole or not at all: a row a path
-    (`Classify`), in no particular order.
+    """Classify images on `workers` actors into the directory `out`, which appears whole or not at all: a row a path,
+    a file of many slices has one a slice (`Classify`), in no particular order.
 
     paths: a sequence of paths, a directory (its images, as the command takes them), or a text file of paths, one a
     line. format: `parquet`, or `jsonl` (the command's lines and `error`, every key in every line). num_cpus, num_gpus:
@@ -280,6 +286,8 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
     os.environ[USAGE_VARIABLE] = asked or "0"  # a cluster that starts here reports nothing to anyone
     try:
         ray.init()
+    except Exception as e:  # Ray's own have no common base here
+        raise OrganInferError(f"no Ray cluster could be started or reached: {_reason(e)}") from e
     finally:
         if asked is None:
             os.environ.pop(USAGE_VARIABLE, None)
