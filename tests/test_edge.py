@@ -183,7 +183,7 @@ def small(monkeypatch):
         monkeypatch.setitem(
             networks.NETWORKS,
             name,
-            lambda classes, size, seed: ResidualNetwork(4, 2, (4, 8), classes=classes, seed=seed),
+            lambda classes, size, seed: ResidualNetwork(16, 2, (16, 32), classes=classes, seed=seed),
         )
 
 
