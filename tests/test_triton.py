@@ -107,18 +107,21 @@ def test_the_packaged_bundle_answers_as_the_classifier(tmp_path):
     out = tmp_path / "deep" / "repository"
     name = write(DEFAULT.parent, out)
     repository = compare(DEFAULT.parent, out, name, atol=1e-5)
-    labels = json.loads(DEFAULT.read_text())["task"]["classes"]
-    assert (out / name / "labels.txt").read_text().split() == labels
-    assert sorted(repository.configs) == [name, f"{name}-batch_norm", f"{name}-mean"]
+    told = json.loads(DEFAULT.read_text())
+    assert (out / name / "labels.txt").read_text().split() == told["task"]["classes"]
+    members = [f"{name}-{member['stage']}" for member in told["members"]]
+    assert sorted(repository.configs) == sorted([name, *members, f"{name}-mean"])
     assert [path.name for path in out.parent.iterdir()] == ["repository"]
 
 
 @needs_default
 def test_another_form_is_served_where_it_is_asked_for(tmp_path):
     name = write(DEFAULT.parent, tmp_path / "fp32", precision="fp32")
-    served = (tmp_path / "fp32" / f"{name}-batch_norm" / "1" / "model.onnx").read_bytes()
-    assert served == (DEFAULT.parent / "batch_norm.onnx").read_bytes()
-    compare(DEFAULT.parent, tmp_path / "fp32", name, atol=0.2)  # the classifier takes int8
+    for member in json.loads(DEFAULT.read_text())["members"]:
+        form = next(f for f in [member, *member["alternatives"]] if f["precision"] == "fp32")
+        served = tmp_path / "fp32" / f"{name}-{member['stage']}" / "1" / "model.onnx"
+        assert served.read_bytes() == (DEFAULT.parent / form["file"]).read_bytes()
+    compare(DEFAULT.parent, tmp_path / "fp32", name, atol=0.2)  # the classifier may take int8
 
 
 def test_an_ensemble_with_a_temperature_is_averaged(ensemble, tmp_path):
