@@ -43,7 +43,8 @@ def main(run):
     results = json.loads((run / "results.json").read_text())
     rows = {row["name"]: row for row in results["stages"]}
     robust = run / "robustness.json"
-    corrupted = json.loads(robust.read_text()).get("stages", {}) if robust.is_file() else {}
+    measured = json.loads(robust.read_text())["stages"] if robust.is_file() else []
+    corrupted = {entry["name"]: entry["mean_corrupted_accuracy"] for entry in measured}
     found, size = contestants(run)
     slices = np.random.default_rng(0).random((max(BATCHES), 1, size, size), np.float32) * 2 - 1
     took = {}
@@ -54,7 +55,7 @@ def main(run):
     print("|---|---|---|---|---|---|---|---|---|")
     for i, (name, (size, precision, _)) in enumerate(found.items()):
         test, known = rows[name]["test"], corrupted.get(name)
-        worse = f"{known['corrupted_accuracy']:.3f}" if known else "–"
+        worse = f"{known:.3f}" if known else "–"
         cells = [f"{test['accuracy']:.3f}", f"{test['auc']:.4f}", f"{test['ece']:.3f}", worse]
         times = [f"{took[batch][i] / batch * 1e6:,.0f}" for batch in BATCHES]
         print(f"| {' | '.join([name, *cells, f'{size / 1e6:.2f}', precision, *times])} |")
