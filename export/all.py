@@ -86,12 +86,17 @@ def export(options: argparse.Namespace) -> None:
     if (options.bundle or options.merged) and len(set(stages)) < len(stages):
         twice = next(stage for stage in stages if stages.count(stage) > 1)
         raise RunError(f"--checkpoint: stage {twice} is given twice; --bundle and --merged take each once")
-    about = {key: states[0][key] for key in ("dataset", "size", "classes", "data_md5", "smoke", "seed")}
+    about = {
+        key: states[0].get(key, states[0]["size"])
+        for key in ("dataset", "size", "stored", "classes", "data_md5", "smoke", "seed")
+    }
     for path, state in zip(options.checkpoint, states, strict=True):
-        for key in ("dataset", "size", "smoke"):
+        for key in ("dataset", "size", "stored", "smoke"):
             if state[key] != about[key]:
                 raise RunError(f"{path} has {key} {state[key]}, {options.checkpoint[0]} has {about[key]}")
-    data = load_data(about["dataset"], size=about["size"], directory=options.data_dir)
+    data = load_data(
+        about["dataset"], size=about["size"], directory=options.data_dir, resample_from=about["stored"]
+    )
     data = data.smoke() if about["smoke"] else data
     members, logits = [], []
     for path, state in zip(options.checkpoint, states, strict=True):
@@ -100,7 +105,7 @@ def export(options: argparse.Namespace) -> None:
         )
         network.load_state_dict(state["state"])
         file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
-        parity = export_member(network, file, data.images["val"], data.labels["val"])
+        parity = export_member(network, file, data.images["val"], data.labels["val"], size=data.size)
         members.append(Trained(state["stage"], file))
         logits.append(parity.logits)
         print(
@@ -110,7 +115,7 @@ def export(options: argparse.Namespace) -> None:
     mean = mean_probabilities([probabilities(z) for z in logits])
     if options.merged:
         merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members})
-        check_merged(merged, mean, data.images["val"])
+        check_merged(merged, mean, data.images["val"], data.size)
         write_model(merged, options.merged)
         print(f"{options.merged}: {len(members)} members in one graph")
     if options.bundle:
@@ -124,7 +129,7 @@ def export(options: argparse.Namespace) -> None:
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
+            slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
             precisions=precisions,
             metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
             training={

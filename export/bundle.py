@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from export.forms import PRECISIONS, Form, Slices, forms_of
+from export.golden import add_golden
 from export.member import ExportError
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 
@@ -53,11 +54,12 @@ def write_bundle(
     """Write a bundle that replaces `directory` whole; what cannot be opened by the runtime never takes its place.
 
     slices: what the forms of each member are made and judged with; precisions: which of fp32, int8 and fp16 to try;
-    metrics: of the float32 networks by split, with `accuracy`, before calibration. The temperature is fitted on
+    metrics: of the float32 networks by split, with `accuracy`, before calibration; `seeds`, where there were several,
+    with their mean and deviation by split and metric. The temperature is fitted on
     validation to the forms that are listed; what they reach there with it joins the metrics as `val_as_listed`, with
     `ece_uncalibrated` as it was without. training: seed, data_md5, weights, versions. Raises ExportError.
     """
-    from organ_infer.bundle import Card, Input, Manifest, Task, open_bundle, sha256_of
+    from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
@@ -101,11 +103,11 @@ def write_bundle(
             licence=LICENCE,
         )
         (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+        add_golden(building)  # opens it: what the runtime would refuse is not written
         for file in building.iterdir():
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        open_bundle(building)  # what the runtime would refuse is not written
         _replace(building, directory)
     except OSError as e:
         raise ExportError(f"cannot write the bundle {directory}: {e.strerror}") from e
@@ -196,20 +198,20 @@ def model_card(
 Research software, not a medical device. Not for diagnosis.
 {smoke}
 Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[dataset]["label"])} classes.
-Networks: {networks}, trained {start}, seed {training.get("seed")}.{combined}
+Networks: {networks}, trained {start}, seed {training.get("seed")}.{combined}{_recipe(training)}
 Input: {size} x {size} gray pixels of a crop around one organ, as MedMNIST stores them{_lie(view)}.
 
 | {dataset}, {size} px | accuracy | AUC | ECE |
 |---|---|---|---|
 {figures}
 
-Validation chose the epoch; test was looked at once, at the end. One seed.
+Validation chose the epoch; test was looked at once, at the end. {_spread(metrics)}
 
 These are the figures of the float32 networks, before calibration. {_forms(members)}
 Together the forms in use reach {_figure(listed["accuracy"])} on validation.
 
 Calibration: logits are divided by the temperature {temperature:g}, fitted on validation to the forms in use. ECE there
-{_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after; on other scans expect it to be higher.
+{_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after{_calibrated_test(metrics)}.
 
 ## Data
 
@@ -225,6 +227,38 @@ model is a work derived from that data and carries its licence.
   another crop or a turned one is silently wrong.
 - Neighbouring slices of a scan look alike: the spread between patients is wider than the slice counts suggest.
 """
+
+
+def _calibrated_test(metrics: dict[str, dict[str, Any]]) -> str:
+    """What calibration does on other scans, where it was measured."""
+    after = metrics.get("test", {}).get("ece_calibrated")
+    if after is None:
+        return "; on other scans expect it to be higher"
+    return f"; on test {_figure(metrics['test']['ece'])} before, {_figure(after)} after (float32, its own temperature)"
+
+
+def _spread(metrics: dict[str, dict[str, Any]]) -> str:
+    """What other seeds reached, where there were any."""
+    seeds = metrics.get("seeds")
+    if not seeds:
+        return "One seed."
+    told = [
+        f"{split} {key} {_figure(seeds[split][key]['mean'])} ± {_figure(seeds[split][key]['std'])}"
+        for split in ("val", "test")
+        for key in ("accuracy", "auc", "ece")
+    ]
+    return f"The seed of {seeds['count']} that is best on validation; mean and deviation of all: {', '.join(told)}."
+
+
+def _recipe(training: dict[str, Any]) -> str:
+    """How the network was trained, where the training says so: a paragraph of its own."""
+    recipe = training.get("recipe")
+    if not recipe:
+        return ""
+    told = ", ".join(f"{key} {value}" for key, value in recipe["settings"].items())
+    teachers = recipe["teachers"]
+    by = f"taught by the mean probabilities of {' and '.join(teachers)}, trained from scratch on the same slices; "
+    return f"\n\n{recipe['network']}; {by if teachers else ''}{recipe['epochs']} epochs. Recipe: {told}.\n"
 
 
 def _lie(view: str) -> str:

@@ -37,16 +37,19 @@ class Parity:
     logits: np.ndarray  # float32 (N, classes), of the exported file
 
 
-def export_member(network: nn.Module, path: Path, images: np.ndarray, labels: np.ndarray) -> Parity:
+def export_member(
+    network: nn.Module, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int | None = None
+) -> Parity:
     """Write `network` (logits of float32 (N, 1, S, S)) to `path` as ONNX, verified on `images`.
 
-    images: uint8 (N, S, S), the validation split; labels: int (N,). The file appears only where `onnx.checker`
+    images: uint8 (N, H, W), the validation split; labels: int (N,); size: S, by default the images' own. The file appears only where `onnx.checker`
     accepts it and onnxruntime gives PyTorch's logits, at batch 1 and at batch 256. Raises ExportError otherwise.
     """
     network = copy.deepcopy(network).cpu().eval()
-    model = to_onnx(network, images.shape[-1])
+    size = size or images.shape[-1]
+    model = to_onnx(network, size)
     content = model.SerializeToString()
-    parity = compare(network, content, images, labels, name=path.stem)
+    parity = compare(network, content, images, labels, size=size, name=path.stem)
     write_model(model, path)
     return parity
 
@@ -127,7 +130,7 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
 
 
 def compare(
-    network: nn.Module, content: bytes, images: np.ndarray, labels: np.ndarray, *, name: str
+    network: nn.Module, content: bytes, images: np.ndarray, labels: np.ndarray, *, size: int, name: str
 ) -> Parity:
     """Compare PyTorch with onnxruntime on packed `images`; raises ExportError where they are not the same network."""
     from organ_infer._packing import pack
@@ -136,10 +139,10 @@ def compare(
     session = open_session(content)
     with torch.no_grad():
         for batch in (images[start : start + BATCH] for start in range(0, len(images), BATCH)):
-            x = pack(batch, images.shape[-1])  # (B, 1, S, S)
+            x = pack(batch, size)  # (B, 1, S, S)
             parts_torch.append(network(torch.from_numpy(x)).numpy())
             parts_onnx.append(session.run(["logits"], {"images": x})[0])
-        single = pack(images[:1], images.shape[-1])
+        single = pack(images[:1], size)
         alone = session.run(["logits"], {"images": single})[0]
     expected, found = np.concatenate(parts_torch), np.concatenate(parts_onnx)
     check_logits(expected, found, name=name)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
+from export.average import mean_of
 from export.member import BATCH, MAX_ABS, ExportError, open_session
 
 
@@ -27,17 +28,15 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
         )
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
+    logits: dict[str, tuple[str, str]] = {}
     for stage, model in members.items():
         graph = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
         nodes += graph.node
         weights += graph.initializer
-        logits = graph.output[0].name
-        if temperature != 1.0:
-            weights.append(helper.make_tensor(f"{stage}/temperature", TensorProto.FLOAT, [], [temperature]))
-            nodes.append(helper.make_node("Div", [logits, f"{stage}/temperature"], [f"{stage}/cooled"]))
-            logits = f"{stage}/cooled"
-        nodes.append(helper.make_node("Softmax", [logits], [f"{stage}/probabilities"], axis=1))
-    nodes.append(helper.make_node("Mean", [f"{stage}/probabilities" for stage in members], ["probabilities"]))
+        logits[stage] = graph.output[0].name, "logits"
+    averaging, constants = mean_of(logits, temperature)
+    nodes += averaging
+    weights += constants
     size, classes = next(iter(ports))[-1], next(iter(answers))[-1]
     made = helper.make_graph(
         nodes,
@@ -55,7 +54,7 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     return model
 
 
-def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray) -> None:
+def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int) -> None:
     """Raise ExportError where the merged graph does not give the members' mean probabilities, float32 (N, classes), for
     images uint8 (N, S, S), at batch 1 and at batch 256."""
     from organ_infer._packing import pack
@@ -63,7 +62,7 @@ def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarra
     session = open_session(model.SerializeToString())
     for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
         rows = slice(start, start + batch)
-        found = session.run(["probabilities"], {"images": pack(images[rows], images.shape[-1])})[0]
+        found = session.run(["probabilities"], {"images": pack(images[rows], size)})[0]
         worst = float(np.abs(found - expected[rows]).max())
         if not worst <= MAX_ABS:
             raise ExportError(

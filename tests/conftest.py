@@ -69,6 +69,21 @@ def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=0.05, shap
     return model.SerializeToString()
 
 
+def constant_graph(probabilities):
+    """A network that answers every slice with these, a class each; the other classes get none."""
+    from onnx import numpy_helper
+
+    row = np.full(11, -20, np.float32)
+    row[[CLASSES.index(name) for name in probabilities]] = np.log(list(probabilities.values()))
+
+    def change(model):
+        for tensor in model.graph.initializer:
+            value = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(row if tensor.name == "bias" else value * 0, tensor.name))
+
+    return make_graph(change=change)
+
+
 def entry(data, file, output="logits"):
     return {
         "stage": file.removesuffix(".onnx"),

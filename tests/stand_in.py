@@ -40,6 +40,7 @@ def stand_in(
     (raises) or "answer" (a replay that does nothing); `placed` says which operators run where. It keeps what was asked of it: `opened` (options, providers),
     `shapes` of batches, `values` made on the device, `runs` as "plain", "capture" or "replay"."""
     module = types.ModuleType("onnxruntime")
+    module.__version__ = onnxruntime.__version__
     module.opened, module.shapes, module.values, module.runs, module.preloaded = [], [], [], [], 0
     module.running = 0
 
@@ -166,6 +167,8 @@ def stand_in(
     module.InferenceSession, module.OrtValue, module.preload_dlls = InferenceSession, OrtValue, preload_dlls
     module.get_available_providers = lambda: list(available)
     module.disable_telemetry_events = lambda: None
+    module.severities = []
+    module.set_default_logger_severity = module.severities.append
     if pinned:
         module.OrtDeviceMemoryType = types.SimpleNamespace(HOST_ACCESSIBLE="host accessible")
         gpu = types.SimpleNamespace(ep_name=CUDA, memory_info=lambda kind: "pinned")

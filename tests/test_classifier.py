@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, child_environment, make_graph, write_bundle
+from conftest import CLASSES, child_environment, constant_graph, make_graph, write_bundle
 
 from organ_infer import InputError, OrganClassifier, OrganInferError, Prediction
 from organ_infer.session import Session
@@ -130,19 +130,8 @@ def test_a_prediction_says_label_organ_and_probabilities(classifier, slices):
 
 def test_organ_adds_the_two_sides(tmp_path):
     """femur-left .3 and femur-right .3 beat heart's .4: the organ is not the label's."""
-
-    def change(model):
-        from onnx import numpy_helper
-
-        row = np.full(11, -20, np.float32)
-        row[[1, 2, 3]] = np.log([0.3, 0.3, 0.4])
-        for tensor in model.graph.initializer:
-            value = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(row if tensor.name == "bias" else value * 0, tensor.name))
-
-    with OrganClassifier(
-        write_bundle(tmp_path / "b", {"g.onnx": make_graph(change=change)}), device="cpu"
-    ) as opened:
+    graph = constant_graph({"femur-left": 0.3, "femur-right": 0.3, "heart": 0.4})
+    with OrganClassifier(write_bundle(tmp_path / "b", {"g.onnx": graph}), device="cpu") as opened:
         (found,) = opened.predict(np.zeros((28, 28), np.uint8))
     assert (found.label, found.organ) == ("heart", "femur")
     assert found.probability == pytest.approx(0.4) and found.organ_probability == pytest.approx(0.6)
@@ -189,6 +178,14 @@ def test_input_is_never_written_to(classifier, slices):
 BAD = [
     (np.zeros((28, 28), np.float32), "found float32: pass gray of 0 to 255 as uint8"),
     (np.full((28, 28), np.nan), "found float64: .* after taking out the NaN"),
+    (np.full((28, 28), np.inf, np.float32), "found float32: pass gray of 0 to 255 as uint8, or HU as int16$"),
+    (np.full((28, 28), -np.inf, np.float16), "found float16: pass gray"),
+    (np.full((28, 28), 1e30), "found float64: pass gray"),
+    (np.full((28, 28), 1e-30), "found float64: pass gray"),
+    (np.zeros((0, 28, 28)), "found float64: pass gray"),
+    (np.zeros((28, 28), np.complex64), "found complex64: pass uint8 gray"),
+    (np.zeros((28, 28), np.uint32), "found uint32: pass uint8 gray"),
+    (np.ma.masked_equal(np.eye(28, dtype=np.uint8), 1), r"a masked array, .*: pass image\.filled\(0\)"),
     (np.zeros((28, 28), bool), r"found bool: pass image.astype\('uint8'\) \* 255"),
     (np.zeros((28, 28), np.int64), "found int64: pass uint8 gray, uint16 gray, or int16"),
     (np.zeros((28, 28), object), "found object"),
@@ -229,11 +226,39 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
         ({"orientation": "HF"}, "orientation"),
         ({"orientation": "LH"}, "coronal plane, this model's is axial"),
         ({"orientation": 7}, "orientation: two letters"),
+        ({"tta": 1}, "tta: True or False expected, found 1$"),
+        ({"tta": "yes"}, "tta: True or False expected, found 'yes'$"),
+        ({"tta": None}, "tta: True or False expected, found None$"),
+        ({"tta": np.eye(2)}, r"tta: True or False expected, found array\(.*\)$"),
     ],
 )
 def test_options_out_of_range_are_refused(bundle, options, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         OrganClassifier(bundle, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_whatever_a_slice_and_a_manifest_may_hold_packs_to_finite_numbers(tmp_path):
+    """The ends of every range: no NaN, infinity or 1e30 reaches a network, for only whole numbers come in."""
+    graph = make_graph()
+    for mean, std, window in [(0, 1e-3, [40, 1]), (1, 1e-3, [-32768, 65535]), (0, 100, [32767, 1])]:
+        given = {
+            "size": 28,
+            "mean": mean,
+            "std": std,
+            "resample": "area",
+            "window": window,
+            "orientation": None,
+        }
+        folder = write_bundle(tmp_path / f"{mean}{std}", {"g.onnx": graph}, input=given)
+        with OrganClassifier(folder, device="cpu") as opened:
+            for dtype in (np.uint8, np.uint16, np.int16):
+                ends = np.iinfo(dtype)
+                for shape in ((28, 28), (3, 200), (1, 1)):
+                    image = np.resize(np.array([ends.min, ends.max], dtype), shape)
+                    packed = opened._pack([image])
+                    assert np.isfinite(packed).all() and np.abs(packed).max() <= 1000
+                    assert np.isfinite(opened.predict_proba(image)).all()
 
 
 # Orientation.

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, child_environment, needs_default, write_bundle
+from conftest import CLASSES, child_environment, constant_graph, make_graph, needs_default, write_bundle
 from PIL import Image
 
 from organ_infer import OrganClassifier
 from organ_infer.progress import bar_text
 
+RAMP = np.arange(28 * 28).reshape(28, 28, 1).astype(np.uint8)
 COLUMNS = ["path", "label", "probability", "organ", "organ_probability", "warnings", "error"]
 
 
@@ -51,6 +52,17 @@ def bad(tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(b"no image")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A model of two classes."""
+
+    def change(manifest):
+        manifest["task"].update(classes=["liver", "spleen"], paired=[])
+
+    folder = tmp_path_factory.mktemp("two") / "b"
+    return write_bundle(folder, {"g.onnx": make_graph(classes=2)}, change=change)
 
 
 # Formats.
@@ -102,7 +114,7 @@ def test_jsonl_with_the_likeliest_classes(command, some):
 
 def test_csv(command, some, bad, tmp_path):
     colour = tmp_path / "colour, alpha.png"
-    Image.fromarray(np.full((28, 28, 4), 90, np.uint8)).save(colour)
+    Image.fromarray(RAMP.repeat(4, axis=2)).save(colour)
     done = command("--format", "csv", some[0], bad, colour)
     head, good, wrong, noted = csv.reader(io.StringIO(done.stdout))
     assert head == COLUMNS + CLASSES and done.returncode == 1
@@ -120,7 +132,7 @@ def test_csv(command, some, bad, tmp_path):
 
 def test_warnings_go_to_standard_error_with_text(command, tmp_path):
     path = tmp_path / "colour.png"
-    Image.fromarray(np.full((28, 28, 3), 90, np.uint8)).save(path)
+    Image.fromarray(RAMP.repeat(3, axis=2)).save(path)
     done = command(path)
     assert (
         done.stderr == f"organ-infer: warning: {path}: converted from colour to gray\n"
@@ -141,6 +153,114 @@ def test_orientation_turns(command, tmp_path):
     )
     assert stored == turned
     failed(command("--orientation", "LR", tmp_path / "a.png"), "orientation: two letters")
+
+
+def test_tta_averages_over_shifts(command, some, bundle):
+    found = rows(command("--tta", "--format", "jsonl", *some))
+    with OrganClassifier(bundle, device="cpu", tta=True) as opened:
+        expected = [p.probabilities for p in opened.predict_paths(some)]
+    np.testing.assert_allclose([list(row["probabilities"].values()) for row in found], expected, rtol=1e-6)
+    assert found != rows(command("--format", "jsonl", *some))
+    assert "--tta" in command("--help", model=None).stdout
+
+
+# Organs, and what is uncertain.
+
+
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory):
+    """The label is heart at 0.4, the organ femur at 0.6."""
+    graph = constant_graph({"femur-left": 0.35, "femur-right": 0.25, "heart": 0.4})
+    return write_bundle(tmp_path_factory.mktemp("torn") / "b", {"g.onnx": graph})
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("", "heart        0.400"),
+        ("--organs", "femur    0.600"),
+        ("--organs --top 1", "femur    0.600"),
+        ("--organs --top 2", "femur    0.600 heart    0.400"),
+        ("--min-probability 0.39", "heart        0.400"),
+        ("--min-probability 0.41", "uncertain    0.400"),
+        ("--min-probability 1", "uncertain    0.400"),
+        ("--min-probability 0.41 --top 2", "uncertain    0.400 femur-left   0.350"),
+        ("--min-probability 0.41 --organs", "femur     0.600"),
+        ("--min-probability 0.61 --organs", "uncertain 0.600"),
+        ("--min-probability 6.1e-1 --organs --top 2", "uncertain 0.600 heart     0.400"),
+    ],
+)
+def test_text_with_organs_and_the_uncertain(command, torn, some, options, line):
+    done = command(*options.split(), some[0], some[1], model=torn)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{line} {some[0]}\n{line} {some[1]}\n", "")
+
+
+def test_text_with_the_likeliest_organs(command, some, classifier):
+    found = classifier.predict_paths(some)
+    for line, p in zip(command("--organs", "--top", "8", *some).stdout.splitlines(), found, strict=True):
+        *words, _ = line.split()
+        sums = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+        assert len(sums) == 8 and next(iter(sums)) == p.organ
+        assert sorted(sums.values(), reverse=True) == list(sums.values())
+        for organ, total in sums.items():
+            parts = [q for c, q in zip(CLASSES, p.probabilities, strict=True) if c.startswith(organ)]
+            assert total == pytest.approx(sum(parts), abs=5.1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ("--organs", {}),
+        ("--min-probability 0.39", {}),
+        ("--min-probability 0.41", {"label": "uncertain"}),
+        ("--min-probability 0.41 --organs", {}),
+        ("--min-probability 0.61 --organs", {"organ": "uncertain"}),
+    ],
+)
+def test_csv_and_jsonl_change_the_one_name_that_is_uncertain(command, torn, some, bad, options, changed):
+    plain, found = (
+        command("--format", "jsonl", "--top", "9", *more, some[0], bad, model=torn)
+        for more in ([], options.split())
+    )
+    assert found.returncode == 1  # for the bad one
+    expected = rows(plain)
+    assert [expected[0][key] for key in ("label", "index", "organ")] == ["heart", 3, "femur"]
+    assert (
+        rows(found) == [expected[0] | changed, expected[1]] and rows(found)[0]["top"][0]["label"] == "heart"
+    )
+    plain, found = (
+        list(csv.DictReader(io.StringIO(command("--format", "csv", *more, some[0], bad, model=torn).stdout)))
+        for more in ([], options.split())
+    )
+    assert (plain[0]["label"], plain[0]["organ"]) == ("heart", "femur")
+    assert found == [plain[0] | changed, plain[1]]
+
+
+@pytest.mark.parametrize(("options", "key"), [([], "probability"), (["--organs"], "organ_probability")])
+def test_a_probability_equal_to_the_least_is_not_uncertain(command, torn, some, options, key):
+    (row,) = rows(command("--format", "jsonl", some[0], model=torn))
+    with OrganClassifier(torn, device="cpu") as opened:
+        (found,) = opened.predict_paths(some[:1])
+    exact = getattr(found, key)
+    above = float(np.nextafter(np.float32(exact), np.float32(1)))
+    for least, uncertain in (row[key], False), (exact, False), (above, True):
+        for form in "text", "csv", "jsonl":
+            done = command("--min-probability", repr(least), "--format", form, *options, some[0], model=torn)
+            assert ("uncertain" in done.stdout, done.returncode) == (uncertain, 0)
+
+
+def test_names_are_padded_to_uncertain_in_a_model_of_shorter_ones(command, two, some):
+    text = command(some[0], model=two).stdout
+    assert re.fullmatch(r"(liver |spleen) 0\.\d{3} .*\n", text)
+    text = command("--min-probability", "0.01", some[0], model=two).stdout
+    assert re.fullmatch(r"(liver    |spleen   ) 0\.\d{3} .*\n", text)
+
+
+def test_help_says_what_is_uncertain(command):
+    text = " ".join(command("--help", model=None).stdout.split())
+    assert "--organs text: the organ without its side, and the probability of both sides together" in text
+    assert "becomes 'uncertain' where its probability is below P, with --organs the organ" in text
+    assert "with --organs text has the K likeliest organs" in text
 
 
 # Exit codes.
@@ -169,6 +289,13 @@ def test_special_files_are_failed_images(command, some, tmp_path):
         (["--batch-size", "9999", "x"], "1 to 4,096"),
         (["--top", "\u0663", "x"], "a whole number"),
         (["--top", "12", "x"], "--top 12: the model has 11 classes"),
+        (["--top", "12", "--organs", "--format", "jsonl", "x"], "--top 12: the model has 11 classes"),
+        (["--top", "9", "--organs", "x"], "--top 9: the model has 8 organs"),
+        *(
+            ([f"--min-probability={value}", "x"], f"above 0 and at most 1 expected, found '{value}'")
+            for value in ("0", "-0.5", "1.0001", "nan", "inf", "80%", "", "\u0661", "1e-999")
+        ),
+        (["--min-probability"], "--min-probability: expected one argument"),
         (["--format", "xml", "x"], "invalid choice"),
         (["-0", "x"], "-0 goes with --files-from"),
         (["--output", "", "x"], "--output is empty"),
@@ -424,7 +551,7 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
     partial = Path(f"{out}.partial")
     if to_file:
         until = time.monotonic() + 20
-        while not partial.exists() and time.monotonic() < until:
+        while not (partial.exists() and partial.stat().st_size) and time.monotonic() < until:
             time.sleep(0.02)
     first = b"" if to_file else process.stdout.readline()  # it is at work
     time.sleep(1.0)
@@ -490,17 +617,11 @@ def test_the_bar_fits_any_terminal(columns):
     assert bar_text(5, 0, 10, 1.0, 79) == "[" + "#" * 15 + "." * 15 + "] 5/10 images 5/s"
 
 
-def test_the_examples_of_a_bundle_of_two_classes(command, tmp_path, some):
+def test_the_examples_of_a_bundle_of_two_classes(command, two, some):
     """Columns follow the model's classes."""
-    from conftest import make_graph
-
-    def change(manifest):
-        manifest["task"].update(classes=["liver", "spleen"], paired=[])
-
-    folder = write_bundle(tmp_path / "two", {"g.onnx": make_graph(classes=2)}, change=change)
-    done = command("--format", "csv", some[0], model=folder)
+    done = command("--format", "csv", some[0], model=two)
     assert next(csv.reader(io.StringIO(done.stdout))) == [*COLUMNS, "liver", "spleen"]
-    with OrganClassifier(folder) as opened:
+    with OrganClassifier(two) as opened:
         assert opened.classes == ("liver", "spleen")
 
 
@@ -517,9 +638,12 @@ def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
         signals.check()
     with pytest.raises(Stopped):
         signals._arrived(signal.SIGTERM, None)
-    signals.writer.busy, signals.pending = False, None
+    signals = _Signals()
+    signals.writer = SimpleNamespace(busy=False)
     with pytest.raises(Stopped):
         signals._arrived(signal.SIGINT, None)
+    with pytest.raises(Stopped):  # whatever became of the first
+        signals.check()
 
 
 def test_a_message_takes_the_bar_away_first(monkeypatch):

@@ -93,6 +93,25 @@ def test_the_default_data_set_is_downloaded_checked_and_read(organsmnist, server
     assert len(server.ranges) == 1  # found the second time
 
 
+def test_slices_of_the_networks_size_are_packed_from_a_larger_file(tmp_path, monkeypatch):
+    from medmnist import INFO
+
+    from organ_infer._packing import pack
+
+    content = medmnist_file(size=128)
+    (tmp_path / "organcmnist_128.npz").write_bytes(content)
+    named = {"MD5_128": hashlib.md5(content).hexdigest()}
+    monkeypatch.setitem(INFO, "organcmnist", INFO["organcmnist"] | named)
+    data = load_data("organcmnist", directory=tmp_path, resample_from=128)
+    assert (data.size, data.stored) == (28, 128)
+    found = data.network_images("val")
+    assert found.dtype == np.float32 and np.array_equal(found[:, None], pack(data.images["val"], 28))
+    whole = load_data("organcmnist", directory=tmp_path, size=128)
+    assert whole.network_images("val") is whole.images["val"]
+    with pytest.raises(RunError, match="slices of 224 px cannot be resampled from 128 px"):
+        load_data("organcmnist", directory=tmp_path, size=224, resample_from=128)
+
+
 def test_the_default_directory_is_medmnists(organsmnist, tmp_path, monkeypatch):
     monkeypatch.setattr(data_module, "default_directory", lambda: tmp_path / "new")
     load_data("organsmnist")

@@ -106,7 +106,7 @@ def written(tmp_path, **changes):
         "classes": CLASSES,
         "size": 28,
         "members": [Trained("base", tmp_path / "member.onnx")],
-        "slices": Slices(IMAGES, IMAGES, LABELS),
+        "slices": Slices(IMAGES, IMAGES, LABELS, 28),
         "precisions": ("fp32",),
         "metrics": {"val": {"accuracy": 0.5, "auc": None, "ece": 0.1}},
         "training": {"seed": 1, "data_md5": "0" * 32, "weights": "none", "versions": {}},
@@ -162,3 +162,13 @@ def test_the_runtime_gives_the_exported_accuracy(tmp_path):
 def test_paired_classes_are_the_two_sides_of_an_organ():
     assert paired(["a-left", "b-left", "a-right", "c"]) == (("a-left", "a-right"),)
     assert ORIENTATION["sagittal"] is None
+
+
+def test_the_card_of_several_seeds_tells_their_spread(tmp_path):
+    from export.bundle import model_card
+
+    seeds = {s: {k: {"mean": 0.9, "std": 0.01} for k in ("accuracy", "auc", "ece")} for s in ("val", "test")}
+    metrics = {"val": {"accuracy": 0.91, "auc": 0.99, "ece": 0.02}, "seeds": {"count": 3} | seeds}
+    metrics["val_as_listed"] = {"accuracy": 0.91, "ece": 0.01, "ece_uncalibrated": 0.02}
+    card = model_card("name", "organamnist", "axial", 28, [], metrics, {"seed": 2}, 0.5)
+    assert "The seed of 3 that is best on validation" in card and "test accuracy 0.9000 ± 0.0100" in card

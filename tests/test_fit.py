@@ -59,9 +59,9 @@ def scripted(monkeypatch, accuracies):
     """Validation accuracies by epoch, of a network that is never trained."""
     steps = iter(range(1, 1000))
 
-    def train_epoch(network, *rest):
+    def train_epoch(learner, *rest):
         with torch.no_grad():
-            network.head.bias += 1  # so that each epoch's weights differ
+            learner.network.head.bias += 1  # so that each epoch's weights differ
         return 1.0, 0.5
 
     def evaluate(network, images):

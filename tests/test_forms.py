@@ -18,6 +18,8 @@ from export.merge import check_merged, merge
 from export.rewrite import rewrite
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
+from organ_infer.bundle import read_manifest
+from organ_infer.golden import golden_answers, golden_slices
 from tests.test_export import CLASSES, network_of
 
 RNG = np.random.default_rng(3)
@@ -97,7 +99,7 @@ def member():
     images = images[
         np.argsort(top[:, -2] - top[:, -1])[:100]
     ]  # the answers that half precision cannot change
-    return model, Slices(images, images, answers(model, images).argmax(1))
+    return model, Slices(images, images, answers(model, images).argmax(1), 28)
 
 
 def test_int8_and_fp16_are_taken_where_validation_allows(member):
@@ -180,6 +182,12 @@ def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_pa
         assert [form.precision for form in classifier.manifest.forms("cuda")] == ["fp16"]
         found = classifier.predict_proba(slices.val).argmax(1)
     assert (found == slices.labels).mean() == listed["val_accuracy"]
+    manifest = read_manifest(bundle)
+    on_cpu, on_cuda = (golden_answers(manifest, device) for device in ("cpu", "cuda"))
+    assert on_cpu.shape == on_cuda.shape == (16, 11) and not np.array_equal(on_cpu, on_cuda)
+    with OrganClassifier(bundle, device="cpu") as classifier:
+        np.testing.assert_allclose(classifier.predict_proba(golden_slices()), on_cpu, atol=1e-5)
+    assert "seal" in json.loads((bundle / "manifest.json").read_text())["training"]
 
 
 def test_a_graph_that_ends_in_a_small_map_keeps_its_name():
@@ -208,9 +216,9 @@ def test_the_merged_graph_gives_the_mean_of_the_softmax():
     merged = merge(models, temperature=2.0)
     found = answers(merged, output="probabilities")
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)
-    check_merged(merged, np.mean(expected, axis=0), IMAGES)
+    check_merged(merged, np.mean(expected, axis=0), IMAGES, 28)
     with pytest.raises(ExportError, match=r"differ from the members' mean by 1\.0"):
-        check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES)
+        check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES, 28)
     other = to_onnx(network_of("small").eval(), 28)
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
     with pytest.raises(ExportError, match="the members differ in input size, classes or operator set"):

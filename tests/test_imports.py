@@ -37,6 +37,13 @@ def test_help_version_and_usage_errors_are_light(option):
     assert loaded(f"from organ_infer.cli import main\nmain([{option!r}])", HEAVY + SLOW) == before
 
 
+def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
+    code = f"from organ_infer.cli import main\nassert main(['--check', '--bundle', {str(bundle)!r}]) == 0"
+    assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
+    code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/none']) == 1"
+    assert loaded(code, ["organ_infer.check", "organ_infer.golden", "importlib.metadata"]) == []
+
+
 def test_a_prediction_asks_no_package_index(bundle, pictures):
     code = f"from organ_infer.cli import main\nmain(['--bundle', {str(bundle)!r}, {str(pictures / 's00.png')!r}])"
     assert (

@@ -70,9 +70,9 @@ def test_a_sequence_is_read_one_batch_ahead_and_any_other_iterable_is_not(bundle
         assert [p.path for p in expected] == list(map(str, paths))
 
         read, by = [], []
-        whole = classifier_module.read_batch
+        whole = classifier_module.read_batches
         monkeypatch.setattr(
-            classifier_module, "read_batch",
+            classifier_module, "read_batches",
             lambda some, *rest, **more: (read.extend(some), by.append(threading.current_thread()), whole(some, *rest, **more))[-1],
         )  # fmt: skip
         results = opened.predict_paths(paths)
@@ -113,14 +113,14 @@ def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, en
     """The thread stops before its next file, though seconds of work are left in its batch."""
     monkeypatch.setattr(reading, "_read_plain", None)
     seen = []
-    whole = classifier_module.read_image
+    whole = classifier_module.open_slices
 
-    def slow(path, **more):
+    def slow(path, *more):
         seen.append(path)
         time.sleep(0.02 if len(seen) > 100 else 0)
-        return whole(path, **more)
+        return whole(path, *more)
 
-    monkeypatch.setattr(classifier_module, "read_image", slow)
+    monkeypatch.setattr(classifier_module, "open_slices", slow)
     opened = OrganClassifier(bundle, device="cpu", batch_size=100)
     results = opened.predict_paths([pictures / "s00.png"] * 1000)
     next(results)
@@ -263,8 +263,10 @@ def test_a_list_that_comes_slowly_is_answered_as_it_comes(bundle, pictures):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), bufsize=0,
     )  # fmt: skip
     with process.stdin, process.stdout:
-        process.stdin.write(os.fsencode(pictures / "s00.png") + b"\n")
-        time.sleep(2)
-        process.stdin.write(os.fsencode(pictures / "s01.png") + b"\n")
-        assert b"s00.png" in process.stdout.readline()
+        for name in ("s00.png", "s01.png"):
+            process.stdin.write(os.fsencode(pictures / name) + b"\n")
+            assert name.encode() in process.stdout.readline()
+        both = b"".join(os.fsencode(pictures / name) + b"\n" for name in ("s02.png", "s03.png"))
+        process.stdin.write(both)  # results that come together do not wait for a third path
+        assert b"s02.png" in process.stdout.readline() and b"s03.png" in process.stdout.readline()
     process.wait(timeout=20)

@@ -105,7 +105,7 @@ def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
     assert len(counted) == 4 * 66  # the ensemble asks for what its members have answered
     logits = []
     for i in range(4):
-        session = robustness._Network(tmp_path / MEMBERS[i] / "member.onnx", shared=False)
+        session = robustness._Network(tmp_path / MEMBERS[i] / "member.onnx", 28, shared=False)
         session(data.images["test"])
         copy = corrupt(data.images["test"], "jpeg_compression", 4)
         logits.append(session.session.run(["logits"], {"images": pack(copy)})[0])

@@ -1,5 +1,6 @@
 """python -m train.all from outside: a smoke run, its files, what it refuses, two at once, signals, two processes."""
 
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,9 @@ LADDER = [
     "resnet101",
     "resnet152",
     "ensemble",
+    "edge_teacher1",
+    "edge_teacher2",
+    "edge",
 ]
 
 
@@ -78,7 +82,8 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
     results = results_of(out)
     assert [row["name"] for row in results["stages"]] == LADDER
     assert all(row["test"]["accuracy"] >= 0 for row in results["stages"])
-    assert results["stages"][-1]["parameters"] == 125_883_364
+    parameters = {row["name"]: row["parameters"] for row in results["stages"]}
+    assert parameters["ensemble"] == 125_883_364 and parameters["edge"] < 500_000
     for row in results["stages"]:
         assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece"]
     assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
@@ -86,9 +91,15 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
 
 def test_a_smoke_run_leaves_the_files_of_the_contract(smoke):
     directory = smoke[0] / "organamnist"
-    for name in ("results.json", "results.csv", "report/index.html", "bundle/manifest.json"):
+    for name in (
+        "results.json",
+        "results.csv",
+        "report/index.html",
+        "bundle/manifest.json",
+        "robustness.json",
+    ):
         assert (directory / name).is_file(), name
-    for stage in LADDER[:-1]:
+    for stage in set(LADDER) - {"ensemble"}:
         for name in ("checkpoint.pt", "history.csv", "member.onnx"):
             assert (directory / stage / name).is_file(), f"{stage}/{name}"
     assert not list(directory.rglob("*.partial"))
@@ -102,14 +113,29 @@ def exact_first(member):
     return exact | {"alternatives": [form | {"alternatives": []} for form in forms if form is not exact]}
 
 
-def test_the_bundle_is_the_ensemble_and_averages_its_members(smoke, tmp_path):
+def test_the_bundle_is_the_edge_network(smoke):
     from organ_infer import OrganClassifier
 
     directory = smoke[0] / "organamnist"
-    manifest = json.loads((directory / "bundle" / "manifest.json").read_text())
+    with np.load(DATA / "organamnist.npz") as file, OrganClassifier(directory / "bundle") as classifier:
+        assert classifier.manifest.name == "organamnist-edge-smoke"
+        assert [member.stage for member in classifier.manifest.members] == ["edge"]
+        assert classifier.predict_proba(file["val_images"][:5]).shape == (5, 11)
+    card = (directory / "bundle" / "MODEL_CARD.md").read_text()
+    assert (
+        "taught by the mean probabilities of edge_teacher1 and edge_teacher2" in card and "One seed." in card
+    )
+
+
+def test_the_ensembles_bundle_is_kept_beside_it_and_averages_its_members(smoke, tmp_path):
+    from organ_infer import OrganClassifier
+
+    directory = smoke[0] / "organamnist"
+    manifest = json.loads((directory / "bundle-ensemble" / "manifest.json").read_text())
     assert [m["stage"] for m in manifest["members"]] == ["batch_norm", "resnet50", "resnet101", "resnet152"]
     manifest["members"] = [exact_first(m) for m in manifest["members"]]
-    for file in (directory / "bundle").iterdir():
+    manifest["training"].pop("seal")  # the change is meant
+    for file in (directory / "bundle-ensemble").iterdir():
         os.link(file, tmp_path / file.name)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -122,8 +148,8 @@ def test_the_bundle_is_the_ensemble_and_averages_its_members(smoke, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(smoke):
     out, before = smoke[0], results_of(smoke[0])
-    bundle = out / "organamnist" / "bundle" / "manifest.json"
-    made = bundle.stat().st_ino
+    bundles = [out / "organamnist" / name / "manifest.json" for name in ("bundle", "bundle-ensemble")]
+    made = [bundle.stat().st_ino for bundle in bundles]
     killed = (
         out / "organamnist" / ".bundle.x.partial"
     )  # what a run leaves that is killed while it writes its bundle
@@ -132,7 +158,7 @@ def test_a_finished_run_is_not_trained_again(smoke):
     again = train(out)
     assert not killed.exists()
     assert again.returncode == 0 and "epoch   1" not in again.stdout
-    assert bundle.stat().st_ino == made  # neither quantised nor written again
+    assert [bundle.stat().st_ino for bundle in bundles] == made  # neither quantised nor written again
     assert results_of(out) == before
 
 
@@ -158,6 +184,7 @@ def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):
         (["--dataset", "pathmnist"], "unknown data set 'pathmnist'"),
         (["--max-epochs", "x"], "--max-epochs takes N or STAGE=N"),
         (["--max-epochs", "nope=3"], "unknown stage 'nope'"),
+        (["--precision", "int4"], "--precision: 'int4' is none of int8, fp32, fp16"),
         (["--data-dir", "pyproject.toml"], "pyproject.toml"),
         (["--out", "/proc/nope"], "cannot write to /proc/nope"),
     ],
@@ -226,6 +253,63 @@ def test_seeds_repeat_a_stage_and_are_summed_up(tmp_path):
     assert summary["mean"] == pytest.approx(np.mean(accuracies))
     assert summary["std"] == pytest.approx(np.std(accuracies, ddof=1))
     assert (tmp_path / "organamnist" / "base" / "seed-6" / "checkpoint.pt").is_file()
+
+
+def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, monkeypatch, capsys):
+    """The larger files cannot be had here: the slices are made."""
+    from medmnist import INFO
+
+    from organ_infer import OrganClassifier
+    from tests.test_data import medmnist_file
+    from train.all import main
+
+    content = medmnist_file(size=64)
+    (tmp_path / "organamnist_64.npz").write_bytes(content)
+    md5 = hashlib.md5(content).hexdigest()
+    monkeypatch.setitem(INFO, "organamnist", INFO["organamnist"] | {"MD5_64": md5})
+    out = tmp_path / "runs"
+    start = ["--dataset", "organamnist", "--data-dir", str(tmp_path), "--out", str(out), "--device", "cpu"]
+    assert main([*start, "--stages", "base", "--max-epochs", "1", "--resample-from", "64"]) == 0
+    directory = out / "organamnist_from_64"
+    results = json.loads((directory / "results.json").read_text())
+    assert (results["dataset"]["size"], results["dataset"]["resample_from"]) == (28, 64)
+    assert results["dataset"]["md5"] == md5 and (directory / "report" / "index.html").is_file()
+    with (
+        np.load(tmp_path / "organamnist_64.npz") as file,
+        OrganClassifier(directory / "bundle", device="cpu") as classifier,
+    ):
+        assert classifier.manifest.input.size == 28
+        found = classifier.predict_proba(file["test_images"])  # 64x64, resampled by the runtime
+    expected = np.load(directory / "base" / "probabilities.npz")["test"]
+    if classifier.manifest.members[0].precision == "fp32":
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    export = ["--checkpoint", str(directory / "base" / "checkpoint.pt"), "--data-dir", str(tmp_path)]
+    from export.all import main as export_main
+
+    assert export_main([*export, "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "base.onnx").read_bytes() == (
+        directory / "base" / "member.onnx"
+    ).read_bytes()
+    capsys.readouterr()
+    assert main([*start, "--size", "224", "--resample-from", "64"]) == 2
+    assert "slices of 224 px cannot be resampled from 64 px" in capsys.readouterr().err
+
+
+@needs_organamnist
+def test_seeds_of_edge_share_their_teachers(tmp_path):
+    done = train(tmp_path, "--stages", "edge", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path)
+    assert [(row["name"], row["seed"]) for row in results["stages"]] == [
+        ("edge_teacher1", 1),
+        ("edge_teacher2", 1),
+        ("edge", 1),
+        ("edge", 2),
+    ]
+    assert "over 2 seeds" in done.stdout and "over 1 seeds" not in done.stdout
+    directory = tmp_path / "organamnist"
+    assert (directory / "edge_teacher1" / "member.onnx").is_file()
+    assert "The seed of 2 that is best on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
 
 
 @needs_organamnist

@@ -317,6 +317,20 @@ assert "ORT_DISABLE_TELEMETRY" not in os.environ
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_command_alone_silences_onnxruntimes_own_logger(install, bundle, capfd):
+    """It is one for the whole process, and writes lines about a GPU that does not start, which are raised too."""
+    from organ_infer.cli import main
+
+    ort = install(available=(CPU,))
+    OrganClassifier(bundle).close()
+    assert ort.severities == [] and loading.silent is False
+    assert main(["--bundle", str(bundle), "/none.png"]) == 1
+    assert set(ort.severities) == {4} and loading.silent is False
+    ort.severities.clear()
+    OrganClassifier(bundle).close()
+    assert ort.severities == []
+
+
 def test_a_user_who_set_the_variable_keeps_it(monkeypatch):
     monkeypatch.setenv(loading.TELEMETRY_VARIABLE, "0")
     loading.import_onnxruntime()

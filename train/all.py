@@ -43,6 +43,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--stages", metavar="LIST", help="names with commas between (default: base to ensemble)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels a side (default: 28)")
+    add(
+        "--resample-from",
+        type=int,
+        choices=(64, 128, 224),
+        metavar="SIZE",
+        help="make the slices from the file of 64, 128 or 224 px, as the runtime resamples (area averages)",
+    )
     add("--seed", type=_natural, default=1, help="default: 1")
     add(
         "--seeds",
@@ -65,6 +72,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="resnet50.pth and so on, where they cannot be downloaded",
+    )
+    add(
+        "--precision",
+        default="int8,fp32,fp16",
+        metavar="LIST",
+        help="forms to try for the bundle: fp32, always there, int8 and fp16 where validation accepts them",
     )
     add(
         "--parallel",

@@ -22,7 +22,10 @@ DISTORTION = 0.5
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, S, S) to float32 (N, 1, S, S) in -1 to 1, as ToTensor and Normalize([0.5], [0.5]) do."""
+    """uint8 (N, S, S) to float32 (N, 1, S, S) in -1 to 1, as ToTensor and Normalize([0.5], [0.5]) do; float32 (N, S, S)
+    is taken as normalised already."""
+    if images.dtype == torch.float32:
+        return images.unsqueeze(1)
     return images.unsqueeze(1).float().div_(255).sub_(0.5).div_(0.5)
 
 

@@ -20,9 +20,9 @@ SMOKE_SLICES = 256  # a split
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits. images: uint8 (N, S, S) by split; labels: int64 (N,) by split.
+    """The three splits. images: uint8 (N, H, W) as the file stores them, by split; labels: int64 (N,) by split.
 
-    `counts` are the slices of each class in the whole file, by split, also where a smoke run uses fewer.
+    `size` is that of the networks' input, `stored` that of the file. `counts` are the slices of each class in the whole file, by split, also where a smoke run uses fewer.
     """
 
     flag: str
@@ -33,6 +33,20 @@ class Data:
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     counts: dict[str, list[int]]
+
+    @property
+    def stored(self) -> int:
+        """Pixels a side of the slices in the file; larger than `size` where they are resampled."""
+        return int(self.images["train"].shape[-1])
+
+    def network_images(self, split: str) -> np.ndarray:
+        """A split as networks are trained on it: uint8 (N, S, S) as stored, or, where the file's slices are larger,
+        float32 (N, S, S), normalised and resampled by the runtime's own routine."""
+        if self.stored == self.size:
+            return self.images[split]
+        from organ_infer._packing import pack
+
+        return pack(self.images[split], self.size)[:, 0]
 
     def smoke(self) -> Data:
         """The first slices of each split, to prove the line."""
@@ -64,8 +78,12 @@ def published(flag: str, size: int) -> dict[str, Any]:
     }
 
 
-def load_data(flag: str, *, size: int = 28, directory: Path | None = None) -> Data:
+def load_data(
+    flag: str, *, size: int = 28, directory: Path | None = None, resample_from: int | None = None
+) -> Data:
     """Load a data set, downloading it where `directory` (medmnist's own by default) does not hold it yet.
+
+    resample_from: the larger file to take slices of `size` from, by area averaging as the runtime resamples.
 
     Raises RunError for an unknown name or size, a file whose MD5 is not the published one (expected and found
     are named, with the address to fetch it from), or where the download fails.
@@ -74,7 +92,12 @@ def load_data(flag: str, *, size: int = 28, directory: Path | None = None) -> Da
         raise RunError(f"unknown data set {flag!r}; choose from {', '.join(DATASETS)}")
     if size not in SIZES:
         raise RunError(f"unknown size {size}; choose from {', '.join(map(str, SIZES))}")
-    known = published(flag, size)
+    stored = resample_from or size
+    if stored not in SIZES or stored < size:
+        raise RunError(
+            f"slices of {size} px cannot be resampled from {stored} px; choose from {', '.join(map(str, SIZES))}"
+        )
+    known = published(flag, stored)
     path = (directory or default_directory()) / known["name"]
     if not path.exists():
         download(known["url"], path, known["md5"])
@@ -89,7 +112,7 @@ def load_data(flag: str, *, size: int = 28, directory: Path | None = None) -> Da
             f"{path} is not the published file: expected MD5 {known['md5']}, found {found}; "
             f"remove it to download it again, or fetch {known['url']}"
         )
-    images, labels = _read(path, size, len(known["classes"]))
+    images, labels = _read(path, stored, len(known["classes"]))
     counts = {split: np.bincount(labels[split], minlength=len(known["classes"])).tolist() for split in SPLITS}
     return Data(flag, DATASETS[flag], size, found, known["classes"], images, labels, counts)
 

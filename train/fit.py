@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import augment, record
+from train import record
+from train.augment import normalise
+from train.average import Average
 from train.data import Data
+from train.edge.lessons import Lessons
+from train.edge.method import Edge
+from train.method import Method, Study
 from train.networks import count_parameters, find_weights, make_network
 from train.parallel import ALONE, Group
 from train.record import RunError
 from train.stages import Stage
 
-LEARNING_RATE = 1e-3
 EVALUATION_BATCH = 1024
 
 
@@ -47,6 +51,15 @@ class Recipe:
     weights: str  # "imagenet" or "none"
     weights_dir: Path | None = None
     smoke: bool = False
+    teachers: tuple[Path, ...] = ()  # checkpoints of the finished stages that this one learns from
+
+
+def method_of(stage: Stage, view: str) -> Method:
+    """How a stage is trained on slices of a view; only axial slices are mirrored front to back."""
+    if stage.method == "study":
+        return Study(stage.augmented)
+    recipe = Edge(taught=True) if stage.teachers else Edge(erase=0.0, intensity=0.0)
+    return recipe if view == "axial" else replace(recipe, mirror=0.0)
 
 
 def fit(
@@ -56,12 +69,13 @@ def fit(
     device: torch.device,
     directory: Path,
     *,
+    method: Method | None = None,
     say: Callable[[str], None] = print,
     group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train `stage` to its end, or go on from `directory`/checkpoint.pt; the finished checkpoint.
 
-    The stage's `history.csv` and `checkpoint.pt` are replaced after every epoch. Raises StageFailed for a loss that is
+    method: by default the stage's own. The stage's `history.csv` and `checkpoint.pt` are replaced after every epoch. Raises StageFailed for a loss that is
     not finite or memory that runs out, RunError for weights that cannot be had.
     """
     path = directory / "checkpoint.pt"
@@ -73,18 +87,24 @@ def fit(
         raise RunError(
             f"{path} was trained in {before} so far, this machine trains in {precision(device)}; use --fresh to start over"
         )
+    method = method or method_of(stage, data.view)
+    if state and state["recipe"].get("method") != method.described():
+        raise RunError(f"{path} was trained by another recipe so far; use --fresh to start over")
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
     network.to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
+    optimiser = method.optimiser(network)
+    average = Average(network, method.averaged) if method.averaged else None
     best, best_epoch, best_accuracy, history = None, 0, -1.0, []
     if state:
         network.load_state_dict(state["state"])
         optimiser.load_state_dict(state["optimiser"])
+        if average:
+            average.load_state_dict(state["average"])
         weights, history = state["weights"], state["history"]
         best, best_epoch, best_accuracy = state["best"], state["best_epoch"], state["best_accuracy"]
         say(f"{stage.name}: goes on after epoch {len(history)}")
 
-    images = {split: torch.from_numpy(data.images[split]).to(device) for split in ("train", "val")}
+    images = {split: torch.from_numpy(data.network_images(split)).to(device) for split in ("train", "val")}
     labels = {split: torch.from_numpy(data.labels[split]).to(device) for split in ("train", "val")}
     trained = group.wrap(network)
     about = {
@@ -94,6 +114,7 @@ def fit(
         "dataset": data.flag,
         "classes": data.classes,
         "size": data.size,
+        "stored": data.stored,
         "data_md5": data.md5,
         "seed": recipe.seed,
         "weights": weights,
@@ -102,19 +123,21 @@ def fit(
         "recipe": {
             "batch_size": recipe.batch_size,
             "max_epochs": recipe.max_epochs,
-            "learning_rate": LEARNING_RATE,
+            "method": method.described(),
             "precision": precision(device),
         },
     }
+    lessons = _lessons(data, recipe, method, images["train"], labels["train"])
+    learner = Learner(trained, method, optimiser, average, lessons)
 
     while not _stops(stage, recipe, len(history), best_epoch):
         epoch = len(history) + 1
         begun = time.perf_counter()
         try:
             loss, accuracy = train_epoch(
-                trained, optimiser, images["train"], labels["train"], stage, recipe, epoch, group
+                learner, images["train"], labels["train"], len(data.classes), stage, recipe, epoch, group
             )
-            logits = evaluate(network, images["val"])
+            logits = evaluate(average.network if average else network, images["val"])
         except (torch.OutOfMemoryError, MemoryError) as e:
             smaller = max(1, recipe.batch_size // 2)
             raise StageFailed(
@@ -132,7 +155,8 @@ def fit(
         if (
             val_accuracy > best_accuracy or stage.patience is None
         ):  # a stage without patience keeps its last weights
-            best, best_epoch, best_accuracy = _on_cpu(network.state_dict()), epoch, val_accuracy
+            kept = average.network if average else network
+            best, best_epoch, best_accuracy = _on_cpu(kept.state_dict()), epoch, val_accuracy
         row = {
             "epoch": epoch,
             "train_loss": loss,
@@ -140,7 +164,7 @@ def fit(
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "seconds": time.perf_counter() - begun,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": optimiser.param_groups[0]["lr"],
         }
         history.append(row)
         if group.first:
@@ -151,6 +175,7 @@ def fit(
                     "finished": False,
                     "state": network.state_dict(),
                     "optimiser": optimiser.state_dict(),
+                    "average": average.state_dict() if average else None,
                     "best": best,
                     "best_epoch": best_epoch,
                     "best_accuracy": best_accuracy,
@@ -169,6 +194,24 @@ def fit(
     return finished
 
 
+def _lessons(data: Data, recipe: Recipe, method: Method, images: Tensor, labels: Tensor) -> Lessons | None:
+    if not recipe.teachers:
+        return None
+    device = images.device
+    teachers = [finished_network(checkpoint).to(device) for checkpoint in recipe.teachers]
+    folder = recipe.teachers[0].parent.parent / "edge_lessons"
+    return Lessons(
+        images,
+        labels,
+        len(data.classes),
+        method,
+        teachers,
+        folder,
+        batch_size=recipe.batch_size,
+        bf16=precision(device) == "bf16",
+    )
+
+
 def starting_network(
     stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True
 ) -> tuple[nn.Module, str]:
@@ -181,11 +224,34 @@ def starting_network(
     return network, source
 
 
+def finished_network(checkpoint: Path) -> nn.Module:
+    """The network of a finished stage with its best weights, on the CPU, in evaluation mode. Raises RunError."""
+    state = record.load_checkpoint(checkpoint)
+    if not state["finished"]:
+        raise RunError(f"{checkpoint} is of a stage that is not finished; train it to its end first")
+    network = make_network(
+        state["network"], classes=len(state["classes"]), size=state["size"], seed=state["seed"]
+    )
+    network.load_state_dict(state["state"])
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network while it is trained, with everything that an epoch changes."""
+
+    network: nn.Module
+    method: Method
+    optimiser: torch.optim.Optimizer
+    average: Average | None = None
+    lessons: Lessons | None = None
+
+
 def train_epoch(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    learner: Learner,
     images: Tensor,
     labels: Tensor,
+    classes: int,
     stage: Stage,
     recipe: Recipe,
     epoch: int,
@@ -195,27 +261,49 @@ def train_epoch(
 
     Nothing is read back from the device before the end of the epoch.
     """
-    device = images.device
+    device, network, method = images.device, learner.network, learner.method
     generator = torch.Generator(device).manual_seed(_epoch_seed(recipe.seed, stage.name, epoch))
     order = torch.randperm(len(images), generator=generator, device=device)
     losses = torch.zeros((), device=device)
     hits = torch.zeros((), device=device)
+    bf16 = precision(device) == "bf16"
     network.train()
-    for chosen in _batches(order, recipe.batch_size, at_least=2 * group.size):
-        x = augment.normalise(images[chosen])  # (B, 1, S, S)
-        if stage.augmented:
-            x = augment.augment(x, generator)
-        x, y = group.share(x), group.share(labels[chosen])
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16"):
+    if learner.lessons:
+        steps, made = len(learner.lessons), learner.lessons.epoch(epoch, generator)
+    else:
+        chosen = _batches(order, recipe.batch_size, at_least=2 * group.size)
+        steps, made = len(chosen), _drawn(chosen, images, labels, classes, method, generator)
+    for step, (chosen, *batch) in enumerate(made):
+        for parameters in learner.optimiser.param_groups:
+            parameters["lr"] = method.learning_rate((epoch - 1 + step / steps) / recipe.max_epochs)
+        x, targets, taught = (None if part is None else group.share(part) for part in batch)
+        y = group.share(labels[chosen])
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(x)
-        loss = F.cross_entropy(logits.float(), y, reduction="sum")
-        optimiser.zero_grad(set_to_none=True)
+        loss = method.loss(logits.float(), targets, taught)
+        learner.optimiser.zero_grad(set_to_none=True)
         (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
-        optimiser.step()
+        learner.optimiser.step()
+        if learner.average:
+            learner.average.update(getattr(network, "module", network))
         losses += loss.detach()
         hits += (logits.argmax(1) == y).sum()
     total = group.sum(torch.stack([losses, hits])) / len(images)
     return float(total[0]), float(total[1])
+
+
+def _drawn(
+    batches: list[Tensor],
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    method: Method,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
+    """Of each batch: which slices, the slices as `method` draws them (B, 1, S, S), their targets, no lesson."""
+    for chosen in batches:
+        x, targets = method.prepare(normalise(images[chosen]), labels[chosen], classes, generator)
+        yield chosen, method.disturb(x, generator), targets, None
 
 
 def precision(device: torch.device) -> str:
@@ -238,7 +326,7 @@ def evaluate(network: nn.Module, images: Tensor | np.ndarray) -> np.ndarray:
     parts = []
     with torch.backends.cudnn.flags(allow_tf32=False):
         for start in range(0, len(images), EVALUATION_BATCH):
-            x = augment.normalise(images[start : start + EVALUATION_BATCH].to(device))
+            x = normalise(images[start : start + EVALUATION_BATCH].to(device))
             parts.append(network(x).cpu())
     return torch.cat(parts).numpy()
 

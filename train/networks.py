@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.edge import network as edge
 from train.record import RunError
 
 
@@ -195,6 +196,9 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet50": _resnet("resnet50"),
     "resnet101": _resnet("resnet101"),
     "resnet152": _resnet("resnet152"),
+    "edge": edge.edge,
+    "edge_teacher1": edge.edge_teacher1,
+    "edge_teacher2": edge.edge_teacher2,
 }
 
 

@@ -46,6 +46,7 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
         "dataset": {
             "flag": data.flag,
             "size": data.size,
+            "resample_from": None if data.stored == data.size else data.stored,
             "md5": data.md5,
             "counts": data.counts,
             "classes": data.classes,
@@ -80,11 +81,13 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
     if job.stage.network:
         network, state = trained(job, data)
         try:
-            parity = export_member(network, member, data.images["val"], data.labels["val"])
+            parity = export_member(network, member, data.images["val"], data.labels["val"], size=data.size)
         except ExportError as e:
             raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
         network.to(device)
-        found = {s: fit.probabilities(fit.evaluate(network, data.images[s])) for s in ("train", "val")}
+        found = {
+            s: fit.probabilities(fit.evaluate(network, data.network_images(s))) for s in ("train", "val")
+        }
         seconds = [epoch["seconds"] for epoch in state["history"]]
         row = {
             "network": state["network"],
@@ -137,7 +140,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, 
     if not row["test"] or "test" not in found:
         if job.stage.network:
             network, _ = trained(job, data)
-            found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.images["test"]))
+            found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
         else:
             found["test"] = mean_probabilities([np.load(member)["test"] for member in members])
         record.atomic_save(kept, lambda file: np.savez(file, **found))
@@ -206,9 +209,10 @@ def table(results: dict[str, Any]) -> str:
         )
     for entry in results.get("summary", []):
         mean, std = entry["test"]["accuracy"]["mean"], entry["test"]["accuracy"]["std"]
-        lines.append(
-            f"{entry['name']:<15}test accuracy {mean:.4f} ± {std:.4f} over {len(entry['seeds'])} seeds"
-        )
+        if std is not None:  # a teacher has one seed
+            lines.append(
+                f"{entry['name']:<15}test accuracy {mean:.4f} ± {std:.4f} over {len(entry['seeds'])} seeds"
+            )
     return "\n".join(lines)
 
 

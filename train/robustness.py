@@ -109,7 +109,7 @@ def measure_robustness(
     entries = _kept(path, data)
     todo = [(about, files) for about, files in wanted.values() if not _found(entries, about)]
     needed = [file for _, files in todo for file in files]
-    networks = {file: _Network(file, shared=needed.count(file) > 1) for file in needed}
+    networks = {file: _Network(file, data.size, shared=needed.count(file) > 1) for file in needed}
     for about, files in todo:
 
         def predict(slices: np.ndarray, files: list[Path] = files) -> np.ndarray:
@@ -161,12 +161,12 @@ def _outdated(entry: dict[str, Any], about: dict[str, Any]) -> bool:
 class _Network:
     """An exported network, opened when it is needed; a shared one keeps its answers for the next stage that asks."""
 
-    def __init__(self, file: Path, *, shared: bool) -> None:
-        self.file, self.session = file, None
+    def __init__(self, file: Path, size: int, *, shared: bool) -> None:
+        self.file, self.size, self.session = file, size, None
         self.answers: dict[bytes, np.ndarray] | None = {} if shared else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """float32 (N, classes) probabilities of uint8 (N, S, S)."""
+        """float32 (N, classes) probabilities of uint8 (N, H, W)."""
         if self.answers is None:
             return self._run(images)
         key = hashlib.sha256(images).digest()
@@ -185,7 +185,7 @@ class _Network:
             except Exception as e:  # onnxruntime's errors share no base class
                 raise RunError(f"cannot open {self.file}: {' '.join(str(e).split())[:200]}") from e
         starts = range(0, len(images), BATCH)
-        batches = [pack(images[start : start + BATCH], images.shape[-1]) for start in starts]
+        batches = [pack(images[start : start + BATCH], self.size) for start in starts]
         return probabilities(
             np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
         )

@@ -6,12 +6,14 @@ import argparse
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from export.bundle import Slices, Trained, write_bundle
+from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
 from organ_infer.bundle import open_bundle, sha256_of
@@ -20,28 +22,40 @@ from train.data import Data, load_data
 from train.jobs import Job, epoch_caps, plan
 from train.record import RunError
 from train.results import measure_stage, measure_test, opened, summary, table
+from train.robustness import measure_robustness
 from train.stages import RUNGS, STAGES, chosen_stages
+
+ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
+CORRUPTED, SMOKE_CORRUPTED = 1000, 16  # test slices, each in 65 corrupted copies
 
 
 def run(options: argparse.Namespace) -> None:
     """Do what the command line asks. Raises RunError; what can be found wrong beforehand is found before an epoch."""
     stages = chosen_stages(options.stages.split(",") if options.stages else list(RUNGS))
     caps = epoch_caps(options.max_epochs)
+    precisions = options.precision.split(",")
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
     device = _device(options)
     group = parallel.launched()
     try:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
-    data = load_data(options.dataset, size=options.size, directory=options.data_dir)
+    data = load_data(
+        options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
+    )
     if options.smoke:
         data = data.smoke()
     suffix = "" if options.size == 28 else f"_{options.size}"
+    if options.resample_from:
+        suffix += f"_from_{options.resample_from}"
     directory = options.out / f"{options.dataset}{suffix}"
     settings = {
         "seed": options.seed,
         "seeds": options.seeds,
         "size": options.size,
+        "resample_from": options.resample_from,
         "batch_size": options.batch_size,
         "weights": "none" if options.smoke else options.weights,
         "smoke": options.smoke,
@@ -76,7 +90,8 @@ def run(options: argparse.Namespace) -> None:
         if options.seeds > 1:
             results["summary"] = summary(results["stages"])
         _write_results(directory, results)
-        bundle = _bundle(directory, data, results, options.seeds)
+        _measure_robustness(directory, data, results)
+        bundle = _bundles(directory, data, results, options.seeds, precisions)
         _write_report(directory, data)
         print(table(results))
         print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
@@ -100,7 +115,7 @@ def _clear(directory: Path) -> None:
     """Remove what runs leave in `directory`, and nothing else."""
     for name in ("results.json", "results.csv", "robustness.json"):
         (directory / name).unlink(missing_ok=True)
-    for name in ("bundle", "bundle-ensemble", "report", *STAGES):
+    for name in ("bundle", "bundle-ensemble", "report", "edge_lessons", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
@@ -118,26 +133,48 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
         for job in jobs:
             fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say, group=group)
         return
-    # the dearest networks first, dealt out in turn
+    # the dearest networks first, dealt out in turn; what learns from others when they are there
     order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
-    for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
-    group.wait()
+    for taught in (False, True):
+        some = [job for job in order if bool(job.stage.teachers) == taught]
+        for job in some[group.rank :: group.size]:
+            fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
+        group.wait()
 
 
 def _write_results(directory: Path, results: dict[str, Any]) -> None:
     record.write_json(directory / "results.json", results)
 
 
-def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) -> Path:
-    """The bundle: the ensemble once it is trained, before that the last single network; the best seed on validation."""
+def _measure_robustness(directory: Path, data: Data, results: dict[str, Any]) -> None:
+    """Of the ensemble and of edge, where they are; the command python -m train.robustness does any stage and all slices."""
+    slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
+    measure_robustness(directory, data, results, ROBUST, slices=slices, say=lambda line: None)
+
+
+def _bundles(
+    directory: Path, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+) -> Path:
+    """The bundle: `edge` once it is trained, then the ensemble has one of its own beside it; before that the ensemble;
+    before that the last single network."""
+    names = [row["name"] for row in results["stages"] if row["test"]]
+    if "edge" in names and "ensemble" in names:
+        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds, precisions)
+    last = next((name for name in ("edge", "ensemble") if name in names), names[-1])
+    return _bundle(directory / "bundle", last, data, results, seeds, precisions)
+
+
+def _bundle(
+    place: Path, last: str, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+) -> Path:
+    """The bundle of the stage `last` at `place`; of several seeds the best on validation."""
     rows = [row for row in results["stages"] if row["test"]]
-    last = "ensemble" if any(row["name"] == "ensemble" for row in rows) else rows[-1]["name"]
+    directory = place.parent
     best = max((row for row in rows if row["name"] == last), key=lambda row: row["val"]["accuracy"])
     members = []
     for name in STAGES[last].members or (last,):
-        place = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
-        members.append(Trained(name, place / "member.onnx"))
+        home = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
+        members.append(Trained(name, home / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}"
     training = {
@@ -147,9 +184,24 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
         "versions": results["versions"],
         "device": results["device"],
         "smoke": results["smoke"],
+        "precisions_tried": list(precisions),
         "members": {member.stage: sha256_of(member.file) for member in members},
     }
-    place, keys = directory / "bundle", ("accuracy", "auc", "ece")
+    keys = ("accuracy", "auc", "ece")
+    metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}
+    for split in ("val", "test"):
+        metrics[split]["ece_calibrated"] = best["calibration"][f"{split}_ece"]
+    entry = next((entry for entry in results.get("summary", []) if entry["name"] == last), None)
+    if entry:
+        spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
+        metrics["seeds"] = {"count": len(entry["seeds"])} | spread
+    if STAGES[last].method == "edge":
+        training["recipe"] = {
+            "network": f"A residual network of {best['parameters']:,} parameters",
+            "teachers": list(STAGES[last].teachers),
+            "epochs": best["epochs"],
+            "settings": fit.method_of(STAGES[last], data.view).described(),
+        }
     if _is_current(place, name, training):
         return place
     try:
@@ -160,9 +212,10 @@ def _bundle(directory: Path, data: Data, results: dict[str, Any], seeds: int) ->
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(data.images["train"], data.images["val"], data.labels["val"]),
-            metrics={split: {key: best[split][key] for key in keys} for split in ("train", "val", "test")},
+            slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
+            metrics=metrics,
             training=training,
+            precisions=precisions,
             name=name,
             say=_say,
         )

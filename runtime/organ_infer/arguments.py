@@ -29,9 +29,15 @@ class Options(NamedTuple):
     threads: int | None
     batch_size: int
     orientation: str | None
+    tta: bool
+    pixel_limit: int | None
+    file_limit: int | None
     format: str
     output: str | None
     top: int | None
+    organs: bool
+    min_probability: float | None
+    check: bool
     quiet: bool
 
 
@@ -68,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="image files, directories, or quoted patterns ('scans/*.png')",
+        help="image files, directories, or quoted patterns ('scans/*.png'); 'stack.npy#3' is one slice of many",
     )
     parser.add_argument(
         "--files-from", metavar="FILE", help="read paths from FILE, one a line; - is standard input"
@@ -99,12 +105,51 @@ def parse(arguments: Sequence[str]) -> Options:
         help="how the images lie, to be turned to the model's way: the patient direction (L R A P H F) in which rows,"
         " then columns run; PL is the usual axial display (default: as stored; DICOM says so itself)",
     )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
+    )
+    parser.add_argument(
+        "--pixel-limit",
+        type=_count(65_535**2),
+        metavar="N",
+        help="refuse slices of more pixels (default: 89,478,485)",
+    )
+    parser.add_argument(
+        "--file-limit",
+        type=_count(1 << 50),
+        metavar="BYTES",
+        help="refuse larger files, and larger ones compressed in them (default: 268,435,456)",
+    )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
     parser.add_argument(
         "--output", metavar="FILE", help="write the results to FILE, which appears whole or not at all"
     )
     parser.add_argument(
-        "--top", type=_count(1000), metavar="K", help="the K likeliest classes (text and jsonl)"
+        "--top",
+        type=_count(1000),
+        metavar="K",
+        help="the K likeliest classes (text and jsonl; with --organs text has the K likeliest organs)",
+    )
+    parser.add_argument(
+        "--organs",
+        action="store_true",
+        help="text: the organ without its side, and the probability of both sides together (csv and jsonl always have"
+        " both)",
+    )
+    parser.add_argument(
+        "--min-probability",
+        type=_probability,
+        metavar="P",
+        help="the label of a slice becomes 'uncertain' where its probability is below P, with --organs the organ where"
+        " the organ's is; all else stays, and the exit code too",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="classify nothing: say what is installed, which device is granted and what the model is, and ask it about"
+        " slices whose answers are known; exit code 2 where something is wrong",
     )
     parser.add_argument(
         "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
@@ -118,7 +163,9 @@ def parse(arguments: Sequence[str]) -> Options:
         help="show the version and exit",
     )
     found = parser.parse_args(list(arguments))
-    if not found.paths and found.files_from is None:
+    if found.check and (found.paths or found.files_from is not None or found.output is not None):
+        parser.error("--check takes no images and no --output")
+    if not found.check and not found.paths and found.files_from is None:
         parser.error("no image given: name files, directories or patterns, or use --files-from")
     if found.null and found.files_from is None:
         parser.error("-0 goes with --files-from")
@@ -131,11 +178,21 @@ def parse(arguments: Sequence[str]) -> Options:
 
 def _count(most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > 9 or not 1 <= int(text) <= most:
+        if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"a whole number from 1 to {most:,} expected, found {text!r}")
         return int(text)
 
     return read
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text) if text.isascii() else 0.0
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"a number above 0 and at most 1 expected, found {text!r}")
+    return value
 
 
 def _packaged_text() -> str:

@@ -157,13 +157,17 @@ def _read(path: Path, limit: int) -> bytes:
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
     try:
-        if path.is_symlink():
-            raise _not_regular(path, stat.S_IFLNK)
-        with open(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # first: opening alone can act on a device
+            raise _not_regular(path, mode)
+        descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise _not_regular(path, status.st_mode)
-            data = file.read(limit + 1)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror or e})") from e
     if len(data) > limit:

@@ -13,16 +13,14 @@ import json
 import logging
 import os
 import platform
-import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import one_line
 
-__all__ = ["Cache", "cache_directory", "graph_files"]
+__all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 
 logger = logging.getLogger("organ_infer")
 
@@ -46,6 +44,23 @@ def cache_directory() -> Path | None:
         return user_cache_path("organ_infer", appauthor=False)
     except (ImportError, OSError, RuntimeError):  # RuntimeError: no home directory
         return None
+
+
+def describe_cache() -> str:
+    """Where the cache is and what it holds, in words."""
+    root = cache_directory()
+    if root is None:
+        return f"none ({VARIABLE} is empty)" if os.environ.get(VARIABLE) == "" else "none (no place for it)"
+    try:
+        if not _safe_root(root):
+            return f"{root}, not used: other users may write there (chmod go-w it)"
+        entries = list(root.glob(f"{PREFIX}*"))
+        size = sum(path.stat().st_size for entry in entries for path in entry.iterdir())
+    except FileNotFoundError:
+        return f"{root}, not there yet"
+    except OSError as e:
+        return f"{root}, not used: {one_line(e)}"
+    return f"{root}, {len(entries)} bundles, {size / 1e6:.1f} MB"
 
 
 def graph_files(name: str) -> tuple[str, str]:
@@ -96,6 +111,8 @@ class Cache:
     def making(self, files: Iterable[Path], graphs: Iterable[str]) -> Iterator[Path | None]:
         """A directory to save optimised graphs in, as `graph_files` names them; it becomes the entry at the end, where
         all of them are there. None where nothing can be kept. To be entered before `files` are read and verified."""
+        import tempfile  # imported where something is made: a small bundle does without, and starts sooner
+
         folder, files = None, list(files)
         try:
             identities = _identities(files)
@@ -111,7 +128,7 @@ class Cache:
                 self._keep(folder, files, identities, list(graphs))
         finally:
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     def _keep(
         self, folder: Path, files: list[Path], identities: dict[str, list[int]], graphs: list[str]
@@ -134,7 +151,7 @@ class Cache:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.entry, old)
             os.rename(folder, self.entry)
-            shutil.rmtree(self.entry / old.name, ignore_errors=True)
+            _remove(self.entry / old.name)
         except OSError as e:
             logger.info("nothing is kept in the cache %s (%s)", self.root, one_line(e))
         with contextlib.suppress(OSError):  # as where another process does the same
@@ -149,7 +166,13 @@ class Cache:
         begun = {path: path.stat().st_mtime for path in self.root.glob(f"{PARTIAL}*.partial")}
         abandoned = [path for path, at in begun.items() if at < time.time() - ABANDONED]
         for path in {*used, *abandoned} - {*kept}:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _identities(files: Iterable[Path]) -> dict[str, list[int]]:

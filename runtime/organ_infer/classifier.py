@@ -10,18 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Manifest, packaged_bundle
+from .doubts import WHOLE_SIDE, doubts_of_packed, doubts_of_shape
 from .ensemble import Probabilities, open_ensemble
 from .errors import ImageError, InputError, OrganInferError, one_line
-from .images import DTYPES, PIXEL_LIMIT, Slice, check_size, read_image
+from .images import DTYPES, FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, check_size, open_slices
 from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
-from .reading import Batch, batches, pack_slices, read_ahead, read_batch
+from .reading import Batch, batches, pack_slices, read_ahead, read_batches
 from .results import ImageFailure, Prediction
 from .session import DEVICES, THREAD_LIMIT, thread_count
+from .shifts import shifted_mean
 
 __all__ = ["OrganClassifier"]
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
+PIXEL_MOST, FILE_MOST = 65_535**2, 1 << 50
+PLAIN_FILE = 1 << 20  # bytes of the largest file that is read in C
 
 
 class OrganClassifier:
@@ -30,7 +34,8 @@ class OrganClassifier:
     bundle: a directory, or None for the packaged one. device: `auto`, `cpu` or `cuda`. threads: of onnxruntime, by
     default what the affinity mask and the container's quota allow. batch_size: slices a run, at most.
     orientation: how given slices lie ("PL": rows run to the back, columns to the left), to be turned to the model's;
-    by default they are taken as stored.
+    by default they are taken as stored. tta: test-time augmentation, each slice's probabilities are the mean over five
+    views, as it is and shifted by one pixel up, down, left and right: five times the work.
 
     Belongs to the process that made it: a forked child makes its own, and unpickling opens the bundle again.
     Raises BundleError, DeviceError, InputError.
@@ -44,25 +49,29 @@ class OrganClassifier:
         threads: int | None = None,
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
+        tta: bool = False,
     ) -> None:
         if device not in DEVICES:
             raise InputError(f"device: one of {', '.join(DEVICES)} expected, found {device!r}")
         if threads is not None:
             _check_count("threads", threads, THREAD_LIMIT)
         _check_count("batch_size", batch_size, BATCH_LIMIT)
+        if not isinstance(tta, bool):
+            raise InputError(f"tta: True or False expected, found {one_line(repr(tta))}")
         self._options: dict[str, Any] = {
             "bundle": None if bundle is None else os.path.abspath(bundle),
             "device": device,
             "threads": threads,
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
+            "tta": tta,
         }
         self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
             packaged_bundle() if bundle is None else bundle, device=device, threads=self._threads
         )
         self.manifest: Manifest = self._ensemble.manifest
-        self._batch_size = batch_size
+        self._batch_size, self._tta = batch_size, tta
         self._given: Orientation | None = self._options["orientation"]
         if self._given:
             self._check_turn(self._given, InputError)
@@ -86,46 +95,64 @@ class OrganClassifier:
         images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays
         and Pillow images. Raises InputError for anything else, and for none at all.
         """
-        return self._classify([piece.pixels for piece in self._slices(images)]).astype(np.float32)
+        packed = self._packed([piece.pixels for piece in self._slices(images)])
+        return np.concatenate([self._probabilities(some) for some in packed]).astype(np.float32)
 
     def predict(self, images: Any) -> list[Prediction]:
         """One Prediction a slice; `images` as in `predict_proba`, one slice gives a list of one."""
         slices = self._slices(images)
-        rows = self._classify([piece.pixels for piece in slices])
-        return self._predictions(rows, [None] * len(slices), [piece.warnings for piece in slices])
+        found: list[Prediction] = []
+        for packed in self._packed([piece.pixels for piece in slices]):
+            said = [piece.warnings for piece in slices[len(found) : len(found) + len(packed)]]
+            found += self._predictions(packed, [None] * len(packed), said)
+        return found
 
     def predict_paths(
-        self, paths: Iterable[str | os.PathLike[str]], *, pixel_limit: int = PIXEL_LIMIT
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        pixel_limit: int = PIXEL_LIMIT,
+        file_limit: int = FILE_LIMIT,
     ) -> Iterator[Prediction | ImageFailure]:
-        """For each path, in order, a Prediction, or an ImageFailure where it cannot be read. Lazy: files are read a
-        batch at a time, and memory does not grow with the number of paths.
+        """For each path, in order, a Prediction, or an ImageFailure where it cannot be read; for a file of many slices
+        one each, by the names of `path#0`, `path#1`, ..., which can be given as paths too. Lazy: slices are read a
+        batch at a time, and memory does not grow with the number of paths or of slices.
 
         Of a sequence, the next batch is read in a thread meanwhile. Any other iterable is only asked for paths when
         the results before them have been given, for it may have to wait for them.
+
+        pixel_limit: of a slice; file_limit: bytes of a file, and of what is compressed in it. More is not read.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise InputError(f"a sequence of paths expected, found one ({paths!r}): pass [path]")
-        return self._predict_paths(paths, pixel_limit)
+        _check_count("pixel_limit", pixel_limit, PIXEL_MOST)
+        _check_count("file_limit", file_limit, FILE_MOST)
+        return self._predict_paths(paths, Limits(pixel_limit, file_limit))
 
     def _predict_paths(
-        self, paths: Iterable[str | os.PathLike[str]], pixel_limit: int
+        self, paths: Iterable[str | os.PathLike[str]], limits: Limits
     ) -> Iterator[Prediction | ImageFailure]:
+        in_c = self._given is None and limits.file_bytes >= PLAIN_FILE
         read = partial(
-            read_batch,
+            read_batches,
+            size=self._batch_size,
             how=self.manifest.input,
-            load=lambda name: self._oriented(read_image(name, pixel_limit=pixel_limit)),
-            plain=self._given is None,
-            pixel_limit=pixel_limit,
+            load=lambda name: open_slices(name, limits),
+            turn=self._oriented,
+            plain=min(limits.pixels, WHOLE_SIDE**2 - 1)
+            if in_c
+            else 0,  # larger ones are looked at one by one
             threads=self._threads,
         )
         found: Generator[Batch, None, None]
         if isinstance(paths, Sequence):
             found = read_ahead(paths, self._batch_size, read)
         else:
-            found = (read(some) for some in batches(paths, self._batch_size))
+            found = (batch for some in batches(paths, self._batch_size) for batch in read(some))
         with closing(found):
             for batch in found:
                 yield from self._results(batch)
+                self._ensemble.check_process()  # a fork has not the thread that reads
 
     def _results(self, batch: Batch) -> Iterator[Prediction | ImageFailure]:
         whole = [
@@ -133,17 +160,23 @@ class OrganClassifier:
             for name, said in zip(batch.names, batch.words, strict=True)
             if not isinstance(said, str)
         ]
-        rows = self._ensemble.probabilities(batch.packed) if whole else np.empty((0, len(self.classes)))
-        predictions = iter(self._predictions(rows, [name for name, _ in whole], [said for _, said in whole]))
+        predictions = iter(
+            self._predictions(batch.packed, [name for name, _ in whole], [said for _, said in whole])
+            if whole
+            else ()
+        )
         for name, said in zip(batch.names, batch.words, strict=True):
             yield ImageFailure(name, said) if isinstance(said, str) else next(predictions)
 
-    def _classify(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
-        """Slices (H, W) -> float64 (N, classes)."""
-        size, answers = self._batch_size, self._ensemble.probabilities
-        return np.concatenate(
-            [answers(self._pack(slices[i : i + size])) for i in range(0, len(slices), size)]
-        )
+    def _packed(self, slices: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
+        """Slices (H, W) -> float32 (N, 1, S, S), a batch at a time."""
+        for i in range(0, len(slices), self._batch_size):
+            yield self._pack(slices[i : i + self._batch_size])
+
+    def _probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
+        """packed: float32 (N, 1, S, S), a batch -> float64 (N, classes)."""
+        answers = self._ensemble.probabilities
+        return shifted_mean(answers, packed) if self._tta else answers(packed)
 
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """One pass for each dtype among them."""
@@ -160,9 +193,11 @@ class OrganClassifier:
         return packed
 
     def _predictions(
-        self, rows: Probabilities, paths: Sequence[str | None], warnings: Sequence[tuple[str, ...]]
+        self, packed: NDArray[np.float32], paths: Sequence[str | None], warnings: Sequence[tuple[str, ...]]
     ) -> list[Prediction]:
-        """rows: float64 (N, classes)."""
+        """packed: float32 (N, 1, S, S), a batch."""
+        rows = self._probabilities(packed)
+        doubts = doubts_of_packed(packed, self.manifest.input)
         merged = np.zeros((len(rows), len(self._organ_names)))  # (N, organs), the two sides added
         for column, organ in zip(rows.T, self._organ_of, strict=True):
             merged[:, organ] += column
@@ -178,10 +213,10 @@ class OrganClassifier:
                 probabilities=tuple(probabilities),
                 organ=self._organ_names[organ],
                 organ_probability=probability,
-                warnings=said,
+                warnings=said + doubt,
             )
-            for path, said, index, probabilities, organ, probability in zip(
-                paths, warnings, *(column.tolist() for column in columns), strict=True
+            for path, said, doubt, index, probabilities, organ, probability in zip(
+                paths, warnings, doubts, *(column.tolist() for column in columns), strict=True
             )
         ]
 
@@ -220,6 +255,8 @@ class OrganClassifier:
             raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
         if image.dtype.name not in DTYPES:
             raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
+        if np.ma.is_masked(image):
+            raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
         if image.ndim not in ((2, 3) if stack else (2,)):
             raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
         if image.ndim == 3 and image.shape[-1] in (3, 4):
@@ -233,19 +270,20 @@ class OrganClassifier:
                 raise InputError(f"{where}: {e}") from e
 
     def _oriented(self, piece: Slice) -> Slice:
-        """Turned as the model takes it: by what the file says, else by `orientation=`, else as stored. Raises
-        ImageError."""
+        """Turned as the model takes it: by what the file says, else by `orientation=`, else as stored. What its size
+        says is added to what was said of it. Raises ImageError."""
         if piece.pixels.dtype == np.int16 and self.manifest.input.window is None:
             raise ImageError(
                 "Hounsfield units (int16), and this model takes no window: pass 8- or 16-bit gray"
             )
-        given = piece.orientation or self._given
-        if given is None:
-            return piece
-        self._check_turn(given, ImageError)
-        wanted = self.manifest.input.orientation
-        assert wanted is not None
-        return Slice(turn(piece.pixels, given, wanted), piece.warnings)
+        pixels, given = piece.pixels, piece.orientation or self._given
+        said = piece.warnings + doubts_of_shape(*pixels.shape)
+        if given is not None:
+            self._check_turn(given, ImageError)
+            wanted = self.manifest.input.orientation
+            assert wanted is not None
+            pixels = turn(pixels, given, wanted)
+        return Slice(pixels, said)
 
     def _check_turn(self, given: Orientation, error: type[OrganInferError]) -> None:
         wanted = self.manifest.input.orientation
@@ -273,7 +311,7 @@ class OrganClassifier:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._options,)
+        return _reopen, (type(self), self._options)
 
     def __repr__(self) -> str:
         state = "closed" if self._ensemble.closed else self.providers[0]
@@ -283,8 +321,8 @@ class OrganClassifier:
 _WANTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
 
 
-def _reopen(options: dict[str, Any]) -> OrganClassifier:
-    return OrganClassifier(**options)
+def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
+    return kind(**options)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

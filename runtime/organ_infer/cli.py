@@ -20,7 +20,7 @@ __all__ = ["main"]
 ALL, SOME, NOTHING = 0, 1, 2
 _SIGNALS = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
 CHUNK = 1 << 14  # characters of results that wait to be written together,
-DELAY = 0.2  # seconds at most
+DELAY = 0.2  # seconds at most, where no path is waited for
 AHEAD = 16  # batches of paths taken at once, unless they may have to be waited for
 
 
@@ -38,6 +38,7 @@ class _Signals:
     def __init__(self) -> None:
         self.writer: Writer | None = None
         self.pending: int | None = None
+        self.raised: int | None = None
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -58,11 +59,15 @@ class _Signals:
         if self.writer is not None and self.writer.busy and self.pending is None:
             self.pending = number
         else:
+            self.raised = number
             raise Stopped(number)
 
     def check(self) -> None:
-        if self.pending is not None:
-            raise Stopped(self.pending)
+        """Stop where a signal waits, or where what it raised became something else or nothing, as in the import of an
+        extension module."""
+        number = self.raised if self.pending is None else self.pending
+        if number is not None:
+            raise Stopped(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .progress import Messages
 
             messages = Messages()
-            return _main(sys.argv[1:] if arguments is None else arguments, messages, signals)
+            try:
+                return _main(sys.argv[1:] if arguments is None else arguments, messages, signals)
+            except Exception:
+                signals.check()
+                raise
         except Stopped as e:
             return _stopped(e.number, messages)
         except MemoryError:
@@ -119,20 +128,35 @@ def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
-        images = _some(options, messages)
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed")
+        if options.check:
+            return _check(options, messages)
+        images = _some(options, messages)
         writer = signals.writer = Writer(options.output)
         return _classify(options, images, messages, writer, signals)
     except ClosedPipe:
         return ALL
     except (UsageError, OrganInferError, OutputError) as e:
+        signals.check()
         if writer is not None:
             writer.discard()
         messages.error(str(e))
         return NOTHING
     finally:
         messages.end()
+
+
+def _check(options: "Options", messages: "Messages") -> int:
+    from .check import check
+    from .output import Writer
+
+    with _library_words(messages):
+        lines, wrong = check(options)
+    Writer(None).write("".join(f"{line}\n" for line in lines))
+    for line in wrong:
+        messages.error(line)
+    return NOTHING if wrong else ALL
 
 
 def _flushed(code: int) -> int:
@@ -178,55 +202,51 @@ def _classify(
             threads=options.threads,
             batch_size=options.batch_size,
             orientation=options.orientation,
+            tta=options.tta,
         ) as classifier,
     ):
         task = classifier.manifest.task
-        if options.top is not None and options.top > len(task.classes):
-            raise UsageError(f"--top {options.top}: the model has {len(task.classes)} classes")
+        organs = task.organs() if options.organs else None
+        listed = organs if organs and options.format == "text" else task.classes
+        if options.top is not None and options.top > (count := len(set(listed))):
+            kind = "organs" if listed is organs else "classes"
+            raise UsageError(f"--top {options.top}: the model has {count} {kind}")
         if options.bundle is None:
             article = "an" if task.view[0] in "aeiou" else "a"
             messages.note(
                 f"using the packaged {classifier.manifest.name}, {article} {task.view} model trained on"
                 f" {dataset_name(task.dataset)}; --bundle takes another"
             )
-        head, row = row_format(options.format, task.classes, options.top)
+        head, row = row_format(options.format, task.classes, options.top, organs, options.min_probability)
         counted = messages.bar and options.files_from is None and not any(map(os.path.isdir, options.paths))
         total = len(options.paths) if counted else None
         waits = options.files_from is not None and not os.path.isfile(options.files_from)
-        results = _results(classifier, images, None if waits else AHEAD * options.batch_size)
-        return _write(results, head, row, options, messages, writer, signals, total)
+        limits = {"pixel_limit": options.pixel_limit, "file_limit": options.file_limit}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        results = _results(classifier, images, None if waits else AHEAD * options.batch_size, given)
+        delay = 0.0 if waits else DELAY  # the next path may never come
+        return _write(results, head, row, options, messages, writer, signals, total, delay)
 
 
 def _results(
-    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None
+    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None, limits: dict[str, int]
 ) -> "Iterator[Prediction | ImageFailure]":
-    """One result each, in order: what stands for nothing keeps its place between what is classified. `at_once`: how
-    many paths are taken together, so that files are read ahead; None: each when it is needed."""
-    from collections import deque
-    from itertools import islice
+    """The results in order: what stands for nothing keeps its place between what is classified. `at_once`: how many
+    paths are taken together, so that files are read ahead; None: each when it is needed."""
+    from itertools import groupby, islice
 
     from .results import ImageFailure
 
-    order: deque[Found] = deque()
-
-    def paths() -> Iterator[str]:
-        for item in images:
-            order.append(item)
-            if item.error is None:
-                yield item.path
-
-    def failures() -> Iterator[ImageFailure]:
-        while order and order[0].error is not None:
-            item = order.popleft()
-            yield ImageFailure(item.path, item.error or "")
-
-    names = paths()
-    for some in [names] if at_once is None else iter(lambda: list(islice(names, at_once)), []):
-        for result in classifier.predict_paths(some):
-            yield from failures()
-            order.popleft()
-            yield result
-    yield from failures()
+    for nothing, some in groupby(images, lambda item: item.error is not None):
+        if nothing:
+            yield from (ImageFailure(item.path, item.error or "") for item in some)
+            continue
+        names = (item.path for item in some)
+        if at_once is None:
+            yield from classifier.predict_paths(names, **limits)
+            continue
+        while part := list(islice(names, at_once)):
+            yield from classifier.predict_paths(part, **limits)
 
 
 def _write(
@@ -238,6 +258,7 @@ def _write(
     writer: "Writer",
     signals: _Signals,
     total: int | None,
+    delay: float,
 ) -> int:
     from time import monotonic
 
@@ -255,11 +276,13 @@ def _write(
                 for warning in result.warnings:
                     messages.note(f"warning: {result.path}: {warning}")
             waiting += row(result)
-            if len(waiting) >= CHUNK or monotonic() - written >= DELAY:
+            if len(waiting) >= CHUNK or monotonic() - written >= delay:
                 ready, waiting, written = waiting, "", monotonic()
                 writer.write(ready)
                 signals.check()
-            messages.progress(done, failed, total)
+            messages.progress(
+                done, failed, total if total and done <= total else None
+            )  # a file may hold many
     except Stopped:
         writer.write(waiting)
         raise
@@ -271,9 +294,11 @@ def _write(
 
 @contextmanager
 def _library_words(messages: "Messages") -> Iterator[None]:
-    """What the library logs as a warning becomes a line here; Pillow's own warnings are not for users."""
+    """What the library logs as a warning becomes a line here; Pillow's and onnxruntime's own words are not for users."""
     import logging
     import warnings
+
+    from . import loading
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -282,6 +307,7 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     log, handler = logging.getLogger("organ_infer"), Lines(logging.WARNING)
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
+    loading.silent = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -289,3 +315,4 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagated
+        loading.silent = False

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .bundle import Listed, Manifest, Member, list_bundle
 from .cache import Cache, cache_directory, graph_files
 from .errors import DeviceError, OrganInferError
+from .installed import installed_version
 from .session import Session, choose_device, import_onnxruntime, logger
 
 if TYPE_CHECKING:
@@ -29,24 +30,59 @@ Probabilities = NDArray[np.float64]
 def open_ensemble(directory: str | os.PathLike[str], *, device: str, threads: int) -> "Ensemble":
     """Open the graphs that a bundle holds for `device` (`auto`, `cpu` or `cuda`). Raises BundleError, DeviceError."""
     listed = list_bundle(directory)
-    ort = import_onnxruntime()
-    chosen = choose_device(ort, device)
-    if chosen == "cuda":
-        try:
-            return _opened(listed, ort, "cuda", threads)
-        except DeviceError as e:
-            if device != "auto":
-                raise
-            logger.warning("running on the CPU: %s", e)
-    return _opened(listed, ort, "cpu", threads)
+    with _Kept(listed, device) as kept:  # looked for while onnxruntime loads
+        ort = import_onnxruntime()
+        chosen = choose_device(ort, device)
+        if chosen == "cuda":
+            try:
+                return _opened(listed, ort, "cuda", threads, None)
+            except DeviceError as e:
+                if device != "auto":
+                    raise
+                logger.warning("running on the CPU: %s", e)
+        return _opened(listed, ort, "cpu", threads, kept)
 
 
-def _opened(listed: Listed, ort: ModuleType, device: str, threads: int) -> "Ensemble":
+class _Kept:
+    """The optimised graphs of a bundle in the cache; the hashing of them goes on beside the import of onnxruntime."""
+
+    def __init__(self, listed: Listed, device: str) -> None:
+        self._listed = listed
+        self._root = (
+            cache_directory() if sum(e.bytes for e in listed.manifest.forms("cpu")) >= CACHED_FROM else None
+        )
+        self._version = installed_version("onnxruntime")
+        self._workers: ThreadPoolExecutor | None = None
+        if self._root and self._version and device != "cuda" and not installed_version("onnxruntime-gpu"):
+            self._workers = _workers(1)
+            self._found = self._workers.submit(self._find, self._version)
+
+    def __enter__(self) -> "_Kept":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+
+    def look(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
+        """The bundle's cache for this version of onnxruntime, and what it holds."""
+        if self._workers is not None and version == self._version:
+            return self._found.result()
+        return self._find(version)
+
+    def _find(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
+        if self._root is None:
+            return None, None
+        cache = Cache(self._root, self._listed.directory, self._listed.sha256, version)
+        return cache, cache.find(self._listed.files())
+
+
+def _opened(listed: Listed, ort: ModuleType, device: str, threads: int, looked: _Kept | None) -> "Ensemble":
     forms = listed.manifest.forms(device)
     side_by_side = min(len(forms), threads) if device == "cpu" else 1
     share = max(1, threads // side_by_side)
     names = [entry.file for entry in forms]
-    cache = _cache(listed, ort) if device == "cpu" and sum(e.bytes for e in forms) >= CACHED_FROM else None
+    cache, kept = looked.look(ort.__version__) if looked else (None, None)
 
     def session(entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None) -> Session:
         return Session(
@@ -59,7 +95,6 @@ def _opened(listed: Listed, ort: ModuleType, device: str, threads: int) -> "Ense
             save=save,
         )
 
-    kept = cache.find(listed.files()) if cache else None
     if kept is not None and all(name in kept for name in names):
         try:
             with _workers(threads) as workers:
@@ -83,11 +118,6 @@ def _opened(listed: Listed, ort: ModuleType, device: str, threads: int) -> "Ense
                 (folder / optimised).unlink(missing_ok=True)
                 sessions.append(session(entry, data))
     return Ensemble(listed.manifest, forms, sessions, side_by_side)
-
-
-def _cache(listed: Listed, ort: ModuleType) -> Cache | None:
-    root = cache_directory()
-    return Cache(root, listed.directory, listed.sha256, ort.__version__) if root else None
 
 
 @contextlib.contextmanager
@@ -129,7 +159,7 @@ class Ensemble:
 
     def probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
         """packed: float32 (N, 1, S, S) -> float64 (N, classes), the mean over the networks."""
-        self._sessions[0].check_process()  # a fork has neither the lock's holder nor the workers
+        self.check_process()  # a fork has neither the lock's holder nor the workers
         with self._counting:
             if self._closed:
                 raise OrganInferError("this classifier is closed: open another OrganClassifier")
@@ -145,6 +175,10 @@ class Ensemble:
                 self._running -= 1
                 self._free()
         return sum(found[1:], start=found[0]) / len(found)
+
+    def check_process(self) -> None:
+        """Raises OrganInferError in another process than the one that opened the networks."""
+        self._sessions[0].check_process()
 
     def close(self) -> None:
         """Free the networks, once the predictions under way in other threads have ended. Closing twice is fine."""

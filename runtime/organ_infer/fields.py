@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .errors import BundleError
+from .errors import BundleError, printable
 
-__all__ = ["MANIFEST_FILE", "FieldReader", "parse_json"]
+__all__ = ["MANIFEST_FILE", "FieldReader", "clipped", "parse_json"]
 
 MANIFEST_FILE = "manifest.json"
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+DEPTH_LIMIT = 32  # of objects and lists whose keys are free
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -22,9 +23,14 @@ def parse_json(text: str | bytes, where: str) -> Any:
             text = text.decode("utf-8")
         return json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as e:
-        raise BundleError(
-            f"{where}: not valid JSON ({e or 'nested too deeply'}): export the bundle again"
-        ) from e
+        reason = "nested too deeply" if isinstance(e, RecursionError) else clipped(str(e), 120)
+        raise BundleError(f"{where}: not valid JSON ({reason}): export the bundle again") from e
+
+
+def clipped(text: str, most: int = 60) -> str:
+    """For an error's line: control characters escaped, no longer than `most`."""
+    text = printable(text)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,9 +55,13 @@ class FieldReader:
         self.where = where
 
     def refuse(self, key: str, expected: str, found: Any) -> BundleError:
-        shown = json.dumps(found, ensure_ascii=True, default=str)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return BundleError(f"{self.where}: {key} must be {expected}, found {shown}: export the bundle again")
+        try:
+            shown = json.dumps(found, ensure_ascii=True, default=str)
+        except RecursionError:  # what was just read may be too deep to be written from here
+            shown = "what is nested too deeply"
+        return BundleError(
+            f"{self.where}: {key} must be {expected}, found {clipped(shown)}: export the bundle again"
+        )
 
     # Plain values: `key` is the dotted place in the manifest.
 
@@ -94,18 +104,20 @@ class FieldReader:
         return value
 
     def open_object(self, value: Any, key: str) -> dict[str, Any]:
-        """A JSON object with free keys; numbers must be finite (1e999 reads as infinity)."""
+        """A JSON object with free keys, not too deep to be copied; numbers must be finite (1e999 reads as infinity)."""
         if not isinstance(value, dict):
             raise self.refuse(key, "an object", value)
-        waiting: list[tuple[str, Any]] = [(key, value)]
+        waiting: list[tuple[str, Any, int]] = [(key, value, 1)]
         while waiting:
-            place, item = waiting.pop()
+            place, item, depth = waiting.pop()
             if isinstance(item, float) and not math.isfinite(item):
                 raise self.refuse(place, "a finite number", str(item))
+            if depth > DEPTH_LIMIT:
+                raise self.refuse(key, f"nested at most {DEPTH_LIMIT} deep", item)
             if isinstance(item, dict):
-                waiting.extend((f"{place}.{name}", child) for name, child in item.items())
+                waiting.extend((f"{place}.{clipped(n)}", child, depth + 1) for n, child in item.items())
             elif isinstance(item, list):
-                waiting.extend((f"{place}[{i}]", child) for i, child in enumerate(item))
+                waiting.extend((f"{place}[{i}]", child, depth + 1) for i, child in enumerate(item))
         return value
 
     def optional(self, value: Any, key: str, read: Callable[[Any, str], T]) -> T | None:

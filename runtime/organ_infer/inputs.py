@@ -37,7 +37,7 @@ def find(options: Options) -> Iterator[Found]:
 
 def _argument(path: str, recursive: bool) -> Iterator[Found]:
     """A path of the command line; what exists is never a pattern."""
-    if not glob.has_magic(path) or os.path.lexists(path):
+    if not glob.has_magic(path) or os.path.lexists(path) or _is_slice(path):
         yield from _one(path, recursive)
         return
     names = sorted(glob.iglob(path), key=os.fsencode)  # no **, which follows links round in circles
@@ -45,6 +45,12 @@ def _argument(path: str, recursive: bool) -> Iterator[Found]:
         yield from _one(name, recursive)
     if not names:
         yield Found(path, "no file matches this pattern", nothing=True)
+
+
+def _is_slice(path: str) -> bool:
+    from .images import split_frame
+
+    return split_frame(path)[1] is not None
 
 
 def _one(path: str, recursive: bool) -> Iterator[Found]:

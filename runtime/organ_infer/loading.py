@@ -13,6 +13,10 @@ __all__ = ["TELEMETRY_VARIABLE", "both_wheels_installed", "import_onnxruntime", 
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
+# Set by the command, whose process is its own: onnxruntime's default logger, one for all sessions of a process, is
+# silenced, for what it writes to standard error about a GPU that does not start is raised as well.
+silent = False
+
 
 def import_onnxruntime() -> ModuleType:
     """The onnxruntime module. Raises DeviceError with the command that installs it."""
@@ -30,6 +34,8 @@ def import_onnxruntime() -> ModuleType:
     getattr(
         onnxruntime, "disable_telemetry_events", lambda: None
     )()  # where the program had imported it before
+    if silent:
+        onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 
 

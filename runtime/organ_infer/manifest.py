@@ -4,13 +4,15 @@
 `Manifest.to_json` writes only what `from_json` would accept.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import BundleError
-from .fields import MANIFEST_FILE, FieldReader, parse_json
+from .fields import MANIFEST_FILE, FieldReader, clipped, parse_json
 
 __all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Task"]
 
@@ -25,6 +27,11 @@ PRECISIONS = ("fp32", "fp16", "int8")
 CUDA_ORDER = ("fp16", "fp32", "int8")
 OUTPUTS = ("logits", "probabilities")
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}  # DICOM letter -> patient axis
+
+# A checksum of the manifest's own text, in `training`: no other file can hold it (C3). Its 64 digits count as zeros.
+SEAL = "seal"
+SEAL_WORDS = "sha256 of this file with zeros here: "
+SEALED = re.compile(SEAL_WORDS + "([0-9a-f]{64})")
 
 # the keys in the order they are written
 ORDER = "format name task input members merged combine temperature metrics training card licence"
@@ -128,21 +135,31 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as text, checked as a reader would check it. Raises BundleError."""
         values = asdict(self)
+        blank = SEAL_WORDS + "0" * 64
+        values["training"] = {**values["training"], SEAL: blank}
         try:
             text = json.dumps(
                 {key: values[key] for key in ORDER.split()}, indent=1, ensure_ascii=False, allow_nan=False
             )
-        except (TypeError, ValueError) as e:
+            digest = hashlib.sha256(f"{text}\n".encode()).hexdigest()
+        except (TypeError, ValueError, RecursionError) as e:
             raise BundleError(f"manifest: {e}: every value must be plain, finite JSON") from e
+        before, _, after = text.rpartition(blank)
+        text = f"{before}{SEAL_WORDS}{digest}{after}\n"
         Manifest.from_json(text)
-        return text + "\n"
+        return text
 
     @staticmethod
     def from_json(text: str | bytes, where: str = MANIFEST_FILE) -> "Manifest":
         """Read and check a manifest; `where` names it in errors. Raises BundleError."""
         if len(text) > MANIFEST_LIMIT:
             raise BundleError(f"{where}: {len(text):,} bytes, at most {MANIFEST_LIMIT:,} are read")
-        return _Reader(where).manifest(parse_json(text, where))
+        return _Reader(where).manifest(parse_json(text, where), text)
+
+
+def _blanked(data: bytes, digits: bytes) -> bytes:
+    before, _, after = data.rpartition(digits)
+    return before + b"0" * len(digits) + after
 
 
 class _Reader(FieldReader):
@@ -157,19 +174,20 @@ class _Reader(FieldReader):
         for name in value:
             if name not in valid:
                 raise BundleError(
-                    f"{self.where}: unknown key {prefix + name!r}; valid ones are {', '.join(valid)}"
+                    f"{self.where}: unknown key {clipped(prefix + name)!r}; valid ones are {', '.join(valid)}"
                 )
         for name in valid:
             if name not in value:
                 raise BundleError(f"{self.where}: key {prefix + name!r} is missing: export the bundle again")
         return value
 
-    def manifest(self, data: Any) -> Manifest:
+    def manifest(self, data: Any, text: str | bytes) -> Manifest:
         if not isinstance(data, dict):
             raise self.refuse("the manifest", "an object", data)
         if "format" in data:
             self.format(data["format"])
         top = self.keys(data, "", Manifest)
+        training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
         manifest = Manifest(
@@ -182,7 +200,7 @@ class _Reader(FieldReader):
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
             temperature=self.number(top["temperature"], "temperature", 0.01, 100),
             metrics=self.open_object(top["metrics"], "metrics"),
-            training=self.open_object(top["training"], "training"),
+            training=training,
             card=self.card(top["card"], "card"),
             licence=self.text(top["licence"], "licence"),
         )
@@ -194,14 +212,34 @@ class _Reader(FieldReader):
         for name in names:
             if names.count(name) > 1:
                 raise BundleError(f"{self.where}: file {name!r} is listed twice: one file a graph")
-        return manifest
+        return replace(manifest, training=self.unsealed(training, text))
+
+    def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
+        """`training` without the seal, which must be the text's own. One without is not required to have it; a key or a
+        value that was damaged still tells by the other."""
+        marks = {
+            key: value
+            for key, value in training.items()
+            if key == SEAL or (isinstance(value, str) and value.startswith(SEAL_WORDS))
+        }
+        if not marks:
+            return training
+        value = marks.get(SEAL)
+        found = SEALED.fullmatch(value) if len(marks) == 1 and isinstance(value, str) else None
+        data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        if found is None or hashlib.sha256(_blanked(data, found[1].encode())).hexdigest() != found[1]:
+            raise BundleError(
+                f"{self.where}: changed since it was written, its sha256 is not the one in training.{SEAL}: copy or export"
+                f" the bundle again, or take that key out if the change is meant"
+            )
+        return {key: value for key, value in training.items() if key != SEAL}
 
     def format(self, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refuse("format", f"the number {FORMAT}", value)
         if value != FORMAT:
             raise BundleError(
-                f"{self.where}: bundle format {value}, this organ-infer reads format {FORMAT}: a later release reads it"
+                f"{self.where}: bundle format {clipped(str(value))}, this organ-infer reads format {FORMAT}: a later release reads it"
                 " (pip install --upgrade organ-infer)"
             )
 

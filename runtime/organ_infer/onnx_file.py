@@ -15,6 +15,7 @@ __all__ = ["DOMAINS", "GraphInfo", "MalformedFile", "Port", "check_graph", "read
 DOMAINS = ("", "ai.onnx")  # the operators of the ONNX standard; "" is its usual spelling
 FIELD_LIMIT = 1_000_000  # fields read in one file; weights belong in raw_data, one field a tensor
 DEPTH_LIMIT = 64  # nested messages (a subgraph costs three)
+KEY_LIMIT = 0xFFFF_FFFF  # a field's number and wire type
 FLOAT = 1  # TensorProto.DataType
 
 # message -> field number -> (name, kind); kind is a message here, or "text", "int", "bytes" (noted, not kept).
@@ -177,6 +178,8 @@ class _Walk:
             if self.fields > FIELD_LIMIT:
                 raise MalformedFile(f"more than {FIELD_LIMIT:,} fields")
             key, at = self.varint(at, end)
+            if key > KEY_LIMIT:  # read in 32 bits elsewhere, as another field's
+                raise MalformedFile("a field number of more than 29 bits")
             number, wire = key >> 3, key & 7
             start, value = at, 0
             if wire == 0:

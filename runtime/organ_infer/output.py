@@ -1,12 +1,12 @@
 """Results as text, csv or jsonl, written in whole lines to standard output or to a file that appears whole."""
 
 import contextlib
-import csv
 import errno
 import io
 import json
 import os
 import stat
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from .results import ImageFailure, Prediction
 __all__ = ["ClosedPipe", "OutputError", "Writer", "row_format"]
 
 Result = Prediction | ImageFailure
+UNCERTAIN = "uncertain"
 _CSV = ["path", "label", "probability", "organ", "organ_probability", "warnings", "error"]
 
 
@@ -27,10 +28,31 @@ class ClosedPipe(Exception):
     """Whoever read the results has gone."""
 
 
-def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str, Callable[[Result], str]]:
-    """What stands before the first row, and the function that writes a row, its newline with it."""
+def row_format(
+    name: str,
+    classes: Sequence[str],
+    top: int | None,
+    organs: Sequence[str] | None,
+    min_probability: float | None,
+) -> tuple[str, Callable[[Result], str]]:
+    """What stands before the first row, and the function that writes a row, its newline with it.
+
+    organs: each class's organ, where text shows organs and they are what `min_probability` judges; None: the labels.
+    """
     likeliest = top or 1
-    width = max(map(len, classes))
+    # As float32, as probabilities are: one that was copied from a row is equal to itself.
+    (least,) = struct.unpack("f", struct.pack("f", min_probability or 0.0))
+    shown = organs or classes
+    width = max(map(len, [*shown, UNCERTAIN] if least else shown))
+
+    def unsure(result: Prediction) -> bool:
+        return bool((result.organ_probability if organs else result.probability) < least)
+
+    def names(result: Prediction) -> tuple[str, str]:
+        """The label and the organ to be written."""
+        if not unsure(result):
+            return result.label, result.organ
+        return (result.label, UNCERTAIN) if organs else (UNCERTAIN, result.organ)
 
     def pairs(result: Prediction) -> list[tuple[str, float]]:
         if likeliest == 1:
@@ -38,21 +60,33 @@ def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str,
         order = sorted(range(len(classes)), key=lambda i: (-result.probabilities[i], i != result.index, i))
         return [(classes[i], result.probabilities[i]) for i in order[:likeliest]]
 
+    def organ_pairs(result: Prediction) -> list[tuple[str, float]]:
+        sums = dict.fromkeys(shown, 0.0)
+        for organ, probability in zip(shown, result.probabilities, strict=True):
+            sums[organ] += probability
+        sums[result.organ] = result.organ_probability
+        order = sorted(sums, key=lambda organ: (organ != result.organ, -sums[organ]))
+        return [(organ, sums[organ]) for organ in order[:likeliest]]
+
     def text(result: Result) -> str:
         if isinstance(result, ImageFailure):
             return ""  # named on standard error
-        listed = " ".join(f"{label:<{width}} {probability:.3f}" for label, probability in pairs(result))
+        found = organ_pairs(result) if organs else pairs(result)
+        if unsure(result):
+            found[0] = UNCERTAIN, found[0][1]
+        listed = " ".join(f"{label:<{width}} {probability:.3f}" for label, probability in found)
         return f"{listed} {printable(result.path or '')}\n"
 
     def csv_row(result: Result) -> str:
         if isinstance(result, ImageFailure):
             return _csv_line([result.path, "", "", "", "", "", result.error, *([""] * len(classes))])
+        label, organ = names(result)
         return _csv_line(
             [
                 result.path or "",
-                result.label,
+                label,
                 _number(result.probability),
-                result.organ,
+                organ,
                 _number(result.organ_probability),
                 "; ".join(result.warnings),
                 "",
@@ -63,12 +97,13 @@ def row_format(name: str, classes: Sequence[str], top: int | None) -> tuple[str,
     def jsonl(result: Result) -> str:
         if isinstance(result, ImageFailure):
             return _json_line({"path": result.path, "error": result.error})
+        label, organ = names(result)
         row: dict[str, object] = {
             "path": result.path,
-            "label": result.label,
+            "label": label,
             "index": result.index,
             "probability": _number(result.probability),
-            "organ": result.organ,
+            "organ": organ,
             "organ_probability": _number(result.organ_probability),
             "probabilities": dict(zip(classes, map(_number, result.probabilities), strict=True)),
             "warnings": list(result.warnings),
@@ -90,6 +125,8 @@ def _number(value: float) -> float:
 
 
 def _csv_line(values: Sequence[object]) -> str:
+    import csv  # the other formats start without
+
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue()

@@ -2,19 +2,32 @@
 
 import io
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile
 
 from .errors import ImageError, one_line
-from .images import Slice, check_size
+from .images import Found, Slice, Source, check_size, numbered
+from .truncation import check_end
 
-__all__ = ["read_picture", "slice_of"]
+__all__ = ["read_pictures", "slice_of"]
 
 Pixels = NDArray[Any]
 
+CHROMA = 10  # mean distance between a pixel's largest and smallest of red, green and blue from which it is in colour
+_PLUGINS = {
+    "PNG": "Png",
+    "JPEG": "Jpeg",
+    "TIFF": "Tiff",
+    "BMP": "Bmp",
+    "GIF": "Gif",
+    "PPM": "Ppm",
+    "WEBP": "WebP",
+    "JPEG2000": "Jpeg2K",
+}
 # EXIF orientation -> the pixels as they should be seen
 _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda p: p[:, ::-1],
@@ -26,56 +39,120 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda p: p.T[::-1],
 }
 _EXIF_ORIENTATION = 0x0112
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SIGN = 258, 262, 339
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE, _TIFF_SIGN = 258, 262, (322, 323), 339
+_PNG_GRAY_ALPHA_16, _PNG_RGBA_8 = b"\x10\4", b"\x08\6"  # depth and colour type
 
 
-def read_picture(data: bytes, name: str, limit: int) -> Slice:
-    """Decode one picture of Pillow's format `name`. Verified first, then opened again and loaded: loading alone
-    passes over some damaged checksums. Raises ImageError, or what Pillow raises."""
-    try:
-        opened = Image.open(io.BytesIO(data), formats=[name])
-    except UnidentifiedImageError as e:
-        raise ImageError(f"{name}: damaged, its header cannot be read") from e
-    with opened as image:
-        check_size(*image.size, limit)
+def read_pictures(source: Source) -> Found:
+    """The frames of a picture. Verified first, then opened again and loaded: loading alone passes over some damaged
+    checksums. Raises ImageError, or what Pillow raises."""
+    name, limit, data = source.format, source.limits.pixels, source.whole()
+    with _opened(data, name, limit) as image:
         image.verify()
-    with Image.open(io.BytesIO(data), formats=[name]) as image:
-        check_size(*image.size, limit)
-        image.load()
-        return slice_of(image, name, data)
+    check_end(data, name)
+    deep_alpha = name == "PNG" and data[24:26] == _PNG_GRAY_ALPHA_16
+    with _opened(_as_bytes(data) if deep_alpha else data, name, limit) as image:
+        count = getattr(image, "n_frames", 1)
+        if name == "PNG" and count > data.count(b"fcTL") + 1:
+            raise ImageError(f"PNG: it says that it has {count:,} frames, and has not: truncated or damaged")
+        if deep_alpha and count > 1:
+            raise ImageError("PNG: frames of 16-bit gray with alpha are not read: save them one by one")
+
+        def read(i: int) -> Slice:
+            if i != image.tell():
+                image.seek(i)
+            check_size(*image.size, limit)
+            width, height = (_tag(image, tag) for tag in _TIFF_TILE)
+            if width and height:
+                check_size(width, height, limit)
+            notes: list[str] = []
+            deep, number = _deep(image, name, data), _orientation(image, notes)
+            image.load()
+            if deep_alpha:
+                pixels = _deep_on_black(np.asarray(image), notes)
+            else:
+                pixels = _gray(image, name, data, deep, notes)
+            return _turned(pixels, number, notes, turned=name == "TIFF")  # Pillow turns these itself
+
+        if count == 1 and source.pick is None:
+            yield "", lambda: read(0)
+        else:
+            yield from numbered(count, read, source.pick)
 
 
-def slice_of(image: Image.Image, name: str = "image", data: bytes = b"") -> Slice:
-    """A loaded Pillow image as a slice; `data` is the file it came from. Raises ImageError."""
+def slice_of(image: Image.Image) -> Slice:
+    """A Pillow image as a slice. Raises ImageError."""
     notes: list[str] = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"the first of {frames} frames")
-    depth = data[24] if name == "PNG" else 8
-    if depth == 16 and not image.mode.startswith("I"):
-        if "transparency" in image.info:
-            raise ImageError(
-                "PNG: 16-bit colour with a transparent colour is not read: save it as 16-bit gray"
-            )
-        notes.append("16-bit colour or alpha read at 8 bits")
-    pixels = _gray(image, name, depth, notes)
-    return Slice(_turned(image, pixels, notes), tuple(notes))
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"frame {image.tell()} of {frames} alone")
+    number = _orientation(image, notes)
+    return _turned(_gray(image, "image", b"", False, notes), number, notes)
 
 
-def _gray(image: Image.Image, name: str, depth: int, notes: list[str]) -> Pixels:
+def _opened(data: bytes, name: str, limit: int) -> ImageFile.ImageFile:
+    """As Image.open, but with a limit of one's own in the place of Pillow's, which is global."""
+    import_module(f"PIL.{_PLUGINS[name]}ImagePlugin")
+    try:
+        image = Image.OPEN[name][0](io.BytesIO(data), "")
+    except SyntaxError as e:
+        raise ImageError(f"{name}: damaged, its header cannot be read") from e
+    check_size(*image.size, limit)
+    if name == "PNG" and not image.tile:
+        raise ImageError("PNG: no pixels in it")
+    return image
+
+
+def _deep(image: ImageFile.ImageFile, name: str, data: bytes) -> bool:
+    """Whether the file has more than 8 bits a channel; asked before it is loaded."""
+    if name == "PNG":
+        return data[24] == 16
+    if name == "TIFF":
+        return (_tag(image, _TIFF_BITS) or 1) > 8
+    if name == "JPEG2000":
+        at = data.find(b"\xff\x4f\xff\x51")  # the size marker, 42 bytes before the first channel's depth
+        return data[at + 42] & 0x7F > 7
+    args = image.tile[0][3] if name == "PPM" and image.tile else None
+    return isinstance(args, tuple) and args[1] > 255
+
+
+def _as_bytes(data: bytes) -> bytes:
+    """A PNG of 16-bit gray and alpha, of which Pillow would keep 8 bits, as one of RGBA: the same bytes a pixel."""
+    import zlib
+
+    head = data[12:24] + _PNG_RGBA_8 + data[26:29]
+    return data[:12] + head + zlib.crc32(head).to_bytes(4, "big") + data[33:]
+
+
+def _deep_on_black(pixels: Pixels, notes: list[str]) -> Pixels:
+    """pixels: uint8 (H, W, 4), gray and alpha in two bytes each -> uint16 (H, W)."""
+    notes.append("alpha composited on black")
+    wide: Pixels = np.ascontiguousarray(pixels).view(">u2").astype(np.uint32)
+    return ((wide[..., 0] * wide[..., 1] + 32_767) // 65_535).astype(np.uint16)
+
+
+def _gray(image: Any, name: str, data: bytes, deep: bool, notes: list[str]) -> Pixels:
     mode = image.mode
     clear = image.info.get("transparency")
+    if deep and not mode.startswith("I"):
+        if clear is not None:
+            raise ImageError(
+                f"{name}: 16-bit colour with a transparent colour is not read: save it as 16-bit gray"
+            )
+        notes.append("16-bit colour or alpha read at 8 bits")
+    if mode == "L" and _tag(image, _TIFF_SIGN) == 2:
+        raise ImageError("TIFF: signed 8-bit pixels are not read: save 16 bits")
     if mode in ("1", "L"):
         pixels = np.asarray(image.convert("L"))
-        scale = (
-            255 // ((1 << depth) - 1) if mode == "L" and depth < 8 else 1
-        )  # tRNS counts in the file's own depth
+        depth = data[24] if name == "PNG" else 8
+        scale = 255 // ((1 << depth) - 1) if mode == "L" else 1  # tRNS counts in the file's own depth
         return _on_black(pixels, clear * scale, notes) if isinstance(clear, int) else pixels
     if mode.startswith("I;16"):
         pixels = np.asarray(image).astype(np.uint16)
         if _tag(image, _TIFF_PHOTOMETRIC) == 0:
             notes.append("inverted: the file says that 0 is white")
             pixels = np.uint16(65_535) - pixels
+        if _tag(image, _TIFF_BITS) == 12:
+            pixels = np.rint(pixels * (65_535 / 4095)).astype(np.uint16)
         return _on_black(pixels, clear, notes) if isinstance(clear, int) else pixels
     if mode == "I":
         return _integers(image, name)
@@ -95,6 +172,8 @@ def _gray(image: Image.Image, name: str, depth: int, notes: list[str]) -> Pixels
     if image.mode == "RGBA":
         notes.append("alpha composited on black")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    if np.ptp(np.asarray(image), axis=2).mean() >= CHROMA:
+        notes.append("doubtful: in colour, and a CT slice is gray")
     return np.asarray(image.convert("L"))  # ITU-R 601 luma
 
 
@@ -121,13 +200,17 @@ def _on_black(pixels: Pixels, clear: int, notes: list[str]) -> Pixels:
     return np.where(pixels == clear, pixels.dtype.type(0), pixels)
 
 
-def _turned(image: Image.Image, pixels: Pixels, notes: list[str]) -> Pixels:
+def _orientation(image: Image.Image, notes: list[str]) -> int:
     try:
         number = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return number if number in _TURNS else 1
     except Exception as e:  # EXIF is free-form; the pixels are whole
         notes.append(f"unreadable EXIF ignored ({one_line(e)[:80]})")
-        return pixels
-    if number not in _TURNS:
-        return pixels
-    notes.append(f"turned as its EXIF orientation {number} says")
-    return _TURNS[number](pixels)
+        return 1
+
+
+def _turned(pixels: Pixels, number: int, notes: list[str], *, turned: bool = False) -> Slice:
+    if number != 1:
+        notes.append(f"turned as its EXIF orientation {number} says")
+        pixels = pixels if turned else _TURNS[number](pixels)
+    return Slice(pixels, tuple(notes))

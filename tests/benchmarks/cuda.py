@@ -21,7 +21,7 @@ from organ_infer import DeviceError, OrganInferError
 from organ_infer._packing import pack
 from organ_infer.bundle import Manifest, Member, open_bundle, packaged_bundle
 from organ_infer.cuda import _OPTIONS, BATCHES
-from organ_infer.images import read_image
+from organ_infer.images import open_slices
 from organ_infer.session import Session, choose_device, import_onnxruntime, thread_count
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
@@ -82,7 +82,12 @@ def slices(manifest: Manifest, count: int) -> NDArray[np.float32]:
     files = sorted(EXAMPLES.glob("*.png"))
     if not files:
         return np.random.default_rng(0).uniform(-1, 1, (count, 1, how.size, how.size)).astype(np.float32)
-    packed = pack([read_image(file).pixels for file in files], how.size, mean=how.mean, std=how.std)
+    packed = pack(
+        [read().pixels for file in files for _, read in open_slices(str(file))],
+        how.size,
+        mean=how.mean,
+        std=how.std,
+    )
     return np.ascontiguousarray(np.resize(packed, (count, 1, how.size, how.size)))
 
 

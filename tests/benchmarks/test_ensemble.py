@@ -65,7 +65,7 @@ def four(tmp_path_factory):
             size=28,
             members=[Trained(stage, folder / f"{stage}.onnx") for stage in models],
             slices=Slices(
-                IMAGES, IMAGES[:8], np.zeros(8, np.int64)
+                IMAGES, IMAGES[:8], np.zeros(8, np.int64), 28
             ),  # random weights answer alike: all is accepted
             metrics={"val": {"accuracy": 0.5}},
             training={"seed": 1, "data_md5": "0" * 32, "weights": "none"},

@@ -26,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
         dataset = run.read(options.run_dir).results.get("dataset") or {}
         if "flag" not in dataset:
             raise RunError(f"{options.run_dir}/results.json does not name its data set")
-        split = load_data(dataset["flag"], size=dataset.get("size", 28), directory=options.data_dir)
+        split = load_data(
+            dataset["flag"],
+            size=dataset.get("size", 28),
+            directory=options.data_dir,
+            resample_from=dataset.get("resample_from"),
+        )
         page = write_report(options.run_dir, split)
     except RunError as e:
         print(f"train.report: error: {e}", file=sys.stderr)

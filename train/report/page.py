@@ -55,9 +55,7 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
             "data_rows": _data_rows(run, split),
             "stages": [_stage_section(stage, split, files) for stage in run.stages],
             "unfinished": [_unfinished_section(row, files) for row in run.unfinished],
-            "not_run": [
-                name for name in LADDER if name != "edge" and name not in {s.name for s in run.stages}
-            ],
+            "not_run": [name for name in LADDER if name not in {s.name for s in run.stages}],
             "per_class": _per_class(best, split),
             "mistakes": _mistakes(best, split, files),
             "reliability": _reliability(best, split, files),

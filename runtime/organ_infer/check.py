@@ -1,0 +1,191 @@
+"""organ-infer --check: what is installed, what is granted, and whether the networks answer here as where they were made."""
+
+import ctypes
+import os
+import platform
+import sys
+from importlib import import_module
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from .arguments import Options
+from .bundle import list_bundle, packaged_bundle
+from .cache import describe_cache
+from .errors import OrganInferError, one_line, printable
+from .installed import installed_version
+from .loading import import_onnxruntime, reinstall_text
+from .processors import usable_processors
+
+if TYPE_CHECKING:
+    from .classifier import OrganClassifier
+
+__all__ = ["check"]
+
+
+def check(options: Options) -> tuple[list[str], list[str]]:
+    """Look at everything, whatever is missing. Returns the report's lines, and one line for each thing that is wrong."""
+    report = _Report()
+    report.versions()
+    able = report.machine(options)
+    ort = report.onnxruntime()
+    whole = report.bundle(options)
+    if able and whole and ort is not None:
+        report.prediction(options, ort)
+    return report.lines, report.wrong
+
+
+class _Report:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.wrong: list[str] = []
+
+    def say(self, name: str, value: str) -> None:
+        self.lines.append(printable(f"{name:<14} {value}"))
+
+    def versions(self) -> None:
+        from . import __version__
+
+        self.say("organ-infer", __version__)
+        self.say(
+            "Python", f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})"
+        )
+        for name, module in {"NumPy": "numpy", "Pillow": "PIL"}.items():
+            try:
+                self.say(name, str(import_module(module).__version__))
+            except ImportError as e:
+                self.say(name, "missing")
+                self.wrong.append(
+                    f"{name} cannot be loaded ({one_line(e)}): pip install --force-reinstall {name}"
+                )
+        found = installed_version("pydicom")
+        self.say("pydicom", found or "not installed, DICOM is not read: pip install 'organ-infer[dicom]'")
+
+    def machine(self, options: Options) -> bool:
+        """Whether what a prediction needs of this package is there."""
+        usable = usable_processors()
+        self.say("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
+        self.say("processor", f"{_processor()}, {usable} of {os.cpu_count()} usable")
+        self.say("threads", str(options.threads or usable))
+        self.say("cache", describe_cache())
+        try:
+            import_module("._reading", __package__)
+            self.say("PNG reader", "built")
+        except ImportError:
+            self.say("PNG reader", "not built (zlib's header was not found): PNG is read by Pillow")
+        try:
+            from ._packing import level, levels
+        except ImportError as e:
+            self.say("packing", "missing")
+            self.wrong.append(
+                f"the packing extension cannot be loaded ({one_line(e)}): install organ-infer again"
+            )
+            return False
+        self.say("packing", f"{level()} (this processor has {', '.join(levels())})")
+        return True
+
+    def onnxruntime(self) -> ModuleType | None:
+        names = sorted(set(packages_distributions().get("onnxruntime", [])))
+        if len(names) > 1:
+            self.wrong.append(
+                f"{' and '.join(names)} are installed together and hide each other: {reinstall_text()}"
+            )
+        listed = ", ".join(f"{name} {version(name)}" for name in names) or "of no installed distribution"
+        try:
+            ort = import_onnxruntime()
+        except OrganInferError as e:
+            self.say("onnxruntime", f"missing ({listed})" if names else "missing")
+            self.wrong.append(str(e))
+            return None
+        self.say("onnxruntime", f"{ort.__version__} ({listed})")
+        self.say("providers", ", ".join(ort.get_available_providers()))
+        return ort
+
+    def bundle(self, options: Options) -> bool:
+        """Whether the model's files are whole."""
+        self.say("bundle", f"{options.bundle}" if options.bundle else f"packaged, {packaged_bundle()}")
+        try:
+            listed = list_bundle(options.bundle or packaged_bundle())
+            listed.verified()
+        except OrganInferError as e:
+            self.wrong.append(str(e))
+            return False
+        task = listed.manifest.task
+        self.say("model", f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes")
+        self.say("manifest", f"sha256 {listed.sha256}")
+        for entry in listed.manifest.graphs():
+            self.say(
+                "",
+                f"{entry.file}: {entry.stage}, {entry.precision}, {entry.bytes:,} bytes, sha256 {entry.sha256}",
+            )
+        return True
+
+    def prediction(self, options: Options, ort: ModuleType) -> None:
+        """Open the model as a prediction would, and ask it."""
+        from .classifier import OrganClassifier
+        from .cuda import CUDA
+
+        granted: tuple[str, ...] = ()
+        try:
+            with OrganClassifier(
+                options.bundle, device=options.device, threads=options.threads, batch_size=options.batch_size
+            ) as classifier:
+                granted = classifier.providers
+                self.say("device", f"{granted[0]} (asked for: {options.device})")
+                self.self_test(classifier, "cuda" if granted[0] == CUDA else "cpu")
+        except OrganInferError as e:
+            self.wrong.append(str(e))
+        if options.device != "cpu" and CUDA in ort.get_available_providers() and CUDA not in granted:
+            self.say("CUDA", _why_not(ort))
+
+    def self_test(self, classifier: "OrganClassifier", device: str) -> None:
+        """Slices whose answers are known, in one batch and each alone."""
+        import numpy as np
+
+        from .golden import golden_answers, golden_slices, tolerance
+
+        slices = golden_slices()
+        together = classifier.predict_proba(slices)
+        alone = np.concatenate([classifier.predict_proba([piece]) for piece in slices])
+        known = golden_answers(classifier.manifest, device)
+        expected = together if known is None else known
+        most = tolerance(classifier.manifest, device)
+        apart = max(float(np.abs(found - expected).max()) for found in (together, alone))
+        forms = ", ".join(f"{form.stage} {form.precision}" for form in classifier.manifest.forms(device))
+        against = (
+            "each other, one batch and single slices: none are known" if known is None else "the known ones"
+        )
+        self.say(
+            "self-test",
+            f"{forms}: {len(slices)} slices, probabilities within {apart:.1e} of {against} ({most:g} allowed)",
+        )
+        if apart > most:
+            labels = int((alone.argmax(1) != expected.argmax(1)).sum())
+            self.wrong.append(
+                f"self-test: {forms} on {classifier.providers[0]} answers otherwise than where it was made, by up to"
+                f" {apart:.3f} ({most:g} allowed), with another label for {labels} of {len(slices)} slices: try another"
+                " onnxruntime, or a bundle of float32 (python -m export.all --precision fp32)"
+            )
+
+
+def _why_not(ort: ModuleType) -> str:
+    """What keeps onnxruntime from CUDA, which it offers: the library that the loader misses, where it is one."""
+    from .cuda import advice
+
+    library = Path(getattr(ort, "__file__", None) or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as e:
+        return f"cannot be loaded ({one_line(e)}): {advice()}"
+    return f"its libraries are there, no device was granted: {advice()}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

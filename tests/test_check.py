@@ -1,0 +1,339 @@
+"""organ-infer --check: what it says, what it finds wrong, and the answers it holds a device to."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import child_environment, entry, make_graph, needs_default, write_bundle
+from stand_in import CPU, CUDA
+
+from export.golden import add_golden
+from export.golden import main as golden_main
+from organ_infer import BundleError, OrganClassifier, loading
+from organ_infer.arguments import parse
+from organ_infer.bundle import open_bundle, packaged_bundle, read_manifest
+from organ_infer.check import check
+from organ_infer.golden import TOLERANCE, golden_answers, golden_slices, tolerance
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A bundle whose answers are known. Read only."""
+    folder = write_bundle(tmp_path_factory.mktemp("known") / "b", {"small.onnx": make_graph()})
+    add_golden(folder)
+    return folder
+
+
+@pytest.fixture
+def altered(known, tmp_path):
+    """`known` with its stored answers changed by a function of the rows (a list of texts)."""
+    import shutil
+
+    def make(change):
+        folder = shutil.copytree(known, tmp_path / "altered")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["training"]["seal"]
+        manifest["metrics"]["golden"] = change(manifest["metrics"]["golden"])
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return make
+
+
+def values(text):
+    """The report's lines by name."""
+    found = {}
+    for line in text.splitlines() if isinstance(text, str) else text:
+        found[line[:14].strip()] = line[15:]
+    return found
+
+
+def looked(*arguments):
+    return check(parse(["--check", *map(os.fspath, arguments)]))
+
+
+# The command.
+
+
+def test_the_report_says_what_is_installed_granted_and_packaged(command, known):
+    done = command("--check", "--device", "cpu", "--threads", "2", model=known)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = values(done.stdout)
+    import onnxruntime
+    import PIL
+
+    assert found["NumPy"] == np.__version__ and found["Pillow"] == PIL.__version__
+    assert found["Python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert found["onnxruntime"].startswith(onnxruntime.__version__ + " (onnxruntime")
+    assert CPU in found["providers"] and found["device"] == f"{CPU} (asked for: cpu)"
+    assert found["threads"] == "2" and re.search(r"\d+ of \d+ usable", found["processor"])
+    assert re.match(r"(portable|avx2|avx512) \(this processor has portable", found["packing"])
+    assert found["PNG reader"] and found["cache"] == "none (ORGAN_INFER_CACHE is empty)"
+    assert found["bundle"] == str(known) and found["model"] == "random: organamnist, axial, 11 classes"
+    digest = hashlib.sha256((known / "manifest.json").read_bytes()).hexdigest()
+    assert found["manifest"] == f"sha256 {digest}"
+    graph = hashlib.sha256((known / "small.onnx").read_bytes()).hexdigest()
+    assert re.search(rf"small\.onnx: small, fp32, [\d,]+ bytes, sha256 {graph}\n", done.stdout)
+    assert re.fullmatch(
+        r"small fp32: 16 slices, probabilities within \de-0\d of the known ones \(0\.001 allowed\)",
+        re.sub(r"\d\.\de", "1e", found["self-test"]),
+    )
+
+
+@needs_default
+def test_the_packaged_model_answers_as_where_it_was_made(command):
+    done = command("--check", model=None)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"self-test .* within \S+ of the known ones", done.stdout)
+    assert golden_answers(read_manifest(packaged_bundle()), "cuda") is not None
+
+
+def test_a_bundle_without_known_answers_is_asked_all_the_same(command, bundle):
+    done = command("--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "one batch and single slices: none are known" in values(done.stdout)["self-test"]
+
+
+def test_a_report_names_any_path_on_one_line(command, bundle, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(bundle, tmp_path / "new\nline")
+    done = command("--check", model=folder)
+    assert done.returncode == 0 and "new\\nline" in values(done.stdout)["bundle"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["x.png"], ["--files-from", "-"], ["--output", "x"]], ids=lambda a: a[0]
+)
+def test_it_takes_no_images(command, arguments):
+    done = command("--check", *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and "--check takes no images" in done.stderr
+
+
+def test_where_nobody_reads_and_where_nothing_can_be_written(bundle):
+    line = f"{sys.executable} -m organ_infer --check --bundle {bundle}"
+    how = {"shell": True, "stderr": subprocess.PIPE, "text": True, "env": child_environment()}
+    assert subprocess.run(f"{line} | true", **how).stderr == ""
+    if os.path.exists("/dev/full"):
+        done = subprocess.run(f"{line} > /dev/full", **how)
+        assert done.returncode == 2 and "standard output: cannot be written (No space left" in done.stderr
+
+
+# What is wrong.
+
+
+def test_cuda_that_is_not_there_is_wrong_and_the_rest_is_said(command, known):
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    done = command("--check", "--device", "cuda", model=known)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "error: cuda was asked for but is not available" in done.stderr
+    assert {"NumPy", "providers", "model"} <= values(done.stdout).keys()
+
+
+def test_cuda_that_is_offered_and_not_granted_says_which_library_is_missing(install, known):
+    install(granted=(CPU,), compute="network")
+    for device, wrong in {"auto": 0, "cuda": 1}.items():
+        lines, found = looked("--bundle", known, "--device", device)
+        assert (
+            len(found) == wrong and "cuda was asked for, onnxruntime granted" in "".join(found)
+        ) or not wrong
+        assert re.match(r"cannot be loaded \(.*libonnxruntime_providers_cuda\.so", values(lines)["CUDA"])
+    assert "CUDA" not in values(looked("--bundle", known, "--device", "cpu")[0])
+
+
+def test_cuda_that_is_granted_is_held_to_its_own_answers(install, known, altered):
+    install(compute="network")
+    lines, wrong = looked("--bundle", known, "--device", "cuda")
+    assert wrong == [] and values(lines)["device"] == f"{CUDA} (asked for: cuda)"
+    folder = altered(lambda golden: golden | {"cuda": golden["cuda"][::-1]})
+    assert looked("--bundle", folder, "--device", "cpu")[1] == []
+    assert len(looked("--bundle", folder, "--device", "cuda")[1]) == 1
+
+
+def test_a_damaged_bundle_is_named_once(command, copied):
+    (copied / "small.onnx").write_bytes((copied / "small.onnx").read_bytes()[::-1])
+    done = command("--check", model=copied)
+    assert done.returncode == 2 and re.fullmatch(
+        r"organ-infer: error: .*small\.onnx: sha256 .*\n", done.stderr
+    )
+    assert "model" not in values(done.stdout) and "NumPy" in values(done.stdout)
+
+
+def test_onnxruntime_that_is_missing_or_broken_is_wrong(monkeypatch, known):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    lines, wrong = looked("--bundle", known)
+    assert values(lines)["onnxruntime"].startswith("missing") and "model" in values(lines)
+    assert len(wrong) == 1 and "pip install 'organ-infer[cpu]'" in wrong[0]
+
+
+@pytest.mark.parametrize("module", ["numpy", "PIL", "organ_infer._packing", "organ_infer._reading"])
+def test_a_module_that_cannot_be_loaded_is_named(known, module):
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+from organ_infer.cli import main
+sys.exit(main(["--check", "--bundle", {str(known)!r}]))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
+    )
+    assert "Traceback" not in done.stderr and "report" not in done.stderr, done.stderr
+    if module.endswith("_reading"):
+        assert done.returncode == 0 and "PNG is read by Pillow" in values(done.stdout)["PNG reader"]
+        return
+    assert done.returncode == 2 and values(done.stdout)["model"]
+    name = {"numpy": "NumPy", "PIL": "Pillow"}.get(module, "packing")
+    assert f"error: {name} cannot" in done.stderr or f"the {name} extension cannot" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
+    """Two distributions that hold one package: whichever came last lies over the other."""
+    from importlib.metadata import version
+
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        folder = tmp_path / "site" / f"{name}-1.99.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.99.0\n"
+        )
+        (folder / "top_level.txt").write_text("onnxruntime\n")
+    path = os.pathsep.join([str(tmp_path / "site"), child_environment()["PYTHONPATH"]])
+    done = command("--check", "--device", device, model=known, env={"PYTHONPATH": path})
+    assert version("onnxruntime") != "1.99.0" and done.returncode == 2
+    assert (
+        "error: onnxruntime and onnxruntime-gpu are installed together and hide each other:"
+        " pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'organ-infer[cpu]' or" in done.stderr
+    )
+    assert "(onnxruntime 1.99.0, onnxruntime-gpu 1.99.0)" in values(done.stdout)["onnxruntime"]
+    assert "self-test" in values(done.stdout)
+    failed = command("--device", "cuda", "x.png", model=known, env={"PYTHONPATH": path})
+    assert failed.returncode == 2 and "are both installed and hide each other: pip uninstall" in failed.stderr
+
+
+def test_both_wheels_are_looked_for_only_where_cuda_was_not_granted(install, known, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "installed_version", lambda name: asked.append(name))
+    install()
+    OrganClassifier(known, device="cuda").close()
+    install(available=(CPU,))
+    OrganClassifier(known, device="cpu").close()
+    assert asked == []
+    OrganClassifier(known, device="auto").close()
+    assert asked[:1] == ["onnxruntime"]
+
+
+# The answers.
+
+
+def test_the_slices_are_the_same_everywhere():
+    slices = golden_slices()
+    assert len(slices) == 16 and {piece.dtype.name for piece in slices} == {"uint8", "uint16"}
+    assert len({piece.shape for piece in slices}) > 5
+    data = b"".join(str(piece.shape).encode() + piece.astype("<u2").tobytes() for piece in slices)
+    assert (
+        hashlib.sha256(data).hexdigest() == "4dc61bded6debef28fff4655571f2f3638dd1cca124b97e025a66ca1feaa1da0"
+    )
+
+
+def test_a_network_that_answers_otherwise_is_wrong(command, altered):
+    """As one file of int8 did on another processor."""
+
+    def moved(golden):
+        first = np.array([float(value) for value in golden["cpu"][0].split()])
+        order = np.argsort(first)
+        first[order[-1]] -= 0.0015
+        first[order[0]] += 0.0015
+        return golden | {"cpu": [" ".join(map(str, first)), *golden["cpu"][1:]]}
+
+    folder = altered(moved)
+    done = command("--check", "--device", "cpu", model=folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert re.search(
+        r"error: self-test: small fp32 on CPUExecutionProvider answers otherwise than where it was made, by up to 0\.00[12]"
+        r" \(0\.001 allowed\), with another label for 0 of 16 slices: try another onnxruntime, or a bundle of float32",
+        done.stderr,
+    )
+    done = command("--check", "--device", "cpu", model=altered_labels(folder))
+    assert re.search(r"another label for 1[0-9] of 16", done.stderr)
+
+
+def altered_labels(folder):
+    """All rows turned by one class."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    golden = manifest["metrics"]["golden"]
+    golden["cpu"] = [" ".join(np.roll(row.split(), 1)) for row in golden["cpu"]]
+    path.write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda golden: 7,
+        lambda golden: {},
+        lambda golden: golden | {"cpu": golden["cpu"][1:]},
+        lambda golden: golden | {"cpu": [row + " 0" for row in golden["cpu"]]},
+        lambda golden: golden | {"cpu": [1.0] * 16},
+        lambda golden: golden | {"cpu": ["x"] * 16},
+        lambda golden: golden | {"cpu": [" ".join(["nan"] * 11)] * 16},
+        lambda golden: golden | {"cpu": [" ".join(["0.5"] * 11)] * 16},
+        lambda golden: golden | {"cpu": [*golden["cpu"][:-1], "1"]},
+    ],
+)
+def test_known_answers_that_are_none_are_refused_by_the_check_alone(altered, change):
+    folder = altered(change)
+    assert open_bundle(folder)
+    with pytest.raises(
+        BundleError, match=r"metrics\.golden\.cpu must be 16 texts of 11 probabilities: export"
+    ):
+        golden_answers(read_manifest(folder), "cpu")
+    _, wrong = looked("--bundle", folder, "--device", "cpu")
+    assert len(wrong) == 1 and "metrics.golden" in wrong[0]
+
+
+def test_the_widest_tolerance_of_the_forms_in_use_holds(tmp_path):
+    graphs = {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)}
+
+    def change(manifest):
+        half = make_graph(seed=3)
+        manifest["members"][0].update(
+            precision="int8", alternatives=[entry(half, "c.onnx") | {"precision": "fp16"}]
+        )
+
+    folder = write_bundle(tmp_path / "b", graphs, change=change)
+    (folder / "c.onnx").write_bytes(make_graph(seed=3))
+    add_golden(folder)
+    manifest = read_manifest(folder)
+    assert (
+        tolerance(manifest, "cpu") == TOLERANCE["int8"] and tolerance(manifest, "cuda") == TOLERANCE["fp16"]
+    )
+    assert not np.allclose(golden_answers(manifest, "cpu"), golden_answers(manifest, "cuda"), atol=0.01)
+    with OrganClassifier(folder, device="cpu") as opened:
+        np.testing.assert_allclose(
+            opened.predict_proba(golden_slices()), golden_answers(manifest, "cpu"), atol=1e-5
+        )
+    assert looked("--bundle", folder, "--device", "cpu")[1] == []
+
+
+def test_the_command_that_adds_them_seals_the_manifest_anew_and_leaves_nothing(copied, capsys):
+    before = read_manifest(copied)
+    assert golden_main([str(copied)]) == 0
+    after = read_manifest(copied)
+    assert dict(after.training) == dict(before.training) and after.metrics.keys() - before.metrics.keys() == {
+        "golden"
+    }
+    assert '"seal": "sha256 of this file' in (copied / "manifest.json").read_text()
+    once = (copied / "manifest.json").read_bytes()
+    assert golden_main([str(copied)]) == 0 and (copied / "manifest.json").read_bytes() == once
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+    (copied / "manifest.json").write_bytes(once.replace(b"random", b"Random"))
+    assert golden_main([str(copied)]) == 2 and "changed since it was written" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""DICOM to slices: in Hounsfield units, frame by frame, turned as the file says."""
+
+import io
+
+import numpy as np
+import pytest
+from image_files import DEEP, GRAY, decode, dicom, refused, same, slices
+
+STORED = (DEEP >> 4).astype(np.uint16)
+HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+
+
+def test_dicom_becomes_hounsfield_units():
+    same(decode(dicom(STORED, **HU)), STORED.astype(np.int32) - 1024, np.int16)
+    found = decode(dicom(STORED, RescaleSlope=100, RescaleIntercept=-1024))
+    same(found, np.clip(STORED.astype(np.int32) * 100 - 1024, -32_768, 32_767), np.int16)
+    same(
+        decode(dicom(STORED, **HU, PhotometricInterpretation="MONOCHROME1")),
+        STORED.astype(np.int32) - 1024,
+        np.int16,
+    )
+
+
+def test_dicom_without_a_rescale_is_read_as_shown():
+    found = decode(dicom(GRAY, PhotometricInterpretation="MONOCHROME1"))
+    same(found, 255 - GRAY)
+    assert "inverted: the file says that 0 is white" in found.warnings
+
+
+@pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [
+        ([1, 0, 0, 0, 1, 0], ("P", "L")),
+        ([-1, 0, 0, 0, 1, 0], ("P", "R")),
+        ([0, 1, 0, 1, 0, 0], ("L", "P")),
+        ([1, 0, 0, 0, 0, -1], ("F", "L")),
+        ([0.99, 0.1, 0, -0.1, 0.99, 0], ("P", "L")),
+    ],
+)
+def test_dicom_says_how_it_lies(cosines, expected):
+    assert decode(dicom(STORED, **HU, ImageOrientationPatient=cosines)).orientation == expected
+
+
+def test_dicom_that_cannot_be_a_ct_slice_is_refused():
+    refused(dicom(STORED, **HU, ImageOrientationPatient=[0.7, 0.7, 0, -0.7, 0.7, 0]), "oblique")
+    refused(dicom(STORED, **HU)[:200], "DICOM")
+    refused(dicom(STORED, **HU, SamplesPerPixel=3), "colour is not read")
+
+
+def test_dicom_without_pydicom_names_the_extra(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    refused(b"\0" * 128 + b"DICM", r"pip install 'organ-infer\[dicom\]'")
+
+
+def test_a_dicom_slice_is_turned_to_the_model(bundle, tmp_path):
+    """A usual axial slice (rows to the back, columns to the left) is the transpose of what the model takes."""
+    from organ_infer import ImageFailure, OrganClassifier
+
+    usual, coronal = tmp_path / "usual", tmp_path / "coronal"
+    usual.write_bytes(dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 0, 1, 0]))
+    coronal.write_bytes(dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]))
+    with OrganClassifier(bundle, device="cpu", orientation="LP") as opened:  # the file knows better
+        expected = opened.predict_proba((STORED.astype(np.int32) - 1024).astype(np.int16).T)[0]
+        turned, refusal = opened.predict_paths([usual, coronal])
+    assert turned.probabilities == tuple(expected.tolist())
+    assert isinstance(refusal, ImageFailure) and "coronal plane, this model's is axial" in refusal.error
+
+
+SIGNED = (STORED.astype(np.int32) - 2048).astype(np.int16)
+
+
+def test_signed_pixels_and_those_of_fewer_bits():
+    same(
+        decode(dicom(SIGNED, RescaleSlope=2, RescaleIntercept=10)), SIGNED.astype(np.int32) * 2 + 10, np.int16
+    )
+    same(
+        decode(dicom(SIGNED, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)), SIGNED, np.int16
+    )
+    same(decode(dicom(GRAY, RescaleSlope=0.5, RescaleIntercept=-1)), np.rint(GRAY * 0.5 - 1), np.int16)
+    found = decode(dicom(STORED, BitsStored=12, HighBit=11))
+    same(found, np.rint(STORED / 4095 * 65_535), np.uint16)
+    assert found.warnings == ("no rescale slope: read as 12-bit gray, not as HU",)
+
+
+def test_frames_of_one_file():
+    stack = np.stack([STORED, STORED[::-1], STORED[:, ::-1]])
+    data = dicom(stack, **HU)
+    found = slices(data)
+    assert list(found) == ["#0", "#1", "#2"]
+    for piece, stored in zip(found.values(), stack, strict=True):
+        same(piece, stored.astype(np.int32) - 1024, np.int16)
+    same(decode(data, "1"), stack[1].astype(np.int32) - 1024, np.int16)
+    assert list(slices(dicom(stack[:1], **HU))) == [""]
+    refused(data[:-2], "3 frames in 376 bytes: truncated or damaged")
+
+
+def test_enhanced_ct_says_units_and_orientation_frame_by_frame():
+    from pydicom import Dataset, Sequence
+
+    def item(**fields):
+        found = Dataset()
+        for name, value in fields.items():
+            setattr(found, name, value)
+        return found
+
+    def units(slope, intercept):
+        return Sequence([item(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU")])
+
+    def lying(*cosines):
+        return Sequence([item(ImageOrientationPatient=list(cosines))])
+
+    shared = item(
+        PixelValueTransformationSequence=units(1, -1024), PlaneOrientationSequence=lying(1, 0, 0, 0, 1, 0)
+    )
+    own = [
+        item(),
+        item(PixelValueTransformationSequence=units(2, 7), PlaneOrientationSequence=lying(0, 1, 0, 1, 0, 0)),
+    ]
+    data = dicom(
+        np.stack([STORED, STORED]),
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence(own),
+    )
+    first, second = slices(data).values()
+    same(first, STORED.astype(np.int32) - 1024, np.int16)
+    same(second, STORED.astype(np.int32) * 2 + 7, np.int16)
+    assert (first.orientation, second.orientation) == (("P", "L"), ("L", "P"))
+
+
+def test_units_that_are_none_are_said():
+    assert decode(dicom(STORED, **HU, RescaleType="US")).warnings == ("units of US read as HU",)
+    assert decode(dicom(STORED, **HU, RescaleType="HU", Modality="PT")).warnings == ("modality PT, not CT",)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
+def test_what_has_no_known_gray_is_refused():
+    from pydicom import Dataset, Sequence
+
+    refused(dicom(GRAY, PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR is not read")
+    refused(dicom(STORED, ModalityLUTSequence=Sequence([Dataset()])), "Modality LUT")
+    refused(dicom(SIGNED), "no known unit")
+    refused(dicom(STORED, **HU), "7 x 9 pixels: too large", pixels=62)
+    refused(dicom(STORED, RescaleSlope="nan", RescaleIntercept=0), "not a finite number")
+
+
+SYNTAXES = {
+    "CT_small.dcm": "ExplicitVRLittleEndian",
+    "693_J2KI.dcm": "JPEG2000",
+    "J2K_pixelrep_mismatch.dcm": "JPEG2000Lossless",
+}
+
+
+@pytest.mark.parametrize("name", SYNTAXES)
+def test_real_slices_in_their_transfer_syntaxes(name):
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+
+    path = get_testdata_file(name, download=False)
+    dataset = pydicom.dcmread(path)
+    assert dataset.file_meta.TransferSyntaxUID == getattr(pydicom.uid, SYNTAXES[name])
+    with open(path, "rb") as file:
+        found = decode(file.read())
+    units = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    same(found, np.rint(units), np.int16)
+    assert found.orientation == ("P", "L")
+
+
+def test_compressed_frames_are_those_that_were_compressed():
+    """RLE, which pydicom writes itself; and a deflated file, within the limit of what it inflates to."""
+    pydicom = pytest.importorskip("pydicom")
+    stack = np.stack([STORED, STORED[::-1]])
+    dataset = pydicom.dcmread(io.BytesIO(dicom(stack, **HU)))
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    for piece, stored in zip(slices(file.getvalue()).values(), stack, strict=True):
+        same(piece, stored.astype(np.int32) - 1024, np.int16)
+    deflated = dicom(STORED, **HU, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
+    same(decode(deflated), STORED.astype(np.int32) - 1024, np.int16)
+    refused(deflated, "inflates to more than 200 bytes", file_bytes=200)
+
+
+def test_a_syntax_without_a_decoder_is_refused_in_one_line():
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.encaps import encapsulate
+
+    for syntax, words in {
+        pydicom.uid.JPEGLSLossless: "no decoder for JPEG-LS Lossless Image Compression is installed: pip install",
+        pydicom.uid.MPEG2MPML: "no decoder for MPEG2",
+    }.items():
+        if syntax == pydicom.uid.JPEGLSLossless:
+            from pydicom.pixels.decoders.base import get_decoder
+
+            if get_decoder(syntax).is_available:
+                continue
+        data = dicom(STORED, **HU, syntax=syntax, PixelData=encapsulate([b"\xff\xd8\xff\xf7"]))
+        refused(data, words)
+
+
+def test_unused_high_bits_are_not_pixels():
+    """12 bits stored, the four above them in use for something else; and two's complement of 12 bits."""
+    high = STORED | 0xA000
+    twelve = (SIGNED.astype(np.uint16) & 0x0FFF).view(np.int16)
+    same(decode(dicom(high, **HU, BitsStored=12, HighBit=11)), STORED.astype(np.int32) - 1024, np.int16)
+    same(
+        decode(dicom(twelve, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)), SIGNED, np.int16
+    )

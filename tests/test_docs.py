@@ -1,0 +1,212 @@
+"""The docs against the source: every error message has its entry, every page is linked, the examples run."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+
+import pytest
+from conftest import ROOT, child_environment, needs_default
+
+DOCS = ROOT / "docs"
+RUNTIME = ROOT / "runtime" / "organ_infer"
+LOGGED = ("warning", "info", "log")
+
+
+# Messages, with {} for what varies.
+
+
+def template(node, names):
+    """The text of an expression as far as it stands in the source; `names`: the constants."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(template(value, names) for value in values)
+        case ast.FormattedValue(value=value, format_spec=None):
+            return template(value, names)
+        case ast.Name(id=name) if isinstance(names.get(name), str):
+            return names[name]
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(comma))), args=[ast.Name(id=name)]):
+            return comma.join(names[name]) if isinstance(names.get(name), tuple) else "{}"
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return template(left, names) + template(right, names)
+    return "{}"
+
+
+def called(node):
+    match node.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def constants():
+    """Every name of the package that is a text, or several."""
+    found = {}
+    for path in RUNTIME.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant() | ast.Tuple() as value):
+                    try:
+                        found[name] = ast.literal_eval(value)
+                    except ValueError:
+                        continue
+    return found
+
+
+def python_messages(path, names):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name, texts = called(node), [template(argument, names) for argument in node.args]
+        if name == "refuse":
+            yield f"must be {texts[1]}"
+        elif (
+            name.endswith("Error")
+            or name == "error"
+            or (name in LOGGED and "logger" in ast.unparse(node.func))
+        ):
+            yield texts[1 if name == "log" else 0]
+        elif name == "_say" or (name == "append" and ast.unparse(node.func) == "self.wrong.append"):
+            yield texts[-1]
+        elif name == "Found" and len(texts) > 1:
+            yield texts[1]
+
+
+def cython_messages(path):
+    source = path.read_text()
+    line = re.search(r'^cdef str LINE = "(.+)"$', source, re.MULTILINE)
+    for text in re.findall(r"raise \w+Error\(\s*(.*?)\s*\)(?: from \w+)?$", source, re.MULTILINE | re.DOTALL):
+        whole = "".join(re.findall(r'"([^"]*)"', text))
+        if line:
+            whole = whole.replace("{LINE}", line[1])
+        yield re.sub(r"\{.*?\}", "{}", whole)
+
+
+def messages():
+    """file -> its messages; those of under two words of their own say what another error said."""
+    names = constants()
+    found = {path.name: set(python_messages(path, names)) for path in sorted(RUNTIME.glob("*.py"))}
+    found |= {path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.pyx"))}
+    return {
+        name: {text for text in texts if len(re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))) > 1}
+        for name, texts in found.items()
+    }
+
+
+def entries():
+    """The first cells of the tables in docs/errors.md, `...` for what varies."""
+    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    return [row for row in rows if not re.fullmatch(r"\w+Error", row)]
+
+
+def said(entry, text):
+    pattern = ".*".join(map(re.escape, re.split(r" ?\.\.\.,? ?", entry)))
+    return re.search(pattern, text) is not None
+
+
+def test_every_message_has_an_entry():
+    found, listed = messages(), entries()
+    assert {"errors.py", "packing.pyx"} < set(found) and sum(map(len, found.values())) > 180
+    without = [
+        f"{name}: {text}"
+        for name, texts in found.items()
+        for text in sorted(texts)
+        if not any(said(entry, text) for entry in listed)
+    ]
+    assert not without, "docs/errors.md explains none of:\n" + "\n".join(without)
+
+
+def test_every_entry_is_a_message():
+    found, listed = {text for texts in messages().values() for text in texts}, entries()
+    old = [entry for entry in listed if not any(said(entry, text) for text in found)]
+    assert not old, f"docs/errors.md: in no source: {old}"
+    assert len(listed) == len({*listed}) or {e for e in listed if listed.count(e) > 1} == {
+        "cannot be read (...)"
+    }
+
+
+# Pages.
+
+
+def test_the_index_links_every_page():
+    pages = {path.name for path in DOCS.glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "index.md").read_text())) == pages
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    def slug(title):
+        return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-")
+
+    for target, anchor in re.findall(r"\]\((\w+\.md|)#?([\w-]*)\)", page.read_text()):
+        other = DOCS / target if target else page
+        assert other.exists(), target
+        titles = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
+        assert not anchor or anchor in map(slug, titles), f"{target}#{anchor}"
+
+
+# Programs.
+
+
+def programs():
+    """The Python programs of docs/embedding.md, each by its heading."""
+    sections = re.split(r"^## ", (DOCS / "embedding.md").read_text(), flags=re.MULTILINE)[1:]
+    return {
+        section.partition("\n")[0]: block
+        for section in sections
+        for block in re.findall(r"^```python\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
+    }
+
+
+@needs_default
+@pytest.mark.parametrize("name", sorted({*programs()} - {"A web service"}))
+def test_the_programs_run(name, tmp_path):
+    (tmp_path / "program.py").write_text(programs()[name])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(),
+        timeout=120,
+    )
+    said = {"Threads": "22 bladder\n22 bladder\n", "Processes": "8\n"}.get(name, "")
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+@needs_default
+def test_the_web_service_answers(tmp_path):
+    (tmp_path / "service.py").write_text(programs()["A web service"])
+    environment = child_environment(PORT="0")
+    command = [sys.executable, tmp_path / "service.py"]
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
+    ):
+        try:
+            port = int(server.stdout.readline())
+
+            def ask(body):
+                connection = HTTPConnection("127.0.0.1", port, timeout=30)
+                connection.request("POST", "/", body)
+                answer = connection.getresponse()
+                found = answer.status, json.loads(answer.read())
+                connection.close()
+                return found
+
+            picture = (ROOT / "examples" / "liver-1.png").read_bytes()
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(ask, [picture] * 8))
+            assert all(answer == answers[0] for answer in answers)
+            status, found = answers[0]
+            assert (status, found["label"]) == (200, "liver")
+            for body in (b"no picture", picture[:200], picture[:-30]):
+                assert ask(body)[0] == 400
+            assert ask(b"")[0] == 413
+        finally:
+            server.terminate()

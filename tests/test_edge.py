@@ -1,0 +1,315 @@
+"""The edge stage: its augmentation, recipe, average of weights, teachers, restart; chains and the ablation."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from at_hand import DATA, needs_organamnist
+from test_fit import CPU, made_data, without_seconds
+from torch.nn import functional as F
+
+from train import fit, record
+from train.average import Average
+from train.edge import ablate, augment
+from train.edge.chains import chains, held_out
+from train.edge.lessons import VIEWS, Lessons
+from train.edge.method import Edge
+from train.edge.network import ResidualNetwork
+from train.fit import Recipe
+from train.networks import count_parameters, make_network
+from train.record import RunError
+from train.stages import STAGES
+
+CALM = Edge(taught=True, erase=0.0, intensity=0.0)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def slices(n=64):
+    return torch.rand(n, 1, 28, 28, generator=generator(9)) * 2 - 1
+
+
+def test_shifts_are_whole_pixels_with_the_edge_repeated():
+    x = torch.arange(28.0).expand(500, 1, 28, 28)  # the column's number
+    moved = augment.shift(x, 2, generator())
+    by = moved[:, 0, 0, 10] - 10
+    assert set(by.tolist()) == {-2, -1, 0, 1, 2}
+    for d in range(-2, 3):
+        expected = (torch.arange(28.0) + d).clamp(0, 27)
+        assert all(torch.equal(row, expected) for row in moved[by == d][:, 0].flatten(0, 1))
+    down = augment.shift(x.transpose(2, 3), 2, generator())[:, 0, 10, 0] - 10
+    assert set(down.tolist()) == {-2, -1, 0, 1, 2}
+    assert not torch.equal(by, down)  # each axis on its own
+
+
+def test_mirroring_keeps_the_patients_sides():
+    x = slices(400)
+    seen = augment.mirror(x, 0.25, generator())
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(seen, x, strict=True)])
+    flipped = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(seen, x, strict=True)])  # columns
+    assert (same ^ flipped).all() and 0.15 < flipped.float().mean() < 0.35
+
+
+def test_erasing_puts_middle_gray_in_one_rectangle():
+    x = torch.ones(500, 1, 28, 28)
+    seen = augment.erase(x, 0.5, 0.25, generator())[:, 0]
+    gone = seen == 0
+    share = gone.flatten(1).float().mean(1)
+    assert 0.4 < (share > 0).float().mean() < 0.6 and share.max() < 0.3
+    for hole in gone[share > 0]:
+        assert torch.equal(hole, hole.any(1)[:, None] & hole.any(0)[None])  # a rectangle
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, g: augment.affine(x, 10, 0.1, g),
+        lambda x, g: augment.intensity(x, 0.3, g),
+        lambda x, g: augment.noise(x, 0.1, g),
+        lambda x, g: Edge(affine=1).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
+        lambda x, g: Edge(noise=0.1).disturb(x, g),
+    ],
+)
+def test_changes_keep_shape_and_range_and_follow_the_generator(change):
+    x = slices()
+    before = x.clone()
+    seen = change(x, generator(1))
+    assert seen.shape == x.shape and seen.dtype == torch.float32 and seen.min() >= -1 and seen.max() <= 1
+    assert torch.equal(seen, change(x, generator(1))) and not torch.equal(seen, change(x, generator(2)))
+    assert torch.equal(x, before) and not torch.equal(seen, x)
+
+
+def test_a_square_of_another_slice_takes_its_share_of_the_target():
+    x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)  # each slice its own gray
+    targets = torch.eye(400)
+    seen, shares = augment.cut(x, targets, 0.5, generator())
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    cut = 0
+    for i in range(400):
+        other = seen[i, 0] != i + 1
+        cut += bool(other.any())
+        assert torch.equal(other, other.any(1)[:, None] & other.any(0)[None])  # a rectangle
+        if other.any():
+            assert len(seen[i, 0][other].unique()) == 1
+            j = int(seen[i, 0][other][0]) - 1
+            assert shares[i, j] == pytest.approx(float(other.float().mean()), abs=1e-6)
+            assert other.any(1).sum() == other.any(0).sum()  # a square
+    assert 150 < cut < 230
+    assert torch.equal(augment.cut(x, targets, 0.0, generator())[0], x)
+
+
+def test_mixing_weighs_slices_and_targets_alike():
+    x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)
+    seen, shares = augment.mix(x, torch.eye(400), 0.5, generator())
+    torch.testing.assert_close(seen[:, 0, 0, 0], shares @ torch.arange(1.0, 401))
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    assert shares.diagonal().min() >= 0.5 and 150 < (shares.diagonal() < 1).sum() < 230
+
+
+def test_rotation_without_angle_and_scale_changes_nothing():
+    x = slices()
+    torch.testing.assert_close(augment.affine(x, 0, 0, generator()), x, atol=1e-5, rtol=0)
+
+
+def test_the_learning_rate_rises_then_falls_to_nearly_nothing():
+    recipe = Edge(peak=1.0)
+    rates = [recipe.learning_rate(done / 100) for done in range(101)]
+    assert rates[20] == 1.0 and rates[0] == rates[100] == 1e-3
+    assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[60] == pytest.approx(0.5)
+
+
+def test_weight_decay_is_for_weights_alone():
+    network = make_network("edge", classes=11, size=28, seed=1)
+    with_decay, without = Edge().optimiser(network).param_groups
+    assert with_decay["weight_decay"] > 0 and without["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in with_decay["params"]) and all(p.ndim == 1 for p in without["params"])
+    assert sum(p.numel() for g in (with_decay, without) for p in g["params"]) == count_parameters(network)
+
+
+def test_the_lesson_is_the_divergence_from_the_teachers():
+    logits, labels = torch.randn(8, 11, generator=generator()), torch.arange(8)
+    taught = torch.randn(8, 11, generator=generator(1)).softmax(1)
+    recipe = Edge(taught=True, lesson=1.0, softness=2.0)
+    soft = (taught.log() / 2).softmax(1)
+    expected = (
+        4 * F.kl_div((logits / 2).log_softmax(1), soft, reduction="sum") + 4 * -(soft * soft.log()).sum()
+    )
+    torch.testing.assert_close(recipe.loss(logits, labels, taught), expected)
+    half = dataclasses.replace(recipe, lesson=0.5).loss(logits, labels, taught)
+    plain = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing, reduction="sum")
+    torch.testing.assert_close(half, (expected + plain) / 2)
+    torch.testing.assert_close(recipe.loss(logits, labels, None), plain)
+
+
+def test_the_average_follows_weights_and_running_statistics():
+    network = make_network("edge", classes=11, size=28, seed=1)
+    average = Average(network, 0.5)
+    start = network.head.bias.detach().clone()
+    with torch.no_grad():
+        network.head.bias += 1
+        network.norm.running_mean += 1
+    average.steps = 1000
+    average.update(network)
+    torch.testing.assert_close(average.network.head.bias.detach(), start + 0.5)
+    torch.testing.assert_close(average.network.norm.running_mean, torch.full((32,), 0.5))
+    first = Average(network, 0.999)
+    with torch.no_grad():
+        network.head.bias += 11
+    first.update(network)  # in the first step most of the average is new
+    torch.testing.assert_close(first.network.head.bias.detach(), start + 1 + 11 * 9 / 11)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("edge", 308_203), ("edge_teacher1", 1_228_651), ("edge_teacher2", 1_919_371)]
+)
+def test_networks_are_drawn_from_the_seed(name, parameters):
+    network, again = (make_network(name, classes=11, size=28, seed=1) for _ in range(2))
+    assert count_parameters(network) == parameters
+    x = slices(3)
+    assert torch.equal(network(x), again(x)) and network(x).shape == (3, 11)
+    assert not torch.equal(network(x), make_network(name, classes=11, size=28, seed=2)(x))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The edge stage's networks at a fraction of their size."""
+    from train import networks
+
+    for name in ("edge", "edge_teacher1", "edge_teacher2"):
+        monkeypatch.setitem(
+            networks.NETWORKS,
+            name,
+            lambda classes, size, seed: ResidualNetwork(4, 2, (4, 8), classes=classes, seed=seed),
+        )
+
+
+def taught(data, directory, epochs=3):
+    teachers = []
+    for name in STAGES["edge"].teachers:
+        fit.fit(
+            STAGES[name], data, Recipe(1, 64, epochs, "none"), CPU, directory / name, say=lambda line: None
+        )
+        teachers.append(directory / name / "checkpoint.pt")
+    recipe = Recipe(1, 64, epochs, "none", teachers=tuple(teachers))
+    return fit.fit(STAGES["edge"], data, recipe, CPU, directory / "edge", say=lambda line: None)
+
+
+def test_edge_learns_from_its_teachers_and_a_killed_run_ends_the_same(small, tmp_path, monkeypatch):
+    data = made_data()
+    whole = taught(data, tmp_path / "whole")
+    assert whole["best_epoch"] == 3 and whole["recipe"]["method"]["taught"] is True
+    assert whole["history"][-1]["train_loss"] < whole["history"][0]["train_loss"]
+
+    class Killed(BaseException):
+        pass
+
+    save = record.save_checkpoint
+
+    def save_then_die(path, state):
+        save(path, state)
+        raise Killed
+
+    monkeypatch.setattr(record, "save_checkpoint", save_then_die)
+    for _ in range(12):  # three epochs and an end, for each of three networks
+        with pytest.raises(Killed):
+            taught(data, tmp_path / "killed")
+    monkeypatch.setattr(record, "save_checkpoint", save)
+    again = taught(data, tmp_path / "killed")
+    assert without_seconds(again["history"]) == without_seconds(whole["history"])
+    assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
+
+
+def test_lessons_are_what_the_teachers_say_about_the_slices_that_the_student_sees(small, tmp_path):
+    data = made_data()
+    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
+    teachers = [make_network(name, classes=3, size=28, seed=1).eval() for name in STAGES["edge"].teachers]
+
+    def lessons(method=CALM, teachers=teachers):
+        return Lessons(images, labels, 3, method, teachers, tmp_path, batch_size=64)
+
+    seen, slices = [], {}
+    for number in (1, 2, VIEWS + 1):
+        chosen, x, _, taught = map(torch.cat, zip(*lessons().epoch(number, generator(number)), strict=True))
+        assert torch.equal(chosen.sort().values, torch.arange(len(images)))
+        with torch.no_grad():
+            expected = torch.stack([teacher(x).softmax(1) for teacher in teachers]).mean(0)
+        torch.testing.assert_close(taught, expected, atol=1e-3, rtol=0)  # kept in half precision
+        seen.append(chosen)
+        slices[number] = x[chosen.argsort()]
+    assert torch.equal(slices[1], slices[VIEWS + 1]) and not torch.equal(slices[1], slices[2])
+    assert not torch.equal(seen[0], seen[2])  # the same view in another order
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["view-1.npz", "view-2.npz"]
+    asked = lessons(teachers=[torch.nn.Module()] * 2)  # other teachers: they are asked anew
+    with pytest.raises(NotImplementedError):
+        next(asked.epoch(1, generator()))
+    assert lessons(dataclasses.replace(CALM, shift=1)).digest != lessons().digest
+
+
+def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
+    data = made_data()
+    stage = STAGES["edge_teacher1"]
+    fit.fit(stage, data, Recipe(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
+    state = record.load_checkpoint(tmp_path / "checkpoint.pt")
+    record.save_checkpoint(tmp_path / "checkpoint.pt", state | {"finished": False})
+    with pytest.raises(RunError, match="trained by another recipe so far; use --fresh"):
+        fit.fit(stage, data, Recipe(1, 64, 2, "none"), CPU, tmp_path, method=Edge(shift=1))
+
+
+def test_a_teacher_must_be_finished(small, tmp_path):
+    data = made_data()
+    fit.fit(STAGES["edge_teacher1"], data, Recipe(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
+    path = tmp_path / "checkpoint.pt"
+    record.save_checkpoint(path, record.load_checkpoint(path) | {"finished": False})
+    with pytest.raises(RunError, match="is of a stage that is not finished"):
+        fit.finished_network(path)
+
+
+def test_only_axial_slices_are_mirrored():
+    assert fit.method_of(STAGES["edge"], "axial").mirror > 0
+    assert fit.method_of(STAGES["edge"], "sagittal").mirror == 0
+    assert fit.method_of(STAGES["edge"], "coronal").taught
+
+
+def test_chains_join_what_is_alike_within_a_class():
+    base = np.random.default_rng(0).integers(0, 255, (3, 28, 28))
+    images = np.concatenate(
+        [np.clip(base[k] + np.arange(5)[:, None, None] * 9, 0, 255) for k in (0, 1, 2, 2)]
+    )
+    labels = np.repeat([0, 0, 0, 1], 5)
+    found = chains(images.astype(np.uint8), labels)
+    groups = [set(found[i : i + 5]) for i in range(0, 20, 5)]
+    assert all(len(group) == 1 for group in groups) and len(set.union(*groups)) == 4
+    many = np.arange(1000)
+    out = held_out(many)
+    assert 200 < out.sum() < 300 and np.array_equal(out, held_out(many))
+
+
+@needs_organamnist
+def test_chains_of_the_real_training_split_are_long():
+    with np.load(DATA / "organamnist.npz") as file:
+        chosen = file["train_labels"][:, 0] == 3
+        images, labels = file["train_images"][chosen], file["train_labels"][chosen, 0]
+    sizes = np.bincount(chains(images, labels))
+    assert 80 < len(sizes) < 200 and np.sort(sizes)[-3:].min() > 40
+
+
+def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablate, "load_data", lambda *arguments, **named: made_data())
+    monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)))
+    command = ["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--only", "reference,no shifts"]
+    assert ablate.main(command) == 0
+    table = capsys.readouterr().out
+    assert table.count("±") == 8 and "| no shifts |" in table
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "train_epoch", None)  # nothing is trained again
+        assert ablate.main(command) == 0
+    assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
+    assert ablate.main([*command[:6], "--whole"]) == 0
+    table = capsys.readouterr().out
+    assert "| recipe without teachers | – |" in table and "| recipe | – |" in table
+    assert ablate.main(["--only", "no such"]) == 2
+    assert "is none of reference, no cutting" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""python -m train.edge.ablate: what each ingredient of the edge network's recipe is worth.
+
+Each variant is the reference, the recipe without teachers, erasing and other windows, with one ingredient taken away or
+added, trained on three quarters of the training split. With --whole the whole recipe, with and without teachers, is
+trained on all of it. They are judged on the chains of slices that were held out, on validation as it is, mirrored front
+to back, and corrupted (the third severity of each of MedMNIST-C's corruptions). Test is never touched. What was trained
+before is not trained again, so the command can be stopped, and run several times beside itself with --only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from train import fit, record
+from train.corruptions import CORRUPTIONS, corrupt
+from train.data import Data, load_data
+from train.edge.chains import chains, held_out
+from train.edge.method import Edge
+from train.record import RunError
+from train.stages import STAGES
+
+REFERENCE = Edge(erase=0.0, intensity=0.0)
+VARIANTS = {
+    "reference": REFERENCE,
+    "no cutting": replace(REFERENCE, cut=0.0),
+    "no mirroring": replace(REFERENCE, mirror=0.0),
+    "no shifts": replace(REFERENCE, shift=0),
+    "no averaged weights": replace(REFERENCE, averaged=None),
+    "no label smoothing": replace(REFERENCE, smoothing=0.0),
+    "with erasing": replace(REFERENCE, erase=0.5),
+    "with mixing": replace(REFERENCE, mix=0.5),
+    "with rotation and scale": replace(REFERENCE, affine=1.0),
+    "with another window": replace(REFERENCE, intensity=0.3),
+    "with noise": replace(REFERENCE, noise=0.05),
+}
+WHOLE = {"recipe": Edge(taught=True), "recipe without teachers": Edge()}
+SCORES = {
+    "held_out": "held-out chains",
+    "val": "validation",
+    "val_mirrored": "validation mirrored",
+    "val_corrupted": "validation corrupted",
+}
+SEVERITY, CORRUPTED = 3, 1000  # slices
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 1 a training failed, 2 usage or data."""
+    parser = argparse.ArgumentParser(prog="python -m train.edge.ablate", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--dataset", default="organamnist")
+    add("--data-dir", type=Path, metavar="DIR")
+    add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
+    add("--seeds", type=int, default=3, metavar="K")
+    add("--epochs", type=int, metavar="N", help="default: 8; with --whole those of the stages")
+    add("--whole", action="store_true", help="the whole recipe on the whole training split")
+    add("--only", metavar="LIST", help=f"some of: {', '.join([*VARIANTS, *WHOLE])}")
+    options = parser.parse_args(arguments)
+    variants = WHOLE if options.whole else VARIANTS
+    names = options.only.split(",") if options.only else list(variants)
+    try:
+        for name in names:
+            if name not in variants:
+                raise RunError(f"--only: {name!r} is none of {', '.join(variants)}")
+        data = load_data(options.dataset, directory=options.data_dir)
+        kept, held = (data, None) if options.whole else split(data)
+        epochs = options.epochs or (None if options.whole else 8)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for seed in range(1, options.seeds + 1):
+            for name in names:
+                judge(name, variants[name], seed, kept, held, epochs, options.out, device)
+    except RunError as e:
+        print(f"ablate: error: {e}", file=sys.stderr)
+        return e.exit_code
+    print(table(options.out, names, options.seeds))
+    return 0
+
+
+def split(data: Data) -> tuple[Data, Data]:
+    """The data with three quarters of its training slices, and with the held out quarter as its training split."""
+    out = held_out(chains(data.images["train"], data.labels["train"]))
+    return _only(data, ~out), _only(data, out)
+
+
+def _only(data: Data, chosen: np.ndarray) -> Data:
+    return replace(
+        data,
+        images=data.images | {"train": data.images["train"][chosen]},
+        labels=data.labels | {"train": data.labels["train"][chosen]},
+    )
+
+
+def judge(
+    name: str,
+    method: Edge,
+    seed: int,
+    kept: Data,
+    held: Data | None,
+    epochs: int | None,
+    out: Path,
+    device: torch.device,
+) -> dict[str, float | None]:
+    """Train a variant with a seed and measure it, where that has not been done: accuracies by SCORES."""
+    place = out / name.replace(" ", "_") / f"seed-{seed}"
+    done = place / "scores.json"
+    if done.exists() and set(scores := record.read_json(done)) == set(SCORES):
+        return scores
+    stage = STAGES["edge"]
+    teachers = _teachers(kept, epochs, out, device) if method.taught else ()
+    recipe = fit.Recipe(seed, 128, epochs or stage.max_epochs, "none", teachers=teachers)
+
+    def say(line: str) -> None:
+        print(f"{name}, {line}", flush=True)
+
+    fit.fit(stage, kept, recipe, device, place, method=method, say=say)
+    network = fit.finished_network(place / "checkpoint.pt").to(device)
+
+    def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
+        return float((fit.evaluate(network, images).argmax(1) == labels).mean())
+
+    val, labels = kept.network_images("val"), kept.labels["val"]
+    some = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
+    scores = {
+        "held_out": accuracy(held.network_images("train"), held.labels["train"]) if held else None,
+        "val": accuracy(val, labels),
+        "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
+        "val_corrupted": float(
+            np.mean([accuracy(corrupt(val[some], c, SEVERITY), labels[some]) for c in CORRUPTIONS])
+        ),
+    }
+    record.write_json(done, scores)
+    say(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
+    return scores
+
+
+def _teachers(kept: Data, epochs: int | None, out: Path, device: torch.device) -> tuple[Path, ...]:
+    """The checkpoints of the teachers, seed 1, trained where they are not there."""
+    found = []
+    for name in STAGES["edge"].teachers:
+        recipe = fit.Recipe(1, 128, epochs or STAGES[name].max_epochs, "none")
+        fit.fit(STAGES[name], kept, recipe, device, out / name)
+        found.append(out / name / "checkpoint.pt")
+    return tuple(found)
+
+
+def table(out: Path, names: Sequence[str], seeds: int) -> str:
+    """Mean and standard deviation over the seeds, a row a variant, as Markdown."""
+    lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
+    for name in names:
+        files = [out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)]
+        rows = [record.read_json(file) for file in files]
+        cells = [_cell([row[key] for row in rows]) for key in SCORES]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else ""
+    return f"{np.mean(known):.4f}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The edge network and its teachers: residual networks of basic blocks (He et al. 2016) for small gray slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, added to the input, which a 1x1 convolution fits where needed."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.fit: nn.Module = nn.Identity()
+        if stride != 1 or channels != width:
+            self.fit = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, channels, H, W)
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.fit(x))  # (N, width, H / stride, W / stride)
+
+
+class ResidualNetwork(nn.Module):
+    """A 3x3 stem, stages of `depth` blocks that halve the map but for the first, the mean of the map, a linear head."""
+
+    def __init__(
+        self, stem: int, stem_stride: int, widths: Sequence[int], *, depth: int = 1, classes: int, seed: int
+    ) -> None:
+        super().__init__()
+        from train.networks import draw_layer
+
+        self.stem = nn.Conv2d(1, stem, 3, stem_stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(stem)
+        blocks, channels = [], stem
+        for i, width in enumerate(widths):
+            for j in range(depth):
+                blocks.append(Block(channels, width, 2 if i and not j else 1))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, classes)
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                draw_layer(layer, seed, name)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 1, S, S)
+        x = self.blocks(F.relu(self.norm(self.stem(x))))
+        return self.head(x.mean((2, 3)))  # (N, classes)
+
+
+def edge(classes: int, size: int, seed: int) -> ResidualNetwork:
+    """308,203 parameters at 11 classes: 14x14, 7x7 and 4x4 pixels after the stem at 28 px."""
+    return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
+
+
+def edge_teacher1(classes: int, size: int, seed: int) -> ResidualNetwork:
+    """The wide sibling: full resolution after the stem."""
+    return ResidualNetwork(32, 1, (32, 64, 128, 256), classes=classes, seed=seed)
+
+
+def edge_teacher2(classes: int, size: int, seed: int) -> ResidualNetwork:
+    """The deep sibling."""
+    return ResidualNetwork(64, 2, (64, 128, 192), depth=2, classes=classes, seed=seed)
