@@ -351,3 +351,75 @@ def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
         write_report(tmp_path, make_split())
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("train.report: error: no results.json")
+
+
+def calibrated(entry, *, temperature=1.25, val=0.0123, test=0.0456):
+    return entry | {"calibration": {"temperature": temperature, "val_ece": val, "test_ece": test}}
+
+
+def test_calibration_stands_before_and_after(two_stages, tmp_path):
+    assert "temperature" not in two_stages[1].text
+    split = make_split()
+    entry = calibrated(make_entry("base", split))
+    run_dir = make_run(tmp_path, split, [entry, make_entry("big", split)])
+    page = Page(write_report(run_dir, split))
+    before = [f"{entry[s]['ece']:.3f}" for s in ("val", "test")]
+    assert page.rows_of("base")[2][1:] == ["1.250", before[0], "0.012", before[1], "0.046"]
+    assert page.rows_of("big")[2][1:] == ["–", before[0], "–", before[1], "–"]
+    with (run_dir / "results.csv").open(newline="") as file:
+        first, second, *_ = csv.DictReader(file)
+    assert (first["ece_calibrated"], first["temperature"]) == ("", "1.25")  # train has none
+    assert (second["split"], second["ece_calibrated"]) == ("val", "0.0123")
+
+
+def test_calibration_over_several_seeds_is_their_mean(tmp_path):
+    split = make_split()
+    entries = [
+        calibrated(make_entry("base", split, seed=1)),
+        calibrated(make_entry("base", split, seed=2), temperature=0.9, val=0.0323),
+    ]
+    row = Page(write_report(make_run(tmp_path, split, entries), split)).rows_of("base")[2]
+    assert row[1] == "1.250, 0.900" and row[3] == "0.022± 0.014"
+
+
+def make_measured(name: str, *, accuracy: float = 0.8, split: str = "test", slices: int = 9) -> dict:
+    """An entry of robustness.json of two corruptions."""
+    return {
+        "name": name,
+        "split": split,
+        "slices": slices,
+        "split_slices": SPLITS[split],
+        "clean_accuracy": accuracy + 0.1,
+        "mean_corrupted_accuracy": accuracy - 0.05,
+        "mean_balanced_error": 0.3217,
+        "accuracy": {"shot_noise": [accuracy] * 5, "contrast_up": [accuracy - 0.1 * i for i in range(5)]},
+    }
+
+
+def test_robustness_is_shown_where_it_was_measured(two_stages, tmp_path):
+    assert "#robustness" not in two_stages[1].source and "MedMNIST-C" not in two_stages[1].text
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split), make_entry("ensemble", split)])
+    measured = [
+        make_measured("ensemble"),
+        make_measured("base", accuracy=0.7),
+        make_measured("base", split="val", slices=12),
+    ]
+    (run_dir / "robustness.json").write_text(json.dumps({"format": 1, "stages": measured}))
+    page = Page(write_report(run_dir, split))
+    assert 'href="#robustness"' in page.source and "Test, 9 of 16 slices" in page.text
+    assert "Validation, all 12 slices" in page.text
+    assert page.text.index("Test, 9 of") < page.text.index("Validation, all")
+    assert ["0.800", "0.650", "0.322"] in [row[1:] for row in page.rows_of("base")]
+    assert ["0.900", "0.750", "0.322"] in [row[1:] for row in page.rows_of("ensemble")]
+    test, val = page.rows_of("shot noise")  # stages in the ladder's order
+    assert (test[1:], val[1:]) == (["0.700", "0.800"], ["0.800"])
+    assert page.rows_of("contrast up")[0][1:] == ["0.500", "0.600"]
+
+
+def test_a_damaged_robustness_json_is_named(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split)])
+    (run_dir / "robustness.json").write_text("{")
+    with pytest.raises(RunError, match=r"robustness\.json is not valid JSON"):
+        write_report(run_dir, split)

@@ -15,7 +15,7 @@ from export.temperature import ECE_BINS as BINS
 if TYPE_CHECKING:
     from train.report.run import Run
 
-METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece", "side_merged")
+METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece", "ece_calibrated", "side_merged")
 CSV_COLUMNS = ("dataset", "size", "smoke", "stage", "seed", "split", *METRICS)
 CSV_RECORD = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
 
@@ -118,7 +118,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
 def comparison_csv(run: Run, split: Any) -> str:
     """results.csv: one row a stage, seed and split, with every metric; what is undefined is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, (*CSV_COLUMNS, *CSV_RECORD), lineterminator="\n")
+    writer = csv.DictWriter(text, (*CSV_COLUMNS, *CSV_RECORD, "temperature"), lineterminator="\n")
     writer.writeheader()
     for stage in run.stages:
         for row in stage.rows:
@@ -133,6 +133,7 @@ def comparison_csv(run: Run, split: Any) -> str:
                         "split": name,
                         **{metric: row.metric(name, metric) for metric in METRICS},
                         **{key: row.entry.get(key) for key in CSV_RECORD},
+                        "temperature": row.temperature,
                     }
                 )
     return text.getvalue()

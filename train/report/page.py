@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
             "scores": _metric_table(run, split, STUDY_METRICS, with_study=True),
             "more_scores": _metric_table(run, split, ("auc", "ece", "side_merged"), with_study=False),
             "seed_rows": [row for stage in run.stages for row in stage.rows] if len(run.seeds) > 1 else [],
+            "calibration_rows": _calibration_rows(run),
             "test_rows": _test_rows(run),
             "published": PUBLISHED.get(split.flag, ()),
             "with_study": split.flag == STUDY_DATASET,
@@ -57,6 +59,7 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
             "per_class": _per_class(best, split),
             "mistakes": _mistakes(best, split, files),
             "reliability": _reliability(best, split, files),
+            "robustness": _robustness(run),
             "record": wording.record(run, split),
             "scans": SCANS.get(split.flag),
         }
@@ -119,6 +122,24 @@ def _metric_table(run: Run, split: Any, metrics: tuple[str, ...], *, with_study:
             }
         )
     return {"metrics": metrics, "rows": rows}
+
+
+def _calibration_rows(run: Run) -> list[dict[str, Any]]:
+    """The temperature of each stage and ECE before and after it; empty where no stage has one."""
+    rows = [
+        {
+            "name": stage.name,
+            "best": run.best is not None and stage.name == run.best.name,
+            "temperature": ", ".join(wording.number(row.temperature) for row in stage.rows),
+            "cells": [
+                (name, metric, *stage.value(name, metric))
+                for name in ("val", "test")
+                for metric in ("ece", "ece_calibrated")
+            ],
+        }
+        for stage in run.stages
+    ]
+    return rows if any(row.temperature is not None for stage in run.stages for row in stage.rows) else []
 
 
 def _test_rows(run: Run) -> list[dict[str, Any]]:
@@ -238,6 +259,29 @@ def _mistakes(best: Stage | None, split: Any, files: dict[str, bytes | str]) -> 
             files[f"mistakes_{part}.png"] = figures.to_png(sheet, dpi=120)
         found[part] = shown
     return found or None
+
+
+def _robustness(run: Run) -> list[dict[str, Any]]:
+    """Tables of the corrupted slices: one pair for each split and number of slices, test and more slices first."""
+    names = figures.by_ladder(list(dict.fromkeys(entry["name"] for entry in run.robustness)))
+    entries = sorted(run.robustness, key=lambda entry: names.index(entry["name"]))
+    kinds = {(entry["split"], entry["slices"]) for entry in entries}
+    tables = []
+    for part, slices in sorted(kinds, key=lambda kind: (kind[0] != "test", -kind[1])):
+        same = [entry for entry in entries if (entry["split"], entry["slices"]) == (part, slices)]
+        tables.append(
+            {
+                "split": part,
+                "slices": slices,
+                "of": same[0]["split_slices"],
+                "entries": same,
+                "corruptions": [
+                    (name.replace("_", " "), [statistics.fmean(entry["accuracy"][name]) for entry in same])
+                    for name in same[0]["accuracy"]
+                ],
+            }
+        )
+    return tables
 
 
 def _reliability(best: Stage | None, split: Any, files: dict[str, bytes | str]) -> Markup | None:

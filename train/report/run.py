@@ -35,12 +35,20 @@ class Row:
         return None if not matrix else np.asarray(matrix, dtype=np.int64)
 
     def metric(self, split: str, metric: str) -> float | None:
-        """One metric of results.json, or `side_merged`, which follows from the confusion matrix."""
+        """One metric of results.json: `ece_calibrated` is ECE with the temperature, not known of train; `side_merged`
+        follows from the confusion matrix."""
         if metric == "side_merged":
             matrix = self.confusion(split)
             return None if matrix is None else side_merged_accuracy(matrix, self.classes)
-        value = (self.entry.get(split) or {}).get(metric)
+        if metric == "ece_calibrated":
+            value = (self.entry.get("calibration") or {}).get(f"{split}_ece")
+        else:
+            value = (self.entry.get(split) or {}).get(metric)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    @property
+    def temperature(self) -> float | None:
+        return (self.entry.get("calibration") or {}).get("temperature")
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
@@ -99,6 +107,7 @@ class Run:
     results: dict[str, Any]
     stages: tuple[Stage, ...]
     unfinished: tuple[Row, ...]
+    robustness: tuple[dict[str, Any], ...] = ()  # the entries of robustness.json
 
     @property
     def smoke(self) -> bool:
@@ -144,4 +153,6 @@ def read(directory: Path) -> Run:
     unfinished = tuple(
         Row(str(path.relative_to(directory)), None, path, {}, classes) for path in begun if path not in known
     )
-    return Run(directory, results, stages, unfinished)
+    path = directory / "robustness.json"
+    robustness = tuple(read_json(path)["stages"]) if path.is_file() else ()
+    return Run(directory, results, stages, unfinished, robustness)
