@@ -106,7 +106,7 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
         classes=CLASSES,
         size=28,
         members=members,
-        slices=Slices(images, images, labels),
+        slices=Slices(images, images, labels, 28),
         precisions=("fp32",),
         metrics={"val": {"accuracy": 0.1, "auc": None, "ece": 0.7}},
         training={"seed": 1},
