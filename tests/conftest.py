@@ -224,3 +224,26 @@ def command(bundle):
         )
 
     return run
+
+
+@pytest.fixture
+def some(pictures):
+    return sorted(map(str, pictures.iterdir()))[:3]
+
+
+@pytest.fixture
+def bad(tmp_path):
+    path = tmp_path / "bad.png"
+    path.write_bytes(b"no image")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A model of two classes."""
+
+    def change(manifest):
+        manifest["task"].update(classes=["liver", "spleen"], paired=[])
+
+    folder = tmp_path_factory.mktemp("two") / "b"
+    return write_bundle(folder, {"g.onnx": make_graph(classes=2)}, change=change)

@@ -1,0 +1,218 @@
+"""Where organ-infer writes: files, pipes and full disks, signals, the progress bar."""
+
+import json
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import child_environment
+from ran import failed
+
+from organ_infer.progress import bar_text
+
+# Writing.
+
+
+def test_output_appears_whole(command, some, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    out.write_text("before")
+    done = command("--format", "jsonl", "--output", out, *some)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert out.read_text() == command("--format", "jsonl", *some).stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+    assert command("--output", "rows.txt", some[0], cwd=tmp_path).returncode == 0
+
+
+def test_output_through_a_link_in_the_partials_place_is_refused(command, some, tmp_path):
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "out.partial").symlink_to("precious")
+    failed(command("--output", tmp_path / "out", some[0]), "cannot be written")
+    assert (tmp_path / "precious").read_text() == "keep"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output_is_2(bundle, some):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "organ_infer", "--bundle", bundle, *some],
+            stdout=full, stderr=subprocess.PIPE, text=True, env=child_environment(), timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "organ-infer: error: standard output: cannot be written (No space left on device)\n"
+
+
+def test_a_full_disk_is_2_and_leaves_whole_lines(command, pictures, tmp_path):
+    """A limit on the file's size stands for the disk."""
+    out = tmp_path / "out.jsonl"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    listed = "\n".join(str(pictures / f"s{i % 40:02}.png") for i in range(200))
+    done = command("--format", "jsonl", "--output", out, "--files-from", "-", stdin=listed, preexec_fn=limit)
+    failed(done, "cannot be written .File too large.*the results so far are in .*out.jsonl.partial")
+    assert not out.exists()
+    kept = (tmp_path / "out.jsonl.partial").read_text()
+    assert kept.endswith("\n") and all(json.loads(line) for line in kept.splitlines()) and len(kept) > 10_000
+
+
+def test_a_closed_pipe_is_quiet(bundle, pictures):
+    arguments = [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--files-from", "-"]
+    process = subprocess.Popen(
+        arguments,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+    )
+    process.stdout.close()
+    _, words = process.communicate("\n".join([str(pictures / "s00.png")] * 3000).encode(), timeout=60)
+    assert (process.returncode, words) == (0, b"")
+
+
+def test_a_closed_standard_output_is_an_error_and_a_closed_standard_error_none(bundle, some):
+    line = f"{sys.executable} -m organ_infer --bundle {bundle} {some[0]}"
+    done = subprocess.run(
+        f"{line} >&-", shell=True, stderr=subprocess.PIPE, text=True, env=child_environment()
+    )
+    assert done.returncode == 2 and done.stderr == "organ-infer: error: standard output is closed\n"
+    done = subprocess.run(
+        f"{line} nope 2>&-", shell=True, stdout=subprocess.PIPE, text=True, env=child_environment()
+    )
+    assert done.returncode == 1 and done.stdout.count("\n") == 1
+
+
+def test_help_into_a_closed_pipe_is_quiet():
+    done = subprocess.run(
+        f"{sys.executable} -m organ_infer --help | true",
+        shell=True,
+        capture_output=True,
+        env=child_environment(),
+    )
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("to_file", [True, False])
+def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, to_file):
+    """The list never ends, so the command waits for it when the signal comes."""
+    out = tmp_path / "out.jsonl"
+    arguments = ["--format", "jsonl", "--files-from", "-", "--batch-size", "4", "--bundle", str(bundle)]
+    arguments += ["--output", str(out)] if to_file else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=child_environment(),
+        bufsize=0, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the tests may run where it is ignored
+    )  # fmt: skip
+    process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in sorted(pictures.iterdir())))
+    process.stdin.flush()
+    partial = Path(f"{out}.partial")
+    if to_file:
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not (partial.exists() and partial.read_text().count("\n") == 40):
+            time.sleep(0.02)  # until all that it was given is answered
+    first = b"" if to_file else process.stdout.readline()  # it is at work
+    time.sleep(1.0)
+    process.send_signal(number)
+    written, words = process.communicate(timeout=20)
+    written = first + written
+    assert process.returncode == code, words
+    assert words in (b"organ-infer: interrupted\n", b"organ-infer: terminated\n")
+    text = partial.read_text() if to_file else written.decode()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert text.endswith("\n") and [row["path"] for row in found] == sorted(map(str, pictures.iterdir()))
+    assert not out.exists()
+
+
+def test_sigint_that_was_ignored_stays_ignored(bundle, pictures):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--files-from", "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    written, _ = process.communicate(os.fsencode(pictures / "s00.png"), timeout=20)
+    assert process.returncode == 0 and written.count(b"\n") == 1
+
+
+# The progress bar.
+
+
+def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad):
+    """Through a pseudo-terminal as standard error."""
+    ours, theirs = pty.openpty()
+    seen = b""
+
+    def read():
+        nonlocal seen
+        try:
+            while piece := os.read(ours, 4096):
+                seen += piece
+        except OSError:
+            pass
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    listed = [str(pictures / f"s{i % 40:02}.png") for i in range(3000)]
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "8", *listed, bad],
+        stdout=subprocess.PIPE, stderr=theirs, env=child_environment(TERM="xterm"), timeout=60,
+    )  # fmt: skip
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    assert done.returncode == 1 and done.stdout.count(b"\n") == 3000 and b"/3,001 images" in seen
+    last = seen.decode().rstrip("\r\n").split("\r")[-1]
+    assert last.startswith("organ-infer: error: ") and "bad.png" in last
+
+
+@pytest.mark.parametrize("columns", range(0, 90, 3))
+def test_the_bar_fits_any_terminal(columns):
+    for total in (None, 100_000):
+        text = bar_text(12_345, 67, total, 8.0, columns)
+        assert len(text) <= columns and "\n" not in text
+    assert bar_text(5, 0, 10, 1.0, 79) == "[" + "#" * 15 + "." * 15 + "] 5/10 images 5/s"
+
+
+def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
+    from types import SimpleNamespace
+
+    from organ_infer.cli import Stopped, _Signals
+
+    signals = _Signals()
+    signals.writer = SimpleNamespace(busy=True)
+    signals.check()
+    signals._arrived(signal.SIGINT, None)
+    with pytest.raises(Stopped):
+        signals.check()
+    with pytest.raises(Stopped):
+        signals._arrived(signal.SIGTERM, None)
+    signals = _Signals()
+    signals.writer = SimpleNamespace(busy=False)
+    with pytest.raises(Stopped):
+        signals._arrived(signal.SIGINT, None)
+    with pytest.raises(Stopped):  # whatever became of the first
+        signals.check()
+
+
+def test_a_message_takes_the_bar_away_first(monkeypatch):
+    from organ_infer.progress import Messages
+
+    written = []
+    messages = Messages()
+    messages.bar, messages._drawn = True, 0.0
+    monkeypatch.setattr(messages, "_put", written.append)
+    messages.progress(7, 0, 9)
+    messages.error("x")
+    messages.note("y")
+    width = len(written[0].rstrip()) - 1
+    assert written == [written[0], "\r" + " " * width + "\r", "organ-infer: error: x\n", "organ-infer: y\n"]
