@@ -35,7 +35,13 @@ LIMIT = 240  # seconds a mutant
 GOAL = 0.9
 NOTHING = 77
 PRELOADED = ("numpy", "PIL.Image", "onnx", "hypothesis", "pytest", "_pytest.assertion.rewrite")
-BUNDLES = ("tests/test_bundle.py", "tests/test_tampering.py", "tests/test_survivors.py")
+BUNDLES = (
+    "tests/test_bundle.py",
+    "tests/test_tampering.py",
+    "tests/test_manifest_fields.py",
+    "tests/test_hostile_graphs.py",
+    "tests/test_survivors.py",
+)
 TARGETS = {
     "runtime/organ_infer/bundle.py": BUNDLES,
     "runtime/organ_infer/manifest.py": BUNDLES,

@@ -20,8 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from altering import altered, seal, tiny_graph
 from conftest import write_bundle
-from test_tampering import FILES, PLACES, VALUES, allowed, altered, external, full, seal, tiny_graph
+from test_hostile_graphs import external
+from test_manifest_fields import PLACES, VALUES, allowed, full
+from test_tampering import FILES
 
 from organ_infer import BundleError
 from organ_infer.bundle import Manifest, open_bundle, packaged_bundle
