@@ -22,6 +22,7 @@ from train.record import RunError
 from train.stages import STAGES
 
 CALM = Edge(taught=True, erase=0.0, intensity=0.0)
+CALM_ALONE = dataclasses.replace(CALM, taught=False)
 
 
 def generator(seed=0):
@@ -247,6 +248,48 @@ def test_lessons_are_what_the_teachers_say_about_the_slices_that_the_student_see
     with pytest.raises(NotImplementedError):
         next(asked.epoch(1, generator()))
     assert lessons(dataclasses.replace(CALM, shift=1)).digest != lessons().digest
+
+
+def test_only_the_student_sees_the_slice_disturbed(small, tmp_path):
+    data = made_data()
+    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
+    teachers = [make_network("edge_teacher1", classes=3, size=28, seed=1).eval()]
+
+    def epoch(recipe, folder):
+        made = Lessons(images, labels, 3, recipe, teachers, tmp_path / folder, batch_size=64)
+        chosen, x, _, taught = map(torch.cat, zip(*made.epoch(1, generator(1)), strict=True))
+        return x[chosen.argsort()], taught[chosen.argsort()]
+
+    calm, calmly = epoch(CALM, "calm")
+    rough, roughly = epoch(dataclasses.replace(CALM, erase=1.0), "rough")
+    assert torch.equal(calmly, roughly)
+    assert (rough != calm).flatten(1).any(1).float().mean() > 0.99 and (rough[rough != calm] == 0).all()
+
+
+def test_slices_are_disturbed_without_teachers_too():
+    data = made_data()
+    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
+    still = Edge(mirror=0, shift=0, cut=0, intensity=0, erase=1.0)
+    ((chosen, x, targets, taught),) = fit._drawn([torch.arange(64)], images, labels, 3, still, generator())
+    assert taught is None and torch.equal(targets.argmax(1), labels[chosen])
+    assert (x == 0).flatten(1).any(1).all()
+
+
+def test_teachers_see_whole_slices_in_their_own_window():
+    teacher, student = (fit.method_of(STAGES[name], "axial") for name in ("edge_teacher1", "edge"))
+    assert (teacher.erase, teacher.intensity, teacher.taught) == (0, 0, False)
+    assert student.erase and student.intensity and student.taught
+    assert dataclasses.replace(student, erase=0, intensity=0, taught=False) == teacher
+
+
+def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypatch):
+    data, seen = made_data(), []
+    real = fit.evaluate
+    monkeypatch.setattr(fit, "evaluate", lambda network, x: seen.append(x) or real(network, x))
+    ablate.judge("v", CALM_ALONE, 1, data, data, 1, tmp_path, CPU)
+    held, plain, mirrored = seen[1:4]  # the first is the epoch's own
+    assert held is data.images["train"] and np.array_equal(plain, data.images["val"])
+    assert np.array_equal(mirrored, data.images["val"][:, :, ::-1]) and len(seen) == 4 + 13
 
 
 def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
