@@ -203,6 +203,11 @@ def test_edge_learns_from_its_teachers_and_a_killed_run_ends_the_same(small, tmp
     data = made_data()
     whole = taught(data, tmp_path / "whole")
     assert whole["best_epoch"] == 3 and whole["recipe"]["method"]["taught"] is True
+    method = fit.method_of(
+        STAGES["edge"], "axial"
+    )  # four steps an epoch: the slice left over joins the fourth
+    rates = [row["learning_rate"] for row in whole["history"]]
+    assert rates == [method.learning_rate((epoch + 3 / 4) / 3) for epoch in range(3)]
     assert whole["history"][-1]["train_loss"] < whole["history"][0]["train_loss"]
 
     class Killed(BaseException):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from train import fit, record
+from train.batches import cut
 from train.data import Data
 from train.fit import Recipe, StageFailed
 from train.record import HISTORY_COLUMNS, RunError
@@ -176,10 +177,10 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
 
 
 def test_the_last_batch_of_one_joins_the_one_before():
-    sizes = [len(b) for b in fit._batches(torch.arange(257), 128, at_least=2)]
+    sizes = [len(b) for b in cut(torch.arange(257), 128, at_least=2)]
     assert sizes == [128, 129]
-    assert [len(b) for b in fit._batches(torch.arange(258), 128, at_least=2)] == [128, 128, 2]
-    assert [len(b) for b in fit._batches(torch.arange(1), 128, at_least=2)] == [1]
+    assert [len(b) for b in cut(torch.arange(258), 128, at_least=2)] == [128, 128, 2]
+    assert [len(b) for b in cut(torch.arange(1), 128, at_least=2)] == [1]
 
 
 def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, data):

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from train import record
 from train.augment import normalise
 from train.average import Average
+from train.batches import cut
 from train.data import Data
 from train.edge.lessons import Lessons
 from train.edge.method import Edge
@@ -127,7 +128,7 @@ def fit(
             "precision": precision(device),
         },
     }
-    lessons = _lessons(data, recipe, method, images["train"], labels["train"])
+    lessons = _lessons(data, recipe, method, images["train"], labels["train"], group)
     learner = Learner(trained, method, optimiser, average, lessons)
 
     while not _stops(stage, recipe, len(history), best_epoch):
@@ -194,7 +195,9 @@ def fit(
     return finished
 
 
-def _lessons(data: Data, recipe: Recipe, method: Method, images: Tensor, labels: Tensor) -> Lessons | None:
+def _lessons(
+    data: Data, recipe: Recipe, method: Method, images: Tensor, labels: Tensor, group: Group
+) -> Lessons | None:
     if not recipe.teachers:
         return None
     device = images.device
@@ -208,6 +211,7 @@ def _lessons(data: Data, recipe: Recipe, method: Method, images: Tensor, labels:
         teachers,
         folder,
         batch_size=recipe.batch_size,
+        at_least=2 * group.size,
         bf16=precision(device) == "bf16",
     )
 
@@ -271,7 +275,7 @@ def train_epoch(
     if learner.lessons:
         steps, made = len(learner.lessons), learner.lessons.epoch(epoch, generator)
     else:
-        chosen = _batches(order, recipe.batch_size, at_least=2 * group.size)
+        chosen = cut(order, recipe.batch_size, at_least=2 * group.size)
         steps, made = len(chosen), _drawn(chosen, images, labels, classes, method, generator)
     for step, (chosen, *batch) in enumerate(made):
         for parameters in learner.optimiser.param_groups:
@@ -336,14 +340,6 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     z = logits.astype(np.float64)
     z = np.exp(z - z.max(-1, keepdims=True))
     return (z / z.sum(-1, keepdims=True)).astype(np.float32)
-
-
-def _batches(order: Tensor, size: int, at_least: int) -> list[Tensor]:
-    """The batches of an epoch; a last one too small to normalise over joins the one before it."""
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) < at_least:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
 
 
 def _epoch_seed(seed: int, stage: str, epoch: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from train import record
 from train.augment import normalise
+from train.batches import cut
 from train.method import Method
 
 VIEWS = 8
@@ -44,14 +45,16 @@ class Lessons:
         folder: Path,
         *,
         batch_size: int,
+        at_least: int = 2,
         bf16: bool = False,
     ) -> None:
-        """images: uint8 (N, S, S), or float32 as normalised; labels: int64 (N,). The answers are kept in `folder`."""
+        """images: uint8 (N, S, S), or float32 as normalised; labels: int64 (N,). The answers are kept in `folder`.
+        at_least: slices of a last batch, which else joins the one before."""
         self.images, self.labels, self.classes = images, labels, classes
         self.method, self.teachers = method, teachers
-        self.folder, self.batch_size, self.bf16 = folder, batch_size, bf16
+        self.folder, self.batch_size, self.at_least, self.bf16 = folder, batch_size, at_least, bf16
         about = hashlib.sha256(
-            json.dumps([method.described(), batch_size, classes, bf16], sort_keys=True).encode()
+            json.dumps([method.described(), batch_size, at_least, classes, bf16], sort_keys=True).encode()
         )
         about.update(images.cpu().numpy())
         for teacher in teachers:
@@ -76,7 +79,7 @@ class Lessons:
     def _batches(self, view: int) -> list[Tensor]:
         device = self.images.device
         shuffled = torch.randperm(len(self.images), generator=generator(device, SEED, view), device=device)
-        return list(shuffled.split(self.batch_size))
+        return cut(shuffled, self.batch_size, self.at_least)
 
     def _drawn(self, view: int, i: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         drawing = generator(self.images.device, SEED, view, i)
