@@ -67,18 +67,19 @@ def export(options: argparse.Namespace) -> None:
     from export.member import export_member, write_model
     from export.merge import check_merged, merge
     from export.rewrite import rewrite
+    from export.temperature import fit_temperature, mean_softmax
     from train.data import load_data
     from train.ensemble import mean_probabilities
-    from train.fit import probabilities
+    from train.fit import network_of, probabilities
     from train.metrics import measure
-    from train.networks import make_network
     from train.record import RunError, load_checkpoint
 
     precisions = options.precision.split(",")
     for precision in precisions:
         if precision not in PRECISIONS:
             raise RunError(f"--precision: {precision!r} is none of {', '.join(PRECISIONS)}")
-    states = [load_checkpoint(path) for path in options.checkpoint]
+    # a checkpoint of before slices could be resampled does not say how they were stored
+    states = [{"stored": state["size"]} | state for state in map(load_checkpoint, options.checkpoint)]
     for path, state in zip(options.checkpoint, states, strict=True):
         if not state["finished"]:
             raise RunError(f"{path} is of a stage that is not finished; train it to its end first")
@@ -87,8 +88,7 @@ def export(options: argparse.Namespace) -> None:
         twice = next(stage for stage in stages if stages.count(stage) > 1)
         raise RunError(f"--checkpoint: stage {twice} is given twice; --bundle and --merged take each once")
     about = {
-        key: states[0].get(key, states[0]["size"])
-        for key in ("dataset", "size", "stored", "classes", "data_md5", "smoke", "seed")
+        key: states[0][key] for key in ("dataset", "size", "stored", "classes", "data_md5", "smoke", "seed")
     }
     for path, state in zip(options.checkpoint, states, strict=True):
         for key in ("dataset", "size", "stored", "smoke"):
@@ -100,10 +100,7 @@ def export(options: argparse.Namespace) -> None:
     data = data.smoke() if about["smoke"] else data
     members, logits = [], []
     for path, state in zip(options.checkpoint, states, strict=True):
-        network = make_network(
-            state["network"], classes=len(data.classes), size=data.size, seed=state["seed"]
-        )
-        network.load_state_dict(state["state"])
+        network = network_of(state)
         file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
         parity = export_member(network, file, data.images["val"], data.labels["val"], size=data.size)
         members.append(Trained(state["stage"], file))
@@ -114,10 +111,11 @@ def export(options: argparse.Namespace) -> None:
         )
     mean = mean_probabilities([probabilities(z) for z in logits])
     if options.merged:
-        merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members})
-        check_merged(merged, mean, data.images["val"], data.size)
+        temperature = fit_temperature(logits, data.labels["val"])  # as a bundle of them has it
+        merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members}, temperature=temperature)
+        check_merged(merged, mean_softmax(logits, temperature), data.images["val"], data.size)
         write_model(merged, options.merged)
-        print(f"{options.merged}: {len(members)} members in one graph")
+        print(f"{options.merged}: {len(members)} members in one graph, temperature {temperature:g}")
     if options.bundle:
         name = members[0].stage if len(members) == 1 else "ensemble"
         weights = sorted({state["weights"] for state in states} - {"none"})

@@ -369,6 +369,19 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
     assert [(m["precision"], m["alternatives"]) for m in manifest["members"]] == [("fp32", [])] * 2
     merged = onnx.load(tmp_path / "merged.onnx")
     assert [port.name for port in merged.graph.output] == ["probabilities"]
+    from export.member import open_session
+    from organ_infer import OrganClassifier
+    from organ_infer._packing import pack
+
+    with (
+        np.load(DATA / "organamnist.npz") as file,
+        OrganClassifier(tmp_path / "b", device="cpu") as classifier,
+    ):
+        slices = file["val_images"][:50]
+        expected = classifier.predict_proba(slices)
+        assert classifier.manifest.temperature != 1
+    found = open_session(merged.SerializeToString()).run(None, {"images": pack(slices)})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     refused = subprocess.run([*export, "--precision", "int4"], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 2 and "'int4' is none of int8, fp32, fp16" in refused.stderr
 

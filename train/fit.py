@@ -233,11 +233,16 @@ def finished_network(checkpoint: Path) -> nn.Module:
     state = record.load_checkpoint(checkpoint)
     if not state["finished"]:
         raise RunError(f"{checkpoint} is of a stage that is not finished; train it to its end first")
+    return network_of(state).eval()
+
+
+def network_of(state: dict[str, Any]) -> nn.Module:
+    """The network of a checkpoint with its weights, on the CPU: of a finished stage the best ones."""
     network = make_network(
         state["network"], classes=len(state["classes"]), size=state["size"], seed=state["seed"]
     )
     network.load_state_dict(state["state"])
-    return network.eval()
+    return network
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from train.data import Data
 from train.ensemble import mean_probabilities
 from train.jobs import Job, member_of
 from train.metrics import measure
-from train.networks import make_network
 from train.record import RunError
 from train.stages import STAGES
 
@@ -79,7 +78,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
     if row_of(results, job) and kept.exists() and (member.exists() or not job.stage.network):
         return
     if job.stage.network:
-        network, state = trained(job, data)
+        network, state = trained(job)
         try:
             parity = export_member(network, member, data.images["val"], data.labels["val"], size=data.size)
         except ExportError as e:
@@ -139,7 +138,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, 
     found = dict(np.load(kept))
     if not row["test"] or "test" not in found:
         if job.stage.network:
-            network, _ = trained(job, data)
+            network, _ = trained(job)
             found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
         else:
             found["test"] = mean_probabilities([np.load(member)["test"] for member in members])
@@ -232,9 +231,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def trained(job: Job, data: Data) -> tuple[nn.Module, dict[str, Any]]:
+def trained(job: Job) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a finished stage with its best weights, on the CPU, and its checkpoint."""
     state = record.load_checkpoint(job.directory / "checkpoint.pt")
-    network = make_network(state["network"], classes=len(data.classes), size=data.size, seed=job.recipe.seed)
-    network.load_state_dict(state["state"])
-    return network, state
+    return fit.network_of(state), state
