@@ -63,11 +63,12 @@ def export(options: argparse.Namespace) -> None:
     import onnx
 
     from export.bundle import Slices, Trained, write_bundle
-    from export.forms import PRECISIONS
+    from export.forms import PRECISIONS, logits_of
     from export.member import export_member, write_model
     from export.merge import check_merged, merge
     from export.rewrite import rewrite
     from export.temperature import fit_temperature, mean_softmax
+    from train import calibration
     from train.data import load_data
     from train.ensemble import mean_probabilities
     from train.fit import network_of, probabilities
@@ -97,21 +98,23 @@ def export(options: argparse.Namespace) -> None:
     data = load_data(
         about["dataset"], size=about["size"], directory=options.data_dir, resample_from=about["stored"]
     )
-    data = data.smoke() if about["smoke"] else data
-    members, logits = [], []
+    data = calibration.fitted_on(data.smoke() if about["smoke"] else data)
+    members, logits, fitting = [], [], []
     for path, state in zip(options.checkpoint, states, strict=True):
         network = network_of(state)
         file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
         parity = export_member(network, file, data.images["val"], data.labels["val"], size=data.size)
         members.append(Trained(state["stage"], file))
         logits.append(parity.logits)
+        if options.merged:
+            fitting.append(logits_of(file.read_bytes(), data.images[calibration.SPLIT], data.size))
         print(
             f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
             f"accuracy {parity.accuracy:.4f}"
         )
     mean = mean_probabilities([probabilities(z) for z in logits])
     if options.merged:
-        temperature = fit_temperature(logits, data.labels["val"])  # as a bundle of them has it
+        temperature = fit_temperature(fitting, data.labels[calibration.SPLIT])  # as a bundle of them has it
         merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members}, temperature=temperature)
         check_merged(merged, mean_softmax(logits, temperature), data.images["val"], data.size)
         write_model(merged, options.merged)
@@ -127,7 +130,13 @@ def export(options: argparse.Namespace) -> None:
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
+            slices=Slices(
+                data.images["train"],
+                data.images["val"],
+                data.labels["val"],
+                data.size,
+                (data.images[calibration.SPLIT], data.labels[calibration.SPLIT]),
+            ),
             precisions=precisions,
             metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
             training={
@@ -135,6 +144,7 @@ def export(options: argparse.Namespace) -> None:
                 "data_md5": data.md5,
                 "weights": "; ".join(weights) or "none",
                 "versions": {},
+                "temperature_fitted_on": calibration.described(data),
                 "smoke": about["smoke"],
             },
             name=f"{data.flag}-{name}",

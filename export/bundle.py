@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from export.forms import PRECISIONS, Form, Slices, forms_of
+from export.forms import PRECISIONS, Form, Slices, forms_of, logits_of
 from export.golden import add_golden
 from export.member import ExportError
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
@@ -55,9 +55,10 @@ def write_bundle(
 
     slices: what the forms of each member are made and judged with; precisions: which of fp32, int8 and fp16 to try;
     metrics: of the float32 networks by split, with `accuracy`, before calibration; `seeds`, where there were several,
-    with their mean and deviation by split and metric. The temperature is fitted on
-    validation to the forms that are listed; what they reach there with it joins the metrics as `val_as_listed`, with
-    `ece_uncalibrated` as it was without. training: seed, data_md5, weights, versions. Raises ExportError.
+    with their mean and deviation by split and metric. The temperature is fitted to the forms that are listed, on
+    `slices.fitted_on`; what they reach with it on validation joins the metrics as `val_as_listed`, with
+    `ece_uncalibrated` as it was without. training: seed, data_md5, weights, versions, and in words, for the card, what
+    the `temperature_fitted_on` is. Raises ExportError.
     """
     from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
 
@@ -65,12 +66,17 @@ def write_bundle(
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     building.chmod(0o755)
     try:
-        entries, logits = [], []
+        entries, logits, fitting = [], [], []
         for member in members:
             forms = forms_of(member.stage, onnx.load(member.file), slices, precisions, say=say)
             entries.append(_member(building, member.stage, forms))
             logits.append(forms[0].logits)
-        temperature = fit_temperature(logits, slices.labels)
+            if slices.fitted_on:
+                fitting.append(logits_of(forms[0].content, slices.fitted_on[0], slices.size))
+        if slices.fitted_on:
+            temperature = fit_temperature(fitting, slices.fitted_on[1])
+        else:
+            temperature = fit_temperature(logits, slices.labels)
         listed = _calibrated(logits, slices.labels, temperature)
         metrics = metrics | {"val_as_listed": listed}
         say(
@@ -210,8 +216,9 @@ Validation chose the epoch; test was looked at once, at the end. {_spread(metric
 These are the figures of the float32 networks, before calibration. {_forms(members)}
 Together the forms in use reach {_figure(listed["accuracy"])} on validation.
 
-Calibration: logits are divided by the temperature {temperature:g}, fitted on validation to the forms in use. ECE there
-{_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after{_calibrated_test(metrics)}.
+Calibration: logits are divided by the temperature {temperature:g}, fitted to the forms in use on
+{training.get("temperature_fitted_on", "validation")}. ECE on
+validation {_figure(listed["ece_uncalibrated"])} before, {_figure(listed["ece"])} after{_calibrated_test(metrics)}.
 
 ## Data
 

@@ -23,13 +23,14 @@ PRECISIONS = ("int8", "fp32", "fp16")
 
 @dataclass(frozen=True)
 class Slices:
-    """What forms are made and judged with: uint8 (N, H, W) training slices, validation slices and their labels, and
-    the size of the networks' input."""
+    """What forms are made and judged with: uint8 (N, H, W) training slices, validation slices and their labels, the
+    size of the networks' input, and the slices and labels that the temperature is fitted on, validation where None."""
 
     train: np.ndarray
     val: np.ndarray
     labels: np.ndarray
     size: int
+    fitted_on: tuple[np.ndarray, np.ndarray] | None = None
 
     def calibration(self) -> np.ndarray:
         """float32 (N, 1, S, S): training slices spread evenly over the split, packed."""
@@ -59,12 +60,12 @@ def forms_of(
 ) -> list[Form]:
     """The forms of an exported member, the one to list first; fp32 is always among them. Raises ExportError where the
     rewritten graph is not the network; a form that is not accepted, or cannot be made, is told and left out."""
-    expected = _logits(plain.SerializeToString(), slices.val, slices.size)
+    expected = logits_of(plain.SerializeToString(), slices.val, slices.size)
     rewritten = rewrite(plain)
     content = rewritten.SerializeToString()
-    found = _logits(content, slices.val, slices.size)
+    found = logits_of(content, slices.val, slices.size)
     check_logits(expected, found, name=f"{stage} rewritten")
-    alone = _logits(content, slices.val[:1], slices.size)
+    alone = logits_of(content, slices.val[:1], slices.size)
     check_logits(expected[:1], alone, name=f"{stage} rewritten, at batch 1")
     exact = Form("fp32", content, found, _accuracy(found, slices.labels))
     makers: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -77,7 +78,7 @@ def forms_of(
             continue
         try:
             content = make().SerializeToString()
-            found = _logits(content, slices.val, slices.size)
+            found = logits_of(content, slices.val, slices.size)
             accuracy = _accuracy(found, slices.labels)
         except Exception as e:  # onnx's and onnxruntime's tools share no base class
             say(f"{stage}: no {precision} form: {' '.join(str(e).split())[:200]}")
@@ -93,8 +94,8 @@ def forms_of(
     return [*listed, exact, *accepted.values()]
 
 
-def _logits(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
-    """float32 (N, classes) of uint8 (N, H, W)."""
+def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
+    """A graph's logits, float32 (N, classes), of uint8 (N, H, W)."""
     from organ_infer._packing import pack
 
     session = open_session(content)

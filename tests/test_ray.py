@@ -207,6 +207,27 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
 
 
 @needs_ray
+def test_an_image_that_kills_every_worker_ends_the_run(cluster, bundle, pictures, tmp_path, monkeypatch):
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+
+    class Mortal(beyond.Classify):
+        def __call__(self, batch):
+            if b"killer.png" in list(batch["path"]):
+                (deaths / str(os.getpid())).touch()
+                os.kill(os.getpid(), 9)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(beyond, "Classify", Mortal)
+    monkeypatch.setattr(beyond, "RETRIES", 2)
+    names = [*sorted(map(str, pictures.iterdir()))[:8], "killer.png"]
+    with pytest.raises(OrganInferError, match=r"^a worker died 3 times over the same 3 images or") as caught:
+        beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1)
+    assert len(list(deaths.iterdir())) == 3 and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["deaths"]
+
+
+@needs_ray
 def test_json_lines_are_the_commands_and_an_error(cluster, bundle, pictures, tmp_path, command):
     names = [*sorted(map(str, pictures.iterdir()))[:3], "missing.png"]
     (tmp_path / "rows").mkdir()  # empty, so it may be taken

@@ -85,7 +85,7 @@ def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
     parameters = {row["name"]: row["parameters"] for row in results["stages"]}
     assert parameters["ensemble"] == 125_883_364 and parameters["edge"] < 500_000
     for row in results["stages"]:
-        assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece"]
+        assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece", "fitted_on"]
     assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
 
 

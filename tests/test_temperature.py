@@ -7,9 +7,12 @@ import pytest
 from conftest import CLASSES, make_graph
 
 from export.bundle import Slices, Trained, write_bundle
+from export.forms import logits_of
 from export.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperature, mean_softmax
 from organ_infer import OrganClassifier
-from train.results import calibration
+from train.calibration import SPLIT, calibration, described, fitted_on
+from train.corruptions import CORRUPTIONS, corrupt
+from train.data import Data
 
 
 def drawn(*, count=4000, classes=5, seed=0):
@@ -72,20 +75,24 @@ def test_it_stays_within_its_bounds(scale, labels):
 
 def test_kept_probabilities_calibrate_as_their_logits_would():
     (first, labels), (second, _) = drawn(), drawn(seed=1)
-    halves = {"val": slice(0, 2000), "test": slice(2000, None)}
+    halves = {"val": slice(0, 1000), SPLIT: slice(1000, 2500), "test": slice(2500, None)}
     logits = {s: [5 * first[rows], second[rows]] for s, rows in halves.items()}
     members = [{s: mean_softmax([logits[s][i]]).astype(np.float32) for s in halves} for i in (0, 1)]
     found = calibration(members, {s: labels[rows] for s, rows in halves.items()})
-    assert found["temperature"] == pytest.approx(fit_temperature(logits["val"], labels[:2000]), abs=0.002)
-    for split, rows in halves.items():
+    assert found["temperature"] == pytest.approx(
+        fit_temperature(logits[SPLIT], labels[halves[SPLIT]]), abs=0.002
+    )
+    for split in ("val", "test"):
+        rows = halves[split]
         expected = expected_calibration_error(mean_softmax(logits[split], found["temperature"]), labels[rows])
         assert found[f"{split}_ece"] == pytest.approx(expected, abs=1e-3)
     assert list(found) == ["temperature", "val_ece", "test_ece"]
 
 
 def test_probabilities_of_zero_are_no_infinite_logits():
-    member = {s: np.eye(3, dtype=np.float32) for s in ("val", "test")}
-    found = calibration([member], {"val": np.array([0, 1, 1]), "test": np.array([0, 1, 2])})
+    member = {s: np.eye(3, dtype=np.float32) for s in ("val", SPLIT, "test")}
+    wrong = np.array([0, 1, 1])
+    found = calibration([member], {"val": wrong, SPLIT: wrong, "test": np.array([0, 1, 2])})
     assert LOWEST <= found["temperature"] <= HIGHEST and np.isfinite(list(found.values())).all()
 
 
@@ -126,3 +133,57 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
     for text in (f"temperature {manifest['temperature']:g}", f"{listed['ece_uncalibrated']:.4f} before", f"{listed['ece']:.4f} after"):  # fmt: skip
         assert text in card
     assert said[-1].startswith(f"temperature {manifest['temperature']:g}: ECE on validation")
+
+
+def some_data(count=30):
+    generator = np.random.default_rng(5)
+    images = {s: generator.integers(0, 256, (count, 28, 28), np.uint8) for s in ("train", "val", "test")}
+    labels = {s: generator.integers(0, 11, count) for s in images}
+    return Data("organamnist", "axial", 28, "0" * 32, list(CLASSES), images, labels, {})
+
+
+def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
+    data = some_data()
+    found = fitted_on(data, 10)
+    chosen = np.linspace(0, 29, 10).round().astype(int)
+    plain = data.images["val"][chosen]
+    copies = found.images[SPLIT].reshape(14, 10, 28, 28)
+    assert np.array_equal(copies[0], plain)
+    for name, copy in zip(CORRUPTIONS, copies[1:], strict=True):
+        assert np.array_equal(copy, corrupt(plain, name, 3)) and not np.array_equal(copy, plain), name
+    assert np.array_equal(found.labels[SPLIT].reshape(14, 10), np.tile(data.labels["val"][chosen], (14, 1)))
+    assert all(found.images[s] is data.images[s] and found.labels[s] is data.labels[s] for s in data.images)
+    assert described(found) == "10 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
+    assert len(fitted_on(data).labels[SPLIT]) == 14 * 30  # no more than there are
+
+
+def test_a_bundle_is_calibrated_on_what_it_is_told(tmp_path):
+    """Labels that are the network's own answers on validation, and others on the slices to fit on."""
+    generator = np.random.default_rng(4)
+    images = generator.integers(0, 256, (200, 28, 28), np.uint8)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(make_graph(seed=1))
+    right = logits_of(path.read_bytes(), images, 28).argmax(1)
+    mixed = np.where(np.arange(200) % 2, right, (right + 1) % 11)
+    slices = Slices(images, images, right, 28, (images[:150], mixed[:150]))
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        dataset="organamnist",
+        view="axial",
+        classes=CLASSES,
+        size=28,
+        members=[Trained("net", path)],
+        slices=slices,
+        precisions=("fp32",),
+        metrics={"val": {"accuracy": 1.0, "auc": None, "ece": 0.1}},
+        training={"seed": 1, "temperature_fitted_on": "slices made for this test"},
+        name="organamnist-net",
+        say=lambda line: None,
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    expected = fit_temperature([logits_of(path.read_bytes(), images[:150], 28)], mixed[:150])
+    assert manifest["temperature"] == expected != 1.0  # validation alone, all right, would give 1
+    assert manifest["metrics"]["val_as_listed"]["accuracy"] == 1.0
+    assert (
+        "fitted to the forms in use on\nslices made for this test." in (bundle / "MODEL_CARD.md").read_text()
+    )

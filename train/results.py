@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import nn
 
 from export.member import ExportError, export_member
-from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 from train import fit, record
+from train.calibration import SPLIT, calibration, described
 from train.data import Data
 from train.ensemble import mean_probabilities
 from train.jobs import Job, member_of
@@ -33,7 +32,6 @@ VERSIONS = (
     "scikit-learn",
     "numpy",
 )
-TINY = np.finfo(np.float32).tiny  # the logarithm of a probability that was rounded to zero is finite
 
 
 def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
@@ -72,10 +70,13 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
 
 
 def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-    """Measure a trained stage on train and validation, export and verify it; its row in results."""
+    """Measure a trained stage on train and validation, export and verify it; its row in results. A network is asked
+    about the slices that its temperature is fitted on as well (train.calibration.fitted_on)."""
     member = job.directory / "member.onnx"
     kept = job.directory / "probabilities.npz"
-    if row_of(results, job) and kept.exists() and (member.exists() or not job.stage.network):
+    splits = ("train", "val", SPLIT) if job.stage.network else ("train", "val")
+    whole = kept.exists() and set(splits) <= set(np.load(kept).files)
+    if row_of(results, job) and whole and (member.exists() or not job.stage.network):
         return
     if job.stage.network:
         network, state = trained(job)
@@ -84,9 +85,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
         except ExportError as e:
             raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
         network.to(device)
-        found = {
-            s: fit.probabilities(fit.evaluate(network, data.network_images(s))) for s in ("train", "val")
-        }
+        found = {s: fit.probabilities(fit.evaluate(network, data.network_images(s))) for s in splits}
         seconds = [epoch["seconds"] for epoch in state["history"]]
         row = {
             "network": state["network"],
@@ -107,8 +106,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
     else:
         members = [member_of(job, name) for name in job.stage.members]
         found = {
-            s: mean_probabilities([np.load(m / "probabilities.npz")[s] for m in members])
-            for s in ("train", "val")
+            s: mean_probabilities([np.load(m / "probabilities.npz")[s] for m in members]) for s in splits
         }
         rows = [row_of(results, Job(STAGES[name], job.recipe, job.directory)) for name in job.stage.members]
         row = {
@@ -144,25 +142,9 @@ def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, 
             found["test"] = mean_probabilities([np.load(member)["test"] for member in members])
         record.atomic_save(kept, lambda file: np.savez(file, **found))
         row["test"] = measure(found["test"], data.labels["test"])
-    if "calibration" not in row:
-        row["calibration"] = calibration([np.load(member) for member in members or (kept,)], data.labels)
-
-
-def calibration(
-    members: Sequence[Mapping[str, np.ndarray]], labels: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-    """The temperature fitted on validation, and the calibration error with it on validation and test.
-
-    members: the probabilities (N, C) by split of each network that is averaged. Their logarithm is the logits but for a
-    constant a row, which the softmax takes away.
-    """
-    logits = {s: [np.log(np.maximum(m[s], TINY)) for m in members] for s in ("val", "test")}
-    temperature = fit_temperature(logits["val"], labels["val"])
-    errors = {
-        f"{s}_ece": expected_calibration_error(mean_softmax(z, temperature), labels[s])
-        for s, z in logits.items()
-    }
-    return {"temperature": temperature} | errors
+    if row.get("calibration", {}).get("fitted_on") != described(data):
+        fitted = calibration([np.load(member) for member in members or (kept,)], data.labels)
+        row["calibration"] = fitted | {"fitted_on": described(data)}
 
 
 def _is_of(row: dict[str, Any], job: Job) -> bool:

@@ -17,7 +17,7 @@ from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
 from organ_infer.bundle import open_bundle, sha256_of
-from train import fit, parallel, record
+from train import calibration, fit, parallel, record
 from train.data import Data, load_data
 from train.jobs import Job, epoch_caps, plan
 from train.record import RunError
@@ -26,7 +26,10 @@ from train.robustness import measure_robustness
 from train.stages import RUNGS, STAGES, chosen_stages
 
 ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
-CORRUPTED, SMOKE_CORRUPTED = 1000, 16  # test slices, each in 65 corrupted copies
+CORRUPTED, SMOKE_CORRUPTED = (
+    1000,
+    16,
+)  # slices that are corrupted: of test, and of validation for the temperature
 
 
 def run(options: argparse.Namespace) -> None:
@@ -81,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
             _train_all(jobs, data, device, group, options.parallel)
         finally:
             parallel.leave(group)
+        data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
         for job in jobs:
             measure_stage(job, data, device, results)
             _write_results(directory, results)
@@ -185,6 +189,7 @@ def _bundle(
         "device": results["device"],
         "smoke": results["smoke"],
         "precisions_tried": list(precisions),
+        "temperature_fitted_on": calibration.described(data),
         "members": {member.stage: sha256_of(member.file) for member in members},
     }
     keys = ("accuracy", "auc", "ece")
@@ -212,7 +217,13 @@ def _bundle(
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(data.images["train"], data.images["val"], data.labels["val"], data.size),
+            slices=Slices(
+                data.images["train"],
+                data.images["val"],
+                data.labels["val"],
+                data.size,
+                (data.images[calibration.SPLIT], data.labels[calibration.SPLIT]),
+            ),
             metrics=metrics,
             training=training,
             precisions=precisions,

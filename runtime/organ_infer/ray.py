@@ -35,6 +35,7 @@ StrPath = str | os.PathLike[str]
 
 BLOCK = 1024  # paths a task, at most: what is done again when a worker is lost
 SPREAD = 4  # tasks a worker, at least
+RETRIES = 10  # of a batch whose worker died: an image that kills every worker must not be tried for ever
 FILE_ROWS = 1 << 16  # rows a file, about
 USAGE_VARIABLE = "RAY_USAGE_STATS_ENABLED"
 COLUMNS = ("path", "label", "index", "probability", "organ", "organ_probability", "warnings", "error")
@@ -104,7 +105,8 @@ def classify(
     an actor's share; it runs on as many threads as CPUs, and on CUDA where it has a share of a GPU. options: of
     OrganClassifier, as orientation or tta.
 
-    A worker that dies is replaced and its batch done again, by Ray Data's own means and without end. Runs on the
+    A worker that dies is replaced and its batch done again, by Ray Data's own means; the run ends in an error where a
+    batch's workers die eleven times. Runs on the
     cluster that this process is connected to, else on RAY_ADDRESS's, else on this machine. Raises OrganInferError.
     """
     if format not in _WRITERS:
@@ -135,9 +137,15 @@ def classify(
             batch_size=size,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         try:
             _WRITERS[format](rows, str(building), classes)
+        except ray.exceptions.RayActorError as e:
+            raise OrganInferError(
+                f"a worker died {RETRIES + 1} times over the same {size} images or fewer ({_reason(e)}): look for one"
+                " that ends the process, or for memory that ran out"
+            ) from e
         except ray.exceptions.RayError as e:
             raise OrganInferError(f"Ray could not classify them all: {_reason(e)}") from e
 

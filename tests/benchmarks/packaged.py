@@ -6,9 +6,12 @@ where answers below a probability are taken for uncertain.
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 from race import medians
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from export.temperature import expected_calibration_error
 from organ_infer import OrganClassifier
