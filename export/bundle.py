@@ -263,9 +263,7 @@ def _recipe(training: dict[str, Any]) -> str:
     if not recipe:
         return ""
     told = ", ".join(f"{key} {value}" for key, value in recipe["settings"].items())
-    teachers = recipe["teachers"]
-    by = f"taught by the mean probabilities of {' and '.join(teachers)}, trained from scratch on the same slices; "
-    return f"\n\n{recipe['network']}; {by if teachers else ''}{recipe['epochs']} epochs. Recipe: {told}.\n"
+    return f"\n\n{recipe['network']}; {recipe['epochs']} epochs. Recipe: {told}.\n"
 
 
 def _lie(view: str) -> str:

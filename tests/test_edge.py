@@ -1,28 +1,21 @@
-"""The edge stage: its augmentation, recipe, average of weights, teachers, restart; chains and the ablation."""
-
-import dataclasses
+"""The edge stage: its augmentation, recipe, average of weights, restart; chains and the ablation."""
 
 import numpy as np
 import pytest
 import torch
 from at_hand import DATA, needs_organamnist
 from test_fit import CPU, made_data, without_seconds
-from torch.nn import functional as F
 
 from train import fit, record
 from train.average import Average
 from train.edge import ablate, augment
 from train.edge.chains import chains, held_out
-from train.edge.lessons import VIEWS, Lessons
 from train.edge.method import Edge
 from train.edge.network import ResidualNetwork
 from train.fit import Recipe
 from train.networks import count_parameters, make_network
 from train.record import RunError
 from train.stages import STAGES
-
-CALM = Edge(taught=True, erase=0.0, intensity=0.0)
-CALM_ALONE = dataclasses.replace(CALM, taught=False)
 
 
 def generator(seed=0):
@@ -71,7 +64,7 @@ def test_erasing_puts_middle_gray_in_one_rectangle():
         lambda x, g: augment.intensity(x, 0.3, g),
         lambda x, g: augment.noise(x, 0.1, g),
         lambda x, g: Edge(affine=1).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
-        lambda x, g: Edge(noise=0.1).disturb(x, g),
+        lambda x, g: Edge(noise=0.1, cut=0).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
     ],
 )
 def test_changes_keep_shape_and_range_and_follow_the_generator(change):
@@ -131,21 +124,6 @@ def test_weight_decay_is_for_weights_alone():
     assert sum(p.numel() for g in (with_decay, without) for p in g["params"]) == count_parameters(network)
 
 
-def test_the_lesson_is_the_divergence_from_the_teachers():
-    logits, labels = torch.randn(8, 11, generator=generator()), torch.arange(8)
-    taught = torch.randn(8, 11, generator=generator(1)).softmax(1)
-    recipe = Edge(taught=True, lesson=1.0, softness=2.0)
-    soft = (taught.log() / 2).softmax(1)
-    expected = (
-        4 * F.kl_div((logits / 2).log_softmax(1), soft, reduction="sum") + 4 * -(soft * soft.log()).sum()
-    )
-    torch.testing.assert_close(recipe.loss(logits, labels, taught), expected)
-    half = dataclasses.replace(recipe, lesson=0.5).loss(logits, labels, taught)
-    plain = F.cross_entropy(logits, labels, label_smoothing=recipe.smoothing, reduction="sum")
-    torch.testing.assert_close(half, (expected + plain) / 2)
-    torch.testing.assert_close(recipe.loss(logits, labels, None), plain)
-
-
 def test_the_average_follows_weights_and_running_statistics():
     network = make_network("edge", classes=11, size=28, seed=1)
     average = Average(network, 0.5)
@@ -164,48 +142,35 @@ def test_the_average_follows_weights_and_running_statistics():
     torch.testing.assert_close(first.network.head.bias.detach(), start + 1 + 11 * 9 / 11)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("edge", 308_203), ("edge_teacher1", 1_228_651), ("edge_teacher2", 1_919_371)]
-)
-def test_networks_are_drawn_from_the_seed(name, parameters):
-    network, again = (make_network(name, classes=11, size=28, seed=1) for _ in range(2))
-    assert count_parameters(network) == parameters
+def test_the_network_is_drawn_from_the_seed():
+    network, again = (make_network("edge", classes=11, size=28, seed=1) for _ in range(2))
+    assert count_parameters(network) == 308_203
     x = slices(3)
     assert torch.equal(network(x), again(x)) and network(x).shape == (3, 11)
-    assert not torch.equal(network(x), make_network(name, classes=11, size=28, seed=2)(x))
+    assert not torch.equal(network(x), make_network("edge", classes=11, size=28, seed=2)(x))
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The edge stage's networks at a fraction of their size."""
+    """The edge network at a fraction of its size."""
     from train import networks
 
-    for name in ("edge", "edge_teacher1", "edge_teacher2"):
-        monkeypatch.setitem(
-            networks.NETWORKS,
-            name,
-            lambda classes, size, seed: ResidualNetwork(16, 2, (16, 32), classes=classes, seed=seed),
-        )
+    def network(classes, size, seed):
+        return ResidualNetwork(16, 2, (16, 32), classes=classes, seed=seed)
+
+    monkeypatch.setitem(networks.NETWORKS, "edge", network)
 
 
-def taught(data, directory, epochs=3):
-    teachers = []
-    for name in STAGES["edge"].teachers:
-        fit.fit(
-            STAGES[name], data, Recipe(1, 64, epochs, "none"), CPU, directory / name, say=lambda line: None
-        )
-        teachers.append(directory / name / "checkpoint.pt")
-    recipe = Recipe(1, 64, epochs, "none", teachers=tuple(teachers))
-    return fit.fit(STAGES["edge"], data, recipe, CPU, directory / "edge", say=lambda line: None)
+def test_edge_keeps_its_last_weights_and_a_killed_run_ends_the_same(small, tmp_path, monkeypatch):
+    data, recipe = made_data(), Recipe(1, 64, 3, "none")
 
+    def run(directory):
+        return fit.fit(STAGES["edge"], data, recipe, CPU, directory, say=lambda line: None)
 
-def test_edge_learns_from_its_teachers_and_a_killed_run_ends_the_same(small, tmp_path, monkeypatch):
-    data = made_data()
-    whole = taught(data, tmp_path / "whole")
-    assert whole["best_epoch"] == 3 and whole["recipe"]["method"]["taught"] is True
-    method = fit.method_of(
-        STAGES["edge"], "axial"
-    )  # four steps an epoch: the slice left over joins the fourth
+    whole = run(tmp_path / "whole")
+    method = fit.method_of(STAGES["edge"], "axial")
+    assert whole["best_epoch"] == 3 and whole["recipe"]["method"] == method.described()
+    # four steps an epoch: the slice left over joins the fourth
     rates = [row["learning_rate"] for row in whole["history"]]
     assert rates == [method.learning_rate((epoch + 3 / 4) / 3) for epoch in range(3)]
     assert whole["history"][-1]["train_loss"] < whole["history"][0]["train_loss"]
@@ -220,78 +185,28 @@ def test_edge_learns_from_its_teachers_and_a_killed_run_ends_the_same(small, tmp
         raise Killed
 
     monkeypatch.setattr(record, "save_checkpoint", save_then_die)
-    for _ in range(12):  # three epochs and an end, for each of three networks
+    for _ in range(4):  # three epochs and an end
         with pytest.raises(Killed):
-            taught(data, tmp_path / "killed")
+            run(tmp_path / "killed")
     monkeypatch.setattr(record, "save_checkpoint", save)
-    again = taught(data, tmp_path / "killed")
+    again = run(tmp_path / "killed")
     assert without_seconds(again["history"]) == without_seconds(whole["history"])
     assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
 
 
-def test_lessons_are_what_the_teachers_say_about_the_slices_that_the_student_sees(small, tmp_path):
-    data = made_data()
-    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
-    teachers = [make_network(name, classes=3, size=28, seed=1).eval() for name in STAGES["edge"].teachers]
-
-    def lessons(method=CALM, teachers=teachers):
-        return Lessons(images, labels, 3, method, teachers, tmp_path, batch_size=64)
-
-    seen, slices = [], {}
-    for number in (1, 2, VIEWS + 1):
-        chosen, x, _, taught = map(torch.cat, zip(*lessons().epoch(number, generator(number)), strict=True))
-        assert torch.equal(chosen.sort().values, torch.arange(len(images)))
-        with torch.no_grad():
-            expected = torch.stack([teacher(x).softmax(1) for teacher in teachers]).mean(0)
-        torch.testing.assert_close(taught, expected, atol=1e-3, rtol=0)  # kept in half precision
-        seen.append(chosen)
-        slices[number] = x[chosen.argsort()]
-    assert torch.equal(slices[1], slices[VIEWS + 1]) and not torch.equal(slices[1], slices[2])
-    assert not torch.equal(seen[0], seen[2])  # the same view in another order
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["view-1.npz", "view-2.npz"]
-    asked = lessons(teachers=[torch.nn.Module()] * 2)  # other teachers: they are asked anew
-    with pytest.raises(NotImplementedError):
-        next(asked.epoch(1, generator()))
-    assert lessons(dataclasses.replace(CALM, shift=1)).digest != lessons().digest
-
-
-def test_only_the_student_sees_the_slice_disturbed(small, tmp_path):
-    data = made_data()
-    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
-    teachers = [make_network("edge_teacher1", classes=3, size=28, seed=1).eval()]
-
-    def epoch(recipe, folder):
-        made = Lessons(images, labels, 3, recipe, teachers, tmp_path / folder, batch_size=64)
-        chosen, x, _, taught = map(torch.cat, zip(*made.epoch(1, generator(1)), strict=True))
-        return x[chosen.argsort()], taught[chosen.argsort()]
-
-    calm, calmly = epoch(CALM, "calm")
-    rough, roughly = epoch(dataclasses.replace(CALM, erase=1.0), "rough")
-    assert torch.equal(calmly, roughly)
-    assert (rough != calm).flatten(1).any(1).float().mean() > 0.99 and (rough[rough != calm] == 0).all()
-
-
-def test_slices_are_disturbed_without_teachers_too():
-    data = made_data()
-    images, labels = (torch.from_numpy(part["train"]) for part in (data.images, data.labels))
+def test_a_part_of_every_slice_is_erased_after_cutting():
     still = Edge(mirror=0, shift=0, cut=0, intensity=0, erase=1.0)
-    ((chosen, x, targets, taught),) = fit._drawn([torch.arange(64)], images, labels, 3, still, generator())
-    assert taught is None and torch.equal(targets.argmax(1), labels[chosen])
+    labels = torch.arange(64) % 3
+    x, targets = still.prepare(slices(), labels, 3, generator())
+    assert torch.equal(targets.argmax(1), labels)
     assert (x == 0).flatten(1).any(1).all()
-
-
-def test_teachers_see_whole_slices_in_their_own_window():
-    teacher, student = (fit.method_of(STAGES[name], "axial") for name in ("edge_teacher1", "edge"))
-    assert (teacher.erase, teacher.intensity, teacher.taught) == (0, 0, False)
-    assert student.erase and student.intensity and student.taught
-    assert dataclasses.replace(student, erase=0, intensity=0, taught=False) == teacher
 
 
 def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypatch):
     data, seen = made_data(), []
     real = fit.evaluate
     monkeypatch.setattr(fit, "evaluate", lambda network, x: seen.append(x) or real(network, x))
-    ablate.judge("v", CALM_ALONE, 1, data, data, 1, tmp_path, CPU)
+    ablate.judge("v", Edge(erase=0.0, intensity=0.0), 1, data, data, 1, tmp_path, CPU)
     held, plain, mirrored = seen[1:4]  # the first is the epoch's own
     assert held is data.images["train"] and np.array_equal(plain, data.images["val"])
     assert np.array_equal(mirrored, data.images["val"][:, :, ::-1]) and len(seen) == 4 + 13
@@ -299,7 +214,7 @@ def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypa
 
 def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
     data = made_data()
-    stage = STAGES["edge_teacher1"]
+    stage = STAGES["edge"]
     fit.fit(stage, data, Recipe(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
     state = record.load_checkpoint(tmp_path / "checkpoint.pt")
     record.save_checkpoint(tmp_path / "checkpoint.pt", state | {"finished": False})
@@ -307,19 +222,10 @@ def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
         fit.fit(stage, data, Recipe(1, 64, 2, "none"), CPU, tmp_path, method=Edge(shift=1))
 
 
-def test_a_teacher_must_be_finished(small, tmp_path):
-    data = made_data()
-    fit.fit(STAGES["edge_teacher1"], data, Recipe(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
-    path = tmp_path / "checkpoint.pt"
-    record.save_checkpoint(path, record.load_checkpoint(path) | {"finished": False})
-    with pytest.raises(RunError, match="is of a stage that is not finished"):
-        fit.finished_network(path)
-
-
 def test_only_axial_slices_are_mirrored():
     assert fit.method_of(STAGES["edge"], "axial").mirror > 0
     assert fit.method_of(STAGES["edge"], "sagittal").mirror == 0
-    assert fit.method_of(STAGES["edge"], "coronal").taught
+    assert fit.method_of(STAGES["edge"], "coronal").mirror == 0
 
 
 def test_chains_join_what_is_alike_within_a_class():
@@ -356,8 +262,5 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
         patch.setattr(fit, "train_epoch", None)  # nothing is trained again
         assert ablate.main(command) == 0
     assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
-    assert ablate.main([*command[:6], "--whole"]) == 0
-    table = capsys.readouterr().out
-    assert "| recipe without teachers | – |" in table and "| recipe | – |" in table
     assert ablate.main(["--only", "no such"]) == 2
     assert "is none of reference, no cutting" in capsys.readouterr().err

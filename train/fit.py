@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from train.augment import normalise
 from train.average import Average
 from train.batches import cut
 from train.data import Data
-from train.edge.lessons import Lessons
 from train.edge.method import Edge
 from train.method import Method, Study
 from train.networks import count_parameters, find_weights, make_network
@@ -52,15 +51,13 @@ class Recipe:
     weights: str  # "imagenet" or "none"
     weights_dir: Path | None = None
     smoke: bool = False
-    teachers: tuple[Path, ...] = ()  # checkpoints of the finished stages that this one learns from
 
 
 def method_of(stage: Stage, view: str) -> Method:
     """How a stage is trained on slices of a view; only axial slices are mirrored front to back."""
     if stage.method == "study":
         return Study(stage.augmented)
-    recipe = Edge(taught=True) if stage.teachers else Edge(erase=0.0, intensity=0.0)
-    return recipe if view == "axial" else replace(recipe, mirror=0.0)
+    return Edge() if view == "axial" else replace(Edge(), mirror=0.0)
 
 
 def fit(
@@ -128,8 +125,7 @@ def fit(
             "precision": precision(device),
         },
     }
-    lessons = _lessons(data, recipe, method, images["train"], labels["train"], group)
-    learner = Learner(trained, method, optimiser, average, lessons)
+    learner = Learner(trained, method, optimiser, average)
 
     while not _stops(stage, recipe, len(history), best_epoch):
         epoch = len(history) + 1
@@ -195,27 +191,6 @@ def fit(
     return finished
 
 
-def _lessons(
-    data: Data, recipe: Recipe, method: Method, images: Tensor, labels: Tensor, group: Group
-) -> Lessons | None:
-    if not recipe.teachers:
-        return None
-    device = images.device
-    teachers = [finished_network(checkpoint).to(device) for checkpoint in recipe.teachers]
-    folder = recipe.teachers[0].parent.parent / "edge_lessons"
-    return Lessons(
-        images,
-        labels,
-        len(data.classes),
-        method,
-        teachers,
-        folder,
-        batch_size=recipe.batch_size,
-        at_least=2 * group.size,
-        bf16=precision(device) == "bf16",
-    )
-
-
 def starting_network(
     stage: Stage, data: Data, recipe: Recipe, *, fresh: bool = True
 ) -> tuple[nn.Module, str]:
@@ -226,14 +201,6 @@ def starting_network(
     state, source = find_weights(stage.network, recipe.weights_dir)
     network.load_imagenet(state, source)
     return network, source
-
-
-def finished_network(checkpoint: Path) -> nn.Module:
-    """The network of a finished stage with its best weights, on the CPU, in evaluation mode. Raises RunError."""
-    state = record.load_checkpoint(checkpoint)
-    if not state["finished"]:
-        raise RunError(f"{checkpoint} is of a stage that is not finished; train it to its end first")
-    return network_of(state).eval()
 
 
 def network_of(state: dict[str, Any]) -> nn.Module:
@@ -253,7 +220,6 @@ class Learner:
     method: Method
     optimiser: torch.optim.Optimizer
     average: Average | None = None
-    lessons: Lessons | None = None
 
 
 def train_epoch(
@@ -277,19 +243,15 @@ def train_epoch(
     hits = torch.zeros((), device=device)
     bf16 = precision(device) == "bf16"
     network.train()
-    if learner.lessons:
-        steps, made = len(learner.lessons), learner.lessons.epoch(epoch, generator)
-    else:
-        chosen = cut(order, recipe.batch_size, at_least=2 * group.size)
-        steps, made = len(chosen), _drawn(chosen, images, labels, classes, method, generator)
-    for step, (chosen, *batch) in enumerate(made):
+    batches = cut(order, recipe.batch_size, at_least=2 * group.size)
+    for step, chosen in enumerate(batches):
         for parameters in learner.optimiser.param_groups:
-            parameters["lr"] = method.learning_rate((epoch - 1 + step / steps) / recipe.max_epochs)
-        x, targets, taught = (None if part is None else group.share(part) for part in batch)
-        y = group.share(labels[chosen])
+            parameters["lr"] = method.learning_rate((epoch - 1 + step / len(batches)) / recipe.max_epochs)
+        x, targets = method.prepare(normalise(images[chosen]), labels[chosen], classes, generator)
+        x, targets, y = group.share(x), group.share(targets), group.share(labels[chosen])
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(x)
-        loss = method.loss(logits.float(), targets, taught)
+        loss = method.loss(logits.float(), targets)
         learner.optimiser.zero_grad(set_to_none=True)
         (loss * (group.size / len(chosen))).backward()  # the group averages gradients over its processes
         learner.optimiser.step()
@@ -299,20 +261,6 @@ def train_epoch(
         hits += (logits.argmax(1) == y).sum()
     total = group.sum(torch.stack([losses, hits])) / len(images)
     return float(total[0]), float(total[1])
-
-
-def _drawn(
-    batches: list[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
-    method: Method,
-    generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, None]]:
-    """Of each batch: which slices, the slices as `method` draws them (B, 1, S, S), their targets, no lesson."""
-    for chosen in batches:
-        x, targets = method.prepare(normalise(images[chosen]), labels[chosen], classes, generator)
-        yield chosen, method.disturb(x, generator), targets, None
 
 
 def precision(device: torch.device) -> str:

@@ -38,14 +38,7 @@ def epoch_caps(given: list[str]) -> dict[str, int]:
 def plan(
     stages: list[Stage], options: argparse.Namespace, caps: dict[str, int], directory: Path
 ) -> list[Job]:
-    """The jobs of `stages`, in their order, a stage's seeds after each other; teachers are trained once, for all seeds
-    of what they teach."""
-    teachers = {name for stage in STAGES.values() for name in stage.teachers}
-
-    def place_of(name: str, seed: int) -> Path:
-        once = options.seeds == 1 or name in teachers
-        return directory / name if once else directory / name / f"seed-{seed}"
-
+    """The jobs of `stages`, in their order, a stage's seeds after each other."""
     jobs = []
     members = STAGES["ensemble"].members
     for stage in stages:
@@ -55,7 +48,7 @@ def plan(
         cap = min(
             stage.max_epochs, cap or caps.get("all") or (SMOKE_EPOCHS if options.smoke else stage.max_epochs)
         )
-        for seed in range(options.seed, options.seed + (1 if stage.name in teachers else options.seeds)):
+        for seed in range(options.seed, options.seed + options.seeds):
             recipe = fit.Recipe(
                 seed=seed,
                 batch_size=options.batch_size,
@@ -63,9 +56,9 @@ def plan(
                 weights="none" if options.smoke else options.weights,
                 weights_dir=options.weights_dir,
                 smoke=options.smoke,
-                teachers=tuple(place_of(name, seed) / "checkpoint.pt" for name in stage.teachers),
             )
-            jobs.append(Job(stage, recipe, place_of(stage.name, seed)))
+            place = directory / stage.name
+            jobs.append(Job(stage, recipe, place if options.seeds == 1 else place / f"seed-{seed}"))
     return jobs
 
 

@@ -35,16 +35,11 @@ class Method(Protocol):
         float32 (N, C) where slices were mixed."""
         ...
 
-    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """The same slices made harder, after teachers have seen them."""
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of float32 logits (N, C) for targets as `prepare` gives them."""
         ...
 
-    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
-        """The summed loss of float32 logits (N, C) for targets as `prepare` gives them; taught: the teachers' mean
-        probabilities (N, C), where there are teachers."""
-        ...
-
-    def described(self) -> dict[str, float | str | bool]:
+    def described(self) -> dict[str, float | str]:
         """What stands in the checkpoint: a stage is not continued by another method."""
         ...
 
@@ -67,11 +62,8 @@ class Study:
     ) -> tuple[Tensor, Tensor]:
         return (augment.augment(x, generator) if self.augmented else x), labels
 
-    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return x
-
-    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, targets, reduction="sum")
 
-    def described(self) -> dict[str, float | str | bool]:
+    def described(self) -> dict[str, float | str]:
         return {"learning_rate": LEARNING_RATE}

@@ -197,8 +197,6 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet101": _resnet("resnet101"),
     "resnet152": _resnet("resnet152"),
     "edge": edge.edge,
-    "edge_teacher1": edge.edge_teacher1,
-    "edge_teacher2": edge.edge_teacher2,
 }
 
 

@@ -190,7 +190,7 @@ def table(results: dict[str, Any]) -> str:
         )
     for entry in results.get("summary", []):
         mean, std = entry["test"]["accuracy"]["mean"], entry["test"]["accuracy"]["std"]
-        if std is not None:  # a teacher has one seed
+        if std is not None:
             lines.append(
                 f"{entry['name']:<15}test accuracy {mean:.4f} ± {std:.4f} over {len(entry['seeds'])} seeds"
             )

@@ -119,7 +119,7 @@ def _clear(directory: Path) -> None:
     """Remove what runs leave in `directory`, and nothing else."""
     for name in ("results.json", "results.csv", "robustness.json"):
         (directory / name).unlink(missing_ok=True)
-    for name in ("bundle", "bundle-ensemble", "report", "edge_lessons", *STAGES):
+    for name in ("bundle", "bundle-ensemble", "report", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
@@ -137,13 +137,11 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
         for job in jobs:
             fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say, group=group)
         return
-    # the dearest networks first, dealt out in turn; what learns from others when they are there
+    # the dearest networks first, dealt out in turn
     order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
-    for taught in (False, True):
-        some = [job for job in order if bool(job.stage.teachers) == taught]
-        for job in some[group.rank :: group.size]:
-            fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
-        group.wait()
+    for job in order[group.rank :: group.size]:
+        fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
+    group.wait()
 
 
 def _write_results(directory: Path, results: dict[str, Any]) -> None:
@@ -203,7 +201,6 @@ def _bundle(
     if STAGES[last].method == "edge":
         training["recipe"] = {
             "network": f"A residual network of {best['parameters']:,} parameters",
-            "teachers": list(STAGES[last].teachers),
             "epochs": best["epochs"],
             "settings": fit.method_of(STAGES[last], data.view).described(),
         }

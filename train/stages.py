@@ -9,8 +9,8 @@ from train.record import RunError
 
 @dataclass(frozen=True)
 class Stage:
-    """One rung. `network` names a row of `train.networks.NETWORKS`; None is an average of `members`. `teachers` are
-    trained before it, and it learns from their probabilities."""
+    """One rung. `network` names a row of `train.networks.NETWORKS`; None is an average of `members`, which
+    are trained before it."""
 
     name: str
     network: str | None
@@ -20,12 +20,6 @@ class Stage:
     pretrained: bool = False  # starts from ImageNet weights, unless --weights none
     members: tuple[str, ...] = ()
     method: str = "study"  # or "edge", the recipe of train.edge
-    teachers: tuple[str, ...] = ()
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The stages that come before it."""
-        return self.members + self.teachers
 
 
 LADDER = (
@@ -38,27 +32,17 @@ LADDER = (
     Stage("resnet101", "resnet101", augmented=True, pretrained=True),
     Stage("resnet152", "resnet152", augmented=True, pretrained=True),
     Stage("ensemble", None, members=("batch_norm", "resnet50", "resnet101", "resnet152")),
-    Stage("edge_teacher1", "edge_teacher1", method="edge", patience=None, max_epochs=10),
-    Stage("edge_teacher2", "edge_teacher2", method="edge", patience=None, max_epochs=10),
-    Stage(
-        "edge",
-        "edge",
-        method="edge",
-        patience=None,
-        max_epochs=24,
-        teachers=("edge_teacher1", "edge_teacher2"),
-    ),
+    Stage("edge", "edge", method="edge", patience=None, max_epochs=24),
 )
 
 STAGES = {stage.name: stage for stage in LADDER}
 
-# the rungs that a user names; members and teachers come with them
+# the rungs that a user names; members come with them
 RUNGS = ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
 
 
 def chosen_stages(names: list[str]) -> list[Stage]:
-    """The stages to run for the names given with --stages, in the ladder's order, members and teachers before what
-    needs them.
+    """The stages to run for the names given with --stages, in the ladder's order, members before what needs them.
 
     Raises RunError for a name that is no stage.
     """
@@ -66,5 +50,5 @@ def chosen_stages(names: list[str]) -> list[Stage]:
     for name in names:
         if name not in STAGES:
             raise RunError(f"unknown stage {name!r}; choose from {', '.join(STAGES)}")
-        wanted.update((name, *STAGES[name].needs))
+        wanted.update((name, *STAGES[name].members))
     return [stage for stage in LADDER if stage.name in wanted]

@@ -20,8 +20,9 @@ rm -f ext/packing.c ext/reading.c runtime/organ_infer/*.so
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 CC=gcc CFLAGS="$flags" LDFLAGS="$flags" "$python" setup.py -q build_ext --inplace
 for name in _packing _reading; do
-  nm -D runtime/organ_infer/$name*.so | grep -q __asan_report || { echo "$name was built without ASan"; exit 1; }
-  nm -D runtime/organ_infer/$name*.so | grep -q __ubsan_handle || { echo "$name was built without UBSan"; exit 1; }
+  nm -D runtime/organ_infer/$name*.so > symbols  # no pipe: grep -q ends before nm does, which pipefail takes for a failure
+  grep -q __asan_report symbols || { echo "$name was built without ASan"; exit 1; }
+  grep -q __ubsan_handle symbols || { echo "$name was built without UBSan"; exit 1; }
 done
 
 # libstdc++ as well, or onnxruntime's exceptions find no interceptor.

@@ -1,10 +1,10 @@
 """python -m train.edge.ablate: what each ingredient of the edge network's recipe is worth.
 
-Each variant is the reference, the recipe without teachers, erasing and other windows, with one ingredient taken away or
-added, trained on three quarters of the training split. With --whole the whole recipe, with and without teachers, is
-trained on all of it. They are judged on the chains of slices that were held out, on validation as it is, mirrored front
-to back, and corrupted (the third severity of each of MedMNIST-C's corruptions). Test is never touched. What was trained
-before is not trained again, so the command can be stopped, and run several times beside itself with --only.
+Each variant is the reference, the recipe without erasing and other windows, with one ingredient taken away or added,
+or the recipe itself, trained for 8 epochs on three quarters of the training split. They are judged on the chains of
+slices that were held out, on validation as it is, mirrored front to back, and corrupted (the third severity of each of
+MedMNIST-C's corruptions). Test is never touched. What was trained before is not trained again, so the command can be
+stopped, and run several times beside itself with --only.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ VARIANTS = {
     "with rotation and scale": replace(REFERENCE, affine=1.0),
     "with another window": replace(REFERENCE, intensity=0.3),
     "with noise": replace(REFERENCE, noise=0.05),
+    "the recipe": Edge(),
 }
-WHOLE = {"recipe": Edge(taught=True), "recipe without teachers": Edge()}
 SCORES = {
     "held_out": "held-out chains",
     "val": "validation",
@@ -58,23 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--data-dir", type=Path, metavar="DIR")
     add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
     add("--seeds", type=int, default=3, metavar="K")
-    add("--epochs", type=int, metavar="N", help="default: 8; with --whole those of the stages")
-    add("--whole", action="store_true", help="the whole recipe on the whole training split")
-    add("--only", metavar="LIST", help=f"some of: {', '.join([*VARIANTS, *WHOLE])}")
+    add("--epochs", type=int, default=8, metavar="N")
+    add("--only", metavar="LIST", help=f"some of: {', '.join(VARIANTS)}")
     options = parser.parse_args(arguments)
-    variants = WHOLE if options.whole else VARIANTS
-    names = options.only.split(",") if options.only else list(variants)
+    names = options.only.split(",") if options.only else list(VARIANTS)
     try:
         for name in names:
-            if name not in variants:
-                raise RunError(f"--only: {name!r} is none of {', '.join(variants)}")
+            if name not in VARIANTS:
+                raise RunError(f"--only: {name!r} is none of {', '.join(VARIANTS)}")
         data = load_data(options.dataset, directory=options.data_dir)
-        kept, held = (data, None) if options.whole else split(data)
-        epochs = options.epochs or (None if options.whole else 8)
+        kept, held = split(data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for seed in range(1, options.seeds + 1):
             for name in names:
-                judge(name, variants[name], seed, kept, held, epochs, options.out, device)
+                judge(name, VARIANTS[name], seed, kept, held, options.epochs, options.out, device)
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
@@ -101,25 +98,23 @@ def judge(
     method: Edge,
     seed: int,
     kept: Data,
-    held: Data | None,
-    epochs: int | None,
+    held: Data,
+    epochs: int,
     out: Path,
     device: torch.device,
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """Train a variant with a seed and measure it, where that has not been done: accuracies by SCORES."""
     place = out / name.replace(" ", "_") / f"seed-{seed}"
     done = place / "scores.json"
     if done.exists() and set(scores := record.read_json(done)) == set(SCORES):
         return scores
-    stage = STAGES["edge"]
-    teachers = _teachers(kept, epochs, out, device) if method.taught else ()
-    recipe = fit.Recipe(seed, 128, epochs or stage.max_epochs, "none", teachers=teachers)
 
     def say(line: str) -> None:
         print(f"{name}, {line}", flush=True)
 
-    fit.fit(stage, kept, recipe, device, place, method=method, say=say)
-    network = fit.finished_network(place / "checkpoint.pt").to(device)
+    recipe = fit.Recipe(seed, 128, epochs, "none")
+    state = fit.fit(STAGES["edge"], kept, recipe, device, place, method=method, say=say)
+    network = fit.network_of(state).to(device)
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
         return float((fit.evaluate(network, images).argmax(1) == labels).mean())
@@ -127,7 +122,7 @@ def judge(
     val, labels = kept.network_images("val"), kept.labels["val"]
     some = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
     scores = {
-        "held_out": accuracy(held.network_images("train"), held.labels["train"]) if held else None,
+        "held_out": accuracy(held.network_images("train"), held.labels["train"]),
         "val": accuracy(val, labels),
         "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
         "val_corrupted": float(
@@ -137,16 +132,6 @@ def judge(
     record.write_json(done, scores)
     say(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
-
-
-def _teachers(kept: Data, epochs: int | None, out: Path, device: torch.device) -> tuple[Path, ...]:
-    """The checkpoints of the teachers, seed 1, trained where they are not there."""
-    found = []
-    for name in STAGES["edge"].teachers:
-        recipe = fit.Recipe(1, 128, epochs or STAGES[name].max_epochs, "none")
-        fit.fit(STAGES[name], kept, recipe, device, out / name)
-        found.append(out / name / "checkpoint.pt")
-    return tuple(found)
 
 
 def table(out: Path, names: Sequence[str], seeds: int) -> str:
@@ -160,12 +145,9 @@ def table(out: Path, names: Sequence[str], seeds: int) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    spread = f" ± {np.std(known, ddof=1):.4f}" if len(known) > 1 else ""
-    return f"{np.mean(known):.4f}{spread}"
+def _cell(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ from train.edge import augment
 @dataclass(frozen=True)
 class Edge:
     """AdamW along one cycle, label smoothing, shifts, mirroring, slices cut into each other, other windows, erasing, an
-    average of weights; and, where `taught`, the teachers' mean probabilities (Hinton et al. 2015) on the slice as it is
-    before its window is changed and a part erased."""
+    average of weights."""
 
-    taught: bool = False
     peak: float = 3e-3  # learning rate
     decay: float = 0.05  # of weights, not of biases and normalisation
     smoothing: float = 0.1  # of labels
@@ -31,8 +29,6 @@ class Edge:
     intensity: float = 0.3  # of another window and gamma, see augment.intensity
     noise: float = 0.0
     averaged: float | None = 0.998
-    lesson: float = 0.7  # the teachers' share of the loss
-    softness: float = 2.0  # temperature of both sides of the lesson
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         weights = [p for p in network.parameters() if p.ndim > 1]
@@ -49,7 +45,7 @@ class Edge:
     def prepare(
         self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Moved and cut into each other: what teachers and student both see."""
+        """Moved, cut into each other, seen through another window, a part erased."""
         if self.mirror:
             x = augment.mirror(x, self.mirror, generator)
         if self.shift:
@@ -61,26 +57,16 @@ class Edge:
             x, targets = augment.cut(x, targets, self.cut, generator)
         if self.mix:
             x, targets = augment.mix(x, targets, self.mix, generator)
-        return x, targets
-
-    def disturb(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What makes it harder for the student alone."""
         if self.intensity:
             x = augment.intensity(x, self.intensity, generator)
         if self.noise:
             x = augment.noise(x, self.noise, generator)
         if self.erase:
             x = augment.erase(x, self.erase, 0.25, generator)
-        return x
+        return x, targets
 
-    def loss(self, logits: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
-        plain = F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
-        if taught is None:
-            return plain
-        soft = taught.clamp(min=1e-7).pow(1 / self.softness)
-        soft = soft / soft.sum(1, keepdim=True)
-        lesson = -(soft * (logits / self.softness).log_softmax(1)).sum()
-        return (1 - self.lesson) * plain + self.lesson * self.softness**2 * lesson
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
 
-    def described(self) -> dict[str, float | str | bool]:
+    def described(self) -> dict[str, float | str]:
         return {key: value for key, value in asdict(self).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The edge network and its teachers: residual networks of basic blocks (He et al. 2016) for small gray slices."""
+"""The edge network: a residual network of basic blocks (He et al. 2016) for small gray slices."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Block(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A 3x3 stem, stages of `depth` blocks that halve the map but for the first, the mean of the map, a linear head."""
+    """A 3x3 stem, blocks that halve the map but for the first, the mean of the map, a linear head."""
 
     def __init__(
-        self, stem: int, stem_stride: int, widths: Sequence[int], *, depth: int = 1, classes: int, seed: int
+        self, stem: int, stem_stride: int, widths: Sequence[int], *, classes: int, seed: int
     ) -> None:
         super().__init__()
         from train.networks import draw_layer
@@ -39,9 +39,8 @@ class ResidualNetwork(nn.Module):
         self.norm = nn.BatchNorm2d(stem)
         blocks, channels = [], stem
         for i, width in enumerate(widths):
-            for j in range(depth):
-                blocks.append(Block(channels, width, 2 if i and not j else 1))
-                channels = width
+            blocks.append(Block(channels, width, 2 if i else 1))
+            channels = width
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, classes)
         for name, layer in self.named_modules():
@@ -56,13 +55,3 @@ class ResidualNetwork(nn.Module):
 def edge(classes: int, size: int, seed: int) -> ResidualNetwork:
     """308,203 parameters at 11 classes: 14x14, 7x7 and 4x4 pixels after the stem at 28 px."""
     return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
-
-
-def edge_teacher1(classes: int, size: int, seed: int) -> ResidualNetwork:
-    """The wide sibling: full resolution after the stem."""
-    return ResidualNetwork(32, 1, (32, 64, 128, 256), classes=classes, seed=seed)
-
-
-def edge_teacher2(classes: int, size: int, seed: int) -> ResidualNetwork:
-    """The deep sibling."""
-    return ResidualNetwork(64, 2, (64, 128, 192), depth=2, classes=classes, seed=seed)

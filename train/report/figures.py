@@ -63,7 +63,7 @@ def drawing() -> Iterator[None]:
 
 
 def accuracy_by_stage(run: Run, *, with_study: bool) -> Figure:
-    """Train, validation and test accuracy of every stage; members of the ensemble and teachers stand unjoined."""
+    """Train, validation and test accuracy of every stage; members of the ensemble stand unjoined."""
     stages = run.stages
     figure = Figure(figsize=(WIDTH, 3.45))
     axes = figure.add_axes((0.105, 0.21, 0.875, 0.69))

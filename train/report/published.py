@@ -101,11 +101,9 @@ LADDER = {
     "resnet101": "A member of the ensemble.",
     "resnet152": "A member of the ensemble.",
     "ensemble": "The mean of the softmax outputs of batch_norm and the three ResNets.",
-    "edge_teacher1": "A teacher of edge, wider.",
-    "edge_teacher2": "A teacher of edge, deeper.",
-    "edge": "Past the study: one small network with a recipe of its own, taught by the two before it.",
+    "edge": "Past the study: one small network with a recipe of its own.",
 }
-MEMBERS = ("resnet50", "resnet101", "resnet152", "edge_teacher1", "edge_teacher2")  # not rungs of their own
+MEMBERS = ("resnet50", "resnet101", "resnet152")  # not rungs of their own
 
 
 def study_values(flag: str, stage: str, split: str) -> tuple[float | None, ...] | None:
