@@ -12,6 +12,7 @@ from train.batches import cut
 from train.data import Data
 from train.fit import Recipe, StageFailed
 from train.record import HISTORY_COLUMNS, RunError
+from train.results import opened
 from train.stages import STAGES, Stage
 
 CPU = torch.device("cpu")
@@ -199,3 +200,10 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
     (tmp_path / "resnet50.pth").write_bytes(b"broken")
     with pytest.raises(RunError, match=r"resnet50.pth is not a readable PyTorch weights file"):
         fit.starting_network(stage, data, recipe)
+
+
+def test_results_of_another_version_s_stages_are_refused(tmp_path):
+    data = made_data()
+    record.write_json(tmp_path / "results.json", {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]})
+    with pytest.raises(RunError, match="has a stage 'edge_teacher1', of another version"):
+        opened(tmp_path, data, CPU, {"smoke": False})

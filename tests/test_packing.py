@@ -377,7 +377,7 @@ VALUES = {
     "std nan": (SLICE, {"std": float("nan")}, ValueError, "std"),
     "std infinite": (SLICE, {"std": float("inf")}, ValueError, "std"),
     "std small": (SLICE, {"std": 1e-60}, ValueError, "float32"),
-    "std whole, huge": (SLICE, {"std": 10**400}, ValueError, "std"),
+    "std whole, huge": (SLICE, {"std": 10**400}, ValueError, "std, found a whole number too large"),
     "window, uint8": (SLICE, {"window": (40, 400)}, ValueError, "window only with int16 slices, found uint8"),
     "window, uint16": (SLICE.astype("u2"), {"window": (40, 400)}, ValueError, "found uint16"),
     "window width 0": (HOUNSFIELD, {"window": (40, 0)}, ValueError, "width above 0, found 0"),

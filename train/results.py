@@ -66,7 +66,10 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
                 f"{directory} was trained with {key} {old['settings'].get(key)}, this run has {value}; "
                 f"use --fresh to start over, or another --out"
             )
-    return fresh | {"stages": old.get("stages", [])}
+    rows = old.get("stages", [])
+    if unknown := [row["name"] for row in rows if row["name"] not in STAGES]:
+        raise RunError(f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out")
+    return fresh | {"stages": rows}
 
 
 def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str, Any]) -> None:
