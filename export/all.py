@@ -27,7 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="DIR",
         help="where STAGE.onnx goes (default: member.onnx beside the checkpoint)",
     )
-    add("--bundle", type=Path, metavar="DIR", help="also write a bundle of the members")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="also write a bundle of the members, in the place of one that is there",
+    )
     add(
         "--precision",
         default="int8,fp32,fp16",
@@ -41,9 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="also write one ONNX file that ends in the mean probabilities",
     )
     options = parser.parse_args(arguments)
-    from export.member import ExportError
-    from train.record import RunError
-
+    try:
+        from export.member import ExportError
+        from train.record import RunError
+    except ImportError as e:
+        return _missing(e)
     try:
         export(options)
     except RunError as e:
@@ -55,16 +62,26 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as e:
         print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
         return 2
+    except ImportError as e:
+        return _missing(e)
     return 0
+
+
+def _missing(error: ImportError) -> int:
+    print(
+        f"export: error: {error.name} is not installed: pip install -e '.[train,cpu]' (or train,gpu)",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def export(options: argparse.Namespace) -> None:
     """Export every checkpoint; raises ExportError where a member is not the network, RunError for bad input."""
     import onnx
 
-    from export.bundle import Slices, Trained, write_bundle
+    from export.bundle import Slices, Trained, check_place, write_bundle
     from export.forms import PRECISIONS, logits_of
-    from export.member import export_member, write_model
+    from export.member import ExportError, export_member, write_model
     from export.merge import check_merged, merge
     from export.rewrite import rewrite
     from export.temperature import fit_temperature, mean_softmax
@@ -75,6 +92,11 @@ def export(options: argparse.Namespace) -> None:
     from train.metrics import measure
     from train.record import RunError, load_checkpoint
 
+    if options.bundle:
+        try:
+            check_place(options.bundle)
+        except ExportError as e:
+            raise RunError(f"--bundle: {e}") from e
     precisions = options.precision.split(",")
     for precision in precisions:
         if precision not in PRECISIONS:
@@ -114,7 +136,9 @@ def export(options: argparse.Namespace) -> None:
         )
     mean = mean_probabilities([probabilities(z) for z in logits])
     if options.merged:
-        temperature = fit_temperature(fitting, data.labels[calibration.SPLIT])  # as a bundle of them has it
+        temperature = fit_temperature(
+            fitting, data.labels[calibration.SPLIT]
+        )  # as a bundle of their float32 forms has it
         merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members}, temperature=temperature)
         check_merged(merged, mean_softmax(logits, temperature), data.images["val"], data.size)
         write_model(merged, options.merged)

@@ -62,6 +62,7 @@ def write_bundle(
     """
     from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
 
+    check_place(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     building.chmod(0o755)
@@ -120,6 +121,21 @@ def write_bundle(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
+
+
+def check_place(directory: Path) -> None:
+    """Raise ExportError where `directory` holds anything that no bundle has, for it would be replaced whole."""
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise ExportError(f"{directory} is not a directory: name one that is not there yet, or a bundle")
+    names = {path.name for path in directory.iterdir()}
+    others = sorted(name for name in names if name != "manifest.json" and not name.endswith((".onnx", ".md")))
+    if names and (others or "manifest.json" not in names):
+        found = others[0] if others else min(names)
+        raise ExportError(
+            f"{directory} is no bundle, it holds {found!r}: name one that is not there yet, or a bundle"
+        )
 
 
 def _member(building: Path, stage: str, forms: Sequence[Form]) -> Member:
@@ -211,7 +227,7 @@ Input: {size} x {size} gray pixels of a crop around one organ, as MedMNIST store
 |---|---|---|---|
 {figures}
 
-Validation chose the epoch; test was looked at once, at the end. {_spread(metrics)}
+Validation chose the epoch where a stage stops early, and among seeds; test was looked at once, at the end. {_spread(metrics)}
 
 These are the figures of the float32 networks, before calibration. {_forms(members)}
 Together the forms in use reach {_figure(listed["accuracy"])} on validation.

@@ -348,5 +348,10 @@ def _store_limit(image, out):
 _organ_pack = PyCapsule_New(<void *> organ_pack, "organ_infer._packing._organ_pack", NULL)
 
 if os.environ.get("ORGAN_INFER_SIMD"):
-    set_level(os.environ["ORGAN_INFER_SIMD"])
+    try:
+        set_level(os.environ["ORGAN_INFER_SIMD"])
+    except ValueError as e:
+        from organ_infer.errors import InputError
+
+        raise InputError(f"ORGAN_INFER_SIMD: {e}") from None
 organ_level()

@@ -5,14 +5,35 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 
 import pytest
-from conftest import needs_default
+from conftest import child_environment, needs_default
 from ran import failed, paths, rows
 
 # Exit codes.
+
+
+def test_options_may_stand_between_paths_and_after_two_dashes_all_are_paths(command, some, tmp_path):
+    shutil.copy(some[0], tmp_path / "-x.png")
+    done = command(some[0], "--format", "jsonl", some[1], "--quiet", "--", "-x.png", cwd=tmp_path)
+    assert done.returncode == 0 and paths(done) == [some[0], some[1], "-x.png"]
+    failed(command("--", "--quiet"), "--quiet: no such file", code=1)
+
+
+@pytest.mark.parametrize("arguments", [["x.png"], ["--check"]])
+def test_a_processor_level_that_is_not_there_is_one_line(command, arguments):
+    done = command(*arguments, env={"ORGAN_INFER_SIMD": "neon"})
+    failed(done, r"ORGAN_INFER_SIMD: expected a level of this processor \(portable.*, found 'neon'")
+
+
+def test_a_closed_standard_output_is_no_fault_of_the_version():
+    line = f"{shlex.quote(sys.executable)} -m organ_infer --version >&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=child_environment())
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_all_failed_is_1(command, bad):

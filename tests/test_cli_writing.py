@@ -216,3 +216,20 @@ def test_a_message_takes_the_bar_away_first(monkeypatch):
     messages.note("y")
     width = len(written[0].rstrip()) - 1
     assert written == [written[0], "\r" + " " * width + "\r", "organ-infer: error: x\n", "organ-infer: y\n"]
+
+
+def test_a_folder_that_cannot_be_opened_does_not_spoil_what_was_written(tmp_path, monkeypatch):
+    from organ_infer import output
+
+    real = os.open
+
+    def refuse(path, *rest, **named):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **named)
+
+    writer = output.Writer(tmp_path / "out.txt")
+    writer.write("heart\n")
+    monkeypatch.setattr(os, "open", refuse)
+    writer.finish()
+    assert (tmp_path / "out.txt").read_text() == "heart\n" and len(list(tmp_path.iterdir())) == 1

@@ -3,6 +3,7 @@
 tests/corpus holds sound files of every format and such as once went wrong; what hypothesis finds is kept there too.
 """
 
+import io
 import json
 import random
 import string
@@ -17,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 from image_files import decode
-from png_files import CHANNELS, KINDS, any_png, random_png, reference_gray
+from png_files import CHANNELS, GRAY, KINDS, ODD, ROW, WHOLE, any_png, mended, random_png, reference_gray
 
-from organ_infer import BundleError, ImageError
+from organ_infer import BundleError, ImageError, InputError
 from organ_infer.arguments import Options, UsageError, parse
 from organ_infer.bundle import Manifest
 
@@ -45,6 +46,54 @@ def as_reference(data, found):
         assert most == (65_535 if depth == 16 else 255)
     apart = np.abs(found.pixels - gray * most).max()
     assert apart <= (0 if kind == 0 else 2 if depth == 16 and kind != 4 else 1)
+
+
+# PNG whose checksums are right and whose pixels are not.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a row too few", "a row too many", "filter 5", "no checksum", "a wrong checksum", "a dictionary", "parted IDAT",
+     "16 bits", "colour", "interlaced", "no pixels", "no header", "no width"],
+)  # fmt: skip
+def test_png_without_all_its_pixels_is_refused(name):
+    with pytest.raises(ImageError) as caught:
+        decode(ODD[name])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "text at the end", "a palette", "unknown", "an empty IDAT", "IEND with data"]
+)
+def test_odd_png_with_all_its_pixels_is_read(name):
+    assert np.array_equal(
+        decode(ODD[name]).pixels, ROW if name in ("an empty IDAT", "IEND with data") else GRAY
+    )
+
+
+@quiet
+@pytest.mark.parametrize(
+    "sound", [WHOLE, *(random_png(*kind) for kind in [(2, 8), (0, 16), (3, 4)]), random_png(6, 8, interlaced=True)]
+)  # fmt: skip
+def test_a_changed_stream_with_its_checksums_mended_is_refused_or_what_it_says(sound):
+    refused = 0
+    for at in range(sound.index(b"IDAT") + 4, len(sound) - 16):
+        data = mended(sound[:at] + bytes([sound[at] ^ 8]) + sound[at + 1 :])
+        try:
+            found = decode(data)
+        except ImageError:
+            refused += 1
+            continue
+        as_reference(data, found)  # a byte of a filter or of a length can be changed to another valid one
+    assert refused > 0
+
+
+def test_a_palette_that_is_not_there_is_not_made_up():
+    sound = random_png(3, 8)
+    at = sound.index(b"PLTE") - 4
+    length = int.from_bytes(sound[at : at + 4], "big")
+    with pytest.raises(ImageError, match="PNG"):
+        decode(sound[:at] + sound[at + 12 + length :])
 
 
 # Sound PNG of every kind, against a decoder of the tests' own.
@@ -251,3 +300,12 @@ def test_the_corpus_of_arguments(given):
 @given(given=st.lists(PARTS, max_size=6))
 def test_any_arguments_are_taken_or_refused(given):
     read_arguments(given)
+
+
+def test_a_pillow_image_of_a_damaged_file_is_refused(classifier):
+    from PIL import Image
+
+    for name in ("filter 5", "a wrong checksum", "parted IDAT"):
+        with pytest.raises(InputError, match="images: ") as caught:
+            classifier.predict(Image.open(io.BytesIO(ODD[name])))
+        assert "\n" not in str(caught.value)

@@ -1,8 +1,10 @@
 """Data sets: found, downloaded from a server on the loopback address, refused where they are not the published file."""
 
+import contextlib
 import hashlib
 import http.server
 import io
+import socket
 import threading
 
 import numpy as np
@@ -82,13 +84,18 @@ def organsmnist(server, monkeypatch):
     monkeypatch.setitem(INFO, "organsmnist", INFO["organsmnist"] | {"url": address(server), "MD5": MD5})
 
 
+def listed(directory):
+    """What lies there, but for the lock that a download holds."""
+    return [path.name for path in directory.iterdir() if not path.name.endswith(".lock")]
+
+
 def test_the_default_data_set_is_downloaded_checked_and_read(organsmnist, server, tmp_path):
     data = load_data("organsmnist", directory=tmp_path)
     assert (data.flag, data.view, data.md5) == ("organsmnist", "sagittal", MD5)
     assert data.images["train"].shape == (40, 28, 28) and data.images["train"].dtype == np.uint8
     assert data.labels["val"].shape == (22,) and data.classes[:3] == ["bladder", "femur-left", "femur-right"]
     assert data.counts["test"] == [2] * 11
-    assert [p.name for p in tmp_path.iterdir()] == ["organsmnist.npz"]
+    assert listed(tmp_path) == ["organsmnist.npz"]
     load_data("organsmnist", directory=tmp_path)
     assert len(server.ranges) == 1  # found the second time
 
@@ -142,7 +149,7 @@ def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
     found = hashlib.md5(b"something else").hexdigest()
     with pytest.raises(RunError, match=f"expected MD5 {MD5}, found {found}; fetch http://127.0.0.1"):
         download(address(server), tmp_path / "a.npz", MD5)
-    assert not list(tmp_path.iterdir())
+    assert not listed(tmp_path)
 
 
 @pytest.mark.parametrize("status", [404, 503])
@@ -152,6 +159,40 @@ def test_a_server_that_refuses_is_named(server, tmp_path, status):
         RunError, match=f"a.npz could not be downloaded: the server answered {status} .*; fetch http"
     ):
         download(address(server), tmp_path / "a.npz", MD5)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"no HTTP at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"]
+)
+def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            for _ in range(4):
+                with contextlib.suppress(OSError), listening.accept()[0] as connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
+        with pytest.raises(
+            RunError, match=f"a.npz could not be downloaded: .*; fetch {address} by hand"
+        ) as told:
+            download(address, tmp_path / "a.npz", MD5)
+        thread.join(10)
+    assert "\n" not in str(told.value)
+
+
+def test_of_two_downloads_at_once_one_fetches(server, tmp_path):
+    threads = [
+        threading.Thread(target=download, args=(address(server), tmp_path / "a.npz", MD5)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT and server.ranges == [None]
 
 
 def test_no_network_says_what_to_fetch_and_where_to_put_it(tmp_path):

@@ -8,6 +8,7 @@ from image_files import DEEP, GRAY, decode, dicom, refused, same, slices
 
 STORED = (DEEP >> 4).astype(np.uint16)
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+LYING = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
 
 
 def test_dicom_becomes_hounsfield_units():
@@ -41,8 +42,15 @@ def test_dicom_says_how_it_lies(cosines, expected):
     assert decode(dicom(STORED, **HU, ImageOrientationPatient=cosines)).orientation == expected
 
 
+def test_dicom_that_does_not_say_how_it_lies_is_told():
+    said = "no ImageOrientationPatient: how it lies is not said"
+    assert decode(dicom(STORED, **HU)).warnings == (said,)
+    assert decode(dicom(STORED, **HU, **LYING)).warnings == ()
+
+
 def test_dicom_that_cannot_be_a_ct_slice_is_refused():
     refused(dicom(STORED, **HU, ImageOrientationPatient=[0.7, 0.7, 0, -0.7, 0.7, 0]), "oblique")
+    refused(dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "along one axis of the patient")
     refused(dicom(STORED, **HU)[:200], "DICOM")
     refused(dicom(STORED, **HU, SamplesPerPixel=3), "colour is not read")
 
@@ -79,7 +87,7 @@ def test_signed_pixels_and_those_of_fewer_bits():
         decode(dicom(SIGNED, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)), SIGNED, np.int16
     )
     same(decode(dicom(GRAY, RescaleSlope=0.5, RescaleIntercept=-1)), np.rint(GRAY * 0.5 - 1), np.int16)
-    found = decode(dicom(STORED, BitsStored=12, HighBit=11))
+    found = decode(dicom(STORED, **LYING, BitsStored=12, HighBit=11))
     same(found, np.rint(STORED / 4095 * 65_535), np.uint16)
     assert found.warnings == ("no rescale slope: read as 12-bit gray, not as HU",)
 
@@ -130,8 +138,9 @@ def test_enhanced_ct_says_units_and_orientation_frame_by_frame():
 
 
 def test_units_that_are_none_are_said():
-    assert decode(dicom(STORED, **HU, RescaleType="US")).warnings == ("units of US read as HU",)
-    assert decode(dicom(STORED, **HU, RescaleType="HU", Modality="PT")).warnings == ("modality PT, not CT",)
+    assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == ("units of US read as HU",)
+    other = dicom(STORED, **HU, **LYING, RescaleType="HU", Modality="PT")
+    assert decode(other).warnings == ("modality PT, not CT",)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR DS")

@@ -262,5 +262,7 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
         patch.setattr(fit, "train_epoch", None)  # nothing is trained again
         assert ablate.main(command) == 0
     assert capsys.readouterr().out.strip() == table[table.index("| variant") :].strip()
+    assert ablate.main([*command[:4], "--epochs", "2", *command[6:]]) == 2
+    assert "is of another recipe, data set or number of epochs" in capsys.readouterr().err
     assert ablate.main(["--only", "no such"]) == 2
     assert "is none of reference, no cutting" in capsys.readouterr().err

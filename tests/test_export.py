@@ -141,6 +141,23 @@ def test_a_bundle_replaces_the_one_before(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "member.onnx"]
 
 
+@pytest.mark.parametrize("found", ["thesis.txt", "manifest.json.bak", "notes.md"])
+def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path, found):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / found).write_text("years of work")
+    with pytest.raises(ExportError, match=f"is no bundle, it holds '{found}'"):
+        written(tmp_path)
+    assert (tmp_path / "bundle" / found).read_text() == "years of work"
+
+
+def test_an_empty_directory_and_a_damaged_bundle_are_replaced(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    bundle = written(tmp_path)
+    (bundle / "base.onnx").write_bytes(b"damaged")
+    written(tmp_path, name="second")
+    assert json.loads((bundle / "manifest.json").read_text())["name"] == "second"
+
+
 def test_a_bundle_that_the_runtime_refuses_is_not_written(tmp_path):
     from organ_infer import BundleError
 

@@ -204,6 +204,8 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
 
 def test_results_of_another_version_s_stages_are_refused(tmp_path):
     data = made_data()
-    record.write_json(tmp_path / "results.json", {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]})
+    record.write_json(
+        tmp_path / "results.json", {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]}
+    )
     with pytest.raises(RunError, match="has a stage 'edge_teacher1', of another version"):
         opened(tmp_path, data, CPU, {"smoke": False})

@@ -13,6 +13,7 @@ from image_files import ALPHA, COLOUR, DEEP, GRAY, close, decode, read_image, re
 from PIL import Image
 
 from organ_infer import ImageError
+from organ_infer.pictures import slice_of
 
 FRAME = (b"fcTL", struct.pack(">IIIIIHHBB", 0, 7, 9, 0, 0, 1, 1, 0, 0))
 DOUBTFUL = "doubtful: in colour, and a CT slice is gray"
@@ -134,6 +135,21 @@ def test_16_bit_colour_says_that_8_bits_were_read():
     assert found.warnings[0] == "16-bit colour or alpha read at 8 bits"
     with pytest.raises(ImageError, match="16-bit colour with a transparent colour"):
         decode(png(1, 1, 16, 2, [b"\x10\xff" * 3], (b"tRNS", b"\x10\xff" * 3)))
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_pillow_tiff_is_turned_once(number, loaded):
+    image = Image.open(io.BytesIO(tiff(GRAY, t274=number)))
+    if loaded:
+        image.load()
+    same(slice_of(image), TURNED.get(number, np.asarray)(GRAY))
+
+
+def test_a_pillow_image_s_transparent_gray_counts_in_the_file_s_bits():
+    data = png(2, 1, 2, 0, [b"\xc0"], (b"tRNS", b"\0\3"))  # white, black; white is transparent
+    same(decode(data), [[0, 0]])
+    same(slice_of(Image.open(io.BytesIO(data))), [[0, 0]])
 
 
 @pytest.mark.parametrize("number", range(1, 9))

@@ -188,7 +188,7 @@ def test_of_several_seeds_the_best_on_validation_is_measured(tmp_path):
 
 def test_the_command_measures_and_prints_a_table(tmp_path, monkeypatch, capsys):
     make_run(tmp_path, "base", "big")
-    monkeypatch.setattr(robustness, "load_data", lambda flag, size, directory: make_data())
+    monkeypatch.setattr(robustness, "load_data", lambda flag, size, directory, resample_from: make_data())
     assert main([str(tmp_path), "--slices", "11", "--split", "val"]) == 0
     out = capsys.readouterr().out
     assert "organamnist, 11 of the 40 slices of val" in out
@@ -214,6 +214,25 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, arguments, words):
     assert main([str(tmp_path), *arguments]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and re.search(words, said)
+
+
+def test_slices_are_resampled_as_in_the_run(tmp_path, monkeypatch):
+    make_run(tmp_path, "base")
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["dataset"]["resample_from"] = 64
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    asked = []
+    monkeypatch.setattr(robustness, "load_data", lambda flag, **how: asked.append(how) or make_data())
+    assert main([str(tmp_path), "--slices", "5"]) == 0
+    assert asked == [{"size": 28, "directory": None, "resample_from": 64}]
+
+
+def test_a_run_with_a_stage_of_another_version_is_refused(tmp_path, capsys):
+    make_run(tmp_path, "base")
+    text = (tmp_path / "results.json").read_text()
+    (tmp_path / "results.json").write_text(text.replace('"base"', '"edge_teacher1"'))
+    assert main([str(tmp_path)]) == 2
+    assert "has a stage 'edge_teacher1', of another version" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_run_is_refused_and_not_made(tmp_path, capsys):

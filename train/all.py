@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="where the data set is or goes (default: medmnist's own folder)",
     )
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where everything goes (default: runs)")
-    add("--stages", metavar="LIST", help="names with commas between (default: base to ensemble)")
+    add("--stages", metavar="LIST", help="names with commas between (default: all, base to edge)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels a side (default: 28)")
     add(
@@ -50,15 +50,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SIZE",
         help="make the slices from the file of 64, 128 or 224 px, as the runtime resamples (area averages)",
     )
-    add("--seed", type=_natural, default=1, help="default: 1")
+    add("--seed", type=natural, default=1, help="default: 1")
     add(
         "--seeds",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="K",
         help="repeat each stage with K seeds, from --seed on",
     )
-    add("--batch-size", type=_positive, default=128, help="default: 128")
+    add("--batch-size", type=positive, default=128, help="default: 128")
     add(
         "--max-epochs",
         action="append",
@@ -134,14 +134,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
     return value
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from filelock import FileLock
 
 from train.record import RunError
 
@@ -21,18 +24,29 @@ def md5_of(path: Path) -> str:
 
 
 def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
-    """Fetch `url` to `path` through `path` + ".part", going on where an earlier attempt broke off.
+    """Fetch `url` to `path` through `path` + ".part", going on where an earlier attempt broke off, unless another process
+    has done so meanwhile.
 
     Raises RunError, naming the address, where the server cannot be reached or the MD5 differs in the end.
     """
     part = path.with_name(path.name + ".part")
     by_hand = f"fetch {url} by hand to {path} (MD5 {md5})"
+    lock = FileLock(path.with_name(f".{path.name}.lock"))  # of several processes one fetches, the others wait
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except OSError as e:
         raise RunError(
-            f"cannot create {path.parent}: {e.strerror}; choose another --data-dir or {by_hand}"
+            f"cannot write to {path.parent}: {e.strerror}; choose another --data-dir or {by_hand}"
         ) from e
+    try:
+        if not path.exists():
+            _fetch(url, path, part, md5, by_hand, attempts)
+    finally:
+        lock.release()
+
+
+def _fetch(url: str, path: Path, part: Path, md5: str, by_hand: str, attempts: int) -> None:
     reason = ""
     for _ in range(attempts):
         try:
@@ -46,6 +60,8 @@ def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
                 break
         except urllib.error.URLError as e:
             reason = str(e.reason)
+        except http.client.HTTPException as e:
+            reason = f"an answer that is not HTTP's ({type(e).__name__})"
         except OSError as e:
             if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
                 raise RunError(

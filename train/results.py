@@ -68,7 +68,9 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
             )
     rows = old.get("stages", [])
     if unknown := [row["name"] for row in rows if row["name"] not in STAGES]:
-        raise RunError(f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out")
+        raise RunError(
+            f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
+        )
     return fresh | {"stages": rows}
 
 

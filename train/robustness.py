@@ -245,6 +245,8 @@ def _measure(options: argparse.Namespace) -> str:
     results = read(options.run_dir).results
     trained = list(dict.fromkeys(row["name"] for row in results["stages"]))
     names = options.stages.split(",") if options.stages else trained
+    if unknown := [name for name in trained if name not in STAGES]:
+        raise RunError(f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program")
     for name in names:
         if name not in trained:
             raise RunError(
@@ -254,7 +256,13 @@ def _measure(options: argparse.Namespace) -> str:
         raise RunError(f"{options.run_dir} has no finished stage yet")
     if options.slices is not None and options.slices < 1:
         raise RunError(f"--slices takes 1 or more, found {options.slices}")
-    data = load_data(results["dataset"]["flag"], size=results["dataset"]["size"], directory=options.data_dir)
+    about = results["dataset"]
+    data = load_data(
+        about["flag"],
+        size=about["size"],
+        directory=options.data_dir,
+        resample_from=about.get("resample_from"),
+    )
     data = data.smoke() if results["smoke"] else data
     with record.locked(options.run_dir):
         entries = measure_robustness(

@@ -41,6 +41,9 @@ def run(options: argparse.Namespace) -> None:
         raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
     device = _device(options)
     group = parallel.launched()
+    least = 2 * (group.size if options.parallel == "batches" else 1)  # slices that batch normalisation needs
+    if options.batch_size < least:
+        raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
     try:
         check_installed()
     except ExportError as e:
@@ -202,7 +205,9 @@ def _bundle(
         training["recipe"] = {
             "network": f"A residual network of {best['parameters']:,} parameters",
             "epochs": best["epochs"],
-            "settings": fit.method_of(STAGES[last], data.view).described(),
+            "settings": record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))["recipe"][
+                "method"
+            ],
         }
     if _is_current(place, name, training):
         return place

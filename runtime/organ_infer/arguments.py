@@ -162,7 +162,10 @@ def parse(arguments: Sequence[str]) -> Options:
         default=argparse.SUPPRESS,
         help="show the version and exit",
     )
-    found = parser.parse_args(list(arguments))
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)  # what follows is a path, whatever it looks like
+    found = parser.parse_intermixed_args(given[:end])
+    found.paths += given[end + 1 :]
     if found.check and (found.paths or found.files_from is not None or found.output is not None):
         parser.error("--check takes no images and no --output")
     if not found.check and not found.paths and found.files_from is None:

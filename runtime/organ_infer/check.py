@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .arguments import Options
 from .bundle import list_bundle, packaged_bundle
 from .cache import describe_cache
-from .errors import OrganInferError, one_line, printable
+from .errors import InputError, OrganInferError, one_line, printable
 from .installed import installed_version
 from .loading import import_onnxruntime, reinstall_text
 from .processors import usable_processors
@@ -81,6 +81,10 @@ class _Report:
             self.wrong.append(
                 f"the packing extension cannot be loaded ({one_line(e)}): install organ-infer again"
             )
+            return False
+        except InputError as e:
+            self.say("packing", "not as asked for")
+            self.wrong.append(str(e))
             return False
         self.say("packing", f"{level()} (this processor has {', '.join(levels())})")
         return True

@@ -248,7 +248,11 @@ class OrganClassifier:
                 width, height = image.size
                 check_size(width, height, PIXEL_LIMIT)
                 yield self._oriented(slice_of(image))
-            except (ImageError, OSError, ValueError) as e:
+            except MemoryError:
+                raise
+            except (
+                Exception
+            ) as e:  # Pillow raises almost anything where an image that is not loaded yet is damaged
                 raise InputError(f"{where}: {one_line(e)}") from e
             return
         if not isinstance(image, np.ndarray):

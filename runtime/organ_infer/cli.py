@@ -162,7 +162,8 @@ def _check(options: "Options", messages: "Messages") -> int:
 def _flushed(code: int) -> int:
     """Standard output written out now, where a closed pipe can still be quiet."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before this process began
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

@@ -106,7 +106,9 @@ def _frame(dataset: Any, i: int, stored: Any) -> Slice:
     if dataset.get("Modality", "CT") != "CT":
         notes.append(f"modality {dataset.Modality}, not CT")
     cosines = _group(dataset, i, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    return Slice(values, tuple(notes), _orientation(cosines))
+    if (lies := _orientation(cosines)) is None:
+        notes.append("no ImageOrientationPatient: how it lies is not said")
+    return Slice(values, tuple(notes), lies)
 
 
 def _group(dataset: Any, i: int, sequence: str) -> Any:
@@ -143,4 +145,6 @@ def _orientation(cosines: Any) -> Orientation | None:
         _DIRECTIONS[axis][0 if direction[axis] > 0 else 1]
         for axis, direction in zip(np.abs(values).argmax(axis=1), values, strict=True)
     )
+    if rows in _DIRECTIONS[int(np.abs(values[0]).argmax())]:
+        raise ImageError("DICOM: its rows and its columns run along one axis of the patient")
     return rows, columns

@@ -198,14 +198,14 @@ class Writer:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
             os.replace(self.partial, self.output)
-            folder = os.open(Path(self.output).parent, os.O_RDONLY)
-            try:
-                with contextlib.suppress(OSError):
-                    os.fsync(folder)
-            finally:
-                os.close(folder)
         except OSError as e:
             raise self._failed(e) from e
+        with contextlib.suppress(OSError):  # it is there; a folder that cannot be opened is not flushed
+            folder = os.open(Path(self.output).parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     def discard(self) -> None:
         """Nothing was done: take an empty FILE.partial away again."""

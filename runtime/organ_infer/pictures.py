@@ -66,13 +66,17 @@ def read_pictures(source: Source) -> Found:
             if width and height:
                 check_size(width, height, limit)
             notes: list[str] = []
-            deep, number = _deep(image, name, data), _orientation(image, notes)
-            image.load()
+            deep, number = _deep(image, name, data), 1
+            if name == "TIFF":  # Pillow turns these as it loads them, and forgets how
+                number = _orientation(image, notes)
+            image.load()  # before any other's EXIF is asked for, which loads a PNG and passes over what breaks then
+            if name != "TIFF":
+                number = _orientation(image, notes)
             if deep_alpha:
                 pixels = _deep_on_black(np.asarray(image), notes)
             else:
-                pixels = _gray(image, name, data, deep, notes)
-            return _turned(pixels, number, notes, turned=name == "TIFF")  # Pillow turns these itself
+                pixels = _gray(image, name, deep, notes, data[24] if name == "PNG" else 8)
+            return _turned(pixels, number, notes, turned=name == "TIFF")
 
         if count == 1 and source.pick is None:
             yield "", lambda: read(0)
@@ -81,12 +85,14 @@ def read_pictures(source: Source) -> Found:
 
 
 def slice_of(image: Image.Image) -> Slice:
-    """A Pillow image as a slice. Raises ImageError."""
+    """A Pillow image as a slice. Raises ImageError, or what Pillow raises where it cannot be loaded."""
     notes: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"frame {image.tell()} of {frames} alone")
-    number = _orientation(image, notes)
-    return _turned(_gray(image, "image", b"", False, notes), number, notes)
+    depth = _packed_bits(image)
+    image.load()
+    number = _orientation(image, notes)  # of a TIFF none: Pillow turned it
+    return _turned(_gray(image, "image", False, notes, depth), number, notes)
 
 
 def _opened(data: bytes, name: str, limit: int) -> ImageFile.ImageFile:
@@ -115,6 +121,13 @@ def _deep(image: ImageFile.ImageFile, name: str, data: bytes) -> bool:
     return isinstance(args, tuple) and args[1] > 255
 
 
+def _packed_bits(image: Image.Image) -> int:
+    """Bits a pixel of gray, as the file of an image that is not loaded yet has them."""
+    args = image.tile[0][3] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return int(raw[2:]) if raw in ("L;2", "L;4") else 8
+
+
 def _as_bytes(data: bytes) -> bytes:
     """A PNG of 16-bit gray and alpha, of which Pillow would keep 8 bits, as one of RGBA: the same bytes a pixel."""
     import zlib
@@ -130,7 +143,8 @@ def _deep_on_black(pixels: Pixels, notes: list[str]) -> Pixels:
     return ((wide[..., 0] * wide[..., 1] + 32_767) // 65_535).astype(np.uint16)
 
 
-def _gray(image: Any, name: str, data: bytes, deep: bool, notes: list[str]) -> Pixels:
+def _gray(image: Any, name: str, deep: bool, notes: list[str], depth: int) -> Pixels:
+    """deep: whether the file has more than 8 bits a channel; depth: bits a pixel of gray in the file."""
     mode = image.mode
     clear = image.info.get("transparency")
     if deep and not mode.startswith("I"):
@@ -143,7 +157,6 @@ def _gray(image: Any, name: str, data: bytes, deep: bool, notes: list[str]) -> P
         raise ImageError("TIFF: signed 8-bit pixels are not read: save 16 bits")
     if mode in ("1", "L"):
         pixels = np.asarray(image.convert("L"))
-        depth = data[24] if name == "PNG" else 8
         scale = 255 // ((1 << depth) - 1) if mode == "L" else 1  # tRNS counts in the file's own depth
         return _on_black(pixels, clear * scale, notes) if isinstance(clear, int) else pixels
     if mode.startswith("I;16"):

@@ -1,12 +1,24 @@
 """Is a picture's file all there? Asked where Pillow does not: it takes what is left of some for a smaller picture."""
 
 import struct
+import zlib
 from collections.abc import Callable
 
 from .errors import ImageError
 
 __all__ = ["check_end"]
 
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+_BLOCK = 1 << 20  # bytes inflated at a time
 # count of tags, bytes of a tag, where the next page is; and where the first one is named
 _TIFF = {42: ("H", 12, "I", 4), 43: ("Q", 20, "Q", 8)}
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
@@ -19,10 +31,51 @@ def check_end(data: bytes, name: str) -> None:
     if check is not None:
         try:
             whole = check(data)
-        except (IndexError, struct.error):
+        except (IndexError, KeyError, struct.error, zlib.error):
             whole = False
         if not whole:
             raise ImageError(f"{name}: truncated or damaged, its end is missing")
+
+
+def _png(data: bytes) -> bool:
+    """Every frame's stream is whole and has its rows, no fewer and no more; data: with chunks that were verified."""
+    width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    bits = depth * _PNG_CHANNELS[kind]
+    frames = [(width, height, bytearray())]
+    at, palette = 8, kind != 3
+    while at < len(data):
+        length, name = struct.unpack_from(">I4s", data, at)
+        palette = palette or name == b"PLTE"
+        if name == b"IDAT":
+            frames[0][2].extend(data[at + 8 : at + 8 + length])
+        elif name == b"fcTL" and frames[0][2]:  # one before IDAT is of the first frame
+            frames.append((*struct.unpack_from(">II", data, at + 12), bytearray()))
+        elif name == b"fdAT":
+            frames[-1][2].extend(data[at + 12 : at + 8 + length])
+        at += 12 + length
+    return palette and all(
+        _inflates(bytes(stream), _png_bytes(w, h, bits, interlaced)) for w, h, stream in frames
+    )
+
+
+def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
+    """Of a frame's rows, each with the byte that names its filter; bits: of a pixel."""
+    found = 0
+    for x, y, dx, dy in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = len(range(x, width, dx)), len(range(y, height, dy))
+        found += rows * (1 + (columns * bits + 7) // 8) if columns else 0
+    return found
+
+
+def _inflates(stream: bytes, size: int) -> bool:
+    """Whether a stream has exactly so many bytes in it and ends as it should."""
+    inflating, found = zlib.decompressobj(), 0
+    while found <= size and not inflating.eof:
+        piece = inflating.decompress(stream, _BLOCK)
+        if not piece and not inflating.eof:
+            return False
+        stream, found = inflating.unconsumed_tail, found + len(piece)
+    return found == size
 
 
 def _tiff(data: bytes) -> bool:
@@ -77,4 +130,10 @@ def _jpeg2000(data: bytes) -> bool:
         at = end
 
 
-_CHECKS: dict[str, Callable[[bytes], bool]] = {"TIFF": _tiff, "GIF": _gif, "PPM": _pnm, "JPEG2000": _jpeg2000}
+_CHECKS: dict[str, Callable[[bytes], bool]] = {
+    "PNG": _png,
+    "TIFF": _tiff,
+    "GIF": _gif,
+    "PPM": _pnm,
+    "JPEG2000": _jpeg2000,
+}

@@ -4,7 +4,7 @@
 #     PYTHON=.venv-dev/bin/python tests/endurance/sanitize.sh [pytest's arguments]
 #
 # Builds a copy of the tree with gcc's sanitizers (needs what the sdist needs: setuptools, Cython, NumPy) and runs the tests
-# there: any report ends the process it is in, and the test. Leaks are looked for by the tests of memory, not here, for the
+# there, then those rows of bad_input.py that reach the extensions: any report ends the process it is in, and the test. Leaks are looked for by the tests of memory, not here, for the
 # interpreter frees little at its end. Left out are the tests that cap the address space, which ASan itself reserves.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -40,3 +40,4 @@ END
 [ $# -gt 0 ] || set -- tests/test_packing.py tests/test_reading.py tests/test_images.py tests/test_damage.py \
   tests/test_frames.py tests/test_doubts.py tests/test_classifier.py tests/test_limits.py
 "$python" -m pytest -q -p no:cacheprovider --deselect tests/test_limits.py::test_bombs_are_refused_in_bounded_memory "$@"
+"$python" tests/endurance/bad_input.py --edits 400 --only "C decoder" "arrays and objects" "random arguments"

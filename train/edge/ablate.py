@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from train import fit, record
+from train.all import positive
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
 from train.edge.chains import chains, held_out
@@ -51,14 +52,14 @@ SEVERITY, CORRUPTED = 3, 1000  # slices
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 1 a training failed, 2 usage or data."""
+    """Run the command; its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m train.edge.ablate", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--dataset", default="organamnist")
     add("--data-dir", type=Path, metavar="DIR")
     add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
-    add("--seeds", type=int, default=3, metavar="K")
-    add("--epochs", type=int, default=8, metavar="N")
+    add("--seeds", type=positive, default=3, metavar="K")
+    add("--epochs", type=positive, default=8, metavar="N")
     add("--only", metavar="LIST", help=f"some of: {', '.join(VARIANTS)}")
     options = parser.parse_args(arguments)
     names = options.only.split(",") if options.only else list(VARIANTS)
@@ -75,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
+    except KeyboardInterrupt:
+        print("ablate: stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
     print(table(options.out, names, options.seeds))
     return 0
 
@@ -106,7 +110,11 @@ def judge(
     """Train a variant with a seed and measure it, where that has not been done: accuracies by SCORES."""
     place = out / name.replace(" ", "_") / f"seed-{seed}"
     done = place / "scores.json"
-    if done.exists() and set(scores := record.read_json(done)) == set(SCORES):
+    about = {"data_md5": kept.md5, "epochs": epochs, "method": method.described()}
+    if done.exists():
+        scores = record.read_json(done)
+        if {key: scores.get(key) for key in about} != about:
+            raise RunError(f"{done} is of another recipe, data set or number of epochs; use another --out")
         return scores
 
     def say(line: str) -> None:
@@ -129,7 +137,7 @@ def judge(
             np.mean([accuracy(corrupt(val[some], c, SEVERITY), labels[some]) for c in CORRUPTIONS])
         ),
     }
-    record.write_json(done, scores)
+    record.write_json(done, about | scores)
     say(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
 

@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RunError as e:
         print(f"train.report: error: {e}", file=sys.stderr)
         return e.exit_code
+    except OSError as e:
+        print(f"train.report: error: {e.strerror or e}: {e.filename or options.run_dir}", file=sys.stderr)
+        return 2
     print(page)
     return 0
 
