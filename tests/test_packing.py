@@ -386,7 +386,7 @@ VALUES = {
     "window level nan": (HOUNSFIELD, {"window": (float("nan"), 400)}, ValueError, "finite window level"),
     "window of three": (HOUNSFIELD, {"window": (1, 2, 3)}, ValueError, "found 3 values"),
     "window number": (HOUNSFIELD, {"window": 400}, TypeError, "found int"),
-    "window text": (HOUNSFIELD, {"window": "40"}, TypeError, "found str"),
+    "window text": (HOUNSFIELD, {"window": "40"}, TypeError, r"window as \(level, width\) in HU, found str"),
     "window of text": (HOUNSFIELD, {"window": ("a", "b")}, TypeError, "level to be a number, found str"),
     "window, none at all": ([], {"window": (40, 0)}, ValueError, "width above 0"),
     "out list": (SLICE, {"out": [0.0]}, TypeError, "out to be a float32 array, found list"),
