@@ -1,4 +1,4 @@
-"""Calibration: the temperature of an ensemble, fitted on validation, and how far its probabilities are off."""
+"""Calibration: the temperature of an ensemble, fitted to labelled slices, and how far its probabilities are off."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Past the study: one small network that learns from larger ones of its kind, and how each ingredient was judged."""
+"""Past the study: one small network with a recipe of its own, and how each ingredient was judged."""
