@@ -107,9 +107,11 @@ def export(options: argparse.Namespace) -> None:
         if not state["finished"]:
             raise RunError(f"{path} is of a stage that is not finished; train it to its end first")
     stages = [state["stage"] for state in states]
-    if (options.bundle or options.merged) and len(set(stages)) < len(stages):
+    if (options.bundle or options.merged or options.out) and len(set(stages)) < len(stages):
         twice = next(stage for stage in stages if stages.count(stage) > 1)
-        raise RunError(f"--checkpoint: stage {twice} is given twice; --bundle and --merged take each once")
+        raise RunError(
+            f"--checkpoint: stage {twice} is given twice; --bundle, --merged and --out take each once"
+        )
     about = {
         key: states[0][key] for key in ("dataset", "size", "stored", "classes", "data_md5", "smoke", "seed")
     }

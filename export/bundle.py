@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -51,7 +52,8 @@ def write_bundle(
     precisions: Sequence[str] = PRECISIONS,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write a bundle that replaces `directory` whole; what cannot be opened by the runtime never takes its place.
+    """Write a bundle that replaces `directory` whole (`check_place` tells whether it may); what cannot be opened by the
+    runtime never takes its place.
 
     slices: what the forms of each member are made and judged with; precisions: which of fp32, int8 and fp16 to try;
     metrics: of the float32 networks by split, with `accuracy`, before calibration; `seeds`, where there were several,
@@ -60,9 +62,9 @@ def write_bundle(
     `ece_uncalibrated` as it was without. training: seed, data_md5, weights, versions, and in words, for the card, what
     the `temperature_fitted_on` is. Raises ExportError.
     """
+    from organ_infer import OrganInferError
     from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
 
-    check_place(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     building.chmod(0o755)
@@ -118,9 +120,19 @@ def write_bundle(
         _replace(building, directory)
     except OSError as e:
         raise ExportError(f"cannot write the bundle {directory}: {e.strerror}") from e
+    except OrganInferError as e:
+        raise ExportError(f"the runtime refuses the bundle {directory.name}: {e}") from e
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format", "members", "combine"} <= found.keys()
 
 
 def check_place(directory: Path) -> None:
@@ -129,12 +141,12 @@ def check_place(directory: Path) -> None:
         return
     if directory.is_symlink() or not directory.is_dir():
         raise ExportError(f"{directory} is not a directory: name one that is not there yet, or a bundle")
-    names = {path.name for path in directory.iterdir()}
-    others = sorted(name for name in names if name != "manifest.json" and not name.endswith((".onnx", ".md")))
-    if names and (others or "manifest.json" not in names):
-        found = others[0] if others else min(names)
+    entries = sorted(directory.iterdir())
+    odd = [path.name for path in entries if path.is_dir() or path.suffix not in (".onnx", ".md", ".json")]
+    if entries and (odd or not _is_manifest(directory / "manifest.json")):
         raise ExportError(
-            f"{directory} is no bundle, it holds {found!r}: name one that is not there yet, or a bundle"
+            f"{directory} is no bundle, it holds {(odd or [entries[0].name])[0]!r}: name one that is not there yet, or a"
+            " bundle"
         )
 
 

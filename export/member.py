@@ -171,8 +171,14 @@ def check_logits(expected: np.ndarray, found: np.ndarray, *, name: str) -> None:
 
 def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)):
     """An onnxruntime session on a model's bytes; ExportError names the command where onnxruntime is missing."""
+    from organ_infer.processors import usable_processors
+
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = (
+        usable_processors()
+    )  # left to itself it pins threads, which fails in containers
+    options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(content, options, providers=list(providers))

@@ -8,6 +8,7 @@ Needs onnx and the runtime, no PyTorch.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import shutil
@@ -87,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as e:
         print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
         return 2
+    except ImportError as e:
+        print(f"export: error: {e.name} is not installed: pip install -e '.[train,cpu]'", file=sys.stderr)
+        return 2
     print(f"{options.directory}: clients ask {name}")
     return 0
 
@@ -121,7 +125,10 @@ def write_repository(bundle: Path, directory: Path, *, device: str, precision: s
         for stage, form in forms.items():
             model = f"{name}-{stage}"
             config = _model(model, [images], (form.output, row), serving, DELAY)
-            _write(building / model, config, classes, (bundle / form.file).read_bytes())
+            content = (bundle / form.file).read_bytes()
+            if hashlib.sha256(content).hexdigest() != form.sha256:
+                raise TritonError(f"{bundle / form.file} changed while it was read")
+            _write(building / model, config, classes, content)
             steps.append((model, {"images": "images"}, {form.output: tensors[stage]}))
         model = f"{name}-mean"
         config = _model(model, [(tensor, row) for tensor in tensors.values()], answer, serving, 0)
@@ -139,8 +146,11 @@ def write_repository(bundle: Path, directory: Path, *, device: str, precision: s
 
 
 def _name(text: str) -> str:
-    """Plain enough for a directory, an address and a configuration."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+    """Plain enough for a directory, an address and a configuration. Raises TritonError for a hidden one."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+    if name.startswith("."):
+        raise TritonError(f"a model cannot be named {name!r}: rename it in the bundle")
+    return name
 
 
 def _form(member: Member, precision: str, device: str) -> Member:
@@ -208,7 +218,10 @@ def _compare(
         powers = np.exp(logits / np.float64(temperature))
         expected.append(powers / powers.sum(axis=1, keepdims=True))
         given[name] = logits if kind == "logits" else expected[-1].astype(np.float32)
-    session = import_onnxruntime().InferenceSession(content, providers=["CPUExecutionProvider"])
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     found = session.run(["probabilities"], given)[0]
     worst = float(np.abs(found - np.mean(expected, axis=0)).max())
     if not worst <= MAX_ABS:

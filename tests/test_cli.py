@@ -17,6 +17,37 @@ from ran import failed, paths, rows
 # Exit codes.
 
 
+def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tmp_path, monkeypatch, capfd):
+    """The network breaks in its third batch."""
+    from organ_infer import OrganInferError, cli, ensemble
+
+    calls, real = [], ensemble.Ensemble.probabilities
+
+    def breaks(self, packed):
+        calls.append(len(packed))
+        if len(calls) == 3:
+            raise OrganInferError("it broke")
+        return real(self, packed)
+
+    monkeypatch.setattr(ensemble.Ensemble, "probabilities", breaks)
+    arguments = ["--bundle", str(bundle), "--batch-size", "8", "--quiet", str(pictures)]
+    assert cli.main(arguments) == 2
+    found = capfd.readouterr()
+    assert len(found.out.splitlines()) == 16 and found.err == "organ-infer: error: it broke\n"
+    calls.clear()
+    out = tmp_path / "out.txt"
+    assert cli.main(["--output", str(out), *arguments]) == 2
+    assert len((tmp_path / "out.txt.partial").read_text().splitlines()) == 16 and not out.exists()
+    assert f"it broke, the results so far are in {out}.partial" in capfd.readouterr().err
+
+
+def test_a_list_that_is_not_there_is_told_before_anything_is_classified(command, some, tmp_path):
+    failed(
+        command(*some, "--files-from", tmp_path / "none"), "--files-from: .*none cannot be read .No such file"
+    )
+    failed(command(*some, "--files-from", tmp_path), "cannot be read .Is a directory")
+
+
 def test_options_may_stand_between_paths_and_after_two_dashes_all_are_paths(command, some, tmp_path):
     shutil.copy(some[0], tmp_path / "-x.png")
     done = command(some[0], "--format", "jsonl", some[1], "--quiet", "--", "-x.png", cwd=tmp_path)
@@ -157,6 +188,27 @@ def tree(tmp_path, pictures):
     (tmp_path / "tree" / "folder.png").mkdir()
     (tmp_path / "tree" / "again").symlink_to(".", target_is_directory=True)
     return tmp_path / "tree"
+
+
+def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_path, monkeypatch):
+    from organ_infer.arguments import parse
+    from organ_infer.inputs import Found, find
+
+    for name in ("a/1.png", "b/2.png", "b/deep/3.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) in ("a", "deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused = "cannot be listed (Permission denied)"
+    found = list(find(parse(["--recursive", str(tmp_path)])))
+    expected = [("a", refused), ("b/2.png", None), ("b/deep", refused), ("c.png", None)]
+    assert found == [Found(str(tmp_path / name), error) for name, error in expected]
 
 
 def test_a_directory_gives_its_images_in_byte_order(command, tree):

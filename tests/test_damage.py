@@ -88,6 +88,11 @@ def test_a_changed_stream_with_its_checksums_mended_is_refused_or_what_it_says(s
     assert refused > 0
 
 
+@pytest.mark.parametrize("behind", [b"\n", bytes(4), bytes(100), b"hello world trailing junk", b"\xff" * 50])
+def test_what_lies_behind_the_end_of_a_png_is_no_part_of_it(behind):
+    assert np.array_equal(decode(WHOLE + behind).pixels, GRAY)
+
+
 def test_a_palette_that_is_not_there_is_not_made_up():
     sound = random_png(3, 8)
     at = sound.index(b"PLTE") - 4

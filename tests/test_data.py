@@ -195,6 +195,16 @@ def test_of_two_downloads_at_once_one_fetches(server, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == CONTENT and server.ranges == [None]
 
 
+def test_other_digests_are_checked_by_their_first_digits(server, tmp_path):
+    digest = hashlib.sha256(CONTENT).hexdigest()[:8]
+    download(address(server), tmp_path / "a.pth", digest, algorithm="sha256")
+    assert (tmp_path / "a.pth").read_bytes() == CONTENT
+    with pytest.raises(
+        RunError, match=r"expected SHA256 00000000, found .*by hand to .* \(SHA256 00000000\)"
+    ):
+        download(address(server), tmp_path / "b.pth", "00000000", algorithm="sha256")
+
+
 def test_no_network_says_what_to_fetch_and_where_to_put_it(tmp_path):
     with pytest.raises(
         RunError, match=r"could not be downloaded: .*refused.*fetch http://127.0.0.1:9/x by hand to .*a.npz"

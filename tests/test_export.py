@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from export import member
-from export.bundle import ORIENTATION, Slices, Trained, paired, write_bundle
+from export.bundle import ORIENTATION, Slices, Trained, check_place, paired, write_bundle
 from export.member import ExportError, check_logits, export_member, to_onnx
 from train.networks import make_network
 
@@ -146,22 +146,25 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path, found):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / found).write_text("years of work")
     with pytest.raises(ExportError, match=f"is no bundle, it holds '{found}'"):
-        written(tmp_path)
+        check_place(tmp_path / "bundle")
     assert (tmp_path / "bundle" / found).read_text() == "years of work"
 
 
 def test_an_empty_directory_and_a_damaged_bundle_are_replaced(tmp_path):
     (tmp_path / "bundle").mkdir()
+    check_place(tmp_path / "bundle")
     bundle = written(tmp_path)
     (bundle / "base.onnx").write_bytes(b"damaged")
+    check_place(bundle)
+    (bundle / "keep.md").mkdir()
+    with pytest.raises(ExportError, match=r"is no bundle, it holds 'keep\.md'"):
+        check_place(bundle)
     written(tmp_path, name="second")
     assert json.loads((bundle / "manifest.json").read_text())["name"] == "second"
 
 
 def test_a_bundle_that_the_runtime_refuses_is_not_written(tmp_path):
-    from organ_infer import BundleError
-
-    with pytest.raises(BundleError):
+    with pytest.raises(ExportError, match="the runtime refuses the bundle bundle: "):
         written(tmp_path, classes=CLASSES[:10])
     assert not (tmp_path / "bundle").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["member.onnx"]

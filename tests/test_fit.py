@@ -128,7 +128,52 @@ def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypat
     with pytest.raises(
         record.RunError, match="was trained in bf16 so far, this machine trains in fp32; use --fresh"
     ):
-        trained(STAGES["base"], data, tmp_path, max_epochs=2)
+        trained(STAGES["base"], data, tmp_path, max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"max_epochs": 2}, "max_epochs"), ({"max_epochs": 1, "batch_size": 32}, "batch_size")],
+)
+def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(data, tmp_path, changes, named):
+    first = trained(STAGES["base"], data, tmp_path, max_epochs=1)
+    assert first["finished"]
+    with pytest.raises(RunError, match=f"was trained with another {named}; use --fresh to start over"):
+        trained(STAGES["base"], data, tmp_path, **changes)
+    other = dataclasses.replace(data, md5="1" * 32)
+    with pytest.raises(RunError, match="was trained with another data_md5"):
+        trained(STAGES["base"], other, tmp_path, max_epochs=1)
+    assert trained(STAGES["base"], data, tmp_path, max_epochs=1)["history"] == first["history"]
+
+
+def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monkeypatch):
+    from train import networks
+
+    stage = Stage("resnet50", "resnet50", pretrained=True)
+    recipe = Recipe(1, 64, 1, "imagenet")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    asked = []
+
+    def fetch(url, path, digest, *, algorithm):
+        asked.append((url.rsplit("/", 1)[1], digest, algorithm))
+        path.parent.mkdir()
+        path.write_bytes(b"not the weights")
+
+    monkeypatch.setattr(networks, "download", fetch)
+    for _ in range(2):
+        with pytest.raises(
+            RunError, match=r"resnet50-0676ba61.pth is not torchvision's: its SHA-256 begins with"
+        ):
+            fit.starting_network(stage, data, recipe)
+    assert asked == [("resnet50-0676ba61.pth", "0676ba61", "sha256")]
+
+    def refuse(*_, **__):
+        raise RunError("no network")
+
+    (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").unlink()
+    monkeypatch.setattr(networks, "download", refuse)
+    with pytest.raises(RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"):
+        fit.starting_network(stage, data, recipe)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):

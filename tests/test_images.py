@@ -150,6 +150,14 @@ def test_a_pillow_image_s_transparent_gray_counts_in_the_file_s_bits():
     data = png(2, 1, 2, 0, [b"\xc0"], (b"tRNS", b"\0\3"))  # white, black; white is transparent
     same(decode(data), [[0, 0]])
     same(slice_of(Image.open(io.BytesIO(data))), [[0, 0]])
+    loaded = Image.open(io.BytesIO(data))
+    loaded.load()  # how many bits it had is gone
+    assert "its transparent gray was taken as of 8 bits: open the file anew, or give its path" in (
+        slice_of(loaded).warnings
+    )
+    one_bit = png(2, 1, 1, 0, [b"\x80"], (b"tRNS", b"\0\1"))
+    for image in (decode(one_bit), slice_of(Image.open(io.BytesIO(one_bit)))):
+        same(image, [[0, 0]])
 
 
 @pytest.mark.parametrize("number", range(1, 9))

@@ -43,6 +43,8 @@ def test_a_missing_ray_is_one_line(pictures, tmp_path, monkeypatch):
     [
         ({"format": "csv"}, "format: one of parquet, jsonl expected, found 'csv'"),
         ({"workers": 0}, "workers: a number of at least 1 expected, found 0"),
+        ({"workers": 2.5}, "workers: a whole number expected, found 2.5"),
+        ({"workers": float("inf")}, "workers: a whole number expected, found inf"),
         ({"num_gpus": -1}, "num_gpus: a number of at least 0 expected, found -1"),
         ({"out": "s3://rows"}, "out: a directory expected, found 's3://rows'"),
         ({"paths": []}, "paths: no image in it"),

@@ -228,3 +228,13 @@ def test_the_command_runs_without_torch(bundle, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.endswith("clients ask random\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden"])
+def test_a_model_of_a_hidden_name_is_refused(tmp_path, name):
+    def change(manifest):
+        manifest["name"] = name
+
+    bundle = write_bundle(tmp_path / "bundle", {"small.onnx": make_graph()}, change=change)
+    assert main([str(bundle), str(tmp_path / "deep" / "out")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

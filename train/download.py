@@ -19,18 +19,23 @@ TIMEOUT = 30  # seconds without a byte
 
 def md5_of(path: Path) -> str:
     """MD5 of a file's bytes, in hexadecimal."""
+    return _digest(path, "md5")
+
+
+def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
+def download(url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4) -> None:
     """Fetch `url` to `path` through `path` + ".part", going on where an earlier attempt broke off, unless another process
     has done so meanwhile.
 
-    Raises RunError, naming the address, where the server cannot be reached or the MD5 differs in the end.
+    digest: in hexadecimal, or its first digits. Raises RunError, naming the address, where the server cannot be reached or
+    the digest differs in the end.
     """
     part = path.with_name(path.name + ".part")
-    by_hand = f"fetch {url} by hand to {path} (MD5 {md5})"
+    by_hand = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
     lock = FileLock(path.with_name(f".{path.name}.lock"))  # of several processes one fetches, the others wait
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +46,15 @@ def download(url: str, path: Path, md5: str, *, attempts: int = 4) -> None:
         ) from e
     try:
         if not path.exists():
-            _fetch(url, path, part, md5, by_hand, attempts)
+            reason = _fetch(url, path, part, digest, algorithm, attempts)
+            if reason:
+                raise RunError(f"{path.name} could not be downloaded: {reason}; {by_hand}")
     finally:
         lock.release()
 
 
-def _fetch(url: str, path: Path, part: Path, md5: str, by_hand: str, attempts: int) -> None:
+def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
+    """Why it could not be fetched; nothing where it could."""
     reason = ""
     for _ in range(attempts):
         try:
@@ -69,14 +77,18 @@ def _fetch(url: str, path: Path, part: Path, md5: str, by_hand: str, attempts: i
                 ) from e
             reason = str(e) or type(e).__name__
         else:
-            found = md5_of(part)
-            if found == md5:
+            found = _digest(part, algorithm)
+            if found.startswith(digest):
                 os.replace(part, path)
-                return
-            reason = f"expected MD5 {md5}, found {found}" if complete else "the connection broke off"
+                return ""
+            reason = (
+                f"expected {algorithm.upper()} {digest}, found {found}"
+                if complete
+                else "the connection broke off"
+            )
             if complete:
                 part.unlink()
-    raise RunError(f"{path.name} could not be downloaded: {reason}; {by_hand}")
+    return reason
 
 
 def _fetch_rest(url: str, part: Path) -> bool:

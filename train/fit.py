@@ -78,16 +78,22 @@ def fit(
     """
     path = directory / "checkpoint.pt"
     state = record.load_checkpoint(path) if path.exists() else None
-    if state and state["finished"]:
-        return state
+    method = method or method_of(stage, data.view)
+    asked = {"batch_size": recipe.batch_size, "max_epochs": recipe.max_epochs, "method": method.described()}
+    if state:
+        found = {key: state["recipe"].get(key) for key in asked} | {"data_md5": state["data_md5"]}
+        if found != (wanted := asked | {"data_md5": data.md5}):
+            key = next(key for key, value in wanted.items() if found[key] != value)
+            raise RunError(
+                f"{path} was trained with another {key}; use --fresh to start over, or another --out"
+            )
+        if state["finished"]:
+            return state
     if state and state["recipe"].get("precision") != precision(device):
         before = state["recipe"].get("precision", "a precision that was not noted")
         raise RunError(
             f"{path} was trained in {before} so far, this machine trains in {precision(device)}; use --fresh to start over"
         )
-    method = method or method_of(stage, data.view)
-    if state and state["recipe"].get("method") != method.described():
-        raise RunError(f"{path} was trained by another recipe so far; use --fresh to start over")
     network, weights = starting_network(stage, data, recipe, fresh=state is None)
     network.to(device, memory_format=torch.channels_last)
     optimiser = method.optimiser(network)
@@ -118,12 +124,7 @@ def fit(
         "weights": weights,
         "smoke": recipe.smoke,
         "parameters": count_parameters(network),
-        "recipe": {
-            "batch_size": recipe.batch_size,
-            "max_epochs": recipe.max_epochs,
-            "method": method.described(),
-            "precision": precision(device),
-        },
+        "recipe": asked | {"precision": precision(device)},
     }
     learner = Learner(trained, method, optimiser, average)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.download import download
 from train.edge import network as edge
 from train.record import RunError
 
@@ -233,14 +234,19 @@ def find_weights(name: str, directory: Path | None) -> tuple[dict[str, Tensor], 
 
 
 def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / own_name
+    begin = own_name.removesuffix(".pth").rpartition("-")[2]  # of the file's SHA-256
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError) as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
+        if not path.exists():
+            download(url, path, begin, algorithm="sha256")
+    except RunError as e:
         raise RunError(
-            f"no ImageNet weights for {name}: {url} could not be fetched ({reason}); "
-            f"fetch {own_name} by hand and pass its directory as --weights-dir, or train from scratch with --weights none"
+            f"no ImageNet weights for {name}: {e}; or fetch {own_name} and pass its directory as --weights-dir, or train"
+            " from scratch with --weights none"
         ) from e
+    if not (found := _sha256(path)).startswith(begin):
+        raise RunError(f"{path} is not torchvision's: its SHA-256 begins with {found[:8]}; remove it")
+    return _read_weights(path)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -70,9 +70,13 @@ def join(group: Group, device: torch.device) -> None:
     if group.size > 1:
         from datetime import timedelta
 
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        cuda = device.type == "cuda"
+        if cuda:
+            torch.cuda.set_device(device)  # what NCCL takes where it is not told: every process its own
         # a process that has no stage left waits for the slowest one
-        torch.distributed.init_process_group(backend, timeout=timedelta(hours=24))
+        torch.distributed.init_process_group(
+            "nccl" if cuda else "gloo", timeout=timedelta(hours=24), device_id=device if cuda else None
+        )
 
 
 def leave(group: Group) -> None:

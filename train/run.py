@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import time
@@ -44,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
     least = 2 * (group.size if options.parallel == "batches" else 1)  # slices that batch normalisation needs
     if options.batch_size < least:
         raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
+    importlib.import_module("train.report.page")  # what a run needs at its end is missed now
     try:
         check_installed()
     except ExportError as e:

@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -131,13 +132,19 @@ class _Report:
         from .cuda import CUDA
 
         granted: tuple[str, ...] = ()
+        begun = perf_counter()
         try:
             with OrganClassifier(
                 options.bundle, device=options.device, threads=options.threads, batch_size=options.batch_size
             ) as classifier:
-                granted = classifier.providers
+                opened, granted = perf_counter(), classifier.providers
                 self.say("device", f"{granted[0]} (asked for: {options.device})")
                 self.self_test(classifier, "cuda" if granted[0] == CUDA else "cpu")
+                tested = perf_counter()
+                self.say(
+                    "time",
+                    f"{opened - begun:.3f} s to open the model, {tested - opened:.3f} s for the self-test",
+                )
         except OrganInferError as e:
             self.wrong.append(str(e))
         if options.device != "cpu" and CUDA in ort.get_available_providers() and CUDA not in granted:

@@ -141,7 +141,8 @@ def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
         signals.check()
         if writer is not None:
             writer.discard()
-        messages.error(str(e))
+        kept = "" if writer is None or isinstance(e, OutputError) else writer.kept()
+        messages.error(f"{e}{kept}")
         return NOTHING
     finally:
         messages.end()
@@ -284,8 +285,9 @@ def _write(
             messages.progress(
                 done, failed, total if total and done <= total else None
             )  # a file may hold many
-    except Stopped:
-        writer.write(waiting)
+    except BaseException:
+        if waiting != head:  # what was answered is written whatever ends it
+            writer.write(waiting)
         raise
     writer.write(waiting)
     signals.check()

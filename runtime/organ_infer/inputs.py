@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from .arguments import Options, UsageError
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "find", "images_below"]
 
 BLOCK = 1 << 16  # bytes of a list read at once
 NAME_LIMIT = 1 << 16  # bytes of one path in a list
@@ -28,11 +29,24 @@ class Found:
 def find(options: Options) -> Iterator[Found]:
     """Every image the options name: first the paths, then the list. A directory or pattern without an image comes
     back with an `error` and `path` as given. Raises UsageError where a list cannot be read."""
+    if options.files_from not in (None, "-"):
+        _check_list(options.files_from)  # now: not after the paths before it were classified
     for path in options.paths:
         yield from _argument(path, options.recursive)
     if options.files_from is not None:
         for path in _listed(options.files_from, b"\0" if options.null else b"\n"):
             yield from _one(path, options.recursive)
+
+
+def _check_list(source: str) -> None:
+    """Raise UsageError where a list cannot be opened; a pipe is not opened here, for that would wait for its writer."""
+    try:
+        if not stat.S_ISFIFO(os.stat(source).st_mode):
+            open(source, "rb").close()
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise UsageError(
+            f"--files-from: {source} cannot be read ({getattr(e, 'strerror', None) or e})"
+        ) from e
 
 
 def _argument(path: str, recursive: bool) -> Iterator[Found]:
@@ -58,40 +72,40 @@ def _one(path: str, recursive: bool) -> Iterator[Found]:
         yield Found(path)
         return
     empty = True
-    try:
-        for name in _directory(path, recursive):
-            empty = False
-            yield Found(name)
-    except OSError as e:
+    for found in images_below(path, recursive):
         empty = False
-        yield Found(e.filename if isinstance(e.filename, str) else path, f"cannot be listed ({e.strerror})")
+        yield found
     if empty:
         advice = "" if recursive else " (--recursive looks below it)"
         yield Found(path, f"no image in this directory{advice}", nothing=True)
 
 
-def _directory(path: str, recursive: bool) -> Iterator[str]:
+def images_below(path: str, recursive: bool) -> Iterator[Found]:
     """The images of a directory by suffix, in byte order of their paths below it; nothing hidden, no linked
-    directory followed."""
+    directory followed. A directory that cannot be listed comes back with an error in its place."""
     from .images import SUFFIXES
 
     names: list[tuple[bytes, str, bool]] = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            folder = entry.is_dir(follow_symlinks=False)
-            if folder and recursive:
-                names.append((os.fsencode(entry.name) + b"/", entry.name, True))
-            elif not entry.is_dir() and entry.name.lower().endswith(SUFFIXES):
-                names.append((os.fsencode(entry.name), entry.name, False))
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                folder = entry.is_dir(follow_symlinks=False)
+                if folder and recursive:
+                    names.append((os.fsencode(entry.name) + b"/", entry.name, True))
+                elif not entry.is_dir() and entry.name.lower().endswith(SUFFIXES):
+                    names.append((os.fsencode(entry.name), entry.name, False))
+    except OSError as e:
+        yield Found(path, f"cannot be listed ({e.strerror})")
+        return
     names.sort()
     for _, name, folder in names:
         joined = os.path.join(path, name)
         if folder:
-            yield from _directory(joined, recursive)
+            yield from images_below(joined, recursive)
         else:
-            yield joined
+            yield Found(joined)
 
 
 def _listed(source: str, end: bytes) -> Iterator[str]:

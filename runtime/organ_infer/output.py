@@ -213,6 +213,11 @@ class Writer:
             with contextlib.suppress(OSError):
                 os.unlink(self.partial)
 
+    def kept(self) -> str:
+        """Where results are that FILE will not hold, for the end of an error's line."""
+        there = self.output is not None and self._whole
+        return f", the results so far are in {printable(self.partial)}" if there else ""
+
     def _failed(self, error: Exception) -> OutputError:
         where = "standard output" if self.output is None else f"--output {printable(self.output)}"
         reason = getattr(error, "strerror", None) or str(error)

@@ -90,6 +90,9 @@ def slice_of(image: Image.Image) -> Slice:
     if (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"frame {image.tell()} of {frames} alone")
     depth = _packed_bits(image)
+    clear = image.info.get("transparency")
+    if image.mode == "L" and isinstance(clear, int) and clear < 16 and not getattr(image, "tile", None):
+        notes.append("its transparent gray was taken as of 8 bits: open the file anew, or give its path")
     image.load()
     number = _orientation(image, notes)  # of a TIFF none: Pillow turned it
     return _turned(_gray(image, "image", False, notes, depth), number, notes)
@@ -157,8 +160,10 @@ def _gray(image: Any, name: str, deep: bool, notes: list[str], depth: int) -> Pi
         raise ImageError("TIFF: signed 8-bit pixels are not read: save 16 bits")
     if mode in ("1", "L"):
         pixels = np.asarray(image.convert("L"))
-        scale = 255 // ((1 << depth) - 1) if mode == "L" else 1  # tRNS counts in the file's own depth
-        return _on_black(pixels, clear * scale, notes) if isinstance(clear, int) else pixels
+        if isinstance(clear, int):  # in the file's own depth; of one bit as 1 or, by later Pillow, as 255
+            clear = min(clear, 1) * 255 if mode == "1" else clear * (255 // ((1 << depth) - 1))
+            return _on_black(pixels, clear, notes)
+        return pixels
     if mode.startswith("I;16"):
         pixels = np.asarray(image).astype(np.uint16)
         if _tag(image, _TIFF_PHOTOMETRIC) == 0:

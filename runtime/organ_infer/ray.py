@@ -26,7 +26,7 @@ from typing import Any
 from .classifier import OrganClassifier
 from .errors import BundleError, InputError, OrganInferError, one_line
 from .images import SUFFIXES
-from .inputs import _directory
+from .inputs import images_below
 from .results import ImageFailure, Prediction
 
 __all__ = ["Classify", "classify"]
@@ -114,6 +114,8 @@ def classify(
     for name, value, least in ("workers", workers, 1), ("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
             raise InputError(f"{name}: a number of at least {least} expected, found {value!r}")
+    if not isinstance(workers, int):
+        raise InputError(f"workers: a whole number expected, found {workers!r}")
     target = _vacant(out)
     names = _names(paths)
     ray = _ray()
@@ -161,7 +163,7 @@ def _names(paths: StrPath | Sequence[StrPath]) -> list[str]:
                 f"a directory, a list of paths or a text file expected, found one image: pass [{where!r}]"
             )
         try:
-            names = list(_directory(where, False)) if os.path.isdir(where) else _lines(where)
+            names = _images(where) if os.path.isdir(where) else _lines(where)
         except OSError as e:
             raise InputError(f"{where}: cannot be read ({e.strerror})") from e
     else:
@@ -169,6 +171,13 @@ def _names(paths: StrPath | Sequence[StrPath]) -> list[str]:
     if not names:
         raise InputError(f"{where}: no image in it")
     return names
+
+
+def _images(directory: str) -> list[str]:
+    found = list(images_below(directory, False))
+    if wrong := [item.error for item in found if item.error is not None]:
+        raise InputError(f"{directory}: {wrong[0]}")
+    return [item.path for item in found]
 
 
 def _lines(file: str) -> list[str]:

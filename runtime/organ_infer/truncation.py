@@ -18,7 +18,7 @@ _PNG_PASSES = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-_BLOCK = 1 << 20  # bytes inflated at a time
+_BLOCK = 1 << 16  # bytes given to zlib, and taken from it, at a time
 # count of tags, bytes of a tag, where the next page is; and where the first one is named
 _TIFF = {42: ("H", 12, "I", 4), 43: ("Q", 20, "Q", 8)}
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
@@ -41,21 +41,20 @@ def _png(data: bytes) -> bool:
     """Every frame's stream is whole and has its rows, no fewer and no more; data: with chunks that were verified."""
     width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * _PNG_CHANNELS[kind]
-    frames = [(width, height, bytearray())]
-    at, palette = 8, kind != 3
-    while at < len(data):
+    frames = [_Stream(_png_bytes(width, height, bits, interlaced))]
+    whole, at, palette, name = memoryview(data), 8, kind != 3, b""
+    while name != b"IEND":  # what lies behind it is no part of the picture
         length, name = struct.unpack_from(">I4s", data, at)
         palette = palette or name == b"PLTE"
         if name == b"IDAT":
-            frames[0][2].extend(data[at + 8 : at + 8 + length])
-        elif name == b"fcTL" and frames[0][2]:  # one before IDAT is of the first frame
-            frames.append((*struct.unpack_from(">II", data, at + 12), bytearray()))
+            frames[0].take(whole[at + 8 : at + 8 + length])
+        elif name == b"fcTL" and frames[0].begun:  # one before IDAT is of the first frame
+            width, height = struct.unpack_from(">II", data, at + 12)
+            frames.append(_Stream(_png_bytes(width, height, bits, interlaced)))
         elif name == b"fdAT":
-            frames[-1][2].extend(data[at + 12 : at + 8 + length])
+            frames[-1].take(whole[at + 12 : at + 8 + length])
         at += 12 + length
-    return palette and all(
-        _inflates(bytes(stream), _png_bytes(w, h, bits, interlaced)) for w, h, stream in frames
-    )
+    return palette and all(frame.whole for frame in frames)
 
 
 def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
@@ -67,15 +66,27 @@ def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
     return found
 
 
-def _inflates(stream: bytes, size: int) -> bool:
-    """Whether a stream has exactly so many bytes in it and ends as it should."""
-    inflating, found = zlib.decompressobj(), 0
-    while found <= size and not inflating.eof:
-        piece = inflating.decompress(stream, _BLOCK)
-        if not piece and not inflating.eof:
-            return False
-        stream, found = inflating.unconsumed_tail, found + len(piece)
-    return found == size
+class _Stream:
+    """A frame's deflated rows as they come, counted and not kept."""
+
+    def __init__(self, size: int) -> None:
+        self._left, self._inflating, self.begun = size, zlib.decompressobj(), False
+
+    def take(self, piece: memoryview) -> None:
+        self.begun = True
+        for at in range(0, len(piece), _BLOCK):
+            rest: bytes | memoryview = piece[at : at + _BLOCK]
+            while self._left >= 0 and not self._inflating.eof:
+                found = len(self._inflating.decompress(rest, _BLOCK))
+                self._left -= found
+                rest = self._inflating.unconsumed_tail
+                if not rest and found < _BLOCK:
+                    break
+
+    @property
+    def whole(self) -> bool:
+        """Whether it had exactly the rows it should, and ended as it should."""
+        return self._left == 0 and self._inflating.eof
 
 
 def _tiff(data: bytes) -> bool:

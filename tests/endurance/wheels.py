@@ -42,7 +42,7 @@ FORBIDDEN = (
     ".git*",
     ".ci/*",
 )
-RIGHT = 38  # of the 44 examples, as .ci/run asks
+RIGHT = 42  # of the 44 examples, as .ci/run asks
 
 
 class Table:
