@@ -99,10 +99,10 @@ def beside(shape, at, strides=None):
 
 @pytest.mark.parametrize(
     ("shape", "strides", "end"),
-    [((5, 5), None, 25), ((3, 5, 5), None, 75), ((3, 1, 5), (12, 5, 1), 29), ((5, 1), (12, 1), 49), ((1, 5), (5, 12), 49)],
+    [((5, 5), None, 25), ((4, 7), None, 28), ((3, 5, 5), None, 75), ((3, 1, 5), (12, 5, 1), 29), ((5, 1), (12, 1), 49), ((1, 5), (5, 12), 49)],
 )  # fmt: skip
 def test_memory_overlaps_up_to_the_last_byte_of_the_last_slice(shape, strides, end):
-    images, out = beside(shape, end // 4 * 4, strides)
+    images, out = beside(shape, (end - 1) // 4 * 4, strides)
     with pytest.raises(ValueError, match="memory that overlaps"):
         pack(images, 2, out=out)
     images, out = beside(shape, (end + 3) // 4 * 4, strides)
