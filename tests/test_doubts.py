@@ -125,7 +125,10 @@ def test_a_colour_photograph_is_doubtful_and_gray_as_colour_is_not(classifier, t
 
 def test_the_command_says_what_is_doubtful_and_ends_well(command, tmp_path):
     path = tmp_path / "a.dcm"
-    path.write_bytes(dicom(CROP.astype(np.uint16), RescaleSlope=1, RescaleIntercept=2000))
+    lies = [1, 0, 0, 0, 1, 0]
+    path.write_bytes(
+        dicom(CROP.astype(np.uint16), RescaleSlope=1, RescaleIntercept=2000, ImageOrientationPatient=lies)
+    )
     (tmp_path / "b.png").write_bytes(saved(CROP))
     done = command(path, tmp_path / "b.png")
     assert done.returncode == 0 and done.stdout.count("\n") == 2
