@@ -367,6 +367,7 @@ VALUES = {
     "size bool": (SLICE, {"size": True}, TypeError, "found bool"),
     "size text": (SLICE, {"size": "28"}, TypeError, "found str"),
     "threads 0": (SLICE, {"threads": 0}, ValueError, "threads from 1"),
+    "threads huge": (SLICE, {"threads": 2**31}, ValueError, "threads from 1 to 2147483647"),
     "threads none": (SLICE, {"threads": None}, TypeError, "threads"),
     "mean nan": (SLICE, {"mean": float("nan")}, ValueError, "mean"),
     "mean large": (SLICE, {"mean": 1e39}, ValueError, "finite in float32"),
