@@ -116,3 +116,11 @@ def test_memory_before_the_slices_is_apart_from_them():
         assert pack(array, 2, out=memory[:4].reshape(1, 1, 2, 2)).shape == (1, 1, 2, 2)
         with pytest.raises(ValueError, match="memory that overlaps"):
             pack(array, 2, out=memory[1:5].reshape(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 28, 28), (2, 2, 28, 28), (2, 1, 27, 28), (2, 1, 28, 27), (1, 1, 28, 28)]
+)
+def test_each_axis_of_out_must_be_what_is_packed(shape):
+    with pytest.raises(ValueError, match=r"expected out of shape \(2, 1, 28, 28\), found"):
+        pack(np.zeros((2, 28, 28), np.uint8), out=np.zeros(shape, np.float32))
