@@ -124,3 +124,10 @@ def test_memory_before_the_slices_is_apart_from_them():
 def test_each_axis_of_out_must_be_what_is_packed(shape):
     with pytest.raises(ValueError, match=r"expected out of shape \(2, 1, 28, 28\), found"):
         pack(np.zeros((2, 28, 28), np.uint8), out=np.zeros(shape, np.float32))
+
+
+def test_more_slices_than_memory_has_addresses_are_refused_before_memory_is_asked_for():
+    most = (2**63 - 1) // 4 // 4096**2
+    for count, error in ((most, MemoryError), (most + 1, ValueError), (2**40, ValueError)):
+        with pytest.raises(error):
+            pack(np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (count, 1, 1)), 4096)
