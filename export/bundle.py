@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from export.forms import PRECISIONS, Form, Slices, forms_of, logits_of
+from export.forms import PRECISIONS, Form, Slices, forms_of
 from export.golden import add_golden
 from export.member import ExportError
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
@@ -74,12 +74,8 @@ def write_bundle(
             forms = forms_of(member.stage, onnx.load(member.file), slices, precisions, say=say)
             entries.append(_member(building, member.stage, forms))
             logits.append(forms[0].logits)
-            if slices.fitted_on:
-                fitting.append(logits_of(forms[0].content, slices.fitted_on[0], slices.size))
-        if slices.fitted_on:
-            temperature = fit_temperature(fitting, slices.fitted_on[1])
-        else:
-            temperature = fit_temperature(logits, slices.labels)
+            fitting.append(forms[0].fitting)
+        temperature = fit_temperature(fitting, slices.fitted_on[1] if slices.fitted_on else slices.labels)
         listed = _calibrated(logits, slices.labels, temperature)
         metrics = metrics | {"val_as_listed": listed}
         say(

@@ -42,12 +42,14 @@ class Slices:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a member: its graph, and its logits (N, classes) and accuracy on validation, through onnxruntime."""
+    """One form of a member: its graph, and its logits (N, classes) and accuracy on validation, through onnxruntime;
+    `fitting`: its logits of what the temperature is fitted on, where it may be the form that is listed."""
 
     precision: str
     content: bytes
     logits: np.ndarray
     val_accuracy: float
+    fitting: np.ndarray | None = None
 
 
 def forms_of(
@@ -63,11 +65,11 @@ def forms_of(
     expected = logits_of(plain.SerializeToString(), slices.val, slices.size)
     rewritten = rewrite(plain)
     content = rewritten.SerializeToString()
-    found = logits_of(content, slices.val, slices.size)
+    found, fitting = _asked(content, slices)
     check_logits(expected, found, name=f"{stage} rewritten")
     alone = logits_of(content, slices.val[:1], slices.size)
     check_logits(expected[:1], alone, name=f"{stage} rewritten, at batch 1")
-    exact = Form("fp32", content, found, _accuracy(found, slices.labels))
+    exact = Form("fp32", content, found, _accuracy(found, slices.labels), fitting)
     makers: dict[str, Callable[[], onnx.ModelProto]] = {
         "int8": lambda: to_int8(rewritten, slices.calibration()),
         "fp16": lambda: to_fp16(rewritten),
@@ -78,7 +80,10 @@ def forms_of(
             continue
         try:
             content = make().SerializeToString()
-            found = logits_of(content, slices.val, slices.size)
+            if precision == "int8":
+                found, fitting = _asked(content, slices)
+            else:
+                found, fitting = logits_of(content, slices.val, slices.size), None
             accuracy = _accuracy(found, slices.labels)
         except Exception as e:  # onnx's and onnxruntime's tools share no base class
             say(f"{stage}: no {precision} form: {' '.join(str(e).split())[:200]}")
@@ -89,9 +94,18 @@ def forms_of(
             f"{stage}: {precision} {verdict}, validation accuracy {accuracy:.4f}, fp32 {exact.val_accuracy:.4f}"
         )
         if lost <= MOST_LOST:
-            accepted[precision] = Form(precision, content, found, accuracy)
+            accepted[precision] = Form(precision, content, found, accuracy, fitting)
     listed = [accepted.pop("int8")] if "int8" in accepted else []
     return [*listed, exact, *accepted.values()]
+
+
+def _asked(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
+    """A graph's logits on validation, and of what the temperature is fitted on, by one session."""
+    if slices.fitted_on is None:
+        found = logits_of(content, slices.val, slices.size)
+        return found, found
+    found = logits_of(content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size)
+    return found[: len(slices.val)], found[len(slices.val) :]
 
 
 def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:

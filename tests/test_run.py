@@ -74,9 +74,9 @@ def smoke(tmp_path_factory):
     return out, done, time.monotonic() - begun
 
 
-def test_a_smoke_run_trains_every_stage_in_under_three_minutes(smoke):
+def test_a_smoke_run_trains_every_stage_in_minutes(smoke):
     out, done, seconds = smoke
-    assert seconds < 180
+    assert seconds < 240  # some 170 on two cores in a slow hour
     results = results_of(out)
     assert [row["name"] for row in results["stages"]] == LADDER
     for row in results["stages"]:

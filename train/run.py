@@ -27,10 +27,8 @@ from train.robustness import measure_robustness
 from train.stages import RUNGS, STAGES, chosen_stages
 
 ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
-CORRUPTED, SMOKE_CORRUPTED = (
-    1000,
-    16,
-)  # slices that are corrupted: of test, and of validation for the temperature
+# slices that are corrupted: of test, and of validation for the temperature
+CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
 def run(options: argparse.Namespace) -> None:
