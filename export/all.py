@@ -79,7 +79,7 @@ def export(options: argparse.Namespace) -> None:
     """Export every checkpoint; raises ExportError where a member is not the network, RunError for bad input."""
     import onnx
 
-    from export.bundle import Slices, Trained, check_place, write_bundle
+    from export.bundle import Trained, check_place, write_bundle
     from export.forms import PRECISIONS, logits_of
     from export.member import ExportError, export_member, write_model
     from export.merge import check_merged, merge
@@ -156,13 +156,7 @@ def export(options: argparse.Namespace) -> None:
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(
-                data.images["train"],
-                data.images["val"],
-                data.labels["val"],
-                data.size,
-                (data.images[calibration.SPLIT], data.labels[calibration.SPLIT]),
-            ),
+            slices=calibration.judged_with(data),
             precisions=precisions,
             metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
             training={

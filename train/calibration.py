@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from export.forms import Slices
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data
@@ -30,6 +31,12 @@ def fitted_on(data: Data, slices: int = SLICES) -> Data:
     images = np.concatenate([plain, *(corrupt(plain, name, SEVERITY) for name in CORRUPTIONS)])
     labels = np.tile(data.labels["val"][chosen], 1 + len(CORRUPTIONS))
     return replace(data, images=data.images | {SPLIT: images}, labels=data.labels | {SPLIT: labels})
+
+
+def judged_with(data: Data) -> Slices:
+    """What a bundle's forms are made, judged and calibrated with, of what `fitted_on` returned."""
+    fitting = (data.images[SPLIT], data.labels[SPLIT])
+    return Slices(data.images["train"], data.images["val"], data.labels["val"], data.size, fitting)
 
 
 def described(data: Data) -> str:

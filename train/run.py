@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from export.bundle import Slices, Trained, write_bundle
+from export.bundle import Trained, write_bundle
 from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
@@ -219,13 +219,7 @@ def _bundle(
             classes=data.classes,
             size=data.size,
             members=members,
-            slices=Slices(
-                data.images["train"],
-                data.images["val"],
-                data.labels["val"],
-                data.size,
-                (data.images[calibration.SPLIT], data.labels[calibration.SPLIT]),
-            ),
+            slices=calibration.judged_with(data),
             metrics=metrics,
             training=training,
             precisions=precisions,
