@@ -97,18 +97,10 @@ def test_base_runs_its_five_epochs_and_keeps_the_last(monkeypatch, tmp_path):
 @pytest.mark.parametrize("stage", ["batch_norm", "augmentation"])
 def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path, monkeypatch):
     whole = trained(STAGES[stage], data, tmp_path / "whole")
-
-    class Killed(BaseException):
-        pass
-
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
     save, finished = record.save_checkpoint, 0
-
-    def save_then_die(path, state):
-        save(path, state)
-        raise Killed
-
-    monkeypatch.setattr(record, "save_checkpoint", save_then_die)
     for _ in range(4):
+        monkeypatch.setattr(record, "save_checkpoint", killed_after(1, save))
         with pytest.raises(Killed):
             trained(STAGES[stage], data, tmp_path / "killed")
         finished += 1
@@ -120,15 +112,169 @@ def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path
 
 
 def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "precision", lambda device: "bf16")
-    trained(STAGES["base"], data, tmp_path, max_epochs=1)
-    state = record.load_checkpoint(tmp_path / "checkpoint.pt")
-    record.save_checkpoint(tmp_path / "checkpoint.pt", state | {"finished": False})
-    monkeypatch.setattr(fit, "precision", lambda device: "fp32")
+    """Begun where `auto` is bf16, as on an A100, and continued where it is not, as on a V100."""
+    monkeypatch.setattr(record, "save_checkpoint", killed_after(1, record.save_checkpoint))
+    with pytest.raises(Killed):
+        trained(STAGES["base"], data, tmp_path, amp="bf16")
+    monkeypatch.undo()
     with pytest.raises(
-        record.RunError, match="was trained in bf16 so far, this machine trains in fp32; use --fresh"
+        RunError,
+        match="was trained in bf16 so far, and --amp off trains in fp32 on cpu; continue with --amp bf16, or start over",
     ):
-        trained(STAGES["base"], data, tmp_path, max_epochs=1)
+        trained(STAGES["base"], data, tmp_path, amp="off")
+    state = trained(STAGES["base"], data, tmp_path, amp="bf16")
+    assert state["finished"] and len(state["history"]) == 3 and state["recipe"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
+def test_every_precision_learns(data, tmp_path, amp):
+    state = trained(STAGES["batch_norm"], data, tmp_path, amp=amp)
+    assert state["recipe"]["precision"] == {"off": "fp32"}.get(amp, amp)
+    assert state["history"][-1]["train_loss"] < state["history"][0]["train_loss"]
+    assert all(value.dtype != torch.float16 for value in state["state"].values())
+
+
+def test_fp16_scales_the_loss_and_keeps_the_scale(data, tmp_path, monkeypatch):
+    """A step whose gradients overflow is left out, and the scale halved; a checkpoint holds the scale."""
+    network = fit.starting_network(STAGES["batch_norm"], data, Recipe(1, 64, 1, "none"))[0]
+    learner = fit.Learner.of(network, fit.method_of(STAGES["batch_norm"], "axial"), precision="fp16")
+    assert learner.scaler.is_enabled() and not fit.Learner.of(network, learner.method).scaler.is_enabled()
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    images = torch.from_numpy(data.images["train"][:64])
+    labels = torch.from_numpy(data.labels["train"][:64])
+    recipe = Recipe(1, 64, 1, "none", amp="fp16")
+    fit.train_epoch(learner, images, labels, 3, STAGES["batch_norm"], recipe, 1)
+    assert all(torch.equal(value, before[key]) for key, value in network.named_parameters())
+    assert learner.scaler.get_scale() == 2.0**99
+    other = fit.Learner.of(network, learner.method, precision="fp16")
+    other.load_state_dict(fit._copied(learner.state_dict()))
+    assert other.scaler.get_scale() == 2.0**99
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(count, save):
+    """`record.save_checkpoint` of a run that is killed once it has saved `count` times."""
+    left = iter(range(count - 1, -1, -1))
+
+    def save_then_die(path, state):
+        save(path, state)
+        if next(left) == 0:
+            raise Killed
+
+    return save_then_die
+
+
+def saved_epochs(monkeypatch):
+    """The epochs of every checkpoint that is written from now on; a finished one counts as "end"."""
+    save, epochs = record.save_checkpoint, []
+
+    def watched(path, state):
+        epochs.append("end" if state["finished"] else len(state["history"]))
+        save(path, state)
+
+    monkeypatch.setattr(record, "save_checkpoint", watched)
+    return epochs
+
+
+def test_checkpoints_are_written_at_a_new_best_and_at_the_end(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.8, 0.1])
+    epochs = saved_epochs(monkeypatch)
+    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
+    assert epochs == [1, 2, 5, "end"] and len(state["history"]) == 6
+
+
+def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.7, 0.5, 0.5, 0.5, 0.5, 0.5])
+    epochs, clock = saved_epochs(monkeypatch), iter(range(0, 10_000, 25))
+    monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
+    trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
+    assert epochs[0] == 1 and epochs[-1] == "end" and 2 <= len(epochs) - 1 <= 3
+
+
+@pytest.mark.parametrize("broken_off_by", [KeyboardInterrupt, StageFailed, torch.OutOfMemoryError])
+def test_an_epoch_that_was_not_written_is_when_training_breaks_off(monkeypatch, tmp_path, broken_off_by):
+    data = scripted(monkeypatch, [0.7, 0.6, 0.5])
+    scripted_epoch, calls = fit.train_epoch, []
+
+    def train_epoch(learner, *rest):
+        calls.append(1)
+        if len(calls) == 4:
+            with torch.no_grad():
+                learner.network.head.bias += 100  # the broken epoch leaves no trace
+            raise broken_off_by("broken off")
+        return scripted_epoch(learner, *rest)
+
+    monkeypatch.setattr(fit, "train_epoch", train_epoch)
+    epochs = saved_epochs(monkeypatch)
+    with pytest.raises((broken_off_by, StageFailed)):
+        trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
+    assert epochs == [1, 3]
+    kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
+    start = fit.starting_network(STAGES["early_stopping"], data, Recipe(1, 64, 1, "none"))[0]
+    torch.testing.assert_close(kept["state"]["head.bias"], start.head.bias.detach() + 3)
+    assert [row["val_accuracy"] for row in kept["history"]] == [0.7, 0.6, 0.5] and kept["best_epoch"] == 1
+
+
+def test_the_seconds_of_a_stage_hold_its_checkpoints(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.5, 0.6, 0.7])
+    save, now = record.save_checkpoint, [100.0]
+    monkeypatch.setattr(fit.time, "perf_counter", lambda: now[0])
+
+    def slow(path, state):
+        now[0] += 10
+        save(path, state)
+
+    monkeypatch.setattr(record, "save_checkpoint", slow)
+    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=3)
+    assert [row["seconds"] for row in state["history"]] == [0, 10, 20]
+
+
+def test_validation_keeps_cudnn_on_and_its_float32_full(data, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    seen = []
+
+    class Network(torch.nn.Linear):
+        def forward(self, x):
+            flags = torch.backends.cudnn
+            seen.append((flags.enabled, flags.benchmark, flags.deterministic, flags.allow_tf32))
+            return super().forward(x.flatten(1))
+
+    fit.evaluate(Network(28 * 28, 3), data.images["val"])
+    assert seen == [(True, False, True, False)]
+
+
+@pytest.mark.parametrize(("size", "batch"), [(28, 1024), (64, 196), (128, 49), (224, 16)])
+def test_the_batch_of_evaluation_holds_the_same_number_of_pixels(size, batch):
+    assert fit.evaluation_batch(size) == batch
+
+
+class Limited(torch.nn.Linear):
+    """A network on a device that takes at most `limit` slices at a time."""
+
+    def __init__(self, limit):
+        super().__init__(28 * 28, 3)
+        self.limit, self.batches = limit, []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x.flatten(1))
+
+
+def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+    monkeypatch.setattr(fit, "EVALUATION_PIXELS", 64 * 28 * 28)
+    roomy, tight = Limited(64), Limited(32)
+    tight.load_state_dict(roomy.state_dict())
+    np.testing.assert_allclose(fit.evaluate(tight, images), fit.evaluate(roomy, images), atol=1e-5)
+    assert tight.batches == [64, 32, 32, 32, 4] and roomy.batches == [64, 36]
+    with pytest.raises(StageFailed, match="out of memory on cpu while evaluating 32 slices at a time"):
+        fit.evaluate(Limited(31), images)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
+
+from train.arguments import device_name, natural, positive
 
 EPILOG = """\
 examples:
@@ -41,7 +46,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where everything goes (default: runs)")
     add("--stages", metavar="LIST", help="names with commas between (default: all, base to edge)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="DEVICE",
+        help="auto (default: a GPU if there is one), cpu, cuda or cuda:N",
+    )
+    add(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "off"),
+        default="auto",
+        help="precision of the forward pass: auto (default: bf16 if the device computes it natively, else float32), bf16,"
+        " fp16 with loss scaling, or off for float32",
+    )
     add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels a side (default: 28)")
     add(
         "--resample-from",
@@ -134,19 +152,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
+def run_and_exit() -> NoReturn:
+    """Run the command and end the process.
 
+    A process that failed in a group leaves at once: an orderly end would wait for the others, which wait for it.
+    """
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code and "torch" in sys.modules:
+        from train.parallel import joined
 
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
-    return value
+        if joined():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

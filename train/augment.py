@@ -91,8 +91,8 @@ def _perspectives(draws: Tensor, size: int) -> Tensor:
         -2,
     )
     # the unit square's side is the distance of the first and the last pixel; the depth is positive in the frame
-    scale = torch.tensor([float(far), float(far), 1.0], device=draws.device)[:, None]
-    return adjugate * scale * (a * e - b * d).sign()[:, None, None]
+    scaled = torch.cat([adjugate[:, :2] * far, adjugate[:, 2:]], dim=1)
+    return scaled * (a * e - b * d).sign()[:, None, None]
 
 
 def _rectangles(draws: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

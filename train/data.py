@@ -42,11 +42,15 @@ class Data:
     def network_images(self, split: str) -> np.ndarray:
         """A split as networks are trained on it: uint8 (N, S, S) as stored, or, where the file's slices are larger,
         float32 (N, S, S), normalised and resampled by the runtime's own routine."""
+        return self.as_network_images(self.images[split])
+
+    def as_network_images(self, images: np.ndarray) -> np.ndarray:
+        """Slices uint8 (N, H, W) of the stored size as networks take them (see `network_images`)."""
         if self.stored == self.size:
-            return self.images[split]
+            return images
         from organ_infer._packing import pack
 
-        return pack(self.images[split], self.size)[:, 0]
+        return pack(images, self.size)[:, 0]
 
     def smoke(self) -> Data:
         """The first slices of each split, to prove the line."""

@@ -56,6 +56,7 @@ def plan(
                 weights="none" if options.smoke else options.weights,
                 weights_dir=options.weights_dir,
                 smoke=options.smoke,
+                amp=options.amp,
             )
             place = directory / stage.name
             jobs.append(Job(stage, recipe, place if options.seeds == 1 else place / f"seed-{seed}"))

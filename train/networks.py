@@ -80,6 +80,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     At 28 px a ResNet's maps shrink to 2x2 pixels and one, where most taps of a 3x3 kernel meet only padding and a
     library's convolution spends its time on zeros. In channels-last memory neither product copies its input.
+    Only for the CPU: the products for 2x2 maps take 60 % more operations, so a GPU runs the convolution itself.
     """
 
     @classmethod
@@ -98,6 +99,8 @@ class SmallMapConv2d(nn.Conv2d):
         return own
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
+        if x.is_cuda:
+            return super().forward(x)
         stride, height, width = self.stride[0], *x.shape[2:]
         if self.kernel_size == (1, 1):
             pixels = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1)  # (N, H', W', C)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from organ_infer.processors import usable_processors
+from train.record import RunError
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ class Group:
         return box[0]
 
     def wait(self) -> None:
-        """Until every process of the group has come here."""
+        """Until every process of the group has come here. Signals are handled meanwhile."""
         if self.size > 1:
-            torch.distributed.barrier()
+            barrier = torch.distributed.barrier(async_op=True)
+            while not barrier.is_completed():
+                time.sleep(0.01)
+            barrier.wait()
 
 
 ALONE = Group()
@@ -65,21 +72,55 @@ def launched() -> Group:
     return Group(int(os.environ["RANK"]), size) if size > 1 else ALONE
 
 
-def join(group: Group, device: torch.device) -> None:
-    """Set up communication between the group's processes: NCCL on CUDA, gloo elsewhere."""
-    if group.size > 1:
-        from datetime import timedelta
+def check(group: Group, device: torch.device, share: str) -> None:
+    """Raise RunError if the processes of this machine cannot share its GPUs as asked for.
 
-        cuda = device.type == "cuda"
-        if cuda:
-            torch.cuda.set_device(device)  # what NCCL takes where it is not told: every process its own
-        # a process that has no stage left waits for the slowest one
-        torch.distributed.init_process_group(
-            "nccl" if cuda else "gloo", timeout=timedelta(hours=24), device_id=device if cuda else None
-        )
+    NCCL takes one process per GPU. With `--parallel stages` several processes can train on one GPU.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
+    if group.size > 1 and share == "batches" and device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if processes > gpus:
+            raise RunError(
+                f"--parallel batches needs a GPU per process, found {processes} processes and {gpus} GPUs on this machine;"
+                f" use torchrun --nproc-per-node {gpus}, or --parallel stages"
+            )
+
+
+def join(group: Group, device: torch.device, share: str) -> None:
+    """Set up communication between the group's processes.
+
+    NCCL if they share batches on CUDA. Otherwise gloo: to share stages takes barriers only, and several processes may
+    then use one GPU.
+    """
+    if group.size == 1:
+        return
+    from datetime import timedelta
+
+    nccl = device.type == "cuda" and share == "batches"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # a process that has no stage left waits for the slowest one
+    torch.distributed.init_process_group(
+        "nccl" if nccl else "gloo", timeout=timedelta(hours=24), device_id=device if nccl else None
+    )
 
 
 def leave(group: Group) -> None:
-    """Undo `join`."""
-    if group.size > 1 and torch.distributed.is_initialized():
+    """Undo `join` after success. NCCL's shutdown waits for every process, so a failed one must not call it."""
+    if group.size > 1:
         torch.distributed.destroy_process_group()
+
+
+def joined() -> bool:
+    """Whether this process is still in a group, as after a failure."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def use_all_processors() -> None:
+    """Compute on every processor again once this process is alone.
+
+    torchrun sets OMP_NUM_THREADS=1 for its processes (pytorch.org/docs/stable/elastic/run.html).
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(usable_processors())

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,13 +154,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's directory; it dies with the process. RunError where another run holds it."""
+    """Hold the lock of a run's directory; it dies with the process. RunError where another run holds it.
+
+    On a file system without flock, as some network ones, filelock falls back to a lock file, which a killed process
+    leaves behind; a note on standard error names it.
+    """
     from filelock import FileLock, Timeout
 
+    path = directory / ".lock"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".lock")
-        lock.acquire(timeout=0)
+        lock = FileLock(path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lock.acquire(timeout=0)
+        if any("flock" in str(warning.message) for warning in caught):
+            print(
+                f"train: note: {directory} is on a file system without flock, so that a killed run leaves its lock behind;"
+                f" remove {path} then",
+                file=sys.stderr,
+                flush=True,
+            )
+    except NotImplementedError as e:  # older versions of filelock have no fallback
+        raise RunError(f"{directory} is on a file system without flock; choose another --out") from e
     except Timeout as e:
         raise RunError(f"another run is using {directory}; wait for it, or choose another --out") from e
     except OSError as e:

@@ -15,6 +15,7 @@ from export.member import ExportError, export_member
 from train import fit, record
 from train.calibration import SPLIT, calibration, described
 from train.data import Data
+from train.devices import device_name
 from train.ensemble import mean_probabilities
 from train.jobs import Job, member_of
 from train.metrics import measure
@@ -34,6 +35,12 @@ VERSIONS = (
 )
 
 
+# settings that older runs did not record, with the value they had
+SETTINGS_ADDED = {"deterministic": False}
+# each stage records its precision, and is continued in that one alone, whichever --amp led to it
+NOT_COMPARED = ("amp",)
+
+
 def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
     """The results so far; RunError names the first setting that differs from those of this run."""
     path = directory / "results.json"
@@ -48,7 +55,7 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
             "counts": data.counts,
             "classes": data.classes,
         },
-        "device": _device_name(device),
+        "device": device_name(device),
         "versions": _versions(),
         "settings": settings,
         "stages": [],
@@ -60,10 +67,11 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
         raise RunError(
             f"{path} is not a results file of this program; move it away or start over with --fresh"
         )
+    before = SETTINGS_ADDED | old["settings"]
     for key, value in settings.items():
-        if old["settings"].get(key) != value:
+        if key not in NOT_COMPARED and before.get(key) != value:
             raise RunError(
-                f"{directory} was trained with {key} {old['settings'].get(key)}, this run has {value}; "
+                f"{directory} was trained with {key} {before.get(key)}, this run has {value}; "
                 f"use --fresh to start over, or another --out"
             )
     rows = old.get("stages", [])
@@ -200,12 +208,6 @@ def table(results: dict[str, Any]) -> str:
                 f"{entry['name']:<15}test accuracy {mean:.4f} ± {std:.4f} over {len(entry['seeds'])} seeds"
             )
     return "\n".join(lines)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _versions() -> dict[str, str]:

@@ -14,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from train import record
+from export.member import BATCH, open_session
+from organ_infer._packing import pack
+from train import fit, record
+from train.arguments import device_name
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
+from train.devices import choose_device
 from train.ensemble import mean_probabilities
 from train.record import RunError
 from train.stages import STAGES
 
 FILE = "robustness.json"
 SPLITS = ("val", "test")
+CPU = torch.device("cpu")
 
 
 def corrupted_accuracy(
@@ -72,13 +79,16 @@ def measure_robustness(
     split: str = "test",
     slices: int | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """The entries of robustness.json of the stages `names`, measured where they are not there yet.
 
     A stage is its exported float32 network, an ensemble the mean probability of its members; of several seeds the best
     on validation, and nothing where `results` has none. slices: so many, spread evenly over the split; None takes all.
-    seed: of the noise. The file is written after each stage; an entry of equal networks, split and slices stands as it is.
+    seed: of the noise. device: on the CPU onnxruntime runs the exported networks; on a GPU PyTorch runs those they were
+    exported from, whose logits agree (export.member). The file is written after each stage; an entry of equal networks,
+    split and slices stands as it is.
     Raises RunError.
     """
     path = directory / FILE
@@ -109,7 +119,7 @@ def measure_robustness(
     entries = _kept(path, data)
     todo = [(about, files) for about, files in wanted.values() if not _found(entries, about)]
     needed = [file for _, files in todo for file in files]
-    networks = {file: _Network(file, data.size, shared=needed.count(file) > 1) for file in needed}
+    networks = {file: _Network(file, data, device, shared=needed.count(file) > 1) for file in needed}
     for about, files in todo:
 
         def predict(slices: np.ndarray, files: list[Path] = files) -> np.ndarray:
@@ -161,8 +171,10 @@ def _outdated(entry: dict[str, Any], about: dict[str, Any]) -> bool:
 class _Network:
     """An exported network, opened when it is needed; a shared one keeps its answers for the next stage that asks."""
 
-    def __init__(self, file: Path, size: int, *, shared: bool) -> None:
-        self.file, self.size, self.session = file, size, None
+    def __init__(self, file: Path, data: Data, device: torch.device, *, shared: bool) -> None:
+        self.file, self.data, self.device = file, data, device
+        self.session: Any = None
+        self.network: nn.Module | None = None
         self.answers: dict[bytes, np.ndarray] | None = {} if shared else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -175,20 +187,24 @@ class _Network:
         return self.answers[key]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        from export.member import BATCH, open_session
-        from organ_infer._packing import pack
-        from train.fit import probabilities
+        logits = self._logits_on_gpu(images) if self.device.type == "cuda" else self._logits_exported(images)
+        return fit.probabilities(logits)
 
+    def _logits_on_gpu(self, images: np.ndarray) -> np.ndarray:
+        if self.network is None:
+            state = record.load_checkpoint(self.file.with_name("checkpoint.pt"))
+            self.network = fit.network_of(state).to(self.device)
+        return fit.evaluate(self.network, self.data.as_network_images(images))
+
+    def _logits_exported(self, images: np.ndarray) -> np.ndarray:
         if self.session is None:
             try:
                 self.session = open_session(self.file.read_bytes())
             except Exception as e:  # onnxruntime's errors share no base class
                 raise RunError(f"cannot open {self.file}: {' '.join(str(e).split())[:200]}") from e
         starts = range(0, len(images), BATCH)
-        batches = [pack(images[start : start + BATCH], self.size) for start in starts]
-        return probabilities(
-            np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
-        )
+        batches = [pack(images[start : start + BATCH], self.data.size) for start in starts]
+        return np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
 
 
 def table(entries: list[dict[str, Any]]) -> str:
@@ -220,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--split", choices=SPLITS, default="test", help="default: test")
     add("--stages", metavar="LIST", help="names with commas between (default: all that were measured)")
     add("--slices", type=int, metavar="N", help="so many slices, spread evenly over the split (default: all)")
+    add("--device", type=device_name, default="auto", help="auto (default), cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
     try:
         print(_measure(options))
@@ -264,9 +281,16 @@ def _measure(options: argparse.Namespace) -> str:
         resample_from=about.get("resample_from"),
     )
     data = data.smoke() if results["smoke"] else data
+    device = choose_device(options.device)
     with record.locked(options.run_dir):
         entries = measure_robustness(
-            options.run_dir, data, results, names, split=options.split, slices=options.slices
+            options.run_dir,
+            data,
+            results,
+            names,
+            split=options.split,
+            slices=options.slices,
+            device=device,
         )
     first = entries[0]
     head = f"\n{data.flag}, {first['slices']:,} of the {first['split_slices']:,} slices of {options.split}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
 from organ_infer.bundle import open_bundle, sha256_of
-from train import calibration, fit, parallel, record
+from train import calibration, devices, fit, parallel, record
 from train.data import Data, load_data
 from train.jobs import Job, epoch_caps, plan
 from train.record import RunError
@@ -38,8 +37,9 @@ def run(options: argparse.Namespace) -> None:
     precisions = options.precision.split(",")
     if unknown := [name for name in precisions if name not in PRECISIONS]:
         raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
-    device = _device(options)
+    device = devices.choose_device(options.device, deterministic=options.deterministic)
     group = parallel.launched()
+    parallel.check(group, device, options.parallel)
     least = 2 * (group.size if options.parallel == "batches" else 1)  # slices that batch normalisation needs
     if options.batch_size < least:
         raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
+    if group.first:
+        print(devices.device_line(device, options.amp), flush=True)
     data = load_data(
         options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
     )
@@ -66,13 +68,13 @@ def run(options: argparse.Namespace) -> None:
         "weights": "none" if options.smoke else options.weights,
         "smoke": options.smoke,
         "max_epochs": caps,
+        "deterministic": options.deterministic,
+        "amp": options.amp,
     }
     if not group.first:
-        parallel.join(group, device)
-        try:
-            _train_all(plan(stages, options, caps, directory), data, device, group, options.parallel)
-        finally:
-            parallel.leave(group)
+        parallel.join(group, device, options.parallel)
+        _train_all(plan(stages, options, caps, directory), data, device, group, options.parallel)
+        parallel.leave(group)
         return
     with record.locked(directory):
         if options.fresh:
@@ -82,11 +84,10 @@ def run(options: argparse.Namespace) -> None:
         jobs = plan(stages, options, caps, directory)
         _check_weights(jobs, data)
         _write_results(directory, results)
-        parallel.join(group, device)
-        try:
-            _train_all(jobs, data, device, group, options.parallel)
-        finally:
-            parallel.leave(group)
+        parallel.join(group, device, options.parallel)
+        _train_all(jobs, data, device, group, options.parallel)
+        parallel.leave(group)
+        parallel.use_all_processors()
         data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
         for job in jobs:
             measure_stage(job, data, device, results)
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         if options.seeds > 1:
             results["summary"] = summary(results["stages"])
         _write_results(directory, results)
-        _measure_robustness(directory, data, results)
+        _measure_robustness(directory, data, results, device)
         bundle = _bundles(directory, data, results, options.seeds, precisions)
         _write_report(directory, data)
         print(table(results))
@@ -105,17 +106,6 @@ def run(options: argparse.Namespace) -> None:
         print(f"use it  organ-infer --bundle {bundle} images/*.png")
         if options.smoke:
             print("A smoke run: the figures above mean nothing.")
-
-
-def _device(options: argparse.Namespace) -> torch.device:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise RunError("--device cuda: PyTorch finds no CUDA GPU here; use --device auto or cpu")
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    if options.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _clear(directory: Path) -> None:
@@ -151,10 +141,10 @@ def _write_results(directory: Path, results: dict[str, Any]) -> None:
     record.write_json(directory / "results.json", results)
 
 
-def _measure_robustness(directory: Path, data: Data, results: dict[str, Any]) -> None:
+def _measure_robustness(directory: Path, data: Data, results: dict[str, Any], device: torch.device) -> None:
     """Of the ensemble and of edge, where they are; the command python -m train.robustness does any stage and all slices."""
     slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
-    measure_robustness(directory, data, results, ROBUST, slices=slices, say=lambda line: None)
+    measure_robustness(directory, data, results, ROBUST, slices=slices, device=device, say=lambda line: None)
 
 
 def _bundles(

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from train import fit, record
-from train.all import positive
+from train.arguments import positive
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
+from train.devices import choose_device, device_line
 from train.edge.chains import chains, held_out
 from train.edge.method import Edge
 from train.record import RunError
@@ -69,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise RunError(f"--only: {name!r} is none of {', '.join(VARIANTS)}")
         data = load_data(options.dataset, directory=options.data_dir)
         kept, held = split(data)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = choose_device("auto")
+        print(device_line(device, "auto"), flush=True)
         for seed in range(1, options.seeds + 1):
             for name in names:
                 judge(name, VARIANTS[name], seed, kept, held, options.epochs, options.out, device)

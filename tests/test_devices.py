@@ -1,0 +1,191 @@
+"""The device that trains: chosen, refused with a remedy, named in a run's first line, and its precision."""
+
+import pytest
+import torch
+
+from train import devices
+from train.arguments import device_name
+from train.devices import choose_device, device_line, precision, runs_on, why_no_gpu
+from train.record import RunError
+
+GPU = torch.device("cuda", 0)
+CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A PyTorch that sees GPUs of one kind, without any: `gpus(count, capability)`."""
+
+    def install(count=1, capability=(9, 0), name="A Made-up GPU", built_for=CUDA_13, bf16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built_for))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+
+    return install
+
+
+@pytest.fixture
+def no_kernel_needed(monkeypatch):
+    monkeypatch.setattr(devices, "check_gpu", lambda device: None)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "expected"),
+    [
+        ((7, 5), ["sm_75"], True),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((6, 0), CUDA_13, False),
+        # binaries run on later minor versions of the same major one
+        ((8, 9), ["sm_80", "sm_86"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80"], False),
+        # PTX is compiled at load for everything later
+        ((12, 1), ["sm_80", "compute_90"], True),
+        ((8, 9), ["compute_90"], False),
+        # features of one version, or of one family
+        ((9, 0), ["sm_90a"], True),
+        ((9, 1), ["sm_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((12, 0), ["sm_100f"], False),
+        ((6, 0), [], True),
+    ],
+)
+def test_which_gpus_a_build_runs_on(capability, built_for, expected):
+    assert runs_on(capability, built_for) == expected
+
+
+@pytest.mark.parametrize("capability", [(6, 0), (7, 0)])
+def test_a_gpu_older_than_the_build_is_refused_with_the_line_that_works(gpus, capability):
+    gpus(capability=capability, name="Tesla P100")
+    with pytest.raises(RunError) as refused:
+        choose_device("auto")
+    assert refused.value.exit_code == 2
+    assert "Tesla P100" in str(refused.value) and f"{capability[0]}.{capability[1]}" in str(refused.value)
+    assert "pip install torch==2.7.1 torchvision==0.22.1 'onnxruntime-gpu[cuda,cudnn]==1.26.0'" in str(
+        refused.value
+    )
+
+
+def test_a_gpu_newer_than_the_build_is_told_to_upgrade(gpus):
+    gpus(capability=(13, 0), built_for=["sm_80", "sm_90"])
+    with pytest.raises(RunError, match="pip install --upgrade torch torchvision"):
+        choose_device("cuda")
+
+
+def test_a_gpu_that_runs_no_kernel_is_refused(gpus, monkeypatch):
+    gpus()
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "ones", fail)
+    with pytest.raises(
+        RunError, match=r"does not run a convolution \(CUDA error: no kernel image .* device\); pip"
+    ):
+        choose_device("cuda")
+
+
+def test_the_answer_of_the_kernel_that_is_tried_is_checked(gpus, monkeypatch):
+    """The same convolution, on the CPU."""
+    gpus()
+    ones, factor = torch.ones, 1.0
+
+    def on_cpu(*shape, device, requires_grad=False):
+        return (ones(*shape) * factor).requires_grad_(requires_grad)
+
+    monkeypatch.setattr(torch, "ones", on_cpu)
+    devices.check_gpu(GPU)
+    factor = 2.0
+    with pytest.raises(RunError, match="computes a wrong convolution"):
+        devices.check_gpu(GPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "expected"),
+    [("auto", None, 0), ("cuda", "1", 1), ("cuda", "5", 1), ("cuda:1", None, 1), ("cuda:1", "0", 1)],
+)
+def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(
+    gpus, no_kernel_needed, monkeypatch, asked, rank, expected
+):
+    gpus(count=2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert choose_device(asked) == torch.device("cuda", expected)
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpus, no_kernel_needed):
+    gpus(count=2)
+    with pytest.raises(RunError, match=r"--device cuda:2: PyTorch sees 2 GPUs, cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
+def test_auto_without_a_gpu_warns_and_says_why(no_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "why_no_gpu", lambda: "the reason")
+    assert choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == "train: warning: no GPU is used: the reason\n"
+    with pytest.raises(RunError, match="--device cuda: the reason"):
+        choose_device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_why_no_gpu_is_used(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert "built for the CPU only" in why_no_gpu({})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert why_no_gpu({"CUDA_VISIBLE_DEVICES": ""}).startswith("CUDA_VISIBLE_DEVICES='' hides every GPU")
+
+    def fail():
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver."
+        )
+
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert why_no_gpu({}) == (
+        "The NVIDIA driver on your system is too old (found version 12040); update the driver, or "
+        + devices.PINNED
+    )
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert "nvidia-smi" in why_no_gpu({})
+
+
+@pytest.mark.parametrize(
+    ("native", "amp", "expected"),
+    [
+        (True, "auto", "bf16"),
+        (False, "auto", "fp32"),
+        (False, "bf16", "bf16"),
+        (True, "fp16", "fp16"),
+        (True, "off", "fp32"),
+    ],
+)
+def test_precision_follows_amp_and_the_hardware(gpus, native, amp, expected):
+    gpus(bf16=native)
+    assert precision(GPU, amp) == expected
+    assert precision(GPU, devices.amp_option(expected)) == expected
+
+
+def test_the_first_line_names_the_device_and_the_precision(gpus):
+    gpus(capability=(8, 0), name="NVIDIA A100")
+    assert device_line(GPU, "auto") == (
+        "device  cuda:0, NVIDIA A100, compute capability 8.0; mixed precision (bf16, --amp auto)"
+    )
+    assert device_line(torch.device("cpu"), "off").endswith("threads); full precision (fp32, --amp off)")
+
+
+@pytest.mark.parametrize("text", ["cuda:", "cuda:x", "gpu", "cuda:1:2", "CUDA", ""])
+def test_a_device_of_another_form_is_refused(text):
+    import argparse
+
+    with pytest.raises(argparse.ArgumentTypeError, match="expected auto, cpu, cuda or cuda:N, found"):
+        device_name(text)

@@ -1,0 +1,153 @@
+"""The device that trains: which one, whether this PyTorch can run on it, and the precision of the forward pass."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from train.record import RunError
+
+# The last PyTorch on the package index whose default build runs on sm_50 to sm_90 and on drivers for CUDA 12, and the
+# last onnxruntime-gpu whose extras bring CUDA 12.
+PINNED = "pip install torch==2.7.1 torchvision==0.22.1 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"
+NEWEST = "pip install --upgrade torch torchvision"
+
+
+def choose_device(asked: str, *, deterministic: bool = False) -> torch.device:
+    """The device of this process: under torchrun each process has a GPU of its own while there are enough.
+
+    Args:
+        asked: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the CPU if no GPU can be used, and warns on standard error.
+        deterministic: choose deterministic algorithms; must be set before CUDA is first used.
+
+    Raises:
+        RunError: `cuda` was asked for and there is no such GPU, or this PyTorch does not run on it.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if asked == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        reason = why_no_gpu()
+        if asked != "auto":
+            raise RunError(f"--device {asked}: {reason}")
+        print(f"train: warning: no GPU is used: {reason}", file=sys.stderr, flush=True)
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    _, _, number = asked.partition(":")
+    if number and int(number) >= count:
+        raise RunError(f"--device {asked}: PyTorch sees {count} GPUs, cuda:0 to cuda:{count - 1}")
+    device = torch.device("cuda", int(number or os.environ.get("LOCAL_RANK", "0")) % count)
+    check_gpu(device)
+    return device
+
+
+def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:
+    """Why `torch.cuda.is_available()` is false, and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this PyTorch ({torch.__version__}) is built for the CPU only; install one built for CUDA: {NEWEST}"
+    hidden = environment.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU; unset it"
+    try:
+        torch.cuda.init()
+    except Exception as e:  # RuntimeError or AssertionError, by version
+        text = " ".join(str(e).split())
+        if "too old" in text:
+            return f"{text.split('. ')[0]}; update the driver, or {PINNED}"
+        return text.split(". ")[0].rstrip(".") or type(e).__name__
+    return "PyTorch finds no CUDA GPU; does nvidia-smi list one?"
+
+
+def check_gpu(device: torch.device) -> None:
+    """Raise RunError, with the line to install, unless this PyTorch has code for the GPU and runs a kernel there."""
+    name = f"{device} ({torch.cuda.get_device_name(device)})"
+    capability = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    if torch.version.hip is None and not runs_on(capability, built_for):
+        found = f"{name} has compute capability {capability[0]}.{capability[1]}, this PyTorch ({torch.__version__})"
+        remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST
+        raise RunError(f"{found} is built for {', '.join(built_for)}; {remedy}")
+    try:
+        x = torch.ones(2, 1, 4, 4, device=device, requires_grad=True)
+        F.conv2d(x, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
+        works = x.grad is not None and float(x.grad.sum()) == 72  # 2 slices x 4 outputs x 9 taps
+    except RuntimeError as e:
+        raise RunError(f"{name} does not run a convolution ({str(e).splitlines()[0]}); {PINNED}") from e
+    if not works:
+        raise RunError(f"{name} computes a wrong convolution; update the driver, or {PINNED}")
+
+
+def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether code built for these architectures runs on a GPU.
+
+    `sm_86` runs on 8.6 and later minor versions of 8, `compute_90` is compiled at load for 9.0 and everything later,
+    and the suffix of `sm_90a` ties code to that very version. An empty list says nothing, so True.
+    """
+    for name in built_for:
+        kind, major, minor, suffix = _parsed(name)
+        if suffix == "a":
+            fits = capability == (major, minor)
+        elif kind == "sm" or suffix == "f":
+            fits = capability[0] == major and capability[1] >= minor
+        else:
+            fits = capability >= (major, minor)
+        if fits:
+            return True
+    return not built_for
+
+
+def _parsed(name: str) -> tuple[str, int, int, str]:
+    """`sm_90a` as ("sm", 9, 0, "a")."""
+    matched = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+    if matched is None:
+        raise RunError(f"this PyTorch lists an architecture of unknown form, {name!r}")
+    return matched[1], int(matched[2]), int(matched[3]), matched[4]
+
+
+def precision(device: torch.device, amp: str = "auto") -> str:
+    """What the forward pass of training computes in: `bf16` or `fp16` (autocast), or `fp32`.
+
+    `auto` takes bf16 if `device` computes it natively, else fp32. The others are taken as asked for, so that a run
+    can continue on another kind of device.
+    """
+    if amp != "auto":
+        return "fp32" if amp == "off" else amp
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # on x86 the check above is also true if bfloat16 is emulated
+        if platform.machine() in ("x86_64", "AMD64"):
+            native = native and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if native else "fp32"
+
+
+def amp_option(precision: str) -> str:
+    """The value of --amp that gives this precision on every device."""
+    return "off" if precision == "fp32" else precision
+
+
+def device_name(device: torch.device) -> str:
+    """The device as results and reports name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def device_line(device: torch.device, amp: str) -> str:
+    """The first line of a run: the device, its name, the precision."""
+    where = device_name(device)
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        where = f"{device}, {where}, compute capability {major}.{minor}"
+    chosen = precision(device, amp)
+    how = "full precision" if chosen == "fp32" else "mixed precision"
+    return f"device  {where}; {how} ({chosen}, --amp {amp})"
