@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -400,3 +401,48 @@ def test_results_of_another_version_s_stages_are_refused(tmp_path):
     )
     with pytest.raises(RunError, match="has a stage 'edge_teacher1', of another version"):
         opened(tmp_path, data, CPU, {"smoke": False})
+
+
+def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
+    data = made_data()
+    settings = {"smoke": False, "deterministic": False, "amp": "auto"}
+    record.write_json(tmp_path / "results.json", {"settings": settings, "stages": []})
+    # each stage compares its own precision
+    assert opened(tmp_path, data, CPU, settings | {"amp": "bf16"})["settings"]["amp"] == "bf16"
+    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
+        opened(tmp_path, data, CPU, settings | {"deterministic": True})
+    # a run of before the setting was recorded
+    record.write_json(tmp_path / "results.json", {"settings": {"smoke": False}, "stages": []})
+    opened(tmp_path, data, CPU, settings)
+    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
+        opened(tmp_path, data, CPU, settings | {"deterministic": True})
+
+
+def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
+    import filelock
+
+    class Fallback(filelock.FileLock):
+        def acquire(self, *arguments, **options):
+            warnings.warn(
+                "flock not supported on this filesystem, falling back to SoftFileLock", stacklevel=1
+            )
+            return super().acquire(*arguments, **options)
+
+    class None_(filelock.FileLock):
+        def acquire(self, *arguments, **options):
+            raise NotImplementedError("FileSystem does not appear to support flock")
+
+    with record.locked(tmp_path):
+        assert capsys.readouterr().err == ""
+    monkeypatch.setattr(filelock, "FileLock", Fallback)
+    with record.locked(tmp_path):
+        assert capsys.readouterr().err == (
+            f"train: note: {tmp_path} is on a file system without flock, so that a killed run leaves its lock behind;"
+            f" remove {tmp_path / '.lock'} then\n"
+        )
+    monkeypatch.setattr(filelock, "FileLock", None_)
+    with (
+        pytest.raises(RunError, match="is on a file system without flock; choose another --out"),
+        record.locked(tmp_path),
+    ):
+        pass

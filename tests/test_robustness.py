@@ -105,7 +105,9 @@ def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
     assert len(counted) == 4 * 66  # the ensemble asks for what its members have answered
     logits = []
     for i in range(4):
-        session = robustness._Network(tmp_path / MEMBERS[i] / "member.onnx", 28, shared=False)
+        session = robustness._Network(
+            tmp_path / MEMBERS[i] / "member.onnx", data, robustness.CPU, shared=False
+        )
         session(data.images["test"])
         copy = corrupt(data.images["test"], "jpeg_compression", 4)
         logits.append(session.session.run(["logits"], {"images": pack(copy)})[0])
@@ -250,3 +252,28 @@ def test_the_table_of_one_stage():
     }
     lines = table([entry | {"accuracy": accuracy}]).splitlines()
     assert len(lines) == 5 + 13 and lines[1].split() == ["clean", "0.9000"]
+
+
+def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
+    """The GPU is pretended: where the network is sent, and that its answers are the exported network's."""
+    import torch
+
+    from train import fit, record
+
+    data, results = make_data(), make_run(tmp_path, "base")
+    exported = robustness._Network(tmp_path / "base" / "member.onnx", data, robustness.CPU, shared=False)
+    sent = []
+
+    class Network:
+        def to(self, device):
+            sent.append(device)
+            return self
+
+    monkeypatch.setattr(record, "load_checkpoint", lambda path: {"from": path})
+    monkeypatch.setattr(fit, "network_of", lambda state: state["from"].name == "checkpoint.pt" and Network())
+    monkeypatch.setattr(fit, "evaluate", lambda network, images: exported._logits_exported(images))
+    gpu = torch.device("cuda", 0)
+    on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, say=quiet)
+    assert sent == [gpu]
+    (tmp_path / robustness.FILE).unlink()
+    assert measure_robustness(tmp_path, data, results, ["base"], say=quiet) == on_gpu and sent == [gpu]

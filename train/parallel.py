@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +45,8 @@ class Group:
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the group."""
         if self.size > 1:
-            torch.distributed.all_reduce(value)
+            with _others_needed():
+                torch.distributed.all_reduce(value)
         return value
 
     def agree(self, value: float) -> float:
@@ -51,16 +54,30 @@ class Group:
         if self.size == 1:
             return value
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
+        with _others_needed():
+            torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
     def wait(self) -> None:
         """Until every process of the group has come here. Signals are handled meanwhile."""
         if self.size > 1:
-            barrier = torch.distributed.barrier(async_op=True)
-            while not barrier.is_completed():
-                time.sleep(0.01)
-            barrier.wait()
+            with _others_needed():
+                barrier = torch.distributed.barrier(async_op=True)
+                while not barrier.is_completed():
+                    time.sleep(0.01)
+                barrier.wait()
+
+
+@contextlib.contextmanager
+def _others_needed() -> Iterator[None]:
+    """Communication, whose errors say that another process has ended."""
+    try:
+        yield
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise RunError(
+            f"another process of this run has ended, its own message says why ({reason})", exit_code=1
+        ) from e
 
 
 ALONE = Group()
