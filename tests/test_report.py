@@ -423,3 +423,38 @@ def test_a_damaged_robustness_json_is_named(tmp_path):
     (run_dir / "robustness.json").write_text("{")
     with pytest.raises(RunError, match=r"robustness\.json is not valid JSON"):
         write_report(run_dir, split)
+
+
+def test_how_the_stages_were_trained_stands_in_the_report(two_stages):
+    """The reference study's hyperparameters, as published, not as the code has them."""
+    html = (two_stages[0] / "report" / "index.html").read_text()
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    for words in (
+        "Adam, learning rate 0.001, constant",
+        "batch size 128",
+        "loss cross-entropy",
+        "with probability 0.5 each: rotation by up to 30 degrees, erasing of 2 % to 33 % of the area at an aspect ratio of"
+        " 0.3 to 3.3, perspective distortion 0.5",
+        "composed into one warp with one bilinear look-up",
+        "stops after 5 epochs, keeping the last weights",
+    ):
+        assert words in text, words
+
+
+def test_when_each_stage_stops():
+    from train.report.wording import stopping
+
+    def of(name, *, smoke=False, **caps):
+        run = SimpleNamespace(results={"settings": {"max_epochs": caps}}, smoke=smoke)
+        return stopping(SimpleNamespace(name=name), run)
+
+    patient = (
+        "after 5 epochs without a better validation accuracy, and after {} at most, keeping the best weights"
+    )
+    assert of("batch_norm") == of("resnet50") == patient.format(100)
+    assert of("edge") == "after 24 epochs, keeping the last weights"
+    assert of("ensemble") == of("of another version") == "–"
+    assert of("resnet50", ensemble=7) == of("batch_norm", all=7) == patient.format(7)
+    assert of("batch_norm", ensemble=7) == patient.format(100)
+    assert of("batch_norm", smoke=True) == patient.format(2)
+    assert of("base", base=3, all=4) == "after 3 epochs, keeping the last weights"

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from train import fit
 from train.record import RunError
-from train.stages import STAGES, Stage
-
-SMOKE_EPOCHS = 2
+from train.stages import STAGES, Stage, epoch_cap
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,8 @@ def plan(
 ) -> list[Job]:
     """The jobs of `stages`, in their order, a stage's seeds after each other."""
     jobs = []
-    members = STAGES["ensemble"].members
     for stage in stages:
-        cap = caps.get(stage.name)
-        if cap is None and stage.pretrained and stage.name in members:
-            cap = caps.get("ensemble")
-        cap = min(
-            stage.max_epochs, cap or caps.get("all") or (SMOKE_EPOCHS if options.smoke else stage.max_epochs)
-        )
+        cap = epoch_cap(stage, caps, smoke=options.smoke)
         for seed in range(options.seed, options.seed + options.seeds):
             recipe = fit.Recipe(
                 seed=seed,

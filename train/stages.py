@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from train.record import RunError
+
+SMOKE_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ STAGES = {stage.name: stage for stage in LADDER}
 
 # the rungs that a user names; members come with them
 RUNGS = ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
+
+
+def epoch_cap(stage: Stage, caps: Mapping[str, int], *, smoke: bool) -> int:
+    """At most so many epochs: `caps` is --max-epochs by stage, `ensemble` for its ResNets, or `all`."""
+    asked = caps.get(stage.name)
+    if asked is None and stage.pretrained and stage.name in STAGES["ensemble"].members:
+        asked = caps.get("ensemble")
+    default = SMOKE_EPOCHS if smoke else stage.max_epochs
+    return min(stage.max_epochs, asked or caps.get("all") or default)
 
 
 def chosen_stages(names: list[str]) -> list[Stage]:

@@ -53,7 +53,8 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
             "with_study": split.flag == STUDY_DATASET,
             "with_members": any(stage.name in MEMBERS for stage in run.stages),
             "data_rows": _data_rows(run, split),
-            "stages": [_stage_section(stage, split, files) for stage in run.stages],
+            "training": wording.training(run),
+            "stages": [_stage_section(stage, run, split, files) for stage in run.stages],
             "unfinished": [_unfinished_section(row, files) for row in run.unfinished],
             "not_run": [name for name in LADDER if name not in {s.name for s in run.stages}],
             "per_class": _per_class(best, split),
@@ -184,7 +185,7 @@ def _data_rows(run: Run, split: Any) -> dict[str, Any]:
     return {"rows": rows, "totals": [(name, int(counts[name].sum())) for name in SPLITS]}
 
 
-def _stage_section(stage: Stage, split: Any, files: dict[str, bytes | str]) -> dict[str, Any]:
+def _stage_section(stage: Stage, run: Run, split: Any, files: dict[str, bytes | str]) -> dict[str, Any]:
     shown, name = stage.shown, anchor(stage.name)
     trained = [row for row in stage.rows if row.history]
     matrices = []
@@ -198,7 +199,7 @@ def _stage_section(stage: Stage, split: Any, files: dict[str, bytes | str]) -> d
     return {
         "name": stage.name,
         "about": LADDER.get(stage.name, ""),
-        "facts": wording.facts(stage),
+        "facts": wording.facts(stage, run),
         "seed": shown.seed if len(stage.rows) > 1 else None,
         "curves": _add(
             files, f"{name}_curves", figures.curves(trained), wording.curves_alt(stage.name, trained)

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from train import augment
+from train.method import LEARNING_RATE
 from train.report.measures import Reliability, accuracy_interval
 from train.report.published import DATASET_TITLES, MEMBERS, PUBLISHED, STUDY, STUDY_DATASET
 from train.report.run import Row, Run, Stage
+from train.stages import STAGES, epoch_cap
 
 UNDEFINED = "–"
 SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
@@ -123,7 +126,7 @@ def origin(stage: Stage) -> str:
     )
 
 
-def facts(stage: Stage) -> list[tuple[str, str]]:
+def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
     """What was trained, for how long and from where, as pairs."""
     entry, rows = stage.shown.entry, stage.rows
     several = len(rows) > 1
@@ -134,6 +137,8 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
         ("parameters", grouped(entry.get("parameters"))),
         ("starting weights", origin(stage)),
         ("trained in", str(entry.get("precision") or UNDEFINED)),
+        ("stops", stopping(stage, run)),
+        ("augmented", augmented(stage)),
         ("epochs", ", ".join(map(grouped, epochs))),
         ("best epoch", ", ".join(map(grouped, best_epochs))),
         ("seconds", ", ".join(duration(row.entry.get("seconds")) for row in rows)),
@@ -141,6 +146,55 @@ def facts(stage: Stage) -> list[tuple[str, str]]:
         ("seeds" if several else "seed", ", ".join(grouped(row.seed) for row in rows)),
     ]
     return [(name, text) for name, text in pairs if set(text) - set(UNDEFINED + ", ")]
+
+
+def augmented(stage: Stage) -> str:
+    row = STAGES.get(stage.name)
+    if row is None or row.network is None:
+        return UNDEFINED
+    if row.method != "study":
+        return "by a recipe of its own"
+    return "yes" if row.augmented else "no"
+
+
+def stopping(stage: Stage, run: Run) -> str:
+    """When a stage stops, and which weights it keeps."""
+    row = STAGES.get(stage.name)
+    if row is None or row.network is None:
+        return UNDEFINED
+    caps = (run.results.get("settings") or {}).get("max_epochs") or {}
+    most = epoch_cap(row, caps, smoke=run.smoke)
+    if row.patience is None:
+        return f"after {most} epochs, keeping the last weights"
+    return (
+        f"after {row.patience} epochs without a better validation accuracy, and after {most} at most, keeping the best"
+        " weights"
+    )
+
+
+def training(run: Run) -> list[tuple[str, str]]:
+    """How the stages of the reference study are trained, as pairs; empty if none of them was."""
+    names = {stage.name for stage in run.stages}
+    if not any(STAGES[name].method == "study" for name in names & set(STAGES)):
+        return []
+    batch = (run.results.get("settings") or {}).get("batch_size")
+    least, most = (f"{100 * share:.0f} %" for share in augment.ERASE_AREA)
+    low, high = augment.ERASE_RATIO
+    return [
+        ("optimizer", f"Adam, learning rate {LEARNING_RATE:g}, constant"),
+        ("batch size", grouped(batch)),
+        ("loss", "cross-entropy"),
+        (
+            "augmentation, where a stage has it",
+            f"each slice, with probability {augment.PROBABILITY:g} each: rotation by up to {augment.DEGREES:g} degrees,"
+            f" erasing of {least} to {most} of the area at an aspect ratio of {low:g} to {high:g}, perspective distortion"
+            f" {augment.DISTORTION:g}",
+        ),
+        (
+            "sampling",
+            "rotation and perspective are composed into one warp with one bilinear look-up; outside the slice is gray 0.5",
+        ),
+    ]
 
 
 def record(run: Run, split: Any) -> list[tuple[str, list[tuple[str, str]]]]:
