@@ -189,3 +189,9 @@ def test_a_device_of_another_form_is_refused(text):
 
     with pytest.raises(argparse.ArgumentTypeError, match="expected auto, cpu, cuda or cuda:N, found"):
         device_name(text)
+
+
+def test_the_line_for_older_gpus_stands_in_the_docs():
+    from tests.conftest import ROOT
+
+    assert devices.PINNED in (ROOT / "docs" / "training.md").read_text()
