@@ -217,6 +217,7 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
     arguments = command(tmp_path, "--stages", "big", "--max-epochs", "100", "--batch-size", "4")
     first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
+        assert first.stdout.readline().startswith("device  cpu (")
         assert "epoch" in first.stdout.readline()
         second = train(tmp_path, "--stages", "big", "--max-epochs", "100", "--batch-size", "4")
         assert second.returncode == 2 and "another run is using" in second.stderr
