@@ -1,22 +1,23 @@
-"""Do the tests notice a changed line? `python tests/endurance/mutate.py [TARGET ...] [--sample N] [--jobs N]`
+"""Do the tests notice a changed line? `python tests/endurance/mutate.py [TARGET ...]`
 
-Changes one thing at a time in a copy of the package and runs the target's tests until one fails. Targets and their tests
-stand in TARGETS; the ones in Python are changed by their syntax tree, `packing.pyx` by its text, compiled anew each time.
-Changed are comparisons, `and`/`or`/`not`, arithmetic, numbers, True/False/None, conditions, what is returned, and whole
-`raise` and call statements; texts, types and what is between quotes are not. Prints each survivor with its line before and
-after, and a row a target. A mutant that takes longer than LIMIT counts as killed.
+Changes one thing at a time in a copy of the tree (tests/endurance/mutants.py) and runs the tests that execute the line until
+one fails. Which those are is measured first, a run of the target's test files under coverage: TESTS, and every test file that
+imports the target. Prints each survivor with its line before and after, and one row per target. A mutant that takes longer
+than LIMIT counts as killed. equivalent_mutants.py names those that change nothing.
 
-UNSEEN names the survivors that were looked at and change nothing that can be seen. Ends in 1 where fewer than 90 % die.
+Exit code 1 if fewer than 90 % of a target's mutants die (95 % in STRICT). Takes hours for everything:
+
+    python tests/endurance/mutate.py --changed-since HEAD~5 --minutes 5      # as CI does
+    python tests/endurance/mutate.py train/fit.py --sample 50
 """
 
 import argparse
 import ast
 import contextlib
-import copy
 import importlib
+import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -26,252 +27,160 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.endurance.mutants import Mutant, mutants_of  # noqa: E402
+
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # it forks
-LIMIT = 240  # seconds a mutant
-GOAL = 0.9
+LIMIT = 240  # seconds per mutant
+GOAL, STRICT_GOAL = 0.9, 0.95
 NOTHING = 77
-PRELOADED = ("numpy", "PIL.Image", "onnx", "hypothesis", "pytest", "_pytest.assertion.rewrite")
+PRELOADED = (
+    "numpy",
+    "PIL.Image",
+    "onnx",
+    "onnxruntime",
+    "hypothesis",
+    "pytest",
+    "_pytest.assertion.rewrite",
+    "torch",
+    "torchvision",
+    "scipy.optimize",
+    "sklearn.metrics",
+    "matplotlib.figure",
+    "jinja2",
+)
+PACKAGES = ("train", "export", "runtime")
+STRICT = (
+    "train/metrics.py",
+    "train/calibration.py",
+    "export/temperature.py",
+    "export/golden.py",
+    "runtime/organ_infer/golden.py",
+    "runtime/organ_infer/orientation.py",
+    "runtime/organ_infer/ensemble.py",
+)
 BUNDLES = (
-    "tests/test_bundle.py",
-    "tests/test_tampering.py",
-    "tests/test_manifest_fields.py",
-    "tests/test_hostile_graphs.py",
-    "tests/test_survivors.py",
+    "test_bundle",
+    "test_tampering",
+    "test_manifest_fields",
+    "test_hostile_graphs",
+    "test_survivors",
 )
-TARGETS = {
+# test files by target, beside those that import it
+TESTS: dict[str, tuple[str, ...]] = {
+    "export/average.py": ("test_forms", "test_export"),
+    "export/golden.py": ("test_check",),
+    "export/quantize.py": ("test_forms",),
+    "export/temperature.py": ("test_temperature",),
+    "ext/packing.pyx": ("test_packing", "test_survivors"),
+    "runtime/organ_infer/arguments.py": ("test_cli",),
+    "runtime/organ_infer/arrays.py": ("test_frames",),
     "runtime/organ_infer/bundle.py": BUNDLES,
-    "runtime/organ_infer/manifest.py": BUNDLES,
+    "runtime/organ_infer/classifier.py": ("test_classifier", "test_session", "test_shifts"),
+    "runtime/organ_infer/cli.py": ("test_cli", "test_cli_formats", "test_paths"),
+    "runtime/organ_infer/dicom.py": ("test_dicom", "test_frames"),
+    "runtime/organ_infer/doubts.py": ("test_doubts",),
+    "runtime/organ_infer/ensemble.py": ("test_classifier", "test_cuda", "test_session"),
+    "runtime/organ_infer/errors.py": ("test_cli", "test_classifier"),
     "runtime/organ_infer/fields.py": BUNDLES,
-    "ext/packing.pyx": ("tests/test_packing.py", "tests/test_survivors.py"),
-}
-# (line, as changed): why nothing can be seen of it
-UNSEEN = {
-    "runtime/organ_infer/bundle.py": {
-        ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
-    },
-    "ext/packing.pyx": {
-        ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
-        ("return 0", "return 1"): "only -1 is looked at",
-        (
-            "if low >= -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):",
-            "if low >= -32768.0 and low + width < 32767.0 and low == floor(low) and width == floor(width):",
-        ): "the other way gives the same there",
-        (
-            "if low >= -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):",
-            "if low > -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):",
-        ): "the other way gives the same there",
-        (
-            "if type_number >= 0 and found != type_number:",
-            "if type_number > 0 and found != type_number:",
-        ): "0 is no type of slices",
-        (
-            "if type_number >= 0 and found != type_number:",
-            "if type_number >= 1 and found != type_number:",
-        ): "0 is no type of slices",
-        (
-            "run.stride_n = strides[0] if ndim == 3 else 0",
-            "run.stride_n = strides[0] if ndim == 3 else 1",
-        ): "one slice has no next one",
-        (
-            "def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):",
-            "def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=2, out=None):",
-        ): "the same by two threads",
-        (
-            "cdef size_t i, count, slices = 0, pixels = 0",
-            "cdef size_t i, count, slices = 1, pixels = 0",
-        ): "set in both branches",
-        (
-            "cdef size_t i, count, slices = 0, pixels = 0",
-            "cdef size_t i, count, slices = 0, pixels = 1",
-        ): "from which size on the lock is released",
-        ("cdef int type_number = -1, status", "cdef int type_number = -2, status"): "below 0 is none",
-        (
-            "type_number = _run(images, False, -1, &single)",
-            "type_number = _run(images, False, -2, &single)",
-        ): "below 0 is none",
-        (
-            "pixels = single.n * single.h * single.w",
-            "pixels = single.n + single.h * single.w",
-        ): "from which size on the lock is released",
-        (
-            "pixels = single.n * single.h * single.w",
-            "pixels = single.n * single.h + single.w",
-        ): "from which size on the lock is released",
-        ("if count > 1:", "if count >= 1:"): "one run on the heap",
-        ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
-        ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
-    },
+    "runtime/organ_infer/images.py": ("test_images",),
+    "runtime/organ_infer/inputs.py": ("test_cli", "test_paths"),
+    "runtime/organ_infer/manifest.py": BUNDLES,
+    "runtime/organ_infer/orientation.py": ("test_classifier", "test_dicom", "test_cli_formats"),
+    "runtime/organ_infer/output.py": ("test_cli_formats", "test_cli"),
+    "runtime/organ_infer/reading.py": ("test_classifier", "test_reading"),
+    "runtime/organ_infer/truncation.py": ("test_damage", "test_images"),
+    "train/jobs.py": ("test_run",),
+    "train/method.py": ("test_fit",),
+    "train/report/figures.py": ("test_report",),
+    "train/report/page.py": ("test_report",),
+    "train/results.py": ("test_run",),
+    "train/run.py": ("test_run",),
 }
 
 
-def unseen(mutant: "Mutant") -> str | None:
-    """Why nothing can be seen of it, where that is known."""
-    if mutant.before.endswith("except -1:") and mutant.after == mutant.before.replace("-1:", "-2:"):
-        return "another number stands for an error"
-    return UNSEEN.get(mutant.target, {}).get((mutant.before, mutant.after))
+# imported nearly everywhere: TESTS alone
+TESTS_ALONE = ("ext/packing.pyx", "runtime/organ_infer/__init__.py")
 
 
-@dataclass(frozen=True)
-class Mutant:
-    target: str
-    line: int
-    before: str
-    after: str
-    source: str  # all of the changed file
+def targets() -> list[str]:
+    """Every file that can be mutated."""
+    found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return ["ext/packing.pyx", *sorted(str(path.relative_to(ROOT)) for path in found if _has_code(path))]
 
 
-# Python, by its syntax tree.
-
-COMPARED = {
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-}
-COUNTED = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Add,
-    ast.LShift: ast.RShift,
-    ast.BitOr: ast.BitAnd,
-}
+def _has_code(path: Path) -> bool:
+    return len(ast.parse(path.read_text()).body) > 1
 
 
-def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """Each way of changing this node alone."""
-    match node:
-        case ast.Compare(ops=ops):
-            for i, op in enumerate(ops):
-                other = copy.copy(node)
-                other.ops = [*ops[:i], COMPARED[type(op)](), *ops[i + 1 :]]
-                yield other
-        case ast.BoolOp(op=op, values=values):
-            yield ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yield operand
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in COUNTED:
-            yield ast.BinOp(left, COUNTED[type(op)](), right)
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value) | float(value)):
-            yield ast.Constant(value + 1)
-        case ast.Constant(value=None):
-            yield ast.Constant(1)
-        case ast.If(test=test, body=body, orelse=orelse) if not isinstance(test, ast.Compare | ast.BoolOp):
-            yield ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
-        case ast.IfExp(test=test, body=body, orelse=orelse):
-            yield ast.IfExp(test, orelse, body)
-        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
-            yield ast.Return(ast.Constant(None))
-        case ast.Raise() | ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom()):
-            yield ast.Pass()
+def changed_since(commit: str) -> list[str]:
+    asked = ["git", "-C", str(ROOT), "diff", "--name-only", commit, "--", "*.py", "*.pyx"]
+    names = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [target for target in targets() if target in names]
 
 
-def is_type(parent: ast.AST, field: str) -> bool:
-    return field in ("annotation", "returns", "decorator_list") or isinstance(
-        parent, ast.JoinedStr | ast.FormattedValue
-    )
+def tests_of(target: str) -> list[str]:
+    """The test files of a target: those named in TESTS, and those that import it."""
+    module = target.removeprefix("runtime/").removesuffix(".py").removesuffix(".pyx").replace("/", ".")
+    module = "organ_infer._packing" if target == "ext/packing.pyx" else module.removesuffix(".__init__")
+    package, _, name = module.rpartition(".")
+    named = {f"tests/{test}.py" for test in TESTS.get(target, ())}
+    if target in TESTS_ALONE:
+        return sorted(named)
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Import(names=names):
+                    imports = any(alias.name == module for alias in names)
+                case ast.ImportFrom(module=source, names=names):
+                    from_package = source == package and any(alias.name == name for alias in names)
+                    imports = source == module or from_package
+                case _:
+                    imports = False
+            if imports:
+                named.add(str(path.relative_to(ROOT)))
+    return sorted(test for test in named if (ROOT / test).exists())
 
 
-def python_mutants(target: str) -> Iterator[Mutant]:
-    source = (ROOT / target).read_text()
-    lines = source.splitlines()
+@dataclass
+class Coverage:
+    """Which tests execute a line of a target, and how long each takes."""
 
-    def walk(parent: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
-        for field, value in ast.iter_fields(parent):
-            if is_type(parent, field):
-                continue
-            for i, child in enumerate(value if isinstance(value, list) else [value]):
-                if isinstance(child, ast.AST):
-                    yield parent, field, i if isinstance(value, list) else None, child
-                    yield from walk(child)
+    tests: list[str]  # the files
+    lines: dict[int, list[str]] = field(default_factory=dict)  # tests, or files whose fixtures execute it
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    tree = ast.parse(source)
-    for parent, field, i, child in list(walk(tree)):
-        for other in changes(child):
-            ast.copy_location(other, child)
-            put(parent, field, i, other)
-            changed = ast.unparse(ast.fix_missing_locations(tree))
-            put(parent, field, i, child)
-            after = ast.unparse(other).splitlines()[0]
-            yield Mutant(target, child.lineno, lines[child.lineno - 1].strip(), after, changed)
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests to run, the quickest first; all files if no test executes the line."""
+        lines = range(mutant.line, mutant.end + 1)
+        chosen = {test for line in lines for test in self.lines.get(line, ())}
+        return sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
 
 
-def put(parent: ast.AST, field: str, i: int | None, child: ast.AST) -> None:
-    if i is None:
-        setattr(parent, field, child)
-    else:
-        getattr(parent, field)[i] = child
+class Watcher:
+    """A pytest plugin: the coverage of a file by test. What a fixture executes counts for all tests of its file."""
 
+    def __init__(self, coverage: object) -> None:
+        self.coverage = coverage
+        self.seconds: Counter[str] = Counter()
 
-# Cython, by its text.
+    def pytest_runtest_logreport(self, report: object) -> None:
+        self.seconds[report.nodeid] += report.duration
+        self.seconds[report.nodeid.partition("::")[0]] += report.duration
 
-SWAPS = [
-    (r"(?<![<>=-])<=(?!=)", "<"),
-    (r"(?<![<>=-]) < (?![\w ]+>)", " <= "),
-    (r"(?<![<>=-])>=", ">"),
-    (r" > (?!=)", " >= "),
-    (r"==", "!="),
-    (r"!=", "=="),
-    (r"\band\b", "or"),
-    (r"\bor\b", "and"),
-    (r"\bnot (?!None)", ""),
-    (r" is not None", " is None"),
-    (r" is None", " is not None"),
-    (r"\bTrue\b", "False"),
-    (r"\bFalse\b", "True"),
-    (r" \+ ", " - "),
-    (r" - (?=\w)", " + "),
-    (r" \+= ", " -= "),
-    (r" \* ", " + "),
-    (r"(?<![\w.\"'\[])(\d+)(\.0)?(?![\w.\"'])", lambda m: f"{int(m[1]) + 1}{m[2] or ''}"),
-    (r"^( +)raise .+$", r"\1pass"),
-    (r"^( +)if (.+):$", r"\1if not (\2):"),
-]
-SKIPPED = re.compile(
-    r"cimport|^cdef (extern|enum|str LINE)|^ +(cdef (?!.*=)|assert |KEEP_LOCK)|^def _|^import|^from|#"
-)
+    def pytest_runtest_setup(self, item: object) -> None:
+        self.coverage.switch_context(item.nodeid.partition("::")[0])
 
+    def pytest_runtest_call(self, item: object) -> None:
+        self.coverage.switch_context(item.nodeid)
 
-def cython_mutants(target: str) -> Iterator[Mutant]:
-    """Of the wrapper alone: what is there for benchmarks is left as it is."""
-    lines = (ROOT / target).read_text().splitlines(keepends=True)
-    quoted, done = False, False
-    for i, line in enumerate(lines):
-        done = done or line.startswith("def _nothing")
-        if '"""' in line:
-            quoted ^= line.count('"""') == 1
-            continue
-        if quoted or done or SKIPPED.search(line) or not line.strip():
-            continue
-        for pattern, replacement in SWAPS:
-            for match in re.finditer(pattern, line.rstrip("\n")):
-                if line[: match.start()].count('"') % 2 and not line.lstrip().startswith("raise"):
-                    continue
-                if line.lstrip().startswith(("raise", 'f"')) and not pattern.startswith("^"):
-                    continue
-                changed = (
-                    line[: match.start()] + match.expand(replacement) + line[match.end() :]
-                    if isinstance(replacement, str)
-                    else line[: match.start()] + replacement(match) + line[match.end() :]
-                )
-                if pattern.startswith("^( +)raise") and line.rstrip().endswith("("):
-                    continue  # of several lines: the condition above it stands for it
-                source = "".join([*lines[:i], changed, *lines[i + 1 :]])
-                yield Mutant(target, i + 1, line.strip(), changed.strip(), source)
-
-
-# Running them.
+    def pytest_runtest_teardown(self, item: object) -> None:
+        self.coverage.switch_context("")
 
 
 class Place:
@@ -279,7 +188,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("runtime", "ext", "tests", "examples", "docs"):
+        for name in ("runtime", "ext", "tests", "examples", "docs", "train", "export"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         for name in ("pyproject.toml", "README.md", "setup.py"):
             shutil.copy(ROOT / name, folder)
@@ -287,8 +196,41 @@ class Place:
         self.whole = self.module.read_bytes()
         self.objects: list[Path] = []
 
-    def start(self, mutant: Mutant) -> int:
-        """The process that tries it: exit code 0 where it survives, NOTHING where it does not compile."""
+    def measure(self, target: str) -> Coverage:
+        """Run the target's test files once under coverage."""
+        found = Coverage(tests_of(target))
+        if target.endswith(".pyx") or not found.tests:
+            return found
+        made = self.folder / "coverage.json"
+        made.unlink(missing_ok=True)
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+        else:
+            self._in_child(lambda: self._measured(target, found.tests, made))
+        if made.exists():
+            content = json.loads(made.read_text())
+            found.lines = {int(line): tests for line, tests in content["lines"].items()}
+            found.seconds = content["seconds"]
+        return found
+
+    def _measured(self, target: str, tests: list[str], made: Path) -> int:
+        import coverage
+        import pytest
+
+        self._enter()
+        path = self.folder / target
+        watched = coverage.Coverage(data_file=None, include=[str(path)], config_file=False)
+        watcher = Watcher(watched)
+        watched.start()
+        pytest.main([*_quiet(), *tests], plugins=[watcher])
+        watched.stop()
+        contexts = watched.get_data().contexts_by_lineno(str(path))
+        lines = {line: [test for test in named if test] for line, named in contexts.items()}
+        made.write_text(json.dumps({"lines": lines, "seconds": watcher.seconds}))
+        return 0
+
+    def start(self, mutant: Mutant, tests: list[str]) -> int:
+        """The process that tries it: exit code 0 if it survives, NOTHING if it does not compile."""
         path = self.folder / mutant.target
         self.before = path, path.read_text()
         if path.suffix == ".pyx" and not self.objects:
@@ -296,26 +238,35 @@ class Place:
         path.write_text(mutant.source)
         if pid := os.fork():
             return pid
+        self._in_child(lambda: self._tried(path, tests))
+        return 0
+
+    def _in_child(self, work: object) -> None:
         code = 1
         try:
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_RDWR), 1)
             os.dup2(1, 2)
-            code = self.tried(path, TARGETS[mutant.target])
+            code = work()
         finally:
             os._exit(code)
 
-    def tried(self, path: Path, tests: tuple[str, ...]) -> int:
+    def _enter(self) -> None:
+        os.chdir(self.folder)
+        sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]
+        sys.path[:0] = [str(self.folder), str(self.folder / "runtime")]
+        os.environ["PYTHONPATH"] = str(self.folder / "runtime")
+        sys.dont_write_bytecode = True
+
+    def _tried(self, path: Path, tests: list[str]) -> int:
         import pytest
 
         if path.suffix == ".pyx" and not self.compiled(path):
             return NOTHING
-        os.chdir(self.folder)
-        sys.path.insert(0, str(self.folder / "runtime"))
-        os.environ["PYTHONPATH"] = str(self.folder / "runtime")
-        sys.dont_write_bytecode = True
-        there = [test for test in tests if (self.folder / test).exists()]
-        return 1 if pytest.main(["-x", "-q", "-p", "no:cacheprovider", *there]) else 0
+        self._enter()
+        return 1 if pytest.main(["-x", *_quiet(), *tests]) else 0
 
     def restore(self) -> None:
         path, text = self.before
@@ -324,7 +275,7 @@ class Place:
             self.module.unlink(missing_ok=True)
             self.module.write_bytes(self.whole)
 
-    # As setup.py does it but for the wrapper's optimisation; the kernels are compiled once.
+    # As setup.py does it, except for the wrapper's optimization; the kernels are compiled once.
 
     def compiler(self, ext: Path) -> list[str]:
         import numpy
@@ -351,74 +302,140 @@ class Place:
         return True
 
 
-def outcomes(mutants: list[Mutant], places: list[Place]) -> Iterator[tuple[Mutant, str]]:
-    """`killed`, `survived` or `nothing` for each, as they end."""
+def _quiet() -> list[str]:
+    return ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--no-header"]
+
+
+def outcomes(
+    mutants: list[Mutant], covered: Coverage, places: list[Place], ends: float
+) -> Iterator[tuple[Mutant, str]]:
+    """`killed`, `survived` or `nothing` for each, as they end; none is begun after `ends`."""
     waiting, free = list(reversed(mutants)), list(places)
     running: dict[int, tuple[Mutant, Place, float]] = {}
     while waiting or running:
-        while waiting and free:
+        while waiting and free and time.monotonic() < ends:
             mutant, place = waiting.pop(), free.pop()
-            running[place.start(mutant)] = mutant, place, time.monotonic()
+            running[place.start(mutant, covered.of(mutant))] = mutant, place, time.monotonic()
+        if not running:
+            return
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid not in running:
             for late, (_, _, begun) in running.items():
                 if time.monotonic() - begun > LIMIT:
-                    os.killpg(late, signal.SIGKILL)
-            time.sleep(0.05)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(late, signal.SIGKILL)
+            time.sleep(0.02)
             continue
         mutant, place, _ = running.pop(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what a test left running
         place.restore()
         free.append(place)
         yield mutant, {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
 
 
+@dataclass
+class Score:
+    """What became of a target's mutants."""
+
+    target: str
+    total: int
+    counts: Counter[str]
+    survivors: list[dict[str, object]]
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        tried = self.counts["killed"] + self.counts["survived"]
+        return self.counts["killed"] / tried if tried else 1.0
+
+    @property
+    def low(self) -> bool:
+        return self.share < (STRICT_GOAL if self.target in STRICT else GOAL)
+
+    def row(self) -> str:
+        died, alive = self.counts["killed"], self.counts["survived"]
+        return (
+            f"{self.target}: {died} of {died + alive} killed ({self.share:.1%}), {self.counts['equivalent']} equivalent,"
+            f" {self.counts['nothing']} not compiled, {self.counts.total()} of {self.total} tried, {self.seconds:.0f} s"
+        )
+
+
+def tried(target: str, places: list[Place], sample: int | None, seed: int, ends: float) -> Score:
+    """Try the mutants of a target, or a sample of them, and print those that survive."""
+    mutants = mutants_of(target)
+    chosen = [mutant for mutant in mutants if not mutant.equivalent]
+    counts = Counter(equivalent=len(mutants) - len(chosen))
+    random.Random(f"{seed} {target}").shuffle(chosen)
+    begun, survivors = time.monotonic(), []
+    covered = places[0].measure(target)
+    if not covered.tests:
+        print(f"  {target}: no test file; name one in TESTS", flush=True)
+        counts["survived"] = len(chosen)
+        return Score(target, len(mutants), counts, survivors, 0.0)
+    for mutant, outcome in outcomes(chosen[:sample], covered, places, ends):
+        counts[outcome] += 1
+        if outcome == "survived":
+            survivors.append({"line": mutant.line, "before": mutant.before, "after": mutant.after})
+            print(f"  {target}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    return Score(target, len(mutants), counts, survivors, time.monotonic() - begun)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=", ".join(TARGETS)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("targets", nargs="*", metavar="TARGET", help="files or folders (default: all)")
+    add("--changed-since", metavar="COMMIT", help="only targets that differ from COMMIT")
+    add("--sample", type=int, metavar="N", help="at most N mutants per target, drawn at random")
+    add(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="begin no mutant after so many, shared by the targets",
     )
-    parser.add_argument(
-        "--sample", type=int, metavar="N", help="of each target at most so many, drawn evenly"
+    add("--jobs", type=int, default=2)
+    add("--seed", type=int, default=0)
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the scores and the survivors; targets in it are not tried again",
     )
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--list", action="store_true", help="only show them")
+    add("--list", action="store_true", help="only show the mutants")
     options = parser.parse_args()
-    low = False
+    asked = [path.rstrip("/") for path in options.targets]
+    chosen = changed_since(options.changed_since) if options.changed_since else targets()
+    chosen = [t for t in chosen if not asked or any(t == path or t.startswith(f"{path}/") for path in asked)]
+    if options.list:
+        for target in chosen:
+            for mutant in mutants_of(target):
+                print(f"{target}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+        return 0
+    known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    chosen = [target for target in chosen if target not in known]
+    begun, low = time.monotonic(), False
     with contextlib.ExitStack() as stack:
-        places = []
-        for _ in range(0 if options.list else options.jobs):
-            places.append(Place(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
-        for name in () if options.list else PRELOADED:
-            importlib.import_module(name)
-        for target in options.targets:
-            mutants = list((cython_mutants if target.endswith(".pyx") else python_mutants)(target))
-            total = len(mutants)
-            if options.sample and total > options.sample:
-                mutants = random.Random(options.seed).sample(mutants, options.sample)
-            mutants.sort(key=lambda mutant: mutant.line)
-            if options.list:
-                for mutant in mutants:
-                    print(f"{target}:{mutant.line}: {mutant.before}  ->  {mutant.after}")
-                continue
-            begun, counts = time.monotonic(), Counter()
-            for mutant, found in outcomes(mutants, places):
-                why = unseen(mutant) if found == "survived" else None
-                counts["known" if why else found] += 1
-                if found == "survived":
-                    said = f"  {mutant.line}: {mutant.before}  ->  {mutant.after}" + (
-                        f"  ({why})" if why else ""
-                    )
-                    print(said, flush=True)
-            died, alive = counts["killed"], counts["survived"]
-            share = died / max(1, died + alive)
-            low = low or share < GOAL
-            print(
-                f"{target}: {died} of {died + alive} died ({share:.1%}), {counts['known']} known to change nothing;"
-                f" {len(mutants)} of {total} mutants tried, {counts['nothing']} did not compile,"
-                f" {time.monotonic() - begun:.0f} s",
-                flush=True,
+        places = [
+            Place(Path(stack.enter_context(tempfile.TemporaryDirectory()))) for _ in range(options.jobs)
+        ]
+        for name in PRELOADED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        for i, target in enumerate(chosen):
+            left = options.minutes * 60 - (time.monotonic() - begun)
+            score = tried(
+                target, places, options.sample, options.seed, time.monotonic() + left / (len(chosen) - i)
             )
+            print(score.row(), flush=True)
+            low = low or score.low
+            if options.json:
+                known[target] = {
+                    "share": score.share,
+                    "total": score.total,
+                    **score.counts,
+                    "survivors": score.survivors,
+                }
+                options.json.write_text(json.dumps(known, indent=1))
     return 1 if low else 0
 
 
