@@ -159,7 +159,11 @@ def preload(ort: ModuleType) -> None:
         return
     _preloaded = ort
     with _printed() as text:
-        ort.preload_dlls()
+        try:
+            ort.preload_dlls()
+        except Exception as e:
+            # What is missing is missed when the session is opened, and reported then.
+            print(e)
     if text.getvalue().strip():
         logger.debug("preload_dlls: %s", one_line(text.getvalue()))
 

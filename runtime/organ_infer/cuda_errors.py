@@ -20,19 +20,20 @@ _KEPT = (
     ),
     re.compile(r"Invalid device ID: .*?\(exclusive\)"),
     re.compile(r"Failed to allocate memory for requested buffer of size \d+"),
+    re.compile(r"Failed to load (?:shared )?library .*"),
 )
 
 
 class _Advice(NamedTuple):
     failures: str  # a regular expression for the short text
-    advice: str  # {driver}: the installed driver's version
+    advice: str  # {driver}: the installed driver's version after a space, or nothing
 
 
 # One row per kind of failure; the first that matches counts. The numbers are those of cudaError_t.
 _ADVICE = (
     _Advice(
-        r"CUDA failure (35|803):",
-        "the NVIDIA driver {driver} is too old for this onnxruntime; update the driver, or install the last onnxruntime"
+        r"CUDA failure 35:",
+        "the NVIDIA driver{driver} is too old for this onnxruntime; update the driver, or install the last onnxruntime"
         " for CUDA 12: pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'",
     ),
     _Advice(
@@ -56,6 +57,11 @@ _ADVICE = (
         r"CUDA failure 3:",
         "CUDA cannot be used in a process that was forked after CUDA was first used; start workers with"
         " multiprocessing's 'spawn'",
+    ),
+    _Advice(
+        r"CUDA failure 80[34]:",
+        "the NVIDIA driver and its libraries differ; restart the machine after a driver update, and look for another"
+        " libcuda.so in LD_LIBRARY_PATH",
     ),
     _Advice(
         r"CUDA failure 46:",
@@ -85,11 +91,8 @@ def describe(error: BaseException | str) -> str | None:
     text = shorten(error)
     for row in _ADVICE:
         if re.search(row.failures, text, re.I):
-            return (
-                row.advice.format(driver=driver_version() or "here")
-                if "{driver}" in row.advice
-                else row.advice
-            )
+            driver = driver_version() if "{driver}" in row.advice else None
+            return row.advice.format(driver=f" {driver}" if driver else "")
     return None
 
 
