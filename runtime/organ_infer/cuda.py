@@ -354,7 +354,12 @@ class _Network:
         elif kept.captured:
             self._session.run_with_iobinding(kept.binding, kept.graph)
         else:
-            return self._record(size, kept)
+            recorded, refusal = self._record(size, kept)
+            if refusal is not None:
+                # It would keep the refused session on the device beside the next one.
+                del kept
+                self._give_up(refusal)
+            return recorded
         answer: NDArray[Any] = kept.output.numpy()  # from the device: a copy of its own
         return answer
 
@@ -395,9 +400,9 @@ class _Network:
 
     # CUDA graphs.
 
-    def _record(self, size: int, kept: _Buffers) -> NDArray[Any]:
+    def _record(self, size: int, kept: _Buffers) -> tuple[NDArray[Any], str | None]:
         """The answer to the batch that lies in `kept`, by a plain run that also allocates all that this size needs;
-        then record a graph and see that it repeats the answer."""
+        then record a graph and see that it repeats the answer. Also returns why there can be no graph, or None."""
         run = self._session.run_with_iobinding
         run(kept.binding, self._plain)
         answer: NDArray[Any] = kept.output.numpy()
@@ -407,17 +412,12 @@ class _Network:
             run(kept.binding, kept.graph)  # replays
             again = kept.output.numpy()
         except Exception as e:  # onnxruntime's own exceptions share no base class but Exception
-            refusal = shorten(e)
-        else:
-            if np.allclose(again, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
-                kept.captured = True
-                logger.debug("cuda: batches of %d run as a CUDA graph", size)
-                return answer
-            refusal = f"its answer differed by up to {np.abs(again - answer).max()}"
-        # The references that would keep the refused session on the device beside the next one.
-        del run, kept
-        self._give_up(refusal)
-        return answer
+            return answer, shorten(e)
+        if not np.allclose(again, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return answer, f"its answer differed by up to {np.abs(again - answer).max()}"
+        kept.captured = True
+        logger.debug("cuda: batches of %d run as a CUDA graph", size)
+        return answer, None
 
     def _give_up(self, reason: str) -> None:
         """Go on without graphs, in a session that never began to record one."""
