@@ -42,9 +42,10 @@ def stand_in(
     placed=None,
     gpus=1,
     cuda_version="12.8",
+    refusal=None,
 ):
     """A module to put in onnxruntime's place. `refuses` is where a CUDA graph fails: "open", "capture", "replay"
-    (raises) or "answer" (a replay that does nothing); `placed` says which operators run where; `fails` is the text of the
+    (raises, with the text `refusal` if there is one) or "answer" (a replay that does nothing); `placed` says which operators run where; `fails` is the text of the
     error with which CUDA does not open, or a function of the GPU's number and the number of openings so far. It keeps
     what was asked of it: `opened` (options, providers), `shapes` of batches, `values` made on the device (array, number,
     and a weak reference), `runs` as "plain", "capture" or "replay", `calls` on CUDA and `strays`, those made on another
@@ -147,7 +148,7 @@ def stand_in(
                     raise RuntimeError(INVALID_DEVICE.format(self.number, gpus))
             self.captures = options.get("enable_cuda_graph") == "1"
             if self.captures and refuses == "open":
-                raise RuntimeError("This session cannot use the CUDA Graph feature")
+                raise RuntimeError(refusal or "This session cannot use the CUDA Graph feature")
             module.opened.append((sess_options, providers))
             self.names = [name for name in granted if name in names]
             recorded = sess_options.entries.get("session.record_ep_graph_assignment_info") == "1"
@@ -189,7 +190,7 @@ def stand_in(
             if number not in graphs:
                 module.runs.append("capture")
                 if refuses == "capture":
-                    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+                    raise RuntimeError(refusal or "operation not permitted\nwhen stream is capturing")
                 graphs[number] = binding.input, binding.output
             else:
                 module.runs.append("replay")
