@@ -380,6 +380,26 @@ assert all(kept.value() is None for kept in ort.values)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@needs_fork
+def test_a_child_destroys_nothing_of_its_parents():
+    """Also of a network that no Session watches over."""
+    done = in_child("""
+from organ_infer.cuda import BoundSession
+def made(capture):
+    provider = ("CUDAExecutionProvider", {"device_id": "0"})
+    return ort.InferenceSession(make_graph(), ort.SessionOptions(), [provider], 0)
+bound = BoundSession(ort, made, output="logits", classes=11, capture=False)
+bound.run(["logits"], {"images": IMAGES})
+child = os.fork()
+if not child:
+    del bound
+    gc.collect()
+    sys.exit(5 if all(kept.value() is not None for kept in ort.values) else 6)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+""")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_end_of_the_interpreter_frees_everything_on_the_thread():
     done = in_child("""
 @atexit.register  # before the thread's own, so that it runs after it

@@ -234,7 +234,7 @@ class BoundSession:
 
         self._network = _Network(ort, opened, output=output, classes=classes, capture=capture, number=number)
         # Before anything is opened: an interrupted caller leaves nothing behind.
-        self._released = Released(self, self._network, self._network.free)
+        self._released = Released(self, self._network.free)
         call(self._network.open)
 
     @property

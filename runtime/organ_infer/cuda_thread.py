@@ -125,15 +125,14 @@ def wait(future: "Future[Any] | None") -> None:
 class Released:
     """Calls `release` on the CUDA thread once `owner` is gone, at the latest when the interpreter ends.
 
-    In a forked child `release` never runs and `resource` is never destroyed: the threads that its destructor waits
-    for do not exist there.
+    In a forked child `release` never runs and what it would free is never destroyed: the threads that a session's
+    destructor waits for do not exist there.
     """
 
-    def __init__(self, owner: object, resource: object, release: Callable[[], None]) -> None:
-        """`release` must not refer to `owner`."""
-        self._resource = resource
+    def __init__(self, owner: object, release: Callable[[], None]) -> None:
+        """`release` must not refer to `owner`, which must keep this object."""
         self._finalizer = weakref.finalize(owner, _submit, os.getpid(), release)
-        # `_release_all` does it, so that the order is known.
+        # `_release_all` does it: later, nothing would run `release`.
         self._finalizer.atexit = False
         _live.add(self)
 
@@ -169,9 +168,7 @@ def _never_destroy(thing: object) -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child: the thread did not come along, and what it holds or has queued is never destroyed."""
+    """In a forked child: the thread did not come along, and what it has queued is never destroyed."""
     global _worker, _starting
-    for thing in [_worker, *(released._resource for released in list(_live))]:
-        _never_destroy(thing)
-    _live.clear()
+    _never_destroy(_worker)
     _worker, _starting = None, threading.Lock()
