@@ -191,8 +191,8 @@ class Ensemble:
     @property
     def placements(self) -> list[tuple[str, Placement]]:
         """For each network on CUDA, its file and where its nodes run."""
-        found = [(session.where, session.placement) for session in self._sessions]
-        return [(where, placement) for where, placement in found if placement is not None]
+        pairs = [(session.where, session.placement) for session in self._sessions]
+        return [(where, placement) for where, placement in pairs if placement is not None]
 
     @property
     def closed(self) -> bool:

@@ -27,11 +27,11 @@ def list_gpus() -> list[str] | str:
     rows = _query("index,name,memory.total,memory.free")
     if isinstance(rows, str):
         return rows
-    found = []
+    gpus = []
     for row in rows:
         number, name, total, free = [*row.split(", "), "?", "?", "?"][:4]
-        found.append(f"{number}: {name}, {total} MiB, {free} MiB free")
-    return found or "nvidia-smi lists none"
+        gpus.append(f"{number}: {name}, {total} MiB, {free} MiB free")
+    return gpus or "nvidia-smi lists none"
 
 
 def _query(fields: str) -> list[str] | str:
