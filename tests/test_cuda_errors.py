@@ -103,6 +103,10 @@ def test_the_failure_alone_stays(failure):
             "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: cannot open shared"
             " object file",
         ),
+        (  # without the GPU's number
+            "CUDA failure 2: out of memory ; hostname=x ; file=/y ; line=1 ; expr=cudaMalloc(&p, n); ",
+            "CUDA failure 2: out of memory",
+        ),
         ("something\nelse", "something else"),
     ],
 )

@@ -15,9 +15,7 @@ __all__ = ["advice", "describe", "shorten"]
 # What stays of a text, the first that is found.
 _KEPT = (
     # onnxruntime's CudaCall: "%s failure %d: %s ; GPU=%d ; hostname=%s ; file=%s ; line=%d ; expr=%s; %s"
-    re.compile(
-        r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND|CUSPARSE|NCCL)\w* failure -?\d+: .*?(?= ?; GPU=|$)", re.I
-    ),
+    re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND|CUSPARSE|NCCL)\w* failure -?\d+: .*?(?= ; |$)", re.I),
     re.compile(r"Invalid device ID: .*?\(exclusive\)"),
     re.compile(r"Failed to allocate memory for requested buffer of size \d+"),
     re.compile(r"Failed to load (?:shared )?library .*"),
