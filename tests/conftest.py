@@ -201,10 +201,19 @@ def child_environment(**more):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Puts a stand-in in onnxruntime's place (stand_in.py), made as the arguments say; returns it."""
+    """Puts a stand-in in onnxruntime's place (stand_in.py), made as the arguments say; returns it. At the end of the
+    test, no call on CUDA may have been made outside the CUDA thread."""
     import stand_in
 
-    return lambda **how: stand_in.install(monkeypatch, **how)
+    modules = []
+
+    def put(**how):
+        modules.append(stand_in.install(monkeypatch, **how))
+        return modules[-1]
+
+    yield put
+    for module in modules:
+        stand_in.assert_one_thread(module)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from stand_in import CPU, CUDA
 from export.golden import add_golden
 from export.golden import main as golden_main
 from organ_infer import BundleError, OrganClassifier, loading
+from organ_infer import check as check_module
 from organ_infer.arguments import parse
 from organ_infer.bundle import open_bundle, packaged_bundle, read_manifest
 from organ_infer.check import check
@@ -156,6 +157,59 @@ def test_cuda_that_is_granted_is_held_to_its_own_answers(install, known, altered
     folder = altered(lambda golden: golden | {"cuda": golden["cuda"][::-1]})
     assert looked("--bundle", folder, "--device", "cpu")[1] == []
     assert len(looked("--bundle", folder, "--device", "cuda")[1]) == 1
+
+
+def test_the_nodes_of_every_network_are_counted(install, tmp_path, caplog):
+    folder = write_bundle(tmp_path / "b", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)})
+    install(compute="network", placed={CUDA: ["Conv", "Gemm"], CPU: ["Softmax"]})
+    lines, wrong = looked("--bundle", folder, "--device", "cuda")
+    nodes = [line[15:] for line in lines if line.startswith("nodes ")]
+    assert wrong == [] and nodes == [
+        f"{folder / name}: 2 of 3 nodes on CUDA; on the CPU: Softmax" for name in ("a.onnx", "b.onnx")
+    ]
+    install(compute="network", placed={CUDA: ["Relu"], CPU: ["Conv", "Gemm", "Softmax"]})
+    lines, wrong = looked("--bundle", folder, "--device", "cuda")
+    assert wrong == [] and values(lines)["nodes"].endswith(
+        "1 of 4 nodes on CUDA; on the CPU: Conv, Gemm, Softmax (slow: 2 of them carry the network's work)"
+    )
+    assert "nodes" not in values(looked("--bundle", folder, "--device", "cpu")[0])
+
+
+def test_gpus_driver_and_the_variable_are_listed(known, monkeypatch):
+    monkeypatch.setattr(
+        check_module, "list_gpus", lambda: ["0: H100, 81559 MiB, 3 MiB free", "1: T4, 2 MiB, 1 MiB"]
+    )
+    monkeypatch.setattr(check_module, "driver_version", lambda: "550.54.15")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert wrong == [] and values(lines)["driver"] == "550.54.15"
+    assert [line[15:] for line in lines if line.startswith("GPU ")] == [
+        "0: H100, 81559 MiB, 3 MiB free",
+        "1: T4, 2 MiB, 1 MiB",
+    ]
+    assert values(lines)["visible GPUs"] == "CUDA_VISIBLE_DEVICES='1,0'"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides every GPU
+    assert (
+        values(looked("--bundle", known, "--device", "cpu")[0])["visible GPUs"] == "CUDA_VISIBLE_DEVICES=''"
+    )
+
+
+def test_a_machine_without_gpus_is_not_wrong(known, monkeypatch):
+    monkeypatch.setattr(check_module, "list_gpus", lambda: "nvidia-smi is not installed")
+    monkeypatch.setattr(check_module, "driver_version", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    found = values(lines)
+    assert wrong == [] and found["GPU"] == "nvidia-smi is not installed" and "visible GPUs" not in found
+    assert found["driver"] == "no NVIDIA driver found"
+
+
+def test_the_check_takes_the_gpu_and_the_switch_of_a_run(install, known):
+    ort = install(compute="network", gpus=2)
+    lines, wrong = looked("--bundle", known, "--device", "cuda:1", "--no-cuda-graphs")
+    assert wrong == [] and values(lines)["device"] == f"{CUDA} (asked for: cuda:1)"
+    (_, options), _ = ort.opened[0][1]
+    assert options["device_id"] == "1" and "enable_cuda_graph" not in options
 
 
 def test_a_damaged_bundle_is_named_once(command, copied):

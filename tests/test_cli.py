@@ -85,7 +85,6 @@ def test_special_files_are_failed_images(command, some, tmp_path):
     [
         ([], "no image given"),
         (["--nope", "x"], "unrecognized arguments: --nope"),
-        (["--device", "tpu", "x"], "invalid choice: 'tpu'"),
         (["--threads", "0", "x"], "a whole number from 1 to 1,024 expected, found '0'"),
         (["--batch-size", "9999", "x"], "1 to 4,096"),
         (["--top", "\u0663", "x"], "a whole number"),
@@ -97,6 +96,10 @@ def test_special_files_are_failed_images(command, some, tmp_path):
             for value in ("0", "-0.5", "1.0001", "nan", "inf", "80%", "", "\u0661", "1e-999")
         ),
         (["--min-probability"], "--min-probability: expected one argument"),
+        *(
+            (["--device", value, "x"], f"--device: auto, cpu, cuda or cuda:N expected, found '{value}'")
+            for value in ("tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:1000")
+        ),
         (["--format", "xml", "x"], "invalid choice"),
         (["-0", "x"], "-0 goes with --files-from"),
         (["--output", "", "x"], "--output is empty"),
@@ -134,6 +137,33 @@ def test_cuda_that_is_not_there_is_2(command, some):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     failed(command("--device", "cuda", some[0]), "cuda was asked for but is not available")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("0", "1")),
+        (["--no-cuda-graphs"], ("0", None)),
+        (["--device", "cuda:1"], ("1", "1")),
+        (["--device=cuda:1", "--no-cuda-graphs"], ("1", None)),
+    ],
+)
+def test_the_gpu_and_the_switch_for_graphs_reach_onnxruntime(install, bundle, some, capfd, options, expected):
+    from organ_infer.cli import main
+
+    ort = install(gpus=2)
+    assert main(["--bundle", str(bundle), *options, some[0]]) == 0
+    (_, given), _ = ort.opened[0][1]
+    assert (given["device_id"], given.get("enable_cuda_graph")) == expected
+    assert capfd.readouterr().out.count("\n") == 1
+
+
+def test_a_network_that_stays_partly_on_the_cpu_is_a_warning(install, bundle, some, capfd):
+    from organ_infer.cli import main
+
+    install(placed={"CUDAExecutionProvider": ["Relu"], "CPUExecutionProvider": ["Gemm"]})
+    assert main(["--bundle", str(bundle), "--device", "cuda", some[0]]) == 0
+    assert "warning: " in (said := capfd.readouterr().err) and "1 of 2 nodes run on the CPU" in said
 
 
 def test_help_and_version(command):

@@ -1,14 +1,13 @@
 """CUDA sessions against a stand-in for onnxruntime: buffers kept, batches padded, graphs verified, all of it undone
 where it is refused. No GPU is needed, and none was used."""
 
-import gc
 import importlib.util
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ import stand_in
 from conftest import CLASSES, child_environment, entry, make_graph, write_bundle
 from stand_in import CPU, CUDA
 
-from organ_infer import DeviceError, OrganClassifier, OrganInferError
-from organ_infer.cuda import BATCHES
+from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
+from organ_infer.cuda import BATCHES, HARMLESS_OPERATORS
 from organ_infer.session import Session
 
 GRAPH = make_graph()
@@ -52,11 +51,107 @@ def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
-def test_nodes_that_remain_on_the_cpu_are_named(install, caplog):
-    install(placed={CUDA: ["Conv", "Gemm"], CPU: ["Shape"]})
+def test_harmless_nodes_that_remain_on_the_cpu_are_named(install, caplog):
+    install(placed={CUDA: ["Conv", "Gemm"], CPU: ["Shape", "Softmax", *HARMLESS_OPERATORS]})
     with caplog.at_level(logging.INFO, "organ_infer"):
+        session = opened()
+    (record,) = caplog.records
+    assert record.levelname == "INFO" and "on the CPU remain Cast, Concat, " in record.getMessage()
+    assert session.placement.harmful == []
+
+
+def test_one_node_on_cuda_is_not_enough(install, caplog):
+    """Nodes that carry the work stay on the CPU: a warning that counts and names them."""
+    install(placed={CUDA: ["Relu"], CPU: ["Gemm", "Shape", "QLinearConv", "Gemm"], "OtherProvider": ["Conv"]})
+    with caplog.at_level(logging.INFO, "organ_infer"):
+        session = opened()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "g.onnx: 4 of 6 nodes run on the CPU and slow CUDA down (Conv, Gemm, QLinearConv);"
+        " export the bundle again in float32"
+    )
+    assert str(session.placement) == "1 of 6 nodes on CUDA; on the CPU: Conv, Gemm, QLinearConv, Shape"
+
+
+def test_an_onnxruntime_that_does_not_say_where_nodes_run_is_believed(install, caplog):
+    install()
+    with caplog.at_level(logging.INFO, "organ_infer"):
+        session = opened()
+    assert not caplog.records and str(session.placement) == "onnxruntime does not say where its nodes run"
+
+
+def test_a_network_that_is_refused_is_freed_at_once(install):
+    ort = install(placed={CPU: ["Gemm"]})
+    with pytest.raises(DeviceError) as caught:
         opened()
-    assert "on the CPU remain Shape" in caplog.text
+    assert caught.value.__traceback__ is not None
+    assert ort.calls.count("open") == ort.calls.count("release after open") == 1
+
+
+# Which GPU.
+
+
+@pytest.mark.parametrize("refuses", [None, "open", "capture"])
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
+def test_the_gpus_number_reaches_the_provider_and_every_buffer(
+    install, bundle, device, number, pinned, refuses
+):
+    ort = install(gpus=3, pinned=pinned, refuses=refuses)
+    with OrganClassifier(bundle, device=device) as classifier:
+        assert classifier.providers == (CUDA, CPU)
+        classifier.predict(np.zeros((3, 28, 28), np.uint8))
+    assert {providers[0][1]["device_id"] for _, providers in ort.opened} == {str(number)}
+    numbers = [value.number for value in ort.values if value.number is not None]
+    assert set(numbers) == {number} and len(ort.values) - len(numbers) == len(numbers) // 2 * pinned
+
+
+def test_auto_takes_the_first_gpu(install, bundle):
+    ort = install(gpus=2)
+    OrganClassifier(bundle).close()
+    assert ort.opened[0][1][0][1]["device_id"] == "0"
+
+
+def test_pinned_memory_is_that_of_the_gpu(install):
+    ort = install(gpus=2, pinned=True)
+    for device in ort.get_ep_devices()[1:]:
+        device.memory_info = lambda kind, device=device: asked.append(device.ep_options["device_id"])
+    devices = ort.get_ep_devices()
+    ort.get_ep_devices = lambda: devices
+    asked = []
+    opened("cuda:1").run(IMAGES[:1])
+    assert asked == ["1"]
+    for device in devices[1:]:
+        device.ep_options = {}  # not numbered: the first one is 0, and no other is known
+    del asked[:]
+    for device in devices[1:]:
+        device.memory_info = lambda kind, device=device: asked.append(devices.index(device))
+    opened("cuda:1").run(IMAGES[:1])
+    assert asked == []
+
+
+def test_a_gpu_that_is_not_there_is_named(install, bundle):
+    install(gpus=1)
+    with pytest.raises(
+        DeviceError,
+        match=r"failed \(Invalid device ID: 1, must be between 0 \(inclusive\) and 1 \(exclusive\)\): no GPU has this"
+        r" number; cuda:N counts from 0 the GPUs that CUDA_VISIBLE_DEVICES leaves visible$",
+    ):
+        OrganClassifier(bundle, device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        *("gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda: 1", "cuda:1 ", "cuda:1\n", "cuda:1000"),
+        *("cuda:\u0661", "cpu:0", "auto:0", "", "cuda:0,1", 0, None, b"cuda"),
+    ],
+)
+def test_other_devices_are_refused(bundle, device):
+    with pytest.raises(InputError) as caught:
+        OrganClassifier(bundle, device=device)
+    assert str(caught.value) == f"device: auto, cpu, cuda or cuda:N expected, found {device!r}"
 
 
 # Batches and buffers.
@@ -106,10 +201,10 @@ def test_buffers_are_made_once_for_a_batch_size(install, pinned, values):
     for count in (3, 4, 2, 4, 3):
         session.run(IMAGES[:count])
     assert len(ort.values) == values and {len(value.array) for value in ort.values} == {4}
-    kept = session._run._kept[4]
+    kept = session._run._network.kept[4]
     session.run(IMAGES[:5])
     session.run(IMAGES[:3])
-    assert session._run._kept[4] is kept and len(ort.values) == 2 * values
+    assert session._run._network.kept[4] is kept and len(ort.values) == 2 * values
     assert (kept.pinned is not None) == pinned
 
 
@@ -144,7 +239,7 @@ def test_pinned_memory_that_cannot_be_copied_from_is_left_alone(install, expecte
     monkeypatch.setattr(ort.OrtValue, "update_inplace", update_inplace)
     session = opened()
     np.testing.assert_allclose(session.run(IMAGES[:5]), expected[:5], atol=1e-5)
-    assert session._run._kept[16].pinned is None
+    assert session._run._network.kept[16].pinned is None
 
 
 # CUDA graphs.
@@ -164,7 +259,7 @@ def test_a_graph_is_recorded_for_each_batch_size_after_a_plain_run(install):
 @pytest.mark.parametrize("refuses", ["open", "capture", "replay", "answer"])
 def test_a_graph_that_is_refused_is_done_without(install, refuses, caplog):
     ort = install(refuses=refuses)
-    with caplog.at_level(logging.DEBUG, "organ_infer"):
+    with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
         for _ in range(2):
             np.testing.assert_array_equal(session.run(IMAGES[:4]), stand_in.means(IMAGES[:4]))
@@ -172,6 +267,34 @@ def test_a_graph_that_is_refused_is_done_without(install, refuses, caplog):
     assert "enable_cuda_graph" not in ort.opened[-1][1][0][1]  # the session that runs now
     said = [r.getMessage() for r in caplog.records if "CUDA graph" in r.getMessage()]
     assert len(said) == 1 and "\n" not in said[0]
+
+
+def test_graphs_are_not_tried_if_they_are_switched_off(install, bundle, caplog):
+    ort = install()
+    options = {"device": "cuda", "cuda_graphs": False}
+    with caplog.at_level(logging.DEBUG, "organ_infer"), OrganClassifier(bundle, **options) as classifier:
+        for _ in range(3):
+            classifier.predict(np.zeros((3, 28, 28), np.uint8))
+    assert ort.runs == ["plain"] * 3 and "CUDA graph" not in caplog.text
+    assert [providers[0][1].get("enable_cuda_graph") for _, providers in ort.opened] == [None]
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install, bundle, cuda_graphs):
+    ort = install(gpus=2)
+    with (
+        OrganClassifier(bundle, device="cuda:1", cuda_graphs=cuda_graphs) as classifier,
+        pickle.loads(pickle.dumps(classifier)),
+    ):
+        pass
+    found = [(options.get("enable_cuda_graph"), options["device_id"]) for _, ((_, options), _) in ort.opened]
+    assert found == [("1" if cuda_graphs else None, "1")] * 2
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "no"])
+def test_the_switch_for_graphs_is_a_bool(bundle, value):
+    with pytest.raises(InputError, match=f"cuda_graphs: True or False expected, found {value!r}"):
+        OrganClassifier(bundle, cuda_graphs=value)
 
 
 def test_an_error_of_the_network_itself_is_not_taken_for_a_refusal(install):
@@ -182,7 +305,7 @@ def test_an_error_of_the_network_itself_is_not_taken_for_a_refusal(install):
     session = opened()
     with pytest.raises(DeviceError, match=r"g\.onnx: onnxruntime failed \(out of memory on the device\)"):
         session.run(IMAGES[:1])
-    assert session._run._capture
+    assert session._run._network.capture
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -227,31 +350,26 @@ def test_threads_may_share_a_session(install):
     assert "plain" in ort.runs
 
 
-def test_graphs_belong_to_one_thread_at_a_time(install):
+def test_threads_share_the_graphs_whichever_recorded_them(install):
     ort = install()
     session = opened()
     session.run(IMAGES[:4])
-    thread, errors = in_thread(lambda: session.run(IMAGES[:4]))
-    thread.join()
-    assert not errors and ort.runs == ["plain", "capture", "replay", "plain"]
-
-    other = opened()
-    for _ in range(2):  # a thread that has ended leaves them to the next
-        del ort.runs[:]
-        thread, errors = in_thread(lambda: (other.run(IMAGES[:4]), other.run(IMAGES[:4])))
+    for _ in range(3):
+        thread, errors = in_thread(lambda: session.run(IMAGES[:4]))
         thread.join()
-        assert not errors and ort.runs == ["plain", "capture", "replay", "replay"]
+        assert not errors
+    session.run(IMAGES[:4])
+    assert ort.runs == ["plain", "capture", "replay"] + ["replay"] * 4
 
 
 def test_close_frees_the_buffers(install):
     ort = install(pinned=True)
     session = opened()
     session.run(IMAGES[:4])
-    values = [weakref.ref(value) for value in ort.values]
-    del ort.values[:]
+    assert len(ort.values) == 3 and all(kept.value() is not None for kept in ort.values)
     session.close()
-    gc.collect()
-    assert len(values) == 3 and all(value() is None for value in values)
+    assert all(kept.value() is None for kept in ort.values)
+    session.close()
     with pytest.raises(OrganInferError, match="closed"):
         session.run(IMAGES[:4])
 
@@ -269,27 +387,32 @@ def test_a_forked_child_is_told(install, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_forked_in_the_middle_of_a_run_opens_its_own():
     code = """
-import os, sys, types
+import os, sys, threading
 import stand_in
 ort = stand_in.stand_in()
 sys.modules["onnxruntime"] = ort
 import numpy as np
 from conftest import make_graph
-from organ_infer import cuda
+from organ_infer import cuda_thread
 from organ_infer.session import Session
 
 def opened():
     return Session(make_graph(), output="logits", classes=11, where="g", device="cuda", threads=1)
 
 session = opened()
-cuda._device.acquire()  # as a thread that runs on the device
+entered, goes_on = threading.Event(), threading.Event()
+task = threading.Thread(target=cuda_thread.call, args=(lambda: (entered.set(), goes_on.wait()),))
+task.start()
+entered.wait()
 child = os.fork()
 if not child:
     opened().run(np.zeros((1, 1, 28, 28), np.float32))
     os._exit(5)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
-cuda._device.release()
+goes_on.set()
+task.join()
 session.run(np.zeros((1, 1, 28, 28), np.float32))
+assert ort.strays == [], ort.strays
 """
     environment = child_environment()
     environment["PYTHONPATH"] += os.pathsep + os.path.dirname(__file__)

@@ -47,7 +47,17 @@ def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
 def test_a_prediction_asks_no_package_index(bundle, pictures):
     code = f"from organ_infer.cli import main\nmain(['--bundle', {str(bundle)!r}, {str(pictures / 's00.png')!r}])"
     assert (
-        loaded(code, ["importlib.metadata", "email", "asyncio", "concurrent.futures", "multiprocessing"])
+        loaded(
+            code,
+            [
+                "importlib.metadata",
+                "email",
+                "asyncio",
+                "concurrent.futures",
+                "multiprocessing",
+                "organ_infer.cuda_thread",
+            ],
+        )
         == []
     )
 

@@ -37,11 +37,55 @@ def test_cuda_is_used_where_it_is_granted(install, bundle, device, capsys):
     assert ort.preloaded == 1 and capsys.readouterr().out == ""  # what it prints stays off standard output
 
 
-def test_cuda_libraries_are_left_to_torch_where_torch_is_loaded(install, bundle, monkeypatch):
-    ort = install()
-    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+@pytest.mark.parametrize(
+    ("torch", "onnxruntime", "preloaded"),
+    [
+        ("12.4", "12.8", 0),
+        ("13.0", "13.0", 0),
+        ("12.4", "13.0", 1),
+        ("1.2", "12.8", 1),
+        (None, "12.8", 1),  # a torch for the CPU alone
+        ("", "12.8", 1),
+        ("missing", "12.8", 1),  # a torch that is being imported
+        ("12.4", None, 1),
+        ("12.4", "", 1),
+        ("12.4", "missing", 1),
+        (None, None, 1),
+        ("", "", 1),
+        ("missing", "missing", 1),
+    ],
+)
+def test_cuda_libraries_are_left_to_a_torch_of_the_same_cuda_alone(
+    install, bundle, monkeypatch, torch, onnxruntime, preloaded
+):
+    ort = install(cuda_version=onnxruntime)
+    module = types.ModuleType("torch")
+    if torch != "missing":
+        module.version = types.SimpleNamespace(cuda=torch)
+    if onnxruntime == "missing":
+        del ort.cuda_version
+    monkeypatch.setitem(sys.modules, "torch", module)
     OrganClassifier(bundle, device="cuda").close()
-    assert ort.preloaded == 0
+    assert ort.preloaded == preloaded
+
+
+def test_cuda_libraries_are_loaded_once_and_never_by_importing_torch(install, bundle):
+    ort = install(refuses="open")  # each classifier opens twice
+    for _ in range(2):
+        OrganClassifier(bundle, device="cuda").close()
+    assert ort.preloaded == 1 and "torch" not in sys.modules
+
+
+def test_libraries_that_cannot_be_loaded_beforehand_are_no_error(install, bundle, monkeypatch, caplog):
+    ort = install()
+
+    def preload_dlls():
+        raise RuntimeError("Invalid parameter\nof directory")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload_dlls)
+    with caplog.at_level(logging.DEBUG, "organ_infer"):
+        OrganClassifier(bundle, device="cuda").close()
+    assert "preload_dlls: Invalid parameter of directory" in caplog.text
 
 
 def test_cuda_that_onnxruntime_does_not_offer_fails_and_auto_says_why(install, bundle, caplog, monkeypatch):

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
+from .devices import parse_device
+
 __all__ = ["BUNDLE_VARIABLE", "FORMATS", "Options", "UsageError", "dataset_name", "parse"]
 
 FORMATS = ("text", "csv", "jsonl")
@@ -30,6 +32,7 @@ class Options(NamedTuple):
     batch_size: int
     orientation: str | None
     tta: bool
+    cuda_graphs: bool
     pixel_limit: int | None
     file_limit: int | None
     format: str
@@ -91,7 +94,12 @@ def parse(arguments: Sequence[str]) -> Options:
         help=f"the model, a directory (default: ${BUNDLE_VARIABLE}, else the packaged one)",
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
+        "--device",
+        type=_device,
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, or cuda:N for the GPU with number N of those that CUDA_VISIBLE_DEVICES leaves visible"
+        " (default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=_count(1024), metavar="N", help="default: the processors this process may use"
@@ -109,6 +117,12 @@ def parse(arguments: Sequence[str]) -> Options:
         "--tta",
         action="store_true",
         help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
+    )
+    parser.add_argument(
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        help="do not record runs on CUDA as CUDA graphs",
     )
     parser.add_argument(
         "--pixel-limit",
@@ -177,6 +191,14 @@ def parse(arguments: Sequence[str]) -> Options:
             parser.error(f"--{name.replace('_', '-')} is empty")
     found.bundle = found.bundle or os.environ.get(BUNDLE_VARIABLE) or None
     return Options(**vars(found))
+
+
+def _device(text: str) -> str:
+    try:
+        parse_device(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return text
 
 
 def _count(most: int) -> Callable[[str], int]:

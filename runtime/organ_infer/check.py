@@ -15,6 +15,7 @@ from .arguments import Options
 from .bundle import list_bundle, packaged_bundle
 from .cache import describe_cache
 from .errors import InputError, OrganInferError, one_line, printable
+from .gpus import VISIBLE_VARIABLE, driver_version, list_gpus
 from .installed import installed_version
 from .loading import import_onnxruntime, reinstall_text
 from .processors import usable_processors
@@ -30,6 +31,7 @@ def check(options: Options) -> tuple[list[str], list[str]]:
     report = _Report()
     report.versions()
     able = report.machine(options)
+    report.gpus()
     ort = report.onnxruntime()
     whole = report.bundle(options)
     if able and whole and ort is not None:
@@ -90,6 +92,15 @@ class _Report:
         self.say("packing", f"{level()} (this processor has {', '.join(levels())})")
         return True
 
+    def gpus(self) -> None:
+        self.say("driver", driver_version() or "no NVIDIA driver found")
+        found = list_gpus()
+        for line in [found] if isinstance(found, str) else found:
+            self.say("GPU", line)
+        # Also if it is empty, which hides every GPU.
+        if (visible := os.environ.get(VISIBLE_VARIABLE)) is not None:
+            self.say("visible GPUs", f"{VISIBLE_VARIABLE}={visible!r}")
+
     def onnxruntime(self) -> ModuleType | None:
         names = sorted(set(packages_distributions().get("onnxruntime", [])))
         if len(names) > 1:
@@ -135,10 +146,17 @@ class _Report:
         begun = perf_counter()
         try:
             with OrganClassifier(
-                options.bundle, device=options.device, threads=options.threads, batch_size=options.batch_size
+                options.bundle,
+                device=options.device,
+                threads=options.threads,
+                batch_size=options.batch_size,
+                cuda_graphs=options.cuda_graphs,
             ) as classifier:
                 opened, granted = perf_counter(), classifier.providers
                 self.say("device", f"{granted[0]} (asked for: {options.device})")
+                for where, placement in classifier.placements:
+                    slow = f" (slow: {len(placement.harmful)} of them carry the network's work)"
+                    self.say("nodes", f"{where}: {placement}{slow if placement.harmful else ''}")
                 self.self_test(classifier, "cuda" if granted[0] == CUDA else "cpu")
                 tested = perf_counter()
                 self.say(
@@ -182,7 +200,7 @@ class _Report:
 
 def _why_not(ort: ModuleType) -> str:
     """What keeps onnxruntime from CUDA, which it offers: the library that the loader misses, where it is one."""
-    from .cuda import advice
+    from .cuda_errors import advice
 
     library = Path(getattr(ort, "__file__", None) or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:

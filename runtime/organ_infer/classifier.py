@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Manifest, packaged_bundle
+from .cuda import Placement
+from .devices import parse_device
 from .doubts import WHOLE_SIDE, doubts_of_packed, doubts_of_shape
 from .ensemble import Probabilities, open_ensemble
 from .errors import ImageError, InputError, OrganInferError, one_line
@@ -17,7 +19,7 @@ from .images import DTYPES, FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, check_size, 
 from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
 from .reading import Batch, batches, pack_slices, read_ahead, read_batches
 from .results import ImageFailure, Prediction
-from .session import DEVICES, THREAD_LIMIT, thread_count
+from .session import THREAD_LIMIT, thread_count
 from .shifts import shifted_mean
 
 __all__ = ["OrganClassifier"]
@@ -31,11 +33,13 @@ PLAIN_FILE = 1 << 20  # bytes of the largest file that is read in C
 class OrganClassifier:
     """The networks of a bundle, ready to classify; a context manager, safe to use from many threads.
 
-    bundle: a directory, or None for the packaged one. device: `auto`, `cpu` or `cuda`. threads: of onnxruntime, by
-    default what the affinity mask and the container's quota allow. batch_size: slices a run, at most.
+    bundle: a directory, or None for the packaged one. device: `auto`, `cpu`, `cuda` or `cuda:N`, the GPU with number N
+    of those that CUDA_VISIBLE_DEVICES leaves visible. threads: of onnxruntime, by default what the affinity mask and the
+    container's quota allow. batch_size: slices a run, at most.
     orientation: how given slices lie ("PL": rows run to the back, columns to the left), to be turned to the model's;
     by default they are taken as stored. tta: test-time augmentation, each slice's probabilities are the mean over five
-    views, as it is and shifted by one pixel up, down, left and right: five times the work.
+    views, as it is and shifted by one pixel up, down, left and right: five times the work. cuda_graphs: record runs on
+    CUDA as CUDA graphs; False if other threads of the program use CUDA at the same time. No effect on the CPU.
 
     Belongs to the process that made it: a forked child makes its own, and unpickling opens the bundle again.
     Raises BundleError, DeviceError, InputError.
@@ -50,14 +54,17 @@ class OrganClassifier:
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
         tta: bool = False,
+        cuda_graphs: bool = True,
     ) -> None:
-        if device not in DEVICES:
-            raise InputError(f"device: one of {', '.join(DEVICES)} expected, found {device!r}")
+        try:
+            parse_device(device)
+        except ValueError as e:
+            raise InputError(f"device: {e}") from None
         if threads is not None:
             _check_count("threads", threads, THREAD_LIMIT)
         _check_count("batch_size", batch_size, BATCH_LIMIT)
-        if not isinstance(tta, bool):
-            raise InputError(f"tta: True or False expected, found {one_line(repr(tta))}")
+        _check_switch("tta", tta)
+        _check_switch("cuda_graphs", cuda_graphs)
         self._options: dict[str, Any] = {
             "bundle": None if bundle is None else os.path.abspath(bundle),
             "device": device,
@@ -65,10 +72,14 @@ class OrganClassifier:
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
             "tta": tta,
+            "cuda_graphs": cuda_graphs,
         }
         self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
-            packaged_bundle() if bundle is None else bundle, device=device, threads=self._threads
+            packaged_bundle() if bundle is None else bundle,
+            device=device,
+            threads=self._threads,
+            cuda_graphs=cuda_graphs,
         )
         self.manifest: Manifest = self._ensemble.manifest
         self._batch_size, self._tta = batch_size, tta
@@ -88,6 +99,11 @@ class OrganClassifier:
     def providers(self) -> tuple[str, ...]:
         """onnxruntime's execution providers as granted, the one in use first."""
         return self._ensemble.providers
+
+    @property
+    def placements(self) -> list[tuple[str, Placement]]:
+        """For each network on CUDA, its file and where onnxruntime placed its nodes; empty on the CPU."""
+        return self._ensemble.placements
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
         """float32 (N, classes), rows sum to 1.
@@ -332,6 +348,11 @@ def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassi
 def _check_count(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InputError(f"{name}: a whole number from 1 to {most:,} expected, found {value!r}")
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name}: True or False expected, found {one_line(repr(value))}")
 
 
 def _is_picture(image: Any) -> bool:

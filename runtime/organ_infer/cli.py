@@ -205,6 +205,7 @@ def _classify(
             batch_size=options.batch_size,
             orientation=options.orientation,
             tta=options.tta,
+            cuda_graphs=options.cuda_graphs,
         ) as classifier,
     ):
         task = classifier.manifest.task

@@ -3,16 +3,19 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Listed, Manifest, Member, list_bundle
 from .cache import Cache, cache_directory, graph_files
+from .cuda import Placement
+from .devices import parse_device
 from .errors import DeviceError, OrganInferError
 from .installed import installed_version
 from .session import Session, choose_device, import_onnxruntime, logger
@@ -27,15 +30,18 @@ CACHED_FROM = 1 << 24  # bytes of graphs: less is optimised in less time than it
 Probabilities = NDArray[np.float64]
 
 
-def open_ensemble(directory: str | os.PathLike[str], *, device: str, threads: int) -> "Ensemble":
-    """Open the graphs that a bundle holds for `device` (`auto`, `cpu` or `cuda`). Raises BundleError, DeviceError."""
+def open_ensemble(
+    directory: str | os.PathLike[str], *, device: str, threads: int, cuda_graphs: bool = True
+) -> "Ensemble":
+    """Open the graphs that a bundle holds for `device` (`auto`, `cpu`, `cuda` or `cuda:N`). Raises BundleError,
+    DeviceError."""
     listed = list_bundle(directory)
     with _Kept(listed, device) as kept:  # looked for while onnxruntime loads
         ort = import_onnxruntime()
         chosen = choose_device(ort, device)
-        if chosen == "cuda":
+        if chosen != "cpu":
             try:
-                return _opened(listed, ort, "cuda", threads, None)
+                return _opened(listed, ort, chosen, threads, None, cuda_graphs)
             except DeviceError as e:
                 if device != "auto":
                     raise
@@ -53,7 +59,12 @@ class _Kept:
         )
         self._version = installed_version("onnxruntime")
         self._workers: ThreadPoolExecutor | None = None
-        if self._root and self._version and device != "cuda" and not installed_version("onnxruntime-gpu"):
+        if (
+            self._root
+            and self._version
+            and parse_device(device).kind != "cuda"
+            and not installed_version("onnxruntime-gpu")
+        ):
             self._workers = _workers(1)
             self._found = self._workers.submit(self._find, self._version)
 
@@ -77,8 +88,16 @@ class _Kept:
         return cache, cache.find(self._listed.files())
 
 
-def _opened(listed: Listed, ort: ModuleType, device: str, threads: int, looked: _Kept | None) -> "Ensemble":
-    forms = listed.manifest.forms(device)
+def _opened(
+    listed: Listed,
+    ort: ModuleType,
+    device: str,
+    threads: int,
+    looked: _Kept | None,
+    cuda_graphs: bool = False,
+) -> "Ensemble":
+    kind = parse_device(device).kind
+    forms = listed.manifest.forms(kind)
     side_by_side = min(len(forms), threads) if device == "cpu" else 1
     share = max(1, threads // side_by_side)
     names = [entry.file for entry in forms]
@@ -93,6 +112,7 @@ def _opened(listed: Listed, ort: ModuleType, device: str, threads: int, looked: 
             device=device,
             threads=share,
             save=save,
+            capture=cuda_graphs,
         )
 
     if kept is not None and all(name in kept for name in names):
@@ -102,21 +122,27 @@ def _opened(listed: Listed, ort: ModuleType, device: str, threads: int, looked: 
             return Ensemble(listed.manifest, forms, sessions, side_by_side)
         except DeviceError as e:
             logger.warning("the cached form of this bundle is made again: %s", e)
-    with _making(cache, listed, names) as folder:
-        sessions = []
-        for entry, data in listed.verified(device).graphs:
-            if folder is None:
-                sessions.append(session(entry, data))
-                continue
-            optimised, weights = graph_files(entry.file)
-            try:
-                sessions.append(session(entry, data, (folder / optimised, weights)))
-            except (
-                DeviceError
-            ) as e:  # as where the disk is full; without saving it either opens or fails as it is
-                logger.info("the optimised form of %s was not kept: %s", entry.file, e)
-                (folder / optimised).unlink(missing_ok=True)
-                sessions.append(session(entry, data))
+    sessions = []
+    try:
+        with _making(cache, listed, names) as folder:
+            for entry, data in listed.verified(kind).graphs:
+                if folder is None:
+                    sessions.append(session(entry, data))
+                    continue
+                optimised, weights = graph_files(entry.file)
+                try:
+                    sessions.append(session(entry, data, (folder / optimised, weights)))
+                except (
+                    DeviceError
+                ) as e:  # as where the disk is full; without saving it either opens or fails as it is
+                    logger.info("the optimised form of %s was not kept: %s", entry.file, e)
+                    (folder / optimised).unlink(missing_ok=True)
+                    sessions.append(session(entry, data))
+    except BaseException:
+        # The memory of a GPU that is too small for all members is needed by others, not when the error is forgotten.
+        for opened in sessions:
+            opened.close()
+        raise
     return Ensemble(listed.manifest, forms, sessions, side_by_side)
 
 
@@ -135,6 +161,15 @@ def _workers(count: int) -> "ThreadPoolExecutor":
     return ThreadPoolExecutor(count, thread_name_prefix="organ_infer")
 
 
+def _caller(sessions: Sequence[Session]) -> Callable[[Callable[[], Any]], Any]:
+    """What runs all networks on a batch: on CUDA its thread, which gets the whole call as one task."""
+    if sessions[0].placement is None:
+        return lambda task: task()
+    from .cuda_thread import call
+
+    return call
+
+
 class Ensemble:
     """Opened networks whose probabilities are averaged; safe to use from many threads, tied to its process."""
 
@@ -145,12 +180,19 @@ class Ensemble:
         self.manifest = manifest
         self.providers = sessions[0].providers
         self._sessions = sessions
+        self._call = _caller(sessions)
         # the dearest first, so that the cheap ones fill what is left
         self._order = sorted(range(len(forms)), key=lambda i: -forms[i].bytes)
         self._workers = _workers(side_by_side) if side_by_side > 1 else None
         self._pid = os.getpid()
         self._counting, self._running = threading.RLock(), 0  # predictions under way
         self._closed = False
+
+    @property
+    def placements(self) -> list[tuple[str, Placement]]:
+        """For each network on CUDA, its file and where its nodes run."""
+        pairs = [(session.where, session.placement) for session in self._sessions]
+        return [(where, placement) for where, placement in pairs if placement is not None]
 
     @property
     def closed(self) -> bool:
@@ -166,7 +208,7 @@ class Ensemble:
             self._running += 1
         try:
             if self._workers is None:
-                found = [self._of(session, packed) for session in self._sessions]
+                found: list[Probabilities] = self._call(partial(self._of_all, packed))
             else:
                 waiting = {i: self._workers.submit(self._of, self._sessions[i], packed) for i in self._order}
                 found = [waiting[i].result() for i in range(len(self._sessions))]
@@ -195,6 +237,9 @@ class Ensemble:
                 self._workers.shutdown(wait=False)
             for session in self._sessions:
                 session.close()
+
+    def _of_all(self, packed: NDArray[np.float32]) -> list[Probabilities]:
+        return [self._of(session, packed) for session in self._sessions]
 
     def _of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
         """One network's probabilities, float64 (N, classes)."""

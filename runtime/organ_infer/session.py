@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cuda
-from .cuda import CUDA, choose_device, logger
+from .cuda import CLOSED, CUDA, choose_device, logger
+from .cuda_errors import advice, describe, shorten
+from .devices import parse_device
 from .errors import DeviceError, OrganInferError, one_line
 from .loading import import_onnxruntime
 from .processors import usable_processors
 
 __all__ = [
-    "DEVICES",
     "THREAD_LIMIT",
     "Session",
     "choose_device",
@@ -26,7 +27,6 @@ __all__ = [
     "thread_count",
 ]
 
-DEVICES = ("auto", "cpu", "cuda")
 CPU = "CPUExecutionProvider"
 THREAD_LIMIT = 1024
 
@@ -43,7 +43,6 @@ _hooked = False
 def _leave_to_parent() -> None:
     """In a forked child: a session's threads did not come along and its destructor would wait for them for ever,
     so it is never destroyed."""
-    cuda.after_fork()
     for session in list(_live):
         if session._run is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._run))
@@ -72,8 +71,8 @@ class Session:
         save: tuple[Path, str] | None = None,
         capture: bool = True,
     ) -> None:
-        """`graph`: an ONNX model's verified bytes, or the path of one that was optimised before. `device` is `cpu` or
-        `cuda`, `capture` lets CUDA record graphs; `where` names the graph in errors; `save`: where to leave the
+        """`graph`: an ONNX model's verified bytes, or the path of one that was optimised before. `device` is `cpu`,
+        `cuda` or `cuda:N`, `capture` lets CUDA record graphs; `where` names the graph in errors; `save`: where to leave the
         optimised form, and the name of the file beside it for its weights. Raises DeviceError."""
         self.output = output
         self.classes = classes
@@ -81,6 +80,7 @@ class Session:
         self._pid = os.getpid()
         ort = import_onnxruntime()
         self._run: Any  # an InferenceSession, or what stands for one
+        self.placement: cuda.Placement | None = None
         if device == "cpu":
             self._run = _open(ort, graph, where, device, threads, save=save)
         else:
@@ -90,8 +90,14 @@ class Session:
                 output=output,
                 classes=classes,
                 capture=capture,
+                number=parse_device(device).number,
             )
-            cuda.check_granted(self._run, where)
+            try:
+                cuda.check_granted(self._run, where)
+            except DeviceError:
+                self.close()
+                raise
+            self.placement = self._run.placement
         self.providers: tuple[str, ...] = tuple(self._run.get_providers())
         _watch(self)
 
@@ -99,12 +105,19 @@ class Session:
         """images: float32 (N, 1, S, S) -> the graph's output, float32 (N, classes), every value finite."""
         run = self._run
         if run is None:
-            raise OrganInferError("this classifier is closed: open another OrganClassifier")
+            raise OrganInferError(CLOSED)
         self.check_process()
         try:
             answer = run.run([self.output], {"images": images})[0]
+        except OrganInferError:
+            raise
         except Exception as e:  # onnxruntime's own exceptions share no base class but Exception
-            raise DeviceError(f"{self.where}: onnxruntime failed ({one_line(e)})") from e
+            if self.placement is None:
+                raise DeviceError(f"{self.where}: onnxruntime failed ({one_line(e)})") from e
+            known = describe(e)
+            raise DeviceError(
+                f"{self.where}: onnxruntime failed ({shorten(e)}){f': {known}' if known else ''}"
+            ) from e
         if answer.shape != (len(images), self.classes) or answer.dtype != np.float32:
             raise DeviceError(
                 f"{self.where}: float32 ({len(images)}, {self.classes}) expected, the network gave"
@@ -126,7 +139,9 @@ class Session:
 
     def close(self) -> None:
         """Free the network; a run under way in another thread ends first. Closing twice is fine."""
-        self._run = None
+        run, self._run = self._run, None
+        if isinstance(run, cuda.BoundSession):
+            run.close()
 
 
 def _open(
@@ -167,7 +182,7 @@ def _open(
     else:
         options.enable_mem_pattern = False  # it allocates in a second run, when a graph may be recorded
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [(CUDA, cuda.provider_options(capture)), CPU]
+        providers = [(CUDA, cuda.provider_options(capture, parse_device(device).number)), CPU]
         cuda.preload(ort)
     try:
         # Without its fallback, which prints to standard output and goes on with the CPU.
@@ -182,6 +197,6 @@ def _open(
             options.intra_op_num_threads = options.inter_op_num_threads = 0
             return ort.InferenceSession(model, sess_options=options, providers=providers, enable_fallback=0)
     except Exception as e:  # as in run()
-        if device == "cuda":
-            raise DeviceError(f"cuda was asked for but failed ({one_line(e)}): {cuda.advice()}") from e
+        if device != "cpu":
+            raise DeviceError(f"cuda was asked for but failed ({shorten(e)}): {advice(e)}") from e
         raise DeviceError(f"{where}: onnxruntime cannot open it ({one_line(e)})") from e

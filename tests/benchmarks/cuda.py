@@ -20,12 +20,24 @@ from numpy.typing import NDArray
 from organ_infer import DeviceError, OrganInferError
 from organ_infer._packing import pack
 from organ_infer.bundle import Manifest, Member, open_bundle, packaged_bundle
-from organ_infer.cuda import _OPTIONS, BATCHES
+from organ_infer.cuda import _OPTIONS, BATCHES, BoundSession
+from organ_infer.cuda_thread import call
 from organ_infer.images import open_slices
 from organ_infer.session import Session, choose_device, import_onnxruntime, thread_count
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 FORMS = ("plain run", "IOBinding", "+ CUDA graph")
+
+
+class PlainRuns:
+    """The session of a BoundSession without its buffers, on the CUDA thread."""
+
+    def __init__(self, bound: BoundSession) -> None:
+        self.bound = bound
+
+    def run(self, outputs: list[str], feed: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        answers: list[NDArray[np.float32]] = call(lambda: self.bound._network._session.run(outputs, feed))
+        return answers
 
 
 class Network:
@@ -49,7 +61,7 @@ class Network:
         ]
         if device == "cuda" and form == FORMS[0]:
             for session in self.sessions:
-                session._run = session._run._session
+                session._run = PlainRuns(session._run)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
         answers = [session.run(batch).astype(np.float64) for session in self.sessions]
