@@ -1,0 +1,124 @@
+"""How a benchmark is compared with a baseline: the two take turns within the rounds of pytest-benchmark's fixture.
+
+Each contestant of a comparison is one benchmark of a group. `compare` times the target with the fixture, and after
+each of its rounds, in `pedantic`'s teardown, times the baseline for itself. On a shared machine, whose speed changes
+from one second to the next, two medians are only comparable if they come from the same seconds. The baseline's median
+and the ratio of the medians join the benchmark's `extra_info`.
+
+A baseline is a benchmark of its own too, through `measure`, so that pytest-benchmark's table shows it beside the target.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+
+@dataclass(frozen=True)
+class Medians:
+    """Seconds per call of a target and of its baseline."""
+
+    target: float
+    baseline: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the target takes."""
+        return self.target / self.baseline
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the target is."""
+        return self.baseline / self.target
+
+
+def measure(
+    benchmark: BenchmarkFixture,
+    target: Callable[[], Any],
+    *,
+    group: str,
+    rounds: int,
+    calls: int = 1,
+    warmup_rounds: int = 1,
+    rest: float = 0,
+) -> Any:
+    """Time `target` alone, as one contestant of `group`; what its last call returned.
+
+    Args:
+        rounds: how often it is timed, after `warmup_rounds` that do not count.
+        calls: how many calls make a round.
+        rest: seconds of sleep after each round.
+    """
+    benchmark.group = group
+    return benchmark.pedantic(
+        target,
+        rounds=rounds,
+        iterations=calls,
+        warmup_rounds=warmup_rounds,
+        teardown=lambda: time.sleep(rest),
+    )
+
+
+def compare(
+    benchmark: BenchmarkFixture,
+    target: Callable[[], Any],
+    baseline: Callable[[], Any],
+    *,
+    group: str,
+    against: str,
+    rounds: int,
+    calls: int = 1,
+    baseline_calls: int | None = None,
+    warmup_rounds: int = 1,
+    rest: float = 0,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Medians:
+    """Time `target` as one contestant of `group`, and `baseline` in turn with it.
+
+    Skips the test, once both have run, if pytest-benchmark is disabled, because nothing was timed then.
+
+    Args:
+        against: the baseline's name in `extra_info`.
+        rounds: how often each is timed, after `warmup_rounds` that do not count.
+        calls: how many calls make a round of the target, and of the baseline unless `baseline_calls` says otherwise.
+        rest: seconds of sleep before each turn, in which threads of the other contestant stop spinning.
+        around: a context for the baseline's turn, entered and left while nothing is timed.
+    """
+    baseline_calls = baseline_calls or calls
+    seconds: list[float] = []
+
+    def baseline_turn() -> None:
+        with around():
+            time.sleep(rest)
+            begin = time.perf_counter()
+            for _ in range(baseline_calls):
+                baseline()
+            seconds.append((time.perf_counter() - begin) / baseline_calls)
+        time.sleep(rest)
+
+    benchmark.group = group
+    benchmark.pedantic(
+        target, rounds=rounds, iterations=calls, warmup_rounds=warmup_rounds, teardown=baseline_turn
+    )
+    if not benchmark.enabled:
+        baseline_turn()
+        pytest.skip("benchmarks are disabled: both ran once, nothing was timed")
+    medians = Medians(
+        benchmark.stats.stats.median,
+        # Rounds of the warm-up come first; more than one call per round makes pedantic add a round that it does not time.
+        statistics.median(seconds[warmup_rounds : warmup_rounds + rounds]),
+    )
+    benchmark.extra_info.update(
+        baseline=against, baseline_seconds=medians.baseline, ratio=medians.ratio, speedup=medians.speedup
+    )
+    print(
+        f"\n{group}: {benchmark.name} {medians.target * 1e3:.4g} ms, {against} {medians.baseline * 1e3:.4g} ms,"
+        f" {medians.ratio:.3g} times as long, {medians.speedup:.3g} times as fast",
+        end="",
+    )
+    return medians
