@@ -37,6 +37,14 @@ class Medians:
         return self.baseline / self.target
 
 
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it, to four digits."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.4g} {unit}"
+    return f"{seconds * 1e9:.4g} ns"
+
+
 def measure(
     benchmark: BenchmarkFixture,
     target: Callable[[], Any],
@@ -117,7 +125,7 @@ def compare(
         baseline=against, baseline_seconds=medians.baseline, ratio=medians.ratio, speedup=medians.speedup
     )
     print(
-        f"\n{group}: {benchmark.name} {medians.target * 1e3:.4g} ms, {against} {medians.baseline * 1e3:.4g} ms,"
+        f"\n{group}: {benchmark.name} {duration(medians.target)}, {against} {duration(medians.baseline)},"
         f" {medians.ratio:.3g} times as long, {medians.speedup:.3g} times as fast",
         end="",
     )
