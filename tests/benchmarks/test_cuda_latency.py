@@ -14,7 +14,7 @@ import pytest
 
 from organ_infer import OrganClassifier
 from tests.benchmarks.bundles import random_ensemble  # noqa: F401
-from tests.benchmarks.comparison import compare, measure
+from tests.benchmarks.comparison import compare
 from tests.benchmarks.test_latency import (
     BATCHES,
     CASES,
@@ -92,14 +92,12 @@ def test_cuda(benchmark, model, images, batch, name):  # noqa: F811
         "rounds": model.rounds,
         "warmup_rounds": 3,
     }
-    if name == "plain-run":
-        measure(benchmark, lambda: model.call(name, slices), **options)
-    else:
-        compare(
-            benchmark,
-            lambda: model.call(name, slices),
-            lambda: model.call("plain-run", slices),
-            against="plain-run",
-            **options,
-        )
+    other = "cuda-graph" if name == "plain-run" else "plain-run"
+    compare(
+        benchmark,
+        lambda: model.call(name, slices),
+        lambda: model.call(other, slices),
+        against=other,
+        **options,
+    )
     record(benchmark, batch, "cuda", bundle=case.bundle, precision=case.precision)

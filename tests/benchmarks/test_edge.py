@@ -54,8 +54,16 @@ def record(benchmark, count):
         print(f"\n{benchmark.name}: {rate:,.0f} slices per second, {usable_processors()} threads", end="")
 
 
-def test_pytorch_eager(benchmark, eager):
-    measure(benchmark, eager, group=GROUP, rounds=ROUNDS, rest=0.1)
+def test_pytorch_eager(benchmark, classifier, slices, eager):
+    compare(
+        benchmark,
+        eager,
+        lambda: classifier.predict_proba(slices),
+        group=GROUP,
+        against="ours",
+        rounds=ROUNDS,
+        rest=0.1,
+    )
     record(benchmark, COUNT)
 
 

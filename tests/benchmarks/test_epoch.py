@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from tests.at_hand import DATA, needs_organamnist
-from tests.benchmarks.comparison import compare, measure
+from tests.benchmarks.comparison import compare
 from train import fit
 from train.data import load_data
 from train.networks import make_network
@@ -102,8 +102,8 @@ def record(benchmark):
 
 @needs_organamnist
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_of_the_study(benchmark, study_epoch, workers):
-    measure(benchmark, study_epoch, **options(workers))
+def test_an_epoch_of_the_study(benchmark, our_epoch, study_epoch, workers):
+    compare(benchmark, study_epoch, our_epoch, against="ours", **options(workers))
     record(benchmark)
 
 
