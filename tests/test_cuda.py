@@ -1,19 +1,17 @@
 """CUDA sessions against a stand-in for onnxruntime: buffers kept, batches padded, graphs verified, all of it undone
 where it is refused. No GPU is needed, and none was used."""
 
-import importlib.util
 import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import stand_in
-from conftest import CLASSES, child_environment, entry, make_graph, write_bundle
+from conftest import CLASSES, child_environment, make_graph
 from stand_in import CPU, CUDA
 
 from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
@@ -22,7 +20,6 @@ from organ_infer.session import Session
 
 GRAPH = make_graph()
 IMAGES = np.random.default_rng(0).normal(size=(300, 1, 28, 28)).astype(np.float32)
-BENCHMARK = Path(__file__).parent / "benchmarks" / "cuda.py"
 
 
 def opened(device="cuda"):
@@ -424,39 +421,3 @@ assert ort.strays == [], ort.strays
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-
-
-# The benchmark, as far as it goes without a GPU.
-
-
-def test_the_benchmark_says_that_there_is_no_cuda(bundle):
-    done = subprocess.run(
-        [sys.executable, BENCHMARK, "--bundle", bundle],
-        capture_output=True,
-        text=True,
-        env=child_environment(CUDA_VISIBLE_DEVICES=""),
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("no CUDA here: cuda was asked for but")
-
-
-@pytest.mark.parametrize("refuses", [None, "open"])
-def test_the_benchmark_prints_one_table(install, tmp_path, capsys, refuses):
-    """With the stand-in, whose times mean nothing."""
-    graph = make_graph()
-    half = {**entry(graph, "half.onnx"), "precision": "fp16"}  # its precision is the manifest's word alone
-
-    def change(manifest):
-        manifest["members"] = [{**manifest["members"][0], "alternatives": [half]}]
-
-    folder = write_bundle(tmp_path / "b", {"small.onnx": graph, "half.onnx": graph}, change=change)
-    install(compute="network", refuses=refuses).__version__ = "0"
-    spec = importlib.util.spec_from_file_location("benchmark_cuda", BENCHMARK)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    assert benchmark.main(["--bundle", str(folder), "--turns", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if line.startswith(("fp32", "fp16"))]
-    assert len(rows) == 2 * 3 * len(BATCHES) and len(lines) == len(rows) + 2
-    assert sum("refused" in row for row in rows) == (10 if refuses else 0)
-    assert all(float(row.removesuffix(" (refused: IOBinding)").split()[-1]) < 1e-5 for row in rows)

@@ -1,13 +1,13 @@
 """CUDA in onnxruntime: granted or not and why, its options, fixed batch sizes, device buffers that are kept, CUDA graphs.
 All of it runs on one thread (`cuda_thread`).
 
-Tested against a stand-in that computes on the CPU; not yet run on a GPU. What a GPU gains is for
-tests/benchmarks/cuda.py to say.
+Tested against a fake that computes on the CPU; not yet run on a GPU. tests/benchmarks/test_cuda_latency.py measures what
+a GPU gains.
 
 Not used, and why. `user_compute_stream` wants the address of a CUDA stream, which onnxruntime gives to no Python
 program for its own sessions. `tunable_op_enable` and an exhaustive `cudnn_conv_algo_search` time kernels for each new
 shape, so the first runs take seconds and two processes may choose differently. `prefer_nhwc` changes the kernels and
-has not been measured (the benchmark takes --option prefer_nhwc=1).
+has not been measured.
 """
 
 import contextlib

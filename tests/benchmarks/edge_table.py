@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from race import medians
+from turns import medians
 
 from organ_infer.bundle import open_bundle
 from organ_infer.ensemble import open_ensemble

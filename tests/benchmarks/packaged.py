@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from race import medians
+from turns import medians
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

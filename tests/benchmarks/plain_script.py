@@ -1,4 +1,4 @@
-"""The peer of the command: the script one would write, Pillow and torchvision transforms and PyTorch eager.
+"""The baseline of the command: the script one would write, Pillow and torchvision transforms and PyTorch eager.
 
 python -m tests.benchmarks.plain_script DIR THREADS: classifies every PNG of DIR with an `edge`
 network (random weights: the time is the same) and prints a line each.

@@ -1,66 +1,113 @@
 """Latency with one of two cores kept busy by another process: `pytest tests/benchmarks/test_busy.py -s` prints and
-asserts. The peer is a default onnxruntime session, whose idle threads spin."""
+asserts.
 
+Ours takes turns with an onnxruntime session with default options, whose idle threads spin, first with both cores free,
+then beside the busy process. That process runs or stops for a whole test: the scheduler needs longer than a turn to
+place the threads.
+"""
+
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from statistics import median
 
 import numpy as np
 import pytest
 
 from organ_infer import OrganClassifier
+from organ_infer.bundle import packaged_bundle
+from tests.benchmarks.comparison import compare
+from tests.conftest import needs_default
+
+BATCHES = [1, 64]
+ROUNDS, WARMUP = 100, 20
+# Seconds in which the threads of a run before stop spinning, and the other process stops or goes on.
+REST = 0.02
+
+pytestmark = [
+    needs_default,
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here"),
+]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
-@pytest.mark.parametrize("batch", [1, 64])
-def test_latency_with_one_core_kept_busy(batch):
-    """Ours and a default session, on two cores, quiet and with another process on one of them."""
+@pytest.fixture(scope="module")
+def two_cores():
+    """The two cores on which this process runs meanwhile."""
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)[:2]
+    os.sched_setaffinity(0, cores)
+    yield cores
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture(scope="module")
+def busy_process(two_cores):
+    """Another process that keeps the first of the two cores busy, stopped until it is told to go on."""
+    code = f"import os\nos.sched_setaffinity(0, [{two_cores[0]}])\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    process.send_signal(signal.SIGSTOP)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def contestants(two_cores):
+    """name -> batch -> predictions."""
     import onnxruntime
 
-    two = sorted(os.sched_getaffinity(0))[:2]
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, two)
+    with OrganClassifier(device="cpu", threads=2) as ours:
+        file = packaged_bundle() / ours.manifest.forms("cpu")[0].file
+        default = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        images = np.random.default_rng(0).integers(0, 256, (64, 28, 28), np.uint8)
+        x = np.zeros((64, 1, 28, 28), np.float32)
+        yield {
+            "ours": lambda batch: ours.predict_proba(images[:batch]),
+            "default-session": lambda batch: default.run(None, {"images": x[:batch]}),
+        }
+
+
+@pytest.fixture(scope="module")
+def seconds():
+    """(batch, condition, name) -> the median of the tests that have run."""
+    return {}
+
+
+@contextlib.contextmanager
+def running(process):
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.2)
     try:
-        with OrganClassifier(device="cpu", threads=2) as ours:
-            entry = ours.manifest.forms("cpu")[0]
-            file = Path(sys.modules["organ_infer"].__file__).parent / "default" / entry.file
-            default = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-            images = np.random.default_rng(0).integers(0, 256, (batch, 28, 28), np.uint8)
-            x = np.zeros((batch, 1, 28, 28), np.float32)
-            runs = {
-                "ours": lambda: ours.predict_proba(images),
-                "default session": lambda: default.run(None, {"images": x}),
-            }
-
-            def medians_now():
-                taken = {name: [] for name in runs}
-                for turn in range(120):
-                    for name, run in runs.items():
-                        time.sleep(0.02)  # the threads of the one before stop spinning
-                        begun = time.perf_counter()
-                        run()
-                        if turn >= 20:
-                            taken[name].append(time.perf_counter() - begun)
-                return {name: median(values) for name, values in taken.items()}
-
-            quiet = medians_now()
-            busy = subprocess.Popen(
-                [sys.executable, "-c", f"import os\nos.sched_setaffinity(0, [{two[0]}])\nwhile True: pass"]
-            )
-            try:
-                time.sleep(0.2)
-                loaded = medians_now()
-            finally:
-                busy.kill()
-                busy.wait()
+        yield
     finally:
-        os.sched_setaffinity(0, before)
-    for name in runs:
-        print(
-            f"\nbatch {batch}, {name}: quiet {quiet[name] * 1e6:.0f} us, one core busy {loaded[name] * 1e6:.0f} us, {loaded[name] / quiet[name]:.1f}",
-            end="",
+        process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("name", ["default-session", "ours"])
+@pytest.mark.parametrize("condition", ["both-cores-free", "one-core-busy"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_latency(benchmark, contestants, busy_process, seconds, batch, condition, name):
+    [other] = contestants.keys() - {name}
+    with running(busy_process) if condition == "one-core-busy" else contextlib.nullcontext():
+        medians = compare(
+            benchmark,
+            lambda: contestants[name](batch),
+            lambda: contestants[other](batch),
+            group=f"batch {batch}, {condition}",
+            against=other,
+            rounds=ROUNDS,
+            warmup_rounds=WARMUP,
+            rest=REST,
         )
-    assert loaded["ours"] / quiet["ours"] <= 2
+    seconds[batch, condition, name] = medians.target
+    if condition == "both-cores-free":
+        return
+    free = seconds.get((batch, "both-cores-free", name))
+    if free is None:
+        pytest.skip("the latency with both cores free was not measured in this run")
+    ratio = medians.target / free
+    benchmark.extra_info.update(both_cores_free_seconds=free, ratio_to_both_cores_free=ratio)
+    print(f"\nbatch {batch}, {name}: {ratio:.2f} times as long as with both cores free", end="")
+    assert name != "ours" or ratio <= 2

@@ -1,27 +1,25 @@
-"""Races of the command: `pytest tests/benchmarks/test_command.py -s` prints the tables and asserts.
+"""The command and the reading of files: `pytest tests/benchmarks/test_command.py -s` prints the ratios and asserts.
 
 The packaged model, on the first 8,827 training slices of OrganAMNIST as PNG files, as many as OrganSMNIST's test split
-holds; without organamnist.npz, smooth random ones. Contestants run in turn, every run a process of its own; a ratio
-is that of their medians.
+holds; without organamnist.npz, smooth random ones. From start to exit, every run is a process of its own.
 """
 
 import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from at_hand import DATA
-from conftest import ROOT, child_environment, needs_default
 from PIL import Image
 
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 from organ_infer.images import open_slices
 from organ_infer.processors import usable_processors
+from tests.at_hand import DATA
+from tests.benchmarks.comparison import compare
+from tests.conftest import ROOT, child_environment, needs_default
 
 COUNT = 8827
 ROUNDS = 7
@@ -37,7 +35,7 @@ with OrganClassifier(device="cpu", threads=threads) as classifier:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The slices, uint8 (N, 28, 28), and the paths of the same as PNG, written by Pillow."""
+    """The slices, uint8 (N, 28, 28), the path of the array, and the paths of the same as PNG, written by Pillow."""
     if (DATA / "organamnist.npz").is_file():
         with np.load(DATA / "organamnist.npz") as split:
             slices = split["train_images"][:COUNT]
@@ -50,18 +48,6 @@ def files(tmp_path_factory):
     for pixels, path in zip(slices, paths, strict=True):
         Image.fromarray(pixels).save(path)
     return slices, array, paths
-
-
-def in_turn(contestants, rounds):
-    """Seconds of each, median and quartiles, after one round that does not count."""
-    taken = [[] for _ in contestants]
-    for round_ in range(rounds + 1):
-        for contestant, seconds in zip(contestants, taken, strict=True):
-            begin = time.perf_counter()
-            contestant()
-            if round_:
-                seconds.append(time.perf_counter() - begin)
-    return [statistics.quantiles(seconds, n=4, method="inclusive") for seconds in taken]
 
 
 @pytest.fixture(scope="module")
@@ -77,131 +63,192 @@ def python(tmp_path_factory):
     return run
 
 
-def table(title, names, quartiles):
-    print(f"\n{title}")
-    for name, (low, middle, high) in zip(names, quartiles, strict=True):
-        print(
-            f"  {name:<44} {middle * 1e3:9.1f} ms  ({low * 1e3:.1f} to {high * 1e3:.1f})"
-            f"  {middle / quartiles[-1][1]:5.2f}"
-        )
+# Files, start to exit.
 
 
-@needs_default
-def test_files_take_at_most_a_quarter_longer_than_arrays(files, python, tmp_path):
-    """Start to exit, 8,827 paths on the command line against the same slices in one array."""
+@pytest.fixture(scope="module")
+def runs(files, python, tmp_path_factory):
+    """name -> all of the slices from start to exit."""
     _, array, paths = files
+    folder = tmp_path_factory.mktemp("rows")
+    rows, listed, directory = folder / "rows", folder / "list", os.path.dirname(paths[0])
+    listed.write_text("\n".join(paths))
     threads = usable_processors()
-
-    def command(*options, given):
-        with open(tmp_path / "rows", "wb") as rows:
-            python(COMMAND, "--device", "cpu", "--threads", threads, *options, *given, output=rows)
-        assert (tmp_path / "rows").read_bytes().count(b"\n") >= len(paths)
-
-    names = ["organ-infer, text", "organ-infer, jsonl", "organ-infer, a list on standard input", "arrays"]
-    (tmp_path / "list").write_text("\n".join(paths))
-    taken = in_turn(
-        [
-            lambda: command(given=paths),
-            lambda: command("--format", "jsonl", given=paths),
-            lambda: command("--files-from", tmp_path / "list", given=[]),
-            lambda: python(IN_MEMORY, array, threads),
-        ],
-        ROUNDS,
-    )
-    table(f"{len(paths):,} PNG files of 28x28, {threads} threads, start to exit", names, taken)
-    assert taken[0][1] <= 1.25 * taken[-1][1]
-
-
-@needs_default
-def test_files_against_a_plain_script(files, python):
-    """Start to exit, against Pillow, torchvision's transforms and the same network in PyTorch eager."""
-    pytest.importorskip("torchvision", reason="the peer is PyTorch")
-    folder, threads = os.path.dirname(files[2][0]), usable_processors()
     script = Path(__file__).with_name("plain_script.py").read_text()
-    names = ["organ-infer", "a plain script with PyTorch"]
-    taken = in_turn(
-        [
-            lambda: python(COMMAND, "--device", "cpu", "--threads", threads, folder),
-            lambda: python(script, folder, threads),
-        ],
-        3,
-    )
-    table(f"{len(files[2]):,} PNG files of 28x28, {threads} threads, start to exit", names, taken)
-    assert taken[1][1] >= 8 * taken[0][1]
+
+    def command(*arguments):
+        with open(rows, "wb") as output:
+            python(COMMAND, "--device", "cpu", "--threads", threads, *arguments, output=output)
+        assert rows.read_bytes().count(b"\n") >= len(paths)
+
+    return {
+        "arrays": lambda: python(IN_MEMORY, array, threads),
+        "text": lambda: command(*paths),
+        "jsonl": lambda: command("--format", "jsonl", *paths),
+        "list-on-standard-input": lambda: command("--files-from", listed),
+        "directory": lambda: command(directory),
+        "plain-script": lambda: python(script, directory, threads),
+    }
+
+
+AGAINST_ARRAYS = f"{COUNT:,} PNG files against arrays, start to exit"
+AGAINST_SCRIPT = f"{COUNT:,} PNG files against a plain script with PyTorch, start to exit"
 
 
 @needs_default
-@pytest.mark.parametrize("suffix", ["png", "bmp"])
-def test_reading_ahead_costs_nothing(files, suffix):
-    """In this process: a list, of which the next batch is read meanwhile, against an iterator, of which it is not. PNG
-    is read in C, BMP by Pillow."""
+def test_arrays(benchmark, runs):
+    """The same slices in one array."""
+    compare(benchmark, runs["arrays"], runs["text"], group=AGAINST_ARRAYS, against="text", rounds=ROUNDS)
+
+
+@needs_default
+@pytest.mark.parametrize("given", ["list-on-standard-input", "jsonl", "text"])
+def test_files_take_at_most_a_quarter_longer_than_arrays(benchmark, runs, given):
+    """Only text is held to the limit; the others are shown beside it."""
+    medians = compare(
+        benchmark, runs[given], runs["arrays"], group=AGAINST_ARRAYS, against="arrays", rounds=ROUNDS
+    )
+    assert given != "text" or medians.ratio <= 1.25
+
+
+@needs_default
+def test_plain_script(benchmark, runs):
+    """Pillow, torchvision's transforms and the same network in PyTorch eager."""
+    pytest.importorskip("torchvision", reason="the baseline is PyTorch")
+    compare(
+        benchmark,
+        runs["plain-script"],
+        runs["directory"],
+        group=AGAINST_SCRIPT,
+        against="organ-infer",
+        rounds=3,
+    )
+
+
+@needs_default
+def test_eight_times_as_fast_as_a_plain_script(benchmark, runs):
+    pytest.importorskip("torchvision", reason="the baseline is PyTorch")
+    medians = compare(
+        benchmark,
+        runs["directory"],
+        runs["plain-script"],
+        group=AGAINST_SCRIPT,
+        against="a plain script",
+        rounds=3,
+    )
+    assert medians.speedup >= 8
+
+
+# Reading, in this process.
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    with OrganClassifier(device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def same_files(files, suffix):
+    """The slices as files of a format; PNG is read in C, BMP by Pillow."""
     _, _, paths = files
-    if suffix == "bmp":
-        for path in paths:
-            if not os.path.exists(f"{path}.bmp"):
-                Image.open(path).save(f"{path}.bmp")
-        paths = [f"{path}.bmp" for path in paths]
-    with OrganClassifier(device="cpu") as classifier:
-        taken = in_turn(
-            [
-                lambda: list(classifier.predict_paths(paths)),
-                lambda: list(classifier.predict_paths(iter(paths))),
-            ],
-            ROUNDS,
-        )
-    table(f"{len(paths):,} {suffix.upper()} files, predict_paths", ["one batch ahead", "in between"], taken)
-    assert taken[0][1] <= 1.05 * taken[1][1]
+    if suffix == "png":
+        return paths
+    for path in paths:
+        if not os.path.exists(f"{path}.bmp"):
+            Image.open(path).save(f"{path}.bmp")
+    return [f"{path}.bmp" for path in paths]
 
 
-def test_reading_in_c_against_pillow(files):
-    """Open, read, decode and pack, in this process, the files in the system's cache."""
+@needs_default
+@pytest.mark.parametrize("contestant", ["in-between", "ahead"])
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_reading_ahead_costs_nothing(benchmark, classifier, same_files, suffix, contestant):
+    """Of a list the next batch is read during prediction, of an iterator it is not."""
+
+    def ahead():
+        return list(classifier.predict_paths(same_files))
+
+    def in_between():
+        return list(classifier.predict_paths(iter(same_files)))
+
+    options = {"group": f"{COUNT:,} {suffix.upper()} files, predict_paths", "rounds": ROUNDS}
+    if contestant == "in-between":
+        compare(benchmark, in_between, ahead, against="reading ahead", **options)
+        return
+    medians = compare(benchmark, ahead, in_between, against="reading in between", **options)
+    assert medians.ratio <= 1.05
+
+
+@pytest.fixture(scope="module")
+def readers(files):
+    """name -> all of the slices opened, read, decoded and packed, the files in the system's cache."""
     read = pytest.importorskip("organ_infer._reading", reason="built without zlib").read
-    slices, _, paths = files
+    _, _, paths = files
 
-    def ours(threads):
+    def in_c(threads):
         packed, done = read(paths, threads=threads)
         assert all(done)
         return packed
 
-    def pillow():
-        return pack([np.asarray(Image.open(path)) for path in paths])
+    return {
+        "pillow": lambda: pack([np.asarray(Image.open(path)) for path in paths]),
+        # Opens each file twice and verifies it.
+        "open-slices": lambda: pack([read().pixels for path in paths for _, read in open_slices(path)]),
+        "c-two-threads": lambda: in_c(2),
+        "c-one-thread": lambda: in_c(1),
+    }
 
-    assert (ours(1) == pack(slices)).all() and (pillow() == ours(4)).all()
-    names = ["C, one thread", "C, two threads", "open_slices (opened twice, verified)", "Pillow, opened once"]
-    taken = in_turn(
-        [
-            lambda: ours(1),
-            lambda: ours(2),
-            lambda: pack([read().pixels for path in paths for _, read in open_slices(path)]),
-            pillow,
-        ],
-        ROUNDS,
-    )
-    table(f"{len(paths):,} PNG files of 28x28, read and packed", names, taken)
-    assert taken[-1][1] >= 2.5 * taken[0][1] and taken[-2][1] >= 5 * taken[0][1]
+
+@pytest.mark.parametrize(
+    ("name", "against", "speedup"),
+    [
+        pytest.param("pillow", "c-one-thread", 0, id="pillow"),
+        pytest.param("open-slices", "c-one-thread", 0, id="open-slices"),
+        pytest.param("c-two-threads", "c-one-thread", 0, id="c-two-threads"),
+        pytest.param("c-one-thread", "open-slices", 5, id="c-one-thread-against-open-slices"),
+        pytest.param("c-one-thread", "pillow", 2.5, id="c-one-thread-against-pillow"),
+    ],
+)
+def test_reading_in_c(benchmark, files, readers, name, against, speedup):
+    slices, _, _ = files
+    options = {"group": f"{COUNT:,} PNG files of 28x28, read and packed", "rounds": ROUNDS}
+    assert (readers[name]() == pack(slices)).all()
+    medians = compare(benchmark, readers[name], readers[against], against=against, **options)
+    assert medians.speedup >= speedup
+
+
+# What answers at once.
+
+
+@pytest.fixture(scope="module")
+def starts(python):
+    """name -> a process from start to exit."""
+    example = ROOT / "examples" / "liver-1.png"
+    return {
+        "python-alone": lambda: python("pass"),
+        "help": lambda: python(COMMAND, "--help"),
+        "version": lambda: python(COMMAND, "--version"),
+        "import-onnxruntime": lambda: python("import onnxruntime"),
+        "one-prediction": lambda: python(COMMAND, "--device", "cpu", example),
+    }
+
+
+# name -> its baseline, at most how many times as long it takes. The aim for one prediction was 1.4.
+STARTS = {
+    "python-alone": ("version", None),
+    "help": ("python-alone", None),
+    "version": ("python-alone", 4),
+    "import-onnxruntime": ("one-prediction", None),
+    "one-prediction": ("import-onnxruntime", 1.8),
+}
 
 
 @needs_default
-def test_starting_and_asking(python):
-    """Start to exit of what answers at once, beside Python alone and one prediction."""
-    example = ROOT / "examples" / "liver-1.png"
-    names = [
-        "one prediction",
-        "import onnxruntime",
-        "organ-infer --help",
-        "organ-infer --version",
-        "Python alone",
-    ]
-    taken = in_turn(
-        [
-            lambda: python(COMMAND, "--device", "cpu", example),
-            lambda: python("import onnxruntime"),
-            lambda: python(COMMAND, "--help"),
-            lambda: python(COMMAND, "--version"),
-            lambda: python("pass"),
-        ],
-        3 * ROUNDS,
+@pytest.mark.parametrize("name", STARTS)
+def test_starting(benchmark, starts, name):
+    against, limit = STARTS[name]
+    medians = compare(
+        benchmark, starts[name], starts[against], group="start to exit", against=against, rounds=3 * ROUNDS
     )
-    table("start to exit", names, taken)
-    assert taken[0][1] <= 1.8 * taken[1][1]  # the aim is 1.4
-    assert taken[3][1] <= 4 * taken[4][1]
+    assert limit is None or medians.ratio <= limit

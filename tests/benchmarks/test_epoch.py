@@ -4,10 +4,8 @@ pytest tests/benchmarks/test_epoch.py -s
 """
 
 import copy
-import time
-from statistics import median
+import itertools
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from tests.at_hand import DATA, needs_organamnist
+from tests.benchmarks.comparison import compare
 from train import fit
 from train.data import load_data
 from train.networks import make_network
 from train.stages import STAGES
 
-SLICES = 34_561 // 8  # an eighth of an epoch a turn
-TURNS = 3
+# An eighth of an epoch per round.
+SLICES = 34_561 // 8
+ROUNDS = 3
 AT_LEAST = 3.0
 
 
@@ -50,41 +50,66 @@ class AsTheStudy(Dataset):
         return self.transform(self.image(self.images[i])), self.labels[i]
 
 
-def study_epoch(network, optimiser, loader):
-    network.train()
-    for x, y in loader:
-        optimiser.zero_grad()
-        F.cross_entropy(network(x), y).backward()
-        optimiser.step()
+@pytest.fixture(scope="module")
+def data():
+    """Training slices, uint8 (SLICES, 28, 28), and their labels."""
+    found = load_data("organamnist", directory=DATA)
+    return found.images["train"][:SLICES], found.labels["train"][:SLICES]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return make_network("big_batch_norm", classes=11, size=28, seed=1)
+
+
+@pytest.fixture
+def study_epoch(data, network, workers):
+    """Trains a copy of the network for an epoch in the study's way."""
+    trained = copy.deepcopy(network).train()
+    optimizer = torch.optim.Adam(trained.parameters())
+    loader = DataLoader(AsTheStudy(*data), 128, shuffle=True, num_workers=workers)
+
+    def run():
+        for x, y in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(trained(x), y).backward()
+            optimizer.step()
+
+    return run
+
+
+@pytest.fixture
+def our_epoch(data, network):
+    """Trains a copy of the network for an epoch as fit() does."""
+    # As fit() has it.
+    trained = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(trained.parameters(), fused=True)
+    x, y = map(torch.from_numpy, data)
+    recipe = fit.Recipe(seed=1, batch_size=128, max_epochs=1, weights="none")
+    learner = fit.Learner(trained, fit.method_of(STAGES["batch_norm"], "axial"), optimizer)
+    epochs = itertools.count()
+    return lambda: fit.train_epoch(learner, x, y, 11, STAGES["batch_norm"], recipe, next(epochs))
+
+
+def options(workers):
+    return {"group": f"{SLICES:,} slices of an epoch, {workers} workers", "rounds": ROUNDS}
+
+
+def record(benchmark):
+    if benchmark.enabled:
+        benchmark.extra_info.update(slices_per_second=SLICES / benchmark.stats.stats.median)
 
 
 @needs_organamnist
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_is_three_times_as_fast_as_the_studys(workers):
-    data = load_data("organamnist", directory=DATA)
-    images, labels = data.images["train"][:SLICES], data.labels["train"][:SLICES]
-    network = make_network("big_batch_norm", classes=11, size=28, seed=1)
-    theirs = copy.deepcopy(network)
-    network.to(memory_format=torch.channels_last)  # as fit() has it
-    ours_optimiser = torch.optim.Adam(network.parameters(), fused=True)
-    theirs_optimiser = torch.optim.Adam(theirs.parameters())
-    loader = DataLoader(AsTheStudy(images, labels), 128, shuffle=True, num_workers=workers)
-    x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    recipe = fit.Recipe(seed=1, batch_size=128, max_epochs=1, weights="none")
-    learner = fit.Learner(network, fit.method_of(STAGES["batch_norm"], "axial"), ours_optimiser)
-    our_seconds, their_seconds = [], []
-    for turn in range(TURNS + 1):
-        begun = time.perf_counter()
-        fit.train_epoch(learner, x, y, 11, STAGES["batch_norm"], recipe, turn)
-        middle = time.perf_counter()
-        study_epoch(theirs, theirs_optimiser, loader)
-        ended = time.perf_counter()
-        if turn:  # the first one warms up
-            our_seconds.append(middle - begun)
-            their_seconds.append(ended - middle)
-    ratio = median(np.array(their_seconds) / np.array(our_seconds))
-    print(
-        f"\n{SLICES} slices, {workers} workers: ours {median(our_seconds):.2f} s ({SLICES / median(our_seconds):,.0f} slices/s), "
-        f"the study's way {median(their_seconds):.2f} s, ratio {ratio:.1f}"
-    )
-    assert ratio >= AT_LEAST
+def test_an_epoch_of_the_study(benchmark, our_epoch, study_epoch, workers):
+    compare(benchmark, study_epoch, our_epoch, against="ours", **options(workers))
+    record(benchmark)
+
+
+@needs_organamnist
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_three_times_as_fast_as_the_studys(benchmark, our_epoch, study_epoch, workers):
+    medians = compare(benchmark, our_epoch, study_epoch, against="the study's way", **options(workers))
+    record(benchmark)
+    assert medians.speedup >= AT_LEAST

@@ -1,8 +1,12 @@
-"""Races of organ_infer._packing: `pytest tests/benchmarks/test_packing.py` prints the tables and asserts.
+"""organ_infer._packing against lower bounds and baselines: `pytest tests/benchmarks/test_packing.py` prints the tables
+and asserts.
 
-Contestants of a race run in turn in one process; a ratio is that of their medians. A race runs at every
-dispatch level of this processor; ORGAN_INFER_SIMD has no part in it.
+Each comparison runs at every dispatch level of this processor, whatever ORGAN_INFER_SIMD says.
 """
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from PIL import Image
 
 from organ_infer import _packing
 from organ_infer._packing import pack
-from tests.benchmarks.race import medians
+from tests.benchmarks.comparison import compare
 
 LEVELS = _packing.levels()
 RNG = np.random.default_rng(0)
@@ -43,74 +47,99 @@ def pillow_bilinear():
 
 
 def torchvision_each():
-    transforms = pytest.importorskip("torchvision", reason="the peer is torchvision").transforms
-    torch = pytest.importorskip("torch", reason="the peer is torchvision")
+    transforms = pytest.importorskip("torchvision", reason="the baseline is torchvision").transforms
+    torch = pytest.importorskip("torch", reason="the baseline is torchvision")
     torch.set_num_threads(1)
     steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
     images = [Image.fromarray(image) for image in BATCH]
     return lambda: torch.stack([steps(image) for image in images])
 
 
-def report(name, level, ours, peer, ratio, bound):
-    print(f"\n{name} [{level}]: {ours * 1e6:.2f} us, peer {peer * 1e6:.2f} us, {ratio:.2f} ({bound})", end="")
+@dataclass(frozen=True)
+class Comparison:
+    """A way to call `pack`, its baseline, and what is asserted of the two at each dispatch level.
+
+    limits: at most how many times as long as the baseline packing may take, or at least how many times as fast it must
+    be. A level without a limit is not compared: its loop is no lower bound worth having.
+    """
+
+    target: Callable[[], object]
+    baseline: Callable[[], object]
+    limits: dict[str, float]
+    calls: int
+    rounds: int
+
+    def levels(self):
+        return [level for level in LEVELS if level in self.limits]
 
 
-# Races in which we may take at most `limits[level]` times what the other takes. A level without a limit is
-# not raced: its loop is no peer worth having. The limit is the same processor level's loop over memory.
-FLOORS = {
+# The lower bound is a loop over memory at the same level.
+LOWER_BOUNDS = {
     # 256 slices of 28x28: each byte read, four bytes stored.
-    "28x28x256 to the store limit": (
+    "28x28x256 to the store limit": Comparison(
         lambda: pack(BATCH, out=BATCH_OUT),
         lambda: _packing._store_limit(BATCH, BATCH_OUT),
         {"avx512": 1.3, "avx2": 2.2},
-        (10, 101),
+        10,
+        101,
     ),
-    "28x28x256, new array, to the store limit": (
+    "28x28x256, new array, to the store limit": Comparison(
         lambda: pack(BATCH),
         lambda: _packing._store_limit(BATCH, BATCH_OUT),
         {"avx512": 1.3, "avx2": 2.2},
-        (10, 101),
+        10,
+        101,
     ),
     # 64 slices of 512x512 from memory, each read once.
-    "512x512x64 to the read limit": (
+    "512x512x64 to the read limit": Comparison(
         lambda: pack(VOLUME, out=VOLUME_OUT),
         lambda: _packing._read_limit(VOLUME),
         {"avx512": 2.0, "avx2": 2.0},
-        (1, 51),
+        1,
+        51,
     ),
     # One slice over and over, in the level 2 cache, where reading is nearly free. AVX2 misses the 2.0 that
     # the others hold: its sixteen registers take a slice in four strips, and its sums three operations a
     # vector where the limit has two.
-    "512x512 uint8 in cache to the read limit": (
+    "512x512 uint8 in cache to the read limit": Comparison(
         lambda: pack(SLICE, out=ONE_OUT),
         lambda: _packing._read_limit(SLICE),
         {"avx512": 2.0, "avx2": 2.6},
-        (50, 101),
+        50,
+        101,
     ),
-    "512x512 uint16 in cache to the read limit": (
+    # The aim is 2; out of the level 2 cache memory is the limit, above.
+    "512x512 uint16 in cache to the read limit": Comparison(
         lambda: pack(WORDS, out=ONE_OUT),
         lambda: _packing._read_limit(BYTES_OF_WORDS),
-        {"avx512": 2.5, "avx2": 3.3},  # the aim is 2; out of the level 2 cache memory is the limit, above
-        (50, 101),
+        {"avx512": 2.5, "avx2": 3.3},
+        50,
+        101,
     ),
-    "512x512 int16 in cache to the read limit": (
+    "512x512 int16 in cache to the read limit": Comparison(
         lambda: pack(HOUNSFIELD, out=ONE_OUT),
         lambda: _packing._read_limit(BYTES_OF_WORDS),
         {"avx512": 2.5, "avx2": 3.0},
-        (50, 101),
+        50,
+        101,
     ),
 }
 
-# Races that we must win by `factor`.
-PEERS = {
-    "28x28x256 against numpy in place": (lambda: pack(BATCH, out=BATCH_OUT), numpy_in_place, 4, (10, 51)),
-    "28x28 against numpy in place": (lambda: pack(ONE, out=ONE_OUT), numpy_one, 5, (1000, 51)),
-    "512x512 against Pillow bilinear and numpy": (lambda: pack(SLICE), pillow_bilinear, 12, (5, 51)),
-}
-PORTABLE_FACTORS = {
-    "28x28x256 against numpy in place": 1.5,
-    "28x28 against numpy in place": 3,
-    "512x512 against Pillow bilinear and numpy": 3,
+
+def factors(vector, portable):
+    return {level: portable if level == "portable" else vector for level in LEVELS}
+
+
+BASELINES = {
+    "28x28x256 against numpy in place": Comparison(
+        lambda: pack(BATCH, out=BATCH_OUT), numpy_in_place, factors(4, 1.5), 10, 51
+    ),
+    "28x28 against numpy in place": Comparison(
+        lambda: pack(ONE, out=ONE_OUT), numpy_one, factors(5, 3), 1000, 51
+    ),
+    "512x512 against Pillow bilinear and numpy": Comparison(
+        lambda: pack(SLICE), pillow_bilinear, factors(12, 3), 5, 51
+    ),
 }
 
 
@@ -121,64 +150,89 @@ def restored():
     _packing.set_level(before)
 
 
-def race(benchmark, name, level, ours, peer, calls, rounds, peer_calls=None):
-    """Medians of both; ours also goes to pytest-benchmark's table, the peer and the ratio beside it."""
+def contestants(comparisons):
+    """Parameters of a test: the two contestants of each comparison at each level, one after the other."""
+    return pytest.mark.parametrize(
+        ("name", "level", "contestant"),
+        [
+            pytest.param(name, level, contestant, id=f"{re.sub(r'[ ,]+', '_', name)}-{level}-{contestant}")
+            for name, comparison in comparisons.items()
+            for level in comparison.levels()
+            for contestant in ("baseline", "pack")
+        ],
+    )
+
+
+def run(benchmark, comparison, name, level, contestant):
+    """The medians of the contestant and of the other one."""
     _packing.set_level(level)
-    turns = (calls, peer_calls or calls)
-    medians([ours, peer], turns, 3)
-    mine, theirs = medians([ours, peer], turns, rounds)
-    benchmark.group = name
-    benchmark.name = level
-    benchmark.extra_info.update(peer_seconds=theirs, ratio=mine / theirs)
-    benchmark.pedantic(ours, iterations=calls, rounds=5)
-    return mine, theirs
+    options = {
+        "group": f"{name} [{level}]",
+        "rounds": comparison.rounds,
+        "calls": comparison.calls,
+        "warmup_rounds": 3,
+    }
+    if contestant == "baseline":
+        return compare(benchmark, comparison.baseline, comparison.target, against="pack", **options)
+    return compare(benchmark, comparison.target, comparison.baseline, against="baseline", **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "level"), [(name, level) for name, row in FLOORS.items() for level in LEVELS if level in row[2]]
-)
-def test_near_the_floor(benchmark, name, level):
-    ours, floor, limits, (calls, rounds) = FLOORS[name]
-    mine, theirs = race(benchmark, name, level, ours, floor, calls, rounds)
-    report(name, level, mine, theirs, mine / theirs, f"at most {limits[level]}")
-    assert mine <= limits[level] * theirs
+@contestants(LOWER_BOUNDS)
+def test_near_the_lower_bound(benchmark, name, level, contestant):
+    comparison = LOWER_BOUNDS[name]
+    medians = run(benchmark, comparison, name, level, contestant)
+    assert contestant == "baseline" or medians.ratio <= comparison.limits[level]
 
 
-@pytest.mark.parametrize(("name", "level"), [(name, level) for name in PEERS for level in LEVELS])
-def test_faster_than(benchmark, name, level):
-    ours, peer, factor, (calls, rounds) = PEERS[name]
-    if level == "portable":
-        factor = PORTABLE_FACTORS[name]
-    mine, theirs = race(benchmark, name, level, ours, peer, calls, rounds)
-    report(name, level, mine, theirs, theirs / mine, f"at least {factor}")
-    assert theirs >= factor * mine
+@contestants(BASELINES)
+def test_faster_than(benchmark, name, level, contestant):
+    comparison = BASELINES[name]
+    medians = run(benchmark, comparison, name, level, contestant)
+    assert contestant == "baseline" or medians.speedup >= comparison.limits[level]
+
+
+TORCHVISION = "28x28x256 against torchvision"
+
+
+def test_torchvision_slice_by_slice(benchmark):
+    compare(
+        benchmark,
+        torchvision_each(),
+        lambda: pack(BATCH, out=BATCH_OUT),
+        group=TORCHVISION,
+        against="pack",
+        rounds=31,
+        baseline_calls=50,
+    )
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_torchvision_image_by_image(benchmark, level):
-    name, factor = "28x28x256 against torchvision", 100 if level == "portable" else 500
-    ours, peer = lambda: pack(BATCH, out=BATCH_OUT), torchvision_each()
-    mine, theirs = race(benchmark, name, level, ours, peer, 50, 31, peer_calls=1)
-    report(name, level, mine, theirs, theirs / mine, f"at least {factor}")
-    assert theirs >= factor * mine
-
-
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "portable"])
-@pytest.mark.parametrize("given", [True, False], ids=["out given", "out new"])
-def test_one_slice_over_an_empty_call(benchmark, level, given):
-    """NumPy's C API takes the array's buffer: PyObject_GetBuffer alone would cost 0.19 us."""
-    options = {"out": ONE_OUT} if given else {}
-    name = f"28x28 over an empty call, out {'given' if given else 'new'}"
-    mine, empty = race(
+def test_faster_than_torchvision_slice_by_slice(benchmark, level):
+    _packing.set_level(level)
+    medians = compare(
         benchmark,
-        name,
-        level,
-        lambda: pack(ONE, **options),
-        lambda: _packing._nothing(ONE, **options),
-        1000,
-        51,
+        lambda: pack(BATCH, out=BATCH_OUT),
+        torchvision_each(),
+        group=TORCHVISION,
+        against="torchvision",
+        rounds=31,
+        calls=50,
+        baseline_calls=1,
     )
+    assert medians.speedup >= (100 if level == "portable" else 500)
+
+
+@pytest.mark.parametrize("contestant", ["baseline", "pack"])
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "portable"])
+@pytest.mark.parametrize("given", [True, False], ids=["out_given", "out_new"])
+def test_one_slice_over_an_empty_call(benchmark, given, level, contestant):
+    """NumPy's C API takes the array's buffer: PyObject_GetBuffer alone would cost 0.19 us."""
+    out = {"out": ONE_OUT} if given else {}
     # A new array costs 0.06 to 0.1 us of its own, which no packing can save.
     limit = 0.2e-6 if given else 0.3e-6
-    report(name, level, mine, empty, (mine - empty) * 1e6, f"us over it, at most {limit * 1e6:.1f}")
-    assert mine - empty <= limit
+    comparison = Comparison(
+        lambda: pack(ONE, **out), lambda: _packing._nothing(ONE, **out), {level: limit}, 1000, 51
+    )
+    name = f"28x28 over an empty call, out {'given' if given else 'new'}"
+    medians = run(benchmark, comparison, name, level, contestant)
+    assert contestant == "baseline" or medians.target - medians.baseline <= limit
