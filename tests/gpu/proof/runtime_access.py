@@ -15,7 +15,26 @@ CUDA = "CUDAExecutionProvider"
 BATCHES = (1, 4, 16, 64, 256)
 # Operators that compute shapes or next to nothing, and that onnxruntime may leave on the CPU.
 SMALL_OPERATORS = frozenset(
-    ["Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Range", "Reshape", "Shape", "Size", "Slice", "Softmax", "Split", "Squeeze", "Transpose", "Unsqueeze"]
+    [
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Range",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 INTERNALS = "the runtime's internals have changed ({}): adapt tests/gpu/proof/runtime_access.py"
 

@@ -63,7 +63,9 @@ def device(ctx: Context) -> None:
     total = float(x.grad.sum()) if x.grad is not None else math.nan
     ctx.expect(total == 72, f"a convolution's gradient sums to {total}, not to 72")
     ctx.figures["device"] = name
-    ctx.summary = f"{name}, {ctx.figures.get('capability', '')} in {ctx.figures.get('arch_list', '')}"
+    ctx.summary = name
+    if ctx.settings.cuda:
+        ctx.summary += f", {ctx.figures['capability']} in {', '.join(ctx.figures['arch_list'])}"
 
 
 def _runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
@@ -85,7 +87,7 @@ def evaluation(ctx: Context) -> None:
 
     from train import fit
 
-    data = on_device(ctx, 256 if ctx.settings.quick else 4096)
+    data = on_device(ctx, 128 if ctx.settings.quick else 4096)
     images = data["val"][0]
     flags: list[tuple[bool, bool]] = []
 
@@ -181,7 +183,7 @@ def networks(ctx: Context) -> None:
         begun = time.monotonic()
         epochs = (1 if deep else 2) if ctx.settings.quick else (2 if deep else 3)
         how, learner = recipe(epochs), make_learner(name, ctx.settings)
-        train = tuple(part[:128] for part in data["train"]) if deep and ctx.settings.quick else data["train"]
+        train = tuple(part[:32] for part in data["train"]) if deep and ctx.settings.quick else data["train"]
         with peak_memory(ctx.settings) as peak, sampled_utilization(ctx.settings.device) as utilization:
             rows = [train_epoch(learner, name, train, how, epoch + 1) for epoch in range(epochs)]  # type: ignore[arg-type]
         validated = learner.average.network if learner.average else learner.network
@@ -215,7 +217,7 @@ def precisions(ctx: Context) -> None:
     from train import fit
 
     quick = ctx.settings.quick
-    data = on_device(ctx, 256 if quick else None)
+    data = on_device(ctx, 128 if quick else None)
     labels = data["val"][1].cpu().numpy()
     found: dict[str, tuple[float, float, float]] = {}
     stage, epochs = "batch_norm", 2
@@ -251,9 +253,9 @@ def deterministic(ctx: Context) -> None:
 
     torch.use_deterministic_algorithms(True)
     quick = ctx.settings.quick
-    data = as_data(slices.load(ctx.settings.data_dir).first(256 if quick else 2048))
+    data = as_data(slices.load(ctx.settings.data_dir).first(64 if quick else 2048))
     verdicts = []
-    for name in ("batch_norm", "edge") if quick else ("batch_norm", "edge", "resnet50"):
+    for name in ("edge",) if quick else ("batch_norm", "edge", "resnet50"):
         how = recipe(2 if quick else 3)
         runs = {
             kind: _finished(name, data, how, ctx, kind, interrupted=kind == "resumed")
@@ -310,8 +312,8 @@ def small_maps(ctx: Context) -> None:
     from train.networks import SmallMapConv2d
 
     quick = ctx.settings.quick
-    steps = 1 if quick else 20
-    data = on_device(ctx, 128 * steps)
+    batch, steps = (16, 1) if quick else (128, 20)
+    data = on_device(ctx, batch * steps)
     variants = {"shipped": SmallMapConv2d.forward, "plain": nn.Conv2d.forward, "product": _matrix_product}
     parts = []
     for name in ("resnet50",) if quick else ("resnet50", "resnet152"):
@@ -319,8 +321,8 @@ def small_maps(ctx: Context) -> None:
         for variant, forward in variants.items():
             with _patched(SmallMapConv2d, forward):
                 learner = make_learner(name, ctx.settings)
-                logits[variant] = fit.evaluate(learner.network, data["val"][0][:256])
-                how = recipe(2)
+                logits[variant] = fit.evaluate(learner.network, data["val"][0][: 2 * batch])
+                how = recipe(2, batch_size=batch)
                 seconds = [train_epoch(learner, name, data["train"], how, epoch)[2] for epoch in (1, 2)]
                 times[variant] = seconds[-1] / steps * 1e3
         scale = float(np.abs(logits["plain"]).max())
