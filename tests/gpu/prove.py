@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -214,4 +215,6 @@ def _cannot(problem: str) -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: the worker and what it started are ended as well.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -186,6 +186,7 @@ class Worker:
         # The group exists as long as one of its processes does, so this also ends what a crashed worker left.
         with contextlib.suppress(OSError, TypeError):
             os.killpg(self._process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        self._process.kill()  # it may not have come to its own session yet
         self._process.join()
         self._connection.close()
 

@@ -97,8 +97,9 @@ def _imported() -> dict[str, Any]:
     except Exception as e:
         about["onnxruntime"] = {"error": f"{type(e).__name__}: {e}"}
     try:
-        import torch
+        import torch as torch_module
 
+        torch: Any = torch_module
         found: dict[str, Any] = {"version": torch.__version__, "cuda": torch.version.cuda}
         found["cudnn"] = torch.backends.cudnn.version()
         found["cuda_available"] = torch.cuda.is_available()

@@ -95,12 +95,13 @@ def make_learner(stage: str, settings: Settings, amp: str = "auto") -> Learner:
     from train.stages import STAGES
 
     device = device_of(settings)
-    network = make_network(STAGES[stage].network, classes=len(slices.CLASSES), size=28, seed=1)
+    network: Any = make_network(str(STAGES[stage].network), classes=len(slices.CLASSES), size=28, seed=1)
     network.to(device, memory_format=torch.channels_last)
     method = fit.method_of(STAGES[stage], "axial")
     if hasattr(fit.Learner, "of"):
-        chosen = fit.precision(device, amp) if amp != "auto" else fit.precision(device)
-        return fit.Learner.of(network, method, precision=chosen)
+        from train.devices import precision
+
+        return fit.Learner.of(network, method, precision=precision(device, amp))
     return fit.Learner(network, method, method.optimiser(network))
 
 

@@ -59,7 +59,8 @@ def device(ctx: Context) -> None:
             _runs_on(capability, built_for), f"PyTorch is built for {built_for}, the GPU is {capability}"
         )
     x = torch.ones(2, 1, 4, 4, device=where, requires_grad=True)
-    F.conv2d(x, torch.ones(1, 1, 3, 3, device=where)).sum().backward()
+    total_of: Any = F.conv2d(x, torch.ones(1, 1, 3, 3, device=where)).sum()
+    total_of.backward()
     total = float(x.grad.sum()) if x.grad is not None else math.nan
     ctx.expect(total == 72, f"a convolution's gradient sums to {total}, not to 72")
     ctx.figures["device"] = name
@@ -173,7 +174,6 @@ def networks(ctx: Context) -> None:
     from train.networks import count_parameters
 
     data = on_device(ctx, 256 if ctx.settings.quick else None)
-    labels = data["val"][1].cpu().numpy()
     parts, longest = [], 0.0
     for name in TRAINED:
         deep = name in RESNETS
@@ -183,14 +183,16 @@ def networks(ctx: Context) -> None:
         begun = time.monotonic()
         epochs = (1 if deep else 2) if ctx.settings.quick else (2 if deep else 3)
         how, learner = recipe(epochs), make_learner(name, ctx.settings)
-        train = tuple(part[:32] for part in data["train"]) if deep and ctx.settings.quick else data["train"]
+        count = 32 if deep and ctx.settings.quick else None
+        images, labels = data["train"][0][:count], data["train"][1][:count]
         with peak_memory(ctx.settings) as peak, sampled_utilization(ctx.settings.device) as utilization:
-            rows = [train_epoch(learner, name, train, how, epoch + 1) for epoch in range(epochs)]  # type: ignore[arg-type]
+            rows = [train_epoch(learner, name, (images, labels), how, epoch + 1) for epoch in range(epochs)]
         validated = learner.average.network if learner.average else learner.network
-        accuracy = float((fit.evaluate(validated, data["val"][0]).argmax(1) == labels).mean())
+        answers = fit.evaluate(validated, data["val"][0][:count]).argmax(1)
+        accuracy = float((answers == data["val"][1][:count].cpu().numpy()).mean())
         ctx.figures[name] = {
             "parameters": count_parameters(learner.network),
-            "slices": len(train[0]),
+            "slices": len(images),
             "seconds_per_epoch": [row[2] for row in rows],
             "losses": [row[0] for row in rows],
             "val_accuracy": accuracy,
@@ -341,10 +343,10 @@ class _patched:
         self.kind, self.replacement, self.before = kind, forward, kind.forward
 
     def __enter__(self) -> None:
-        self.kind.forward = self.replacement  # type: ignore[method-assign]
+        self.kind.forward = self.replacement
 
     def __exit__(self, *_: object) -> None:
-        self.kind.forward = self.before  # type: ignore[method-assign]
+        self.kind.forward = self.before
 
 
 def _matrix_product(conv: Any, x: Tensor) -> Tensor:
@@ -404,7 +406,7 @@ def evaluation_memory(ctx: Context) -> None:
 
     quick = ctx.settings.quick
     name, count = ("resnet50", 24) if quick else ("resnet152", 1024)
-    network = make_network(name, classes=len(slices.CLASSES), size=224, seed=1)
+    network: Any = make_network(name, classes=len(slices.CLASSES), size=224, seed=1)
     network.to(device_of(ctx.settings), memory_format=torch.channels_last)
     images = np.random.default_rng(1).integers(0, 256, (count, 224, 224), np.uint8)
     largest = 0

@@ -20,9 +20,7 @@ def two_ranks(ctx: Context) -> None:
     """Two processes on one GPU train stages side by side; sharing batches is refused with exit code 2."""
     needs_command(ctx.settings)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    one_gpu = {}
-    if ctx.settings.cuda:
-        one_gpu["CUDA_VISIBLE_DEVICES"] = smi_id(ctx.settings.device)
+    one_gpu = _one_gpu(ctx)
     out = ctx.settings.scratch / "two-ranks"
     command = [
         *torchrun,
@@ -57,7 +55,7 @@ def ladder(ctx: Context) -> None:
     else:
         options = [text for epochs in LADDER_EPOCHS for text in ("--max-epochs", epochs)]
     limit = ctx.seconds_left() - 12  # for the command to stop in order
-    done = run_command(_train(ctx, out, *options), limit, ctx.settings.scratch / "ladder.log")
+    done = run_command(_train(ctx, out, *options), limit, ctx.settings.scratch / "ladder.log", _one_gpu(ctx))
     results = out / "organamnist" / "results.json"
     ctx.figures |= {"exit_code": done.code, "seconds": done.seconds, "stopped": done.stopped}
     ctx.figures["epochs"] = _epochs(done.output)
@@ -85,6 +83,11 @@ def _train(ctx: Context, out: Path, *options: str) -> list[str]:
         raise Skip("needs --data-dir")
     fixed = ["--dataset", "organamnist", "--data-dir", str(ctx.settings.data_dir), "--weights", "none"]
     return ["-m", "train.all", *fixed, "--out", str(out), "--device", device, *options]
+
+
+def _one_gpu(ctx: Context) -> dict[str, str]:
+    """Variables that hide every GPU but the one that is checked."""
+    return {"CUDA_VISIBLE_DEVICES": smi_id(ctx.settings.device)} if ctx.settings.cuda else {}
 
 
 def _epochs(output: str) -> dict[str, dict[str, Any]]:
