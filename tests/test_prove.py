@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +188,12 @@ def test_a_group_shares_a_process_and_a_failure_gets_a_new_one(settings):
     assert len({first, third, other, os.getpid()}) == 4
 
 
+def test_a_check_can_have_a_process_to_itself_from_its_start(settings):
+    checks = [check(passes, "before"), check(passes, "fresh", fresh=True), check(passes, "after")]
+    before, fresh, after = (result.figures["process"] for result in harness.run_checks(checks, settings, 600))
+    assert before != fresh == after
+
+
 def test_a_check_gets_its_variables_and_no_other_does(settings):
     checks = [
         check(tells_environment, "with", environment=(("PROVE_TEST", "yes"),)),
@@ -206,6 +212,7 @@ def test_the_list_names_every_check_and_runs_none(capsys):
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert listed == [check.name for check in prove.CHECKS]
     assert len(set(listed)) == len(listed)
+    assert all(check.proves and check.seconds > 0 for check in prove.CHECKS)
     groups = [check.group for check in prove.CHECKS]
     assert groups == sorted(groups)  # each group in one piece, so that each has one process
 
@@ -347,6 +354,11 @@ def test_what_a_run_reported_is_read_from_its_lines():
 def test_nvidia_smi_is_asked_about_the_same_gpu(device, visible, expected):
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert machine.smi_id(device, environment) == expected
+
+
+def test_a_module_in_place_of_a_missing_one_counts_as_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", ModuleType("filelock"))
+    assert machine.missing(["numpy", "filelock", "no_such.module"]) == ["filelock", "no_such.module"]
 
 
 def test_a_command_that_does_not_end_is_stopped(tmp_path):

@@ -83,6 +83,7 @@ class Check:
         quick_seconds: the same with --quick, on two CPU cores.
         fills: it uses all the time that is left, and ends by itself.
         environment: variables that its process needs from the start.
+        fresh: it needs a process in which nothing ran before, as memory that was freed hides what is lost.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Check:
     quick_seconds: float
     fills: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    fresh: bool = False
 
 
 @dataclass
@@ -160,7 +162,8 @@ class Worker:
         theirs.close()
 
     def serves(self, check: Check) -> bool:
-        return (self._group, self._environment) == (check.group, check.environment)
+        same = (self._group, self._environment) == (check.group, check.environment)
+        return same and not check.fresh
 
     def run(self, check: Check, limit: float) -> Result:
         """The check's result; FAILED if the process ends, or is still busy after `limit` seconds."""

@@ -38,7 +38,14 @@ MIB = 1 << 20
 
 def missing(modules: Sequence[str]) -> list[str]:
     """Which of the modules are not installed; nothing is imported."""
-    return [name for name in modules if importlib.util.find_spec(name) is None]
+    return [name for name in modules if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # its package is missing; a placeholder is in its place
+        return False
 
 
 def use_tree() -> str | None:
@@ -51,18 +58,18 @@ def use_tree() -> str | None:
         return f"{', '.join(absent)} not installed; every check needs numpy and Pillow"
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    if importlib.util.find_spec("organ_infer") is None:
+    if not _installed("organ_infer"):
         sys.path.insert(0, str(ROOT / "runtime"))
     # Children import it from the same place.
     paths = [path for path in sys.path if path in (str(ROOT), str(ROOT / "runtime"))]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
-    if importlib.util.find_spec("organ_infer._packing") is not None:
+    if _installed("organ_infer._packing"):
         return None
     print("organ_infer._packing is not built: running setup.py build_ext --inplace", flush=True)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     importlib.invalidate_caches()
-    if built.returncode == 0 and importlib.util.find_spec("organ_infer._packing") is not None:
+    if built.returncode == 0 and _installed("organ_infer._packing"):
         return None
     last = (built.stderr.strip() or built.stdout.strip() or "no message").splitlines()[-1]
     return (

@@ -166,7 +166,7 @@ ENSEMBLE_QUICK = ("batch_norm", "resnet50")
 
 
 def latency_ensemble(ctx: Context) -> None:
-    """The same for batch_norm and three ResNets with random weights."""
+    """Latency and throughput of batch_norm and three ResNets together, with random weights."""
     needs_runtime(ctx.settings)
     networks = ENSEMBLE_QUICK if ctx.settings.quick else bundles.ENSEMBLE
     named = []

@@ -49,7 +49,7 @@ def needs_training(settings: Settings) -> None:
         # Only downloads and the lock of a run's directory take it, and these checks do neither.
         placeholder = types.ModuleType("filelock")
         placeholder.FileLock = placeholder.Timeout = _NoLock  # type: ignore[attr-defined]
-        sys.modules["filelock"] = placeholder
+        sys.modules.setdefault("filelock", placeholder)
 
 
 class _NoLock(Exception):
