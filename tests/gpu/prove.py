@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine.describe()
     if options.device != "cpu" and (problem := no_gpu(about)):
         return _cannot(problem)
+    print(first_line(about), flush=True)
     with tempfile.TemporaryDirectory(prefix="organ-prove-") as scratch:
         quick = options.quick or options.device == "cpu"
         data = options.data_dir.resolve() if options.data_dir else None
@@ -112,6 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"\n{counts}; {time.monotonic() - begun:.0f} s; report: {options.out}")
     return exit_code(report.results)
+
+
+def first_line(about: dict[str, Any]) -> str:
+    """What is checked, and on what."""
+    torch, runtime = about.get("torch", {}), about.get("onnxruntime", {})
+    gpus = torch.get("devices") or about.get("nvidia_smi")
+    return (
+        f"commit {about.get('commit')}, organ_infer of {about.get('organ_infer')}; GPU: {gpus}; "
+        f"torch {torch.get('version')}, onnxruntime {runtime.get('version')}"
+    )
 
 
 def exit_code(results: Sequence[Result]) -> int:

@@ -49,27 +49,34 @@ def _installed(name: str) -> bool:
 
 
 def use_tree() -> str | None:
-    """Make organ_infer importable, from the tree if it is not installed, and build its extension if it is missing.
+    """Make organ_infer importable, and build its extension if there is none.
+
+    The tree's own is preferred, then an installed one, then the tree's after a build.
 
     Returns:
         None, or one line that says why it cannot be used.
     """
     if absent := missing(["numpy", "PIL"]):
         return f"{', '.join(absent)} not installed; every check needs numpy and Pillow"
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    if not _installed("organ_infer"):
-        sys.path.insert(0, str(ROOT / "runtime"))
+    runtime = ROOT / "runtime"
+    problem = None
+    if not any(runtime.glob("organ_infer/_packing.*so")) and not _installed("organ_infer._packing"):
+        problem = _build(runtime)
+    built = any(runtime.glob("organ_infer/_packing.*so"))
+    paths = [str(ROOT), *([str(runtime)] if built else [])]
+    sys.path[:0] = [path for path in paths if path not in sys.path]
     # Children import it from the same place.
-    paths = [path for path in sys.path if path in (str(ROOT), str(ROOT / "runtime"))]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
-    if _installed("organ_infer._packing"):
-        return None
+    return problem
+
+
+def _build(runtime: Path) -> str | None:
+    """Build the extension into the tree; None, or why it cannot be built."""
     print("organ_infer._packing is not built: running setup.py build_ext --inplace", flush=True)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     importlib.invalidate_caches()
-    if built.returncode == 0 and _installed("organ_infer._packing"):
+    if built.returncode == 0 and any(runtime.glob("organ_infer/_packing.*so")):
         return None
     last = (built.stderr.strip() or built.stdout.strip() or "no message").splitlines()[-1]
     return (
@@ -97,6 +104,9 @@ def _imported() -> dict[str, Any]:
     """What only imports tell: runs in the child of `describe`."""
     about: dict[str, Any] = {}
     try:
+        import organ_infer
+
+        about["organ_infer"] = str(Path(organ_infer.__file__).parent)
         from organ_infer.session import import_onnxruntime
 
         ort = import_onnxruntime()
