@@ -3,6 +3,7 @@
 The checks here are made up and need no GPU; what they become on one is for `tests/gpu/prove.py` itself.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -19,7 +20,9 @@ sys.path.insert(0, str(ROOT / "tests" / "gpu"))
 import prove
 from proof import bundles, harness, machine, runtime_checks, slices, training_commands
 from proof.harness import FAILED, NOT_RUN, OK, SKIPPED, Check, Context, Settings, Skip
-from proof.runtime_access import left_on_cpu
+from proof.runtime_access import left_on_cpu, recorded_sizes
+
+from organ_infer import OrganClassifier
 
 GPU_TESTS = ROOT / "tests" / "gpu"
 
@@ -367,6 +370,80 @@ def test_a_command_that_does_not_end_is_stopped(tmp_path):
     assert done.stopped and done.code == -15 and done.output == "begun\n" and done.seconds < 20
 
 
+# The runtime's checks on a CUDA that computes on the CPU (stand_in.py). Without the real onnxruntime no fp16 is made.
+
+
+@pytest.fixture
+def on_cuda(install, tmp_path, monkeypatch):
+    """Runs a check of the runtime in this process with a fake onnxruntime; its result."""
+    memory = iter(range(1000, 1_000_000, 10))
+
+    def run(function, *, grows=False, **how):
+        install(compute="network", **how)
+        monkeypatch.setattr(runtime_checks, "gpu_memory", lambda device: next(memory) * 10 if grows else 1000)
+        settings = Settings("cuda", quick=True, data_dir=None, scratch=tmp_path)
+        return harness.run_one(check(function), settings, 300)
+
+    return run
+
+
+def test_cuda_that_answers_as_the_cpu_is_proved_equal(on_cuda):
+    result = on_cuda(runtime_checks.cuda_equals_cpu)
+    assert (result.verdict, result.reason) == (OK, "")
+    assert result.figures["fp32"]["labels_differ"] == 0
+    assert result.figures["fp16"].startswith("not run: fp16 is made with onnxruntime.transformers")
+
+
+def test_an_onnxruntime_without_cuda_skips_the_check(on_cuda):
+    result = on_cuda(runtime_checks.cuda_equals_cpu, available=("CPUExecutionProvider",))
+    assert result.verdict == SKIPPED
+    assert result.reason == "needs onnxruntime with CUDA; this one offers CPUExecutionProvider"
+
+
+def test_cuda_that_is_offered_and_not_granted_fails_the_check(on_cuda):
+    result = on_cuda(runtime_checks.cuda_equals_cpu, granted=("CPUExecutionProvider",))
+    assert result.verdict == FAILED
+    assert result.reason.startswith("DeviceError: cuda was asked for")
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "verdict", "reason"),
+    [(["Shape"], OK, ""), (["Shape", "Gemm"], FAILED, "packaged fp32: on the CPU remain Gemm")],
+)
+def test_the_placement_of_nodes_is_judged(on_cuda, on_cpu, verdict, reason):
+    placed = {"CUDAExecutionProvider": ["Conv", "Relu", "Conv"], "CPUExecutionProvider": on_cpu}
+    result = on_cuda(runtime_checks.node_placement, placed=placed)
+    assert (result.verdict, result.reason) == (verdict, reason)
+    assert result.figures["packaged fp32"][0]["CUDAExecutionProvider"] == {"Conv": 2, "Relu": 1}
+
+
+def test_latency_is_measured_for_every_batch_size(on_cuda):
+    result = on_cuda(runtime_checks.latency_packaged)
+    figures = result.figures["packaged fp32"]
+    assert list(figures["batches"]) == [1, 4, 16, 64, 256]
+    assert all(row["first_ms"] > 0 and row["p95_us"] > 0 for row in figures["batches"].values())
+    assert figures["recorded"] == [(1, 4, 16, 64, 256)]
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_gpu_memory_must_stay_flat(on_cuda, grows):
+    result = on_cuda(runtime_checks.lifetimes, grows=grows)
+    assert result.figures["classifiers"]["growth_mib"]["gpu"] == (100 if grows else 0)
+    assert (result.verdict == FAILED) == grows
+    assert ("50 classifiers: gpu memory grew by 100 MiB" in result.reason) == grows
+
+
+@pytest.mark.parametrize("refuses", [None, "capture"])
+def test_graphs_must_be_recorded_and_answer_alike(on_cuda, refuses):
+    result = on_cuda(runtime_checks.cuda_graphs, refuses=refuses)
+    if "cuda_graphs" not in inspect.signature(OrganClassifier).parameters:
+        assert result.verdict == SKIPPED and "cuda_graphs=..." in result.reason
+        return
+    recorded = [()] if refuses else [(1, 4, 16, 64, 256)]
+    assert result.figures["packaged fp32"]["recorded"] == recorded
+    assert result.verdict == (FAILED if refuses else OK)
+
+
 # Slices and bundles.
 
 
@@ -401,8 +478,6 @@ def test_the_random_networks_have_the_shapes_of_the_ladder(name):
 
 
 def test_the_random_ensemble_opens_and_answers(tmp_path):
-    from organ_infer import OrganClassifier
-
     bundle = bundles.random_ensemble(["batch_norm"], "fp16", tmp_path)
     images = slices.load(None).images["val"][:8]
     with OrganClassifier(bundle, device="cpu") as classifier:
@@ -418,7 +493,5 @@ def test_without_onnx_the_ensemble_is_skipped(monkeypatch, tmp_path):
 
 
 def test_internals_that_have_changed_are_named(context):
-    from proof.runtime_access import recorded_sizes
-
     with pytest.raises(LookupError, match=r"internals have changed .*runtime_access.py"):
         recorded_sizes(SimpleNamespace(_ensemble=SimpleNamespace()))

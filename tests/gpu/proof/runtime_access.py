@@ -1,4 +1,4 @@
-"""How the runtime's checks reach organ_infer: its public API, and one place for the internals that have none."""
+"""How the runtime's checks reach organ_infer: its public API, and here alone the internals that have none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from proof.harness import Settings, Skip
-from proof.machine import missing
 
 CUDA = "CUDAExecutionProvider"
 BATCHES = (1, 4, 16, 64, 256)
@@ -41,10 +40,6 @@ INTERNALS = "the runtime's internals have changed ({}): adapt tests/gpu/proof/ru
 
 def needs_runtime(settings: Settings) -> None:
     """Raise Skip unless onnxruntime is installed and offers what the device needs."""
-    if missing(["onnxruntime"]):
-        raise Skip("needs onnxruntime: pip install 'organ-infer[gpu]'")
-    if not settings.cuda:
-        return
     from organ_infer import DeviceError
     from organ_infer.session import import_onnxruntime
 
@@ -52,7 +47,7 @@ def needs_runtime(settings: Settings) -> None:
         offered = import_onnxruntime().get_available_providers()
     except DeviceError as e:
         raise Skip(str(e)) from e
-    if CUDA not in offered:
+    if settings.cuda and CUDA not in offered:
         raise Skip(f"needs onnxruntime with CUDA; this one offers {', '.join(offered)}")
 
 
@@ -75,9 +70,13 @@ def opened(
 def placed_nodes(classifier: Any) -> list[dict[str, list[str]]]:
     """For each network, provider -> operators; an empty dictionary if this onnxruntime does not tell."""
     try:
-        return [session.placed_nodes() for session in _device_sessions(classifier)]
+        if hasattr(classifier, "placements"):
+            nodes = [placement._nodes for _, placement in classifier.placements]
+        else:
+            nodes = [session.placed_nodes() for session in _device_sessions(classifier)]
     except AttributeError as e:
         raise LookupError(INTERNALS.format(e)) from e
+    return [{provider: list(kinds) for provider, kinds in one.items()} for one in nodes]
 
 
 def recorded_sizes(classifier: Any) -> list[tuple[int, ...]]:
@@ -89,7 +88,7 @@ def recorded_sizes(classifier: Any) -> list[tuple[int, ...]]:
 
 
 def _device_sessions(classifier: Any) -> list[Any]:
-    """The objects that stand for onnxruntime's sessions on CUDA. The only use of private names in these checks."""
+    """The objects that stand for onnxruntime's sessions on CUDA."""
     return [session._run for session in classifier._ensemble._sessions]
 
 

@@ -111,8 +111,8 @@ def node_placement(ctx: Context) -> None:
     for name, bundle in _bundles(ctx, ENSEMBLE_QUICK if ctx.settings.quick else bundles.ENSEMBLE):
         with opened(bundle, ctx.settings.device) as classifier:
             placed = placed_nodes(classifier)
-        if not all(placed):
-            raise Skip("this onnxruntime does not tell where nodes run; it takes 1.24 or later")
+        if not placed or not all(placed):
+            raise Skip("this onnxruntime does not tell where nodes run: install a later one")
         ctx.figures[name] = [{provider: _counted(kinds) for provider, kinds in one.items()} for one in placed]
         for one in placed:
             on_cuda += len(one.get(CUDA, []))
