@@ -40,7 +40,7 @@ A check whose package is missing is skipped, and names it. Without organamnist.n
 exit codes: 0 nothing failed; 1 a check failed; 2 nothing could be run."""
 
 CLOSING = 5.0  # seconds of the budget for what is left to do after the last check
-WIDTH = 110  # columns of the table's text
+WIDTH = 100  # columns of the table's text
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -167,7 +167,7 @@ class Report:
     def add(self, result: Result) -> None:
         self.results.append(result)
         text = result.reason or result.summary
-        print(f"{result.name}: {result.verdict}  {text}  [{result.seconds:.1f} s]", flush=True)
+        print(f"{result.name}: {result.verdict}, {text}  [{result.seconds:.1f} s]", flush=True)
         self.write()
 
     def write(self) -> None:
@@ -180,7 +180,7 @@ class Report:
 
 def table(results: Sequence[Result]) -> str:
     """check, result, seconds, and the figures in a few words or the reason."""
-    lines = [f"\n{'check':18} {'result':8} {'seconds':>7}  figures"]
+    lines = [f"\n{'check':18} {'result':13} {'seconds':>7}  figures"]
     for result in results:
         text = (
             f"{result.reason} | {result.summary}"
@@ -188,8 +188,8 @@ def table(results: Sequence[Result]) -> str:
             else result.reason or result.summary
         )
         first, *rest = _wrapped(text)
-        lines.append(f"{result.name:18} {result.verdict:8} {result.seconds:7.1f}  {first}")
-        lines += [f"{'':36} {line}" for line in rest]
+        lines.append(f"{result.name:18} {result.verdict:13} {result.seconds:7.1f}  {first}")
+        lines += [f"{'':41} {line}" for line in rest]
     return "\n".join(lines)
 
 

@@ -19,8 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-OK, FAILED, SKIPPED, NOT_RUN = "ok", "FAILED", "skipped", "not run"
-NO_TIME = "time"
+OK, FAILED, SKIPPED, NOT_RUN = "ok", "FAILED", "skipped", "not run: time"
 # A check is stopped after this many times its expected seconds, but never before LEAST_LIMIT seconds.
 LIMIT_FACTOR = 4.0
 LEAST_LIMIT = 60.0
@@ -129,7 +128,7 @@ def run_checks(
             left = begun + budget - time.monotonic()
             expected = check.quick_seconds if settings.quick else check.seconds
             if expected > left:
-                reason = f"{NO_TIME} (expected {expected:.0f} s, left {max(0.0, left):.0f} s)"
+                reason = f"expected {expected:.0f} s, left {max(0.0, left):.0f} s"
                 result = Result(check.name, check.group, NOT_RUN, reason)
             else:
                 limit = left if check.fills else min(left, scale * max(LEAST_LIMIT, LIMIT_FACTOR * expected))
@@ -175,6 +174,7 @@ class Worker:
                 result: Result = self._connection.recv()
                 return result
             failed.reason = f"still running after {limit:.0f} s, its time limit"
+            self._process.kill()
         except (EOFError, OSError):
             self._process.join(10)
             failed.reason = f"its process ended unexpectedly ({_ending(self._process.exitcode)})"
