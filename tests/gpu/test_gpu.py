@@ -1,0 +1,46 @@
+"""The most important checks of prove.py as tests, on a machine with a GPU: `pytest tests/gpu`.
+
+Each runs in a worker process, so that pytest itself never imports PyTorch or onnxruntime.
+"""
+
+from pathlib import Path
+
+import pytest
+from at_hand import DATA
+from proof.harness import FAILED, SKIPPED, Settings, run_checks
+from proof.table import CHECKS
+
+DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux on Windows
+TESTED = (
+    "cuda_equals_cpu",
+    "node_placement",
+    "cuda_graphs",
+    "lifetimes",
+    "beside_torch",
+    "device",
+    "evaluation",
+    "host_waits",
+    "precisions",
+    "deterministic",
+    "two_ranks",
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not any(Path(name).exists() for name in DEVICES), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return Settings("cuda", quick=False, data_dir=DATA, scratch=tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_it_is_proved(name, settings):
+    check = next(check for check in CHECKS if check.name == name)
+    (result,) = run_checks([check], settings, budget=300)
+    if result.verdict == SKIPPED:
+        pytest.skip(result.reason)
+    assert result.verdict != FAILED, result.reason
+    assert result.figures
