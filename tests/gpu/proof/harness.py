@@ -135,13 +135,13 @@ def run_checks(
                 reason = f"expected {expected:.0f} s, left {max(0.0, left):.0f} s"
                 result = Result(check.name, check.group, NOT_RUN, reason)
             else:
-                limit = left if check.fills else min(left, scale * max(LEAST_LIMIT, LIMIT_FACTOR * expected))
+                limit = left if check.fills else scale * max(LEAST_LIMIT, LIMIT_FACTOR * expected)
                 if worker is not None and not worker.serves(check):
                     worker.end()
                     worker = None
                 worker = worker or Worker(check, settings)
-                result = worker.run(check, limit)
-                if result.verdict == FAILED:
+                result = worker.run(check, min(limit, left), cut_short=left < limit)
+                if result.verdict in (FAILED, NOT_RUN):
                     worker.end()
                     worker = None
             results.append(result)
@@ -168,8 +168,11 @@ class Worker:
         same = (self._group, self._environment) == (check.group, check.environment)
         return same and not check.fresh
 
-    def run(self, check: Check, limit: float) -> Result:
-        """The check's result; FAILED if the process ends, or is still busy after `limit` seconds."""
+    def run(self, check: Check, limit: float, cut_short: bool = False) -> Result:
+        """The check's result; FAILED if the process ends, or is still busy after `limit` seconds.
+
+        `cut_short`: the whole run's time is up by then, which is no fault of the check. It is then NOT_RUN.
+        """
         begun = time.monotonic()
         failed = Result(check.name, check.group, FAILED)
         try:
@@ -178,6 +181,9 @@ class Worker:
                 result: Result = self._connection.recv()
                 return result
             failed.reason = f"still running after {limit:.0f} s, its time limit"
+            if cut_short:
+                failed.verdict = NOT_RUN
+                failed.reason = f"still running when the time was up, after {limit:.0f} s"
             self._process.kill()
         except (EOFError, OSError):
             self._process.join(10)
