@@ -56,6 +56,20 @@ def hangs(ctx):
     time.sleep(60)
 
 
+STARTS = """
+import os, signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print(child.pid, flush=True)
+signal.signal(signal.SIGTERM, lambda *_: (child.kill(), child.wait(), os._exit(0)))
+time.sleep(60)
+"""
+
+
+def hangs_in_a_command(ctx):
+    """The command ends its own child, which is in another session, only if it gets SIGTERM: as torchrun does."""
+    machine.run_command(["-c", STARTS], 60, ctx.settings.scratch / "log")
+
+
 def waits(ctx):
     time.sleep(2)
 
@@ -158,6 +172,7 @@ def test_what_would_exceed_the_time_left_is_not_run(script):
 
 def test_a_check_that_hangs_is_ended_and_the_next_one_runs(settings, monkeypatch):
     monkeypatch.setattr(harness, "LEAST_LIMIT", 3.0)
+    monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)
     begun = time.monotonic()
     hung, after = harness.run_checks([check(hangs), check(passes)], settings, 600)
     assert (hung.verdict, hung.reason) == (FAILED, "still running after 3 s, its time limit")
@@ -165,8 +180,30 @@ def test_a_check_that_hangs_is_ended_and_the_next_one_runs(settings, monkeypatch
     assert time.monotonic() - begun < 50
 
 
+def test_a_check_that_is_running_when_the_time_is_up_has_not_failed(settings):
+    (stopped,) = harness.run_checks([check(hangs)], settings, 4)
+    assert stopped.verdict == NOT_RUN
+    assert stopped.reason == "still running when the time was up, after 4 s"
+
+
+def test_a_check_that_fills_its_time_must_end_by_itself(settings):
+    (stopped,) = harness.run_checks([check(hangs, fills=True)], settings, 4)
+    assert (stopped.verdict, stopped.reason) == (FAILED, "still running after 4 s, its time limit")
+
+
+def test_what_a_hanging_check_started_is_ended_in_order(settings, monkeypatch):
+    monkeypatch.setattr(harness, "LEAST_LIMIT", 3.0)
+    monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)
+    (hung,) = harness.run_checks([check(hangs_in_a_command)], settings, 600)
+    assert hung.verdict == FAILED
+    started = int((settings.scratch / "log").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)
+
+
 def test_a_larger_budget_lets_slow_checks_go_on(settings, monkeypatch):
     monkeypatch.setattr(harness, "LEAST_LIMIT", 1.0)
+    monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)
     (stopped,) = harness.run_checks([check(waits)], settings, 600)
     (done,) = harness.run_checks([check(waits)], settings, 12_000)
     assert (stopped.verdict, done.verdict) == (FAILED, OK)

@@ -23,10 +23,14 @@ OK, FAILED, SKIPPED, NOT_RUN = "ok", "FAILED", "skipped", "not run: time"
 # A check is stopped after this many times its expected seconds, but never before LEAST_LIMIT seconds.
 LIMIT_FACTOR = 4.0
 LEAST_LIMIT = 60.0
+# Small forms run on loaded CPUs, where only a hang is to be ended.
+QUICK_FACTOR = 4.0
 # Limits grow with a larger --budget, which a slower GPU needs.
 USUAL_BUDGET = 600.0
 # Seconds before the limit at which a check that fills its time must end by itself.
 MARGIN = 8.0
+# Seconds for what a worker started to end in order.
+GRACE = 10.0
 
 
 class Skip(Exception):
@@ -120,7 +124,7 @@ def run_checks(
 ) -> list[Result]:
     """Run the checks in their order within `budget` seconds; `ended` is called with each result as it comes."""
     begun = time.monotonic()
-    scale = max(1.0, budget / USUAL_BUDGET)
+    scale = max(QUICK_FACTOR if settings.quick else 1.0, budget / USUAL_BUDGET)
     results: list[Result] = []
     worker: Worker | None = None
     try:
@@ -131,13 +135,13 @@ def run_checks(
                 reason = f"expected {expected:.0f} s, left {max(0.0, left):.0f} s"
                 result = Result(check.name, check.group, NOT_RUN, reason)
             else:
-                limit = left if check.fills else min(left, scale * max(LEAST_LIMIT, LIMIT_FACTOR * expected))
+                limit = left if check.fills else scale * max(LEAST_LIMIT, LIMIT_FACTOR * expected)
                 if worker is not None and not worker.serves(check):
                     worker.end()
                     worker = None
                 worker = worker or Worker(check, settings)
-                result = worker.run(check, limit)
-                if result.verdict == FAILED:
+                result = worker.run(check, min(limit, left), cut_short=left < limit)
+                if result.verdict in (FAILED, NOT_RUN):
                     worker.end()
                     worker = None
             results.append(result)
@@ -164,8 +168,11 @@ class Worker:
         same = (self._group, self._environment) == (check.group, check.environment)
         return same and not check.fresh
 
-    def run(self, check: Check, limit: float) -> Result:
-        """The check's result; FAILED if the process ends, or is still busy after `limit` seconds."""
+    def run(self, check: Check, limit: float, cut_short: bool = False) -> Result:
+        """The check's result; FAILED if the process ends, or is still busy after `limit` seconds.
+
+        `cut_short`: the whole run's time is up by then, which is no fault of the check. It is then NOT_RUN.
+        """
         begun = time.monotonic()
         failed = Result(check.name, check.group, FAILED)
         try:
@@ -174,6 +181,9 @@ class Worker:
                 result: Result = self._connection.recv()
                 return result
             failed.reason = f"still running after {limit:.0f} s, its time limit"
+            if cut_short:
+                failed.verdict = NOT_RUN
+                failed.reason = f"still running when the time was up, after {limit:.0f} s"
             self._process.kill()
         except (EOFError, OSError):
             self._process.join(10)
@@ -186,8 +196,14 @@ class Worker:
         with contextlib.suppress(OSError):
             self._connection.send(None)
         self._process.join(5)
-        # The group exists as long as one of its processes does, so this also ends what a crashed worker left.
+        # The group exists as long as one of its processes does, so this also ends what a crashed worker left. torchrun
+        # gives its processes sessions of their own, and ends them if it is asked to end itself.
         with contextlib.suppress(OSError, TypeError):
+            os.killpg(self._process.pid, signal.SIGTERM)  # type: ignore[arg-type]
+            until = time.monotonic() + GRACE
+            while time.monotonic() < until:
+                os.killpg(self._process.pid, 0)  # type: ignore[arg-type]
+                time.sleep(0.1)
             os.killpg(self._process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         self._process.kill()  # it may not have come to its own session yet
         self._process.join()
