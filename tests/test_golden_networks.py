@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from train import networks
+from train.edge.network import ResidualNetwork
 from train.networks import GrayResNet, find_weights, make_network
 from train.record import RunError
 
@@ -71,7 +72,7 @@ def edge_network(state, x, *, strides):
             normalized(convolution(x, state[f"{block}.conv1.weight"], stride=stride), state, f"{block}.norm1")
         )
         y = normalized(convolution(y, state[f"{block}.conv2.weight"]), state, f"{block}.norm2")
-        if stride != 1:
+        if f"{block}.fit.0.weight" in state:
             x = normalized(
                 convolution(x, state[f"{block}.fit.0.weight"], stride=stride), state, f"{block}.fit.1"
             )
@@ -117,6 +118,22 @@ def test_logits_are_those_of_a_forward_pass_written_out_in_numpy(name, size):
         found = network(torch.from_numpy(x)).numpy()
     expected = REFERENCES[name](state, x)
     assert expected.std() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("stem", "widths", "fitted"),
+    [(4, (4, 6), [1]), (4, (5, 5), [0, 1]), (3, (3, 3, 3), [1, 2])],
+)
+def test_a_block_fits_its_input_if_its_width_or_stride_changes(stem, widths, fitted):
+    network = unsettled(ResidualNetwork(stem, 2, widths, classes=3, seed=2))
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    assert [i for i in range(len(widths)) if f"blocks.{i}.fit.0.weight" in state] == fitted
+    assert not any(key.endswith(("conv1.bias", "conv2.bias", "fit.0.bias", "stem.bias")) for key in state)
+    x = slices()
+    with torch.no_grad():
+        found = network(torch.from_numpy(x)).numpy()
+    expected = edge_network(state, x, strides=[1, 2, 2][: len(widths)])
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
