@@ -253,6 +253,34 @@ def test_batches_too_small_for_every_process_to_normalize_join_the_one_before():
     assert [len(x) for x, _, _ in method.seen] == [33, 36]
 
 
+class Wrapped(nn.Module):
+    """A network as DistributedDataParallel holds it, for which training counts its calls."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls = module, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.module(x)
+
+
+def test_the_wrapped_network_is_trained_and_its_own_weights_are_averaged(small_edge, tmp_path):
+    wrapped = []
+
+    class Wrapping(Group):
+        def wrap(self, network):
+            wrapped.append(Wrapped(network))
+            return wrapped[-1]
+
+    data, recipe = made_data(n=64), dataclasses.replace(RECIPE, max_epochs=2)
+    arguments = STAGES["edge"], data, recipe, CPU
+    plain = fit.fit(*arguments, tmp_path / "plain", say=lambda line: None)
+    done = fit.fit(*arguments, tmp_path / "wrapped", say=lambda line: None, group=Wrapping())
+    assert equal(done["state"], plain["state"])
+    assert [network.calls for network in wrapped] == [4]  # two epochs of two batches, none of validation
+
+
 class Shaky(nn.Module):
     """A network whose logits in training mode depend on chance and on the batch."""
 

@@ -56,4 +56,29 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
+    "train/average.py": {
+        (
+            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "False",
+        ): "each pair holds two",
+    },
+    "train/edge/chains.py": {
+        (
+            "number, chain = connected_components(graph, directed=False)",
+            "True",
+        ): "a directed graph's chains are by default those of weak connection, whichever way",
+    },
+    "train/edge/method.py": {
+        ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
+        (
+            "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
+            "done <= warm",
+        ): "both are 1 there",
+    },
+    "train/method.py": {
+        (
+            "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
+            "False",
+        ): "the same steps, slower",
+    },
 }
