@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_fit import CLASSES, CPU, made_data, without_seconds
 from torch import nn
@@ -133,13 +133,14 @@ def test_only_augmented_stages_are_augmented():
     assert torch.equal(changed, augment(x, torch.Generator().manual_seed(0))) and targets is labels
 
 
-@given(n=st.integers(1, 600), size=st.integers(2, 200), at_least=st.integers(1, 8))
+@given(full=st.integers(0, 4), size=st.integers(8, 200), rest=st.integers(0, 12), at_least=st.integers(1, 8))
+@example(full=1, size=8, rest=1, at_least=2)
 @settings(deadline=None)
-def test_batches_hold_every_slice_once_in_order(n, size, at_least):
-    size = max(size, at_least)
+def test_batches_hold_every_slice_once_in_order(full, size, rest, at_least):
+    rest = max(min(rest, size - 1), full == 0)
+    n = full * size + rest
     batches = cut(torch.arange(n), size, at_least)
     assert torch.cat(batches).tolist() == list(range(n))
-    full, rest = divmod(n, size)
     joins = full > 0 and rest < at_least
     expected = [size] * full + ([] if joins else [rest])
     if joins:
@@ -661,4 +662,5 @@ def test_methods_belong_to_their_stages():
     assert fit.method_of(STAGES["base"], "axial") == Study(augmented=False)
     assert fit.method_of(STAGES["batch_norm"], "coronal") == Study(augmented=True)
     assert fit.method_of(STAGES["edge"], "axial") == Edge()
-    assert fit.method_of(STAGES["edge"], "sagittal") == Edge(mirror=0.0)
+    for view in ("coronal", "sagittal"):
+        assert fit.method_of(STAGES["edge"], view) == Edge(mirror=0.0)

@@ -62,6 +62,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "False",
         ): "each pair holds two",
     },
+    "train/batches.py": {
+        (
+            "if len(batches) > 1 and len(batches[-1]) < at_least:",
+            "len(batches) >= 1",
+        ): "a single batch is joined with itself alone",
+    },
     "train/edge/chains.py": {
         (
             "number, chain = connected_components(graph, directed=False)",
