@@ -223,6 +223,16 @@ def test_layers_are_drawn_from_pytorchs_default_distributions(name):
     assert len(seen) == sum(1 + (layer.bias is not None) for layer in layers)  # no two alike
 
 
+def test_weights_are_those_of_earlier_versions():
+    """A seed's networks stay the same: 7 bytes of the SHA-256 of "seed/layer" seed each layer."""
+    digest = hashlib.sha256(b"3/conv1").digest()
+    generator = torch.Generator().manual_seed(sum(byte << 8 * i for i, byte in enumerate(digest[:7])))
+    weight = torch.empty(6, 1, 3, 3).uniform_(-1 / 3, 1 / 3, generator=generator)
+    bias = torch.empty(6).uniform_(-1 / 3, 1 / 3, generator=generator)
+    drawn = make_network("small", classes=11, size=28, seed=3).conv1
+    torch.testing.assert_close((drawn.weight, drawn.bias), (nn.Parameter(weight), nn.Parameter(bias)))
+
+
 def test_a_resnet_starts_from_its_seed_and_does_not_seed_torchs_own_generator():
     after = []
     for i in range(2):

@@ -114,12 +114,16 @@ def test_rows_are_dealt_out_in_turn():
     assert ALONE.share(batch) is batch
 
 
-def test_a_group_sums_agrees_and_waits(others):
+def test_a_group_sums_agrees_and_waits(others, monkeypatch):
     group, others.value = Group(1, 2), 5.0
+    naps = []
+    monkeypatch.setattr(parallel.time, "sleep", naps.append)
     assert float(group.sum(torch.tensor(2.0))) == 7
     assert group.agree(2.0) == 5.0 and others.calls == [("broadcast", 0)]
     group.wait()
     assert others.calls[1:] == ["barrier", "passed"]
+    # signals are handled between naps
+    assert len(naps) == 2 and all(0 < seconds <= 0.1 for seconds in naps)
     parallel.leave(group)
     assert others.calls[3:] == ["left"]
 

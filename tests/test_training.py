@@ -1,6 +1,7 @@
 """An epoch against a loop written out beside it; the order of slices; which weights are validated and kept."""
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import tempfile
@@ -179,6 +180,14 @@ def test_the_order_follows_seed_stage_and_epoch():
     assert len({tuple(order) for order in [first, *others]}) == 6
 
 
+def test_the_order_is_that_of_earlier_versions():
+    """A checkpoint of an earlier version goes on in its order: 7 bytes of the SHA-256 of "seed/stage/epoch N"."""
+    digest = hashlib.sha256(b"1/base/epoch 1").hexdigest()[:14]
+    seed = int("".join(reversed([digest[i : i + 2] for i in range(0, 14, 2)])), 16)
+    expected = torch.randperm(70, generator=torch.Generator().manual_seed(seed))
+    assert order_of() == expected.tolist()
+
+
 def test_augmentation_follows_seed_stage_and_epoch():
     """Per slice, as the order of the slices differs too."""
 
@@ -243,15 +252,22 @@ def test_two_processes_share_each_batch_and_average_to_the_gradient_of_one():
         torch.testing.assert_close(averaged - start[key], value - start[key], rtol=1e-3, atol=1e-6)
 
 
-def test_batches_too_small_for_every_process_to_normalize_join_the_one_before():
-    method = Recorder()
-    run_epoch(
-        method=method,
-        recipe=dataclasses.replace(RECIPE, batch_size=33),
-        images=numbered(69),
-        group=Pretended(0, 2),
-    )
-    assert [len(x) for x, _, _ in method.seen] == [33, 36]
+@pytest.mark.parametrize(
+    ("group", "rest", "sizes"),
+    [
+        # batch normalization needs two slices in each process
+        (ALONE, 1, [33, 34]),
+        (ALONE, 2, [33, 33, 2]),
+        (Pretended(0, 2), 3, [33, 36]),
+        (Pretended(0, 2), 4, [33, 33, 4]),
+        (Pretended(0, 3), 5, [33, 38]),
+        (Pretended(0, 3), 6, [33, 33, 6]),
+    ],
+)
+def test_a_batch_too_small_for_every_process_to_normalize_joins_the_one_before(group, rest, sizes):
+    method, recipe = Recorder(), dataclasses.replace(RECIPE, batch_size=33)
+    run_epoch(method=method, recipe=recipe, images=numbered(66 + rest), group=group)
+    assert [len(x) for x, _, _ in method.seen] == sizes
 
 
 class Wrapped(nn.Module):
@@ -578,6 +594,20 @@ def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
 )
 def test_durations_are_shown_as_a_clock(seconds, shown):
     assert fit._clock(seconds) == shown
+
+
+def test_a_first_epoch_that_is_never_right_is_still_the_best(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [answer([1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0])] * 6)
+    recipe = dataclasses.replace(RECIPE, max_epochs=50)
+    done = fit.fit(STAGES["early_stopping"], data, recipe, CPU, tmp_path, say=lambda line: None)
+    assert (done["best_epoch"], len(done["history"])) == (1, 6) and "head.bias" in done["state"]
+
+
+def test_a_learner_without_more_has_no_average_and_scales_nothing():
+    network, method = small_network(), Study(augmented=False)
+    learner = Learner(network, method, method.optimiser(network))
+    assert learner.average is None and learner.validated is network and not learner.scaler.is_enabled()
+    assert learner.state_dict()["average"] is None
 
 
 def test_a_second_process_writes_nothing_and_follows_the_first(monkeypatch, tmp_path):

@@ -68,6 +68,20 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "len(batches) >= 1",
         ): "a single batch is joined with itself alone",
     },
+    "train/devices.py": {
+        (
+            'print(f"train: warning: no GPU is used: {reason}", file=sys.stderr, flush=True)',
+            "False",
+        ): "standard error is flushed at every line",
+        (
+            "remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST",
+            "4",
+        ): "a GPU of the lowest version runs",
+        (
+            "remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST",
+            "capability <= min((_parsed(arch)[1:3] for arch in built_for))",
+        ): "a GPU of the lowest version runs",
+    },
     "train/edge/chains.py": {
         (
             "number, chain = connected_components(graph, directed=False)",
@@ -80,6 +94,14 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
             "done <= warm",
         ): "both are 1 there",
+    },
+    "train/fit.py": {
+        (
+            "best: dict[str, Tensor] | None = None  # the weights that are kept, on the CPU",
+            "1",
+        ): "the first epoch is the best so far",
+        ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
+        ("learner.optimiser.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
     },
     "train/method.py": {
         (
