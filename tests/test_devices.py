@@ -1,5 +1,7 @@
 """The device that trains: chosen, refused with a remedy, named in a run's first line, and its precision."""
 
+import os
+
 import pytest
 import torch
 
@@ -181,6 +183,143 @@ def test_the_first_line_names_the_device_and_the_precision(gpus):
         "device  cuda:0, NVIDIA A100, compute capability 8.0; mixed precision (bf16, --amp auto)"
     )
     assert device_line(torch.device("cpu"), "off").endswith("threads); full precision (fp32, --amp off)")
+
+
+@pytest.mark.parametrize("text", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_a_device_is_taken_as_written(text):
+    assert device_name(text) == text
+
+
+def test_deterministic_algorithms_are_chosen_only_if_asked_for(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    choose_device("cpu")
+    assert chosen == [] and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    # set through monkeypatch first, which removes it again
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    choose_device("cpu", deterministic=True)
+    assert chosen == [True] and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    choose_device("cpu", deterministic=True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA unknown error - this may be due to an incorrectly set up environment. Setting", "CUDA unknown error - this may be due to an incorrectly set up environment"),
+        ("No CUDA GPUs are available.", "No CUDA GPUs are available"),
+        ("several\n  lines", "several lines"),
+        ("", "RuntimeError"),
+    ],
+)  # fmt: skip
+def test_pytorchs_own_reason_is_given_in_one_sentence(monkeypatch, message, expected):
+    def fail():
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    assert why_no_gpu({}) == expected
+
+
+@pytest.mark.parametrize(("value", "hides"), [("-1", True), (" ", True), ("0", False), ("0,1", False)])
+def test_visible_devices_that_hide_every_gpu_are_named(monkeypatch, value, hides):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    found = why_no_gpu({"CUDA_VISIBLE_DEVICES": value})
+    assert (found == f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU; unset it") is hides
+
+
+def test_a_build_for_amd_gpus_is_no_build_for_the_cpu_and_has_no_compute_capability(gpus, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert "nvidia-smi" in why_no_gpu({})
+    gpus(capability=(9, 4), built_for=["gfx942"])
+    # the architectures are not compared; the kernel that is tried fails here, without a GPU
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel")))
+    with pytest.raises(RunError, match="does not run a convolution"):
+        devices.check_gpu(GPU)
+
+
+def test_a_gap_in_the_build_is_closed_by_an_upgrade(gpus):
+    """Older than the oldest architecture: the pinned versions. Between two: newer ones."""
+    gpus(capability=(8, 0), built_for=["sm_75", "sm_90", "compute_90"])
+    with pytest.raises(RunError) as refused:
+        choose_device("cuda")
+    text = str(refused.value)
+    assert text.startswith("cuda:0 (A Made-up GPU) has compute capability 8.0, this PyTorch (")
+    assert text.endswith("is built for sm_75, sm_90, compute_90; pip install --upgrade torch torchvision")
+
+
+def test_an_architecture_of_another_form_is_named():
+    with pytest.raises(RunError, match="this PyTorch lists an architecture of unknown form, 'gfx942'"):
+        runs_on((9, 0), ["gfx942"])
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 1), (1, 2), (7, 8)])
+def test_the_last_gpu_is_taken_and_the_one_after_it_refused(gpus, no_kernel_needed, number, count):
+    gpus(count=count)
+    assert choose_device(f"cuda:{number}") == torch.device("cuda", number)
+    with pytest.raises(RunError):
+        choose_device(f"cuda:{count}")
+
+
+def test_every_gpu_is_tried_before_it_is_taken(gpus, monkeypatch):
+    gpus(count=4)
+    tried = []
+    monkeypatch.setattr(devices, "check_gpu", tried.append)
+    choose_device("cuda:2")
+    assert tried == [torch.device("cuda", 2)]
+
+
+@pytest.mark.parametrize(
+    ("machine", "available", "supported", "avx512", "expected"),
+    [
+        ("x86_64", True, True, True, "bf16"),
+        # emulated
+        ("x86_64", True, True, False, "fp32"),
+        ("AMD64", True, True, False, "fp32"),
+        ("x86_64", True, False, True, "fp32"),
+        ("x86_64", False, True, True, "fp32"),
+        # the check of AVX-512 is for x86 alone
+        ("aarch64", True, True, False, "bf16"),
+        ("aarch64", True, False, False, "fp32"),
+    ],
+)
+def test_a_cpu_trains_in_bf16_where_it_computes_it_natively(
+    monkeypatch, machine, available, supported, avx512, expected
+):
+    monkeypatch.setattr(devices.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert precision(torch.device("cpu")) == precision(torch.device("cpu"), "auto") == expected
+
+
+def test_a_pytorch_that_cannot_tell_trains_in_float32(monkeypatch):
+    monkeypatch.setattr(devices.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert precision(torch.device("cpu")) == "fp32"
+
+
+def test_a_gpu_that_emulates_bf16_trains_in_float32(gpus, monkeypatch):
+    gpus()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert precision(GPU) == "fp32"
+
+
+def test_the_device_is_named_as_results_name_it(gpus, monkeypatch):
+    gpus(name="NVIDIA T4")
+    assert devices.device_name(GPU) == "NVIDIA T4"
+    monkeypatch.setattr(devices.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert devices.device_name(torch.device("cpu")) == "cpu (riscv64, 3 threads)"
+    assert device_line(torch.device("cpu"), "bf16") == (
+        "device  cpu (riscv64, 3 threads); mixed precision (bf16, --amp bf16)"
+    )
 
 
 @pytest.mark.parametrize("text", ["cuda:", "cuda:x", "gpu", "cuda:1:2", "CUDA", ""])

@@ -189,6 +189,7 @@ def test_checkpoints_are_written_at_a_new_best_and_at_the_end(monkeypatch, tmp_p
 
 
 def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path):
+    assert fit.CHECKPOINT_SECONDS == 60  # docs/training.md, "What is written, and resuming"
     data = scripted(monkeypatch, [0.7, 0.5, 0.5, 0.5, 0.5, 0.5])
     epochs, clock = saved_epochs(monkeypatch), iter(range(0, 10_000, 25))
     monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
@@ -248,7 +249,7 @@ def test_validation_keeps_cudnn_on_and_its_float32_full(data, monkeypatch):
     assert seen == [(True, False, True, False)]
 
 
-@pytest.mark.parametrize(("size", "batch"), [(28, 1024), (64, 196), (128, 49), (224, 16)])
+@pytest.mark.parametrize(("size", "batch"), [(28, 1024), (64, 196), (128, 49), (224, 16), (2000, 1)])
 def test_the_batch_of_evaluation_holds_the_same_number_of_pixels(size, batch):
     assert fit.evaluation_batch(size) == batch
 
@@ -274,8 +275,14 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
     tight.load_state_dict(roomy.state_dict())
     np.testing.assert_allclose(fit.evaluate(tight, images), fit.evaluate(roomy, images), atol=1e-5)
     assert tight.batches == [64, 32, 32, 32, 4] and roomy.batches == [64, 36]
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
     with pytest.raises(StageFailed, match="out of memory on cpu while evaluating 32 slices at a time"):
         fit.evaluate(Limited(31), images)
+    assert len(freed) == 2
+    monkeypatch.setattr(fit, "EVALUATION_PIXELS", 1)
+    with pytest.raises(StageFailed, match="while evaluating 1 slices at a time"):
+        fit.evaluate(Limited(0), images)
 
 
 @pytest.mark.parametrize(
@@ -357,10 +364,13 @@ def test_out_of_memory_says_which_batch_size_to_try(data, tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(fit, "train_epoch", full)
-    with pytest.raises(
-        StageFailed, match=r"base: out of memory on cpu at batch size 64; try --batch-size 32"
-    ):
-        trained(STAGES["base"], data, tmp_path)
+    for size, smaller in ((64, 32), (1, 1)):
+        with pytest.raises(
+            StageFailed,
+            match=f"base: out of memory on cpu at batch size {size}; try --batch-size {smaller} --fresh",
+        ) as failed:
+            trained(STAGES["base"], data, tmp_path, batch_size=size)
+        assert failed.value.exit_code == 1
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):

@@ -1,10 +1,12 @@
 """Several processes under torchrun: how they communicate, what they refuse, and how a failure ends."""
 
+import datetime
 import hashlib
 import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,134 @@ def test_the_one_thread_that_torchrun_sets_is_undone(monkeypatch, environment, e
     monkeypatch.setattr(parallel, "usable_processors", lambda: 7)
     parallel.use_all_processors()
     assert threads == expected
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """torch.distributed with one other process, whose values are given: `others.value`."""
+
+    class Others:
+        value, calls = None, []
+
+        def all_reduce(self, tensor):
+            tensor += self.value
+
+        def broadcast_object_list(self, box, src):
+            self.calls.append(("broadcast", src))
+            box[0] = self.value
+
+        def barrier(self, async_op):
+            assert async_op
+            self.calls.append("barrier")
+            polls = iter([False, False, True])
+            return types.SimpleNamespace(
+                is_completed=lambda: next(polls), wait=lambda: self.calls.append("passed")
+            )
+
+        def destroy_process_group(self):
+            self.calls.append("left")
+
+    found = Others()
+    found.calls = []
+    for name in ("all_reduce", "broadcast_object_list", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, getattr(found, name))
+    return found
+
+
+def test_rows_are_dealt_out_in_turn():
+    batch = torch.arange(7)
+    assert [Group(rank, 3).share(batch).tolist() for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert ALONE.share(batch) is batch
+
+
+def test_a_group_sums_agrees_and_waits(others, monkeypatch):
+    group, others.value = Group(1, 2), 5.0
+    naps = []
+    monkeypatch.setattr(parallel.time, "sleep", naps.append)
+    assert float(group.sum(torch.tensor(2.0))) == 7
+    assert group.agree(2.0) == 5.0 and others.calls == [("broadcast", 0)]
+    group.wait()
+    assert others.calls[1:] == ["barrier", "passed"]
+    # signals are handled between naps
+    assert len(naps) == 2 and all(0 < seconds <= 0.1 for seconds in naps)
+    parallel.leave(group)
+    assert others.calls[3:] == ["left"]
+
+
+def test_a_process_alone_communicates_with_nobody(others):
+    value, network = torch.tensor(2.0), torch.nn.Linear(1, 1)
+    assert ALONE.sum(value) is value and ALONE.agree(2.0) == 2.0 and ALONE.wrap(network) is network
+    ALONE.wait()
+    parallel.leave(ALONE)
+    assert others.calls == [] and float(value) == 2
+
+
+def test_only_the_first_process_writes():
+    assert (ALONE.first, Group(0, 2).first, Group(1, 2).first) == (True, True, False)
+    assert (ALONE.rank, ALONE.size) == (0, 1)
+
+
+@pytest.mark.parametrize("call", ["sum", "agree", "wait"])
+def test_a_process_that_has_ended_is_reported_by_the_others(monkeypatch, call):
+    def fail(*_, **__):
+        raise RuntimeError("Connection closed by peer\nmore")
+
+    for name in ("all_reduce", "broadcast_object_list", "barrier"):
+        monkeypatch.setattr(torch.distributed, name, fail)
+    arguments = () if call == "wait" else (torch.tensor(1.0),)
+    with pytest.raises(RunError) as failed:
+        getattr(Group(0, 2), call)(*arguments)
+    assert failed.value.exit_code == 1
+    assert str(failed.value) == (
+        "another process of this run has ended, its own message says why (Connection closed by peer)"
+    )
+
+
+def test_gradients_are_averaged_by_distributed_data_parallel(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        torch.nn.parallel, "DistributedDataParallel", lambda *a, **k: made.append((a, k)) or "wrapped"
+    )
+    network = torch.nn.Linear(1, 1)
+    assert Group(0, 2).wrap(network) == "wrapped"
+    # running statistics are those of the first process
+    assert made == [((network,), {"broadcast_buffers": True})]
+
+
+def test_torchrun_says_which_process_this_is(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.launched() is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert parallel.launched() is ALONE  # without a rank
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert parallel.launched() == Group(3, 4)
+
+
+def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: begun.append(k["timeout"]))
+    parallel.join(Group(0, 2), CPU, "stages")
+    assert begun == [datetime.timedelta(hours=24)]
+
+
+@pytest.mark.parametrize(
+    ("available", "initialized", "expected"), [(True, True, True), (True, False, False), (False, None, False)]
+)
+def test_a_process_knows_whether_it_is_in_a_group(monkeypatch, available, initialized, expected):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: available)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: initialized)
+    assert parallel.joined() is expected
+
+
+def test_processes_are_counted_by_the_group_without_torchruns_count(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RunError, match="found 2 processes and 1 GPUs"):
+        parallel.check(Group(0, 2), GPU, "batches")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    parallel.check(ALONE, GPU, "batches")
 
 
 # A rank that fails while the others train. Its group is never shut down: with NCCL that waits for every rank.

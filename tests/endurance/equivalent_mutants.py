@@ -56,4 +56,57 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
+    "train/average.py": {
+        (
+            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "False",
+        ): "each pair holds two",
+    },
+    "train/batches.py": {
+        (
+            "if len(batches) > 1 and len(batches[-1]) < at_least:",
+            "len(batches) >= 1",
+        ): "a single batch is joined with itself alone",
+    },
+    "train/devices.py": {
+        (
+            'print(f"train: warning: no GPU is used: {reason}", file=sys.stderr, flush=True)',
+            "False",
+        ): "standard error is flushed at every line",
+        (
+            "remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST",
+            "4",
+        ): "a GPU of the lowest version runs",
+        (
+            "remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST",
+            "capability <= min((_parsed(arch)[1:3] for arch in built_for))",
+        ): "a GPU of the lowest version runs",
+    },
+    "train/edge/chains.py": {
+        (
+            "number, chain = connected_components(graph, directed=False)",
+            "True",
+        ): "a directed graph's chains are by default those of weak connection, whichever way",
+    },
+    "train/edge/method.py": {
+        ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
+        (
+            "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
+            "done <= warm",
+        ): "both are 1 there",
+    },
+    "train/fit.py": {
+        (
+            "best: dict[str, Tensor] | None = None  # the weights that are kept, on the CPU",
+            "1",
+        ): "the first epoch is the best so far",
+        ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
+        ("learner.optimiser.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
+    },
+    "train/method.py": {
+        (
+            "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
+            "False",
+        ): "the same steps, slower",
+    },
 }

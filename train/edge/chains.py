@@ -23,7 +23,8 @@ def chains(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         at = np.flatnonzero(labels == label)
         search = NearestNeighbors(n_neighbors=min(3, len(at)), algorithm="brute").fit(flat[at])
         graph = search.kneighbors_graph(flat[at], mode="distance")  # each slice is its own nearest
-        graph.data[graph.data >= NEAR * np.sqrt(flat.shape[1])] = 0
+        # 1 joins: of equal slices the distance itself is 0, which the graph takes for no edge
+        graph.data = (graph.data < NEAR * np.sqrt(flat.shape[1])).astype(np.float32)
         graph.eliminate_zeros()
         number, chain = connected_components(graph, directed=False)
         found[at] = count + chain

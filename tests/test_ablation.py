@@ -1,0 +1,239 @@
+"""The ablation of the edge recipe: chains of slices, who is held out, what is measured on whom, and the table."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_fit import CPU, made_data
+
+from train import fit, record
+from train.corruptions import CORRUPTIONS
+from train.devices import precision
+from train.edge import ablate
+from train.edge.chains import chains, held_out
+from train.edge.method import Edge
+from train.stages import STAGES
+
+
+def grays(*levels):
+    """Slices of one gray each; their root mean square difference is the levels' difference."""
+    return np.array(levels, np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
+
+
+def same_chain(images, labels=None):
+    """The groups of slices that a chain holds, by number."""
+    found = chains(images, np.zeros(len(images), int) if labels is None else np.array(labels))
+    assert set(found) == set(range(found.max() + 1))  # numbered without a gap
+    return sorted(np.flatnonzero(found == chain).tolist() for chain in set(found))
+
+
+def test_slices_nearer_than_33_grays_are_joined():
+    assert same_chain(grays(0, 32)) == [[0, 1]]
+    assert same_chain(grays(0, 33)) == [[0], [1]]
+    assert same_chain(grays(0, 32, 64, 97)) == [[0, 1, 2], [3]]
+
+
+def test_a_slice_is_joined_to_its_two_nearest_only():
+    assert same_chain(grays(0, 1, 2, 30, 31, 32)) == [[0, 1, 2], [3, 4, 5]]
+    assert same_chain(grays(0, 1, 30, 31, 32)) == [[0, 1, 2, 3, 4]]
+
+
+def test_equal_slices_are_joined():
+    assert same_chain(grays(0, 200, 0, 200)) == [[0, 2], [1, 3]]
+
+
+def test_slices_of_two_classes_are_never_joined():
+    assert same_chain(grays(0, 0, 1, 1), [3, 5, 3, 5]) == [[0, 2], [1, 3]]
+    assert same_chain(grays(9), [4]) == [[0]]
+
+
+def test_the_quarter_of_chains_that_is_held_out_is_always_the_same():
+    """The figures of docs/edge.md are of these chains."""
+    chain = np.array([*range(16), 3, 4, 3])
+    out = held_out(chain)
+    assert out.dtype == bool and np.flatnonzero(out).tolist() == [3, 6, 16, 18]
+    assert held_out(np.arange(4000)).mean() == pytest.approx(0.25, abs=0.03)
+    assert held_out(np.arange(4000), share=0.5).mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.fixture
+def data():
+    """240 training slices in chains of four, and 60 validation slices of which 13 are of class 0."""
+    data = made_data(n=240)
+    data.labels["val"][:] = np.where(np.arange(60) % 9 == 4, 0, 1)
+    data.labels["val"][:6] = 0
+    return data
+
+
+class Watched:
+    """What the ablation trains and measures, without a network: every slice is taken for class 0."""
+
+    def __init__(self, monkeypatch, data):
+        self.trained, self.measured, self.corrupted = [], [], []
+        monkeypatch.setattr(ablate, "load_data", lambda *a, **k: self.__dict__.update(asked=(a, k)) or data)
+        monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)) // 4)
+        monkeypatch.setattr(ablate, "CORRUPTED", 20)
+        monkeypatch.setattr(ablate, "choose_device", lambda asked: CPU)
+        monkeypatch.setattr(ablate, "corrupt", self.corrupt)
+        monkeypatch.setattr(fit, "fit", self.fit)
+        monkeypatch.setattr(fit, "network_of", lambda state: torch.nn.Identity())
+        monkeypatch.setattr(fit, "evaluate", self.evaluate)
+
+    def fit(self, stage, data, recipe, device, directory, *, method, say):
+        self.trained.append((stage, data, recipe, directory, method))
+        say("trained")
+        return {}
+
+    def evaluate(self, network, images):
+        self.measured.append(images)
+        return np.eye(3)[np.zeros(len(images), int)]
+
+    def corrupt(self, images, name, severity):
+        self.corrupted.append((images, name, severity))
+        return images
+
+
+def contents(images):
+    return [image.tobytes() for image in images]
+
+
+def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(data, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, data)
+    assert ablate.main(["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe"]) == 0
+    [(stage, kept, recipe, directory, method)] = watched.trained
+    trained, held = contents(kept.images["train"]), contents(watched.measured[0])
+    every = contents(data.images["train"])
+    assert len(set(every)) == 240 and sorted(trained + held) == sorted(every)
+    assert 0.65 < len(trained) / 240 < 0.85
+    place = {image: number for number, image in enumerate(every)}
+    assert not {place[image] // 4 for image in trained} & {place[image] // 4 for image in held}
+    labels = dict(zip(every, data.labels["train"].tolist(), strict=True))
+    assert [labels[image] for image in trained] == kept.labels["train"].tolist()
+    assert contents(kept.images["val"]) == contents(data.images["val"])
+    assert stage == STAGES["edge"] and method == Edge() and directory == tmp_path / "the_recipe" / "seed-1"
+    assert recipe == fit.Recipe(seed=1, batch_size=128, max_epochs=8, weights="none")
+    scores = record.read_json(directory / "scores.json")
+    assert scores["held_out"] == np.mean([labels[image] == 0 for image in held])
+
+
+def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, data)
+    scores = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    val, labels = data.images["val"], data.labels["val"]
+    chosen = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 31, 34, 37, 40, 43, 47, 50, 53, 56, 59]  # 20 of 60, evenly
+    assert contents(watched.measured[1]) == contents(val)
+    assert contents(watched.measured[2]) == contents(val[:, :, ::-1])  # columns: front to back
+    assert len(watched.measured) == 3 + 13
+    assert [(name, severity) for _, name, severity in watched.corrupted] == [(c, 3) for c in CORRUPTIONS]
+    assert all(contents(images) == contents(val[chosen]) for images, _, _ in watched.corrupted)
+    assert scores == {
+        "held_out": np.mean(data.labels["train"] == 0),
+        "val": np.mean(labels == 0),
+        "val_mirrored": np.mean(labels == 0),
+        "val_corrupted": pytest.approx(np.mean(labels[chosen] == 0)),
+    }
+    assert scores["val"] != scores["val_corrupted"] != scores["held_out"]
+
+
+def test_all_validation_slices_are_corrupted_if_there_are_fewer(data, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, data)
+    monkeypatch.setattr(ablate, "CORRUPTED", 1000)
+    ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    assert contents(watched.corrupted[0][0]) == contents(data.images["val"])
+
+
+def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, monkeypatch, capsys):
+    watched = Watched(monkeypatch, data)
+    monkeypatch.chdir(tmp_path)
+    assert ablate.main([]) == 0
+    assert watched.asked == (("organamnist",), {"directory": None})
+    assert [(method, recipe.seed) for _, _, recipe, _, method in watched.trained] == [
+        (method, seed) for seed in (1, 2, 3) for method in ablate.VARIANTS.values()
+    ]
+    assert all(recipe.max_epochs == 8 for _, _, recipe, _, _ in watched.trained)
+    directories = sorted(path.name for path in (tmp_path / "runs" / "ablation").iterdir())
+    assert directories == sorted(name.replace(" ", "_") for name in ablate.VARIANTS)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("device  cpu") and printed[0].endswith(f"({precision(CPU)}, --amp auto)")
+    assert "the recipe, trained" in printed and printed[-1].startswith("| the recipe | ")
+    assert any(line.startswith("no shifts, seed 2: held_out 0.") for line in printed)
+
+
+def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, data)
+    first = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    again = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    assert len(watched.trained) == 1 and first.items() <= again.items()
+    for changed in (
+        {"epochs": 3},
+        {"method": Edge(shift=1)},
+        {"kept": dataclasses.replace(data, md5="1" * 32)},
+    ):
+        arguments = {"name": "v", "method": Edge(), "seed": 3, "kept": data, "held": data, "epochs": 2}
+        with pytest.raises(record.RunError, match="is of another recipe, data set or number of epochs"):
+            ablate.judge(**arguments | changed, out=tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "ablate: stopped; the same command goes on from the last finished epoch"),
+        (fit.StageFailed("edge: out of memory"), 1, "ablate: error: edge: out of memory"),
+        (record.RunError("no data"), 2, "ablate: error: no data"),
+    ],
+)
+def test_what_breaks_off_says_so_and_has_an_exit_code(
+    data, tmp_path, monkeypatch, capsys, error, code, message
+):
+    Watched(monkeypatch, data)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(fit, "fit", fail)
+    assert ablate.main(["--out", str(tmp_path)]) == code
+    assert capsys.readouterr().err == f"{message}\n"
+
+
+def test_each_variant_changes_one_ingredient_of_the_reference():
+    """docs/edge.md, "What each ingredient is worth": the reference is the recipe without erasing and other windows."""
+    reference = dataclasses.asdict(ablate.VARIANTS["reference"])
+    assert reference == dataclasses.asdict(Edge()) | {"erase": 0.0, "intensity": 0.0}
+    changed = {
+        name: {key: value for key, value in dataclasses.asdict(method).items() if value != reference[key]}
+        for name, method in ablate.VARIANTS.items()
+    }
+    assert changed == {
+        "reference": {},
+        "no cutting": {"cut": 0.0},
+        "no mirroring": {"mirror": 0.0},
+        "no shifts": {"shift": 0},
+        "no averaged weights": {"averaged": None},
+        "no label smoothing": {"smoothing": 0.0},
+        "with erasing": {"erase": 0.5},
+        "with mixing": {"mix": 0.5},
+        "with rotation and scale": {"affine": 1.0},
+        "with another window": {"intensity": 0.3},
+        "with noise": {"noise": 0.05},
+        "the recipe": {"erase": 0.5, "intensity": 0.3},
+    }
+    docs = (ROOT / "docs" / "edge.md").read_text()
+    assert all(f"\n| {name} | 0." in docs for name in ablate.VARIANTS)
+
+
+def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
+    rows = {1: (0.9, 0.5, 0.3, 0.1), 2: (0.8, 0.5, 0.4, 0.1), 3: (0.7, 0.8, 0.8, 0.1)}
+    for seed, values in rows.items():
+        place = tmp_path / "no_shifts" / f"seed-{seed}"
+        place.mkdir(parents=True)
+        record.write_json(place / "scores.json", dict(zip(ablate.SCORES, values, strict=True)))
+    head = "| variant | held-out chains | validation | validation mirrored | validation corrupted |\n|---|---|---|---|---|\n"
+    # the deviation of a sample: sqrt(0.02 / 2), sqrt(0.06 / 2), sqrt(0.14 / 2)
+    assert ablate.table(tmp_path, ["no shifts"], 3) == head + (
+        "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 |"
+    )
+    assert (
+        ablate.table(tmp_path, ["no shifts"], 1) == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 |"
+    )

@@ -1,0 +1,321 @@
+"""The edge recipe's augmentation: what each slice underwent, measured from it, against the published distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from train.edge import augment
+from train.edge.method import Edge
+
+UNLIKELY = 1e-4  # a test of a distribution refuses the right one this often; the draws are seeded
+MANY = 4000
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def is_uniform(values, low, high):
+    values = np.asarray(values, float)
+    return stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > UNLIKELY
+
+
+def happens(flags, probability):
+    """Whether the share of true values is within 4 standard deviations of a probability."""
+    flags = np.asarray(flags, bool)
+    return abs(flags.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / flags.size)
+
+
+def unrelated(*columns):
+    return np.abs(np.corrcoef(np.array(columns, float)) - np.eye(len(columns))).max() < 4 / math.sqrt(
+        len(columns[0])
+    )
+
+
+def ramps(n, size=28):
+    """Two batches float64 (N, 1, S, S) whose gray is the column and the row, in pixels from the center."""
+    at = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    down, across = torch.meshgrid(at, at, indexing="ij")
+    return across.expand(n, 1, size, size), down.expand(n, 1, size, size)
+
+
+def test_shifts_are_uniform_over_whole_pixels_on_each_axis():
+    across, down = (augment.shift(x, 2, generator())[:, 0, 14, 14] - 0.5 for x in ramps(MANY))
+    for by in (across, down):
+        values, counts = np.unique(by, return_counts=True)
+        assert values.tolist() == [-2, -1, 0, 1, 2] and stats.chisquare(counts).pvalue > UNLIKELY
+    assert unrelated(across, down)
+
+
+@pytest.mark.parametrize(("degrees", "scale"), [(10, 0.1), (25, 0.0), (0, 0.3)])
+def test_half_of_the_slices_are_turned_by_degrees_and_stretched_by_exponents(degrees, scale):
+    """The matrix of each slice, from where its middle was looked up."""
+    inner = slice(8, 20)
+    seen = [
+        augment.affine(x, degrees, scale, generator())[:, 0, inner, inner].flatten(1).double().numpy()
+        for x in ramps(MANY)
+    ]
+    x, y = (ramp[0, 0, inner, inner].flatten().double().numpy() for ramp in ramps(1))
+    places = np.linalg.pinv(np.stack([x, y, np.ones_like(x)], 1))
+    (a, b, shift_x), (c, d, shift_y) = (places @ values.T for values in seen)
+    np.testing.assert_allclose([shift_x, shift_y], 0, atol=1e-4)
+    angle, other = np.degrees(np.arctan2(c, a)), np.degrees(np.arctan2(-b, d))
+    np.testing.assert_allclose(angle, other, atol=1e-2)  # no shear
+    stretch = np.log(np.hypot(a, c)), np.log(np.hypot(b, d))
+    changed = (np.abs(angle) > 1e-3) | (np.abs(stretch[0]) > 1e-5)
+    assert happens(changed, 0.5)
+    if degrees:
+        assert is_uniform(angle[changed], -degrees, degrees)
+    if scale:
+        assert all(is_uniform(s[changed], -scale, scale) for s in stretch)
+        assert unrelated(*(s[changed] for s in stretch))
+    if degrees and scale:
+        assert unrelated(angle[changed], stretch[0][changed])
+
+
+def test_what_an_affine_map_looks_up_outside_is_the_edge_pixel():
+    x = torch.full((200, 1, 28, 28), 0.7)
+    torch.testing.assert_close(augment.affine(x, 45, 0.5, generator()), x)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.15])
+def test_another_window_has_the_published_width_level_and_gamma(strength):
+    """docs/edge.md: width and gamma by up to exp(strength), level by up to a third of strength, of the gray range.
+
+    Three grays give the three unknowns of y = (gray ** gamma - 0.5) * width + 0.5 + level.
+    """
+    grays = np.array([0.4, 0.5, 0.6])
+    x = torch.from_numpy(grays * 2 - 1).expand(MANY, 1, 1, 3)
+    y = (augment.intensity(x, strength, generator()).numpy()[:, 0, 0] + 1) / 2
+    wanted = (y[:, 2] - y[:, 1]) / (y[:, 1] - y[:, 0])
+    low, high = np.full(MANY, 0.2), np.full(MANY, 5.0)
+    for _ in range(60):  # the ratio grows with gamma
+        gamma = (low + high) / 2
+        powers = grays ** gamma[:, None]
+        below = (powers[:, 2] - powers[:, 1]) / (powers[:, 1] - powers[:, 0]) < wanted
+        low, high = np.where(below, gamma, low), np.where(below, high, gamma)
+    width = (y[:, 2] - y[:, 0]) / (powers[:, 2] - powers[:, 0])
+    level = y[:, 1] - 0.5 - (powers[:, 1] - 0.5) * width
+    assert is_uniform(np.log(gamma), -strength, strength)
+    assert is_uniform(np.log(width), -strength, strength)
+    assert is_uniform(level, -strength / 3, strength / 3)
+    assert unrelated(np.log(gamma), np.log(width), level)
+
+
+def test_a_window_stays_within_black_and_white():
+    x = torch.tensor([-1.0, 1.0]).expand(500, 1, 1, 2)
+    black, white = augment.intensity(x, 1.0, generator()).flatten(1).unbind(1)
+    assert black.min() == -1 and white.max() == 1 and (black > -1).any() and (white < 1).any()
+
+
+def test_half_of_the_slices_get_noise_of_up_to_the_deviation():
+    """Of the gray range, which is 2 wide in normalized slices."""
+    x = torch.zeros(MANY, 1, 28, 28)
+    added = augment.noise(x, 0.05, generator()).double().flatten(1).numpy()
+    deviation = added.std(1)
+    noisy = deviation > 0
+    assert happens(noisy, 0.5)
+    assert is_uniform(deviation[noisy], 0, 0.1)
+    assert abs((added[noisy].mean(1) / deviation[noisy] * 28).mean()) < 0.1
+    some = (added[noisy] / deviation[noisy, None])[:40].ravel()
+    assert stats.kstest(some, "norm").pvalue > UNLIKELY
+    loud = augment.noise(torch.ones(100, 1, 28, 28), 0.5, generator())
+    assert loud.max() == 1 and loud.min() == -1
+
+
+def rectangle(holes):
+    """Top, left, height and width of the true pixels of each slice, bool (N, S, S)."""
+    rows, columns = holes.any(2), holes.any(1)
+    return rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)
+
+
+def sampled_erasing(n, size, most, seed=1):
+    """Plain NumPy sampling of the published distribution, pixels whose centers lie inside."""
+    random = np.random.default_rng(seed)
+    area = random.uniform(0.02, most, n) * size**2
+    ratio = np.exp(random.uniform(-math.log(3), math.log(3), n))
+    height, width = np.minimum(np.sqrt(area * ratio), size), np.minimum(np.sqrt(area / ratio), size)
+    top, left = random.uniform(0, size - height), random.uniform(0, size - width)
+    at = np.arange(size) + 0.5
+    rows = (at > top[:, None]) & (at < (top + height)[:, None])
+    columns = (at > left[:, None]) & (at < (left + width)[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+@pytest.mark.parametrize(("probability", "most"), [(0.5, 0.25), (0.9, 0.6)])
+def test_erased_rectangles_have_the_published_areas_and_aspect_ratios(probability, most):
+    x = torch.full((MANY, 1, 28, 28), 0.3)
+    seen = augment.erase(x, probability, most, generator())[:, 0]
+    holes = (seen == 0).numpy()
+    assert ((seen == 0) | (seen == x[:, 0])).all()  # normalized 0: middle gray
+    erased = holes.any((1, 2))
+    assert happens(erased, probability)
+    ours, theirs = rectangle(holes[erased]), rectangle(sampled_erasing(MANY, 28, most))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert stats.ks_2samp(mine, other).pvalue > UNLIKELY
+    for combine in (np.multiply, np.divide):
+        assert stats.ks_2samp(combine(*ours[2:]), combine(*theirs[2:])).pvalue > UNLIKELY
+    assert unrelated(*ours[:2])
+
+
+def cut_slices(probability, n=MANY, seed=0):
+    """Slices whose gray is their number, after `cut`: the pasted pixels, from which slice, and the targets."""
+    x = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 1, 28, 28)
+    classes = torch.arange(n) % 7
+    seen, targets = augment.cut(
+        x, torch.nn.functional.one_hot(classes, 7).float(), probability, generator(seed)
+    )
+    pasted = (seen != x)[:, 0].numpy()
+    source = seen[:, 0].flatten(1).numpy()
+    return pasted, source, classes.numpy(), targets.numpy()
+
+
+def test_squares_are_uniform_in_area_and_place():
+    pasted, *_ = cut_slices(1.0)
+    top, left, height, width = rectangle(pasted)
+    np.testing.assert_array_equal(height, width)
+    # the side is floor(sqrt(u) * 28): P(side <= k) = ((k + 1) / 28) ** 2
+    side = np.bincount(height, minlength=29)[:28]
+    expected = MANY * np.diff((np.arange(29) / 28) ** 2)
+    pool = np.array([side[:5].sum(), *side[5:]]), np.array([expected[:5].sum(), *expected[5:]])
+    assert stats.chisquare(*pool).pvalue > UNLIKELY
+    for place in (top, left):
+        # uniform over the places where the square fits
+        free = 28 - height[height > 0] + 1
+        spread = (place[height > 0] + np.random.default_rng(0).random(len(free))) / free
+        assert is_uniform(spread, 0, 1)
+
+
+def test_targets_are_shared_by_area_with_the_slice_that_was_pasted():
+    pasted, source, classes, targets = cut_slices(0.5)
+    cut = pasted.any((1, 2))
+    # one side in 28 squared is none
+    assert happens(cut, 0.5 * (1 - 1 / 28**2))
+    expected = np.zeros_like(targets)
+    for i, (mask, pixels) in enumerate(zip(pasted, source, strict=True)):
+        share = mask.mean()
+        expected[i, classes[i]] += 1 - share
+        if share:
+            other = np.unique(pixels[mask.ravel()])
+            assert len(other) == 1
+            expected[i, classes[int(other[0])]] += share
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+    np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+
+
+def test_mixing_takes_up_to_a_half_of_another_slice():
+    n = MANY
+    x = torch.rand(n, 1, 2, 2, generator=generator(3))
+    seen, shares = augment.mix(x, torch.eye(n), 0.5, generator())
+    other = 1 - shares.diagonal().numpy()
+    mixed = other > 0
+    assert happens(mixed, 0.5) and is_uniform(other[mixed], 0, 0.5)
+    torch.testing.assert_close(seen.flatten(1), shares @ x.flatten(1))
+    assert ((shares > 0).sum(1) <= 2).all()
+
+
+# docs/edge.md, "Recipe"
+PUBLISHED = {
+    "peak": 3e-3,
+    "decay": 0.05,
+    "smoothing": 0.1,
+    "shift": 2,
+    "mirror": 0.25,
+    "erase": 0.5,
+    "cut": 0.5,
+    "mix": 0.0,
+    "affine": 0.0,
+    "intensity": 0.3,
+    "noise": 0.0,
+    "averaged": 0.998,
+}
+
+
+def test_the_recipe_is_the_published_one():
+    assert Edge().described() == PUBLISHED
+    assert Edge(averaged=None).described() == {k: v for k, v in PUBLISHED.items() if k != "averaged"}
+
+
+def test_a_batch_is_prepared_by_the_ingredients_in_their_order():
+    recipe = Edge(mirror=0.3, shift=3, affine=0.5, cut=0.4, mix=0.6, intensity=0.2, noise=0.1, erase=0.7)
+    x, labels = torch.rand(64, 1, 28, 28, generator=generator(2)) * 2 - 1, torch.arange(64) % 5
+    found, found_targets = recipe.prepare(x, labels, 5, generator(4))
+    g = generator(4)
+    x = augment.shift(augment.mirror(x, 0.3, g), 3, g)
+    x = augment.affine(x, 5.0, 0.05, g)  # 10 degrees and a tenth at strength 1
+    x, targets = augment.cut(x, torch.eye(5)[labels], 0.4, g)
+    x, targets = augment.mix(x, targets, 0.6, g)
+    x = augment.erase(augment.noise(augment.intensity(x, 0.2, g), 0.1, g), 0.7, 0.25, g)
+    torch.testing.assert_close(found, x, rtol=0, atol=0)
+    torch.testing.assert_close(found_targets, targets, rtol=0, atol=0)
+
+
+INGREDIENTS = ("mirror", "shift", "affine", "cut", "mix", "intensity", "noise", "erase")
+
+
+@pytest.mark.parametrize("left_in", INGREDIENTS)
+def test_an_ingredient_of_strength_zero_is_not_drawn(left_in, monkeypatch):
+    called = []
+    for name in INGREDIENTS:
+        real = getattr(augment, name)
+        monkeypatch.setattr(augment, name, lambda *a, name=name, real=real: called.append(name) or real(*a))
+    strengths = dict.fromkeys(INGREDIENTS, 0) | {left_in: 1}
+    x, labels = torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 1])
+    _, targets = Edge(**strengths).prepare(x, labels, 3, generator())
+    assert called == [left_in]
+    if left_in not in ("cut", "mix"):
+        assert torch.equal(targets, torch.eye(3)[labels])
+
+
+def test_the_loss_is_smoothed_cross_entropy_summed_over_slices():
+    """Szegedy et al. 2016: each target keeps 1 - 0.1 of its share and all classes divide 0.1 equally."""
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.0, 0.75]])
+    log = [[v - math.log(sum(math.exp(w) for w in row)) for v in row] for row in logits.tolist()]
+    expected = 0.0
+    for row, target in zip(log, targets.tolist(), strict=True):
+        expected -= sum((0.9 * t + 0.1 / 3) * p for t, p in zip(target, row, strict=True))
+    assert float(Edge().loss(logits, targets)) == pytest.approx(expected, rel=1e-6)
+    plain = -log[0][0] - 0.25 * log[1][0] - 0.75 * log[1][2]
+    assert float(Edge(smoothing=0.0).loss(logits, targets)) == pytest.approx(plain, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("done", "rate"),
+    [
+        (0.0, 3e-6),
+        (0.05, 7.5e-4),
+        (0.1, 1.5e-3),
+        (0.2, 3e-3),
+        # (1 + cos(pi / 4)) / 2, pi / 2 and 3 pi / 4 of the way down
+        (0.4, 3e-3 * 0.8535533905932737),
+        (0.6, 1.5e-3),
+        (0.8, 3e-3 * 0.14644660940672627),
+        (1.0, 3e-6),
+    ],
+)
+def test_the_learning_rate_at_points_computed_by_hand(done, rate):
+    assert Edge().learning_rate(done) == pytest.approx(rate, rel=1e-9)
+
+
+def test_weights_decay_and_biases_and_normalization_do_not():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 3)
+            self.norm = torch.nn.BatchNorm2d(2)
+            self.head = torch.nn.Linear(2, 3)
+
+    network = Network()
+    optimizer = Edge(decay=0.07, peak=0.02).optimiser(network)
+    assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == (0.9, 0.999)
+    decayed, kept = (
+        {name for name, p in network.named_parameters() if any(p is q for q in group["params"])}
+        for group in optimizer.param_groups
+    )
+    assert decayed == {"conv.weight", "head.weight"}
+    assert kept == {"conv.bias", "norm.weight", "norm.bias", "head.bias"}
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.02, 0.07), (0.02, 0.0)]

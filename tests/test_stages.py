@@ -1,0 +1,169 @@
+"""The published ladder, how long each stage trains at most, and which jobs a command line gives."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from train import fit
+from train.all import parse_arguments
+from train.jobs import Job, epoch_caps, member_of, plan
+from train.record import RunError
+from train.stages import LADDER, RUNGS, STAGES, chosen_stages, epoch_cap
+
+# README, "Train", and docs/training.md, "How the stages are trained": (network, augmented, patience, epochs at most,
+# from ImageNet weights, method)
+PUBLISHED = {
+    "base": ("small", False, None, 5, False, "study"),
+    "early_stopping": ("small", False, 5, 100, False, "study"),
+    "big": ("big", False, 5, 100, False, "study"),
+    "augmentation": ("big", True, 5, 100, False, "study"),
+    "batch_norm": ("big_batch_norm", True, 5, 100, False, "study"),
+    "resnet50": ("resnet50", True, 5, 100, True, "study"),
+    "resnet101": ("resnet101", True, 5, 100, True, "study"),
+    "resnet152": ("resnet152", True, 5, 100, True, "study"),
+    "edge": ("edge", False, None, 24, False, "edge"),
+}
+
+
+def test_the_ladder_is_the_published_one():
+    rows = {
+        s.name: (s.network, s.augmented, s.patience, s.max_epochs, s.pretrained, s.method)
+        for s in LADDER
+        if s.name != "ensemble"
+    }
+    assert rows == PUBLISHED and all(not STAGES[name].members for name in PUBLISHED)
+    ensemble = STAGES["ensemble"]
+    assert ensemble.network is None and not ensemble.pretrained and not ensemble.augmented
+    assert ensemble.members == ("batch_norm", "resnet50", "resnet101", "resnet152")
+    assert [s.name for s in LADDER] == [*list(PUBLISHED)[:-1], "ensemble", "edge"]
+    assert RUNGS == ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
+
+
+def test_the_documentation_names_every_rung():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"\n| `{rung}` | " in text for rung in RUNGS)
+
+
+def caps(*given, stage, smoke=False):
+    return epoch_cap(STAGES[stage], epoch_caps(list(given)), smoke=smoke)
+
+
+def test_without_a_cap_a_stage_trains_as_long_as_published():
+    assert {name: caps(stage=name) for name in PUBLISHED} == {name: row[3] for name, row in PUBLISHED.items()}
+
+
+def test_a_smoke_run_trains_two_epochs_unless_told():
+    assert all(caps(stage=name, smoke=True) == 2 for name in STAGES)
+    assert caps("3", stage="big", smoke=True) == 3
+    assert caps("base=1", stage="big", smoke=True) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "stage", "expected"),
+    [
+        (["7"], "big", 7),
+        (["7"], "base", 5),  # a cap never lengthens a stage
+        (["200"], "big", 100),
+        (["big=9"], "big", 9),
+        (["big=9"], "early_stopping", 100),
+        (["7", "big=9"], "big", 9),
+        (["7,big=9"], "edge", 7),
+        # the ensemble's cap is for its ResNets
+        (["ensemble=4"], "resnet50", 4),
+        (["ensemble=4"], "resnet152", 4),
+        (["ensemble=4"], "batch_norm", 100),
+        (["ensemble=4", "resnet50=6"], "resnet50", 6),
+        (["ensemble=4", "3"], "resnet101", 4),
+    ],
+)
+def test_caps_by_stage_come_before_the_one_for_all(given, stage, expected):
+    assert caps(*given, stage=stage) == expected
+
+
+def test_caps_are_read_as_written():
+    assert epoch_caps([]) == {}
+    read = epoch_caps(["resnet50=2,3", "big=10"])
+    assert read == {"all": 3, "big": 10, "resnet50": 2} and list(read) == sorted(read)
+    assert epoch_caps(["big=1", "big=2"]) == {"big": 2}
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "big=", "big=0", "1.5", ""])
+def test_a_cap_that_is_no_count_is_refused(text):
+    with pytest.raises(RunError, match=f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}"):
+        epoch_caps([text])
+
+
+def test_a_cap_of_no_stage_is_refused():
+    with pytest.raises(RunError, match="--max-epochs: unknown stage 'all'; choose from base, early_stopping"):
+        epoch_caps(["all=3"])
+
+
+OUT = Path("runs") / "organamnist"
+
+
+def jobs(*arguments):
+    options = parse_arguments(list(arguments))
+    return plan(chosen_stages(["base", "edge"]), options, epoch_caps(options.max_epochs), OUT)
+
+
+def test_every_stage_is_a_job_with_the_documented_defaults():
+    """docs/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
+    recipe = fit.Recipe(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
+    assert jobs() == [
+        Job(STAGES["base"], recipe, OUT / "base"),
+        Job(STAGES["edge"], dataclasses.replace(recipe, max_epochs=24), OUT / "edge"),
+    ]
+
+
+def test_a_stages_seeds_follow_each_other_in_directories_of_their_own():
+    found = [(job.stage.name, job.recipe.seed, job.directory) for job in jobs("--seed", "4", "--seeds", "2")]
+    assert found == [
+        ("base", 4, OUT / "base" / "seed-4"),
+        ("base", 5, OUT / "base" / "seed-5"),
+        ("edge", 4, OUT / "edge" / "seed-4"),
+        ("edge", 5, OUT / "edge" / "seed-5"),
+    ]
+
+
+def test_options_reach_the_recipe():
+    chosen = [
+        "--batch-size",
+        "64",
+        "--max-epochs",
+        "edge=3",
+        "--weights",
+        "none",
+        "--weights-dir",
+        "w",
+        "--amp",
+        "fp16",
+    ]
+    base, edge = (job.recipe for job in jobs(*chosen))
+    assert base == fit.Recipe(1, 64, 5, "none", weights_dir=Path("w"), smoke=False, amp="fp16")
+    assert edge == dataclasses.replace(base, max_epochs=3)
+
+
+def test_a_smoke_run_starts_from_scratch():
+    assert [job.recipe for job in jobs("--smoke")] == [fit.Recipe(1, 128, 2, "none", smoke=True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("directory", "member"),
+    [
+        ("runs/a/ensemble", "runs/a/big"),
+        ("runs/a/ensemble/seed-3", "runs/a/big/seed-3"),
+        # a directory above that has the stage's name is another
+        ("ensemble/runs/ensemble", "ensemble/runs/big"),
+        ("ensemble/runs/ensemble/seed-3", "ensemble/runs/big/seed-3"),
+    ],
+)
+def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, member):
+    job = Job(STAGES["ensemble"], fit.Recipe(3, 1, 1, "none"), Path(directory))
+    assert member_of(job, "big") == Path(member)
+
+
+def test_the_rungs_bring_every_stage():
+    assert chosen_stages(list(RUNGS)) == list(LADDER)
+    assert [stage.name for stage in chosen_stages(["edge"])] == ["edge"]
