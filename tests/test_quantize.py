@@ -89,8 +89,7 @@ def test_activations_are_uint8(int8_model):
 
 def test_weights_are_int8_of_seven_bits_with_a_symmetric_scale_a_channel(float_model, int8_model):
     kernel = tensors(float_model)["kernel"].astype(np.float64)
-    found = {name: value for name, value in quantized_by(int8_model, "DequantizeLinear").items()}
-    scale, zero_point = found["kernel_quantized"]
+    scale, zero_point = quantized_by(int8_model, "DequantizeLinear")["kernel_quantized"]
     expected_scale = np.abs(kernel).max(axis=(1, 2, 3)) / REDUCED_INT8
     np.testing.assert_allclose(scale, expected_scale, rtol=1e-6)
     assert zero_point.dtype == np.int8 and not zero_point.any()
