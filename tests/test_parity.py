@@ -74,7 +74,7 @@ def test_a_graph_that_differs_for_one_slice_of_any_batch_is_refused(place):
 
 
 def test_the_limit_of_a_logit_is_the_documented_one():
-    """A ten-thousandth: README, "Export"; 2e-4 tells a tie."""
+    """A ten-thousandth, of float32 logits of some units; the rounding of sums in another order stays far below."""
     expected = np.array([[1.0, 0.0]], np.float32)
     check_logits(expected, expected + np.float32(0.99e-4), name="m")
     with pytest.raises(ExportError, match="at most 1e-04 is allowed"):
