@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from export import forms
-from export.forms import Slices, forms_of
+from export.forms import Form, Slices, forms_of
 from tests.tiny_graphs import SIZE, bright_pixels, linear_graph, packed
 
 # pixel c white is class c, of 3; pixel 15 white is what a worse form goes wrong at
@@ -110,7 +110,7 @@ def test_a_form_keeps_its_own_logits_and_accuracy(forms_made_of):
         if form.precision != "fp16":
             np.testing.assert_allclose(form.fitting, packed(other) @ matrix, atol=1e-4)
     # it is never listed, so that no temperature is fitted to it
-    assert found[2].fitting is None
+    assert found[2].fitting is None and Form("fp16", b"", found[2].logits, 0.5).fitting is None
 
 
 def test_the_temperature_is_fitted_on_validation_where_nothing_else_is_given(forms_made_of):

@@ -2,11 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import entry, write_bundle
+from conftest import ROOT, child_environment, entry, write_bundle
 from onnx import helper
 
 from export.golden import add_golden, main
@@ -150,14 +152,38 @@ def test_the_sessions_are_closed_when_the_answers_are_known(tiny_bundle, monkeyp
 
 
 def test_the_answers_are_of_this_cpu_by_one_thread_whatever_the_device(tiny_bundle, monkeypatch):
-    from organ_infer import session
+    from organ_infer import ensemble, session
 
-    opened, real = [], session.Session.__init__
+    opened, real, averaged, average = [], session.Session.__init__, [], ensemble.Ensemble.__init__
 
     def record(self, data, **options):
         opened.append((options["where"], options["device"], options["threads"]))
         real(self, data, **options)
 
+    def record_threads(self, manifest, members, sessions, threads):
+        averaged.append(threads)
+        average(self, manifest, members, sessions, threads)
+
     monkeypatch.setattr(session.Session, "__init__", record)
+    monkeypatch.setattr(ensemble.Ensemble, "__init__", record_threads)
     add_golden(tiny_bundle)
+    assert averaged == [1, 1]
     assert opened == [(name, "cpu", 1) for name in ("a.onnx", "b.onnx", "c.onnx", "b.onnx")]
+
+
+def test_the_module_is_a_command(tiny_bundle):
+    def run(*arguments):
+        command = [sys.executable, "-m", "export.golden", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=child_environment())
+
+    done = run(str(tiny_bundle))
+    assert done.returncode == 0, done.stderr
+    assert stored(tiny_bundle, "cpu").shape == (16, 11)
+    assert run(str(tiny_bundle / "nothing")).returncode == 2
+
+
+def test_the_help_says_what_the_command_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "what the networks of a bundle say of the runtime's golden slices" in told

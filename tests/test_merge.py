@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, checker, helper, numpy_helper
+from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from export.average import mean_of
@@ -104,3 +104,10 @@ def test_a_merged_graph_that_onnx_refuses_is_not_returned(monkeypatch):
     )
     with pytest.raises(checker.ValidationError):
         merge({"a": linear_graph(MATRICES["a"])})
+
+
+def test_a_merged_graph_whose_shapes_contradict_each_other_is_not_returned():
+    model = linear_graph(MATRICES["a"])
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    with pytest.raises(shape_inference.InferenceError):
+        merge({"a": model})

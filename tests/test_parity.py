@@ -183,6 +183,14 @@ def test_a_graph_that_onnx_refuses_is_not_exported(monkeypatch):
         to_onnx(Linear(), SIZE)
 
 
+def test_a_graph_whose_shapes_contradict_each_other_is_not_exported(monkeypatch):
+    model = linear_graph(MATRIX)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 6
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **options: Program(model))
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        to_onnx(Linear(), SIZE)
+
+
 def test_a_network_is_exported_as_it_wishes_to_be(monkeypatch):
     exported = []
 
@@ -264,6 +272,12 @@ def test_a_merged_graph_that_differs_for_one_slice_of_any_batch_is_refused(place
     expected[place, 2] += 1.1e-4
     with pytest.raises(ExportError, match=r"differ from the members' mean by 1\.1"):
         check_merged(model, expected, SLICES, SIZE)
+
+
+def test_the_limit_of_a_merged_graph_is_met_exactly(monkeypatch):
+    monkeypatch.setattr("export.merge.MAX_ABS", 0.25)
+    model = merge({"a": linear_graph(np.zeros((16, 4)))})
+    check_merged(model, np.zeros((600, 4)), SLICES, SIZE)
 
 
 def test_a_merged_graph_that_gives_nan_is_refused():

@@ -26,10 +26,10 @@ def float_model():
 
 @pytest.fixture(scope="module")
 def calibration_slices():
-    """130 slices, three batches of 64, 64 and 2: the brightest in the second, the darkest in the last, partial one."""
+    """130 slices, batches of 64, 64 and 2: the brightest is the first, the darkest the last, the strongest the 101st."""
     slices = np.random.default_rng(5).uniform(-0.25, 0.25, (130, 1, 28, 28)).astype(np.float32)
+    slices[0, 0, 3, 3] = 0.9
     slices[100] *= 2.5
-    slices[100, 0, 3, 3] = 0.9
     slices[129, 0, 9, 9] = -0.7
     return slices
 
@@ -152,4 +152,16 @@ def test_a_form_that_onnx_refuses_is_not_returned(monkeypatch, float_model):
 
     monkeypatch.setattr(float16, "convert_float_to_float16", invalid)
     with pytest.raises(onnx.checker.ValidationError, match="NoSuchOperator"):
+        to_fp16(float_model)
+
+
+def test_a_form_whose_shapes_contradict_each_other_is_not_returned(monkeypatch, float_model):
+    from onnxruntime.transformers import float16
+
+    def contradicting(model, **options):
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+        return model
+
+    monkeypatch.setattr(float16, "convert_float_to_float16", contradicting)
+    with pytest.raises(onnx.shape_inference.InferenceError):
         to_fp16(float_model)

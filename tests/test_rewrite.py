@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, checker, helper, numpy_helper
+from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from export.rewrite import _Rewriter as Rewriter
 from export.rewrite import rewrite
 
 
@@ -236,9 +237,18 @@ def test_a_rewritten_graph_carries_what_the_graph_said_of_itself_and_only_tensor
     assert {tensor.name for tensor in changed.graph.initializer} <= used
 
 
+def test_a_rewritten_graph_whose_shapes_contradict_each_other_is_not_returned(monkeypatch):
+    builder = Builder(9, 2, 2)
+    model = builder.model(builder.convolution("images", 2, 3, 3, **conv_of(3, 1)), 3, 2, 2)
+    real = Rewriter.reshape
+    monkeypatch.setattr(Rewriter, "reshape", lambda self, name, *shape: real(self, name, *shape[:-1], 5))
+    with pytest.raises(shape_inference.InferenceError):
+        rewrite(model)
+
+
 def test_a_rewritten_graph_that_onnx_refuses_is_not_returned(monkeypatch):
     builder = Builder(9, 2, 1)
     model = builder.model(builder.convolution("images", 2, 3, 3, **conv_of(3, 1)), 3, 1, 1)
-    monkeypatch.setattr("export.rewrite._Rewriter.add", lambda self, *_, **attributes: "nowhere")
+    monkeypatch.setattr(Rewriter, "add", lambda self, *_, **attributes: "nowhere")
     with pytest.raises(checker.ValidationError, match="nowhere"):
         rewrite(model)
