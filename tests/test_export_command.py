@@ -202,6 +202,15 @@ def test_the_merged_graph_has_the_temperature_of_the_float32_members(checkpoints
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_merged_graph_that_is_not_the_members_is_not_written(checkpoints, tmp_path, monkeypatch, capsys):
+    from export import merge
+
+    real = merge.merge
+    monkeypatch.setattr(merge, "merge", lambda members, temperature: real(members, temperature=3.0))
+    told = refused(capsys, checkpoints("base"), "--merged", tmp_path / "m.onnx", code=1)
+    assert "the merged graph's probabilities differ" in told and not (tmp_path / "m.onnx").exists()
+
+
 def test_a_bundle_is_written_with_what_it_lists(checkpoints, tmp_path):
     assert run(checkpoints("base"), "--bundle", tmp_path / "b", "--precision", "fp32") == 0
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())

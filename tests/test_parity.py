@@ -1,5 +1,7 @@
 """Parity: a graph that differs from the network at batch 1 alone, or beyond the first batch alone, is refused."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from export import member
+from export import average, member
 from export.forms import Slices, forms_of
 from export.member import (
     ExportError,
@@ -20,6 +22,7 @@ from export.member import (
 )
 from export.merge import check_merged, merge
 from export.triton import TritonError, _averaging_graph
+from organ_infer.processors import usable_processors
 from tests.tiny_graphs import SIZE, bright_pixels, linear_graph, packed, softmax
 
 BATCH = 256
@@ -94,9 +97,19 @@ def test_another_class_is_refused_but_for_a_tie(gap, refused, monkeypatch):
     expected = np.array([[0.0, gap, -5.0], [0.0, 3.0, 1.0]], np.float32)
     found = np.array([[gap, 0.0, -5.0], [0.0, 3.0, 1.0]], np.float32)
     if not refused:
-        return check_logits(expected, found, name="m")
+        check_logits(expected, found, name="m")
+        return
     with pytest.raises(ExportError, match="m: 1 of 2 slices get another class than in PyTorch"):
         check_logits(expected, found, name="m")
+
+
+def test_a_gap_of_exactly_the_limit_is_a_tie(monkeypatch):
+    monkeypatch.setattr(member, "MAX_ABS", 1.0)
+    monkeypatch.setattr(member, "TIE", 0.25)
+    expected = np.array([[0.0, 0.25]], np.float32)
+    check_logits(expected, expected[:, ::-1], name="m")
+    with pytest.raises(ExportError, match="1 of 1 slices get another class"):
+        check_logits(expected * 2, expected[:, ::-1] * 2, name="m")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -119,10 +132,11 @@ def test_a_network_is_compared_as_it_answers_and_the_caller_s_keeps_training(tmp
 
     monkeypatch.setattr(member, "to_onnx", lambda network, size: linear_graph(MATRIX))
     network = Noisy().train()
-    export_member(network, tmp_path / "deep" / "m.onnx", SLICES[:3], LABELS[:3])
+    file = tmp_path / "deep" / "er" / "m.onnx"
+    export_member(network, file, SLICES[:3], LABELS[:3])
     assert network.training and network.drop.training
-    assert onnx.load(tmp_path / "deep" / "m.onnx") == linear_graph(MATRIX)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["m.onnx"]
+    assert onnx.load(file) == linear_graph(MATRIX)
+    assert [path.name for path in file.parent.iterdir()] == ["m.onnx"]
 
 
 def test_slices_of_another_size_are_resampled_to_the_network_s(tmp_path, monkeypatch):
@@ -146,7 +160,8 @@ class Program:
     def __init__(self, model):
         self.model = model
 
-    def save(self, file, **_):
+    def save(self, file, *, external_data):
+        assert not external_data
         file.write(self.model.SerializeToString())
 
 
@@ -208,6 +223,7 @@ def test_a_network_is_exported_as_it_wishes_to_be(monkeypatch):
     # two slices: torch.export takes an axis of one for a fixed one
     assert list(shape) == [2, 1, 4, 4]
     assert (options["dynamo"], options["opset_version"], options["external_data"]) == (True, 18, False)
+    assert options["verbose"] is False
     assert (options["input_names"], options["output_names"]) == (["images"], ["logits"])
     assert list(options["dynamic_shapes"][0]) == [0]
 
@@ -222,6 +238,28 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_names_the_reason(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(ExportError, match=r"cannot write .*m\.onnx: Permission denied"):
+        write_model(linear_graph(MATRIX), tmp_path / "m.onnx")
+
+
+def test_a_file_is_whole_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    model, synced, real = linear_graph(MATRIX), [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+
+    def replaced(source, target):
+        assert synced == [model.ByteSize()]
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    write_model(model, tmp_path / "m.onnx")
+    assert onnx.load(tmp_path / "m.onnx") == model
+
+
 def test_what_an_export_needs_and_is_missing_is_named_with_the_command(monkeypatch):
     import sys
 
@@ -232,7 +270,9 @@ def test_what_an_export_needs_and_is_missing_is_named_with_the_command(monkeypat
 
 def test_a_session_takes_the_processors_it_may_use_and_does_not_spin():
     options = open_session(linear_graph(MATRIX).SerializeToString()).get_session_options()
-    assert options.intra_op_num_threads >= 1 and options.inter_op_num_threads == 1
+    assert options.intra_op_num_threads == usable_processors() and options.inter_op_num_threads == 1
+    # errors alone
+    assert options.log_severity_level == 3
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
@@ -286,20 +326,17 @@ def test_a_merged_graph_that_gives_nan_is_refused():
         check_merged(model, np.full((600, 5), 0.2), SLICES, SIZE)
 
 
-@pytest.mark.parametrize("batch", [1, 64])
-def test_an_averaging_graph_that_differs_from_numpy_at_either_batch_is_refused(batch, monkeypatch):
-    from export import average
-
+def spoil_mean(monkeypatch, batch, amount):
+    """The averaging graph gives `amount` too much at this batch size."""
     real = average.mean_of
 
     def spoiled(answers, temperature):
-        """3e-5 too much at one batch size."""
         nodes, weights = real(answers, temperature)
         nodes[-1].output[0] = "right"
         weights += [
             helper.make_tensor("count", TensorProto.INT64, [], [batch]),
             helper.make_tensor("first", TensorProto.INT64, [], [0]),
-            helper.make_tensor("extra", TensorProto.FLOAT, [], [3e-5]),
+            helper.make_tensor("extra", TensorProto.FLOAT, [], [amount]),
             helper.make_tensor("none", TensorProto.FLOAT, [], [0.0]),
         ]
         nodes += [
@@ -311,7 +348,22 @@ def test_an_averaging_graph_that_differs_from_numpy_at_either_batch_is_refused(b
         ]
         return nodes, weights
 
-    _averaging_graph({"a": "logits"}, 3, 1.5)
     monkeypatch.setattr(average, "mean_of", spoiled)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_an_averaging_graph_that_differs_from_numpy_at_either_batch_is_refused(batch, monkeypatch):
+    _averaging_graph({"a": "logits", "b": "probabilities"}, 3, 1.5)
+    spoil_mean(monkeypatch, batch, 3e-5)
     with pytest.raises(TritonError, match=r"probabilities differ from NumPy's by 3\.\de-05"):
         _averaging_graph({"a": "logits", "b": "probabilities"}, 3, 1.5)
+
+
+def test_the_limit_of_the_averaging_graph_is_met_exactly(monkeypatch):
+    """Of one class the probability is 1, and 2 is 1 too much."""
+    spoil_mean(monkeypatch, 64, 1.0)
+    monkeypatch.setattr("export.triton.MAX_ABS", 1.0)
+    _averaging_graph({"a": "logits"}, 1, 1.0)
+    monkeypatch.setattr("export.triton.MAX_ABS", 0.99)
+    with pytest.raises(TritonError, match="differ from NumPy's by 1"):
+        _averaging_graph({"a": "logits"}, 1, 1.0)

@@ -195,6 +195,28 @@ def test_a_reshape_to_more_than_a_row_a_slice_is_left_alone(shape):
     same(builder, model, changed)
 
 
+def test_a_reshape_to_a_computed_row_a_slice_is_nothing_on_one_pixel():
+    builder = Builder(6, 2, 1)
+    output = builder.convolution("images", 2, 3, 1)
+    shape = builder.node("Concat", builder.constant(np.array([-1])), builder.constant(np.array([3])), axis=0)
+    builder.node("Gemm", builder.node("Reshape", output, shape), builder.weight(3, 4), output="logits")
+    model = builder.model("logits", 4)
+    changed = rewrite(model)
+    # that of the input, to rows
+    assert kinds_of(changed).count("Reshape") == 1
+    same(builder, model, changed)
+
+
+def test_a_kernel_that_is_not_square_is_left_alone():
+    builder = Builder(6, 2, 2)
+    kernel, bias = builder.weight(3, 2, 3, 1), builder.weight(3)
+    builder.node("Conv", "images", kernel, bias, pads=[1, 1, 1, 1], output="logits")
+    model = builder.model("logits", 3, 2, 4)
+    changed = rewrite(model)
+    assert kinds_of(changed) == ["Conv"]
+    same(builder, model, changed)
+
+
 def test_a_reshape_of_2x2_pixels_is_left_alone():
     builder = Builder(6, 2, 2)
     output = builder.convolution("images", 2, 3, 1)
@@ -211,6 +233,8 @@ def test_a_small_map_at_the_end_keeps_its_name_and_shape(size):
     model = builder.model("logits", 3, size, size)
     changed = rewrite(model)
     assert [port.name for port in changed.graph.output] == ["logits"]
+    # a convolution that names neither stride nor padding has strides of 1 and no padding
+    assert "Conv" not in kinds_of(changed)
     same(builder, model, changed)
 
 

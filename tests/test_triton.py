@@ -1,14 +1,16 @@
 """The model repository for Triton: parsed by Triton's own protobuf definitions, its graphs run as they are configured."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import CLASSES, DEFAULT, ROOT, entry, make_graph, needs_default, write_bundle
+from conftest import CLASSES, DEFAULT, ROOT, child_environment, entry, make_graph, needs_default, write_bundle
 from PIL import Image
 
 from export.triton import KINDS, Serving, main, write_repository
@@ -450,3 +452,42 @@ def test_a_package_that_is_missing_is_named(bundle, tmp_path, monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main([str(bundle), str(tmp_path / "out")]) == 2
     assert "export: error: onnx is not installed: pip install" in capsys.readouterr().err
+
+
+def test_a_member_whose_name_the_mean_has_is_refused(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / "bundle", {"mean.onnx": make_graph()})
+    assert main([str(bundle), str(tmp_path / "out")]) == 2
+    assert "two members would have one name: random, random-mean, random-mean" in capsys.readouterr().err
+
+
+def test_the_files_are_whole_on_the_disk_before_they_take_their_place(bundle, tmp_path, monkeypatch):
+    synced, real = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+
+    def replaced(source, target):
+        sizes = [path.stat().st_size for path in Path(source).rglob("*") if path.is_file()]
+        assert sorted(synced) == sorted(sizes) and len(sizes) == 8
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    write(bundle, tmp_path / "out")
+
+
+def test_a_graph_of_contradicting_shapes_is_not_served(bundle, tmp_path, monkeypatch):
+    import onnx
+    from onnx import helper
+
+    def spoiled(answers, temperature):
+        nodes = [helper.make_node("ReduceMean", ["small_logits"], ["probabilities"], axes=[1], keepdims=1)]
+        return nodes, []
+
+    monkeypatch.setattr("export.average.mean_of", spoiled)
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        write(bundle, tmp_path / "out")
+
+
+@pytest.mark.parametrize("module", ["triton", "all"])
+def test_the_modules_are_commands(module):
+    command = [sys.executable, "-m", f"export.{module}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 2 and done.stderr.startswith(f"usage: python -m export.{module}")
