@@ -404,17 +404,18 @@ def test_a_bundle_of_a_changed_file_is_not_served(copied, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_directory_is_taken_and_a_file_or_a_link_is_not(bundle, tmp_path, capsys):
+def test_an_empty_directory_or_none_is_taken_and_a_file_or_a_link_is_not(bundle, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main([str(bundle), str(tmp_path / "empty")]) == 0
     assert (tmp_path / "empty" / "random" / "config.pbtxt").is_file()
     assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+    assert main([str(bundle), str(tmp_path / "deep" / "er" / "out")]) == 0
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
         assert main([str(bundle), str(tmp_path / name)]) == 2
         assert f"{name} is not empty" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "link"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "file", "link"]
 
 
 def test_the_command_takes_its_limits_and_serves_a_cpu_by_default(bundle, tmp_path):
