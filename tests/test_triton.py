@@ -1,13 +1,16 @@
 """The model repository for Triton: parsed by Triton's own protobuf definitions, its graphs run as they are configured."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import DEFAULT, ROOT, entry, make_graph, needs_default, write_bundle
+from conftest import CLASSES, DEFAULT, ROOT, child_environment, entry, make_graph, needs_default, write_bundle
 from PIL import Image
 
 from export.triton import KINDS, Serving, main, write_repository
@@ -238,3 +241,254 @@ def test_a_model_of_a_hidden_name_is_refused(tmp_path, name):
     bundle = write_bundle(tmp_path / "bundle", {"small.onnx": make_graph()}, change=change)
     assert main([str(bundle), str(tmp_path / "deep" / "out")]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+# The configuration without Triton's definitions: a parser of protobuf's text form, of what is used here.
+
+TOKEN = re.compile(r'\s*("[^"]*"|[\w.-]+|[{}\[\]:,])')
+
+
+def parsed(text):
+    """Fields by name, each a list of its values in order."""
+    tokens = TOKEN.findall(text)
+
+    def value():
+        token = tokens.pop(0)
+        if token == "{":
+            return message("}")
+        if token == "[":
+            listed = []
+            while tokens[0] != "]":
+                listed.append(value())
+                if tokens[0] == ",":
+                    tokens.pop(0)
+            tokens.pop(0)
+            return listed
+        return token[1:-1] if token.startswith('"') else int(token) if token.isdigit() else token
+
+    def message(end):
+        fields = {}
+        while tokens and tokens[0] != end:
+            name = tokens.pop(0)
+            if tokens[0] == ":":
+                tokens.pop(0)
+            found = value()
+            fields.setdefault(name, []).extend(
+                found if isinstance(found, list) and name != "dims" else [found]
+            )
+        if end:
+            assert tokens.pop(0) == end
+        return fields
+
+    return message(None)
+
+
+def configurations(out):
+    return {folder.name: parsed((folder / "config.pbtxt").read_text()) for folder in out.iterdir()}
+
+
+def test_every_model_is_configured_as_documented(ensemble, tmp_path):
+    """docs/triton.md: 500 microseconds for the members, none for the mean, one thread an instance, zeros as warm-up."""
+    name = write(ensemble, tmp_path / "out", instances=3, batch=48)
+    configs = configurations(tmp_path / "out")
+    stages = ["first", "second", "third"]
+    assert sorted(configs) == sorted([name, f"{name}-mean", *(f"{name}-{stage}" for stage in stages)])
+    for model, config in configs.items():
+        assert config["name"] == [model] and config["max_batch_size"] == [48]
+        files = sorted(
+            str(path.relative_to(tmp_path / "out" / model)) for path in (tmp_path / "out" / model).rglob("*")
+        )
+        graph = [] if model == name else ["1/model.onnx"]
+        assert files == sorted(["1", *graph, "config.pbtxt", "labels.txt"])
+        assert (tmp_path / "out" / model / "labels.txt").read_text().splitlines() == CLASSES
+        for port in config["output"]:
+            assert port["data_type"] == ["TYPE_FP32"] and port["dims"] == [[11]]
+            assert port["label_filename"] == ["labels.txt"]
+        if model == name:
+            assert config["platform"] == ["ensemble"] and "dynamic_batching" not in config
+            assert [port["name"] for port in config["output"]] == [["probabilities"]]
+            continue
+        assert config["platform"] == ["onnxruntime_onnx"]
+        delay = 0 if model == f"{name}-mean" else 500
+        assert config["dynamic_batching"] == [{"max_queue_delay_microseconds": [delay]}]
+        assert config["instance_group"] == [{"kind": ["KIND_CPU"], "count": [3]}]
+        (parameter,) = config["parameters"]
+        assert parameter == {"key": ["intra_op_thread_count"], "value": [{"string_value": ["1"]}]}
+        assert [sample["batch_size"] for sample in config["model_warmup"]] == [[1], [48]]
+        for sample in config["model_warmup"]:
+            given = {entry["key"][0]: entry["value"][0] for entry in sample["inputs"]}
+            assert given == {
+                port["name"][0]: {
+                    "data_type": ["TYPE_FP32"],
+                    "dims": port["dims"],
+                    "zero_data": ["true"],
+                }
+                for port in config["input"]
+            }
+        session = onnxruntime.InferenceSession(
+            tmp_path / "out" / model / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        for kind, real in ("input", session.get_inputs()), ("output", session.get_outputs()):
+            listed = [(port["name"][0], port["dims"][0]) for port in config[kind]]
+            assert listed == [(port.name, port.shape[1:]) for port in real]
+            assert all(port["data_type"] == ["TYPE_FP32"] for port in config[kind])
+
+
+def test_the_steps_of_the_ensemble_give_the_classifiers_probabilities(ensemble, tmp_path):
+    graphs = {path.name: path.read_bytes() for path in sorted(ensemble.glob("*.onnx"))}
+    outputs = {"third.onnx": "probabilities"}
+    hot = write_bundle(tmp_path / "hot", graphs, outputs=outputs, temperature=1.7)
+    out = tmp_path / "out"
+    name = write(hot, out)
+    config = configurations(out)[name]
+    tensors = {"images": pack(SLICES, 28)}
+    (scheduling,) = config["ensemble_scheduling"]
+    for step in scheduling["step"]:
+        # the newest version
+        assert step["model_version"] == ["-1"]
+        session = onnxruntime.InferenceSession(
+            out / step["model_name"][0] / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        )
+        given = {entry["key"][0]: tensors[entry["value"][0]] for entry in step["input_map"]}
+        (wanted,) = step["output_map"]
+        tensors[wanted["value"][0]] = session.run(wanted["key"], given)[0]
+    with OrganClassifier(hot, device="cpu", threads=1) as classifier:
+        expected = classifier.predict_proba(SLICES)
+    np.testing.assert_allclose(tensors["probabilities"], expected, atol=1e-5)
+
+
+def test_a_gpu_has_no_thread_count_and_a_batch_of_one_one_warm_up(bundle, tmp_path):
+    name = write(bundle, tmp_path / "out", device="cuda", batch=1)
+    for model, config in configurations(tmp_path / "out").items():
+        if model != name:
+            assert config["instance_group"] == [{"kind": ["KIND_GPU"], "count": [1]}]
+            assert "parameters" not in config
+            assert [sample["batch_size"] for sample in config["model_warmup"]] == [[1]]
+
+
+@pytest.mark.parametrize(
+    "device, precision, file",
+    [("cpu", "listed", "int8"), ("cuda", "listed", "fp16"), ("cpu", "fp32", "fp32")],
+)
+def test_the_served_file_is_the_form_of_the_device_byte_for_byte(device, precision, file, tmp_path):
+    bundle, graphs = with_fp16(tmp_path / "bundle")
+    name = write(bundle, tmp_path / "out", device=device, precision=precision)
+    served = tmp_path / "out" / f"{name}-small" / "1" / "model.onnx"
+    assert served.read_bytes() == graphs[f"small.{file}.onnx"]
+
+
+@pytest.mark.parametrize("file", ["int8", "fp16"])
+def test_a_file_that_changes_after_the_bundle_was_opened_is_not_served(file, tmp_path, monkeypatch, capsys):
+    from organ_infer import bundle as opening
+
+    bundle, _ = with_fp16(tmp_path / "bundle")
+    real = opening.open_bundle
+
+    def changed_later(path, *arguments):
+        opened = real(path, *arguments)
+        (bundle / f"small.{file}.onnx").write_bytes(make_graph(seed=99))
+        return opened
+
+    monkeypatch.setattr(opening, "open_bundle", changed_later)
+    code = main([str(bundle), str(tmp_path / "out"), "--device", "cpu", "--precision", file])
+    assert code == 2
+    assert f"small.{file}.onnx changed while it was read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_of_a_changed_file_is_not_served(copied, tmp_path, capsys):
+    data = (copied / "small.onnx").read_bytes()
+    (copied / "small.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert main([str(copied), str(tmp_path / "out")]) == 2
+    assert "small.onnx: sha256" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_directory_or_none_is_taken_and_a_file_or_a_link_is_not(bundle, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main([str(bundle), str(tmp_path / "empty")]) == 0
+    assert (tmp_path / "empty" / "random" / "config.pbtxt").is_file()
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o755
+    assert main([str(bundle), str(tmp_path / "deep" / "er" / "out")]) == 0
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        assert main([str(bundle), str(tmp_path / name)]) == 2
+        assert f"{name} is not empty" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "file", "link"]
+
+
+def test_the_command_takes_its_limits_and_serves_a_cpu_by_default(bundle, tmp_path):
+    for value in ("1", "4096"):
+        out = tmp_path / value
+        assert main([str(bundle), str(out), "--instances", value, "--max-batch", value]) == 0
+        config = configurations(out)["random-small"]
+        assert config["max_batch_size"] == [int(value)]
+        assert config["instance_group"] == [{"kind": ["KIND_CPU"], "count": [int(value)]}]
+    assert main([str(bundle), str(tmp_path / "default")]) == 0
+    config = configurations(tmp_path / "default")["random-small"]
+    # its help: one instance, 64 slices a batch
+    assert config["max_batch_size"] == [64] and config["instance_group"][0]["count"] == [1]
+
+
+@pytest.mark.parametrize("option", ["--instances", "--max-batch"])
+@pytest.mark.parametrize("value", ["-1", "0", "4097"])
+def test_a_value_out_of_the_limits_is_refused(option, value, bundle, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([str(bundle), str(tmp_path / "out"), option, value])
+    assert caught.value.code == 2
+    assert f"{option}: 1 to 4096 expected, found {value}" in capsys.readouterr().err
+
+
+def test_the_averaging_graph_is_one_that_older_servers_read(bundle, tmp_path):
+    import onnx
+
+    name = write(bundle, tmp_path / "out")
+    model = onnx.load(tmp_path / "out" / f"{name}-mean" / "1" / "model.onnx")
+    assert model.ir_version == 8
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+
+
+def test_a_package_that_is_missing_is_named(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main([str(bundle), str(tmp_path / "out")]) == 2
+    assert "export: error: onnx is not installed: pip install" in capsys.readouterr().err
+
+
+def test_a_member_whose_name_the_mean_has_is_refused(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / "bundle", {"mean.onnx": make_graph()})
+    assert main([str(bundle), str(tmp_path / "out")]) == 2
+    assert "two members would have one name: random, random-mean, random-mean" in capsys.readouterr().err
+
+
+def test_the_files_are_whole_on_the_disk_before_they_take_their_place(bundle, tmp_path, monkeypatch):
+    synced, real = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+
+    def replaced(source, target):
+        sizes = [path.stat().st_size for path in Path(source).rglob("*") if path.is_file()]
+        assert sorted(synced) == sorted(sizes) and len(sizes) == 8
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    write(bundle, tmp_path / "out")
+
+
+def test_a_graph_of_contradicting_shapes_is_not_served(bundle, tmp_path, monkeypatch):
+    import onnx
+    from onnx import helper
+
+    def spoiled(answers, temperature):
+        nodes = [helper.make_node("ReduceMean", ["small_logits"], ["probabilities"], axes=[1], keepdims=1)]
+        return nodes, []
+
+    monkeypatch.setattr("export.average.mean_of", spoiled)
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        write(bundle, tmp_path / "out")
+
+
+@pytest.mark.parametrize("module", ["triton", "all"])
+def test_the_modules_are_commands(module):
+    command = [sys.executable, "-m", f"export.{module}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=child_environment())
+    assert done.returncode == 2 and done.stderr.startswith(f"usage: python -m export.{module}")

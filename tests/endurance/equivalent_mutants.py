@@ -1,8 +1,47 @@
 """Mutants that change nothing that can be seen, by target: (line, as changed) and why. Kept out of the score."""
 
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
+    "export/all.py": {
+        (
+            "for path, state in zip(options.checkpoint, states, strict=True):",
+            "False",
+        ): "a state is loaded from each path",
+    },
+    "export/bundle.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
+    "export/forms.py": {
+        ("lost = round(exact.val_accuracy - accuracy, 9)", "10"): "ten decimals hide the rounding as well",
+    },
+    "export/member.py": {
+        ("size = size or images.shape[-1]", "2"): "stored slices are square",
+    },
+    "export/merge.py": {
+        (
+            "for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):",
+            "1",
+        ): "the first slice is compared by the other of the two batches that begin with it",
+    },
+    "export/quantize.py": {
+        ("CALIBRATION_BATCH = 64", "65"): "the minimum and maximum of all batches, however they are cut",
+    },
     "runtime/organ_infer/bundle.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
+    },
+    "export/triton.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+        (
+            "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
+            "1",
+        ): "other numbers do as well",
+        (
+            "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
+            "6",
+        ): "other numbers do as well",
+        (
+            "options.intra_op_num_threads = options.inter_op_num_threads = 1",
+            "2",
+        ): "the same by two threads",
     },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
