@@ -161,9 +161,106 @@ def test_no_slices_give_none_and_strided_ones_the_same(name):
     assert (corrupt(turned, name, 2) == corrupt(np.ascontiguousarray(turned), name, 2)).all()
 
 
-def test_there_are_13_of_five_severities():
-    assert len(CORRUPTIONS) == 13
-    assert all(len(row.strengths) == 5 for row in CORRUPTIONS.values())
+# Di Salvo, Doerrich, Ledig, "MedMNIST-C", 2024; organamnist, organcmnist and organsmnist alike in CORRUPTIONS_DS of
+# https://github.com/francescodisalvo05/medmnistc-api/blob/b6dee0e78fc39ba5f57944f796d93b9728f7fe55/medmnistc/corruptions/registry.py
+PUBLISHED = {
+    "pixelate": (0.7, 0.6, 0.5, 0.40, 0.35),
+    "jpeg_compression": (50, 30, 15, 10, 7),
+    "gaussian_noise": (0.04, 0.08, 0.12, 0.16, 0.20),
+    "speckle_noise": (0.05, 0.10, 0.20, 0.30, 0.40),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.08),
+    "shot_noise": (200, 100, 50, 25, 15),
+    "gaussian_blur": (11, 13, 15, 17, 21),
+    "brightness_up": (1.2, 1.3, 1.4, 1.5, 1.6),
+    "brightness_down": (0.8, 0.75, 0.7, 0.65, 0.60),
+    "contrast_up": (1.3, 1.4, 1.6, 1.7, 1.8),
+    "contrast_down": (0.8, 0.7, 0.6, 0.55, 0.5),
+    "gamma_corr_up": (1.3, 1.4, 1.6, 1.8, 2.0),
+    "gamma_corr_down": (0.9, 0.8, 0.7, 0.6, 0.4),
+}
+
+
+def test_the_65_strengths_are_those_published():
+    """In the published order too: the noise of a corruption is seeded with its place."""
+    assert list(CORRUPTIONS) == list(PUBLISHED)
+    assert {name: row.strengths for name, row in CORRUPTIONS.items()} == PUBLISHED
+    assert SEVERITIES == (1, 2, 3, 4, 5)
+    assert corruptions.REFERENCE == 224  # MedMNIST-C is of 224 pixels a side
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_severity_applies_its_own_strength(name, severity, monkeypatch):
+    applied = []
+
+    def keep(images, strength, generator):
+        applied.append(strength)
+        return images
+
+    row = corruptions.Corruption(keep, CORRUPTIONS[name].strengths)
+    monkeypatch.setitem(CORRUPTIONS, name, row)
+    corrupt(SLICES, name, severity)
+    assert applied == [PUBLISHED[name][severity - 1]]
+
+
+# what each name does, by the published class: its direction on a slice of 60 and 180
+DIRECTIONS = {
+    "brightness_up": lambda dark, bright: dark > 60 and bright > 180,
+    "brightness_down": lambda dark, bright: dark < 60 and bright < 180,
+    "contrast_up": lambda dark, bright: dark < 60 and bright > 180,
+    "contrast_down": lambda dark, bright: dark > 60 and bright < 180,
+    "gamma_corr_up": lambda dark, bright: dark < 60 and bright < 180,
+    "gamma_corr_down": lambda dark, bright: dark > 60 and bright > 180,
+}
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_up_and_down_go_the_way_they_say(name):
+    halves = np.repeat(np.array([60, 180], np.uint8), 14 * 28).reshape(1, 28, 28)
+    made = corrupt(halves, name, 1)
+    assert DIRECTIONS[name](int(made[0, 0, 0]), int(made[0, -1, -1]))
+
+
+def noise_of(name, severity, seed=0):
+    """The noise itself: how far each pixel of gray slices moves."""
+    gray = np.full((20, 28, 28), 128, np.uint8)
+    return corrupt(gray, name, severity, seed).astype(float).ravel() - 128
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_each_severity_seed_and_corruption_draws_its_own_noise(name):
+    others = [noise_of(name, severity) for severity in (1, 2, 4, 5)] + [noise_of(name, 3, seed=1)]
+    others += [noise_of(other, 3) for other in NOISE if other != name]
+    for other in others:
+        # of 15,680 pixels; noise drawn again from the same state correlates by 0.4 and more
+        assert abs(np.corrcoef(noise_of(name, 3), other)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_each_slice_of_a_batch_gets_its_own_noise(name, monkeypatch):
+    monkeypatch.setattr(corruptions, "BLOCK", 7 * 28 * 28)
+    slices = noise_of(name, 3).reshape(20, -1)
+    between = np.corrcoef(slices) - np.eye(20)
+    assert np.abs(between).max() < 0.25
+
+
+def test_no_more_than_a_mebipixel_is_corrupted_at_a_time(monkeypatch):
+    """As float32 of three channels that takes 12 MiB, whatever the split's length."""
+    blocks = []
+
+    def keep(images, strength, generator):
+        blocks.append(len(images))
+        return images
+
+    monkeypatch.setitem(CORRUPTIONS, "pixelate", corruptions.Corruption(keep, (1, 1, 1, 1, 1)))
+    corrupt(np.zeros((3000, 28, 28), np.uint8), "pixelate", 1)
+    assert blocks == [1337, 1337, 326]  # 1337 * 784 <= 2**20
+    blocks.clear()
+    corrupt(np.zeros((2, 1100, 1100), np.uint8), "pixelate", 1)
+    assert blocks == [1, 1]
+    blocks.clear()
+    corrupt(np.zeros((3, 0, 0), np.uint8), "pixelate", 1)
+    assert blocks == [3]
 
 
 def test_what_it_cannot_corrupt_is_refused():

@@ -4,28 +4,27 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CLASSES
 
 from tests.at_hand import DATA, needs_organamnist
+from tests.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
-from train.data import DATASETS, SIZES, load_data, published
-from train.download import download
+from train import download as download_module
+from train.data import DATASETS, SIZES, default_directory, load_data, published
+from train.download import download, md5_of
 from train.record import RunError
 
 
-def medmnist_file(classes=11, size=28):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, n in (("train", 40), ("val", 22), ("test", 22)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (n, size, size), dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(n) % classes).astype(np.uint8)[:, None]
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
+def medmnist_file(size=28):
+    """Splits of unequal lengths, labels and images."""
+    return npz_of(unequal_data({"train": 40, "val": 22, "test": 27}, size=size))
 
 
 CONTENT = medmnist_file()
@@ -33,23 +32,39 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT with ranges; breaks off after `break_after` bytes of the first answers."""
+    """Serves CONTENT with ranges; breaks off after `break_after` bytes of the first answers.
 
-    content, ranges, breaks, break_after, status = CONTENT, [], 0, 1000, None
+    ignores_ranges: answers 200 with the whole file; names_length: whether it sends Content-Length; statuses: answered
+    instead, one a request, before any of it.
+    """
+
+    content, break_after = CONTENT, 1000
+    breaks, status, ignores_ranges, names_length = 0, None, False, True
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.ranges, self.statuses, self.agents = [], [], []
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
-        if server.status:
-            self.send_error(server.status)
-            return
         asked = self.headers.get("Range")
         server.ranges.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        server.agents.append(self.headers.get("User-Agent"))
+        status = server.statuses.pop(0) if server.statuses else server.status
+        if status:
+            self.send_error(status)
+            return
+        partly = asked and not server.ignores_ranges
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if partly else 0
+        if partly and start >= len(server.content):
+            self.send_error(416)
+            return
         body = server.content[start:]
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(206 if partly else 200)
+        if server.names_length:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if server.breaks:
             server.breaks -= 1
@@ -65,8 +80,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = Server(("127.0.0.1", 0), Handler)
-    server.ranges = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -94,7 +108,6 @@ def test_the_default_data_set_is_downloaded_checked_and_read(organsmnist, server
     assert (data.flag, data.view, data.md5) == ("organsmnist", "sagittal", MD5)
     assert data.images["train"].shape == (40, 28, 28) and data.images["train"].dtype == np.uint8
     assert data.labels["val"].shape == (22,) and data.classes[:3] == ["bladder", "femur-left", "femur-right"]
-    assert data.counts["test"] == [2] * 11
     assert listed(tmp_path) == ["organsmnist.npz"]
     load_data("organsmnist", directory=tmp_path)
     assert len(server.ranges) == 1  # found the second time
@@ -117,12 +130,76 @@ def test_slices_of_the_networks_size_are_packed_from_a_larger_file(tmp_path, mon
     assert whole.network_images("val") is whole.images["val"]
     with pytest.raises(RunError, match="slices of 224 px cannot be resampled from 128 px"):
         load_data("organcmnist", directory=tmp_path, size=224, resample_from=128)
+    with pytest.raises(RunError, match="slices of 28 px cannot be resampled from 100 px"):
+        load_data("organcmnist", directory=tmp_path, resample_from=100)
+    same = load_data("organcmnist", directory=tmp_path, size=128, resample_from=128)
+    assert (same.size, same.stored) == (128, 128)
 
 
-def test_the_default_directory_is_medmnists(organsmnist, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_module, "default_directory", lambda: tmp_path / "new")
+def test_every_slice_is_read_with_its_own_label_into_its_own_split(tmp_path, monkeypatch):
+    from medmnist import INFO
+
+    (tmp_path / "organamnist.npz").write_bytes(CONTENT)
+    monkeypatch.setitem(INFO, "organamnist", INFO["organamnist"] | {"MD5": MD5})
+    data = load_data("organamnist", directory=tmp_path)
+    whole = unequal_data({"train": 40, "val": 22, "test": 27})
+    origins = Origins(whole)
+    for split, count in (("train", 40), ("val", 22), ("test", 27)):
+        assert origins.places(data.images[split], data.labels[split], split) == list(range(count))
+        assert data.labels[split].dtype == np.int64 and data.labels[split].shape == (count,)
+    assert data.counts == whole.counts
+
+
+@pytest.mark.parametrize(
+    ("flag", "view", "version_1"),
+    [
+        ("organamnist", "axial", "OrganMNIST_Axial"),
+        ("organcmnist", "coronal", "OrganMNIST_Coronal"),
+        ("organsmnist", "sagittal", "OrganMNIST_Sagittal"),
+    ],
+)
+def test_each_set_has_the_view_that_medmnist_names(tmp_path, monkeypatch, flag, view, version_1):
+    """Yang et al., "MedMNIST v2", Scientific Data 2023: Organ{A,C,S}MNIST are the axial, coronal and sagittal slices."""
+    from medmnist import INFO
+
+    assert version_1 in INFO[flag]["description"]
+    (tmp_path / f"{flag}.npz").write_bytes(CONTENT)
+    monkeypatch.setitem(INFO, flag, INFO[flag] | {"MD5": MD5})
+    data = load_data(flag, directory=tmp_path)
+    assert (data.flag, data.view) == (flag, view)
+    assert len(DATASETS) == 3
+
+
+def test_a_smoke_run_takes_the_first_256_slices_with_their_labels():
+    whole = unequal_data({"train": 300, "val": 261, "test": 200})
+    smoke, origins = whole.smoke(), Origins(whole)
+    for split, count in (("train", 256), ("val", 256), ("test", 200)):
+        places = origins.places(smoke.images[split], smoke.labels[split], split)
+        assert places == list(range(count))
+    assert smoke.counts == whole.counts
+    assert (smoke.flag, smoke.md5, smoke.size) == (whole.flag, whole.md5, whole.size)
+
+
+def test_without_a_directory_medmnists_own_folder_is_used(organsmnist, tmp_path, monkeypatch):
+    import medmnist.info
+
+    monkeypatch.setattr(medmnist.info, "DEFAULT_ROOT", str(tmp_path / "medmnists"))
     load_data("organsmnist")
-    assert (tmp_path / "new" / "organsmnist.npz").is_file()
+    assert (tmp_path / "medmnists" / "organsmnist.npz").is_file()
+    # medmnist sets it to None if the folder could not be made
+    monkeypatch.setattr(medmnist.info, "DEFAULT_ROOT", None)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load_data("organsmnist")
+    assert (tmp_path / "home" / ".medmnist" / "organsmnist.npz").is_file()
+
+
+def test_medmnist_itself_looks_into_the_same_folder():
+    import inspect
+
+    import medmnist
+
+    root = inspect.signature(medmnist.OrganSMNIST.__init__).parameters["root"].default
+    assert default_directory() == Path(root)
 
 
 def test_a_download_goes_on_where_it_broke_off(server, tmp_path):
@@ -142,6 +219,159 @@ def test_a_wrong_part_is_thrown_away_and_fetched_again(server, tmp_path):
     (tmp_path / "a.npz.part").write_bytes(b"x" * 100)
     download(address(server), tmp_path / "a.npz", MD5)
     assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=100-", None]
+
+
+def test_a_whole_answer_to_a_request_for_the_rest_replaces_the_part(server, tmp_path):
+    """The server knows no ranges: appended to the part, the file would be wrong and fetched once more."""
+    server.ignores_ranges = True
+    (tmp_path / "a.npz.part").write_bytes(CONTENT[:1234])
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=1234-"]
+
+
+@pytest.mark.parametrize("more", [b"", b"x", CONTENT])
+def test_a_part_as_long_as_the_file_or_longer_starts_over(server, tmp_path, more):
+    """The server answers 416, range not satisfiable."""
+    (tmp_path / "a.npz.part").write_bytes(CONTENT[:-5] + b"wrong" + more)
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT) + len(more)}-", None]
+    assert listed(tmp_path) == ["a.npz"]
+
+
+def test_a_server_that_always_answers_416_is_named(server, tmp_path):
+    server.status = 416
+    with pytest.raises(RunError, match="the server answered 416"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 4
+
+
+def test_a_download_without_a_length_is_complete_when_it_ends(server, tmp_path):
+    server.names_length = False
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    server.content = b"something else"
+    with pytest.raises(RunError, match=f"expected MD5 {MD5}, found"):
+        download(address(server), tmp_path / "b.npz", MD5)
+    assert not (tmp_path / "b.npz.part").exists()
+
+
+def test_a_large_file_is_fetched_in_several_pieces(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "CHUNK", 1000)
+    server.breaks, server.break_after = 1, 2500
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=2500-"]
+
+
+def test_after_four_broken_connections_the_part_is_kept_for_the_next_run(server, tmp_path):
+    server.breaks, server.break_after = 4, 100
+    with pytest.raises(RunError, match=r"could not be downloaded: the connection broke off; fetch"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz.part").read_bytes() == CONTENT[:400]
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert server.ranges == [None, *(f"bytes={n}00-" for n in (1, 2, 3, 4))]
+
+
+def test_a_file_that_is_there_is_not_asked_for(server, tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"as it is")
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert server.ranges == [] and (tmp_path / "a.npz").read_bytes() == b"as it is"
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (499, 1), (500, 4), (503, 4)])
+def test_errors_of_the_server_are_tried_again_and_refusals_not(server, tmp_path, status, requests):
+    server.status = status
+    with pytest.raises(RunError, match=f"the server answered {status}"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == requests
+
+
+def test_a_server_that_recovers_is_asked_again(server, tmp_path):
+    server.statuses = [503, 500]
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT and len(server.ranges) == 3
+    assert set(server.agents) == {"organ-infer-train"}
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    assert download_module.TIMEOUT == 30  # seconds
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
+        with pytest.raises(RunError, match=r"a.npz could not be downloaded: timed out; fetch"):
+            download(url, tmp_path / "a.npz", MD5, attempts=2)
+
+
+def test_a_directory_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        RunError, match=r"cannot write to .*/file/b: Not a directory; choose another --data-dir"
+    ):
+        download(address(server), tmp_path / "file" / "b" / "a.npz", MD5)
+    assert server.ranges == []
+
+
+def refuse_to_open(monkeypatch, error):
+    """Opening a part raises `error`."""
+    real = Path.open
+
+    def opened(path, *arguments, **options):
+        if path.suffix == ".part":
+            raise error
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", opened)
+
+
+def test_a_directory_that_cannot_be_written_is_named(server, tmp_path, monkeypatch):
+    refuse_to_open(monkeypatch, PermissionError(13, "Permission denied"))
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
+    with pytest.raises(
+        RunError, match=f"cannot write to {tmp_path}: Permission denied; choose another --data-dir"
+    ):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 1
+
+
+def test_a_full_disk_is_named_after_every_attempt(server, tmp_path, monkeypatch):
+    refuse_to_open(monkeypatch, OSError(28, "No space left on device"))
+    with pytest.raises(RunError, match=r"could not be downloaded: .*No space left on device; fetch"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 4
+
+
+def test_an_error_without_words_is_named_by_its_kind(server, tmp_path, monkeypatch):
+    refuse_to_open(monkeypatch, ConnectionResetError())
+    with pytest.raises(RunError, match=r"could not be downloaded: ConnectionResetError; fetch"):
+        download(address(server), tmp_path / "a.npz", MD5)
+
+
+def test_a_part_takes_its_name_only_when_it_is_on_the_disk(server, tmp_path, monkeypatch):
+    order, real_sync, real_replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append(os.fstat(fd).st_size) or real_sync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("renamed") or real_replace(a, b))
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert order == [len(CONTENT), "renamed"]
+
+
+def test_the_lock_of_a_download_is_given_back(server, tmp_path):
+    """Also after a failure: another process, here another thread, may go on."""
+    server.statuses = [404]
+    with pytest.raises(RunError):
+        download(address(server), tmp_path / "a.npz", MD5)
+    other = threading.Thread(target=download, args=(address(server), tmp_path / "a.npz", MD5), daemon=True)
+    other.start()
+    other.join(30)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+
+
+def test_md5_is_hashlibs(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    # RFC 1321, appendix A.5
+    assert md5_of(tmp_path / "file") == "900150983cd24fb0d6963f7d28e17f72"
 
 
 def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
@@ -152,11 +382,12 @@ def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
     assert not listed(tmp_path)
 
 
-@pytest.mark.parametrize("status", [404, 503])
-def test_a_server_that_refuses_is_named(server, tmp_path, status):
-    server.status = status
+def test_a_server_that_refuses_is_named_with_its_reason(server, tmp_path):
+    server.status = 404
     with pytest.raises(
-        RunError, match=f"a.npz could not be downloaded: the server answered {status} .*; fetch http"
+        RunError,
+        match=rf"a.npz could not be downloaded: the server answered 404 Not Found; fetch {address(server).replace('?', '.')}"
+        rf" by hand to {tmp_path}/a.npz \(MD5 {MD5}\)",
     ):
         download(address(server), tmp_path / "a.npz", MD5)
 
@@ -227,9 +458,23 @@ def test_a_truncated_file_is_named_with_both_md5s_and_the_address(organsmnist, s
     ("change", "words"),
     [
         ({"val_images": np.zeros((22, 28, 27), np.uint8)}, "val holds uint8"),
-        ({"test_images": np.zeros((22, 28, 28), np.float32)}, "test holds float32"),
-        ({"train_labels": np.full((40, 1), 11, np.uint8)}, "labels outside 0 to 10"),
+        ({"test_images": np.zeros((27, 28, 28), np.float32)}, "test holds float32"),
+        (
+            {"test_images": np.zeros((26, 28, 28), np.uint8)},
+            r"test holds uint8 \(26, 28, 28\), expected uint8 \(27, 28, 28\)",
+        ),
+        (
+            {"test_labels": np.zeros((22, 1), np.uint8)},
+            r"test holds uint8 \(27, 28, 28\), expected uint8 \(22",
+        ),
+        ({"train_labels": np.full((40, 1), 11, np.uint8)}, "train has labels outside 0 to 10"),
+        ({"train_labels": np.full((40, 1), -1, np.int8)}, "train has labels outside 0 to 10"),
+        (
+            {"val_images": np.zeros((0, 28, 28), np.uint8), "val_labels": np.zeros((0, 1), np.uint8)},
+            "val has labels outside 0 to 10",
+        ),
         ({"train_labels": None}, "not a MedMNIST file"),
+        ({"val_images": np.array([{}])}, "not a MedMNIST file"),
     ],
 )
 def test_arrays_of_another_form_are_refused(tmp_path, monkeypatch, change, words):
@@ -242,6 +487,40 @@ def test_arrays_of_another_form_are_refused(tmp_path, monkeypatch, change, words
         load_data("organsmnist", directory=tmp_path)
 
 
+def test_the_first_and_the_last_class_are_taken(tmp_path, monkeypatch):
+    labels = np.tile([0, 10], 20)[:, None].astype(np.uint8)
+    arrays = dict(np.load(io.BytesIO(CONTENT))) | {"train_labels": labels}
+    np.savez(tmp_path / "organsmnist.npz", **arrays)
+    known = published("organsmnist", 28) | {"md5": md5_of(tmp_path / "organsmnist.npz")}
+    monkeypatch.setattr(data_module, "published", lambda flag, size: known)
+    assert load_data("organsmnist", directory=tmp_path).counts["train"] == [20, *[0] * 9, 20]
+
+
+@pytest.mark.parametrize("content", [b"no archive", CONTENT[:2000]])
+def test_a_file_that_is_no_archive_is_named(tmp_path, monkeypatch, content):
+    (tmp_path / "organsmnist.npz").write_bytes(content)
+    known = published("organsmnist", 28) | {"md5": hashlib.md5(content).hexdigest()}
+    monkeypatch.setattr(data_module, "published", lambda flag, size: known)
+    with pytest.raises(RunError, match=r"organsmnist.npz is not a MedMNIST file"):
+        load_data("organsmnist", directory=tmp_path)
+
+
+def test_a_directory_in_place_of_the_file_is_named(tmp_path):
+    (tmp_path / "organsmnist.npz").mkdir()
+    with pytest.raises(RunError, match=r"organsmnist.npz is not a file"):
+        load_data("organsmnist", directory=tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "organsmnist.npz").write_bytes(CONTENT)
+    monkeypatch.setattr(data_module, "md5_of", refuse)
+    with pytest.raises(RunError, match=r"cannot read .*organsmnist.npz: Permission denied"):
+        load_data("organsmnist", directory=tmp_path)
+
+
 def test_unknown_names_and_sizes_list_the_valid_ones(tmp_path):
     with pytest.raises(
         RunError, match="unknown data set 'pathmnist'; choose from organsmnist, organamnist, organcmnist"
@@ -251,16 +530,30 @@ def test_unknown_names_and_sizes_list_the_valid_ones(tmp_path):
         load_data("organsmnist", size=32, directory=tmp_path)
 
 
+# Yang et al., "MedMNIST v2", Scientific Data 2023, table 2, and medmnist 2.2.4, which removed blank slices
+SLICES = {
+    "organsmnist": {"train": 13932, "val": 2452, "test": 8827},
+    "organamnist": {"train": 34561, "val": 6491, "test": 17778},
+    "organcmnist": {"train": 12975, "val": 2392, "test": 8216},
+}
+
+
 def test_medmnist_publishes_what_the_study_used():
     assert published("organsmnist", 28)["md5"] == "9ab87b696fb54e2a387ebe992d6ed5f1"
+    assert published("organamnist", 28)["md5"] == "68e3f8846a6bd62f0c9bf841c0d9eacc"
+    assert SIZES == (28, 64, 128, 224)
+    addresses, digests = set(), set()
     for flag in DATASETS:
         for size in SIZES:
             known = published(flag, size)
-            assert (
-                known["url"].startswith("https://")
-                and len(known["md5"]) == 32
-                and len(known["classes"]) == 11
-            )
+            name = f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
+            assert known["name"] == name
+            assert known["url"].startswith("https://") and f"/{name}" in known["url"]
+            assert len(known["md5"]) == 32 and known["n_samples"] == SLICES[flag]
+            assert known["classes"] == CLASSES
+            addresses.add(known["url"])
+            digests.add(known["md5"])
+    assert len(addresses) == len(digests) == 12
 
 
 @needs_organamnist

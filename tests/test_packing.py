@@ -1,7 +1,7 @@
 """organ_infer._packing against torchvision, NumPy and exact fractions (contracts C1 and C2)."""
 
+import sys
 import threading
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -444,30 +444,41 @@ def test_nothing_is_written_when_refused():
     assert (out == 5).all()
 
 
-def test_the_lock_is_released():
-    images = np.zeros((2000, 512, 28), np.int16)
-    ticks, stop = [], threading.Event()
+def another_thread_runs_during(call, calls):
+    """Whether another thread gets to run while `call` is repeated, until it does or `calls` are over.
 
-    def count():
-        while not stop.is_set():
-            ticks.append(time.perf_counter())
-            time.sleep(0)
+    Python is told never to take the lock from a thread that holds it, so that the other runs only if the call itself
+    gives the lock up. How soon the machine then wakes it changes the number of calls, not the answer.
+    """
+    gate, ran = threading.Lock(), []
 
-    counter = threading.Thread(target=count)
-    counter.start()
+    def wait():
+        with gate:
+            ran.append(True)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e6)
+    gate.acquire()
     try:
-        inside = 0
-        for _ in range(20):
-            begin = time.perf_counter()
-            pack(images, window=(40, 401))  # some 100 ms, in one call
-            end = time.perf_counter()
-            inside = sum(begin + (end - begin) * 0.2 < tick < end - (end - begin) * 0.2 for tick in ticks)
-            if inside > 10:
-                break
+        other = threading.Thread(target=wait)
+        other.start()  # returns when the other thread waits for the gate
+        gate.release()
+        for _ in range(calls):
+            call()
+            if ran:
+                return True
+        return False
     finally:
-        stop.set()
-        counter.join()
-    assert inside > 10, f"{inside} steps of another thread in the middle of a call"
+        sys.setswitchinterval(before)
+        other.join()
+
+
+def test_the_lock_is_released():
+    images = np.zeros((100, 512, 28), np.int16)
+    out = np.empty((100, 1, 28, 28), np.float32)
+    assert another_thread_runs_during(lambda: pack(images, window=(40, 401), out=out), calls=2000)
+    # what holds the lock is noticed
+    assert not another_thread_runs_during(lambda: sum(range(1000)), calls=2000)
 
 
 def test_levels(level):

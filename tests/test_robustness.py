@@ -1,18 +1,19 @@
 """Exported networks on corrupted slices: the figures by hand, what is measured again, the command."""
 
+import hashlib
 import json
 import re
 
 import numpy as np
 import pytest
-from conftest import CLASSES, make_graph
+from conftest import make_graph
 from sklearn.metrics import balanced_accuracy_score
 
 from export.temperature import mean_softmax
 from organ_infer._packing import pack
-from train import robustness
+from tests.unequal_splits import Origins, content_of, unequal_data
+from train import record, robustness
 from train.corruptions import CORRUPTIONS, corrupt
-from train.data import Data
 from train.record import RunError
 from train.robustness import corrupted_accuracy, main, measure_robustness, table
 
@@ -20,11 +21,7 @@ MEMBERS = ("batch_norm", "resnet50", "resnet101", "resnet152")
 
 
 def make_data():
-    generator = np.random.default_rng(0)
-    images = {s: generator.integers(0, 256, (40, 28, 28), np.uint8) for s in ("train", "val", "test")}
-    labels = {s: np.arange(40) % 11 for s in images}
-    counts = {s: np.bincount(labels[s], minlength=11).tolist() for s in images}
-    return Data("organamnist", "axial", 28, "0123", CLASSES, images, labels, counts)
+    return unequal_data({"train": 33, "val": 37, "test": 40})
 
 
 def row(name, seed=1, accuracy=0.5):
@@ -83,6 +80,110 @@ def test_accuracy_and_balanced_error_by_hand():
         "0.7500",
         "0.7500",
     ]
+
+
+def test_the_balanced_error_weighs_each_class_alike():
+    """Supports of 6, 3 and 1; the last class does not occur."""
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
+    answers = np.eye(4)[[0, 0, 0, 1, 1, 3, 1, 1, 0, 2]]
+    accuracy, error = robustness._scores(answers, labels)
+    # recalls 3/6, 2/3 and 1/1
+    assert accuracy == 0.6
+    assert error == pytest.approx(1 - (1 / 2 + 2 / 3 + 1) / 3)
+
+
+def test_every_corruption_is_asked_about_once_per_severity_with_the_seed():
+    """The 65 copies by the hash of their pixels; the noise of the seed 5, at no severity that of another."""
+    images, labels = make_data().images["val"][:9], make_data().labels["val"][:9]
+    asked = []
+
+    def predict(slices):
+        asked.append(content_of(slices))
+        return np.zeros((9, 11))
+
+    corrupted_accuracy(predict, images, labels, seed=5)
+    expected = [images, *(corrupt(images, name, s, 5) for name in CORRUPTIONS for s in (1, 2, 3, 4, 5))]
+    assert asked == [content_of(copy) for copy in expected] and len(set(asked)) == 66
+    assert content_of(corrupt(images, "shot_noise", 1, 0)) not in asked
+
+
+def test_the_figures_of_a_copy_stand_at_its_severity_and_the_means_are_theirs():
+    """A network that is right on as many slices as the copy's place among the 65 says."""
+    labels = np.repeat([0, 1], [60, 20])
+    images = np.random.default_rng(2).integers(0, 256, (80, 28, 28), np.uint8)
+    number = iter(range(66))
+
+    def predict(slices):
+        right = np.arange(80) < next(number)
+        return np.eye(2)[np.where(right, labels, 1 - labels)]
+
+    found = corrupted_accuracy(predict, images, labels)
+    places = np.arange(1, 66).reshape(13, 5)
+    assert (found["clean_accuracy"], found["clean_balanced_error"]) == (0, 1)
+    for name, row in zip(CORRUPTIONS, places, strict=True):
+        assert found["accuracy"][name] == pytest.approx(row / 80)
+        recalls = np.minimum(row, 60) / 60, np.maximum(row - 60, 0) / 20
+        assert found["balanced_error"][name] == pytest.approx(1 - np.mean(recalls, axis=0))
+    assert found["mean_corrupted_accuracy"] == pytest.approx(33 / 80)
+    errors = [value for values in found["balanced_error"].values() for value in values]
+    assert found["mean_balanced_error"] == pytest.approx(sum(errors) / 65)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_is_measured_with_its_own_labels(tmp_path, monkeypatch, split):
+    measured = []
+    monkeypatch.setattr(
+        robustness, "corrupted_accuracy", lambda predict, *arguments, say: measured.append(arguments) or {}
+    )
+    data, results = make_data(), make_run(tmp_path, "base")
+    measure_robustness(tmp_path, data, results, ["base"], split=split, slices=7, seed=3, say=quiet)
+    ((images, labels, seed),) = measured
+    places = Origins(data).places(images, labels, split)
+    assert len(places) == 7 and (places[0], places[-1]) == (0, len(data.labels[split]) - 1) and seed == 3
+
+
+def test_another_seed_is_measured_anew_and_recorded(tmp_path, counted):
+    data, results = make_data(), make_run(tmp_path, "base")
+    (first,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, say=quiet)
+    (again,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, say=quiet)
+    assert again == first and len(counted) == 66
+    (second,) = measure_robustness(tmp_path, data, results, ["base"], seed=2, say=quiet)
+    assert (first["corruption_seed"], second["corruption_seed"]) == (1, 2) and len(counted) == 2 * 66
+    noisy = {name for name in CORRUPTIONS if first["accuracy"][name] != second["accuracy"][name]}
+    assert noisy <= {"gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise"}
+    kept = json.loads((tmp_path / "robustness.json").read_text())["stages"]
+    assert [entry["corruption_seed"] for entry in kept] == [2]
+
+
+def test_more_slices_than_a_batch_are_answered_in_their_order(tmp_path):
+    data = unequal_data({"train": 20, "val": 20, "test": 300})
+    (tmp_path / "member.onnx").write_bytes(make_graph(seed=1))
+    network = robustness._Network(tmp_path / "member.onnx", data, robustness.CPU, shared=False)
+    found = network(data.images["test"])
+    logits = network.session.run(["logits"], {"images": pack(data.images["test"])})[0]
+    np.testing.assert_allclose(found, mean_softmax([logits]), atol=1e-5)
+    assert found.dtype == np.float32 and robustness.BATCH == 256
+
+
+def test_the_figures_of_another_data_set_are_dropped(tmp_path, counted):
+    data, results = make_data(), make_run(tmp_path, "base")
+    measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    for content in ('{"dataset": {"md5": "other"}, "stages": [1]}', "[]", "{}", '{"dataset": null}'):
+        (tmp_path / "robustness.json").write_text(content)
+        counted.clear()
+        (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+        kept = json.loads((tmp_path / "robustness.json").read_text())
+        assert len(counted) == 66 and kept["stages"] == [entry] and kept["format"] == 1
+
+
+def test_a_single_seed_may_lie_in_a_directory_of_its_own(tmp_path):
+    """The directory of the seed is preferred to that of the stage."""
+    data, results = make_data(), make_run(tmp_path, "base")
+    own = tmp_path / "base" / "seed-1"
+    own.mkdir()
+    (own / "member.onnx").write_bytes(make_graph(seed=9))
+    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    assert entry["members"] == {"base": hashlib.sha256(make_graph(seed=9)).hexdigest()}
 
 
 def test_the_balanced_error_is_scikit_learns():
@@ -193,7 +294,7 @@ def test_the_command_measures_and_prints_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(robustness, "load_data", lambda flag, size, directory, resample_from: make_data())
     assert main([str(tmp_path), "--slices", "11", "--split", "val"]) == 0
     out = capsys.readouterr().out
-    assert "organamnist, 11 of the 40 slices of val" in out
+    assert "organamnist, 11 of the 37 slices of val" in out
     (entry, _) = json.loads((tmp_path / "robustness.json").read_text())["stages"]
     assert entry["split"] == "val" and entry["slices"] == 11
     rows = {line[:18].strip(): line[18:].split() for line in out.split("slices of val\n")[1].splitlines()}
@@ -242,16 +343,107 @@ def test_a_directory_without_a_run_is_refused_and_not_made(tmp_path, capsys):
     assert "no results.json in" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
 
 
-def test_the_table_of_one_stage():
-    accuracy = {name: [0.5] * 5 for name in CORRUPTIONS}
-    entry = {
-        "name": "base",
-        "clean_accuracy": 0.9,
-        "mean_corrupted_accuracy": 0.5,
-        "mean_balanced_error": 0.4,
-    }
-    lines = table([entry | {"accuracy": accuracy}]).splitlines()
-    assert len(lines) == 5 + 13 and lines[1].split() == ["clean", "0.9000"]
+def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
+    def entry(name, first):
+        figures = ("clean_accuracy", "mean_corrupted_accuracy", "mean_balanced_error")
+        accuracy = {c: [first + 0.01 * i, first, first, first, first] for i, c in enumerate(CORRUPTIONS)}
+        return {"name": name, "accuracy": accuracy} | {f: first + 0.1 * i for i, f in enumerate(figures)}
+
+    lines = table([entry("base", 0.5), entry("early_stopping", 0.25)]).splitlines()
+    # 18, then columns as wide as the longest name and two more
+    assert {len(line) for line in lines} == {18 + 2 * 16}
+    assert lines[0] == " " * 18 + "            base  early_stopping"
+    rows = [(line[:18].strip(), *line[18:].split()) for line in lines]
+    assert rows[1:4] == [
+        ("clean", "0.5000", "0.2500"),
+        ("mean corrupted", "0.6000", "0.3500"),
+        ("balanced error", "0.7000", "0.4500"),
+    ]
+    assert set(lines[4]) == {"-"}
+    expected = [(c, f"{0.5 + 0.002 * i:.4f}", f"{0.25 + 0.002 * i:.4f}") for i, c in enumerate(CORRUPTIONS)]
+    assert rows[5:] == expected
+    (name,) = {len(line) for line in table([entry("big", 0.5)]).splitlines()}
+    assert name == 18 + 9
+
+
+def test_progress_is_told_a_line_per_corruption_with_the_stage(tmp_path):
+    said = []
+    results = make_run(tmp_path, "base")
+    (entry,) = measure_robustness(tmp_path, make_data(), results, ["base"], slices=5, say=said.append)
+    values = "".join(f"{value:>8.4f}" for value in entry["accuracy"]["jpeg_compression"])
+    assert len(said) == 13 and said[1] == f"base           jpeg_compression  {values}"
+
+
+@pytest.fixture
+def data_at_hand(monkeypatch):
+    monkeypatch.setattr(robustness, "load_data", lambda flag, **options: make_data())
+
+
+def test_a_smoke_runs_slices_are_the_first_and_its_figures_are_said_to_mean_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    data = unequal_data({"train": 300, "val": 290, "test": 270})
+    monkeypatch.setattr(robustness, "load_data", lambda flag, **options: data)
+    for smoke, total in ((True, 256), (False, 270)):
+        results = make_run(tmp_path, "base") | {"smoke": smoke}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert main([str(tmp_path), "--slices", "3", "--device", "cpu"]) == 0
+        out = capsys.readouterr().out
+        assert f"3 of the {total} slices of test" in out
+        assert out.rstrip().endswith("A smoke run: the figures above mean nothing.") == smoke
+        for file in ("base/member.onnx", "robustness.json"):
+            (tmp_path / file).unlink()
+        (tmp_path / "base").rmdir()
+
+
+def test_a_run_without_a_finished_stage_is_refused(tmp_path, data_at_hand, capsys):
+    make_run(tmp_path)
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"train.robustness: error: {tmp_path} has no finished stage yet\n"
+
+
+def test_a_run_that_another_process_is_using_is_refused(tmp_path, data_at_hand, capsys):
+    make_run(tmp_path, "base")
+    with record.locked(tmp_path):
+        assert main([str(tmp_path), "--slices", "3", "--device", "cpu"]) == 2
+    assert "another run is using" in capsys.readouterr().err
+
+
+def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, monkeypatch, capsys):
+    make_run(tmp_path, "base")
+    asked = []
+    monkeypatch.setattr(robustness, "choose_device", lambda name: asked.append(name) or robustness.CPU)
+    for arguments in ([], ["--device", "cuda:1"]):
+        assert main([str(tmp_path), "--slices", "3", *arguments]) == 0
+    assert asked == ["auto", "cuda:1"]
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--device", "gpu"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RunError("something is wrong", 1), 1, "error: something is wrong"),
+        (OSError(28, "No space left on device", "a.json"), 2, "error: No space left on device: a.json"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device: {run}"),
+        (OSError("no number"), 2, "error: no number: {run}"),
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on from the last finished stage"),
+    ],
+)
+def test_what_stops_the_command_is_one_line_and_a_code(
+    tmp_path, data_at_hand, monkeypatch, capsys, error, code, words
+):
+    def fails(*arguments, **options):
+        raise error
+
+    make_run(tmp_path, "base")
+    monkeypatch.setattr(robustness, "measure_robustness", fails)
+    assert main([str(tmp_path), "--device", "cpu"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    assert words.format(run=tmp_path) in shown.err and "Traceback" not in shown.err
+    with record.locked(tmp_path):  # it was given back
+        pass
 
 
 def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):

@@ -1,18 +1,24 @@
 """The temperature against searches by hand, and what it is where the labels cannot tell."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 from conftest import CLASSES, make_graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
 
 from export.bundle import Slices, Trained, write_bundle
 from export.forms import logits_of
 from export.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperature, mean_softmax
 from organ_infer import OrganClassifier
-from train.calibration import SPLIT, calibration, described, fitted_on
+from tests.unequal_splits import Origins, npz_of, unequal_data
+from train import calibration as calibration_module
+from train.calibration import SPLIT, calibration, described, fitted_on, judged_with
 from train.corruptions import CORRUPTIONS, corrupt
-from train.data import Data
+from train.data import load_data
 
 
 def drawn(*, count=4000, classes=5, seed=0):
@@ -40,6 +46,72 @@ def test_a_network_that_is_too_sure_is_cooled_by_as_much(scale):
             expected_calibration_error(mean_softmax([4 * logits], t), labels) for t in (1, found)
         )
         assert after < 0.02 < 0.1 < before
+
+
+# three kinds of slices, whose labels occur exactly as often as the probabilities say
+SHARES = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.05, 0.05, 0.9]])
+
+
+def calibrated():
+    """Logits (60, 3) that are calibrated exactly, and their labels."""
+    counts = np.rint(20 * SHARES).astype(int)
+    labels = np.concatenate([np.repeat(np.arange(3), row) for row in counts])
+    return np.log(SHARES).repeat(20, axis=0), labels
+
+
+@pytest.mark.parametrize("temperature", [0.06, 0.25, 0.8, 1.0, 1.5, 7.0, 19.0])
+def test_a_known_temperature_is_recovered_to_three_decimals(temperature):
+    logits, labels = calibrated()
+    assert fit_temperature([temperature * logits], labels) == pytest.approx(temperature, abs=0.0011)
+    assert fit_temperature([(temperature * logits).astype(np.float32)] * 3, labels) == pytest.approx(
+        temperature, abs=0.0011
+    )
+
+
+@pytest.mark.parametrize(
+    ("temperature", "bound"), [(0.001, 0.05), (0.04, 0.05), (25.0, 20.0), (1000.0, 20.0)]
+)
+def test_a_temperature_beyond_005_and_20_is_the_bound(temperature, bound):
+    logits, labels = calibrated()
+    assert fit_temperature([temperature * logits], labels) == bound
+
+
+@pytest.mark.parametrize(("temperature", "rounded"), [(0.1237, 0.124), (1.2344, 1.234), (7.6548, 7.655)])
+def test_a_temperature_is_rounded_to_three_decimals(temperature, rounded):
+    logits, labels = calibrated()
+    assert fit_temperature([temperature * logits], labels) == rounded
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 20), st.sampled_from([0.1, 1.0, 8.0]))
+def test_a_temperature_changes_no_label_of_a_single_network(seed, temperature, spread):
+    logits = np.random.default_rng(seed).normal(0, spread, (20, 11))
+    found = mean_softmax([logits], temperature)
+    assert np.array_equal(found.argmax(1), logits.argmax(1))
+    np.testing.assert_allclose(found, softmax(logits / temperature, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-12)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 20), st.permutations(range(4)))
+def test_the_order_of_the_members_changes_neither_mean_nor_temperature(seed, temperature, order):
+    generator = np.random.default_rng(seed)
+    members = [generator.normal(0, spread, (30, 5)) for spread in (0.5, 1, 3, 9)]
+    other = [members[i] for i in order]
+    expected = np.mean([softmax(z / temperature, axis=1) for z in members], axis=0)
+    np.testing.assert_allclose(mean_softmax(members, temperature), expected, rtol=1e-12)
+    np.testing.assert_allclose(mean_softmax(other, temperature), expected, rtol=1e-12)
+    labels = generator.integers(0, 5, 30)
+    assert fit_temperature(members, labels) == pytest.approx(fit_temperature(other, labels), abs=0.0011)
+
+
+def test_an_ensemble_whose_mean_answers_every_slice_right_keeps_temperature_1():
+    """Each member alone errs, so that a temperature could be fitted to it."""
+    first = np.array([[4.0, 0, 0], [0.5, 0, 0], [0, 0, 3.0]])
+    second = np.array([[0, 0.5, 0], [0, 5.0, 0], [0, 0, 3.0]])
+    labels = np.array([0, 1, 2])
+    assert fit_temperature([first, second], labels) == 1.0
+    assert fit_temperature([first], labels) != 1.0
 
 
 def test_it_is_the_members_mean_that_becomes_likely():
@@ -82,11 +154,17 @@ def test_kept_probabilities_calibrate_as_their_logits_would():
     assert found["temperature"] == pytest.approx(
         fit_temperature(logits[SPLIT], labels[halves[SPLIT]]), abs=0.002
     )
+    errors = {}
     for split in ("val", "test"):
         rows = halves[split]
-        expected = expected_calibration_error(mean_softmax(logits[split], found["temperature"]), labels[rows])
-        assert found[f"{split}_ece"] == pytest.approx(expected, abs=1e-3)
+        errors[split] = expected_calibration_error(
+            mean_softmax(logits[split], found["temperature"]), labels[rows]
+        )
+        assert found[f"{split}_ece"] == pytest.approx(errors[split], abs=1e-4)
+    assert abs(errors["val"] - errors["test"]) > 2e-4  # one is not taken for the other
     assert list(found) == ["temperature", "val_ece", "test_ece"]
+    of_mean = fit_temperature([np.log(mean_softmax(logits[SPLIT]))], labels[halves[SPLIT]])
+    assert abs(of_mean - found["temperature"]) > 0.1
 
 
 def test_probabilities_of_zero_are_no_infinite_logits():
@@ -135,17 +213,10 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
     assert said[-1].startswith(f"temperature {manifest['temperature']:g}: ECE on validation")
 
 
-def some_data(count=30):
-    generator = np.random.default_rng(5)
-    images = {s: generator.integers(0, 256, (count, 28, 28), np.uint8) for s in ("train", "val", "test")}
-    labels = {s: generator.integers(0, 11, count) for s in images}
-    return Data("organamnist", "axial", 28, "0" * 32, list(CLASSES), images, labels, {})
-
-
 def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
-    data = some_data()
+    data = unequal_data()
     found = fitted_on(data, 10)
-    chosen = np.linspace(0, 29, 10).round().astype(int)
+    chosen = np.array([0, 4, 8, 12, 16, 20, 24, 28, 32, 36])  # of 37
     plain = data.images["val"][chosen]
     copies = found.images[SPLIT].reshape(14, 10, 28, 28)
     assert np.array_equal(copies[0], plain)
@@ -154,7 +225,49 @@ def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
     assert np.array_equal(found.labels[SPLIT].reshape(14, 10), np.tile(data.labels["val"][chosen], (14, 1)))
     assert all(found.images[s] is data.images[s] and found.labels[s] is data.labels[s] for s in data.images)
     assert described(found) == "10 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
-    assert len(fitted_on(data).labels[SPLIT]) == 14 * 30  # no more than there are
+
+
+def test_no_more_slices_are_corrupted_than_there_are():
+    data = unequal_data()
+    found = fitted_on(data)
+    assert np.array_equal(found.images[SPLIT][:37], data.images["val"])
+    assert len(found.labels[SPLIT]) == len(found.images[SPLIT]) == 14 * 37
+
+
+def test_1000_slices_are_corrupted_unless_told_otherwise(monkeypatch):
+    """As docs/edge.md says; the corruptions themselves are left out, which take seconds."""
+    monkeypatch.setattr(calibration_module, "corrupt", lambda images, name, severity: images)
+    found = fitted_on(unequal_data({"train": 20, "val": 1207, "test": 30}))
+    assert described(found).startswith("1,000 validation slices and 13 corrupted copies")
+
+
+def test_every_slice_keeps_its_split_and_label_from_the_file_to_the_temperature(tmp_path, monkeypatch):
+    from medmnist import INFO
+
+    whole = unequal_data({"train": 300, "val": 277, "test": 289})
+    content = npz_of(whole)
+    (tmp_path / "organamnist.npz").write_bytes(content)
+    published = INFO["organamnist"] | {"MD5": hashlib.md5(content).hexdigest()}
+    monkeypatch.setitem(INFO, "organamnist", published)
+    origins = Origins(whole)
+
+    data = load_data("organamnist", directory=tmp_path)
+    for split, count in (("train", 300), ("val", 277), ("test", 289)):
+        assert origins.places(data.images[split], data.labels[split], split) == list(range(count))
+    smoke = data.smoke()
+    for split in ("train", "val", "test"):
+        assert origins.places(smoke.images[split], smoke.labels[split], split) == list(range(256))
+    assert smoke.counts == data.counts == whole.counts
+    fitting = fitted_on(smoke, 9)
+    chosen = origins.places(fitting.images[SPLIT][:9], fitting.labels[SPLIT][:9], "val")
+    assert chosen == sorted(set(chosen)) and (chosen[0], chosen[-1]) == (0, 255)
+    slices = judged_with(fitting)
+    assert origins.places(slices.train, smoke.labels["train"], "train") == list(range(256))
+    assert origins.places(slices.val, slices.labels, "val") == list(range(256))
+    images, labels = slices.fitted_on
+    assert origins.places(images[:9], labels[:9], "val") == chosen
+    assert np.array_equal(labels, np.tile(labels[:9], 14)) and len(images) == len(labels)
+    assert slices.size == 28
 
 
 def test_a_bundle_is_calibrated_on_what_it_is_told(tmp_path):
