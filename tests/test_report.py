@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.pages import Page
 from train.record import RunError
 from train.report import measures, write_report
 from train.report.__main__ import main
@@ -95,39 +95,6 @@ def write_history(stage: Path) -> None:
     rows = ["epoch,train_loss,train_accuracy,val_loss,val_accuracy,seconds,learning_rate"]
     rows += [f"{epoch},{1 / epoch},0.5,{1.2 / epoch},0.6,4.0,0.001" for epoch in (1, 2, 3)]
     (stage / "history.csv").write_text("\n".join(rows) + "\n")
-
-
-class Page(HTMLParser):
-    """What a test asks of a page: its elements, its text, its tables' rows."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self._cell = False
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self._cell = True
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._cell = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._cell:
-            self.rows[-1][-1] += data
-
-    def rows_of(self, name: str) -> list[list[str]]:
-        return [row for row in self.rows if row and row[0].removesuffix("chosen") == name]
 
 
 @pytest.fixture(scope="module")

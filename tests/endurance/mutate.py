@@ -96,17 +96,24 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/output.py": ("test_cli_formats", "test_cli"),
     "runtime/organ_infer/reading.py": ("test_classifier", "test_reading"),
     "runtime/organ_infer/truncation.py": ("test_damage", "test_images"),
+    "train/all.py": ("test_run", "test_whole_run"),
     "train/arguments.py": ("test_training_arguments",),
     "train/calibration.py": ("test_results", "test_temperature"),
     "train/data.py": ("test_data",),
     "train/download.py": ("test_data",),
-    "train/jobs.py": ("test_stages",),
+    "train/jobs.py": ("test_results_json", "test_stages", "test_whole_run"),
     "train/method.py": ("test_fit", "test_training"),
     "train/record.py": ("test_fit", "test_record"),
-    "train/report/figures.py": ("test_report",),
-    "train/report/page.py": ("test_report",),
-    "train/results.py": ("test_results", "test_run"),
-    "train/run.py": ("test_run",),
+    "train/report/__init__.py": ("test_whole_run",),
+    "train/report/figures.py": ("test_report", "test_whole_run"),
+    "train/report/measures.py": ("test_whole_run",),
+    "train/report/page.py": ("test_report", "test_whole_run"),
+    "train/report/pictures.py": ("test_whole_run",),
+    "train/report/published.py": ("test_report_wording",),
+    "train/report/run.py": ("test_whole_run",),
+    "train/report/wording.py": ("test_report", "test_whole_run"),
+    "train/results.py": ("test_results", "test_whole_run"),
+    "train/run.py": ("test_run", "test_whole_run"),
 }
 
 
@@ -177,15 +184,28 @@ class Coverage:
 
 
 class Watcher:
-    """A pytest plugin: the coverage of a file by test. What a fixture executes counts for all tests of its file."""
+    """A pytest plugin: the coverage of a file by test. What a fixture executes counts for all tests of its file, and so
+    does the longest setup."""
 
     def __init__(self, coverage: object) -> None:
         self.coverage = coverage
         self.seconds: Counter[str] = Counter()
+        self.setup: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: object) -> None:
-        self.seconds[report.nodeid] += report.duration
-        self.seconds[report.nodeid.partition("::")[0]] += report.duration
+        file = report.nodeid.partition("::")[0]
+        self.seconds[file] += report.duration
+        if report.when == "setup":
+            self.setup[file] = max(self.setup[file], report.duration)
+        else:
+            self.seconds[report.nodeid] += report.duration
+
+    def costs(self) -> dict[str, float]:
+        """Seconds of each test with its file's setup, and of each file."""
+        return {
+            test: own + self.setup[test.partition("::")[0]] * ("::" in test)
+            for test, own in self.seconds.items()
+        }
 
     def pytest_runtest_setup(self, item: object) -> None:
         self.coverage.switch_context(item.nodeid.partition("::")[0])
@@ -240,7 +260,7 @@ class Place:
         watched.stop()
         contexts = watched.get_data().contexts_by_lineno(str(path))
         lines = {line: [test for test in named if test] for line, named in contexts.items()}
-        made.write_text(json.dumps({"lines": lines, "seconds": watcher.seconds}))
+        made.write_text(json.dumps({"lines": lines, "seconds": watcher.costs()}))
         return 0
 
     def start(self, mutant: Mutant, tests: list[str]) -> int:

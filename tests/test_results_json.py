@@ -1,0 +1,441 @@
+"""results.json of a run that goes on, its summary over seeds, the table that ends a run; which jobs a run has."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from train import calibration, fit, results
+from train.data import Data
+from train.jobs import Job, epoch_caps, member_of, plan
+from train.record import RunError
+from train.stages import LADDER, STAGES
+
+CPU = torch.device("cpu")
+SETTINGS = {"seed": 1, "seeds": 1, "batch_size": 128, "smoke": False, "deterministic": False, "amp": "auto"}
+COUNTS = {"train": 9, "val": 6, "test": 7}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Three splits of another length; two classes."""
+    generator = np.random.default_rng(0)
+    images = {s: generator.integers(0, 256, (n, 28, 28), np.uint8) for s, n in COUNTS.items()}
+    labels = {s: np.arange(n) % 3 % 2 for s, n in COUNTS.items()}
+    counts = {s: np.bincount(y, minlength=2).tolist() for s, y in labels.items()}
+    made = Data("organcmnist", "coronal", 28, "0123", ["liver", "spleen"], images, labels, counts)
+    return calibration.fitted_on(made, 4)
+
+
+def recipe(seed: int = 1) -> fit.Recipe:
+    return fit.Recipe(seed=seed, batch_size=128, max_epochs=3, weights="none")
+
+
+def wrongly(labels: np.ndarray, *wrong: int) -> np.ndarray:
+    """Probabilities that are right but for some slices."""
+    said = labels.copy()
+    said[list(wrong)] = 1 - said[list(wrong)]
+    return np.where(np.arange(2) == said[:, None], 0.75, 0.25).astype(np.float32)
+
+
+# opened
+
+
+def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, data):
+    found = results.opened(tmp_path, data, CPU, SETTINGS | {"smoke": True})
+    assert found["dataset"] == {
+        "flag": "organcmnist",
+        "size": 28,
+        "resample_from": None,
+        "md5": "0123",
+        "counts": data.counts,
+        "classes": ["liver", "spleen"],
+    }
+    assert (found["format"], found["smoke"], found["stages"]) == (1, True, [])
+    assert found["settings"] == SETTINGS | {"smoke": True} and found["device"].startswith("cpu (")
+    assert found["versions"]["numpy"] == np.__version__ and "python" in found["versions"]
+    assert found["versions"].keys() <= {"python", *results.VERSIONS}
+
+
+def test_slices_of_a_larger_file_are_said_to_be_resampled_from_it(tmp_path, data):
+    large = {split: np.zeros((n, 64, 64), np.uint8) for split, n in COUNTS.items()}
+    resampled = Data("organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts)
+    found = results.opened(tmp_path, resampled, CPU, SETTINGS)["dataset"]
+    assert (found["size"], found["resample_from"]) == (28, 64)
+
+
+def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
+    old = {"settings": SETTINGS, "stages": [{"name": "base", "seed": 1}], "device": "another", "summary": [1]}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    found = results.opened(tmp_path, data, CPU, SETTINGS | {"amp": "off"})  # of each stage alone
+    assert found["stages"] == old["stages"]
+    assert found["device"] != "another" and found["settings"]["amp"] == "off" and "summary" not in found
+
+
+def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, data):
+    old = {key: value for key, value in SETTINGS.items() if key != "deterministic"}
+    (tmp_path / "results.json").write_text(json.dumps({"settings": old}))
+    assert results.opened(tmp_path, data, CPU, SETTINGS)["stages"] == []
+    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
+        results.opened(tmp_path, data, CPU, SETTINGS | {"deterministic": True})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "is not a results file of this program"),
+        ({"settings": []}, "is not a results file of this program"),
+        ({"settings": SETTINGS | {"batch_size": 64}}, "was trained with batch_size 64, this run has 128"),
+        ({"settings": SETTINGS, "stages": [{"name": "other"}]}, "has a stage 'other', of another version"),
+    ],
+)
+def test_results_of_another_run_are_refused(tmp_path, data, content, words):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=words) as raised:
+        results.opened(tmp_path, data, CPU, SETTINGS)
+    assert raised.value.exit_code == 2 and str(tmp_path) in str(raised.value)
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch):
+    monkeypatch.setattr(results, "VERSIONS", ("numpy", "no-such-package"))
+    assert list(results._versions()) == ["python", "numpy"]
+
+
+# measured
+
+
+class Network(torch.nn.Module):
+    """Says of each slice what it was told to, by the slice's first pixel and the split's length."""
+
+    def __init__(self, answers: dict[int, np.ndarray]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.answers = answers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.log(self.answers[len(x)]))
+
+
+@pytest.fixture
+def job(tmp_path, data, monkeypatch) -> Job:
+    """A trained stage: 2 of 9 wrong on train, 1 of 6 on validation, 3 of 7 on test. Exports are counted."""
+    wrong = {"train": (0, 3), "val": (5,), "test": (0, 1, 6), calibration.SPLIT: (0, 9)}
+    answers = {len(data.labels[s]): wrongly(data.labels[s], *places) for s, places in wrong.items()}
+    made = Job(STAGES["base"], recipe(), tmp_path / "base")
+    made.directory.mkdir()
+    history = [{"seconds": 2.0}, {"seconds": 4.0}, {"seconds": 3.0}]
+    state = {
+        "network": "small",
+        "parameters": 77,
+        "history": history,
+        "best_epoch": 2,
+        "weights": "none",
+        "recipe": {"precision": "bf16"},
+    }
+    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), state))
+    exports: list[Path] = []
+
+    def export(_: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int) -> Any:
+        assert images is data.images["val"] and labels is data.labels["val"] and size == 28
+        path.touch()
+        exports.append(path)
+        return argparse.Namespace(max_abs=1e-6, accuracy=0.8, slices=6)
+
+    monkeypatch.setattr(results, "export_member", export)
+    monkeypatch.setattr(results, "exports", exports, raising=False)
+    return made
+
+
+def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job, data):
+    found: dict[str, Any] = {
+        "stages": [{"name": "base", "seed": 2}, {"name": "base", "seed": 1, "old": True}]
+    }
+    results.measure_stage(job, data, CPU, found)
+    other, row = found["stages"]
+    assert other == {"name": "base", "seed": 2} and "old" not in row
+    assert (row["train"]["accuracy"], row["val"]["accuracy"], row["test"]) == (7 / 9, 5 / 6, None)
+    assert (row["epochs"], row["best_epoch"], row["seconds"], row["seconds_per_epoch"]) == (3, 2, 9.0, 3.0)
+    assert (row["network"], row["parameters"], row["precision"]) == ("small", 77, "bf16")
+    assert row["export"] == {"max_abs": 1e-6, "val_accuracy": 0.8, "slices": 6}
+    results.measure_test(job, data, CPU, found)
+    assert row["test"]["accuracy"] == 4 / 7
+    # 0.75 for each slice, and each right or wrong
+    assert row["test"]["ece"] == pytest.approx(0.75 - 4 / 7) and row["val"]["ece"] == pytest.approx(
+        5 / 6 - 0.75
+    )
+    # 54 of 56 slices right: the best temperature says so
+    assert row["calibration"]["fitted_on"].startswith("4 validation slices and 13 corrupted copies")
+    share = 3 ** (1 / row["calibration"]["temperature"])
+    assert share / (share + 1) == pytest.approx(54 / 56, abs=1e-3)
+    assert row["calibration"]["test_ece"] == pytest.approx(54 / 56 - 4 / 7, abs=1e-3)
+    assert row["calibration"]["val_ece"] == pytest.approx(54 / 56 - 5 / 6, abs=1e-3)
+    with np.load(job.directory / "probabilities.npz") as kept:
+        assert set(kept) == {"train", "val", "test", calibration.SPLIT}
+        assert np.allclose(kept["test"], wrongly(data.labels["test"], 0, 1, 6))
+
+
+def test_a_stage_that_is_measured_is_not_measured_again(job, data, monkeypatch):
+    found: dict[str, Any] = {"stages": []}
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    before = json.dumps(found)
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "trained", None)
+        patched.setattr(results, "calibration", None)
+        results.measure_stage(job, data, CPU, found)
+        results.measure_test(job, data, CPU, found)
+    assert json.dumps(found) == before and len(results.exports) == 1
+
+
+@pytest.mark.parametrize("lost", ["row", "member.onnx", "probabilities.npz", calibration.SPLIT])
+def test_a_stage_is_measured_anew_if_part_of_it_is_lost(job, data, lost):
+    found: dict[str, Any] = {"stages": []}
+    results.measure_stage(job, data, CPU, found)
+    if lost == "row":
+        found["stages"] = []
+    elif lost == calibration.SPLIT:
+        with np.load(job.directory / "probabilities.npz") as kept:
+            arrays = {split: kept[split] for split in kept if split != lost}
+        np.savez(job.directory / "probabilities.npz", **arrays)
+    else:
+        (job.directory / lost).unlink()
+    results.measure_stage(job, data, CPU, found)
+    assert len(results.exports) == 2 and len(found["stages"]) == 1
+    with np.load(job.directory / "probabilities.npz") as kept:
+        assert calibration.SPLIT in kept
+
+
+@pytest.mark.parametrize("lost", ["row", "probabilities"])
+def test_test_is_measured_anew_if_its_row_or_its_probabilities_are_lost(job, data, lost):
+    found: dict[str, Any] = {"stages": []}
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    (row,) = found["stages"]
+    if lost == "row":
+        row["test"] = None
+    else:
+        row["test"] = {"accuracy": 0.0}
+        with np.load(job.directory / "probabilities.npz") as kept:
+            arrays = {split: kept[split] for split in kept if split != "test"}
+        np.savez(job.directory / "probabilities.npz", **arrays)
+    results.measure_test(job, data, CPU, found)
+    assert row["test"]["accuracy"] == 4 / 7
+    with np.load(job.directory / "probabilities.npz") as kept:
+        assert len(kept["test"]) == COUNTS["test"]
+
+
+def test_a_calibration_on_other_slices_is_made_anew(job, data):
+    found: dict[str, Any] = {"stages": []}
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    (row,) = found["stages"]
+    expected = row["calibration"]
+    row["calibration"] = {"temperature": 9.0, "fitted_on": "validation"}
+    results.measure_test(job, data, CPU, found)
+    assert row["calibration"] == expected
+
+
+def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(
+        STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base", "big"))
+    )
+    rows, wrong = [], {"base": (0, 1), "big": (1, 2)}
+    for name, seed in (("base", 1), ("base", 2), ("big", 1), ("big", 2)):
+        place = tmp_path / name / f"seed-{seed}"
+        place.mkdir(parents=True)
+        places = wrong[name] if seed == 2 else (0, 1, 2, 3)
+        arrays = {split: wrongly(labels, *places) for split, labels in data.labels.items()}
+        sure = {"base": 1.0, "big": 0.5}[name]  # base is the surer one
+        np.savez(place / "probabilities.npz", **{s: 0.5 + (a - 0.5) * sure for s, a in arrays.items()})
+        row = {"name": name, "seed": seed, "parameters": 10 * seed, "epochs": seed, "seconds": 2.0 * seed}
+        rows.append(row | {"seconds_per_epoch": 0.5, "weights": {"base": "none", "big": "ImageNet"}[name]})
+    found: dict[str, Any] = {"stages": rows}
+    job = Job(STAGES["ensemble"], recipe(2), tmp_path / "ensemble" / "seed-2")
+    job.directory.mkdir(parents=True)
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    row = found["stages"][-1]
+    assert (row["name"], row["seed"], row["network"]) == ("ensemble", 2, "mean probability of base, big")
+    assert (row["parameters"], row["epochs"], row["seconds"], row["seconds_per_epoch"]) == (40, 4, 8.0, 1.0)
+    assert (row["best_epoch"], row["weights"]) == (None, "ImageNet") and "export" not in row
+    # the surer member decides: slices 0 and 1 are wrong in each split
+    for split, count in COUNTS.items():
+        assert row[split]["accuracy"] == pytest.approx((count - 2) / count)
+    with np.load(job.directory / "probabilities.npz") as kept:
+        assert set(kept) == {"train", "val", "test"} and kept["test"].dtype == np.float32
+        assert sorted({float(p) for p in kept["test"].max(1)}) == pytest.approx([0.5625, 0.6875])
+    rows[:] = found["stages"][:-1]
+    for name, weights in (("base", "ImageNet"), ("big", "other")):
+        for member in rows:
+            member["weights"] = weights if member["name"] == name else member["weights"]
+    found = {"stages": rows}
+    results.measure_stage(job, data, CPU, found)
+    assert found["stages"][-1]["weights"] == "ImageNet; other"
+
+
+def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_once(
+    tmp_path, data, monkeypatch
+):
+    monkeypatch.setitem(STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",)))
+    (tmp_path / "base").mkdir()
+    np.savez(tmp_path / "base" / "probabilities.npz", **{s: wrongly(y, 0) for s, y in data.labels.items()})
+    about = {"parameters": 1, "epochs": 1, "seconds": 1.0, "seconds_per_epoch": 1.0, "weights": "none"}
+    found: dict[str, Any] = {"stages": [{"name": "base", "seed": 1} | about]}
+    job = Job(STAGES["ensemble"], recipe(), tmp_path / "ensemble")
+    job.directory.mkdir()
+    results.measure_stage(job, data, CPU, found)
+    assert found["stages"][-1]["weights"] == "none"
+    found["stages"][-1]["mark"] = True
+    results.measure_stage(job, data, CPU, found)
+    assert found["stages"][-1]["mark"] and len(found["stages"]) == 2
+
+
+def test_an_export_that_is_not_the_network_ends_the_run_with_1(job, data, monkeypatch):
+    from export.member import ExportError
+
+    def export(*_: Any, **__: Any) -> None:
+        raise ExportError("logits differ")
+
+    monkeypatch.setattr(results, "export_member", export)
+    with pytest.raises(RunError, match="export of base: logits differ") as raised:
+        results.measure_stage(job, data, CPU, {"stages": []})
+    assert raised.value.exit_code == 1
+
+
+# over seeds
+
+
+def scored(name: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    others = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": accuracy / 2, "ece": 0.1 * seed}
+    splits = {
+        split: {"accuracy": accuracy - i / 10} | others for i, split in enumerate(("train", "val", "test"))
+    }
+    about = {"name": name, "seed": seed, "parameters": 12_345, "epochs": 7, "best_epoch": 3}
+    return about | {"seconds_per_epoch": 1.25} | splits | more
+
+
+def test_the_summary_is_the_mean_and_the_sample_deviation_by_stage_and_split():
+    rows = [scored("base", 1, 0.9), scored("big", 1, 0.7), scored("base", 2, 0.6), scored("base", 4, 0.6)]
+    base, big = results.summary(rows)
+    assert (base["name"], base["seeds"], big["name"], big["seeds"]) == ("base", [1, 2, 4], "big", [1])
+    for i, split in enumerate(("train", "val", "test")):
+        assert base[split]["accuracy"]["mean"] == pytest.approx(0.7 - i / 10)
+        assert base[split]["accuracy"]["std"] == pytest.approx(0.03**0.5)
+        assert base[split]["auc"]["mean"] == pytest.approx(0.35)
+        assert base[split]["ece"]["mean"] == pytest.approx(0.7 / 3)
+        assert big[split]["accuracy"] == {"mean": pytest.approx(0.7 - i / 10), "std": None}
+        assert set(base[split]) == {"accuracy", "precision", "recall", "f1", "auc", "ece"}
+
+
+def test_the_summary_of_what_one_seed_lacks_is_not_known():
+    rows = [scored("base", 1, 0.9), scored("base", 2, 0.6, test=None)]
+    rows[0]["val"]["auc"] = None
+    (base,) = results.summary(rows)
+    assert base["test"]["accuracy"] == base["val"]["auc"] == {"mean": None, "std": None}
+    assert base["val"]["accuracy"]["mean"] == pytest.approx(0.65)
+
+
+def about(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {"dataset": {"flag": "organcmnist"}, "device": "cpu", "stages": rows} | more
+
+
+def test_the_table_has_a_line_for_each_stage():
+    text = results.table(
+        about([scored("base", 1, 0.9), scored("ensemble", 1, 0.7, best_epoch=None, test=None)])
+    )
+    _, title, head, rule, base, ensemble = text.split("\n")
+    assert title == "organcmnist, accuracy on cpu" and set(rule) == {"-"} and len(rule) == len(head)
+    assert head.split() == ["stage", "parameters", "epochs", "best", "s/epoch", "train", "val", "test"]
+    assert base.split() == ["base", "12,345", "7", "3", "1.2", "0.9000", "0.8000", "0.7000"]
+    assert ensemble.split() == ["ensemble", "12,345", "7", "1.2", "0.7000", "0.6000", "–"]
+    assert len(base) == len(ensemble) == len(head)
+
+
+def test_the_table_over_seeds_names_them_and_ends_in_their_mean():
+    rows = [scored("base", 1, 0.9), scored("base", 2, 0.6), scored("big", 1, 0.5)]
+    lines = results.table(about(rows, summary=results.summary(rows))).split("\n")
+    assert [line[:15].strip() for line in lines[4:7]] == ["base #1", "base #2", "big #1"]
+    assert lines[7:] == ["base           test accuracy 0.5500 ± 0.2121 over 2 seeds"]
+
+
+# jobs
+
+
+@pytest.mark.parametrize(
+    ("given", "caps"),
+    [
+        ([], {}),
+        (["5"], {"all": 5}),
+        (["base=2,7", "edge=1"], {"all": 7, "base": 2, "edge": 1}),
+        (["3", "4"], {"all": 4}),
+        (["ensemble=01"], {"ensemble": 1}),
+    ],
+)
+def test_most_epochs_are_given_for_all_stages_or_by_stage(given, caps):
+    assert epoch_caps(given) == caps and list(epoch_caps(given)) == sorted(caps)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", "", "base=", "base=0", "=5=", "base=1,,2"])
+def test_numbers_of_epochs_that_are_none_are_refused(text):
+    with pytest.raises(RunError, match=r"--max-epochs takes N or STAGE=N with N from 1 on, found"):
+        epoch_caps([text])
+
+
+def test_an_unknown_stage_has_no_number_of_epochs():
+    with pytest.raises(RunError, match="unknown stage 'nope'; choose from base"):
+        epoch_caps(["nope=3"])
+
+
+def options(**changed: Any) -> argparse.Namespace:
+    usual = {"seed": 1, "seeds": 1, "batch_size": 128, "weights": "imagenet", "weights_dir": None}
+    return argparse.Namespace(**usual | {"smoke": False, "amp": "auto"} | changed)
+
+
+def test_a_job_for_each_stage_with_the_studys_settings():
+    # the reference study: batches of 128, at most 100 epochs, base 5; edge 24
+    jobs = plan(list(LADDER), options(), {}, Path("runs"))
+    epochs = {job.stage.name: job.recipe.max_epochs for job in jobs}
+    assert epochs == dict.fromkeys(STAGES, 100) | {"base": 5, "edge": 24}
+    assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
+    assert {(job.recipe.seed, job.recipe.batch_size, job.recipe.weights) for job in jobs} == {
+        (1, 128, "imagenet")
+    }
+    assert not any(job.recipe.smoke for job in jobs) and jobs[0].recipe.amp == "auto"
+
+
+def test_a_job_for_each_seed_in_a_directory_of_its_own():
+    stages = [STAGES["base"], STAGES["edge"]]
+    given = options(seed=5, seeds=2, amp="off", weights_dir=Path("w"), batch_size=7)
+    jobs = plan(stages, given, {"base": 2}, Path("runs"))
+    assert [(job.stage.name, job.recipe.seed, job.recipe.max_epochs, job.directory) for job in jobs] == [
+        ("base", 5, 2, Path("runs/base/seed-5")),
+        ("base", 6, 2, Path("runs/base/seed-6")),
+        ("edge", 5, 24, Path("runs/edge/seed-5")),
+        ("edge", 6, 24, Path("runs/edge/seed-6")),
+    ]
+    assert {(j.recipe.amp, j.recipe.weights_dir, j.recipe.batch_size) for j in jobs} == {
+        ("off", Path("w"), 7)
+    }
+
+
+def test_a_smoke_run_starts_from_scratch_for_two_epochs():
+    (job,) = plan([STAGES["resnet50"]], options(smoke=True), {}, Path("runs"))
+    assert (job.recipe.smoke, job.recipe.weights, job.recipe.max_epochs) == (True, "none", 2)
+
+
+@pytest.mark.parametrize(
+    ("directory", "expected"),
+    [
+        ("runs/organsmnist/ensemble", "runs/organsmnist/base"),
+        ("runs/organsmnist/ensemble/seed-3", "runs/organsmnist/base/seed-3"),
+        ("ensemble/organsmnist/ensemble/seed-3", "ensemble/organsmnist/base/seed-3"),
+    ],
+)
+def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, expected):
+    assert member_of(Job(STAGES["ensemble"], recipe(), Path(directory)), "base") == Path(expected)
