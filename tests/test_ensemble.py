@@ -1,0 +1,257 @@
+"""The mean over networks: against SciPy in float64, in any order, and what is refused. The networks are fakes."""
+
+import os
+import types
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from conftest import make_graph, write_bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.special import softmax
+
+from organ_infer import DeviceError, OrganInferError, ensemble
+from organ_infer.ensemble import Ensemble, open_ensemble
+
+IMAGES = np.zeros((3, 1, 28, 28), np.float32)
+
+
+class FakeSession:
+    """A network that gives `answer` whatever it is asked."""
+
+    placement = None
+    providers = ("CPUExecutionProvider",)
+
+    def __init__(self, answer, output="logits", where="a.onnx"):
+        self.answer, self.output, self.where = np.asarray(answer, np.float32), output, where
+        self.runs = self.closings = 0
+
+    def run(self, images):
+        self.runs += 1
+        return self.answer
+
+    def check_process(self):
+        pass
+
+    def close(self):
+        self.closings += 1
+
+
+def averaged(sessions, temperature=1.0, side_by_side=1, sizes=None):
+    """The probabilities that an ensemble of fakes gives."""
+    manifest = types.SimpleNamespace(temperature=temperature)
+    forms = [types.SimpleNamespace(bytes=size) for size in sizes or [1] * len(sessions)]
+    opened = Ensemble(manifest, forms, sessions, side_by_side)
+    try:
+        return opened.probabilities(IMAGES)
+    finally:
+        opened.close()
+
+
+# Steps of 1/256: two different logits stay different when they are divided and raised to a power.
+LOGITS = st.integers(-30 * 256, 30 * 256).map(lambda step: step / 256)
+TEMPERATURES = st.floats(0.05, 20)
+
+
+@st.composite
+def logits_of_members(draw, members):
+    """float32 (M, N, classes)"""
+    shape = draw(st.tuples(members, st.integers(1, 4), st.integers(2, 6)))
+    return draw(arrays(np.float32, shape, elements=LOGITS))
+
+
+# The mean.
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits_of_members(st.integers(1, 5)), TEMPERATURES, st.randoms())
+def test_the_mean_of_the_softmaxes_does_not_depend_on_the_order_of_the_members(logits, temperature, random):
+    expected = softmax(logits.astype(np.float64) / temperature, axis=2).mean(axis=0)
+    order = list(range(len(logits)))
+    random.shuffle(order)
+
+    for members in (logits, logits[order]):
+        found = averaged([FakeSession(member) for member in members], temperature)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(logits_of_members(st.just(1)), TEMPERATURES)
+def test_temperature_never_changes_the_label_of_a_single_network(logits, temperature):
+    found = averaged([FakeSession(logits[0])], temperature)
+    assert (found.argmax(axis=1) == logits[0].argmax(axis=1)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(logits_of_members(st.just(1)), st.integers(-100, 100))
+def test_a_number_added_to_all_logits_changes_nothing(logits, added):
+    moved = averaged([FakeSession(logits[0] + added)], 2.0)
+    np.testing.assert_allclose(moved, averaged([FakeSession(logits[0])], 2.0), rtol=1e-12)
+
+
+def test_logits_of_any_size_give_finite_probabilities():
+    found = averaged([FakeSession([[3e38, -3e38, 0], [-3e38, -3e38, -3e38], [1e4, 1e4, 0]])], 0.05)
+    np.testing.assert_array_equal(found, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]])
+
+
+def test_probabilities_are_averaged_not_logits():
+    """(0.5 + 0.9) / 2, where the mean logit would give 0.75."""
+    found = averaged([FakeSession(np.zeros((1, 2))), FakeSession([[np.log(9), 0]])])
+    np.testing.assert_allclose(found, [[0.7, 0.3]], atol=1e-7)
+
+
+def test_temperature_leaves_a_network_that_gives_probabilities_as_it_is():
+    stored = [[0.9, 0.1]]
+    found = averaged([FakeSession(stored, "probabilities"), FakeSession([[0, np.log(3)]])], temperature=2.0)
+    expected = (np.array([[0.9, 0.1]]) + softmax([[0, np.log(3) / 2]], axis=1)) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 3])
+def test_members_side_by_side_give_the_mean_too(side_by_side):
+    sessions = [FakeSession([[value, 0]]) for value in (0, 1, 2)]
+    expected = softmax([[[value, 0]] for value in (0, 1, 2)], axis=2).mean(axis=0)
+    np.testing.assert_allclose(averaged(sessions, side_by_side=side_by_side), expected, atol=1e-7)
+    assert [session.runs for session in sessions] == [1, 1, 1]
+
+
+def test_the_largest_member_is_begun_first(monkeypatch):
+    begun = []
+
+    class Workers:
+        def submit(self, work, session, packed):
+            begun.append(session.where)
+            future = Future()
+            future.set_result(work(session, packed))
+            return future
+
+        def shutdown(self, wait):
+            assert wait is False
+
+    monkeypatch.setattr(ensemble, "_workers", lambda count: Workers())
+    sessions = [FakeSession([[0, 0]], where=name) for name in ("small", "large", "middle")]
+    averaged(sessions, side_by_side=2, sizes=[1, 3, 2])
+    assert begun == ["large", "middle", "small"]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("total", [0.5, 0.9, 0.998, 1.002, 1.5, 2.0, 0.0])
+@pytest.mark.parametrize("row", [0, 2])
+def test_one_row_that_does_not_sum_to_one_is_refused(total, row):
+    answer = np.full((3, 4), 0.25)
+    answer[row] *= total
+    sound = FakeSession(np.full((3, 4), 0.25), "probabilities", "sound.onnx")
+    with pytest.raises(DeviceError, match=r"^bad\.onnx: probabilities expected, .* do not sum to 1$"):
+        averaged([sound, FakeSession(answer, "probabilities", "bad.onnx")])
+
+
+@pytest.mark.parametrize("total", [0.9992, 1.0, 1.0008])
+def test_rounding_of_a_networks_own_softmax_is_taken_out(total):
+    """fp16 rounds each probability."""
+    row = np.array([0.1, 0.2, 0.7])
+    found = averaged([FakeSession([row * total], "probabilities")])
+    np.testing.assert_allclose(found, [row], rtol=1e-6)
+    assert found.sum() == pytest.approx(1, abs=1e-15)
+
+
+def test_a_negative_probability_is_refused_though_the_sum_is_one():
+    answer = [[0.5, 0.5, 0.0], [0.6, 0.5, -0.1]]
+    with pytest.raises(DeviceError, match="probabilities expected"):
+        averaged([FakeSession(answer, "probabilities")])
+
+
+def test_a_probability_of_zero_is_none_of_that():
+    np.testing.assert_array_equal(averaged([FakeSession([[1, 0]], "probabilities")]), [[1, 0]])
+
+
+# Its life.
+
+
+@pytest.fixture
+def fakes():
+    sessions = [FakeSession(np.zeros((3, 2)), where=name) for name in ("a.onnx", "b.onnx")]
+    forms = [types.SimpleNamespace(bytes=1)] * 2
+    return Ensemble(types.SimpleNamespace(temperature=1.0), forms, sessions, 1), sessions
+
+
+def test_closing_closes_every_member_and_says_so(fakes):
+    opened, sessions = fakes
+    opened.probabilities(IMAGES)
+    assert not opened.closed and [session.closings for session in sessions] == [0, 0]
+    opened.close()
+    assert opened.closed and all(session.closings for session in sessions)
+    with pytest.raises(OrganInferError, match="is closed"):
+        opened.probabilities(IMAGES)
+    assert [session.runs for session in sessions] == [1, 1]
+
+
+def test_a_member_that_fails_does_not_keep_the_others_open(fakes):
+    opened, sessions = fakes
+
+    def fail(images):
+        opened.close()  # as another thread would
+        assert sessions[0].closings == 0  # it is in use
+        raise DeviceError("failed")
+
+    sessions[1].run = fail
+    with pytest.raises(DeviceError, match="failed"):
+        opened.probabilities(IMAGES)
+    assert all(session.closings for session in sessions)
+
+
+def test_closing_in_a_fork_frees_nothing(fakes, monkeypatch):
+    opened, sessions = fakes
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    opened.close()
+    assert opened.closed and [session.closings for session in sessions] == [0, 0]
+
+
+def test_providers_and_placements_are_those_of_the_members(fakes):
+    opened, sessions = fakes
+    assert opened.providers == ("CPUExecutionProvider",) and opened.placements == []
+    sessions[1].placement = "somewhere"
+    assert opened.placements == [("b.onnx", "somewhere")]
+
+
+# How it is opened.
+
+
+@pytest.mark.parametrize(
+    ("threads", "share", "workers"), [(1, 1, None), (2, 1, 2), (3, 1, 3), (7, 2, 3), (12, 4, 3)]
+)
+def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, workers):
+    asked, made = [], []
+
+    class Recorded(FakeSession):
+        def __init__(self, graph, *, threads, classes, device, capture, **_):
+            super().__init__(np.zeros((3, classes)))
+            asked.append((threads, device, capture))
+
+    pools = ensemble._workers
+    monkeypatch.setattr(ensemble, "Session", Recorded)
+    monkeypatch.setattr(ensemble, "_workers", lambda count: made.append(count) or pools(count))
+    folder = write_bundle(tmp_path / "b", {f"{name}.onnx": make_graph() for name in "abc"})
+
+    open_ensemble(folder, device="cpu", threads=threads).close()
+
+    assert asked == [(share, "cpu", False)] * 3
+    assert made == ([workers] if workers else [])
+
+
+@pytest.mark.parametrize(("size", "looked"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
+def test_graphs_of_16_mib_and_more_are_looked_for_in_the_cache(monkeypatch, tmp_path, size, looked):
+    """README.md: graphs of 16 MiB and more are kept."""
+    asked = []
+    monkeypatch.setattr(ensemble, "cache_directory", lambda: asked.append(1))
+    halves = [types.SimpleNamespace(bytes=size // 2), types.SimpleNamespace(bytes=size - size // 2)]
+    listed = types.SimpleNamespace(manifest=types.SimpleNamespace(forms=lambda device: halves))
+    with ensemble._Kept(listed, "cpu") as kept:
+        assert kept.look("1.0") == (None, None)
+    assert bool(asked) == looked
