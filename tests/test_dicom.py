@@ -1,6 +1,7 @@
 """DICOM to slices: in Hounsfield units, frame by frame, turned as the file says."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -291,6 +292,84 @@ def test_compressed_frames_are_those_that_were_compressed():
     deflated = dicom(STORED, **HU, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
     same(decode(deflated), STORED.astype(np.int32) - 1024, np.int16)
     refused(deflated, "inflates to more than 200 bytes", file_bytes=200)
+
+
+def test_more_compressed_frames_than_there_are_fragments_are_refused_at_once():
+    """A fragment has a head of 8 bytes."""
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU)))
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    size = len(dataset.PixelData)
+    for count, words in (
+        (size // 8, "DICOM: damaged or not supported"),
+        (size // 8 + 1, f"{size // 8 + 1} frames in {size} bytes: truncated or damaged"),
+    ):
+        dataset.NumberOfFrames = count
+        file = io.BytesIO()
+        dataset.save_as(file)
+        refused(file.getvalue(), words)
+
+
+@pytest.mark.filterwarnings("ignore:A value of '0'")
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_file_of_no_or_one_frame_is_one_slice(count):
+    data = dicom(STORED, **HU, NumberOfFrames=count)
+    assert list(slices(data)) == [""]
+    same(decode(data), STORED.astype(np.int32) - 1024, np.int16)
+    same(decode(data, "0"), STORED.astype(np.int32) - 1024, np.int16)
+    refused(data, "it has #0 alone", "1")
+
+
+@pytest.mark.parametrize("limit", ["exact", "one less"])
+def test_a_deflated_file_is_inflated_up_to_the_limit(limit):
+    pydicom = pytest.importorskip("pydicom")
+    plain, deflated = (
+        dicom(STORED, **HU, syntax=syntax)
+        for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.DeflatedExplicitVRLittleEndian)
+    )
+    # What stands behind the head, its uncompressed part, whose length (0002,0000) names.
+    head = pydicom.dcmread(io.BytesIO(plain)).file_meta.FileMetaInformationGroupLength + 144
+    size = len(plain) - head
+    if limit == "exact":
+        same(decode(deflated, file_bytes=size), STORED.astype(np.int32) - 1024, np.int16)
+    else:
+        refused(deflated, f"inflates to more than {size - 1:,} bytes .--file-limit", file_bytes=size - 1)
+
+
+def test_a_deflated_bomb_is_not_inflated_whole():
+    """64 MiB of zeros in 64 KB, within a limit of a megabyte."""
+    pydicom = pytest.importorskip("pydicom")
+    pixels = np.zeros((1, 1), np.uint8)
+    data = dicom(
+        pixels, **HU, PixelData=b"\0" * (64 << 20), syntax=pydicom.uid.DeflatedExplicitVRLittleEndian
+    )
+    tracemalloc.start()
+    try:
+        refused(data, "inflates to more than", file_bytes=1 << 20)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 << 20
+
+
+def test_a_slice_that_names_no_modality_or_rescale_type_is_ct_in_hu():
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU, **LYING)))
+    del dataset.Modality
+    file = io.BytesIO()
+    dataset.save_as(file)
+    found = decode(file.getvalue())
+    same(found, STORED.astype(np.int32) - 1024, np.int16)
+    assert found.warnings == ()
+
+
+def test_a_file_without_pixels_is_named():
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU)))
+    del dataset.PixelData
+    file = io.BytesIO()
+    dataset.save_as(file)
+    refused(file.getvalue(), "DICOM: no pixel data in it")
 
 
 def test_a_syntax_without_a_decoder_is_refused_in_one_line():

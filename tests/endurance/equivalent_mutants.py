@@ -4,6 +4,17 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/bundle.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
     },
+    "runtime/organ_infer/dicom.py": {
+        ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
+        ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
+    },
+    "runtime/organ_infer/arrays.py": {
+        ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
+        ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
+    },
+    "runtime/organ_infer/doubts.py": {
+        ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
+    },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
         ("return 0", "return 1"): "only -1 is looked at",
