@@ -14,6 +14,7 @@ from conftest import ROOT, needs_default
 from organ_infer import OrganClassifier, cuda, cuda_thread, dicom, doubts, gpus, pictures
 from organ_infer.bundle import packaged_bundle, read_manifest
 from organ_infer.cuda_errors import _ADVICE, advice, describe
+from organ_infer.devices import parse_device
 from organ_infer.golden import COUNT, TOLERANCE, golden_slices
 from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT, Limits
 
@@ -92,6 +93,18 @@ def test_how_long_nvidia_smi_is_waited_for():
 
 
 # docs/cuda.md
+
+
+def test_the_device_names():
+    names = {name for cell, _ in rows(CUDA, "Devices") for name in re.findall(r"`([^`]+)`", cell)}
+    assert names == {"auto", "cpu", "cuda", "cuda:0", "cuda:N"}
+    for name in names - {"cuda:N"}:
+        assert parse_device(name) == (name.partition(":")[0], 0)
+    for number in (1, 9, 10, 99, 100, 999):
+        assert parse_device(f"cuda:{number}") == ("cuda", number)
+    for name in ("cuda:N", "cuda:1000", "cuda:00", "cuda:+1", "Auto", "cpu,cuda", None, 0):
+        with pytest.raises(ValueError, match=re.escape(f"cuda or cuda:N expected, found {name!r}")):
+            parse_device(name)
 
 
 def test_the_fixed_batch_sizes():
