@@ -3,6 +3,7 @@
 import os
 import types
 from concurrent.futures import Future
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_members_side_by_side_give_the_mean_too(side_by_side):
 
 
 def test_the_largest_member_is_begun_first(monkeypatch):
-    begun = []
+    begun, ended = [], []
 
     class Workers:
         def submit(self, work, session, packed):
@@ -130,12 +131,13 @@ def test_the_largest_member_is_begun_first(monkeypatch):
             return future
 
         def shutdown(self, wait):
-            assert wait is False
+            ended.append(wait)
 
     monkeypatch.setattr(ensemble, "_workers", lambda count: Workers())
     sessions = [FakeSession([[0, 0]], where=name) for name in ("small", "large", "middle")]
     averaged(sessions, side_by_side=2, sizes=[1, 3, 2])
     assert begun == ["large", "middle", "small"]
+    assert ended == [False]  # closing ends the threads and waits for none of them
 
 
 # What is refused.
@@ -255,3 +257,96 @@ def test_graphs_of_16_mib_and_more_are_looked_for_in_the_cache(monkeypatch, tmp_
     with ensemble._Kept(listed, "cpu") as kept:
         assert kept.look("1.0") == (None, None)
     assert bool(asked) == looked
+
+
+@pytest.fixture
+def kept_with(monkeypatch, tmp_path):
+    """What looks for optimized graphs, on a machine with these distributions, and what it was asked to find."""
+
+    def make(device, root=tmp_path, **versions):
+        monkeypatch.setattr(ensemble, "cache_directory", lambda: root)
+        monkeypatch.setattr(ensemble, "installed_version", lambda name: versions.get(name.replace("-", "_")))
+        monkeypatch.setattr(ensemble, "Cache", FakeCache)
+        forms = [types.SimpleNamespace(bytes=1 << 24)]
+        manifest = types.SimpleNamespace(forms=lambda device: forms)
+        listed = types.SimpleNamespace(
+            manifest=manifest, directory=tmp_path, sha256="0", files=lambda: {"a": 1}
+        )
+        FakeCache.found.clear()
+        return ensemble._Kept(listed, device)
+
+    return make
+
+
+class FakeCache:
+    """Finds a graph of its version."""
+
+    found: ClassVar[list[str]] = []
+
+    def __init__(self, root, directory, sha256, version):
+        self.version = version
+
+    def find(self, files):
+        assert files == {"a": 1}
+        self.found.append(self.version)
+        return {"a": self.version}
+
+
+@pytest.mark.parametrize(
+    ("device", "versions", "beside"),
+    [
+        ("cpu", {"onnxruntime": "1.27"}, True),
+        ("auto", {"onnxruntime": "1.27"}, True),
+        ("cuda", {"onnxruntime": "1.27"}, False),
+        ("cuda:1", {"onnxruntime": "1.27"}, False),
+        ("auto", {"onnxruntime": "1.27", "onnxruntime_gpu": "1.27"}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_optimized_graphs_are_looked_for_while_onnxruntime_loads(kept_with, device, versions, beside):
+    """Except where they may not be needed, or for which version is not known."""
+    with kept_with(device, **versions) as kept:
+        assert (kept._workers is not None) == beside
+        cache, found = kept.look("1.27")
+        assert (cache.version, found) == ("1.27", {"a": "1.27"})
+    assert FakeCache.found == ["1.27"]
+    if beside:
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            kept._workers.submit(int)
+
+
+def test_graphs_of_another_version_than_the_installed_one_are_looked_for_again(kept_with):
+    with kept_with("cpu", onnxruntime="1.27") as kept:
+        assert kept.look("1.26")[1] == {"a": "1.26"}
+    assert sorted(FakeCache.found) == ["1.26", "1.27"]
+
+
+def test_without_a_cache_nothing_is_looked_for(kept_with):
+    with kept_with("cpu", root=None, onnxruntime="1.27") as kept:
+        assert kept._workers is None and kept.look("1.27") == (None, None)
+    assert FakeCache.found == []
+
+
+def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
+    tmp_path, monkeypatch, caplog
+):
+    folder = write_bundle(tmp_path / "b", {f"{name}.onnx": make_graph() for name in "abc"})
+    asked = []
+
+    class OnCpuAlone(FakeSession):
+        def __init__(self, graph, *, device, threads, capture, **_):
+            asked.append((device, threads, capture))
+            if device != "cpu":
+                raise DeviceError("no GPU")
+            super().__init__(np.zeros((3, 11)))
+
+    monkeypatch.setattr(ensemble, "Session", OnCpuAlone)
+    monkeypatch.setattr(ensemble, "choose_device", lambda ort, device: "cuda" if device == "auto" else device)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match="no GPU"):
+            open_ensemble(folder, device=device, threads=4)
+    assert asked == [("cuda", 4, True), ("cuda:1", 4, True)] and not caplog.records
+    asked.clear()
+    open_ensemble(folder, device="auto", threads=4, cuda_graphs=False).close()
+    assert asked == [("cuda", 4, False), *[("cpu", 1, False)] * 3]
+    assert [record.getMessage() for record in caplog.records] == ["running on the CPU: no GPU"]

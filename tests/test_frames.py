@@ -13,7 +13,7 @@ from image_files import DEEP, GRAY, STACK, decode, npy, npz, refused, same, save
 from PIL import Image, TiffImagePlugin
 
 from organ_infer import ImageError, ImageFailure, OrganClassifier, Prediction
-from organ_infer.images import open_slices, split_frame
+from organ_infer.images import decode_slices, open_slices, split_frame
 
 UNITS = (DEEP.astype(np.int32) - 32_768).astype(np.int16)
 NAMES = ["#0", "#1", "#2", "#3", "#4"]
@@ -188,7 +188,10 @@ def test_a_damaged_archive_gives_none_of_its_slices():
     """Its checksum stands behind the last slice, and is asked for before the first."""
     data = npz(a=STACK)
     at = data.index(STACK[0].tobytes())
-    refused(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], "damaged or not supported .Bad CRC-32")
+    damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    refused(damaged, "damaged or not supported .Bad CRC-32")
+    with pytest.raises(ImageError, match="Bad CRC-32"):
+        next(decode_slices(damaged))
 
 
 # Pictures.
