@@ -240,6 +240,24 @@ def test_enhanced_ct_says_units_and_orientation_frame_by_frame():
     assert (first.orientation, second.orientation) == (("P", "L"), ("L", "P"))
 
 
+def test_a_group_holds_for_its_own_frame_and_only_the_first_shared_one_for_all():
+    from pydicom import Dataset, Sequence
+
+    def lying(*cosines):
+        inner, outer = Dataset(), Dataset()
+        inner.ImageOrientationPatient = list(cosines)
+        outer.PlaneOrientationSequence = Sequence([inner])
+        return outer
+
+    usual, turned_over = lying(1, 0, 0, 0, 1, 0), lying(-1, 0, 0, 0, 1, 0)
+    stack = np.stack([STORED] * 3)
+    own = {"PerFrameFunctionalGroupsSequence": Sequence([Dataset(), usual, turned_over])}
+    found = slices(dicom(stack, **HU, **own)).values()
+    assert [piece.orientation for piece in found] == [None, ("P", "L"), ("P", "R")]
+    shared = {"SharedFunctionalGroupsSequence": Sequence([Dataset(), usual])}  # the standard knows one
+    assert {piece.orientation for piece in slices(dicom(stack, **HU, **shared)).values()} == {None}
+
+
 def test_units_that_are_none_are_said():
     assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == ("units of US read as HU",)
     other = dicom(STORED, **HU, **LYING, RescaleType="HU", Modality="PT")
