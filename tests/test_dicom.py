@@ -180,6 +180,7 @@ def test_frames_must_be_there_to_the_last_byte():
     whole = dicom(stack, **HU)
     assert len(slices(whole)) == 2
     refused(dicom(stack, **HU, NumberOfFrames=3), "3 frames in 252 bytes: truncated or damaged")
+    refused(dicom(STORED, **HU, PixelData=STORED.tobytes()[:-2]), "DICOM: damaged or not supported")
 
 
 def test_signed_pixels_and_those_of_fewer_bits():
