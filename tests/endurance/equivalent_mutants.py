@@ -12,6 +12,13 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
         ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
     },
+    "runtime/organ_infer/classifier.py": {
+        ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
+        (
+            'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
+            "True",
+        ): "the same pixels in a copy",
+    },
     "runtime/organ_infer/doubts.py": {
         ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
     },
