@@ -1,6 +1,7 @@
 """The mean over networks: against SciPy in float64, in any order, and what is refused. The networks are fakes."""
 
 import os
+import threading
 import types
 from concurrent.futures import Future
 from typing import ClassVar
@@ -215,6 +216,19 @@ def test_closing_in_a_fork_frees_nothing(fakes, monkeypatch):
     assert opened.closed and [session.closings for session in sessions] == [0, 0]
 
 
+def test_a_fork_is_refused_before_any_member_runs(fakes):
+    opened, sessions = fakes
+
+    def refuse():
+        raise OrganInferError("opened in process 1")
+
+    sessions[0].check_process = refuse
+    for use in (lambda: opened.probabilities(IMAGES), opened.check_process):
+        with pytest.raises(OrganInferError, match="opened in process 1"):
+            use()
+    assert [session.runs for session in sessions] == [0, 0]
+
+
 def test_providers_and_placements_are_those_of_the_members(fakes):
     opened, sessions = fakes
     assert opened.providers == ("CPUExecutionProvider",) and opened.placements == []
@@ -313,6 +327,22 @@ def test_optimized_graphs_are_looked_for_while_onnxruntime_loads(kept_with, devi
     if beside:
         with pytest.raises(RuntimeError, match="after shutdown"):
             kept._workers.submit(int)
+
+
+def test_nothing_waits_for_graphs_that_are_not_needed(kept_with, monkeypatch):
+    """As on CUDA: what looks for them ends by itself."""
+    opened, ended = threading.Event(), threading.Event()
+
+    def find(self, files):
+        opened.wait(2)
+        ended.set()
+
+    monkeypatch.setattr(FakeCache, "find", find)
+    with kept_with("auto", onnxruntime="1.27"):
+        pass
+    assert not ended.is_set()
+    opened.set()
+    assert ended.wait(30)
 
 
 def test_graphs_of_another_version_than_the_installed_one_are_looked_for_again(kept_with):
