@@ -184,7 +184,7 @@ def test_the_organ_has_the_largest_sum_over_its_sides(classifier, slices):
 
 
 def test_an_organ_is_never_more_than_certain(tmp_path):
-    """Rounded to float32, two sides can add up to more than 1."""
+    """Two sides that are all of it."""
     graph = constant_graph({"femur-left": 0.7, "femur-right": 0.3})
     with OrganClassifier(write_bundle(tmp_path / "b", {"g.onnx": graph}), device="cpu") as opened:
         for prediction in opened.predict(np.zeros((3, 28, 28), np.uint8)):
@@ -215,6 +215,69 @@ def test_limits_have_a_limit(classifier, name, most):
     assert list(classifier.predict_paths([], **{name: most})) == []
     with pytest.raises(InputError, match=f"{name}: a whole number from 1 to {most:,} expected"):
         classifier.predict_paths([], **{name: most + 1})
+
+
+def test_a_batch_has_64_slices_unless_another_number_is_given(bundle, monkeypatch):
+    sizes, run = [], Session.run
+    monkeypatch.setattr(Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images))
+    with OrganClassifier(bundle, device="cpu") as opened:
+        opened.predict_proba(np.zeros((130, 28, 28), np.uint8))
+    assert sizes == [64, 64, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "plain"),
+    [
+        ({}, {}, 400 * 400 - 1),  # larger ones are warned of, which is not done in C
+        ({}, {"pixel_limit": 784}, 784),
+        ({}, {"file_limit": 1 << 20}, 400 * 400 - 1),
+        ({}, {"file_limit": (1 << 20) - 1}, 0),
+        ({"orientation": "PL"}, {}, 0),
+    ],
+)
+def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
+    bundle, pictures, monkeypatch, options, limits, plain
+):
+    from organ_infer import classifier as module
+
+    asked, read = [], module.read_batches
+    monkeypatch.setattr(
+        module, "read_batches", lambda *given, **how: asked.append(how["plain"]) or read(*given, **how)
+    )
+    with OrganClassifier(bundle, device="cpu", **options) as opened:
+        assert len(list(opened.predict_paths([pictures / "s00.png"], **limits))) == 1
+    assert asked == [plain]
+
+
+def test_a_file_says_how_it_lies_before_the_option_does(bundle):
+    """And the option holds for those that do not say."""
+    from organ_infer.images import Slice
+
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    with OrganClassifier(bundle, device="cpu", orientation="PL") as opened:
+        for said, expected in (None, pixels.T), (("L", "P"), pixels), (("R", "P"), pixels[::-1]):
+            turned = opened._oriented(Slice(pixels, ("a word",), said))
+            np.testing.assert_array_equal(turned.pixels, expected)
+            assert turned.warnings == ("a word",)
+
+
+def test_its_text_names_the_model_and_where_it_runs(bundle):
+    opened = OrganClassifier(bundle, device="cpu")
+    assert repr(opened) == "<OrganClassifier random, axial, CPUExecutionProvider>"
+    opened.close()
+    assert repr(opened) == "<OrganClassifier random, axial, closed>"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_stack_of_narrow_slices_is_no_color(classifier, count):
+    assert len(classifier.predict(np.zeros((2, 28, count), np.uint8))) == 2
+    assert len(classifier.predict(np.zeros((28, 3), np.uint8))) == 1
+    assert len(classifier.predict([np.zeros((28, 4), np.uint8)])) == 1
+
+
+def test_a_masked_array_without_a_masked_pixel_is_a_slice(classifier, slices):
+    found = classifier.predict_proba(np.ma.array(slices[0], mask=False))
+    assert (found == classifier.predict_proba(slices[0])).all()
 
 
 @pytest.mark.parametrize("path", ["slice.png", b"slice.png", Path("slice.png")])

@@ -13,6 +13,19 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
     },
     "runtime/organ_infer/classifier.py": {
+        (
+            "beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
+            "2.0",
+        ): "what is above 1 in float64 is 1 in float32",
+        **dict.fromkeys(
+            [
+                ("for name, said in zip(batch.names, batch.words, strict=True)", "False"),
+                ("for name, said in zip(batch.names, batch.words, strict=True):", "False"),
+                ("for column, organ in zip(rows.T, self._organ_of, strict=True):", "False"),
+                ("paths, warnings, doubts, *(column.tolist() for column in columns), strict=True", "False"),
+            ],
+            "a second look: the lengths are the same",
+        ),
         ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
         (
             'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
