@@ -229,6 +229,23 @@ def test_a_fork_is_refused_before_any_member_runs(fakes):
     assert [session.runs for session in sessions] == [0, 0]
 
 
+@pytest.mark.parametrize("placement", [None, "on the GPU"])
+def test_networks_on_cuda_run_on_its_thread_and_others_on_the_callers(placement):
+    threads = []
+
+    class Placed(FakeSession):
+        def run(self, images):
+            threads.append(threading.current_thread().name)
+            return self.answer
+
+    sessions = [Placed([[0, 1]]), Placed([[1, 0]])]
+    for session in sessions:
+        session.placement = placement
+    np.testing.assert_allclose(averaged(sessions), [[0.5, 0.5]])
+    own = threading.current_thread().name
+    assert threads == [own if placement is None else "organ_infer_cuda"] * 2
+
+
 def test_providers_and_placements_are_those_of_the_members(fakes):
     opened, sessions = fakes
     assert opened.providers == ("CPUExecutionProvider",) and opened.placements == []
