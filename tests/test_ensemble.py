@@ -397,3 +397,22 @@ def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
     open_ensemble(folder, device="auto", threads=4, cuda_graphs=False).close()
     assert asked == [("cuda", 4, False), *[("cpu", 1, False)] * 3]
     assert [record.getMessage() for record in caplog.records] == ["running on the CPU: no GPU"]
+
+
+def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog):
+    folder = write_bundle(tmp_path / "b", {"a.onnx": make_graph()})
+    opened = []
+
+    class FromBytesAlone(FakeSession):
+        def __init__(self, graph, **_):
+            opened.append(type(graph))
+            if not isinstance(graph, bytes):
+                raise DeviceError("damaged")
+            super().__init__(np.zeros((3, 11)))
+
+    monkeypatch.setattr(ensemble, "Session", FromBytesAlone)
+    monkeypatch.setattr(ensemble._Kept, "look", lambda self, version: (None, {"a.onnx": tmp_path / "kept"}))
+    open_ensemble(folder, device="cpu", threads=1).close()
+    assert opened == [type(tmp_path), bytes]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.getMessage().endswith("made again: damaged")
