@@ -116,6 +116,176 @@ def test_batch_size_changes_no_label(bundle, slices):
         np.testing.assert_allclose(other, found[0], atol=1e-5)
 
 
+def whole_slices(count):
+    """Gray pixels that are warned of by their size, each of another size."""
+    pixels = np.random.default_rng(3).integers(60, 190, (28, 28), np.uint8)
+    return [np.kron(pixels, np.ones((15, 15), np.uint8))[: 400 + i, :410] for i in range(count)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 64])
+def test_every_slice_has_its_own_warnings_in_whichever_batch(bundle, tmp_path, size):
+    """Of nine slices all but two are warned of, each by its own size."""
+    from PIL import Image
+
+    images = whole_slices(9)
+    images[1], images[6] = images[1][:60], images[6][:60]
+    expected = [
+        () if len(image) == 60
+        else (f"doubtful: 410 x {len(image)} pixels, as of a whole slice, not of a crop around one organ",)
+        for image in images
+    ]  # fmt: skip
+    paths = [tmp_path / f"{i}.png" for i in range(9)]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
+        for found in (
+            opened.predict(images),
+            list(opened.predict_paths(paths)),
+            list(opened.predict_paths(iter(paths))),
+        ):
+            assert [prediction.warnings for prediction in found] == expected
+
+
+def test_batch_size_changes_no_answer_for_mixed_slices(bundle, slices):
+    """Types and shapes that change within a batch, in every field of a Prediction."""
+    images = [
+        *slices[:3],
+        *(slices[3:6].astype(np.uint16) * 257),
+        *(slices[6:9].astype(np.int16) - 100),
+        *whole_slices(2),
+        np.full((5, 9), 7, np.uint8),
+    ]
+    order = np.random.default_rng(0).permutation(len(images))
+    images = [images[i] for i in order]
+    found = []
+    for size in (1, 2, 5, 11, 64):
+        with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
+            found.append(opened.predict(images))
+            np.testing.assert_allclose(
+                opened.predict_proba(images), [p.probabilities for p in found[-1]], atol=1e-6
+            )
+    for predictions in found[1:]:
+        for one, other in zip(found[0], predictions, strict=True):
+            assert (one.label, one.index, one.organ, one.warnings, one.path) == (
+                other.label, other.index, other.organ, other.warnings, other.path,
+            )  # fmt: skip
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-6)
+            assert one.organ_probability == pytest.approx(other.organ_probability, abs=1e-6)
+
+
+def test_the_organ_has_the_largest_sum_over_its_sides(classifier, slices):
+    sides = {name: name.removesuffix("-left").removesuffix("-right") for name in CLASSES}
+    for prediction in classifier.predict(slices):
+        sums = dict.fromkeys(sides.values(), 0.0)
+        for name, probability in zip(CLASSES, prediction.probabilities, strict=True):
+            sums[sides[name]] += probability
+        assert prediction.organ == max(sums, key=sums.get)
+        assert prediction.organ_probability == pytest.approx(sums[prediction.organ], abs=1e-6)
+
+
+def test_an_organ_is_never_more_than_certain(tmp_path):
+    """Two sides that are all of it."""
+    graph = constant_graph({"femur-left": 0.7, "femur-right": 0.3})
+    with OrganClassifier(write_bundle(tmp_path / "b", {"g.onnx": graph}), device="cpu") as opened:
+        for prediction in opened.predict(np.zeros((3, 28, 28), np.uint8)):
+            assert 0.999 < prediction.organ_probability <= 1.0
+
+
+def test_arrays_and_pictures_of_the_longest_side_are_taken_and_longer_ones_are_not(classifier):
+    from PIL import Image
+
+    assert len(classifier.predict(np.zeros((1, 65_535), np.uint8))) == 1
+    assert len(classifier.predict(Image.new("L", (65_535, 1)))) == 1
+    for image in (np.zeros((1, 65_536), np.uint8), Image.new("L", (65_536, 1))):
+        with pytest.raises(InputError, match="65,535"):
+            classifier.predict(image)
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+def test_batches_of_up_to_4096_slices_are_taken(bundle, size):
+    if size == 4096:
+        OrganClassifier(bundle, device="cpu", batch_size=size).close()
+    else:
+        with pytest.raises(InputError, match="batch_size: a whole number from 1 to 4,096 expected"):
+            OrganClassifier(bundle, device="cpu", batch_size=size)
+
+
+@pytest.mark.parametrize(("name", "most"), [("pixel_limit", 65_535**2), ("file_limit", 1 << 50)])
+def test_limits_have_a_limit(classifier, name, most):
+    assert list(classifier.predict_paths([], **{name: most})) == []
+    with pytest.raises(InputError, match=f"{name}: a whole number from 1 to {most:,} expected"):
+        classifier.predict_paths([], **{name: most + 1})
+
+
+def test_a_batch_has_64_slices_unless_another_number_is_given(bundle, monkeypatch):
+    sizes, run = [], Session.run
+    monkeypatch.setattr(Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images))
+    with OrganClassifier(bundle, device="cpu") as opened:
+        opened.predict_proba(np.zeros((130, 28, 28), np.uint8))
+    assert sizes == [64, 64, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "plain"),
+    [
+        ({}, {}, 400 * 400 - 1),  # larger ones are warned of, which is not done in C
+        ({}, {"pixel_limit": 784}, 784),
+        ({}, {"file_limit": 1 << 20}, 400 * 400 - 1),
+        ({}, {"file_limit": (1 << 20) - 1}, 0),
+        ({"orientation": "PL"}, {}, 0),
+    ],
+)
+def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
+    bundle, pictures, monkeypatch, options, limits, plain
+):
+    from organ_infer import classifier as module
+
+    asked, read = [], module.read_batches
+    monkeypatch.setattr(
+        module, "read_batches", lambda *given, **how: asked.append(how["plain"]) or read(*given, **how)
+    )
+    with OrganClassifier(bundle, device="cpu", **options) as opened:
+        assert len(list(opened.predict_paths([pictures / "s00.png"], **limits))) == 1
+    assert asked == [plain]
+
+
+def test_a_file_says_how_it_lies_before_the_option_does(bundle):
+    """And the option holds for those that do not say."""
+    from organ_infer.images import Slice
+
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    with OrganClassifier(bundle, device="cpu", orientation="PL") as opened:
+        for said, expected in (None, pixels.T), (("L", "P"), pixels), (("R", "P"), pixels[::-1]):
+            turned = opened._oriented(Slice(pixels, ("a word",), said))
+            np.testing.assert_array_equal(turned.pixels, expected)
+            assert turned.warnings == ("a word",)
+
+
+def test_its_text_names_the_model_and_where_it_runs(bundle):
+    opened = OrganClassifier(bundle, device="cpu")
+    assert repr(opened) == "<OrganClassifier random, axial, CPUExecutionProvider>"
+    opened.close()
+    assert repr(opened) == "<OrganClassifier random, axial, closed>"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_stack_of_narrow_slices_is_no_color(classifier, count):
+    assert len(classifier.predict(np.zeros((2, 28, count), np.uint8))) == 2
+    assert len(classifier.predict(np.zeros((28, 3), np.uint8))) == 1
+    assert len(classifier.predict([np.zeros((28, 4), np.uint8)])) == 1
+
+
+def test_a_masked_array_without_a_masked_pixel_is_a_slice(classifier, slices):
+    found = classifier.predict_proba(np.ma.array(slices[0], mask=False))
+    assert (found == classifier.predict_proba(slices[0])).all()
+
+
+@pytest.mark.parametrize("path", ["slice.png", b"slice.png", Path("slice.png")])
+def test_one_path_in_the_place_of_many_is_refused_at_once(classifier, path):
+    with pytest.raises(InputError, match=r"a sequence of paths expected, found one \(.*: pass \[path\]"):
+        classifier.predict_paths(path)
+
+
 def test_a_prediction_says_label_organ_and_probabilities(classifier, slices):
     (found,) = classifier.predict(slices[0])
     row = classifier.predict_proba(slices[0])[0]

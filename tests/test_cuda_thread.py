@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -33,18 +32,28 @@ def three_members(tmp_path):
 
 
 @pytest.fixture
-def interrupted():
-    """Calls a function whose wait is interrupted by KeyboardInterrupt after a moment."""
+def interrupted(monkeypatch):
+    """Calls a function whose wait for the CUDA thread is interrupted by KeyboardInterrupt: by a signal a moment after
+    the wait has begun, and after `begun` is set, so that no speed of the machine matters."""
+    waited, alarms = cuda_thread.Future.result, []
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    def result(self, timeout=None):
+        if alarms:
+            assert alarms.pop().wait(30)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        return waited(self, timeout)
 
-    def run(function):
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    monkeypatch.setattr(cuda_thread.Future, "result", result)
+
+    def run(function, begun):
+        alarms.append(begun)
         with pytest.raises(KeyboardInterrupt):
             function()
+        assert not alarms
 
     yield run
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -287,23 +296,24 @@ def test_a_closed_session_stays_closed(install):
 def test_a_task_that_has_not_begun_when_its_caller_is_interrupted_never_runs(interrupted):
     ran, blocked = [], Blocked()
     blocked.start()
-    interrupted(lambda: cuda_thread.call(lambda: ran.append(1)))
+    interrupted(lambda: cuda_thread.call(lambda: ran.append(1)), blocked.begun)
     blocked.release()
     assert cuda_thread.call(lambda: 7) == 7 and ran == []
 
 
 @needs_alarm
 def test_an_interrupted_prediction_leaves_the_classifier_usable(install, bundle, interrupted):
-    goes_on = threading.Event()
+    begun, goes_on = threading.Event(), threading.Event()
     slow = [True]
 
     def answer(count):
+        begun.set()
         assert not slow[0] or goes_on.wait(30)
         return np.ones((count, 11), np.float32)
 
     ort = install(answer=answer)
     with OrganClassifier(bundle, device="cuda") as classifier:
-        interrupted(lambda: classifier.predict_proba(SLICES))
+        interrupted(lambda: classifier.predict_proba(SLICES), begun)
         slow[0] = False
         goes_on.set()
         assert classifier.predict_proba(SLICES).shape == (3, 11)
@@ -313,9 +323,14 @@ def test_an_interrupted_prediction_leaves_the_classifier_usable(install, bundle,
 
 @needs_alarm
 def test_a_network_whose_opening_was_interrupted_is_freed(install, interrupted):
-    goes_on = threading.Event()
-    ort = install(fails=lambda number, openings: None if goes_on.wait(30) else "not waited")
-    interrupted(opened)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def fails(number, openings):
+        begun.set()
+        return None if goes_on.wait(30) else "not waited"
+
+    ort = install(fails=fails)
+    interrupted(opened, begun)
     goes_on.set()
     sys.last_value = sys.last_traceback = None
     gc.collect()
@@ -422,13 +437,17 @@ def last():
 
 
 def test_a_run_that_never_ends_does_not_hang_the_end_of_the_interpreter():
-    begun = time.monotonic()
+    """It waits for EXIT_SECONDS and no longer."""
     done = in_child("""
+@atexit.register  # before the thread's own, so that it runs after it
+def last():
+    print(time.monotonic() - ends)
 cuda_thread.EXIT_SECONDS = 0.5
 session = opened()
 begun = threading.Event()
 threading.Thread(target=cuda_thread.call, args=(lambda: (begun.set(), time.sleep(1000)),), daemon=True).start()
 begun.wait()
+ends = time.monotonic()
 """)
     assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - begun < 40
+    assert float(done.stdout) >= 0.5

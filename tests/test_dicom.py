@@ -1,9 +1,12 @@
 """DICOM to slices: in Hounsfield units, frame by frame, turned as the file says."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from image_files import DEEP, GRAY, decode, dicom, refused, same, slices
 
 STORED = (DEEP >> 4).astype(np.uint16)
@@ -42,6 +45,72 @@ def test_dicom_says_how_it_lies(cosines, expected):
     assert decode(dicom(STORED, **HU, ImageOrientationPatient=cosines)).orientation == expected
 
 
+# x, y, z of DICOM's patient (PS3.3 C.7.6.2.1.1), growing and falling
+LETTERS = np.array([["L", "R"], ["P", "A"], ["H", "F"]])
+
+
+def turned(axis, degrees):
+    """The rotation by an angle about x, y or z, float64 (3, 3)."""
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    found = np.eye(3)
+    first, second = [i for i in range(3) if i != axis]
+    found[[first, second], [first, second]] = cosine
+    found[first, second], found[second, first] = -sine, sine
+    return found
+
+
+def cosines_of(rotation):
+    """ImageOrientationPatient of a usual axial slice after a rotation, with the digits that DICOM has room for."""
+    return [round(float(value), 10) for value in (*rotation[:, 0], *rotation[:, 1])]
+
+
+@pytest.mark.parametrize("length", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("degrees", "straight"),
+    [(0, True), (10, True), (24.9, True), (25.1, False), (30, False), (41, False), (45, False), (49, False)],
+)
+def test_a_slice_more_than_25_degrees_off_the_axes_is_refused(axis, degrees, straight, length):
+    """docs/formats.md: 25 degrees. Only the direction of the cosines counts, for files that round them."""
+    for sign in (1, -1):
+        cosines = [length * value for value in cosines_of(turned(axis, sign * degrees))]
+        data = dicom(STORED, **HU, ImageOrientationPatient=[f"{value:.10g}" for value in cosines])
+        if straight:
+            assert decode(data).orientation == ("P", "L")
+        else:
+            refused(data, "an oblique slice, more than 25 degrees off the patient's axes")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.floats(-180, 180)] * 3))
+def test_any_rotation_is_named_by_the_nearest_axes_or_refused(angles):
+    rotation = turned(0, angles[0]) @ turned(1, angles[1]) @ turned(2, angles[2])
+    cosines = cosines_of(rotation)
+    # degrees from both directions of the slice to the six of the patient: (2, 3, 2)
+    directions = np.reshape(cosines, (2, 3, 1)) * [1, -1]
+    degrees = np.degrees(np.arccos(np.clip(directions, -1, 1)))
+    nearest = degrees.min(axis=(1, 2))
+    assume((np.abs(nearest - 25) > 0.01).all())
+    data = dicom(STORED, **HU, ImageOrientationPatient=cosines)
+    if (nearest > 25).any():
+        refused(data, "oblique")
+    else:
+        columns, rows = (str(LETTERS[one == one.min()][0]) for one in degrees)
+        assert decode(data).orientation == (rows, columns)
+
+
+@pytest.mark.parametrize("cosines", [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1e300, 1e300, 0, 0, 1, 0]])
+def test_directions_that_are_none_are_refused(cosines):
+    refused(dicom(STORED, **HU, ImageOrientationPatient=cosines), "oblique")
+
+
+@pytest.mark.parametrize("cosines", [[1, 0, 0], [1, 0, 0, 0, 1]])
+def test_too_few_cosines_say_nothing(cosines):
+    found = decode(dicom(STORED, **HU, ImageOrientationPatient=cosines))
+    assert found.orientation is None
+    assert found.warnings == ("no ImageOrientationPatient: how it lies is not said",)
+
+
 def test_dicom_that_does_not_say_how_it_lies_is_told():
     said = "no ImageOrientationPatient: how it lies is not said"
     assert decode(dicom(STORED, **HU)).warnings == (said,)
@@ -77,6 +146,41 @@ def test_a_dicom_slice_is_turned_to_the_model(bundle, tmp_path):
 
 
 SIGNED = (STORED.astype(np.int32) - 2048).astype(np.int16)
+
+
+@pytest.mark.parametrize("fields", [{"RescaleSlope": 2}, {"RescaleIntercept": -7}])
+def test_a_slope_or_an_intercept_alone_is_enough(fields):
+    expected = STORED.astype(np.int32) * fields.get("RescaleSlope", 1) + fields.get("RescaleIntercept", 0)
+    same(decode(dicom(STORED, **fields)), expected, np.int16)
+
+
+def test_hounsfield_units_are_rounded_to_the_nearest_and_clipped_to_int16():
+    stored = np.array([[0, 1, 3, 65_535]], np.uint16)
+    same(decode(dicom(stored, RescaleSlope=0.6, RescaleIntercept=0)), [[0, 1, 2, 32_767]], np.int16)
+    same(decode(dicom(stored, RescaleSlope=-1, RescaleIntercept=0)), [[0, -1, -3, -32_768]], np.int16)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 7, 8, 9, 12, 15, 16])
+@pytest.mark.parametrize("shown", ["MONOCHROME1", "MONOCHROME2"])
+def test_gray_is_scaled_from_the_bits_stored_to_8_or_16(bits, shown):
+    """docs/formats.md. Black and white are reached at any depth."""
+    top = 2**bits - 1
+    stored = np.array([[0, top // 2, top]], np.uint8 if bits <= 8 else np.uint16)
+    full = 255 if bits <= 8 else 65_535
+    fraction = stored / top if shown == "MONOCHROME2" else 1 - stored / top
+    data = dicom(stored, **LYING, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=shown)
+    found = decode(data)
+    same(found, np.rint(fraction * full), np.uint8 if bits <= 8 else np.uint16)
+    inverted = ("inverted: the file says that 0 is white",) if shown == "MONOCHROME1" else ()
+    assert found.warnings == (f"no rescale slope: read as {bits}-bit gray, not as HU", *inverted)
+
+
+def test_frames_must_be_there_to_the_last_byte():
+    stack = np.stack([STORED, STORED[::-1]])
+    whole = dicom(stack, **HU)
+    assert len(slices(whole)) == 2
+    refused(dicom(stack, **HU, NumberOfFrames=3), "3 frames in 252 bytes: truncated or damaged")
+    refused(dicom(STORED, **HU, PixelData=STORED.tobytes()[:-2]), "DICOM: damaged or not supported")
 
 
 def test_signed_pixels_and_those_of_fewer_bits():
@@ -137,6 +241,24 @@ def test_enhanced_ct_says_units_and_orientation_frame_by_frame():
     assert (first.orientation, second.orientation) == (("P", "L"), ("L", "P"))
 
 
+def test_a_group_holds_for_its_own_frame_and_only_the_first_shared_one_for_all():
+    from pydicom import Dataset, Sequence
+
+    def lying(*cosines):
+        inner, outer = Dataset(), Dataset()
+        inner.ImageOrientationPatient = list(cosines)
+        outer.PlaneOrientationSequence = Sequence([inner])
+        return outer
+
+    usual, turned_over = lying(1, 0, 0, 0, 1, 0), lying(-1, 0, 0, 0, 1, 0)
+    stack = np.stack([STORED] * 3)
+    own = {"PerFrameFunctionalGroupsSequence": Sequence([Dataset(), usual, turned_over])}
+    found = slices(dicom(stack, **HU, **own)).values()
+    assert [piece.orientation for piece in found] == [None, ("P", "L"), ("P", "R")]
+    shared = {"SharedFunctionalGroupsSequence": Sequence([Dataset(), usual])}  # the standard knows one
+    assert {piece.orientation for piece in slices(dicom(stack, **HU, **shared)).values()} == {None}
+
+
 def test_units_that_are_none_are_said():
     assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == ("units of US read as HU",)
     other = dicom(STORED, **HU, **LYING, RescaleType="HU", Modality="PT")
@@ -189,6 +311,84 @@ def test_compressed_frames_are_those_that_were_compressed():
     deflated = dicom(STORED, **HU, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian)
     same(decode(deflated), STORED.astype(np.int32) - 1024, np.int16)
     refused(deflated, "inflates to more than 200 bytes", file_bytes=200)
+
+
+def test_more_compressed_frames_than_there_are_fragments_are_refused_at_once():
+    """A fragment has a head of 8 bytes."""
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU)))
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    size = len(dataset.PixelData)
+    for count, words in (
+        (size // 8, "DICOM: damaged or not supported"),
+        (size // 8 + 1, f"{size // 8 + 1} frames in {size} bytes: truncated or damaged"),
+    ):
+        dataset.NumberOfFrames = count
+        file = io.BytesIO()
+        dataset.save_as(file)
+        refused(file.getvalue(), words)
+
+
+@pytest.mark.filterwarnings("ignore:A value of '0'")
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_file_of_no_or_one_frame_is_one_slice(count):
+    data = dicom(STORED, **HU, NumberOfFrames=count)
+    assert list(slices(data)) == [""]
+    same(decode(data), STORED.astype(np.int32) - 1024, np.int16)
+    same(decode(data, "0"), STORED.astype(np.int32) - 1024, np.int16)
+    refused(data, "it has #0 alone", "1")
+
+
+@pytest.mark.parametrize("limit", ["exact", "one less"])
+def test_a_deflated_file_is_inflated_up_to_the_limit(limit):
+    pydicom = pytest.importorskip("pydicom")
+    plain, deflated = (
+        dicom(STORED, **HU, syntax=syntax)
+        for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.DeflatedExplicitVRLittleEndian)
+    )
+    # What stands behind the head, its uncompressed part, whose length (0002,0000) names.
+    head = pydicom.dcmread(io.BytesIO(plain)).file_meta.FileMetaInformationGroupLength + 144
+    size = len(plain) - head
+    if limit == "exact":
+        same(decode(deflated, file_bytes=size), STORED.astype(np.int32) - 1024, np.int16)
+    else:
+        refused(deflated, f"inflates to more than {size - 1:,} bytes .--file-limit", file_bytes=size - 1)
+
+
+def test_a_deflated_bomb_is_not_inflated_whole():
+    """64 MiB of zeros in 64 KB, within a limit of a megabyte."""
+    pydicom = pytest.importorskip("pydicom")
+    pixels = np.zeros((1, 1), np.uint8)
+    data = dicom(
+        pixels, **HU, PixelData=b"\0" * (64 << 20), syntax=pydicom.uid.DeflatedExplicitVRLittleEndian
+    )
+    tracemalloc.start()
+    try:
+        refused(data, "inflates to more than", file_bytes=1 << 20)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 << 20
+
+
+def test_a_slice_that_names_no_modality_or_rescale_type_is_ct_in_hu():
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU, **LYING)))
+    del dataset.Modality
+    file = io.BytesIO()
+    dataset.save_as(file)
+    found = decode(file.getvalue())
+    same(found, STORED.astype(np.int32) - 1024, np.int16)
+    assert found.warnings == ()
+
+
+def test_a_file_without_pixels_is_named():
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(io.BytesIO(dicom(STORED, **HU)))
+    del dataset.PixelData
+    file = io.BytesIO()
+    dataset.save_as(file)
+    refused(file.getvalue(), "DICOM: no pixel data in it")
 
 
 def test_a_syntax_without_a_decoder_is_refused_in_one_line():

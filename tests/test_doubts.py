@@ -1,15 +1,18 @@
 """What can hardly be a crop around one organ is classified, with a word on why it is doubtful."""
 
 import json
+import math
+import re
 
 import numpy as np
 import pytest
 from at_hand import DATA, needs_organamnist
+from conftest import ROOT
 from image_files import dicom, saved
 from PIL import Image
 
 from organ_infer._packing import pack
-from organ_infer.doubts import WHOLE_SIDE, doubts_of_packed, doubts_of_shape
+from organ_infer.doubts import WHOLE_SIDE, _edge, doubts_of_packed, doubts_of_shape
 from organ_infer.manifest import Input
 
 HOW = Input(size=28, mean=0.5, std=0.5, window=(40, 400))
@@ -23,6 +26,141 @@ def doubts(pixels, how=HOW):
     (found,) = doubts_of_packed(packed, how)
     assert all(text.startswith("doubtful: ") for text in found) and len(found) <= 1
     return "".join(found)
+
+
+# The thresholds that docs/formats.md promises, from both sides, in numbers of their own.
+
+HOWS = [
+    HOW,
+    Input(size=28, mean=0.1, std=0.3),
+    Input(size=20, mean=0.5, std=0.5),
+    Input(size=21, mean=0.5, std=0.5),
+]
+
+
+@pytest.fixture(autouse=True)
+def edge_found_anew():
+    """No test depends on what another one has computed."""
+    _edge.cache_clear()
+
+
+def packed_as(pixels, how):
+    """float32 (1, 1, S, S) from gray of 0 to 1 (S, S)"""
+    return ((pixels - how.mean) / how.std).astype(np.float32)[None, None]
+
+
+def gray_with(size, count, value, *, edge):
+    """Gray (S, S) of 0.5 with `count` other pixels, the outermost first or the innermost (so that the edge is gray)."""
+    from_edge = np.minimum(*np.minimum(np.indices((size, size)), size - 1 - np.indices((size, size))))
+    order = np.argsort(from_edge, axis=None, kind="stable")
+    pixels = np.full(size * size, 0.5)
+    pixels[(order if edge else order[::-1])[:count]] = value
+    return pixels.reshape(size, size)
+
+
+def said(pixels, how):
+    (found,) = doubts_of_packed(packed_as(pixels, how), how)
+    return found
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("value", [1.0, 0.98, 0.0, 0.02])
+def test_90_percent_of_black_or_white_is_doubtful_and_one_pixel_less_is_not(how, value):
+    pixels = how.size**2
+    enough = -(-pixels * 90 // 100)
+    center = gray_with(how.size, enough, value, edge=False)
+    (text,) = said(center, how)
+    assert text == "doubtful: 90% of its pixels are black or white: a wrong window, or no CT slice"
+    assert said(gray_with(how.size, enough - 1, value, edge=False), how) == ()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_black_and_white_are_counted_together(how):
+    pixels = gray_with(how.size, -(-(how.size**2) * 90 // 100), 1.0, edge=False)
+    half = np.flatnonzero(pixels == 1)[::2]
+    pixels.flat[half] = 0.0
+    assert "90% of its pixels are black or white" in said(pixels, how)[0]
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("value", [0.025, 0.975])
+def test_within_2_percent_of_black_or_white_counts_and_more_does_not(how, value):
+    nearly = gray_with(how.size, how.size**2 - 2, value, edge=False)
+    assert said(nearly, how) == ()
+    clipped = np.where(nearly == value, 0.015 if value < 0.5 else 0.985, nearly)
+    assert "100% of its pixels are black or white" in said(clipped, how)[0]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_90_percent_of_the_outermost_pixels_black_is_doubtful_and_one_pixel_less_is_not(how):
+    enough = -(-4 * (how.size - 1) * 90 // 100)
+    assert said(gray_with(how.size, enough, 0.0, edge=True), how) == (
+        "doubtful: black all around, as of a whole slice, not of a crop around one organ",
+    )
+    assert said(gray_with(how.size, enough - 1, 0.0, edge=True), how) == ()
+    assert said(gray_with(how.size, 4 * (how.size - 1), 1.0, edge=True), how) == ()  # white is no air
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_span_under_25_percent_is_doubtful_and_one_above_is_not(how):
+    for low in (0.1, 0.5, 0.7):
+        narrow, wide = np.full((2, how.size, how.size), low)
+        narrow[3, 4], wide[3, 4] = low + 0.2445, low + 0.2555
+        assert said(narrow, how) == (
+            "doubtful: its pixels span 24% of black to white: a constant image, or a wrong window",
+        )
+        assert said(wide, how) == ()
+
+
+def test_a_span_of_just_25_percent_is_not_under_25_percent():
+    """0 to 0.25 is exact in float32; black all around, so that there is a warning of something else."""
+    around = np.full((28, 28), 0.25)
+    around[0] = 0.0
+    assert said(around, HOW) == ()
+    around[-1] = around[:, 0] = around[:, -1] = 0.0
+    assert "black all around" in said(around, HOW)[0]
+
+
+def test_a_side_of_400_pixels_is_that_of_a_whole_slice():
+    assert doubts_of_shape(400, 401) == (
+        "doubtful: 401 x 400 pixels, as of a whole slice, not of a crop around one organ",
+    )
+    assert doubts_of_shape(399, 2000) == doubts_of_shape(2000, 399) == ()
+
+
+@pytest.mark.parametrize(("apart", "doubtful"), [(9, False), (10, True), (11, True)])
+def test_colors_10_of_255_apart_on_average_are_doubtful(classifier, tmp_path, apart, doubtful):
+    """Half of the pixels are gray, the others twice as far apart."""
+    color = np.dstack([CROP, CROP, CROP])
+    color[::2, :, 1] += np.uint8(2 * apart)
+    Image.fromarray(color).save(tmp_path / "a.png")
+    (found,) = classifier.predict_paths([tmp_path / "a.png"])
+    assert ("doubtful: in colour, and a CT slice is gray" in found.warnings) == doubtful
+
+
+def test_each_slice_of_a_batch_gets_its_own():
+    kinds = [gray_with(28, 0, 0, edge=True), CROP / 255, gray_with(28, 108, 0.0, edge=True),
+             gray_with(28, 750, 1.0, edge=False), CROP[::-1] / 255]  # fmt: skip
+    found = doubts_of_packed(np.concatenate([packed_as(pixels, HOW) for pixels in kinds]), HOW)
+    words = ["span 0%", None, "black all around", "96% of its pixels", None]
+    assert [len(texts) for texts in found] == [1, 0, 1, 1, 0]
+    assert all(word in texts[0] for texts, word in zip(found, words, strict=True) if word)
+    assert doubts_of_packed(packed_as(CROP / 255, HOW), HOW) == [()]
+
+
+@needs_organamnist
+def test_what_validation_reaches_is_what_the_docs_say(validation):
+    """Computed from the stored bytes: 44 % and more, 84 % and 82 % at most."""
+    gray = validation / 255
+    span = gray.max(axis=(1, 2)) - gray.min(axis=(1, 2))
+    black, clipped = gray <= 0.02, (gray <= 0.02) | (gray >= 0.98)
+    edge = np.ones((28, 28), bool)
+    edge[1:-1, 1:-1] = False
+    least, most, most_at_edge = span.min(), clipped.mean(axis=(1, 2)).max(), black[:, edge].mean(axis=1).max()
+    page = (ROOT / "docs" / "formats.md").read_text()
+    stated = re.search(r"\| (\d+) % and more \|.*?\| (\d+) % at most \|.*?\| (\d+) % at most \|", page, re.S)
+    found = [math.floor(least * 100), math.ceil(most * 100), math.ceil(most_at_edge * 100)]
+    assert found == list(map(int, stated.groups()))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """DICOM to slices, through pydicom (the extra `dicom`): CT in Hounsfield units, turned by what the file says."""
 
 import io
+import math
 import zlib
 from typing import Any
 
@@ -15,7 +16,7 @@ __all__ = ["read_dicom"]
 BLOCK = 1 << 20  # bytes inflated at once
 FRAGMENT = 8  # bytes, at least, of a compressed frame
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax whose whole dataset is compressed
-OBLIQUE = 0.9  # a direction cosine below this is more than 25 degrees off the patient's axes
+STRAIGHT = math.cos(math.radians(25))  # the least cosine of the angle to an axis of the patient
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))  # x, y, z of DICOM's patient, growing and falling
 
 
@@ -139,7 +140,9 @@ def _orientation(cosines: Any) -> Orientation | None:
     if cosines is None or len(cosines) != 6:
         return None
     values = np.asarray([float(cosine) for cosine in cosines]).reshape(2, 3)
-    if not (np.abs(values).max(axis=1) >= OBLIQUE).all():
+    with np.errstate(invalid="ignore", over="ignore"):  # of no length, or not finite: NaN, which is refused
+        cosine = np.abs(values).max(axis=1) / np.linalg.norm(values, axis=1)
+    if not (cosine >= STRAIGHT).all():
         raise ImageError("DICOM: an oblique slice, more than 25 degrees off the patient's axes")
     columns, rows = (
         _DIRECTIONS[axis][0 if direction[axis] > 0 else 1]

@@ -42,6 +42,43 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "options.intra_op_num_threads = options.inter_op_num_threads = 1",
             "2",
         ): "the same by two threads",
+    "runtime/organ_infer/dicom.py": {
+        ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
+        ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
+    },
+    "runtime/organ_infer/arrays.py": {
+        ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
+        ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
+    },
+    "runtime/organ_infer/classifier.py": {
+        (
+            "beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
+            "2.0",
+        ): "what is above 1 in float64 is 1 in float32",
+        **dict.fromkeys(
+            [
+                ("for name, said in zip(batch.names, batch.words, strict=True)", "False"),
+                ("for name, said in zip(batch.names, batch.words, strict=True):", "False"),
+                ("for column, organ in zip(rows.T, self._organ_of, strict=True):", "False"),
+                ("paths, warnings, doubts, *(column.tolist() for column in columns), strict=True", "False"),
+            ],
+            "a second look: the lengths are the same",
+        ),
+        ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
+        (
+            'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
+            "True",
+        ): "the same pixels in a copy",
+    },
+    "runtime/organ_infer/doubts.py": {
+        ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
+    },
+    "runtime/organ_infer/ensemble.py": {
+        ("self._workers = _workers(1)", "2"): "it has one task",
+        (
+            "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
+            "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
+        ): "no sum in float64 is just as far from 1",
     },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",

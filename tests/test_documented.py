@@ -1,0 +1,198 @@
+"""Numbers that the docs state, each read from its page and held against what the code does.
+
+Read from the page, so that neither can change without the other.
+"""
+
+import inspect
+import re
+import threading
+
+import numpy as np
+import pytest
+from conftest import ROOT, needs_default
+
+from organ_infer import OrganClassifier, cuda, cuda_thread, dicom, doubts, gpus, pictures
+from organ_infer.bundle import packaged_bundle, read_manifest
+from organ_infer.cuda_errors import _ADVICE, advice, describe
+from organ_infer.devices import parse_device
+from organ_infer.golden import COUNT, TOLERANCE, golden_slices
+from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT, Limits
+
+FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
+
+
+def stated(page, pattern):
+    """The only match of a pattern with one group in a page, its lines joined."""
+    (found,) = re.findall(pattern, " ".join(page.split()))
+    return found
+
+
+def number(page, pattern):
+    return float(stated(page, pattern).replace(",", ""))
+
+
+def rows(page, heading):
+    """The cells of the first table under a heading, without its head."""
+    table = re.search(rf"^#+ {heading}\n.*?^(\|.*?)^(?!\|)", page, re.S | re.M)[1]
+    return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()[2:]]
+
+
+# docs/formats.md
+
+
+def test_the_plausibility_checks():
+    assert number(FORMATS, r"both sides of (\d+) pixels or more") == doubts.WHOLE_SIDE == 400
+    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pictures.CHROMA == 10
+    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == doubts.LEAST_SPAN == 0.25
+    assert number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == doubts.MOST_CLIPPED
+    assert number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == doubts.MOST_BLACK_EDGE
+    assert doubts.MOST_CLIPPED == doubts.MOST_BLACK_EDGE == 0.9
+    within = number(FORMATS, r"black or white \(within (\d+) %\)") / 100
+    assert within == doubts.BLACK == 0.02 and 1 - within == doubts.WHITE
+
+
+def test_the_angle_of_an_oblique_slice():
+    assert number(FORMATS, r"more than (\d+) degrees off") == 25
+    assert np.degrees(np.arccos(dicom.STRAIGHT)) == pytest.approx(25, abs=1e-9)
+
+
+def test_the_limits():
+    table = {name: default for name, default, *_ in rows(FORMATS, "Limits")}
+    pixels, size = (int(table[name].replace(",", "")) for name in list(table)[:2])
+    assert (pixels, size) == (PIXEL_LIMIT, FILE_LIMIT) == tuple(Limits()) == (89_478_485, 268_435_456)
+    options = inspect.signature(OrganClassifier.predict_paths).parameters
+    assert (options["pixel_limit"].default, options["file_limit"].default) == (pixels, size)
+    assert table["pixels a side"] == "65,535"  # test_classifier.py tries both sides of it
+    # Pillow refuses from twice its own limit on
+    assert number(FORMATS, r"Pillow's own limit of ([\d,]+) pixels") == 2 * PIXEL_LIMIT
+
+
+@needs_default
+def test_the_window_of_the_packaged_model():
+    level, width = re.search(r"level (\d+), width\s+(\d+)", FORMATS).groups()
+    assert read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
+
+
+# docs/check.md
+
+
+def test_the_known_answers_and_what_is_allowed():
+    assert stated(CHECK, r"(\w+) drawn slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
+    low, high = map(int, re.search(r"of (\d+) to (\d+) pixels a side", CHECK).groups())
+    sides = {side for piece in golden_slices() for side in piece.shape}
+    assert (low, high) == (min(sides), max(sides)) == (28, 64)
+    assert {piece.dtype.itemsize * 8 for piece in golden_slices()} == {8, 16}
+    allowed = {
+        name.replace("float32", "fp32"): float(most) for name, most, _ in rows(CHECK, "The known answers")
+    }
+    assert allowed == TOLERANCE == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
+
+
+def test_how_long_nvidia_smi_is_waited_for():
+    assert number(CHECK, r"\((\d+) seconds at most\)") == gpus.SECONDS == 10
+
+
+# docs/cuda.md
+
+
+def test_the_device_names():
+    names = {name for cell, _ in rows(CUDA, "Devices") for name in re.findall(r"`([^`]+)`", cell)}
+    assert names == {"auto", "cpu", "cuda", "cuda:0", "cuda:N"}
+    for name in names - {"cuda:N"}:
+        assert parse_device(name) == (name.partition(":")[0], 0)
+    for number in (1, 9, 10, 99, 100, 999):
+        assert parse_device(f"cuda:{number}") == ("cuda", number)
+    for name in ("cuda:N", "cuda:1000", "cuda:00", "cuda:+1", "Auto", "cpu,cuda", None, 0):
+        with pytest.raises(ValueError, match=re.escape(f"cuda or cuda:N expected, found {name!r}")):
+            parse_device(name)
+
+
+def test_the_fixed_batch_sizes():
+    *first, last = re.findall(r"\d+", stated(CUDA, r"padded to ([\d, or]+) slices"))
+    assert tuple(map(int, [*first, last])) == cuda.BATCHES == (1, 4, 16, 64, 256)
+    assert number(CUDA, r"larger ones run in pieces of (\d+)") == cuda.BATCHES[-1]
+
+
+def test_the_options_of_onnxruntime():
+    table = {name.strip("`"): value for name, value, _ in rows(CUDA, "Options of onnxruntime")}
+    fixed = {name: value.strip("`") for name, value in table.items() if re.fullmatch("`[^`]+`", value)}
+    assert fixed == {
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+    }
+    assert cuda.provider_options(False, 3) == fixed | {"device_id": "3"}
+    assert cuda.provider_options(True) == fixed | {"device_id": "0", "enable_cuda_graph": "1"}
+    assert table.keys() == cuda.provider_options(True).keys()
+    assert table["enable_cuda_graph"].startswith("`1`, unless `cuda_graphs=False`")
+
+
+def test_the_harmless_operators():
+    listed = stated(CUDA, r"the few numbers of an answer into probabilities: ([^.]+)\.")
+    assert set(re.findall(r"`(\w+)`", listed)) == cuda.HARMLESS_OPERATORS
+
+
+def test_the_name_of_the_thread():
+    thread = cuda_thread.call(threading.current_thread)
+    assert thread.name == stated(CUDA, r"One thread per process, `(\w+)`")
+
+
+ERRORS = rows(CUDA, "Errors")
+
+
+def failures_of(cell):
+    """Every failure that a cell of the table names, as onnxruntime would write it."""
+    names = re.findall(r"`([^`]+)`", cell)
+    texts, library = [], "CUDA"
+    for i, name in enumerate(names):
+        if found := re.fullmatch(r"(\w+) failure (\d+)", name):
+            library, name = found.groups()
+        if name.isdigit():
+            first = int(names[i - 1]) + 1 if f"`{names[i - 1]}` to `{name}`" in cell else int(name)
+            texts += [f"{library} failure {code}: text" for code in range(first, int(name) + 1)]
+        else:
+            texts.append(f"something {name} something")
+    return texts
+
+
+# What the advice of each row has to name, in the order of the table.
+NAMED = (
+    ["update the driver", "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"],
+    ["nvidia-smi", "CUDA_VISIBLE_DEVICES"],
+    ["counts from 0", "visible"],
+    ["another onnxruntime-gpu", "update the driver", "cpu"],
+    ["smaller batch size", "end other processes"],
+    ["multiprocessing's 'spawn'"],
+    ["restart the machine after a driver update", "LD_LIBRARY_PATH"],
+    ["end it", "nvidia-smi -c DEFAULT"],
+    ["start it again"],
+)
+
+
+def test_every_failure_of_the_table_gets_its_advice(monkeypatch):
+    monkeypatch.setattr("organ_infer.cuda_errors.driver_version", lambda: None)
+    assert len(ERRORS) == len(NAMED) + 1 and len(_ADVICE) == len(NAMED)
+    seen = []
+    for (cell, *_), words in zip(ERRORS, NAMED, strict=False):
+        (text,) = {describe(text) for text in failures_of(cell)}  # one row, all of its failures
+        assert text is not None and all(word in text for word in words), cell
+        seen.append(text)
+    assert len(set(seen)) == len(NAMED)
+
+
+def test_the_codes_of_the_table_are_all_that_are_known():
+    """And no code between two of them: 701 and 713 have no advice."""
+    stated_codes = {
+        int(code)
+        for cell, *_ in ERRORS
+        for text in failures_of(cell)
+        for code in re.findall(r"^CUDA failure (\d+)", text)
+    }
+    assert {code for code in range(1000) if describe(f"CUDA failure {code}: text")} == stated_codes
+    assert {714, 715, 716, 717, 718, 719, 720} < stated_codes
+
+
+def test_other_failures_point_to_nvidia_smi_and_to_the_extra(monkeypatch):
+    monkeypatch.setattr("organ_infer.cuda_errors.both_wheels_installed", lambda: False)
+    assert ERRORS[-1][0] == "others" and "nvidia-smi" in ERRORS[-1][2] and "`gpu`" in ERRORS[-1][2]
+    assert "nvidia-smi" in advice("other") and "organ-infer[gpu]" in advice("other")

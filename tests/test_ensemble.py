@@ -1,0 +1,418 @@
+"""The mean over networks: against SciPy in float64, in any order, and what is refused. The networks are fakes."""
+
+import os
+import threading
+import types
+from concurrent.futures import Future
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conftest import make_graph, write_bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.special import softmax
+
+from organ_infer import DeviceError, OrganInferError, ensemble
+from organ_infer.ensemble import Ensemble, open_ensemble
+
+IMAGES = np.zeros((3, 1, 28, 28), np.float32)
+
+
+class FakeSession:
+    """A network that gives `answer` whatever it is asked."""
+
+    placement = None
+    providers = ("CPUExecutionProvider",)
+
+    def __init__(self, answer, output="logits", where="a.onnx"):
+        self.answer, self.output, self.where = np.asarray(answer, np.float32), output, where
+        self.runs = self.closings = 0
+
+    def run(self, images):
+        self.runs += 1
+        return self.answer
+
+    def check_process(self):
+        pass
+
+    def close(self):
+        self.closings += 1
+
+
+def averaged(sessions, temperature=1.0, side_by_side=1, sizes=None):
+    """The probabilities that an ensemble of fakes gives."""
+    manifest = types.SimpleNamespace(temperature=temperature)
+    forms = [types.SimpleNamespace(bytes=size) for size in sizes or [1] * len(sessions)]
+    opened = Ensemble(manifest, forms, sessions, side_by_side)
+    try:
+        return opened.probabilities(IMAGES)
+    finally:
+        opened.close()
+
+
+# Steps of 1/256: two different logits stay different when they are divided and raised to a power.
+LOGITS = st.integers(-30 * 256, 30 * 256).map(lambda step: step / 256)
+TEMPERATURES = st.floats(0.05, 20)
+
+
+@st.composite
+def logits_of_members(draw, members):
+    """float32 (M, N, classes)"""
+    shape = draw(st.tuples(members, st.integers(1, 4), st.integers(2, 6)))
+    return draw(arrays(np.float32, shape, elements=LOGITS))
+
+
+# The mean.
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits_of_members(st.integers(1, 5)), TEMPERATURES, st.randoms())
+def test_the_mean_of_the_softmaxes_does_not_depend_on_the_order_of_the_members(logits, temperature, random):
+    expected = softmax(logits.astype(np.float64) / temperature, axis=2).mean(axis=0)
+    order = list(range(len(logits)))
+    random.shuffle(order)
+
+    for members in (logits, logits[order]):
+        found = averaged([FakeSession(member) for member in members], temperature)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(logits_of_members(st.just(1)), TEMPERATURES)
+def test_temperature_never_changes_the_label_of_a_single_network(logits, temperature):
+    found = averaged([FakeSession(logits[0])], temperature)
+    assert (found.argmax(axis=1) == logits[0].argmax(axis=1)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(logits_of_members(st.just(1)), st.integers(-100, 100))
+def test_a_number_added_to_all_logits_changes_nothing(logits, added):
+    moved = averaged([FakeSession(logits[0] + added)], 2.0)
+    np.testing.assert_allclose(moved, averaged([FakeSession(logits[0])], 2.0), rtol=1e-12)
+
+
+def test_logits_of_any_size_give_finite_probabilities():
+    found = averaged([FakeSession([[3e38, -3e38, 0], [-3e38, -3e38, -3e38], [1e4, 1e4, 0]])], 0.05)
+    np.testing.assert_array_equal(found, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0]])
+
+
+def test_probabilities_are_averaged_not_logits():
+    """(0.5 + 0.9) / 2, where the mean logit would give 0.75."""
+    found = averaged([FakeSession(np.zeros((1, 2))), FakeSession([[np.log(9), 0]])])
+    np.testing.assert_allclose(found, [[0.7, 0.3]], atol=1e-7)
+
+
+def test_temperature_leaves_a_network_that_gives_probabilities_as_it_is():
+    stored = [[0.9, 0.1]]
+    found = averaged([FakeSession(stored, "probabilities"), FakeSession([[0, np.log(3)]])], temperature=2.0)
+    expected = (np.array([[0.9, 0.1]]) + softmax([[0, np.log(3) / 2]], axis=1)) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2, 3])
+def test_members_side_by_side_give_the_mean_too(side_by_side):
+    sessions = [FakeSession([[value, 0]]) for value in (0, 1, 2)]
+    expected = softmax([[[value, 0]] for value in (0, 1, 2)], axis=2).mean(axis=0)
+    np.testing.assert_allclose(averaged(sessions, side_by_side=side_by_side), expected, atol=1e-7)
+    assert [session.runs for session in sessions] == [1, 1, 1]
+
+
+def test_the_largest_member_is_begun_first(monkeypatch):
+    begun, ended = [], []
+
+    class Workers:
+        def submit(self, work, session, packed):
+            begun.append(session.where)
+            future = Future()
+            future.set_result(work(session, packed))
+            return future
+
+        def shutdown(self, wait):
+            ended.append(wait)
+
+    monkeypatch.setattr(ensemble, "_workers", lambda count: Workers())
+    sessions = [FakeSession([[0, 0]], where=name) for name in ("small", "large", "middle")]
+    averaged(sessions, side_by_side=2, sizes=[1, 3, 2])
+    assert begun == ["large", "middle", "small"]
+    assert ended == [False]  # closing ends the threads and waits for none of them
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("total", [0.5, 0.9, 0.998, 1.002, 1.5, 2.0, 0.0])
+@pytest.mark.parametrize("row", [0, 2])
+def test_one_row_that_does_not_sum_to_one_is_refused(total, row):
+    answer = np.full((3, 4), 0.25)
+    answer[row] *= total
+    sound = FakeSession(np.full((3, 4), 0.25), "probabilities", "sound.onnx")
+    with pytest.raises(DeviceError, match=r"^bad\.onnx: probabilities expected, .* do not sum to 1$"):
+        averaged([sound, FakeSession(answer, "probabilities", "bad.onnx")])
+
+
+@pytest.mark.parametrize("total", [0.9992, 1.0, 1.0008])
+def test_rounding_of_a_networks_own_softmax_is_taken_out(total):
+    """fp16 rounds each probability."""
+    row = np.array([0.1, 0.2, 0.7])
+    found = averaged([FakeSession([row * total], "probabilities")])
+    np.testing.assert_allclose(found, [row], rtol=1e-6)
+    assert found.sum() == pytest.approx(1, abs=1e-15)
+
+
+def test_a_negative_probability_is_refused_though_the_sum_is_one():
+    answer = [[0.5, 0.5, 0.0], [0.6, 0.5, -0.1]]
+    with pytest.raises(DeviceError, match="probabilities expected"):
+        averaged([FakeSession(answer, "probabilities")])
+
+
+def test_a_probability_of_zero_is_none_of_that():
+    np.testing.assert_array_equal(averaged([FakeSession([[1, 0]], "probabilities")]), [[1, 0]])
+
+
+# Its life.
+
+
+@pytest.fixture
+def fakes():
+    sessions = [FakeSession(np.zeros((3, 2)), where=name) for name in ("a.onnx", "b.onnx")]
+    forms = [types.SimpleNamespace(bytes=1)] * 2
+    return Ensemble(types.SimpleNamespace(temperature=1.0), forms, sessions, 1), sessions
+
+
+def test_closing_closes_every_member_and_says_so(fakes):
+    opened, sessions = fakes
+    opened.probabilities(IMAGES)
+    assert not opened.closed and [session.closings for session in sessions] == [0, 0]
+    opened.close()
+    assert opened.closed and all(session.closings for session in sessions)
+    with pytest.raises(OrganInferError, match="is closed"):
+        opened.probabilities(IMAGES)
+    assert [session.runs for session in sessions] == [1, 1]
+
+
+def test_a_member_that_fails_does_not_keep_the_others_open(fakes):
+    opened, sessions = fakes
+
+    def fail(images):
+        opened.close()  # as another thread would
+        assert sessions[0].closings == 0  # it is in use
+        raise DeviceError("failed")
+
+    sessions[1].run = fail
+    with pytest.raises(DeviceError, match="failed"):
+        opened.probabilities(IMAGES)
+    assert all(session.closings for session in sessions)
+
+
+def test_closing_in_a_fork_frees_nothing(fakes, monkeypatch):
+    opened, sessions = fakes
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    opened.close()
+    assert opened.closed and [session.closings for session in sessions] == [0, 0]
+
+
+def test_a_fork_is_refused_before_any_member_runs(fakes):
+    opened, sessions = fakes
+
+    def refuse():
+        raise OrganInferError("opened in process 1")
+
+    sessions[0].check_process = refuse
+    for use in (lambda: opened.probabilities(IMAGES), opened.check_process):
+        with pytest.raises(OrganInferError, match="opened in process 1"):
+            use()
+    assert [session.runs for session in sessions] == [0, 0]
+
+
+@pytest.mark.parametrize("placement", [None, "on the GPU"])
+def test_networks_on_cuda_run_on_its_thread_and_others_on_the_callers(placement):
+    threads = []
+
+    class Placed(FakeSession):
+        def run(self, images):
+            threads.append(threading.current_thread().name)
+            return self.answer
+
+    sessions = [Placed([[0, 1]]), Placed([[1, 0]])]
+    for session in sessions:
+        session.placement = placement
+    np.testing.assert_allclose(averaged(sessions), [[0.5, 0.5]])
+    own = threading.current_thread().name
+    assert threads == [own if placement is None else "organ_infer_cuda"] * 2
+
+
+def test_providers_and_placements_are_those_of_the_members(fakes):
+    opened, sessions = fakes
+    assert opened.providers == ("CPUExecutionProvider",) and opened.placements == []
+    sessions[1].placement = "somewhere"
+    assert opened.placements == [("b.onnx", "somewhere")]
+
+
+# How it is opened.
+
+
+@pytest.mark.parametrize(
+    ("threads", "share", "workers"), [(1, 1, None), (2, 1, 2), (3, 1, 3), (7, 2, 3), (12, 4, 3)]
+)
+def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, workers):
+    asked, made = [], []
+
+    class Recorded(FakeSession):
+        def __init__(self, graph, *, threads, classes, device, capture, **_):
+            super().__init__(np.zeros((3, classes)))
+            asked.append((threads, device, capture))
+
+    pools = ensemble._workers
+    monkeypatch.setattr(ensemble, "Session", Recorded)
+    monkeypatch.setattr(ensemble, "_workers", lambda count: made.append(count) or pools(count))
+    folder = write_bundle(tmp_path / "b", {f"{name}.onnx": make_graph() for name in "abc"})
+
+    open_ensemble(folder, device="cpu", threads=threads).close()
+
+    assert asked == [(share, "cpu", False)] * 3
+    assert made == ([workers] if workers else [])
+
+
+@pytest.mark.parametrize(("size", "looked"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
+def test_graphs_of_16_mib_and_more_are_looked_for_in_the_cache(monkeypatch, tmp_path, size, looked):
+    """README.md: graphs of 16 MiB and more are kept."""
+    asked = []
+    monkeypatch.setattr(ensemble, "cache_directory", lambda: asked.append(1))
+    halves = [types.SimpleNamespace(bytes=size // 2), types.SimpleNamespace(bytes=size - size // 2)]
+    listed = types.SimpleNamespace(manifest=types.SimpleNamespace(forms=lambda device: halves))
+    with ensemble._Kept(listed, "cpu") as kept:
+        assert kept.look("1.0") == (None, None)
+    assert bool(asked) == looked
+
+
+@pytest.fixture
+def kept_with(monkeypatch, tmp_path):
+    """What looks for optimized graphs, on a machine with these distributions, and what it was asked to find."""
+
+    def make(device, root=tmp_path, **versions):
+        monkeypatch.setattr(ensemble, "cache_directory", lambda: root)
+        monkeypatch.setattr(ensemble, "installed_version", lambda name: versions.get(name.replace("-", "_")))
+        monkeypatch.setattr(ensemble, "Cache", FakeCache)
+        forms = [types.SimpleNamespace(bytes=1 << 24)]
+        manifest = types.SimpleNamespace(forms=lambda device: forms)
+        listed = types.SimpleNamespace(
+            manifest=manifest, directory=tmp_path, sha256="0", files=lambda: {"a": 1}
+        )
+        FakeCache.found.clear()
+        return ensemble._Kept(listed, device)
+
+    return make
+
+
+class FakeCache:
+    """Finds a graph of its version."""
+
+    found: ClassVar[list[str]] = []
+
+    def __init__(self, root, directory, sha256, version):
+        self.version = version
+
+    def find(self, files):
+        assert files == {"a": 1}
+        self.found.append(self.version)
+        return {"a": self.version}
+
+
+@pytest.mark.parametrize(
+    ("device", "versions", "beside"),
+    [
+        ("cpu", {"onnxruntime": "1.27"}, True),
+        ("auto", {"onnxruntime": "1.27"}, True),
+        ("cuda", {"onnxruntime": "1.27"}, False),
+        ("cuda:1", {"onnxruntime": "1.27"}, False),
+        ("auto", {"onnxruntime": "1.27", "onnxruntime_gpu": "1.27"}, False),
+        ("cpu", {}, False),
+    ],
+)
+def test_optimized_graphs_are_looked_for_while_onnxruntime_loads(kept_with, device, versions, beside):
+    """Except where they may not be needed, or for which version is not known."""
+    with kept_with(device, **versions) as kept:
+        assert (kept._workers is not None) == beside
+        cache, found = kept.look("1.27")
+        assert (cache.version, found) == ("1.27", {"a": "1.27"})
+    assert FakeCache.found == ["1.27"]
+    if beside:
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            kept._workers.submit(int)
+
+
+def test_nothing_waits_for_graphs_that_are_not_needed(kept_with, monkeypatch):
+    """As on CUDA: what looks for them ends by itself."""
+    opened, ended = threading.Event(), threading.Event()
+
+    def find(self, files):
+        opened.wait(2)
+        ended.set()
+
+    monkeypatch.setattr(FakeCache, "find", find)
+    with kept_with("auto", onnxruntime="1.27"):
+        pass
+    assert not ended.is_set()
+    opened.set()
+    assert ended.wait(30)
+
+
+def test_graphs_of_another_version_than_the_installed_one_are_looked_for_again(kept_with):
+    with kept_with("cpu", onnxruntime="1.27") as kept:
+        assert kept.look("1.26")[1] == {"a": "1.26"}
+    assert sorted(FakeCache.found) == ["1.26", "1.27"]
+
+
+def test_without_a_cache_nothing_is_looked_for(kept_with):
+    with kept_with("cpu", root=None, onnxruntime="1.27") as kept:
+        assert kept._workers is None and kept.look("1.27") == (None, None)
+    assert FakeCache.found == []
+
+
+def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
+    tmp_path, monkeypatch, caplog
+):
+    folder = write_bundle(tmp_path / "b", {f"{name}.onnx": make_graph() for name in "abc"})
+    asked = []
+
+    class OnCpuAlone(FakeSession):
+        def __init__(self, graph, *, device, threads, capture, **_):
+            asked.append((device, threads, capture))
+            if device != "cpu":
+                raise DeviceError("no GPU")
+            super().__init__(np.zeros((3, 11)))
+
+    monkeypatch.setattr(ensemble, "Session", OnCpuAlone)
+    monkeypatch.setattr(ensemble, "choose_device", lambda ort, device: "cuda" if device == "auto" else device)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match="no GPU"):
+            open_ensemble(folder, device=device, threads=4)
+    assert asked == [("cuda", 4, True), ("cuda:1", 4, True)] and not caplog.records
+    asked.clear()
+    open_ensemble(folder, device="auto", threads=4, cuda_graphs=False).close()
+    assert asked == [("cuda", 4, False), *[("cpu", 1, False)] * 3]
+    assert [record.getMessage() for record in caplog.records] == ["running on the CPU: no GPU"]
+
+
+def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog):
+    folder = write_bundle(tmp_path / "b", {"a.onnx": make_graph()})
+    opened = []
+
+    class FromBytesAlone(FakeSession):
+        def __init__(self, graph, **_):
+            opened.append(type(graph))
+            if not isinstance(graph, bytes):
+                raise DeviceError("damaged")
+            super().__init__(np.zeros((3, 11)))
+
+    monkeypatch.setattr(ensemble, "Session", FromBytesAlone)
+    monkeypatch.setattr(ensemble._Kept, "look", lambda self, version: (None, {"a.onnx": tmp_path / "kept"}))
+    open_ensemble(folder, device="cpu", threads=1).close()
+    assert opened == [type(tmp_path), bytes]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.getMessage().endswith("made again: damaged")
