@@ -115,14 +115,13 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
     process.stdin.write(b"".join(os.fsencode(path) + b"\n" for path in sorted(pictures.iterdir())))
     process.stdin.flush()
     partial = Path(f"{out}.partial")
+    # All that it was given is answered, so it waits for the rest of the list.
     if to_file:
-        until = time.monotonic() + 20
-        while time.monotonic() < until and not (partial.exists() and partial.read_text().count("\n") == 40):
-            time.sleep(0.02)  # until all that it was given is answered
-    first = b"" if to_file else process.stdout.readline()  # it is at work
-    time.sleep(1.0)
+        while process.poll() is None and not (partial.exists() and partial.read_text().count("\n") == 40):
+            time.sleep(0.02)
+    first = b"" if to_file else b"".join(process.stdout.readline() for _ in range(40))
     process.send_signal(number)
-    written, words = process.communicate(timeout=20)
+    written, words = process.communicate(timeout=60)
     written = first + written
     assert process.returncode == code, words
     assert words in (b"organ-infer: interrupted\n", b"organ-infer: terminated\n")
@@ -134,14 +133,15 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
 
 def test_sigint_that_was_ignored_stays_ignored(bundle, pictures):
     process = subprocess.Popen(
-        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--files-from", "-"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(),
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "1", "--files-from", "-"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment(), bufsize=0,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
-    time.sleep(0.5)
+    process.stdin.write(os.fsencode(pictures / "s00.png") + b"\n")
+    assert b"s00.png" in process.stdout.readline()  # it is at work, and waits for the next path
     process.send_signal(signal.SIGINT)
-    written, _ = process.communicate(os.fsencode(pictures / "s00.png"), timeout=20)
-    assert process.returncode == 0 and written.count(b"\n") == 1
+    written, _ = process.communicate(os.fsencode(pictures / "s01.png"), timeout=60)
+    assert process.returncode == 0 and written.count(b"\n") == 1 and b"s01.png" in written
 
 
 # The progress bar.

@@ -475,3 +475,57 @@ def test_levels(level):
     assert _packing.level() == level
     with pytest.raises(ValueError, match=r"portable.*found 'avx1024'"):
         _packing.set_level("avx1024")
+
+
+@pytest.mark.parametrize("level", [-32_569, -32_568, -32_567, 32_566, 32_567, 32_568, 32_700])
+def test_a_window_at_the_ends_of_int16_is_what_it_says(level):
+    """Bounds of 200 HU below and above the level: within int16, at its ends, and one past them."""
+    image = np.linspace(-32_768, 32_767, 28 * 28).astype(np.int16).reshape(28, 28)
+    near = np.clip(np.arange(28 * 28) + level - 392, -32_768, 32_767).astype(np.int16).reshape(28, 28)
+    for slice_ in (image, near):
+        wanted = np.clip((slice_.astype(float) - (level - 200)) / 400, 0, 1) * 2 - 1
+        np.testing.assert_allclose(pack(slice_, window=(level, 400))[0, 0], wanted, atol=1e-6)
+
+
+def beside(shape, at, strides=None):
+    """Slices of bytes, and an array of floats for them that begins at byte `at` of the same memory."""
+    count = shape[0] if len(shape) == 3 else 1
+    memory = np.zeros(4096, np.float32).view(np.uint8)
+    images = np.ndarray(shape, np.uint8, memory, strides=strides)
+    return images, np.ndarray((count, 1, 2, 2), np.float32, memory, at)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "end"),
+    [((5, 5), None, 25), ((4, 7), None, 28), ((3, 5, 5), None, 75), ((3, 1, 5), (12, 5, 1), 29), ((5, 1), (12, 1), 49), ((1, 5), (5, 12), 49)],
+)  # fmt: skip
+def test_memory_overlaps_up_to_the_last_byte_of_the_last_slice(shape, strides, end):
+    images, out = beside(shape, (end - 1) // 4 * 4, strides)
+    with pytest.raises(ValueError, match="memory that overlaps"):
+        pack(images, 2, out=out)
+    images, out = beside(shape, (end + 3) // 4 * 4, strides)
+    assert pack(images, 2, out=out) is out
+
+
+def test_memory_before_the_slices_is_apart_from_them():
+    memory = np.zeros(64, np.float32)
+    images = memory.view(np.uint8)[16 : 16 + 25].reshape(5, 5)
+    for array in (images, images[::-1], images[:, ::-1], images[::-1, ::-1]):
+        assert pack(array, 2, out=memory[:4].reshape(1, 1, 2, 2)).shape == (1, 1, 2, 2)
+        with pytest.raises(ValueError, match="memory that overlaps"):
+            pack(array, 2, out=memory[1:5].reshape(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 28, 28), (2, 2, 28, 28), (2, 1, 27, 28), (2, 1, 28, 27), (1, 1, 28, 28)]
+)
+def test_each_axis_of_out_must_be_what_is_packed(shape):
+    with pytest.raises(ValueError, match=r"expected out of shape \(2, 1, 28, 28\), found"):
+        pack(np.zeros((2, 28, 28), np.uint8), out=np.zeros(shape, np.float32))
+
+
+def test_more_slices_than_memory_has_addresses_are_refused_before_memory_is_asked_for():
+    most = (2**63 - 1) // 4 // 4096**2
+    for count, error in ((most, MemoryError), (most + 1, ValueError), (2**40, ValueError)):
+        with pytest.raises(error):
+            pack(np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (count, 1, 1)), 4096)

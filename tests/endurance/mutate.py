@@ -69,7 +69,6 @@ BUNDLES = (
     "test_tampering",
     "test_manifest_fields",
     "test_hostile_graphs",
-    "test_survivors",
 )
 # test files by target, beside those that import it
 TESTS: dict[str, tuple[str, ...]] = {
@@ -77,7 +76,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "export/golden.py": ("test_check",),
     "export/quantize.py": ("test_forms",),
     "export/temperature.py": ("test_temperature",),
-    "ext/packing.pyx": ("test_packing", "test_survivors"),
+    "ext/packing.pyx": ("test_packing",),
     "runtime/organ_infer/arguments.py": ("test_cli",),
     "runtime/organ_infer/arrays.py": ("test_frames",),
     "runtime/organ_infer/bundle.py": BUNDLES,
