@@ -252,7 +252,25 @@ def test_a_jpeg_2000_codestream_ends_in_its_mark():
 
 def test_every_suffix_of_a_directory_s_images_is_a_format_that_is_read(tmp_path):
     """The names of docs/formats.md, and none twice."""
-    listed = "png jpg jpeg tif tiff bmp gif pbm pgm ppm pnm webp jp2 j2k npy npz dcm".split()
+    listed = [
+        "png",
+        "jpg",
+        "jpeg",
+        "tif",
+        "tiff",
+        "bmp",
+        "gif",
+        "pbm",
+        "pgm",
+        "ppm",
+        "pnm",
+        "webp",
+        "jp2",
+        "j2k",
+        "npy",
+        "npz",
+        "dcm",
+    ]
     assert sorted(SUFFIXES) == sorted(f".{name}" for name in listed)
     forms = {"jpg": "JPEG", "tif": "TIFF", "pbm": "PPM", "pgm": "PPM", "pnm": "PPM", "jp2": "JPEG2000"}
     for name in listed:
