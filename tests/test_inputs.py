@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,7 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
 
 def test_each_option_sets_its_own_field_and_no_other():
     plain = parse(["x"])
-    for given, changed in {
+    for words, changed in {
         "--files-from list": {"files_from": "list"},
         "--files-from - -0": {"files_from": "-", "null": True},
         "--files-from - --null": {"files_from": "-", "null": True},
@@ -52,7 +53,7 @@ def test_each_option_sets_its_own_field_and_no_other():
         "--min-probability .25": {"min_probability": 0.25},
         "--quiet": {"quiet": True},
     }.items():
-        assert parse(["x", *given.split()]) == plain._replace(**changed), given
+        assert parse(["x", *words.split()]) == plain._replace(**changed), words
     assert parse(["--check"]) == plain._replace(paths=[], check=True)
 
 
@@ -122,9 +123,9 @@ def test_a_list_needs_no_path_and_two_dashes_begin_the_paths():
 
 
 def test_the_option_beats_the_variable_and_an_empty_variable_is_none(monkeypatch):
-    for variable, given, bundle in [("v", [], "v"), ("v", ["--bundle", "o"], "o"), ("", [], None)]:
+    for variable, words, bundle in [("v", [], "v"), ("v", ["--bundle", "o"], "o"), ("", [], None)]:
         monkeypatch.setenv(BUNDLE_VARIABLE, variable)
-        assert parse(["x", *given]).bundle == bundle
+        assert parse(["x", *words]).bundle == bundle
 
 
 def test_the_limits_in_the_help_are_those_that_hold(capsys):
@@ -177,7 +178,7 @@ pieces_of = st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")),
 def test_a_list_is_cut_at_its_ends_however_its_blocks_fall(names, cuts):
     data = b"\n".join(names)
     at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    blocks = [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+    blocks = [data[a:b] for a, b in pairwise(at)]
     assert list(inputs._pieces(blocks, b"\n")) == data.split(b"\n")
 
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_rows_of_a_png_are_as_many_bytes_as_its_specification_says(bits):
 
 def png_of(stream, width=4, height=3, depth=8, kind=0, before=b"", pieces=1, after=b""):
     at = [len(stream) * i // pieces for i in range(pieces + 1)]
-    middle = b"".join(chunk(b"IDAT", stream[a:b]) for a, b in zip(at, at[1:], strict=False))
+    middle = b"".join(chunk(b"IDAT", stream[a:b]) for a, b in pairwise(at))
     start = b"\x89PNG\r\n\x1a\n" + head(width, height, bytes([depth, kind, 0, 0, 0]))
     return start + before + middle + after + chunk(b"IEND")
 
