@@ -529,3 +529,58 @@ def test_more_slices_than_memory_has_addresses_are_refused_before_memory_is_aske
     for count, error in ((most, MemoryError), (most + 1, ValueError), (2**40, ValueError)):
         with pytest.raises(error):
             pack(np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (count, 1, 1)), 4096)
+
+
+# Properties.
+
+
+def flat_values(dtype):
+    info = np.iinfo(dtype)
+    return st.integers(info.min, info.max) | st.sampled_from([info.min, 0, info.max])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(sorted(KINDS)))
+def test_a_flat_image_stays_flat_at_its_own_value(data, dtype):
+    """At the value of the float64 formula, whatever its size and the network's."""
+    value = data.draw(flat_values(dtype))
+    shape = data.draw(st.tuples(st.integers(1, 90), st.integers(1, 90)))
+    size = data.draw(st.integers(1, 40))
+    window = data.draw(st.sampled_from([(40, 400), (-600, 1500), (0.5, 77)]))
+    options = {"window": window} if dtype == "int16" else {}
+    found = pack(np.full(shape, value, dtype), size, **options)
+    assert found.shape == (1, 1, size, size) and len(np.unique(found)) == 1
+    exact = fractions(np.full((1, 1), value, dtype), window)[0, 0]
+    assert found[0, 0, 0, 0] == pytest.approx(exact * 2 - 1, abs=3e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(sorted(KINDS)))
+def test_packing_is_linear_in_its_input(data, dtype):
+    """Within what no window cuts off: the sum of two images packs to the sum of their fractions."""
+    height, width, size = (data.draw(st.integers(1, most)) for most in (70, 70, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    factor = data.draw(st.integers(0, 4))
+    most = {"uint8": 255, "uint16": 65_535, "int16": 1000}[dtype] // 5
+    one, other = rng.integers(0, most + 1, (2, height, width)).astype(dtype)
+    options = {"window": (500, 1000)} if dtype == "int16" else {}  # 0 to 1,000 HU
+
+    def packed(image):
+        return pack(image, size, mean=0, std=1, **options)[0, 0].astype(float)
+
+    together = packed((one + factor * other).astype(dtype))
+    np.testing.assert_allclose(together, packed(one) + factor * packed(other), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from(sorted(KINDS)))
+def test_packing_keeps_the_mean_the_bounds_and_the_flips_of_an_image_that_shrinks(data, dtype):
+    height, width = (data.draw(st.integers(28, 120)) for _ in range(2))
+    image = random_slice(np.random.default_rng(data.draw(st.integers(0, 999))), dtype, (height, width))
+    found = pack(image, mean=0, std=1)[0, 0].astype(float)
+    pixels = fractions(image)
+    assert found.mean() == pytest.approx(pixels.mean(), abs=1e-6)
+    assert pixels.min() - 1e-7 <= found.min() and found.max() <= pixels.max() + 1e-7
+    for flip in (np.flipud, np.fliplr, np.transpose):
+        turned = pack(np.ascontiguousarray(flip(image)), mean=0, std=1)[0, 0]
+        np.testing.assert_allclose(turned, flip(found), atol=3e-7)
