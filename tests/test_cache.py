@@ -267,7 +267,9 @@ def longer(path):
 def test_a_file_that_was_written_or_replaced_has_no_entry_any_more(files, tmp_path, name, change):
     kept = keep(opened(files, tmp_path / "root"), files)
     assert kept.find(files)
-    os.utime(files[0].parent / name, ns=(1, 1))  # another time than the one of the change, however coarse the clock
+    os.utime(
+        files[0].parent / name, ns=(1, 1)
+    )  # another time than the one of the change, however coarse the clock
     kept = keep(opened(files, tmp_path / "root"), files)
     assert kept.find(files)
     change(files[0].parent / name)
@@ -400,7 +402,9 @@ def test_an_entry_that_is_found_counts_as_used(files, tmp_path):
     assert kept.find(files) and kept.entry.stat().st_mtime >= begun
 
 
-def test_of_nine_entries_the_one_not_used_for_the_longest_goes_and_others_work_is_left_for_an_hour(files, tmp_path):
+def test_of_nine_entries_the_one_not_used_for_the_longest_goes_and_others_work_is_left_for_an_hour(
+    files, tmp_path
+):
     root = tmp_path / "root"
     assert (KEPT, ABANDONED) == (8, 3600)
     made = [keep(opened(files, root, version=str(i)), files) for i in range(8)]

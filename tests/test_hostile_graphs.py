@@ -6,8 +6,7 @@ from altering import altered, tiny_graph
 from conftest import write_bundle
 from stand_in import CPU
 
-from organ_infer import BundleError, OrganClassifier
-from organ_infer import onnx_file
+from organ_infer import BundleError, OrganClassifier, onnx_file
 from organ_infer.onnx_file import _MESSAGES, MalformedFile, Port, check_graph, read_graph
 
 
@@ -173,7 +172,9 @@ def test_a_small_graph_altered_in_any_bit_never_reaches_outside():
 def plain(**changed):
     """A model of graph and operator set, of the parts given by field name."""
     parts = {
-        "graph": field(7, field(11, port("images", 1, None, 1, 4, 4)) + field(12, port("logits", 1, None, 3))),
+        "graph": field(
+            7, field(11, port("images", 1, None, 1, 4, 4)) + field(12, port("logits", 1, None, 3))
+        ),
         "opset": field(8, field(1, b"")),
     } | changed
     return b"".join(parts.values())
@@ -236,13 +237,16 @@ def test_one_input_and_one_output_of_float32_by_their_names():
         image + image + answer: "the one input 'images', found 'images', 'images'",
         image + answer + answer: "the one output 'logits', found 'logits', 'logits'",
         field(11, port("image", 1, None, 1, 4, 4)) + answer: "the one input 'images', found 'image'",
-        field(11, port("images", 10, None, 1, 4, 4)) + answer: "input 'images' must be float32, found ONNX type 10",
+        field(11, port("images", 10, None, 1, 4, 4))
+        + answer: "input 'images' must be float32, found ONNX type 10",
         image + field(12, port("logits", 11, None, 3)): "output 'logits' must be float32, found ONNX type 11",
         field(11, field(1, b"images")) + answer: "input 'images' must be float32, found ONNX type None",
     }.items():
         assert words in told(plain(graph=field(7, graph)))
     weight = field(5, field(8, b"w")) + field(11, port("w", 1, 3))  # one that is a weight is no input
-    assert checked(plain(graph=field(7, image + weight + answer))).inputs == [Port("images", 1, (None, 1, 4, 4))]
+    assert checked(plain(graph=field(7, image + weight + answer))).inputs == [
+        Port("images", 1, (None, 1, 4, 4))
+    ]
 
 
 def test_one_graph_and_an_operator_set():
@@ -256,7 +260,9 @@ def test_external_data_is_named_by_its_tensor():
     image, answer = field(11, port("images", 1, None, 1, 4, 4)), field(12, port("logits", 1, None, 3))
     for mark in (field(13, b""), varint(14 << 3) + b"\1", varint(14 << 3) + b"\0" + varint(14 << 3) + b"\1"):
         tensor = field(5, field(8, b"one") + field(8, b"two") + mark)
-        assert "tensor 'two' keeps its data in another file" in told(plain(graph=field(7, image + tensor + answer)))
+        assert "tensor 'two' keeps its data in another file" in told(
+            plain(graph=field(7, image + tensor + answer))
+        )
     inside = field(5, field(8, b"one") + varint(14 << 3) + b"\0")
     assert checked(plain(graph=field(7, image + inside + answer))).external == []
     assert "tensor '' keeps" in told(plain(graph=field(7, image + field(5, field(13, b"")) + answer)))
@@ -265,7 +271,10 @@ def test_external_data_is_named_by_its_tensor():
 def test_numbers_have_at_most_ten_bytes_and_keys_at_most_32_bits():
     ten, eleven = b"\xff" * 9 + b"\x01", b"\x80" * 10 + b"\x01"
     assert read_graph(b"\x08" + ten) and onnx_file._Walk(ten).varint(0, 10) == (2**64 - 1, 10)
-    assert onnx_file._Walk(b"\xff" * 9 + b"\x7f").varint(0, 10) == (2**64 - 1, 10)  # 70 bits, of which 64 count
+    assert onnx_file._Walk(b"\xff" * 9 + b"\x7f").varint(0, 10) == (
+        2**64 - 1,
+        10,
+    )  # 70 bits, of which 64 count
     assert onnx_file._Walk(b"\xac\x02").varint(0, 2) == (300, 2)
     for data, words in {
         b"\x08" + eleven: "a number of more than 10 bytes",
@@ -288,7 +297,12 @@ def test_numbers_have_at_most_ten_bytes_and_keys_at_most_32_bits():
 
 def test_fields_of_every_wire_type_are_passed_over_whole():
     """8 bytes, 4 bytes, a number, a text, before and after what counts; none may end beyond the message."""
-    odd = [varint(99 << 3 | 1) + bytes(8), varint(99 << 3 | 5) + bytes(4), varint(99 << 3) + b"\x80\x01", field(99, b"ab")]
+    odd = [
+        varint(99 << 3 | 1) + bytes(8),
+        varint(99 << 3 | 5) + bytes(4),
+        varint(99 << 3) + b"\x80\x01",
+        field(99, b"ab"),
+    ]
     for part in odd:
         assert checked(part + plain() + part).graphs == 1
         for n in range(1, len(part)):
@@ -328,9 +342,9 @@ def test_what_a_port_says_last_counts_and_two_types_are_none():
 
     tensor = varint(1 << 3) + b"\1"
     shape = field(2, field(1, varint(1 << 3) + b"\2" + varint(1 << 3) + b"\3"))
-    assert ports(field(1, b"a") + field(1, b"b") + field(2, field(1, tensor + tensor[:1] + b"\7" + shape))) == [
-        Port("b", 7, (3,))
-    ]
+    assert ports(
+        field(1, b"a") + field(1, b"b") + field(2, field(1, tensor + tensor[:1] + b"\7" + shape))
+    ) == [Port("b", 7, (3,))]
     assert ports(field(2, field(1, tensor) * 2)) == ports(field(2, b"")) == [Port("", None, None)]
     assert ports(field(2, field(1, tensor))) == [Port("", 1, None)]
     assert ports(field(2, field(1, tensor + shape + shape))) == [Port("", 1, None)]

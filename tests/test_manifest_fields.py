@@ -211,7 +211,9 @@ def test_every_value_stands_in_its_field():
     assert found == Manifest(
         name="n",
         task=Task("d", "axial", tuple(CLASSES), (("femur-left", "femur-right"),)),
-        input=Input(size=28, mean=0.5, std=0.5, resample="area", window=(40.0, 400.0), orientation=("L", "P")),
+        input=Input(
+            size=28, mean=0.5, std=0.5, resample="area", window=(40.0, 400.0), orientation=("L", "P")
+        ),
         members=(first,),
         card=Card("CARD.md", "0" * 64),
         licence="l",
@@ -226,7 +228,18 @@ def test_every_value_stands_in_its_field():
     assert found.files() == ("s.onnx", "s.fp16.onnx", "m.onnx", "CARD.md")
     assert Manifest.from_json(found.to_json()) == found
     assert list(json.loads(found.to_json())) == [
-        *("format", "name", "task", "input", "members", "merged", "combine", "temperature", "metrics", "training"),
+        *(
+            "format",
+            "name",
+            "task",
+            "input",
+            "members",
+            "merged",
+            "combine",
+            "temperature",
+            "metrics",
+            "training",
+        ),
         *("card", "licence"),
     ]
 
@@ -282,7 +295,9 @@ def with_classes(count):
 
 def with_members(count):
     def change(whole):
-        whole["members"] = [whole["members"][0] | {"file": f"{i}.onnx", "alternatives": []} for i in range(count)]
+        whole["members"] = [
+            whole["members"][0] | {"file": f"{i}.onnx", "alternatives": []} for i in range(count)
+        ]
 
     return change
 
@@ -320,7 +335,9 @@ def test_an_alternative_has_none_itself():
         form = whole["members"][0]["alternatives"][0]
         form["alternatives"] = [form | {"file": "deeper.onnx"}]
 
-    with pytest.raises(BundleError, match=r"members\[0\]\.alternatives\[0\]\.alternatives must be a list of 0 entries"):
+    with pytest.raises(
+        BundleError, match=r"members\[0\]\.alternatives\[0\]\.alternatives must be a list of 0 entries"
+    ):
         read(change)
 
 
@@ -347,7 +364,18 @@ def test_a_class_has_no_space_and_no_comma():
 
 
 def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
-    classes = ["a-left", "a-right", "b-left", "b-right", "left", "right", "-left", "-right", "a-b-left", "a-b-right"]
+    classes = [
+        "a-left",
+        "a-right",
+        "b-left",
+        "b-right",
+        "left",
+        "right",
+        "-left",
+        "-right",
+        "a-b-left",
+        "a-b-right",
+    ]
 
     def paired(*pairs, also=()):
         def change(whole):
@@ -416,9 +444,15 @@ def test_a_manifest_is_read_up_to_a_mebibyte():
 @pytest.mark.parametrize("value", [0, -1, 2, 10**30, True, 1.0, "1", None, [1]])
 def test_format_1_alone_is_read(value):
     later = isinstance(value, int) and not isinstance(value, bool) and value > 1
-    words = rf"bundle format {value}, this organ-infer reads format 1: a later" if later else "format must be the number 1"
+    words = (
+        rf"bundle format {value}, this organ-infer reads format 1: a later"
+        if later
+        else "format must be the number 1"
+    )
     with pytest.raises(BundleError, match=words):
-        read(lambda whole: whole.update(format=value, unknown=1))  # before what a later format may hold besides
+        read(
+            lambda whole: whole.update(format=value, unknown=1)
+        )  # before what a later format may hold besides
 
 
 def test_open_objects_are_32_deep_and_finite():
@@ -471,7 +505,9 @@ def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
         text.replace('"seed": 3', '"also": "sha256 of this file with zeros here: "'),
     ):
         assert changed != text
-        with pytest.raises(BundleError, match=r"changed since it was written, its sha256 is not the one in training\.seal"):
+        with pytest.raises(
+            BundleError, match=r"changed since it was written, its sha256 is not the one in training\.seal"
+        ):
             Manifest.from_json(changed)
     whole = json.loads(text)
     del whole["training"]["seal"]
