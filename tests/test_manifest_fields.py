@@ -313,7 +313,7 @@ def with_alternatives(count):
 def with_pairs(count):
     def change(whole):
         names = [[f"o{i}-left", f"o{i}-right"] for i in range(count)]
-        whole["task"] |= {"classes": [*sum(names, []), "x", "y"], "paired": names}
+        whole["task"] |= {"classes": [*(side for pair in names for side in pair), "x", "y"], "paired": names}
 
     return change
 
@@ -355,7 +355,7 @@ def test_a_file_s_name_has_from_1_to_200_plain_characters():
         assert taken(place, "x" * 200) and taken(place, "_") and taken(place, "a.B+c-9_")
         for name in ("x" * 201, ".x", "-x", "+x", "a b", "a/b", "a\\b", "é", "manifest.json", "..", "x\n"):
             assert not taken(place, name), name
-    with pytest.raises(BundleError, match="file 's.onnx' is listed twice"):
+    with pytest.raises(BundleError, match=r"file 's\.onnx' is listed twice"):
         read(lambda whole: put(whole, "card.file", "S.ONNX"))  # one file where case does not count
 
 

@@ -155,7 +155,7 @@ def test_the_published_limits_and_types():
 
 def test_a_file_that_is_not_as_long_as_it_was_is_told():
     for size in (4, 6):
-        with pytest.raises(ImageError, match="^it changed while it was read$"):
+        with pytest.raises(ImageError, match=r"^it changed while it was read$"):
             Source(io.BytesIO(b"12345"), size, "PNG", Limits(), None).whole()
     assert Source(io.BytesIO(b"12345"), 5, "PNG", Limits(), None).whole() == b"12345"
 
@@ -193,11 +193,11 @@ def test_one_slice_has_the_file_s_name_and_many_have_numbers(tmp_path):
     ]:
         (tmp_path / name).write_bytes(data)
         path = str(tmp_path / name)
-        everything = [(given, read().pixels) for given, read in open_slices(path)]
-        assert [given for given, _ in everything] == [path + end for end in ends]
-        for given, pixels in everything:  # each name is a path
-            ((again, found),) = [(name, read().pixels) for name, read in open_slices(given)]
-            assert again == given
+        everything = [(own, read().pixels) for own, read in open_slices(path)]
+        assert [own for own, _ in everything] == [path + end for end in ends]
+        for own, pixels in everything:  # each name is a path
+            ((again, found),) = [(name, read().pixels) for name, read in open_slices(own)]
+            assert again == own
             np.testing.assert_array_equal(found, pixels)
         assert [end for end, _ in decode_slices(data)] == ends
 
@@ -214,7 +214,7 @@ def test_a_picked_slice_must_be_one_of_those_there():
     with pytest.raises(ImageError, match=r"no slice '1' in it: it has #0 alone"):
         list(numbered(1, lambda i: i, "1"))
     for pick in (None, "0"):
-        with pytest.raises(ImageError, match="^no slice in it$"):
+        with pytest.raises(ImageError, match=r"^no slice in it$"):
             list(numbered(0, lambda i: i, pick))
 
 
