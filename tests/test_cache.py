@@ -460,3 +460,35 @@ def test_a_processor_is_known_by_its_model_and_its_instructions(monkeypatch, tmp
     assert info(one.replace("avx", "avx2")) != info(one) != info(one.replace(": A", ": B"))
     assert info("Features : neon\nCPU part : 0x1\n") == "Features : neon\nCPU part : 0x1"
     assert info("nothing") and info("nothing") == info("")
+
+
+def test_without_a_home_there_is_no_place_for_a_cache(monkeypatch):
+    import platformdirs
+
+    def homeless(*_, **__):
+        raise RuntimeError("no home directory")
+
+    monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
+    assert cache_directory() is None and describe_cache() == "none (no place for it)"
+
+
+def test_where_there_are_no_owners_nothing_is_asked_of_them(files, tmp_path, monkeypatch):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    (tmp_path / "root").chmod(0o777)
+    assert kept.find(files) is None
+    monkeypatch.delattr(os, "getuid")
+    assert kept.find(files)
+
+
+def test_an_entry_that_cannot_be_put_in_its_place_is_told_and_leaves_nothing(
+    files, tmp_path, monkeypatch, caplog
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with caplog.at_level(logging.INFO, logger="organ_infer"):
+        keep(opened(files, tmp_path / "root"), files)
+    assert f"nothing is kept in the cache {tmp_path / 'root'} (" in caplog.text
+    assert "No space left on device" in caplog.text and list((tmp_path / "root").iterdir()) == []

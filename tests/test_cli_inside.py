@@ -173,6 +173,49 @@ def test_the_packaged_model_is_named_with_its_article(tmp_path, capfd, monkeypat
     assert main(["--quiet", next(iter(files))]) == 0 and capfd.readouterr().err == ""
 
 
+def test_where_no_image_is_each_reason_is_told_and_nothing_done(quick, files, capfd, tmp_path):
+    nothing = next(name for name in files if name.endswith("nothing"))
+    assert quick("/none/*.png", nothing) == 2
+    assert capfd.readouterr() == ("", (
+        "organ-infer: error: /none/*.png: no file matches this pattern\n"
+        f"organ-infer: error: no image found, {nothing}: no image in this directory (--recursive looks below it)\n"
+    ))  # fmt: skip
+    (tmp_path / "list").touch()
+    assert quick("--files-from", tmp_path / "list") == 2
+    assert capfd.readouterr().err == "organ-infer: error: no image found, --files-from names none\n"
+    assert quick.asked == []
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_not_wait(
+    quick, files, monkeypatch, tmp_path, bar
+):
+    from organ_infer import progress
+
+    class Shown(progress.Messages):
+        def __init__(self):
+            super().__init__()
+            self.bar = bar
+
+    seen = []
+    monkeypatch.setattr(progress, "Messages", Shown)
+    monkeypatch.setattr(cli, "_write", lambda *arguments: (seen.append(arguments[-2:]), 0)[1])
+    good = next(iter(files))
+    nothing = next(name for name in files if name.endswith("nothing"))
+    (tmp_path / "list").write_text(good)
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        os.write(writer, f"{good}\n".encode())
+        quick(good, good)
+        quick(good, nothing)
+        quick("--files-from", tmp_path / "list")
+        quick(good, "--files-from", tmp_path / "pipe")
+    finally:
+        os.close(writer)
+    assert seen == [(2 if bar else None, 0.2), (None, 0.2), (None, 0.2), (None, 0.0)]
+
+
 # When rows are written.
 
 
@@ -184,7 +227,7 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
-def written(monkeypatch, results, *, delay, clock=None, fails=None):
+def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000, head="head\n"):
     """What `_write` writes at a time; each result comes a second tenth after the other where a clock is given."""
     pieces, bars = [], []
     finished = []
@@ -203,13 +246,13 @@ def written(monkeypatch, results, *, delay, clock=None, fails=None):
             raise fails
 
     def row(result):
-        return "x" * 1000 + "\n"
+        return "x" * length + "\n"
 
     options = SimpleNamespace(format="jsonl")
     signals = SimpleNamespace(check=lambda: None)
     code = None
     try:
-        code = cli._write(come(), "head\n", row, options, messages, writer, signals, 3, delay)
+        code = cli._write(come(), head, row, options, messages, writer, signals, 3, delay)
     except BaseException as e:
         assert e is fails
     return code, pieces, bars, finished
@@ -224,6 +267,8 @@ def test_rows_wait_for_16_384_characters_or_a_fifth_of_a_second(monkeypatch):
     assert (code, finished) == (0, [True])
     assert sizes == [5 + 17 * 1001, 17 * 1001, 6 * 1001]
     assert pieces[0].startswith("head\nx") and "".join(pieces) == "head\n" + ("x" * 1000 + "\n") * 40
+    _, pieces, _, _ = written(monkeypatch, [ok] * 17, delay=1e9, length=1023, head="")
+    assert [len(piece) for piece in pieces] == [16_384, 1024]
     _, pieces, _, _ = written(monkeypatch, [ok] * 5, delay=0.25, clock=clock)
     assert [piece.count("\n") for piece in pieces] == [4, 2]  # the head and three, two at the end
     _, pieces, _, _ = written(monkeypatch, [ok] * 3, delay=0.0)

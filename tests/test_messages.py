@@ -80,6 +80,17 @@ def test_the_bar_is_drawn_every_tenth_of_a_second_over_the_one_before(screen):
     assert screen.text() == before
 
 
+def test_a_bar_on_a_terminal_that_became_narrower_is_cleared_up_to_its_last_column_but_one(
+    screen, monkeypatch
+):
+    messages = Messages()
+    screen.now += 1
+    messages.progress(10, 1, None)
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((10, 9)))
+    messages.end()
+    assert screen.text().split("\r")[2:] == [" " * 9, ""]
+
+
 def test_the_bar_leaves_the_last_column_free(screen):
     messages = Messages()
     screen.now += 1

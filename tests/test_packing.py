@@ -1,7 +1,7 @@
 """organ_infer._packing against torchvision, NumPy and exact fractions (contracts C1 and C2)."""
 
+import sys
 import threading
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -445,29 +445,31 @@ def test_nothing_is_written_when_refused():
 
 
 def test_the_lock_is_released():
+    """With a switch interval of minutes another thread runs only where a call gives the lock up by itself."""
     images = np.zeros((2000, 512, 28), np.int16)
-    ticks, stop = [], threading.Event()
+    inside, found = False, []
 
-    def count():
-        while not stop.is_set():
-            ticks.append(time.perf_counter())
-            time.sleep(0)
+    def look(begun):
+        begun.wait()
+        found.append(inside)
 
-    counter = threading.Thread(target=count)
-    counter.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(600)
     try:
-        inside = 0
-        for _ in range(20):
-            begin = time.perf_counter()
-            pack(images, window=(40, 401))  # some 100 ms, in one call
-            end = time.perf_counter()
-            inside = sum(begin + (end - begin) * 0.2 < tick < end - (end - begin) * 0.2 for tick in ticks)
-            if inside > 10:
+        for _ in range(50):  # a busy machine may not wake it during a call of some 100 ms
+            begun = threading.Event()
+            other = threading.Thread(target=look, args=(begun,))
+            other.start()
+            inside = True
+            begun.set()
+            pack(images, window=(40, 401))
+            inside = False
+            other.join()
+            if found[-1]:
                 break
     finally:
-        stop.set()
-        counter.join()
-    assert inside > 10, f"{inside} steps of another thread in the middle of a call"
+        sys.setswitchinterval(before)
+    assert found[-1], "no other thread ran during a call"
 
 
 def test_levels(level):

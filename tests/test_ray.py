@@ -247,6 +247,24 @@ def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
         pass
 
 
+def test_every_file_is_on_the_disk_before_the_output_appears(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+    )
+    with beyond._appearing(tmp_path / "rows") as building:
+        for name in ("a", "b"):
+            (building / name).write_text(name)
+    assert sorted(done) == ["a", "b"]
+
+
+def test_files_hold_some_65_536_rows_and_are_written_beside_the_actors(monkeypatch):
+    seen = []
+    rows = SimpleNamespace(write_parquet=lambda *given, **options: seen.append((given, options)))
+    beyond._write_parquet(rows, "there", CLASSES)
+    assert seen == [(("there",), {"min_rows_per_file": 65_536, "ray_remote_args": {"num_cpus": 0}})]
+
+
 def test_a_cluster_that_is_there_is_left_as_it_is_and_one_that_fails_is_told(monkeypatch):
     done = []
     there = SimpleNamespace(
@@ -341,6 +359,8 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
         monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(LookupError("lost")))
         with pytest.raises(OrganInferError, match="Ray could not classify them all: lost"):
             beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl")
+        defaults = seen["num_cpus"], seen["num_gpus"], seen["fn_constructor_kwargs"]["device"]
+        assert defaults == (1, 0, "cpu")
         assert not (tmp_path / "again").exists()
 
 

@@ -1,5 +1,6 @@
 """Files by their first bytes, limits on both sides, names of slices, and one batch ahead."""
 
+import inspect
 import io
 import os
 import struct
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import DEEP, GRAY, STACK, decode, dicom, npy, npz, read_image, refused, saved, slices, tiff
@@ -17,7 +19,7 @@ from png_files import chunk
 from test_images import png
 from test_truncation import fctl, fdat, png_of
 
-from organ_infer import ImageError, images, reading
+from organ_infer import ImageError, OrganClassifier, images, reading
 from organ_infer._packing import pack
 from organ_infer.images import (
     DTYPES,
@@ -151,6 +153,23 @@ def test_the_published_limits_and_types():
         and Slice(GRAY).warnings == ()
         and Slice(GRAY).orientation is None
     )
+
+
+def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
+    text = (ROOT / "docs" / "formats.md").read_text().split("## Limits")[1]
+    rows = [
+        [cell.strip(" `") for cell in row.split("|")[1:-1]]
+        for row in text.splitlines()
+        if row.startswith("|")
+    ]
+    stated = {argument: (int(value.replace(",", "")), option) for _, value, option, argument in rows[2:]}
+    assert stated == {
+        "pixel_limit": (PIXEL_LIMIT, "--pixel-limit N"),
+        "file_limit": (FILE_LIMIT, "--file-limit BYTES"),
+        "": (65_535, ""),
+    }
+    defaults = inspect.signature(OrganClassifier.predict_paths).parameters
+    assert all(defaults[name].default == stated[name][0] for name in ("pixel_limit", "file_limit"))
 
 
 def test_a_file_that_is_not_as_long_as_it_was_is_told():

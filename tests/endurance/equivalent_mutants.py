@@ -4,6 +4,19 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/bundle.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
     },
+    "runtime/organ_infer/cli.py": {
+        ("return _flushed(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
+    },
+    "runtime/organ_infer/pictures.py": {
+        (
+            'if name in ("PNG", "PPM") and wide.min() >= 0 and wide.max() <= 65_535:',
+            "wide.max() <= 65536",
+        ): "no PNG or PNM holds more than 16 bits",
+        (
+            'if name in ("PNG", "PPM") and wide.min() >= 0 and wide.max() <= 65_535:',
+            "65536",
+        ): "no PNG or PNM holds more than 16 bits",
+    },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
         ("return 0", "return 1"): "only -1 is looked at",
