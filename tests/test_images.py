@@ -464,3 +464,8 @@ def test_a_pillow_image_of_another_mode_is_refused():
     ):
         slice_of(Image.fromarray(COLOUR).convert("HSV"))
     same(slice_of(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
+
+
+def test_black_and_white_of_a_pnm_of_16_bits_are_the_ends_of_their_range():
+    same(decode(b"P5 2 1 65535 \0\0\xff\xff"), [[0, 65_535]], np.uint16)
+    same(decode(b"P2 2 1 65535 0 65535\n"), [[0, 65_535]], np.uint16)
