@@ -260,6 +260,11 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
 # Paths, directories and patterns.
 
 
+def test_a_path_to_classify_has_no_error_and_stands_for_something():
+    found = Found("x")
+    assert (found.path, found.error, found.nothing) == ("x", None, False)
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tree")

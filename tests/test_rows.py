@@ -230,6 +230,7 @@ def test_a_writer_that_wrote_nothing_goes_away_and_keeps_nothing(tmp_path):
 
 def test_standard_output_is_written_at_once_and_never_renamed_or_taken_away(capfd, monkeypatch):
     writer = Writer(None)
+    writer.discard()
     writer.write("heart\n")
     assert capfd.readouterr().out == "heart\n"
     writer.finish()

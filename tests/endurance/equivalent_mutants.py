@@ -7,8 +7,14 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/cli.py": {
         ("return _flushed(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
     },
+    "runtime/organ_infer/inputs.py": {
+        ("BLOCK = 1 << 16  # bytes of a list read at once", "2"): "the same paths in other blocks",
+    },
     "runtime/organ_infer/onnx_file.py": {
         ("return None", "1"): "of bytes only that they are there is asked",
+    },
+    "runtime/organ_infer/output.py": {
+        ("flags |= getattr(os, name, 0)", "1"): "1 is O_WRONLY, which is set",
     },
     "runtime/organ_infer/pictures.py": {
         (
