@@ -1,15 +1,18 @@
 """The cache of optimised graphs: quicker, never required, never trusted beyond its own hash."""
 
+import json
 import logging
 import os
+import shutil
 import stat
+import time
 
 import numpy as np
 import pytest
 from conftest import make_graph, write_bundle
 
-from organ_infer import BundleError, OrganClassifier, ensemble
-from organ_infer.cache import KEPT, Cache, cache_directory, graph_files
+from organ_infer import BundleError, OrganClassifier, cache, ensemble
+from organ_infer.cache import ABANDONED, KEPT, Cache, cache_directory, describe_cache, graph_files
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
 
@@ -189,3 +192,303 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.delenv("ORGAN_INFER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory().name == "organ_infer"
+
+
+# What an entry belongs to, without a network.
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The files of a bundle, as a cache sees them."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for name in ("manifest.json", "a.onnx", "b.onnx"):
+        (folder / name).write_text(name)
+    return sorted(folder.iterdir())
+
+
+def opened(files, root, *, sha256="0" * 64, version="1.20"):
+    return Cache(root, files[0].parent, sha256, version)
+
+
+def keep(cache_, files, graphs=("a.onnx", "b.onnx"), names=None):
+    """Save a graph for each of `graphs`, and weights for the first."""
+    with cache_.making(files, graphs) as folder:
+        for i, graph in enumerate(graphs if names is None else names):
+            optimised, weights = graph_files(graph)
+            (folder / optimised).write_bytes(b"graph %d" % i)
+            if not i:
+                (folder / weights).write_bytes(b"weights")
+    return cache_
+
+
+def test_what_was_kept_is_found_by_the_name_of_each_graph(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    found = opened(files, tmp_path / "root").find(files)
+    assert found == {name: kept.entry / f"{name}.optimised" for name in ("a.onnx", "b.onnx")}
+    assert [path.read_bytes() for path in found.values()] == [b"graph 0", b"graph 1"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [kept.entry.name]  # nothing half made
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in kept.entry.iterdir())
+
+
+@pytest.mark.parametrize("what", ["manifest", "version", "processor", "place"])
+def test_another_manifest_version_processor_or_place_has_no_entry(files, tmp_path, monkeypatch, what):
+    root = tmp_path / "root"
+    keep(opened(files, root), files)
+    options = {"manifest": {"sha256": "1" * 64}, "version": {"version": "1.21"}}.get(what, {})
+    if what == "processor":
+        monkeypatch.setattr(cache, "_processor", lambda: "another")
+    if what == "place":
+        moved = shutil.move(files[0].parent, tmp_path / "moved")
+        files = sorted(moved.iterdir())
+    other = opened(files, root, **options)
+    assert other.find(files) is None
+    keep(other, files)
+    assert other.find(files) and len(list(root.iterdir())) == 2  # beside the first, not in its place
+
+
+def rewritten(path):
+    path.write_text(path.read_text())
+
+
+def replaced(path):
+    path.with_name("new").write_text(path.read_text())
+    path.with_name("new").replace(path)
+
+
+def longer(path):
+    status = path.stat()
+    path.write_text(path.read_text() + "x")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a.onnx", "b.onnx"])
+@pytest.mark.parametrize("change", [rewritten, replaced, longer])
+def test_a_file_that_was_written_or_replaced_has_no_entry_any_more(files, tmp_path, name, change):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    assert kept.find(files)
+    os.utime(
+        files[0].parent / name, ns=(1, 1)
+    )  # another time than the one of the change, however coarse the clock
+    kept = keep(opened(files, tmp_path / "root"), files)
+    assert kept.find(files)
+    change(files[0].parent / name)
+    assert kept.find(files) is None
+    keep(kept, files)
+    assert kept.find(files)
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_each_part_of_a_file_s_identity_counts(files, tmp_path, at):
+    """Device, inode, size, and the times of its content and of its entry."""
+    kept = keep(opened(files, tmp_path / "root"), files)
+    path = kept.entry / "record.json"
+    record = json.loads(path.read_text())
+    status = (files[0].parent / "a.onnx").stat()
+    assert record["bundle"]["a.onnx"] == [
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+    ]  # fmt: skip
+    record["bundle"]["a.onnx"][at] += 1
+    path.write_text(json.dumps(record))
+    assert kept.find(files) is None
+
+
+def test_a_file_more_or_less_has_no_entry(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    assert kept.find(files[:-1]) is None
+    (files[0].parent / "c.onnx").touch()
+    assert kept.find([*files, files[0].parent / "c.onnx"]) is None and kept.find(files)
+    files[0].unlink()
+    assert kept.find(files) is None
+
+
+@pytest.mark.parametrize("name", ["a.onnx.optimised", "a.onnx.weights", "b.onnx.optimised"])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_changed_file_of_an_entry_is_told_once_and_not_used(files, tmp_path, caplog, name, told):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    (kept.entry / name).write_bytes(b"graph X")
+    with caplog.at_level(logging.DEBUG, logger="organ_infer"):
+        assert kept.find(files, told=told) is None
+    (record,) = caplog.records
+    assert record.levelno == (logging.DEBUG if told else logging.WARNING)
+    assert record.getMessage() == f"{kept.entry / name} in the cache is damaged: the bundle is optimised anew"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"bundle": {}}', '{"bundle": 1, "sha256": 2, "graphs": 3}', "x" * 99]
+)
+def test_a_record_of_anything_else_is_passed_over(files, tmp_path, text):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    (kept.entry / "record.json").write_text(text)
+    assert kept.find(files) is None
+
+
+def test_a_record_is_read_up_to_a_mebibyte(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    path = kept.entry / "record.json"
+    text = path.read_text()
+    path.write_text(text + " " * ((1 << 20) - len(text)))
+    assert kept.find(files)
+    path.write_text(" " * (1 << 20) + text)
+    assert kept.find(files) is None
+
+
+@posix
+def test_what_others_may_have_written_is_not_used(files, tmp_path):
+    root = tmp_path / "root"
+    kept = keep(opened(files, root), files)
+    for path in (root, kept.entry, *kept.entry.iterdir()):
+        before = stat.S_IMODE(path.stat().st_mode)
+        for bit in (0o020, 0o002):
+            path.chmod(before | bit)
+            assert kept.find(files) is None, path
+        path.chmod(before | 0o055 & ~0o022)  # others may read
+        assert kept.find(files), path
+        path.chmod(before)
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to another user")
+def test_what_belongs_to_another_user_is_not_used(files, tmp_path):
+    root = tmp_path / "root"
+    kept = keep(opened(files, root), files)
+    for path in (root, kept.entry, *kept.entry.iterdir()):
+        os.chown(path, 12345, -1)
+        assert kept.find(files) is None, path
+        os.chown(path, 0, -1)
+    assert kept.find(files)
+
+
+def test_a_link_in_an_entry_is_not_followed(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    for name in ("a.onnx.optimised", "record.json"):
+        shutil.move(kept.entry / name, tmp_path / name)
+        (kept.entry / name).symlink_to(tmp_path / name)
+        assert kept.find(files) is None
+        (kept.entry / name).unlink()
+        shutil.move(tmp_path / name, kept.entry / name)
+    shutil.move(kept.entry, tmp_path / "entry")
+    kept.entry.symlink_to(tmp_path / "entry")
+    assert kept.find(files) is None
+
+
+def test_an_entry_without_all_graphs_is_not_kept(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files, names=["a.onnx"])
+    assert kept.find(files) is None and list((tmp_path / "root").iterdir()) == []
+
+
+def test_what_fails_while_it_is_made_leaves_nothing(files, tmp_path):
+    kept = opened(files, tmp_path / "root")
+    with pytest.raises(ZeroDivisionError), kept.making(files, ["a.onnx"]) as folder:
+        (folder / "a.onnx.optimised").write_bytes(b"graph")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        raise ZeroDivisionError
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_bundle_that_changes_while_it_is_optimised_has_no_entry_that_is_found(files, tmp_path):
+    """The identities are those from before the bundle was read."""
+    kept = opened(files, tmp_path / "root")
+    with kept.making(files, ["a.onnx"]) as folder:
+        (folder / "a.onnx.optimised").write_bytes(b"graph")
+        longer(files[1])
+    assert kept.find(files) is None
+
+
+def test_an_entry_that_is_found_counts_as_used(files, tmp_path):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    os.utime(kept.entry, (5, 5))
+    begun = time.time() - 1
+    assert kept.find(files) and kept.entry.stat().st_mtime >= begun
+
+
+def test_of_nine_entries_the_one_not_used_for_the_longest_goes_and_others_work_is_left_for_an_hour(
+    files, tmp_path
+):
+    root = tmp_path / "root"
+    assert (KEPT, ABANDONED) == (8, 3600)
+    made = [keep(opened(files, root, version=str(i)), files) for i in range(8)]
+    for i, one in enumerate(made):
+        os.utime(one.entry, (1000 - i, 1000 - i))
+    strange = [root / "other", root / "bundle-empty", root / ".bundle-x"]
+    young, old = root / ".bundle-young.partial", root / ".bundle-old.partial"
+    for path in (*strange, young, old):
+        path.mkdir()
+    now = time.time()
+    os.utime(young, (now - 3000, now - 3000))
+    os.utime(old, (now - 4000, now - 4000))
+    keep(opened(files, root, version="new"), files)
+    assert [one.entry.exists() for one in made] == [True] * 7 + [False]
+    assert all(path.is_dir() for path in (*strange, young)) and not old.exists()
+
+
+def test_a_cache_is_described(files, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    monkeypatch.setenv("ORGAN_INFER_CACHE", "")
+    assert describe_cache() == "none (ORGAN_INFER_CACHE is empty)"
+    monkeypatch.setenv("ORGAN_INFER_CACHE", str(root))
+    assert cache_directory() == root and describe_cache() == f"{root}, not there yet"
+    kept = keep(opened(files, root), files)
+    (kept.entry / "record.json").write_bytes(bytes(2_500_000 - 22))  # beside 7 + 7 + 8 bytes
+    assert describe_cache() == f"{root}, 1 bundles, 2.5 MB"
+    root.chmod(0o777)
+    assert describe_cache() == f"{root}, not used: other users may write there (chmod go-w it)"
+    monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0]))
+    assert describe_cache() == f"{files[0]}, 0 bundles, 0.0 MB"
+    monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0] / "below"))
+    assert describe_cache().startswith(f"{files[0] / 'below'}, not used: ")
+    monkeypatch.delenv("ORGAN_INFER_CACHE")
+    monkeypatch.setattr(cache, "cache_directory", lambda: None)
+    assert describe_cache() == "none (no place for it)"
+
+
+def test_a_relative_cache_is_an_absolute_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ORGAN_INFER_CACHE", "here")
+    assert cache_directory() == tmp_path / "here"
+
+
+def test_a_processor_is_known_by_its_model_and_its_instructions(monkeypatch, tmp_path):
+    def info(text):
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(cache, "Path", lambda path: tmp_path / "cpuinfo")
+        return cache._processor()
+
+    one = "processor\t: 0\nmodel name\t: A\ncpu MHz\t: 1000\nflags\t: sse avx\n\nprocessor\t: 1\n"
+    assert info(one) == "model name\t: A\nflags\t: sse avx"
+    assert info(one.replace("1000", "2000")) == info(one)
+    assert info(one.replace("avx", "avx2")) != info(one) != info(one.replace(": A", ": B"))
+    assert info("Features : neon\nCPU part : 0x1\n") == "Features : neon\nCPU part : 0x1"
+    assert info("nothing") and info("nothing") == info("")
+
+
+def test_without_a_home_there_is_no_place_for_a_cache(monkeypatch):
+    import platformdirs
+
+    def homeless(*_, **__):
+        raise RuntimeError("no home directory")
+
+    monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
+    assert cache_directory() is None and describe_cache() == "none (no place for it)"
+
+
+def test_where_there_are_no_owners_nothing_is_asked_of_them(files, tmp_path, monkeypatch):
+    kept = keep(opened(files, tmp_path / "root"), files)
+    (tmp_path / "root").chmod(0o777)
+    assert kept.find(files) is None
+    monkeypatch.delattr(os, "getuid")
+    assert kept.find(files)
+
+
+def test_an_entry_that_cannot_be_put_in_its_place_is_told_and_leaves_nothing(
+    files, tmp_path, monkeypatch, caplog
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with caplog.at_level(logging.INFO, logger="organ_infer"):
+        keep(opened(files, tmp_path / "root"), files)
+    assert f"nothing is kept in the cache {tmp_path / 'root'} (" in caplog.text
+    assert "No space left on device" in caplog.text and list((tmp_path / "root").iterdir()) == []

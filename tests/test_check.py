@@ -391,3 +391,149 @@ def test_the_command_that_adds_them_seals_the_manifest_anew_and_leaves_nothing(c
     assert [path.name for path in copied.parent.iterdir()] == [copied.name]
     (copied / "manifest.json").write_bytes(once.replace(b"random", b"Random"))
     assert golden_main([str(copied)]) == 2 and "changed since it was written" in capsys.readouterr().err
+
+
+# The report, line by line, in this process.
+
+
+def test_the_report_has_its_lines_in_order_with_what_was_asked_for(known, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(check_module, "usable_processors", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    names = [line[:14].strip() for line in lines]
+    assert wrong == [] and names == [
+        *("organ-infer", "Python", "NumPy", "Pillow", "pydicom", "system", "processor", "threads", "cache"),
+        *(
+            "PNG reader",
+            "packing",
+            "driver",
+            "GPU",
+            "onnxruntime",
+            "providers",
+            "bundle",
+            "model",
+            "manifest",
+            "",
+        ),
+        *("device", "self-test", "time"),
+    ]
+    assert all(line[14] == " " for line in lines)
+    found = values(lines)
+    assert found["threads"] == "3" and found["processor"].endswith(", 3 of 5 usable")
+    assert values(looked("--bundle", known, "--threads", "2")[0])["threads"] == "2"
+    opened, tested = re.fullmatch(
+        r"(\d+\.\d{3}) s to open the model, (\d+\.\d{3}) s for the self-test", found["time"]
+    ).groups()
+    assert float(opened) < 100 and float(tested) < 100
+
+
+def test_the_times_are_of_the_opening_and_of_the_self_test(known, monkeypatch):
+    """A clock that goes a second further each time it is asked: begun, opened, tested."""
+    times = iter([10.0, 11.5, 14.0])
+    monkeypatch.setattr(check_module, "perf_counter", lambda: next(times))
+    lines, _ = looked("--bundle", known, "--device", "cpu")
+    assert values(lines)["time"] == "1.500 s to open the model, 2.500 s for the self-test"
+
+
+@pytest.mark.parametrize("missing", ["numpy", "PIL", "organ_infer._reading"])
+def test_what_cannot_be_imported_is_missing_and_the_rest_goes_on(known, monkeypatch, missing):
+    real = check_module.import_module
+
+    def fails(name, package=None):
+        if name in (missing, missing.removeprefix("organ_infer")):
+            raise ImportError("broken\nwheel")
+        return real(name, package)
+
+    monkeypatch.setattr(check_module, "import_module", fails)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    found = values(lines)
+    if missing == "organ_infer._reading":
+        assert wrong == []
+        assert found["PNG reader"] == "not built (zlib's header was not found): PNG is read by Pillow"
+        return
+    name = {"numpy": "NumPy", "PIL": "Pillow"}[missing]
+    assert wrong == [f"{name} cannot be loaded (broken wheel): pip install --force-reinstall {name}"]
+    assert found[name] == "missing" and "self-test" in found
+
+
+def test_a_packing_extension_that_is_missing_or_refuses_its_level_ends_the_check_before_the_model(
+    known, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "organ_infer._packing", None)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert values(lines)["packing"] == "missing" and "self-test" not in values(lines)
+    assert len(wrong) == 1 and re.fullmatch(
+        r"the packing extension cannot be loaded \(.*\): install organ-infer again", wrong[0]
+    )
+    assert values(lines)["model"]  # what can be said without it is
+
+
+def test_pydicom_may_be_missing(known, monkeypatch):
+    monkeypatch.setattr(check_module, "installed_version", lambda name: None)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert wrong == [] and values(lines)["pydicom"] == (
+        "not installed, DICOM is not read: pip install 'organ-infer[dicom]'"
+    )
+    monkeypatch.setattr(check_module, "installed_version", lambda name: f"3.0 of {name}")
+    assert values(looked("--bundle", known, "--device", "cpu")[0])["pydicom"] == "3.0 of pydicom"
+
+
+def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not(altered):
+    """0.001 for float32; docs/check.md."""
+
+    def moved(by):
+        def change(golden):
+            row = np.array([float(value) for value in golden["cpu"][5].split()])
+            order = np.argsort(row)
+            row[order[-1]] -= by
+            row[order[0]] += by
+            return golden | {
+                "cpu": [*golden["cpu"][:5], " ".join(map(repr, row.tolist())), *golden["cpu"][6:]]
+            }
+
+        return change
+
+    folder = altered(moved(0.0009))
+    lines, wrong = looked("--bundle", folder, "--device", "cpu")
+    assert (
+        wrong == []
+        and "probabilities within 9.0e-04 of the known ones (0.001 allowed)" in values(lines)["self-test"]
+    )
+    import shutil
+
+    shutil.rmtree(folder)
+    lines, wrong = looked("--bundle", altered(moved(0.0011)), "--device", "cpu")
+    assert (
+        len(wrong) == 1
+        and "by up to 0.001 (0.001 allowed), with another label for 0 of 16 slices" in wrong[0]
+    )
+
+
+def test_a_processor_is_named_by_the_system(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: A: B \nmodel name\t: C\n")
+    monkeypatch.setattr(check_module, "Path", lambda path: tmp_path / "cpuinfo")
+    assert check_module._processor() == "A: B"
+    (tmp_path / "cpuinfo").write_text("nothing\n")
+    monkeypatch.setattr(check_module.platform, "processor", lambda: "P")
+    assert check_module._processor() == "P"
+    (tmp_path / "cpuinfo").unlink()
+    monkeypatch.setattr(check_module.platform, "processor", lambda: "")
+    monkeypatch.setattr(check_module.platform, "machine", lambda: "M")
+    assert check_module._processor() == "M"
+
+
+def test_cuda_whose_libraries_are_all_there_names_the_driver(install, known, monkeypatch):
+    install(granted=(CPU,), compute="network")
+    monkeypatch.setattr(check_module.ctypes, "CDLL", lambda path: None)
+    found = values(looked("--bundle", known, "--device", "auto")[0])["CUDA"]
+    assert found.startswith("its libraries are there, no device was granted: ")
+
+
+def test_onnxruntime_of_no_distribution_is_said(install, known, monkeypatch):
+    monkeypatch.setattr(check_module, "packages_distributions", lambda: {})
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert wrong == [] and values(lines)["onnxruntime"].endswith(" (of no installed distribution)")
+    monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"] * 2})
+    lines, wrong = looked("--bundle", known, "--device", "cpu")  # one, listed twice
+    assert wrong == [] and values(lines)["onnxruntime"].count("onnxruntime") == 1

@@ -376,3 +376,96 @@ def test_a_file_over_the_limit_is_refused(tmp_path):
     with pytest.raises(ImageError, match="too large, at most 20 are read"):
         read_image(path, file_bytes=20)
     same(read_image(path, file_bytes=path.stat().st_size), GRAY)
+
+
+def test_a_gif_s_transparent_gray_is_black():
+    pixels = np.full((3, 3), 90, np.uint8)
+    pixels[0] = 5
+    found = decode(saved(pixels, "GIF", transparency=90))
+    same(found, np.where(pixels == 90, 0, pixels))
+    assert "alpha composited on black" in found.warnings
+
+
+def test_a_loaded_pillow_image_s_transparent_gray_is_doubted_below_16():
+    """Four bits hold no more: from 16 on it can only be of 8."""
+    for clear, doubted in ((0, True), (15, True), (16, False), (200, False)):
+        image = Image.open(io.BytesIO(saved(np.full((2, 2), 3, np.uint8), transparency=clear)))
+        image.load()
+        assert any("taken as of 8 bits" in word for word in slice_of(image).warnings) == doubted, clear
+
+
+def test_a_pillow_png_is_turned_as_its_exif_says():
+    for number, turn in TURNED.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        image = Image.open(io.BytesIO(saved(GRAY, exif=exif)))
+        found = slice_of(image)
+        same(found, turn(GRAY))
+        assert found.warnings == (f"turned as its EXIF orientation {number} says",)
+
+
+@pytest.mark.parametrize("number", [0, 1, 9, "x", None])
+def test_an_exif_orientation_that_is_none_turns_nothing(number, monkeypatch):
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: {0x0112: number})
+    same(slice_of(Image.fromarray(GRAY)), GRAY)
+    assert slice_of(Image.fromarray(GRAY)).warnings == ()
+
+
+def test_exif_that_cannot_be_read_turns_nothing_and_is_told(monkeypatch):
+    def fails(image):
+        raise ValueError("odd\n" + "x" * 100)
+
+    monkeypatch.setattr(Image.Image, "getexif", fails)
+    found = slice_of(Image.fromarray(GRAY))
+    same(found, GRAY)
+    assert found.warnings == (f"unreadable EXIF ignored (odd {'x' * 76})",)
+
+
+def test_a_frame_given_alone_says_so():
+    image = Image.open(
+        io.BytesIO(
+            saved(
+                Image.fromarray(GRAY),
+                "GIF",
+                save_all=True,
+                append_images=[Image.fromarray(GRAY.copy()[::-1])],
+            )
+        )
+    )
+    image.seek(1)
+    assert slice_of(image).warnings[0] == "frame 1 of 2 alone"
+
+
+def test_a_pillow_image_with_alpha_lies_on_black_in_every_mode():
+    """Against its own conversion to RGBA."""
+    gray = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])
+    for image in (gray, gray.convert("La")):
+        close(slice_of(image), GRAY * (ALPHA / 255))
+        assert slice_of(image).warnings == ("alpha composited on black",)
+    palette = Image.fromarray(COLOUR).quantize(8).convert("PA")
+    palette.putalpha(Image.fromarray(ALPHA))
+    close(slice_of(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255)))
+    assert slice_of(palette).warnings[:2] == ("converted from palette to gray", "alpha composited on black")
+    multiplied = slice_of(Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("RGBa"))
+    np.testing.assert_allclose(multiplied.pixels, luma(COLOUR * (ALPHA[..., None] / 255)), atol=2.5)
+    assert multiplied.warnings[:2] == ("converted from colour to gray", "alpha composited on black")
+
+
+@pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK"])
+def test_a_pillow_image_in_any_colors_is_luma_without_alpha(mode):
+    found = slice_of(Image.fromarray(COLOUR).convert(mode))
+    np.testing.assert_allclose(found.pixels, luma(COLOUR), atol=2.5)
+    assert found.warnings == ("converted from colour to gray", DOUBTFUL)
+
+
+def test_a_pillow_image_of_another_mode_is_refused():
+    with pytest.raises(
+        ImageError, match=r"^image: pixels of mode HSV are not read: save it as gray of 8 or 16"
+    ):
+        slice_of(Image.fromarray(COLOUR).convert("HSV"))
+    same(slice_of(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
+
+
+def test_black_and_white_of_a_pnm_of_16_bits_are_the_ends_of_their_range():
+    same(decode(b"P5 2 1 65535 \0\0\xff\xff"), [[0, 65_535]], np.uint16)
+    same(decode(b"P2 2 1 65535 0 65535\n"), [[0, 65_535]], np.uint16)

@@ -130,3 +130,32 @@ OrganClassifier({str(bundle)!r}).predict(np.zeros((28, 28), np.uint8))
 assert before == (dict(os.environ), list(warnings.filters), signal.getsignal(signal.SIGINT), os.getcwd())
 assert not logging.getLogger("organ_infer").handlers and not logging.getLogger().handlers"""
     loaded(code)
+
+
+def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch):
+    import importlib.metadata
+
+    import organ_infer
+    from organ_infer import classifier, errors, installed, results
+
+    homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
+    for name in organ_infer.__all__:
+        if name != "__version__":
+            monkeypatch.delitem(vars(organ_infer), name, raising=False)
+            assert getattr(organ_infer, name) is getattr(homes.get(name, errors), name)
+            assert name in vars(organ_infer)  # the next look-up does not come here
+    assert {*organ_infer.__all__} <= {*dir(organ_infer)} and dir(organ_infer) == sorted(dir(organ_infer))
+    with pytest.raises(AttributeError, match=r"^module 'organ_infer' has no attribute 'nope'$"):
+        _ = organ_infer.nope
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    for quick, slow, expected in [("1.2", None, "1.2"), (None, "1.3", "1.3"), (None, version, "0+unknown")]:
+        monkeypatch.delitem(vars(organ_infer), "__version__", raising=False)
+        monkeypatch.setattr(installed, "installed_version", lambda name, quick=quick: quick)
+        monkeypatch.setattr(
+            importlib.metadata, "version", slow if callable(slow) else lambda name, slow=slow: slow
+        )
+        assert organ_infer.__version__ == expected
+    monkeypatch.delitem(vars(organ_infer), "__version__", raising=False)

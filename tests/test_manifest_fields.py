@@ -1,13 +1,16 @@
 """Every field of a manifest: absent, of another type, out of its range, nested too deeply."""
 
 import copy
+import hashlib
 import json
+import math
 
 import pytest
 from conftest import CLASSES
 
 from organ_infer import BundleError
-from organ_infer.bundle import Manifest
+from organ_infer.bundle import Card, Input, Manifest, Member, Task
+from organ_infer.fields import FieldReader, clipped, parse_json
 
 
 def full():
@@ -184,3 +187,387 @@ def test_a_line_of_error_stays_one_line_whatever_stands_in_the_manifest():
             Manifest.from_json(text.replace(old, new))
         said = str(caught.value)
         assert said.isprintable() and len(said) < 500, said
+
+
+# Both sides of every bound.
+
+
+def read(change=None, text=None):
+    whole = copy.deepcopy(full())
+    if change:
+        change(whole)
+    return Manifest.from_json(json.dumps(whole) if text is None else text)
+
+
+def test_every_value_stands_in_its_field():
+    found = read()
+    first, form, merged = (
+        Member(stage="s", file=file, sha256="0" * 64, bytes=5, precision=precision, output=output, val_accuracy=0.5)
+        for file, precision, output in [
+            ("s.onnx", "fp32", "logits"), ("s.fp16.onnx", "fp16", "logits"), ("m.onnx", "fp32", "probabilities"),
+        ]
+    )  # fmt: skip
+    first = Member(**{**vars(first), "alternatives": (form,)})
+    assert found == Manifest(
+        name="n",
+        task=Task("d", "axial", tuple(CLASSES), (("femur-left", "femur-right"),)),
+        input=Input(
+            size=28, mean=0.5, std=0.5, resample="area", window=(40.0, 400.0), orientation=("L", "P")
+        ),
+        members=(first,),
+        card=Card("CARD.md", "0" * 64),
+        licence="l",
+        merged=merged,
+        combine="mean_probability",
+        temperature=1.0,
+        metrics={},
+        training={},
+        format=1,
+    )
+    assert list(found.graphs()) == [first, form, merged]
+    assert found.files() == ("s.onnx", "s.fp16.onnx", "m.onnx", "CARD.md")
+    assert Manifest.from_json(found.to_json()) == found
+    assert list(json.loads(found.to_json())) == [
+        *(
+            "format",
+            "name",
+            "task",
+            "input",
+            "members",
+            "merged",
+            "combine",
+            "temperature",
+            "metrics",
+            "training",
+        ),
+        *("card", "licence"),
+    ]
+
+
+SMALL = 1e-9
+# field: its least and most, and a step beyond them (docs/contracts: size 4 to 1024, std 0.001 to 100, ...)
+BOUNDS = {
+    "input.size": (4, 1024, 1),
+    "input.mean": (0, 1, SMALL),
+    "input.std": (0.001, 100, SMALL),
+    "input.window.0": (-32768, 32767, SMALL * 1e5),
+    "input.window.1": (1, 65535, SMALL * 1e5),
+    "temperature": (0.01, 100, SMALL),
+    "members.0.bytes": (1, 2**31 - 1, 1),
+    "members.0.val_accuracy": (0, 1, SMALL),
+    "merged.bytes": (1, 2**31 - 1, 1),
+}
+
+
+def put(whole, place, value):
+    *way, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    for part in way:
+        whole = whole[part]
+    whole[last] = value
+
+
+def taken(place, value):
+    try:
+        read(lambda whole: put(whole, place, value))
+    except BundleError as e:
+        assert "\n" not in str(e)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("place", BOUNDS)
+def test_a_number_is_taken_from_its_least_to_its_most(place):
+    least, most, step = BOUNDS[place]
+    assert [taken(place, value) for value in (least, least + step, most - step, most)] == [True] * 4
+    assert not taken(place, least - step) and not taken(place, most + step)
+
+
+def many_classes(count):
+    return [f"c{i}" for i in range(count)]
+
+
+def with_classes(count):
+    def change(whole):
+        whole["task"] |= {"classes": many_classes(count), "paired": []}
+
+    return change
+
+
+def with_members(count):
+    def change(whole):
+        whole["members"] = [
+            whole["members"][0] | {"file": f"{i}.onnx", "alternatives": []} for i in range(count)
+        ]
+
+    return change
+
+
+def with_alternatives(count):
+    def change(whole):
+        form = whole["members"][0]["alternatives"][0]
+        whole["members"][0]["alternatives"] = [form | {"file": f"{i}.onnx"} for i in range(count)]
+
+    return change
+
+
+def with_pairs(count):
+    def change(whole):
+        names = [[f"o{i}-left", f"o{i}-right"] for i in range(count)]
+        whole["task"] |= {"classes": [*(side for pair in names for side in pair), "x", "y"], "paired": names}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "least", "most"),
+    [(with_classes, 2, 1000), (with_members, 1, 64), (with_alternatives, 0, 16), (with_pairs, 0, 499)],
+)
+def test_a_list_has_from_its_least_to_its_most_entries(change, least, most):
+    for count in {least, most}:
+        read(change(count))
+    for count in {max(least - 1, 0), most + 1} - {least}:
+        with pytest.raises(BundleError, match="must be a list of"):
+            read(change(count))
+
+
+def test_an_alternative_has_none_itself():
+    def change(whole):
+        form = whole["members"][0]["alternatives"][0]
+        form["alternatives"] = [form | {"file": "deeper.onnx"}]
+
+    with pytest.raises(
+        BundleError, match=r"members\[0\]\.alternatives\[0\]\.alternatives must be a list of 0 entries"
+    ):
+        read(change)
+
+
+@pytest.mark.parametrize(
+    ("place", "most"),
+    [("name", 200), ("licence", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
+)
+def test_a_text_has_from_1_to_its_most_characters(place, most):
+    assert taken(place, "x") and taken(place, "x" * most) and taken(place, "é" * most)
+    assert not taken(place, "") and not taken(place, "x" * (most + 1)) and not taken(place, " ")
+
+
+def test_a_file_s_name_has_from_1_to_200_plain_characters():
+    for place in ("members.0.file", "card.file"):
+        assert taken(place, "x" * 200) and taken(place, "_") and taken(place, "a.B+c-9_")
+        for name in ("x" * 201, ".x", "-x", "+x", "a b", "a/b", "a\\b", "é", "manifest.json", "..", "x\n"):
+            assert not taken(place, name), name
+    with pytest.raises(BundleError, match=r"file 's\.onnx' is listed twice"):
+        read(lambda whole: put(whole, "card.file", "S.ONNX"))  # one file where case does not count
+
+
+def test_a_class_has_no_space_and_no_comma():
+    assert not any(taken("task.classes.0", name) for name in ("a b", "a,b", "a\u2003b", "femur-left"))
+
+
+def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
+    classes = [
+        "a-left",
+        "a-right",
+        "b-left",
+        "b-right",
+        "left",
+        "right",
+        "-left",
+        "-right",
+        "a-b-left",
+        "a-b-right",
+    ]
+
+    def paired(*pairs, also=()):
+        def change(whole):
+            whole["task"] |= {"classes": [*classes, *also], "paired": [list(pair) for pair in pairs]}
+
+        try:
+            return read(change).task
+        except BundleError:
+            return None
+
+    assert paired(("a-left", "a-right"), ("b-right", "b-left"), ("a-b-left", "a-b-right")).organs() == (
+        *("a", "a", "b", "b", "left", "right", "-left", "-right", "a-b", "a-b"),
+    )
+    wrong = [
+        [("a-left", "b-right")], [("a-left", "a-left")], [("left", "right")], [("-left", "-right")],
+        [("a-left", "none")], [("a-left", "a-right"), ("a-right", "a-left")], [("a-left",)],
+        [("a-left", "a-right", "b-left")],
+    ]  # fmt: skip
+    assert [paired(*pairs) for pairs in wrong] == [None] * len(wrong)
+    assert paired(("a-left", "a-right"), also=["a"]) is None and paired(("b-left", "b-right"), also=["a"])
+
+
+def test_directions_are_at_right_angles():
+    pairs = [(a, b) for a in "LRAPHF" for b in "LRAPHF"]
+    same = {"LR", "RL", "AP", "PA", "HF", "FH", "LL", "RR", "AA", "PP", "HH", "FF"}
+    for a, b in pairs:
+        assert taken("input.orientation", [a, b]) == (a + b not in same), a + b
+    assert not taken("input.orientation", ["L"]) and not taken("input.orientation", ["L", "P", "H"])
+    assert not taken("input.orientation", ["l", "p"]) and not taken("input.window", [40])
+
+
+def test_a_merged_graph_gives_probabilities_and_a_member_either():
+    assert taken("merged.output", "probabilities") and not taken("merged.output", "logits")
+    assert taken("members.0.output", "probabilities") and not taken("members.0.output", "scores")
+
+
+def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s_precision():
+    """CUDA gains from fp16 and not from int8: fp16, else fp32, else int8. The CPU runs what is listed."""
+
+    def forms(device, *precisions, merged=False):
+        def change(whole):
+            first, *others = precisions
+            member = whole["members"][0] | {"precision": first, "file": f"{first}.onnx"}
+            member["alternatives"] = [
+                member | {"precision": other, "file": f"{other}.onnx", "alternatives": []} for other in others
+            ]
+            whole["members"] = [member]
+            whole["merged"] = whole["merged"] if merged else None
+
+        return [form.file for form in read(change).forms(device)]
+
+    assert forms("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
+    assert forms("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
+    assert forms("cuda", "int8", "fp32") == ["fp32.onnx"] and forms("cuda", "int8") == ["int8.onnx"]
+    assert forms("cuda", "fp16", "fp32") == ["fp16.onnx"] and forms("cuda", "fp32", "int8") == ["fp32.onnx"]
+    assert forms("cpu", "int8", merged=True) == forms("cuda", "int8", merged=True) == ["m.onnx"]
+
+
+def test_a_manifest_is_read_up_to_a_mebibyte():
+    text = json.dumps(full())
+    assert read(text=text + " " * ((1 << 20) - len(text)))
+    with pytest.raises(BundleError, match=r"manifest.json: 1,048,577 bytes, at most 1,048,576 are read"):
+        read(text=text + " " * ((1 << 20) + 1 - len(text)))
+
+
+@pytest.mark.parametrize("value", [0, -1, 2, 10**30, True, 1.0, "1", None, [1]])
+def test_format_1_alone_is_read(value):
+    later = isinstance(value, int) and not isinstance(value, bool) and value > 1
+    words = (
+        rf"bundle format {value}, this organ-infer reads format 1: a later"
+        if later
+        else "format must be the number 1"
+    )
+    with pytest.raises(BundleError, match=words):
+        read(
+            lambda whole: whole.update(format=value, unknown=1)
+        )  # before what a later format may hold besides
+
+
+def test_open_objects_are_32_deep_and_finite():
+    def nested(depth, leaf=1):
+        value = leaf
+        for i in range(depth):
+            value = {"a": value} if i % 2 else [value]
+        return {"x": value}
+
+    for name in ("metrics", "training"):
+        assert taken(name, nested(30)) and not taken(name, nested(32))
+        for leaf in (math.nan, math.inf):
+            with pytest.raises(BundleError):
+                read(lambda whole, name=name, leaf=leaf: put(whole, name, {"a": [{"b": leaf}]}))
+        with pytest.raises(BundleError, match=rf"{name}\.a\[1\]\.b must be a finite number"):
+            Manifest.from_json(
+                json.dumps(full()).replace(f'"{name}": {{}}', f'"{name}": {{"a": [0, {{"b": 1e999}}]}}')
+            )
+
+
+# The seal.
+
+
+def sealed(**training):
+    """The text of a manifest with its own checksum."""
+    return read(lambda whole: whole.update(training=training)).to_json()
+
+
+def test_the_seal_is_the_checksum_of_the_text_with_zeros_in_its_place():
+    text = sealed(seed=3)
+    seal = json.loads(text)["training"]["seal"]
+    digest = seal.removeprefix("sha256 of this file with zeros here: ")
+    assert digest == hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest()
+    assert Manifest.from_json(text).training == Manifest.from_json(text.encode()).training == {"seed": 3}
+
+
+def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
+    text = sealed(seed=3)
+    digest = json.loads(text)["training"]["seal"][-64:]
+    other = "1" + digest[1:] if digest[0] != "1" else "2" + digest[1:]
+    for changed in (
+        text.replace('"name": "n"', '"name": "m"'),
+        text + " ",
+        text.replace('"seed": 3', '"seed": 4'),
+        text.replace(digest, other),
+        text.replace(digest, digest[:-1]),
+        text.replace(digest, digest.upper()) if digest.upper() != digest else text + " ",
+        text.replace('"seal"', '"seat"'),  # the key
+        text.replace("with zeros here", "with noughts here"),  # the value
+        text.replace('"seed": 3', '"also": "sha256 of this file with zeros here: "'),
+    ):
+        assert changed != text
+        with pytest.raises(
+            BundleError, match=r"changed since it was written, its sha256 is not the one in training\.seal"
+        ):
+            Manifest.from_json(changed)
+    whole = json.loads(text)
+    del whole["training"]["seal"]
+    assert Manifest.from_json(json.dumps(whole)).training == {"seed": 3}  # taken out, if the change is meant
+    assert Manifest.from_json(json.dumps(full())).training == {}
+
+
+def test_what_is_no_json_is_not_written():
+    for value in (math.nan, {1, 2}, 1e999):
+        with pytest.raises(BundleError, match="every value must be plain, finite JSON"):
+            Manifest(**{**vars(read()), "metrics": {"a": value}}).to_json()
+    with pytest.raises(BundleError, match=r"temperature must be a number from 0\.01 to 100"):
+        Manifest(**{**vars(read()), "temperature": 0.0}).to_json()
+
+
+# Values one by one.
+
+
+def test_json_is_read_as_the_standard_has_it():
+    assert parse_json('{"a": [1, 2.5, null, true, "\\u00e9"]}', "w") == {"a": [1, 2.5, None, True, "é"]}
+    assert parse_json("é".join('""').encode(), "w") == "é"
+    for text, words in {
+        '{"a": 1, "b": 2, "a": 3}': "key 'a' stands twice",
+        "NaN": "NaN is not a JSON number",
+        "[-Infinity]": "-Infinity is not a JSON number",
+        b"\xff": "codec can't decode",
+        "{": "Expecting property name",
+        "[" * 100_000: "nested too deeply",
+    }.items():
+        with pytest.raises(BundleError, match=rf"^w: not valid JSON \(.*{words}") as told:
+            parse_json(text, "w")
+        assert str(told.value).endswith("): export the bundle again")
+
+
+def test_a_long_text_is_clipped_to_its_most():
+    assert clipped("x" * 60) == "x" * 60 and clipped("x" * 61) == "x" * 57 + "..."
+    assert clipped("\n" * 30, 60) == "\\n" * 30 and clipped("\n" * 31) == ("\\n" * 31)[:57] + "..."
+    assert clipped("abcdef", 5) == "ab..."
+    with pytest.raises(BundleError) as told:
+        parse_json(f'{{"{"k" * 300}": 1, "{"k" * 300}": 1}}', "w")
+    assert len(str(told.value)) == len("w: not valid JSON (): export the bundle again") + 120
+
+
+def test_whole_numbers_are_ints_and_numbers_become_floats():
+    reader = FieldReader("w")
+    assert reader.integer(3, "k", 3, 3) == 3 and type(reader.number(3, "k", 3, 3)) is float
+    for call, words in {
+        lambda: reader.integer(3.0, "k", 1, 5000): "k must be a whole number from 1 to 5,000, found 3.0",
+        lambda: reader.integer(True, "k", 0, 1): "found true",
+        lambda: reader.number(False, "k", 0, 1.5): "k must be a number from 0 to 1.5, found false",
+        lambda: reader.number("1", "k", 0, 1): 'found "1"',
+        lambda: reader.sequence([1], "k", 2, 2, "parts"): r"k must be a list of 2 parts, found \[1\]",
+        lambda: reader.sequence((1, 2), "k", 1, 2, "parts"): "k must be a list of 1 to 2 parts",
+        lambda: reader.one_of("c", "k", ["a", "b"]): "k must be one of a, b",
+        lambda: reader.one_of(["a"], "k", ["a", "b"]): "k must be one of a, b",
+        lambda: reader.sha256("A" * 64, "k"): "k must be 64 lower-case hexadecimal digits",
+        lambda: reader.sha256("a" * 65, "k"): "k must be 64",
+        lambda: reader.sha256(None, "k"): "k must be 64",
+    }.items():
+        with pytest.raises(BundleError, match=f"^w: .*{words}"):
+            call()
+    assert reader.sha256("0123456789abcdef" * 4, "k") and reader.sequence([1, 2], "k", 2, 2, "x") == [1, 2]
+    assert reader.optional(None, "k", reader.sha256) is None

@@ -13,7 +13,7 @@ from conftest import CLASSES, make_graph, write_bundle
 from test_imports import loaded
 
 import organ_infer.ray as beyond
-from organ_infer import BundleError, InputError, OrganInferError
+from organ_infer import BundleError, InputError, OrganClassifier, OrganInferError
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None,
@@ -102,6 +102,266 @@ def test_a_workers_first_error_is_what_is_told():
     for line, said in told.items():
         assert beyond._reason(Exception(traced.format(line))) == said
     assert beyond._reason(Exception("The actor\ndied.")) == "The actor died."
+
+
+# Rows, with tables of plain Python in the place of pyarrow's.
+
+
+class FakeArrow:
+    """The few names that the rows need; a table is its rows and their schema."""
+
+    binary, string, int32, float32 = (
+        staticmethod(lambda name=name: name) for name in ("bytes", "text", "i4", "f4")
+    )
+
+    class Table:
+        @staticmethod
+        def from_pylist(rows, schema):
+            names = [name for name, _ in schema]
+            assert all(set(row) <= set(names) for row in rows)
+            return [{name: row.get(name) for name in names} for row in rows]
+
+    @staticmethod
+    def list_(kind):
+        return [kind]
+
+    @staticmethod
+    def schema(fields):
+        return list(fields)
+
+    @staticmethod
+    def array(values, kind):
+        return list(values)
+
+    @staticmethod
+    def table(columns):
+        return FakeColumn(columns["path"])
+
+
+class FakeColumn(list):
+    def slice(self, start, length):
+        return self[start : start + length]
+
+
+@pytest.fixture
+def arrow(monkeypatch):
+    monkeypatch.setattr(beyond, "_arrow", lambda: FakeArrow)
+
+
+def test_rows_stand_in_the_order_of_their_paths_with_a_row_a_slice(arrow, bundle, slices, pictures, tmp_path):
+    np.save(tmp_path / "three.npy", slices[:3])
+    (tmp_path / "three.npy#9.png").write_bytes(b"no image")  # a name that begins as the stack's own slices
+    shutil.copy(pictures / "s03.png", tmp_path / "a.png")
+    names = [
+        "a.png",
+        "three.npy",
+        b"three.npy#1",
+        "three.npy#9.png",
+        "gone",
+        "a.png",
+        "a.png",
+        "odd\udcff.png",
+    ]
+    with OrganClassifier(bundle, device="cpu", threads=1) as opened:
+        expected = opened.predict(slices[[3, 0, 1, 2, 1, 3, 3]])
+    found = beyond.Classify(bundle, base=tmp_path, threads=1)({"path": np.array(names, object)})
+    assert [row["path"] for row in found] == [
+        *("a.png", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "three.npy#9.png", "gone"),
+        *("a.png", "a.png", "odd\\udcff.png"),
+    ]
+    good = [row for row in found if row["error"] is None]
+    for row, wanted in zip(good, expected, strict=True):
+        assert [row[name] for name in CLASSES] == pytest.approx(wanted.probabilities, rel=1e-5)
+        for key in FOUND:
+            if "probability" in key:
+                assert row[key] == pytest.approx(getattr(wanted, key), rel=1e-5)
+            else:
+                assert row[key] == getattr(wanted, key)
+        assert row["warnings"] == list(wanted.warnings)
+    for row in (row for row in found if row["error"] is not None):
+        assert row["warnings"] == [] and {row[name] for name in (*FOUND, *CLASSES)} == {None}
+    assert [row["error"] for row in found if row["error"]][1:] == ["no such file"] * 2
+
+
+def test_the_columns_are_the_published_ones_then_a_column_a_class(arrow):
+    assert beyond._schema(["x", "y"]) == [
+        ("path", "text"), ("label", "text"), ("index", "i4"), ("probability", "f4"), ("organ", "text"),
+        ("organ_probability", "f4"), ("warnings", ["text"]), ("error", "text"), ("x", "f4"), ("y", "f4"),
+    ]  # fmt: skip
+    for name in ("path", "error", "index"):
+        with pytest.raises(BundleError, match=f"a class is named {name!r}"):
+            beyond._schema(["x", name])
+
+
+def test_a_line_of_json_has_every_key_and_nine_digits():
+    third = float(np.float32(1 / 3))
+    row = {"path": "ä", "label": "x", "index": 0, "probability": third, "organ": "x", "organ_probability": 1.0,
+           "warnings": ["w"], "error": None, "x": third, "y": 1e-30}  # fmt: skip
+    line = beyond._json_line(row, ["x", "y"])
+    assert line.endswith(b"\n") and line.count(b"\n") == 1 and "ä".encode() in line and b"0.333333343" in line
+    assert json.loads(line) == {
+        "path": "ä", "label": "x", "index": 0, "probability": 0.333333343, "organ": "x", "organ_probability": 1.0,
+        "probabilities": {"x": 0.333333343, "y": 1e-30}, "warnings": ["w"], "error": None,
+    }  # fmt: skip
+    failed = dict.fromkeys(row) | {"path": "a", "warnings": [], "error": "broken"}
+    assert json.loads(beyond._json_line(failed, ["x", "y"])) == {
+        "path": "a", "label": None, "index": None, "probability": None, "organ": None, "organ_probability": None,
+        "probabilities": None, "warnings": [], "error": "broken",
+    }  # fmt: skip
+
+
+def test_paths_go_in_tasks_of_at_most_a_size(arrow):
+    names = [f"{i}\udcff" for i in range(7)]
+    for size, lengths in {1: [1] * 7, 3: [3, 3, 1], 7: [7], 8: [7]}.items():
+        blocks = beyond._blocks(names, size)
+        assert [len(block) for block in blocks] == lengths
+        assert [os.fsdecode(name) for block in blocks for name in block] == names
+
+
+def test_an_output_may_be_there_only_as_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nothing")
+    assert beyond._vacant("new") == tmp_path / "new" and beyond._vacant("empty") == tmp_path / "empty"
+    for name in ("file", "link"):
+        with pytest.raises(InputError, match="not empty; name a directory that is not there yet"):
+            beyond._vacant(name)
+
+
+def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
+    target = tmp_path / "rows"
+    for _ in range(2):
+        with beyond._appearing(target) as building:
+            assert building.parent == tmp_path and building.name.startswith(".rows.")
+            assert building.stat().st_mode & 0o777 == 0o755
+            (building / "part").write_text("whole")
+            assert not target.exists() or not list(target.iterdir())
+        assert (target / "part").read_text() == "whole" and [p.name for p in tmp_path.iterdir()] == ["rows"]
+        (target / "part").unlink()
+    (target / "late").touch()  # something came there meanwhile
+    with pytest.raises(OrganInferError, match="rows: cannot be written"), beyond._appearing(target):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["rows", "late"]
+    with pytest.raises(InputError, match="cannot be written"), beyond._appearing(target / "late" / "rows"):
+        pass
+
+
+def test_every_file_is_on_the_disk_before_the_output_appears(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        os, "fsync", lambda number: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+    )
+    with beyond._appearing(tmp_path / "rows") as building:
+        for name in ("a", "b"):
+            (building / name).write_text(name)
+    assert sorted(done) == ["a", "b"]
+
+
+def test_files_hold_some_65_536_rows_and_are_written_beside_the_actors(monkeypatch):
+    seen = []
+    rows = SimpleNamespace(write_parquet=lambda *given, **options: seen.append((given, options)))
+    beyond._write_parquet(rows, "there", CLASSES)
+    assert seen == [(("there",), {"min_rows_per_file": 65_536, "ray_remote_args": {"num_cpus": 0}})]
+
+
+def test_a_cluster_that_is_there_is_left_as_it_is_and_one_that_fails_is_told(monkeypatch):
+    done = []
+    there = SimpleNamespace(
+        is_initialized=lambda: True, init=lambda: done.append(1), shutdown=lambda: done.append(2)
+    )
+    with beyond._cluster(there):
+        pass
+    assert done == []
+
+    def fails():
+        raise ConnectionError("no\nport")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=fails, shutdown=lambda: done.append(3))
+    monkeypatch.delenv(beyond.USAGE_VARIABLE, raising=False)
+    words = r"^no Ray cluster could be started or reached: no port$"
+    with pytest.raises(OrganInferError, match=words), beyond._cluster(ray):
+        raise AssertionError
+    assert done == [] and beyond.USAGE_VARIABLE not in os.environ
+    started = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda: None, shutdown=lambda: done.append(4)
+    )
+    with pytest.raises(ZeroDivisionError), beyond._cluster(started):
+        raise ZeroDivisionError
+    assert done == [4]
+
+
+def test_a_list_and_a_directory_that_hold_nothing_or_cannot_be_read_are_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_bytes(b"a\r\n\n\xff\nb")
+    assert beyond._names(tmp_path / "list.txt") == ["a", "\udcff", "b"]
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.png" / "a.png").touch()
+    assert beyond._names(str(tmp_path / "folder.png")) == [str(tmp_path / "folder.png" / "a.png")]
+    assert beyond._names((b"a", tmp_path)) == ["a", str(tmp_path)]
+    for paths, words in {
+        "empty": "no image in this directory|no image in it",
+        "none": "none: cannot be read",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            beyond._names(tmp_path / paths)
+
+
+@pytest.mark.parametrize(
+    "count, workers, size", [(1, 1, 1), (9, 2, 2), (40, 2, 5), (100_000, 2, 1024), (8192, 2, 1024)]
+)
+def test_a_run_is_asked_of_ray_as_it_was_asked_for(
+    arrow, bundle, tmp_path, monkeypatch, count, workers, size
+):
+    """Four tasks a worker at least, 1,024 paths each at most."""
+    seen = {}
+
+    class Rows:
+        def map_batches(self, kind, **options):
+            seen.update(options, kind=kind)
+            return "rows"
+
+    ray = SimpleNamespace(
+        is_initialized=lambda: True,
+        data=SimpleNamespace(
+            from_arrow=lambda blocks: (seen.update(blocks=[len(block) for block in blocks]), Rows())[1],
+            ActorPoolStrategy=lambda size: ("pool", size),
+        ),
+        exceptions=SimpleNamespace(RayActorError=KeyError, RayError=LookupError),
+    )
+    monkeypatch.setattr(beyond, "_ray", lambda: ray)
+    monkeypatch.chdir(tmp_path)
+
+    def written(rows, directory, classes):
+        seen["written"] = rows, classes
+        (beyond.Path(directory) / "part").write_text("rows")
+
+    monkeypatch.setitem(beyond._WRITERS, "jsonl", written)
+    beyond.classify(
+        [f"{i}.png" for i in range(count)], "rows", bundle=bundle, workers=workers, format="jsonl",
+        num_cpus=2.5, num_gpus=0.5, tta=True,
+    )  # fmt: skip
+    assert (tmp_path / "rows" / "part").read_text() == "rows" and seen["written"] == ("rows", tuple(CLASSES))
+    assert sum(seen["blocks"]) == count and max(seen["blocks"]) == size == seen["batch_size"]
+    assert seen["fn_constructor_kwargs"] == {
+        "bundle": str(bundle), "base": str(tmp_path), "device": "cuda", "threads": 2, "tta": True,
+    }  # fmt: skip
+    assert (seen["kind"], seen["compute"]) == (beyond.Classify, ("pool", workers))
+    assert (seen["num_cpus"], seen["num_gpus"]) == (2.5, 0.5)
+    assert seen["ray_remote_args_fn"]() == {"max_task_retries": 10}
+    if count == 1:
+        monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(KeyError("it died")))
+        with pytest.raises(OrganInferError, match="a worker died 11 times over the same 1 images or fewer"):
+            beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl", num_cpus=0)
+        assert seen["fn_constructor_kwargs"] == {
+            "bundle": str(bundle), "base": str(tmp_path), "device": "cpu", "threads": 1,
+        }  # fmt: skip
+        monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(LookupError("lost")))
+        with pytest.raises(OrganInferError, match="Ray could not classify them all: lost"):
+            beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl")
+        defaults = seen["num_cpus"], seen["num_gpus"], seen["fn_constructor_kwargs"]["device"]
+        assert defaults == (1, 0, "cpu")
+        assert not (tmp_path / "again").exists()
 
 
 @needs_ray

