@@ -197,6 +197,13 @@ def test_what_breaks_off_says_so_and_has_an_exit_code(
     assert capsys.readouterr().err == f"{message}\n"
 
 
+def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
+    watched = Watched(monkeypatch, data)
+    assert ablate.main(["--out", str(tmp_path), "--only", "reference,no such"]) == 2
+    assert "ablate: error: --only: 'no such' is none of reference, no cutting, " in capsys.readouterr().err
+    assert not watched.trained
+
+
 def test_each_variant_changes_one_ingredient_of_the_reference():
     """docs/edge.md, "What each ingredient is worth": the reference is the recipe without erasing and other windows."""
     reference = dataclasses.asdict(ablate.VARIANTS["reference"])

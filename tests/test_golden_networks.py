@@ -11,7 +11,7 @@ from torch import nn
 
 from train import networks
 from train.edge.network import ResidualNetwork
-from train.networks import GrayResNet, find_weights, make_network
+from train.networks import GrayResNet, SmallMapConv2d, find_weights, make_network
 from train.record import RunError
 
 
@@ -147,6 +147,16 @@ def test_a_resnet_on_gray_slices_is_torchvisions_on_three_equal_channels(name, s
     with torch.no_grad():
         expected = theirs(x.expand(-1, 3, -1, -1))
         torch.testing.assert_close(network(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_convolution_of_a_bottleneck_is_one_for_small_maps_and_the_stem_is_not():
+    """The logits are equal either way, the time is not."""
+    net = GrayResNet("resnet18", classes=3, seed=1).resnet
+    kinds = {name: type(layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    assert len(kinds) == 20 and kinds.pop("conv1") is nn.Conv2d
+    assert set(kinds.values()) == {SmallMapConv2d}
+    weights = [p for p in net.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 def test_the_exported_resnet_is_torchvisions_with_one_input_channel():

@@ -174,9 +174,10 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
     assert parallel.launched() is ALONE
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert parallel.launched() is ALONE  # without a rank
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "3")
-    assert parallel.launched() == Group(3, 4)
+    for rank, size in ((3, 4), (1, 2)):
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        monkeypatch.setenv("RANK", str(rank))
+        assert parallel.launched() == Group(rank, size)
 
 
 def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):

@@ -167,3 +167,8 @@ def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, member)
 def test_the_rungs_bring_every_stage():
     assert chosen_stages(list(RUNGS)) == list(LADDER)
     assert [stage.name for stage in chosen_stages(["edge"])] == ["edge"]
+
+
+def test_a_stage_that_is_none_is_named():
+    with pytest.raises(RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "):
+        chosen_stages(["base", "huge"])

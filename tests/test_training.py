@@ -119,7 +119,7 @@ def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
     assert {key: group[key] for key in published} == published
     assert len(group["params"]) == len(list(network.parameters()))
     assert [method.learning_rate(done) for done in (0.0, 0.3, 1.0)] == [1e-3] * 3
-    assert method.described() == {"learning_rate": 1e-3}
+    assert method.described() == {"learning_rate": 1e-3} and method.averaged is None
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
     expected = math.log(1 + math.exp(-2) + math.exp(-3)) + math.log(3)
     assert float(method.loss(logits, torch.tensor([0, 2]))) == pytest.approx(expected)
@@ -430,7 +430,7 @@ def test_the_average_is_shorter_over_the_first_steps(values, decay):
     layer = nn.Linear(1, 1, bias=False)
     layer.register_buffer("count", torch.tensor(5))
     average = Average(layer, decay)
-    expected = float(layer.weight)
+    expected = layer.weight.item()
     for step, value in enumerate(values, start=1):
         with torch.no_grad():
             layer.weight.fill_(value)
