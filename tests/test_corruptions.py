@@ -54,7 +54,9 @@ PILLOW = {
 @pytest.mark.parametrize("name", PILLOW)
 def test_a_corruption_is_medmnistcs(name, severity):
     strength = CORRUPTIONS[name].strengths[severity - 1]
-    slices, most = (made_slices(size=224), 2) if name == "gaussian_blur" else (SLICES, 1)
+    slices = made_slices(size=224 if name == "gaussian_blur" else 28)
+    # the blur's kernel is another at small sizes; JPEG of three channels rounds them on their own
+    most = {"gaussian_blur": 2, "jpeg_compression": 1}.get(name, 0)
     found = corrupt(slices, name, severity)
     for image, made in zip(slices, found, strict=True):
         expected = np.asarray(PILLOW[name](Image.fromarray(image).convert("RGB"), strength).convert("L"))
@@ -94,7 +96,9 @@ def test_noise_is_drawn_a_channel_and_read_as_gray(name, severity):
         colour = np.asarray(Image.fromarray(image).convert("RGB")) / 255
         noisy = (np.clip(NOISE[name](colour, strength, generator), 0, 1) * 255).astype(np.uint8)
         expected = np.asarray(Image.fromarray(noisy).convert("L"))
-        assert np.abs(made.astype(int) - expected).max() <= 1
+        # float32 beside float64: now and then one gray level
+        difference = np.abs(made.astype(int) - expected)
+        assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 def test_noise_is_as_strong_as_it_says():
@@ -131,6 +135,14 @@ def test_a_small_slice_is_blurred_as_much_as_the_large_one_it_may_be_made_from(s
     found = corrupt(np.rint(small).astype(np.uint8), "gaussian_blur", severity) - small
     assert found.std() == pytest.approx(expected.std(), rel=0.2)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9  # the small slice is rounded to bytes
+
+
+def test_at_224_pixels_the_blur_reaches_as_far_as_torchvisions_kernel():
+    """At the mildest severity 11 pixels: a bright column is spread over so many."""
+    column = np.zeros((1, 224, 224), np.uint8)
+    column[0, :, 112] = 255
+    found = np.flatnonzero(corrupt(column, "gaussian_blur", 1)[0, 100])
+    assert found.tolist() == list(range(107, 118))
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

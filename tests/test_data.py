@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -252,10 +253,11 @@ def test_a_download_without_a_length_is_complete_when_it_ends(server, tmp_path):
     server.names_length = False
     download(address(server), tmp_path / "a.npz", MD5)
     assert (tmp_path / "a.npz").read_bytes() == CONTENT
-    server.content = b"something else"
-    with pytest.raises(RunError, match=f"expected MD5 {MD5}, found"):
-        download(address(server), tmp_path / "b.npz", MD5)
-    assert not (tmp_path / "b.npz.part").exists()
+    for content in (b"something else", b""):
+        server.content = content
+        with pytest.raises(RunError, match=f"expected MD5 {MD5}, found {hashlib.md5(content).hexdigest()}"):
+            download(address(server), tmp_path / "b.npz", MD5)
+        assert not (tmp_path / "b.npz.part").exists()
 
 
 def test_a_large_file_is_fetched_in_several_pieces(server, tmp_path, monkeypatch):
@@ -281,7 +283,7 @@ def test_a_file_that_is_there_is_not_asked_for(server, tmp_path):
     assert server.ranges == [] and (tmp_path / "a.npz").read_bytes() == b"as it is"
 
 
-@pytest.mark.parametrize(("status", "requests"), [(404, 1), (499, 1), (500, 4), (503, 4)])
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (417, 1), (499, 1), (500, 4), (503, 4)])
 def test_errors_of_the_server_are_tried_again_and_refusals_not(server, tmp_path, status, requests):
     server.status = status
     with pytest.raises(RunError, match=f"the server answered {status}"):
@@ -343,6 +345,41 @@ def test_a_full_disk_is_named_after_every_attempt(server, tmp_path, monkeypatch)
     assert len(server.ranges) == 4
 
 
+def test_an_error_that_is_not_the_disks_says_nothing_of_the_directory(server, tmp_path, monkeypatch):
+    """It has no number: a connection's."""
+    refuse_to_open(monkeypatch, OSError("the connection ended"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match=r"could not be downloaded: the connection ended; fetch"):
+        download(address(server), tmp_path / "a.npz", MD5)
+
+
+def test_a_directory_that_vanishes_is_not_called_read_only(server, tmp_path):
+    """The part's directory is gone when the answer comes."""
+    home = tmp_path / "new"
+    home.mkdir()
+    real, server.finish_request = server.finish_request, None
+
+    def finish(request, client):
+        shutil.rmtree(home, ignore_errors=True)
+        real(request, client)
+
+    server.finish_request = finish
+    with pytest.raises(RunError, match=r"could not be downloaded: .*No such file or directory.*; fetch"):
+        download(address(server), home / "a.npz", MD5)
+
+
+def test_missing_directories_are_made_and_the_progress_ends_at_all_of_it(server, tmp_path, capsys):
+    path = tmp_path / "new" / "er" / "organsmnist.npz"
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + ".part").write_bytes(CONTENT[:1234])
+    download(address(server), path, MD5)
+    shown = capsys.readouterr().err
+    assert "organsmnist.npz: 100%" in shown and "part" not in shown
+    assert f"{len(CONTENT) / 1024:.1f}k/{len(CONTENT) / 1024:.1f}k" in shown
+    download(address(server), tmp_path / "others" / "too" / "a.npz", MD5)
+    assert (tmp_path / "others" / "too" / "a.npz").read_bytes() == CONTENT
+
+
 def test_an_error_without_words_is_named_by_its_kind(server, tmp_path, monkeypatch):
     refuse_to_open(monkeypatch, ConnectionResetError())
     with pytest.raises(RunError, match=r"could not be downloaded: ConnectionResetError; fetch"):
@@ -353,8 +390,9 @@ def test_a_part_takes_its_name_only_when_it_is_on_the_disk(server, tmp_path, mon
     order, real_sync, real_replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: order.append(os.fstat(fd).st_size) or real_sync(fd))
     monkeypatch.setattr(os, "replace", lambda a, b: order.append("renamed") or real_replace(a, b))
-    download(address(server), tmp_path / "a.npz", MD5)
-    assert order == [len(CONTENT), "renamed"]
+    server.content = b"less than a buffer"
+    download(address(server), tmp_path / "a.npz", hashlib.md5(server.content).hexdigest())
+    assert order == [len(server.content), "renamed"]
 
 
 def test_the_lock_of_a_download_is_given_back(server, tmp_path):

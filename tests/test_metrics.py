@@ -166,6 +166,9 @@ def test_a_probability_on_an_edge_counts_to_the_bin_below():
 def test_certain_answers_are_in_the_last_bin_and_none_falls_out():
     # 1 and 0.95 share the last bin: gap |1 - 1.95| of two
     assert expected_calibration_error(top([1.0, 0.95]), np.array([1, 0])) == pytest.approx(0.95 / 2)
+    # rounding may lift a sum of float32 a little above 1
+    above = np.array([[1.0000001, 0], [0.95, 0.05]], np.float32)
+    assert expected_calibration_error(above, np.array([1, 0])) == pytest.approx(0.95 / 2, abs=1e-6)
     assert expected_calibration_error(np.zeros((2, 2)), np.array([0, 0])) == 1.0
     # 0 belongs to the first bin, with 0.05
     assert expected_calibration_error(np.array([[0.0], [0.05]]), np.array([0, 0])) == pytest.approx(1.95 / 2)

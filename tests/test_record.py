@@ -7,7 +7,9 @@ import math
 import multiprocessing
 import os
 import stat
+import warnings
 
+import filelock
 import pytest
 import torch
 
@@ -92,8 +94,8 @@ def test_a_file_is_on_the_disk_before_it_is_renamed_and_its_directory_after(tmp_
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", lambda a, b: steps.append("renamed") or real_replace(a, b))
-    record.atomic_write(tmp_path / "a", b"x" * 5000)
-    assert steps == ["5000 bytes", "renamed", "directory"]
+    record.atomic_write(tmp_path / "a", b"x" * 50)  # less than a buffer
+    assert steps == ["50 bytes", "renamed", "directory"]
 
 
 def test_no_descriptor_is_left_open(tmp_path):
@@ -193,6 +195,18 @@ def test_what_killed_writers_left_is_swept_away_and_nothing_else(tmp_path):
     record.sweep_partials(run)
     assert names(run) == sorted([".a.partial.npz", ".hidden", "base", "results.json", "visible.partial"])
     assert names(run / "base") == [] and names(outside) == ["kept"]
+
+
+def test_a_partial_that_cannot_be_removed_leaves_the_others_to_be_removed(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(39, "Directory not empty")
+
+    for name in ("first", "second"):
+        (tmp_path / f".{name}.partial").mkdir()
+        (tmp_path / f".{name}.partial" / "graph.onnx").touch()
+    monkeypatch.setattr(os, "rmdir", refuse)
+    record.sweep_partials(tmp_path)
+    assert [names(path) for path in tmp_path.iterdir()] == [[], []]
 
 
 def test_a_partial_that_is_gone_meanwhile_is_passed_over(tmp_path, monkeypatch):
@@ -305,6 +319,25 @@ def test_another_process_is_refused_while_the_lock_is_held_and_let_in_after(tmp_
     with pytest.raises(KeyError), record.locked(run):
         raise KeyError
     assert ask() == "got it"
+
+
+def test_a_file_system_without_flock_is_told_each_time_whatever_the_users_filters(
+    tmp_path, monkeypatch, capsys
+):
+    class Fallback(filelock.FileLock):
+        def acquire(self, *arguments, **options):
+            warnings.warn("flock not supported on this filesystem", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+            return super().acquire(*arguments, **options)
+
+    monkeypatch.setattr(filelock, "FileLock", Fallback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            with record.locked(tmp_path):
+                shown = capsys.readouterr()
+                assert shown.out == "" and shown.err.count("\n") == 1
+                assert f"a killed run leaves its lock behind; remove {tmp_path / '.lock'} then" in shown.err
 
 
 def test_a_lock_in_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -153,6 +155,20 @@ def test_another_seed_is_measured_anew_and_recorded(tmp_path, counted):
     assert noisy <= {"gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise"}
     kept = json.loads((tmp_path / "robustness.json").read_text())["stages"]
     assert [entry["corruption_seed"] for entry in kept] == [2]
+
+
+def test_the_noise_is_that_of_seed_0_unless_told_otherwise(tmp_path):
+    data, results = make_data(), make_run(tmp_path, "base")
+    images, labels, asked = data.images["test"][:5], data.labels["test"][:5], []
+
+    def predict(slices):
+        asked.append(content_of(slices))
+        return np.zeros((5, 11))
+
+    corrupted_accuracy(predict, images, labels)
+    assert content_of(corrupt(images, "shot_noise", 2, 0)) in asked
+    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    assert entry["corruption_seed"] == 0
 
 
 def test_more_slices_than_a_batch_are_answered_in_their_order(tmp_path):
@@ -394,6 +410,20 @@ def test_a_smoke_runs_slices_are_the_first_and_its_figures_are_said_to_mean_noth
         for file in ("base/member.onnx", "robustness.json"):
             (tmp_path / file).unlink()
         (tmp_path / "base").rmdir()
+
+
+def test_a_single_slice_may_be_asked_for(tmp_path, data_at_hand, capsys):
+    make_run(tmp_path, "base")
+    assert main([str(tmp_path), "--slices", "1", "--device", "cpu"]) == 0
+    assert "1 of the 40 slices of test" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+def test_as_a_program_it_takes_its_arguments_and_ends_with_its_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["robustness", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("train.robustness", run_name="__main__")
+    assert ended.value.code == 2 and "no results.json in" in capsys.readouterr().err
 
 
 def test_a_run_without_a_finished_stage_is_refused(tmp_path, data_at_hand, capsys):

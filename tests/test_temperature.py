@@ -59,7 +59,7 @@ def calibrated():
     return np.log(SHARES).repeat(20, axis=0), labels
 
 
-@pytest.mark.parametrize("temperature", [0.06, 0.25, 0.8, 1.0, 1.5, 7.0, 19.0])
+@pytest.mark.parametrize("temperature", [0.06, 0.25, 0.8, 1.0, 1.5, 2.0, 7.0, 19.0])
 def test_a_known_temperature_is_recovered_to_three_decimals(temperature):
     logits, labels = calibrated()
     assert fit_temperature([temperature * logits], labels) == pytest.approx(temperature, abs=0.0011)

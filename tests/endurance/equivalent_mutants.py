@@ -212,18 +212,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/edge/chains.py": {
         (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
-            "np.random.default_rng(seed).random(chain.max() + 1) <= share",
-        ): "a draw of exactly the share does not happen",
-        (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
-            "2",
-        ): "one draw more than there are chains",
-        (
-            "flat = images.reshape(len(images), -1).astype(np.float32)",
-            "2",
-        ): "NumPy takes every negative number for the rest",
-        (
             "number, chain = connected_components(graph, directed=False)",
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
