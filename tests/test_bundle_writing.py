@@ -278,6 +278,15 @@ def test_a_bundle_that_cannot_be_written_leaves_the_one_before(write, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "members"]
 
 
+def test_a_bundle_that_the_runtime_refuses_leaves_the_one_before(write, tmp_path):
+    bundle = write((None, BASE, None))
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(ExportError, match=r"the runtime refuses the bundle bundle: .*\(N, 2\)"):
+        write((None, 2 * BASE, None), classes=CLASSES[:2])
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "members"]
+
+
 def test_the_files_are_on_the_disk_before_they_take_their_place(write, monkeypatch):
     import os
 
