@@ -21,6 +21,8 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.spans: dict[str, list[list[int]]] = {}
+        self.marked: dict[str, list[list[str]]] = {}  # rows of the best stage
+        self.bold: dict[str, list[int]] = {}  # places of bold cells in their rows
         self.pairs: list[tuple[str, str]] = []
         self.texts: dict[str, list[str]] = {"h1": [], "h2": [], "h3": [], "p": [], "figcaption": [], "li": []}
         self.images: list[tuple[str, np.ndarray]] = []
@@ -39,10 +41,14 @@ class Page(HTMLParser):
             self.rows.append([])
             self.tables.setdefault(self._region, []).append(self.rows[-1])
             self.spans.setdefault(self._region, []).append([])
+            if "best" in (attributes.get("class") or "").split():
+                self.marked.setdefault(self._region, []).append(self.rows[-1])
         if tag in ("td", "th"):
             self._cell = True
             self.rows[-1].append("")
             self.spans[self._region][-1].append(int(attributes.get("colspan") or 1))
+            if "bold" in (attributes.get("class") or "").split():
+                self.bold.setdefault(self._region, []).append(len(self.rows[-1]) - 1)
         if tag in self.texts:
             self.texts[tag].append("")
             self._open.append(tag)

@@ -425,3 +425,187 @@ def test_when_each_stage_stops():
     assert of("batch_norm", ensemble=7) == patient.format(100)
     assert of("batch_norm", smoke=True) == patient.format(2)
     assert of("base", base=3, all=4) == "after 3 epochs, keeping the last weights"
+
+
+SEEDS_TABLE = "Accuracy by stage and seed"
+SCORES_TABLE = "Accuracy, precision, recall and F1 by stage and split"
+TEST_TABLE = "Test accuracy with a bootstrap interval"
+
+
+def test_several_seeds_are_listed_one_by_one_and_one_is_not(two_stages, tmp_path):
+    split = make_split()
+    entries = [
+        make_entry("base", split, seed=1),
+        make_entry("base", split, seed=2, offset=0.02),
+        make_entry("big", split, seed=2),
+    ]
+    page = Page(write_report(make_run(tmp_path, split, entries), split))
+    head, *lines = page.table(SEEDS_TABLE)
+    assert head == ["stage", "seed", "train", "validation", "test"]
+    expected = [[e["name"], str(e["seed"]), *(f"{e[s]['accuracy']:.3f}" for s in SPLITS)] for e in entries]
+    assert lines == expected
+    assert "Shown is seed 2, the best of the stage on validation." in page.text
+    assert "The matrices show seed 2, the best on validation; the curves all seeds." in page.text
+    assert "Bars are one standard deviation over 2 seeds." in page.text
+    assert "Every value is a mean over seeds 1, 2" in page.text and "One seed was run" not in page.text
+    alone = two_stages[1]
+    assert SEEDS_TABLE not in alone.tables and "One seed was run" in alone.text
+    for words in ("Shown is seed", "The matrices show seed", "standard deviation", "mean over seeds"):
+        assert words not in alone.text
+
+
+def test_without_a_measured_validation_no_stage_is_chosen(tmp_path):
+    split = make_split()
+    entry = make_entry("base", split)
+    entry["val"] = None
+    page = Page(write_report(make_run(tmp_path, split, [calibrated(entry)]), split))
+    assert not page.marked and not page.bold and "chosen" not in [row[0][-6:] for row in page.rows if row]
+    assert "No stage is measured on validation yet." in page.text
+    assert page.row(SCORES_TABLE, "base")[4:8] == ["–"] * 4
+    assert "Precision, recall and F1 of each class" not in page.tables and not page.pairs[0][0].startswith(
+        "val"
+    )
+
+
+def test_a_stage_that_is_not_measured_on_test_has_dashes_for_it_alone(tmp_path):
+    split = make_split()
+    first, second = make_entry("base", split), make_entry("big", split, offset=0.01)
+    second["test"] = None
+    page = Page(write_report(make_run(tmp_path, split, [first, second]), split))
+    assert page.row(TEST_TABLE, "big") == ["–"] * 4
+    assert page.row(TEST_TABLE, "base")[2:] == ["15", "16"]  # one of 16 is wrong
+    for label in CLASSES[:3]:
+        val, test = page.row("Precision, recall and F1 of each class", label)[:4], ["–"] * 4
+        assert page.row("Precision, recall and F1 of each class", label) == val + test and "–" not in val
+
+
+def test_the_studys_rows_stand_under_their_stages_in_the_scores_alone(two_stages, tmp_path):
+    split = make_split("organsmnist")
+    entries = [make_entry(name, split) for name in ("base", "resnet50", "edge")]
+    page = Page(write_report(make_run(tmp_path, split, entries), split))
+    assert [row[0].removesuffix("chosen") for row in page.table(SCORES_TABLE)[2:]] == [
+        "base",
+        "the study",
+        "resnet50",
+        "the study",
+        "edge",
+    ]
+    # of the members of its ensemble the study gives the validation accuracy alone, in its text
+    assert page.rows_of("the study")[1][1:] == ["–"] * 4 + ["0.912", "–", "–", "–"] + ["–"] * 4
+    assert len(page.rows_of("the study")) == 2
+    assert "Under each stage stand the study’s values" in page.text and "dashed, the study’s" in page.text
+    assert "Hollow marks without a line are members of the ensemble." in page.text
+    other = two_stages[1]  # of another data set
+    assert "the study’s" not in other.text and "Hollow marks" in other.text
+
+
+def test_without_members_no_marks_are_hollow(tmp_path):
+    split = make_split()
+    page = Page(write_report(make_run(tmp_path, split, [make_entry("base", split)]), split))
+    assert "Hollow marks" not in page.text
+
+
+def test_slices_are_counted_as_recorded_of_the_whole_file_or_else_as_they_are(tmp_path):
+    split = make_split()
+    label, counts = "Slices of each class by split", {s: [4, 300, 20, 1] for s in SPLITS}
+    run_dir = make_run(tmp_path / "recorded", split, [])
+    results = json.loads((run_dir / "results.json").read_text())
+    results["dataset"]["counts"] = counts
+    (run_dir / "results.json").write_text(json.dumps(results))
+    recorded = Page(write_report(run_dir, split))
+    assert recorded.row(label, "kidney-right") == ["", "300", "300", "300"]
+    assert recorded.row(label, "all") == ["", "325", "325", "325"]
+    for dataset in ({}, None):
+        run_dir = make_run(tmp_path / str(dataset), split, [])
+        (run_dir / "results.json").write_text(json.dumps({"stages": [], "dataset": dataset}))
+        assert Page(write_report(run_dir, split)).row(label, "liver") == ["", "6", "3", "4"]
+
+
+def test_a_split_without_mistakes_says_so_and_has_no_sheet(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split)])
+    right = {s: np.eye(len(CLASSES), dtype=np.float32)[y] for s, y in split.labels.items()}
+    right["test"] = np.roll(right["test"], 1, axis=1)
+    np.savez(run_dir / "base" / "probabilities.npz", **right)
+    page = Page(write_report(run_dir, split))
+    assert page.texts["p"].count("None: every slice was named rightly.") == 1
+    assert not (run_dir / "report" / "mistakes_val.png").exists()
+    assert (run_dir / "report" / "mistakes_test.png").exists()
+    assert len([alt for alt, _ in page.images if " of test: " in alt]) == 12
+
+
+def test_probabilities_of_one_split_are_shown_without_the_other(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split)])
+    wrong = np.roll(np.eye(len(CLASSES), dtype=np.float32)[split.labels["val"]], 1, axis=1)
+    np.savez(run_dir / "base" / "probabilities.npz", val=wrong, test=np.empty((0, len(CLASSES)), np.float32))
+    page = Page(write_report(run_dir, split))
+    (name,) = [name for name in page.drawings() if name.startswith("Reliability")]
+    assert name == "Reliability diagram of base: on validation the widest gap is 1.00."
+    assert {alt.partition(":")[0].split(" of ")[1] for alt, _ in page.images if ":" in alt} == {"validation"}
+    np.savez(run_dir / "base" / "probabilities.npz", train=wrong)
+    page = Page(write_report(run_dir, split))
+    assert not any(name.startswith("Reliability") for name in page.drawings())
+    assert "No probabilities were kept, so there is no reliability diagram." in page.text
+    assert "No probabilities were kept, so no mistakes can be shown." in page.text
+
+
+def test_corrupted_slices_of_test_and_of_more_slices_come_first(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [make_entry("base", split)])
+    kinds = [("val", 12), ("test", 4), ("val", 3), ("test", 16)]
+    measured = [make_measured("base", split=part, slices=slices) for part, slices in kinds]
+    (run_dir / "robustness.json").write_text(json.dumps({"format": 1, "stages": measured}))
+    page = Page(write_report(run_dir, split))
+    titles = [text for text in page.texts["h3"] if "slices" in text]
+    assert titles == [
+        "Test, all 16 slices",
+        "Test, 4 of 16 slices",
+        "Validation, all 12 slices",
+        "Validation, 3 of 12 slices",
+    ]
+    assert [label for label in page.tables if label.startswith("Accuracy and balanced error")] == [
+        f"Accuracy and balanced error on corrupted slices, {name}, {slices} slices"
+        for name, slices in (("test", 16), ("test", 4), ("validation", 12), ("validation", 3))
+    ]
+
+
+def test_a_run_without_stages_has_no_charts_but_its_data_and_published_results(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [])
+    page = Page(write_report(run_dir, split))
+    assert not page.drawings() and SCORES_TABLE not in page.tables
+    assert "No stage has finished yet." in page.texts["p"]
+    assert {path.name for path in (run_dir / "report").iterdir()} == {"index.html"}
+    assert "Not run, or not finished yet: base, early_stopping, big, augmentation, batch_norm" in page.text
+    assert not any(row[0].startswith("this run") for row in page.table("Published test results"))
+
+
+def test_an_unfinished_stage_of_no_epochs_has_no_curves(tmp_path):
+    split = make_split()
+    run_dir = make_run(tmp_path, split, [])
+    for name in ("base", "big"):
+        (run_dir / name).mkdir()
+    (run_dir / "base" / "history.csv").write_text("epoch,val_loss\n")
+    write_history(run_dir / "big")
+    page = Page(write_report(run_dir, split))
+    assert "0 epochs so far." in page.text and "3 epochs so far." in page.text
+    names = ["Loss and accuracy of big by epoch. At the end, validation loss 0.400 and accuracy 0.600."]
+    assert page.drawings() == names
+    assert (run_dir / "report" / "big_curves.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("batch_norm", "batch_norm"),
+        ("big/seed-2", "big-seed-2"),
+        ("../<b>", "b"),
+        ("..", "stage"),
+        ("é", "stage"),
+    ],
+)
+def test_names_become_parts_of_addresses(name, part):
+    from train.report.page import anchor
+
+    assert anchor(name) == part

@@ -502,3 +502,136 @@ def test_a_summary_gives_the_means_of_the_chart():
     assert points(lines_of(axes, "val")[0]) == [(0, 0.5)]
     (bars,) = axes.containers[1][2]
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.25, 0.75])
+
+
+# the look of the figures: change it here when it is changed on purpose
+
+DASHED, DOTTED = (0, (3, 2)), (0, (2, 2))
+
+
+def look(line: Any) -> tuple[float, float]:
+    """Width of a line and size of its markers, in points."""
+    return line.get_linewidth(), line.get_markersize()
+
+
+def dashes(line: Any) -> tuple[float, tuple[float, ...]]:
+    offset, lengths = line._unscaled_dash_pattern
+    return offset, tuple(lengths)
+
+
+def title(axes: Any) -> tuple[float, float, str]:
+    """Size, distance from the panel and color of a title."""
+    pad = axes.titleOffsetTrans.get_matrix()[1, 2] * 72 / axes.get_figure().dpi
+    text = axes._left_title
+    return text.get_fontsize(), pytest.approx(pad), to_hex(text.get_color())
+
+
+def ticks(axes: Any) -> set[float]:
+    return {
+        tick.tick1line.get_markersize()
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+    }
+
+
+def test_the_look_of_the_chart_of_stages():
+    seeds = (row("base", 1, train=0.8, val=0.7, test=0.6), row("base", 2, train=0.9, val=0.8, test=0.8))
+    with figures.drawing():
+        figure = figures.accuracy_by_stage(run_of(Stage("base", seeds), *STAGES[1:]), with_study=True)
+    (axes,) = figure.axes
+    rungs, members, study = lines_of(axes, "val")[0], lines_of(axes, "val")[1], lines_of(axes, "val")[-1]
+    assert (look(rungs), look(study)) == ((1.8, 5), (1, 3.5))
+    assert members.get_markersize() == 4.5
+    (named,) = [line for line in axes.lines if line.get_label() == "the study"]
+    assert dashes(study) == dashes(named) == DASHED and look(named)[0] == 1
+    assert len(named.get_xdata()) == 0
+    for container in axes.containers:
+        _, caps, (bars,) = container.lines
+        assert {cap.get_markersize() for cap in caps} == {5} and bars.get_linewidth()[0] == 1
+    assert tuple(figure.get_size_inches()) == (4.6, 3.45) and ticks(axes) == {0}
+    assert {text.get_rotation() for text in axes.get_xticklabels()} == {35}
+    legend = figure.legends[0]
+    assert (legend._ncols, legend.handlelength, legend.columnspacing) == (4, 1.6, 1.2)
+    assert axes.get_xlim() == pytest.approx((-0.4, 2.4))
+    with figures.drawing():
+        (alone,) = figures.accuracy_by_stage(run_of(STAGES[0]), with_study=False).axes
+    assert alone.get_xlim() == pytest.approx((-0.4, 0.4))
+
+
+def test_the_look_of_the_curves():
+    rows = [row("big", seed, epochs=3, best=2) for seed in (1, 2)]
+    with figures.drawing():
+        several, alone = figures.curves(rows), figures.curves(rows[:1])
+    for axes in alone.axes:
+        (line,), (kept,) = (
+            lines_of(axes, "val"),
+            [line for line in axes.lines if len(set(line.get_xdata())) == 1],
+        )
+        assert look(line) == (1.7, 3)
+        assert (kept.get_linewidth(), dashes(kept)) == (0.9, DOTTED)
+        assert title(axes) == (9, 5, figures.INK) and ticks(axes) == {0}
+    for axes in several.axes:
+        assert {look(line) for line in axes.lines} == {(1, 2)}
+        assert {line.get_alpha() for line in axes.lines} == {0.75}
+    assert tuple(alone.get_size_inches()) == (4.6, 4.3)
+    assert alone.axes[0].get_xlim() == alone.axes[1].get_xlim()
+    assert (alone.legends[0]._ncols, alone.legends[0].handlelength) == (2, 1.6)
+
+
+def test_the_look_of_the_matrix():
+    with figures.drawing():
+        figure = figures.confusion(MATRIX, CLASSES)
+    (axes,) = figure.axes
+    assert {text.get_fontsize() for text in axes.texts} == {8.0}
+    assert all(patch.get_linewidth() == 0 and not patch.get_clip_on() for patch in axes.patches)
+    assert {label.get_fontsize() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())} == {8}
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
+    tick = axes.xaxis.get_major_ticks()[0]
+    assert tick.label2.get_visible() and not tick.label1.get_visible() and ticks(axes) == {0}
+    assert tick.tick2line.get_visible() and not tick.tick1line.get_visible() and tick.get_pad() == 3
+    assert {text.get_fontsize() for text in figure.texts} == {7.5}
+    assert tuple(figure.get_size_inches()) == (4.6, 4.6) and axes.get_aspect() == 1
+
+
+@pytest.mark.parametrize(("share", "colour"), [((0.75 / 0.95) ** 2, figures.INK), (0.63, "white")])
+def test_numbers_turn_white_on_squares_darker_than_three_quarters(share, colour):
+    count = round(1e6 * share)
+    with figures.drawing():
+        (axes,) = figures.confusion(np.array([[count, 1_000_000 - count], [0, 1]]), ("a", "b")).axes
+    (text,) = [text for text in axes.texts if text.get_text() == str(count)]
+    assert to_hex(text.get_color()) == to_hex(colour)
+
+
+def test_the_look_of_the_reliability_diagram():
+    with figures.drawing():
+        figure = figures.reliability_diagram(POINTS)
+    upper, lower = figure.axes
+    (perfect,) = [line for line in upper.lines if line.get_label() == "perfect"]
+    assert (perfect.get_linewidth(), dashes(perfect)) == (0.9, DOTTED)
+    assert look(lines_of(upper, "val")[0]) == (1.6, 4.5) and look(lines_of(lower, "val")[0]) == (1.2, 3.5)
+    assert (title(upper), title(lower)) == ((9, 5, figures.INK), (9, 4, figures.INK))
+    assert ticks(upper) == ticks(lower) == {0}
+    assert not any(tick.label1.get_visible() for tick in upper.xaxis.get_major_ticks())
+    assert tuple(figure.get_size_inches()) == (4.6, 4.6) and upper.get_legend().handlelength == 1.6
+    assert upper.get_xlim() == upper.get_ylim() == (0, 1.02)
+
+
+def test_the_look_of_the_contact_sheet():
+    with figures.drawing():
+        figure = figures.contact_sheet([np.zeros((8, 8), np.uint8)] * 5, ["a\nb"] * 5)
+    assert tuple(figure.get_size_inches()) == pytest.approx((6.0, 3.9))
+    (text,) = figure.axes[0].texts
+    assert text.get_fontsize() == 6.5
+    place = figure.subplotpars
+    assert (place.left, place.right, place.top, place.bottom) == (0.01, 0.99, 0.99, pytest.approx(0.104))
+    # slices beside each other are closer than slices over each other, between which their captions stand
+    assert (place.wspace, place.hspace) == (0.06, 0.36)
+
+
+def test_the_look_of_all_figures():
+    with figures.drawing():
+        found = {
+            key: matplotlib.rcParams[key]
+            for key in ("font.size", "legend.fontsize", "axes.linewidth", "grid.linewidth")
+        }
+    assert found == {"font.size": 8.5, "legend.fontsize": 8.5, "axes.linewidth": 0.8, "grid.linewidth": 0.6}

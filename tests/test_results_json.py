@@ -435,6 +435,7 @@ def test_a_smoke_run_starts_from_scratch_for_two_epochs():
         ("runs/organsmnist/ensemble", "runs/organsmnist/base"),
         ("runs/organsmnist/ensemble/seed-3", "runs/organsmnist/base/seed-3"),
         ("ensemble/organsmnist/ensemble/seed-3", "ensemble/organsmnist/base/seed-3"),
+        ("ensemble/organsmnist/ensemble", "ensemble/organsmnist/base"),
     ],
 )
 def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, expected):

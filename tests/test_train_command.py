@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import json
+import runpy
 import signal
 import sys
 from dataclasses import replace
@@ -693,3 +694,18 @@ def test_the_report_needs_a_run(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         report()
     assert ended.value.code == 2 and "RUN_DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("train.report.__main__", ["/nowhere"], "train.report: error: no results.json in /nowhere"),
+        ("train.all", ["--stages", "nope"], "train: error: unknown stage 'nope'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_python_m_runs_the_command_and_ends_with_its_exit_code(monkeypatch, capsys, module, arguments, words):
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith(words)

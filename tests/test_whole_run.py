@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from matplotlib.colors import to_hex
+from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, rankdata
 from sklearn.metrics import precision_recall_fscore_support
@@ -567,6 +568,26 @@ def test_the_headline_is_of_test_and_says_how_the_stage_was_chosen(page, truth):
     assert_interval(found[3], test)
     assert found.group(4, 5) == (f"{0.905 - test:.3f}", "below")
     assert [row[0] for row in page.rows if row and row[0].endswith("chosen")] == ["ensemblechosen"] * 2
+
+
+def test_the_chosen_stage_is_marked_in_every_table(page):
+    tables = [label for label in page.tables if "by stage" in label or label.startswith("Test accuracy")]
+    assert len(tables) == 4
+    for label in tables:
+        assert [row[0].removesuffix("chosen") for row in page.marked[label]] == ["ensemble"], label
+    # what it was chosen by: its accuracy on validation, the fifth column behind the name
+    assert page.bold["Accuracy, precision, recall and F1 by stage and split"] == [5]
+
+
+def test_the_files_beside_the_page_are_its_figures(run):
+    names = {path.name for path in (run.directory / "report").iterdir()}
+    drawn = {f"{name}.svg" for name in run.figures}
+    sheets = {"mistakes_val.png", "mistakes_test.png"}
+    assert names == {"index.html", "accuracy_by_stage.png", "reliability.png"} | drawn | sheets
+    with Image.open(run.directory / "report" / "mistakes_test.png") as sheet:
+        assert sheet.width == 4 * 1.5 * 120  # four columns of 1.5 inches, 120 pixels an inch
+    with Image.open(run.directory / "report" / "reliability.png") as chart:
+        assert chart.width == 4.6 * 160
 
 
 def test_the_key_figures_are_of_the_split_they_name(page, truth):
