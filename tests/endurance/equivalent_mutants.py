@@ -56,6 +56,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
+    "train/augment.py": {
+        (
+            "chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective",
+            "draws[:, :3] <= PROBABILITY",
+        ): "one draw in 16 million",
+    },
     "train/average.py": {
         (
             "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
@@ -81,6 +87,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST",
             "capability <= min((_parsed(arch)[1:3] for arch in built_for))",
         ): "a GPU of the lowest version runs",
+    },
+    "train/edge/augment.py": {
+        (
+            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
+            "draws[:, 1:] <= probability",
+        ): "one draw in 16 million",
     },
     "train/edge/chains.py": {
         (
