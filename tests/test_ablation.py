@@ -197,6 +197,16 @@ def test_what_breaks_off_says_so_and_has_an_exit_code(
     assert capsys.readouterr().err == f"{message}\n"
 
 
+def test_help_says_what_the_command_is_for(capsys):
+    with pytest.raises(SystemExit) as ended:
+        ablate.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert (
+        "what each ingredient of the edge network's recipe is worth" in text and "Each variant is" not in text
+    )
+
+
 def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
     watched = Watched(monkeypatch, data)
     assert ablate.main(["--out", str(tmp_path), "--only", "reference,no such"]) == 2

