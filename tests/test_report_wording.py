@@ -439,6 +439,12 @@ def test_a_run_without_measured_stages_has_no_best():
     assert run_of(Stage("big", (row_of(val=None),)), measured).best is measured
 
 
+def test_a_stage_that_is_never_right_on_validation_is_not_the_best():
+    poor, better = (Stage(name, (row_of(name=name),)) for name in ("base", "big"))
+    poor.rows[0].entry["val"]["accuracy"] = 0.0
+    assert run_of(poor, better).best is better and run_of(poor).best is poor
+
+
 def write(directory: Path, content: Any, **files: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
