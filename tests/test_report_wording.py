@@ -495,6 +495,12 @@ def test_probabilities_are_read_by_split_and_no_others(tmp_path):
     assert np.array_equal(found["val"], arrays["val"]) and np.array_equal(found["test"], arrays["test"])
 
 
+def test_probabilities_that_hold_code_are_not_read(tmp_path):
+    np.savez(tmp_path / "probabilities.npz", val=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        _ = Row("big", 1, tmp_path, {}, CLASSES).probabilities
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
