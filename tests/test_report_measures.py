@@ -135,6 +135,11 @@ def test_a_probability_of_nothing_counts_to_the_first_bin():
     assert (points.counts.tolist(), points.accuracy.tolist(), points.confidence.tolist()) == ([2], [0.5], [0])
 
 
+def test_a_probability_that_is_rounded_above_1_counts_to_the_last_bin():
+    points = measures.reliability(np.array([[1.0, 0.0], [1 + 1e-9, 0.0]]), np.array([0, 1]))
+    assert (points.counts.tolist(), points.accuracy.tolist()) == ([2], [0.5])
+
+
 # pictures
 
 

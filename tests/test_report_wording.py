@@ -439,6 +439,12 @@ def test_a_run_without_measured_stages_has_no_best():
     assert run_of(Stage("big", (row_of(val=None),)), measured).best is measured
 
 
+def test_a_stage_that_is_never_right_on_validation_is_not_the_best():
+    poor, better = (Stage(name, (row_of(name=name),)) for name in ("base", "big"))
+    poor.rows[0].entry["val"]["accuracy"] = 0.0
+    assert run_of(poor, better).best is better and run_of(poor).best is poor
+
+
 def write(directory: Path, content: Any, **files: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
@@ -487,6 +493,12 @@ def test_probabilities_are_read_by_split_and_no_others(tmp_path):
     found = Row("big", 1, tmp_path, {}, CLASSES).probabilities
     assert list(found) == ["val", "test"]
     assert np.array_equal(found["val"], arrays["val"]) and np.array_equal(found["test"], arrays["test"])
+
+
+def test_probabilities_that_hold_code_are_not_read(tmp_path):
+    np.savez(tmp_path / "probabilities.npz", val=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        _ = Row("big", 1, tmp_path, {}, CLASSES).probabilities
 
 
 @pytest.mark.parametrize(

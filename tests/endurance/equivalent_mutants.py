@@ -57,6 +57,17 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("options.intra_op_num_threads = options.inter_op_num_threads = 1", "2"): "the same by two threads",
         ("directory.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
     },
+    "train/report/pictures.py": {
+        (
+            "0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)",
+            "len(found) >= count + 2",
+        ): "both are count + 2 there",
+        (
+            "if max(picture.size) > LARGEST:",
+            "max(picture.size) >= LARGEST",
+        ): "resized to the size that it has",
+        ('picture.save(data, format="PNG", optimize=True)', "False"): "the same pixels in more bytes",
+    },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
         ("return 0", "return 1"): "only -1 is looked at",
