@@ -64,9 +64,15 @@ def test_the_same_network_passes_with_its_accuracy_over_every_batch():
 
 
 def test_a_graph_that_differs_at_batch_1_alone_is_refused():
-    model = linear_graph(MATRIX, at_batch_one=0.5)
+    model = linear_graph(MATRIX, added=0.5)
     with pytest.raises(ExportError, match=r"m at batch 1: logits differ from PyTorch's by 5\.00e-01"):
         compared(model)
+
+
+def test_a_graph_that_differs_at_batch_256_alone_is_refused():
+    """The batch that the docstring of `export_member` names."""
+    with pytest.raises(ExportError, match=r"m: logits differ from PyTorch's by 5\.00e-01"):
+        compared(linear_graph(MATRIX, added=0.5, at_batch=256))
 
 
 @pytest.mark.parametrize("place", [0, 255, 256, 511, 512, 599])
@@ -94,13 +100,21 @@ def test_a_limit_is_met_exactly(monkeypatch):
 @pytest.mark.parametrize("gap, refused", [(1.9e-4, False), (2.1e-4, True)], ids=["a tie", "a clear answer"])
 def test_another_class_is_refused_but_for_a_tie(gap, refused, monkeypatch):
     monkeypatch.setattr(member, "MAX_ABS", 1.0)
-    expected = np.array([[0.0, gap, -5.0], [0.0, 3.0, 1.0]], np.float32)
-    found = np.array([[gap, 0.0, -5.0], [0.0, 3.0, 1.0]], np.float32)
+    expected = np.array([[1.0, 1 + gap, -5.0], [0.0, 3.0, 1.0]], np.float32)
+    found = np.array([[1 + gap, 1.0, -5.0], [0.0, 3.0, 1.0]], np.float32)
     if not refused:
         check_logits(expected, found, name="m")
         return
     with pytest.raises(ExportError, match="m: 1 of 2 slices get another class than in PyTorch"):
         check_logits(expected, found, name="m")
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1, 3), (3, 3)])
+def test_logits_of_another_shape_are_refused(shape):
+    with pytest.raises(
+        ExportError, match=rf"m: the exported graph gives \({shape[0]}, {shape[1]}\), PyTorch"
+    ):
+        check_logits(np.zeros((4, 3), np.float32), np.zeros(shape, np.float32), name="m")
 
 
 def test_a_gap_of_exactly_the_limit_is_a_tie(monkeypatch):
@@ -277,7 +291,7 @@ def test_a_session_takes_the_processors_it_may_use_and_does_not_spin():
 
 
 def test_a_rewritten_graph_that_differs_at_batch_1_alone_is_refused(monkeypatch):
-    monkeypatch.setattr("export.forms.rewrite", lambda model: linear_graph(MATRIX, at_batch_one=0.5))
+    monkeypatch.setattr("export.forms.rewrite", lambda model: linear_graph(MATRIX, added=0.5))
     slices = Slices(SLICES, SLICES, LABELS, SIZE)
     with pytest.raises(ExportError, match=r"base rewritten, at batch 1: logits differ .* 5\.00e-01"):
         forms_of("base", linear_graph(MATRIX), slices, ("fp32",))
@@ -299,7 +313,7 @@ def test_a_merged_graph_that_differs_at_batch_1_alone_is_refused():
     matrix = np.zeros((16, 5))
     expected = np.full((600, 5), 0.2)
     check_merged(merge({"a": linear_graph(matrix)}), expected, SLICES, SIZE)
-    wrong = linear_graph(np.zeros((16, 5)), 0.2, at_batch_one=0.5, output="probabilities")
+    wrong = linear_graph(np.zeros((16, 5)), 0.2, added=0.5, output="probabilities")
     with pytest.raises(ExportError, match=r"differ from the members' mean by 5\.00e-01"):
         check_merged(wrong, expected, SLICES, SIZE)
 

@@ -157,6 +157,18 @@ def test_a_map_that_is_not_square_is_left_alone():
     same(builder, model, changed)
 
 
+def test_a_map_of_a_free_size_is_left_alone():
+    builder = Builder(3, 2, 2)
+    output = builder.convolution("images", 2, 3, 3, **conv_of(3, 1))
+    model = builder.model(output, 3, 2, 2)
+    for port in (model.graph.input[0], model.graph.output[0]):
+        for axis, name in zip(port.type.tensor_type.shape.dim[2:], "HW", strict=True):
+            axis.dim_param = name
+    changed = rewrite(model)
+    assert kinds_of(changed) == ["Conv"]
+    same(builder, model, changed)
+
+
 def test_a_map_that_other_nodes_take_is_laid_out_as_before_once():
     builder = Builder(4, 2, 2)
     output = builder.convolution("images", 2, 3, 3, **conv_of(3, 1))

@@ -22,27 +22,27 @@ def model_of(nodes, inputs, outputs, weights, *, opset=18):
     return model
 
 
-def linear_graph(matrix, bias=0.0, *, at_batch_one=0.0, opset=18, output="logits"):
-    """logits (N, classes) = pixels (N, 16) @ matrix + bias; a batch of one slice gets `at_batch_one` on top."""
+def linear_graph(matrix, bias=0.0, *, added=0.0, at_batch=1, opset=18, output="logits"):
+    """logits (N, classes) = pixels (N, 16) @ matrix + bias; a batch of `at_batch` slices gets `added` on top."""
     matrix = np.asarray(matrix, np.float32)
     classes = matrix.shape[1]
     weights = {"matrix": matrix, "bias": np.full(classes, bias, np.float32)}
     nodes = [
         helper.make_node("Flatten", ["images"], ["pixels"]),
-        helper.make_node("Gemm", ["pixels", "matrix", "bias"], ["product" if at_batch_one else output]),
+        helper.make_node("Gemm", ["pixels", "matrix", "bias"], ["product" if added else output]),
     ]
-    if at_batch_one:
+    if added:
         weights |= {
             "first": np.array(0),
-            "one": np.array(1),
-            "extra": np.float32(at_batch_one),
+            "count": np.array(at_batch),
+            "extra": np.float32(added),
             "none": np.float32(0),
         }
         nodes += [
             helper.make_node("Shape", ["images"], ["shape"]),
-            helper.make_node("Gather", ["shape", "first"], ["count"]),
-            helper.make_node("Equal", ["count", "one"], ["alone"]),
-            helper.make_node("Where", ["alone", "extra", "none"], ["added"]),
+            helper.make_node("Gather", ["shape", "first"], ["slices"]),
+            helper.make_node("Equal", ["slices", "count"], ["here"]),
+            helper.make_node("Where", ["here", "extra", "none"], ["added"]),
             helper.make_node("Add", ["product", "added"], [output]),
         ]
     return model_of(nodes, {"images": [1, SIZE, SIZE]}, {output: [classes]}, weights, opset=opset)
