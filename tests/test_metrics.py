@@ -170,6 +170,8 @@ def test_certain_answers_are_in_the_last_bin_and_none_falls_out():
     above = np.array([[1.0000001, 0], [0.95, 0.05]], np.float32)
     assert expected_calibration_error(above, np.array([1, 0])) == pytest.approx(0.95 / 2, abs=1e-6)
     assert expected_calibration_error(np.zeros((2, 2)), np.array([0, 0])) == 1.0
+    # the first bin ends at 1/15, so that 0.05 and 0.1 do not share it
+    assert expected_calibration_error(np.array([[0.05], [0.1]]), np.array([0, 1])) == pytest.approx(1.05 / 2)
     # 0 belongs to the first bin, with 0.05
     assert expected_calibration_error(np.array([[0.0], [0.05]]), np.array([0, 0])) == pytest.approx(1.95 / 2)
 
