@@ -14,18 +14,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("lost = round(exact.val_accuracy - accuracy, 9)", "10"): "ten decimals hide the rounding as well",
     },
     "export/member.py": {
-        (
-            "if not used <= STANDARD_DOMAINS:",
-            "used < STANDARD_DOMAINS",
-        ): "onnx's checker takes no operator of the domain 'ai.onnx' by that name",
-        (
-            "domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}",
-            "{entry.domain for entry in model.opset_import} & {node.domain for node in model.graph.node}",
-        ): "what standard operators alone are made of names their set",
-        (
-            'assert "" in domains or "ai.onnx" in domains',
-            "'ai.onnx' not in domains",
-        ): "what standard operators alone are made of names their set",
         ("size = size or images.shape[-1]", "2"): "stored slices are square",
         (
             "if not used <= STANDARD_DOMAINS:",
@@ -56,18 +44,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "3",
         ): "the shape is compared with a square one",
     },
-    "export/rewrite.py": {
-        (
-            "kernel, stride = weight.shape[2], _stride(node, weight)",
-            "3",
-        ): "the kernel is square",
-        (
-            'stride, kernel = found.get("strides", [1, 1])[0], weight.shape[2]',
-            "3",
-        ): "the shape is compared with a square one",
-    },
     "export/triton.py": {
-        ("directory.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
         (
             "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
@@ -79,17 +56,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "other numbers do as well",
         ("options.intra_op_num_threads = options.inter_op_num_threads = 1", "2"): "the same by two threads",
         ("directory.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
-    },
-    "train/report/pictures.py": {
-        (
-            "0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)",
-            "len(found) >= count + 2",
-        ): "both are count + 2 there",
-        (
-            "if max(picture.size) > LARGEST:",
-            "max(picture.size) >= LARGEST",
-        ): "resized to the size that it has",
-        ('picture.save(data, format="PNG", optimize=True)', "False"): "the same pixels in more bytes",
     },
     "ext/packing.pyx": {
         ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
