@@ -307,17 +307,17 @@ def test_the_numbers_of_the_matrix_stand_out_from_their_squares(share):
     assert contrast > 3
 
 
-def test_large_counts_of_eleven_classes_fit_their_squares():
-    generator = np.random.default_rng(0)
-    matrix = generator.integers(0, 99_999, (11, 11))
+@pytest.mark.parametrize(("classes", "largest"), [(11, 99_999), (20, 999)])
+def test_large_counts_and_those_of_many_classes_fill_their_squares(classes, largest):
+    matrix = np.random.default_rng(0).integers(largest // 2, largest, (classes, classes))
     with figures.drawing():
-        figure = figures.confusion(matrix, [f"class-{i}" for i in range(11)])
+        figure = figures.confusion(matrix, [f"class-{i}" for i in range(classes)])
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw(renderer)
         (axes,) = figure.axes
-        square = axes.get_window_extent(renderer).width / 11
+        square = axes.get_window_extent(renderer).width / classes
         widths = [text.get_window_extent(renderer).width for text in axes.texts]
-    assert max(widths) <= square and max(widths) > 0.6 * square
+    assert 0.8 * square < max(widths) <= square + 0.5  # texts are drawn on whole pixels
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((2, 2), int), np.array([[0, 0], [3, 1]])])

@@ -127,6 +127,16 @@ def test_every_option_is_taken_as_it_is_given():
     assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ["3", "base=2"]}
 
 
+def test_every_published_size_of_slices_is_taken():
+    # MedMNIST+: 28, 64, 128 and 224 pixels
+    sizes = [command.parse_arguments(["--size", size]).size for size in ("28", "64", "128", "224")]
+    assert sizes == [28, 64, 128, 224]
+    larger = [
+        command.parse_arguments(["--resample-from", size]).resample_from for size in ("64", "128", "224")
+    ]
+    assert larger == [64, 128, 224]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
