@@ -13,6 +13,8 @@ import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime themselves use no network either
 os.environ["ORGAN_INFER_CACHE"] = ""  # nothing is left in the user's own
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers of pytest -n share the processors
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "runtime" / "organ_infer" / "default" / "manifest.json"

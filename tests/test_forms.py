@@ -70,6 +70,7 @@ def test_rewriting_changes_no_answer(size, stride):
         )
 
 
+@pytest.mark.slow
 def test_a_resnet_loses_its_dead_taps():
     model = to_onnx(network_of("resnet50").eval(), 28)
     before = model.ByteSize()

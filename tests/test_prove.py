@@ -305,6 +305,7 @@ def test_the_table_of_checks_imports_neither_torch_nor_onnxruntime():
     assert subprocess.run([sys.executable, "-c", code], env=child_environment()).returncode == 0
 
 
+@pytest.mark.slow
 def test_real_checks_run_on_the_cpu(tmp_path):
     out = tmp_path / "report.json"
     command = [sys.executable, GPU_TESTS / "prove.py", "--device", "cpu", "--quick", "--out", out]
@@ -417,6 +418,9 @@ def on_cuda(install, tmp_path, monkeypatch):
 
     def run(function, *, grows=False, **how):
         install(compute="network", **how)
+        # the fake has no tools, whatever a test before has imported of the real onnxruntime's
+        for name in [name for name in sys.modules if name.startswith("onnxruntime.")]:
+            monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(runtime_checks, "gpu_memory", lambda device: next(memory) * 10 if grows else 1000)
         settings = Settings("cuda", quick=True, data_dir=None, scratch=tmp_path)
         return harness.run_one(check(function), settings, 300)
