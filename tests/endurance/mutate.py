@@ -267,12 +267,14 @@ class Coverage:
     tests: list[str]  # the files
     lines: dict[int, list[str]] = field(default_factory=dict)  # tests, or files whose fixtures execute it
     seconds: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)  # with the unchanged file
 
     def of(self, mutant: Mutant) -> list[str]:
         """The tests to run, the quickest first; all files if no test executes the line."""
         lines = range(mutant.line, mutant.end + 1)
-        chosen = {test for line in lines for test in self.lines.get(line, ())}
-        return sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
+        chosen = {test for line in lines for test in self.lines.get(line, ())} - {*self.failed}
+        ordered = sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
+        return [*ordered, *(f"--deselect={test}" for test in self.failed)]
 
 
 class Watcher:
@@ -283,8 +285,11 @@ class Watcher:
         self.coverage = coverage
         self.seconds: Counter[str] = Counter()
         self.setup: Counter[str] = Counter()
+        self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: object) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
         file = report.nodeid.partition("::")[0]
         self.seconds[file] += report.duration
         if report.when == "setup":
@@ -323,9 +328,9 @@ class Place:
         self.objects: list[Path] = []
 
     def measure(self, target: str) -> Coverage:
-        """Run the target's test files once under coverage."""
+        """Run the target's test files once under coverage. Tests that fail with the unchanged file kill nothing."""
         found = Coverage(tests_of(target))
-        if target.endswith(".pyx") or not found.tests:
+        if not found.tests:
             return found
         made = self.folder / "coverage.json"
         made.unlink(missing_ok=True)
@@ -333,10 +338,15 @@ class Place:
             os.waitpid(pid, 0)
         else:
             self._in_child(lambda: self._measured(target, found.tests, made))
-        if made.exists():
-            content = json.loads(made.read_text())
-            found.lines = {int(line): tests for line, tests in content["lines"].items()}
-            found.seconds = content["seconds"]
+        if not made.exists():
+            raise SystemExit(
+                f"{target}: the tests of the unchanged file do not run to their end: {', '.join(found.tests)}"
+            )
+        content = json.loads(made.read_text())
+        found.lines = {int(line): tests for line, tests in content["lines"].items()}
+        found.seconds, found.failed = content["seconds"], content["failed"]
+        for test in found.failed:
+            print(f"  {target}: left out, it fails with the unchanged file: {test}", flush=True)
         return found
 
     def _measured(self, target: str, tests: list[str], made: Path) -> int:
@@ -350,9 +360,11 @@ class Place:
         watched.start()
         pytest.main([*_quiet(), *tests], plugins=[watcher])
         watched.stop()
-        contexts = watched.get_data().contexts_by_lineno(str(path))
+        contexts = {} if path.suffix == ".pyx" else watched.get_data().contexts_by_lineno(str(path))
         lines = {line: [test for test in named if test] for line, named in contexts.items()}
-        made.write_text(json.dumps({"lines": lines, "seconds": watcher.costs()}))
+        made.write_text(
+            json.dumps({"lines": lines, "seconds": watcher.costs(), "failed": sorted(watcher.failed)})
+        )
         return 0
 
     def start(self, mutant: Mutant, tests: list[str]) -> int:
