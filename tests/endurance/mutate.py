@@ -500,6 +500,8 @@ class Score:
 
     def row(self) -> str:
         died, alive = self.counts["killed"], self.counts["survived"]
+        if not died + alive:
+            return f"{self.target}: no mutant tried of {self.total}, {self.seconds:.0f} s"
         return (
             f"{self.target}: {died} of {died + alive} killed ({self.share:.1%}), {self.counts['equivalent']} equivalent,"
             f" {self.counts['nothing']} not compiled, {self.counts.total()} of {self.total} tried, {self.seconds:.0f} s"
