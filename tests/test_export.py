@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import CLASSES
 from torch import nn
 
 from export import member
@@ -13,19 +14,6 @@ from export.bundle import ORIENTATION, Slices, Trained, check_place, paired, wri
 from export.member import ExportError, check_logits, export_member, to_onnx
 from train.networks import make_network
 
-CLASSES = [
-    "bladder",
-    "femur-left",
-    "femur-right",
-    "heart",
-    "kidney-left",
-    "kidney-right",
-    "liver",
-    "lung-left",
-    "lung-right",
-    "pancreas",
-    "spleen",
-]
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (300, 28, 28), dtype=np.uint8)
 LABELS = RNG.integers(0, 11, 300)

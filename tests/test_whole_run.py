@@ -22,6 +22,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom, rankdata
 from sklearn.metrics import precision_recall_fscore_support
 
+from tests.conftest import CLASSES as LABELS
 from tests.pages import Page
 from tests.tiny_run import (
     CLASSES,
@@ -38,20 +39,6 @@ from tests.tiny_run import (
     tiny_run,
 )
 
-# MedMNIST's own labels of OrganCMNIST
-LABELS = [
-    "bladder",
-    "femur-left",
-    "femur-right",
-    "heart",
-    "kidney-left",
-    "kidney-right",
-    "liver",
-    "lung-left",
-    "lung-right",
-    "pancreas",
-    "spleen",
-]
 NAMES = {"train": "train", "val": "validation", "test": "test"}
 FITTED_TEXT = "50 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
 
