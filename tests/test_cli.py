@@ -224,7 +224,7 @@ def tree(tmp_path, pictures):
 
 def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_path, monkeypatch):
     from organ_infer.cli.arguments import parse
-    from organ_infer.cli.paths import find
+    from organ_infer.cli.paths import find_candidates
     from organ_infer.images.discovery import Candidate
 
     for name in ("a/1.png", "b/2.png", "b/deep/3.png", "c.png"):
@@ -239,7 +239,7 @@ def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_
 
     monkeypatch.setattr(os, "scandir", scandir)
     refused = "cannot be listed (Permission denied)"
-    found = list(find(parse(["--recursive", str(tmp_path)])))
+    found = list(find_candidates(parse(["--recursive", str(tmp_path)])))
     expected = [("a", refused), ("b/2.png", None), ("b/deep", refused), ("c.png", None)]
     assert found == [Candidate(str(tmp_path / name), error) for name, error in expected]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from image_files import npy, saved
 
 from organ_infer import ImageFailure, OrganClassifier, OrganInferError
-from organ_infer.cli import command as cli
-from organ_infer.cli import main
+from organ_infer.cli import classify, main, output
+from organ_infer.cli.signals import Stopped
 
 GRAY = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
 
@@ -56,7 +56,7 @@ def kept_open(bundle):
 @pytest.fixture
 def quick(kept_open, bundle, monkeypatch):
     """Runs the command with it, and gives its exit code, rows and words."""
-    import organ_infer.classifier
+    from organ_infer.cli import model
 
     asked = []
 
@@ -66,7 +66,7 @@ def quick(kept_open, bundle, monkeypatch):
         again = SimpleNamespace(manifest=kept_open.manifest, predict_paths=kept_open.predict_paths)
         return _Context(again)
 
-    monkeypatch.setattr(organ_infer.classifier, "OrganClassifier", opened)
+    monkeypatch.setattr(model, "OrganClassifier", opened)
 
     def run(*arguments):
         return main(["--bundle", str(bundle), *map(str, arguments)])
@@ -200,7 +200,12 @@ def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_
 
     seen = []
     monkeypatch.setattr(progress, "Messages", Shown)
-    monkeypatch.setattr(cli, "_write", lambda *arguments: (seen.append(arguments[-2:]), 0)[1])
+    monkeypatch.setattr(classify, "RowBuffer", lambda writer, header, delay: delay)
+    monkeypatch.setattr(
+        classify,
+        "_write_rows",
+        lambda results, row_format, rows, messages, signals, total: (seen.append((total, rows)), 0)[1],
+    )
     good = next(iter(files))
     nothing = next(name for name in files if name.endswith("nothing"))
     (tmp_path / "list").write_text(good)
@@ -222,17 +227,13 @@ def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_
 
 class Clock:
     def __init__(self, monkeypatch):
-        import time
-
         self.now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(output, "monotonic", lambda: self.now)
 
 
 def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000, head="head\n"):
-    """What `_write` writes at a time; each result comes a second tenth after the other where a clock is given."""
+    """What `_write_rows` writes at a time; each result comes a second tenth after the other where a clock is given."""
     pieces, bars = [], []
-    finished = []
-    writer = SimpleNamespace(write=pieces.append, finish=lambda: finished.append(True))
     messages = SimpleNamespace(
         error=lambda text: bars.append(text), note=lambda text: bars.append(text),
         progress=lambda done, failed, total: bars.append((done, failed, total)),
@@ -249,48 +250,49 @@ def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000,
     def row(result):
         return "x" * length + "\n"
 
-    options = SimpleNamespace(format="jsonl")
+    row_format = SimpleNamespace(row=row, failure=row, has_warnings=True)
+    rows = output.RowBuffer(SimpleNamespace(write=pieces.append), head, delay)
     signals = SimpleNamespace(check=lambda: None)
     code = None
     try:
-        code = cli._write(come(), head, row, options, messages, writer, signals, 3, delay)
+        code = classify._write_rows(come(), row_format, rows, messages, signals, 3)
     except BaseException as e:
         assert e is fails
-    return code, pieces, bars, finished
+    return code, pieces, bars
 
 
 def test_rows_wait_for_16_384_characters_or_a_fifth_of_a_second(monkeypatch):
     clock = Clock(monkeypatch)
     ok = SimpleNamespace(warnings=())
-    assert (cli.CHUNK, cli.DELAY) == (16_384, 0.2)
-    code, pieces, _, finished = written(monkeypatch, [ok] * 40, delay=1e9)
+    assert (output.BUFFER_SIZE, classify.DELAY) == (16_384, 0.2)
+    code, pieces, _ = written(monkeypatch, [ok] * 40, delay=1e9)
     sizes = [len(piece) for piece in pieces]
-    assert (code, finished) == (0, [True])
+    assert code == 0
     assert sizes == [5 + 17 * 1001, 17 * 1001, 6 * 1001]
     assert pieces[0].startswith("head\nx") and "".join(pieces) == "head\n" + ("x" * 1000 + "\n") * 40
-    _, pieces, _, _ = written(monkeypatch, [ok] * 17, delay=1e9, length=1023, head="")
+    _, pieces, _ = written(monkeypatch, [ok] * 17, delay=1e9, length=1023, head="")
     assert [len(piece) for piece in pieces] == [16_384, 1024]
-    _, pieces, _, _ = written(monkeypatch, [ok] * 5, delay=0.25, clock=clock)
+    _, pieces, _ = written(monkeypatch, [ok] * 5, delay=0.25, clock=clock)
     assert [piece.count("\n") for piece in pieces] == [4, 2]  # the head and three, two at the end
-    _, pieces, _, _ = written(monkeypatch, [ok] * 3, delay=0.0)
+    _, pieces, _ = written(monkeypatch, [ok] * 3, delay=0.0)
     assert [piece.count("\n") for piece in pieces] == [2, 1, 1, 0]  # each at once
 
 
 def test_the_bar_counts_and_the_code_tells_what_failed(monkeypatch):
     ok, bad = SimpleNamespace(warnings=()), ImageFailure("a", "broken")
-    code, _, bars, _ = written(monkeypatch, [ok, bad, ok, bad], delay=1.0)
+    code, _, bars = written(monkeypatch, [ok, bad, ok, bad], delay=1.0)
     assert code == 1
     # of three arguments; a fourth row comes of a file of many slices, and there is no total any more
     assert bars == [(1, 0, 3), "a: broken", (2, 1, 3), (3, 1, 3), "a: broken", (4, 2, None)]
 
 
-@pytest.mark.parametrize("fails", [OrganInferError("broke"), KeyboardInterrupt(), cli.Stopped(2)])
+@pytest.mark.parametrize("fails", [OrganInferError("broke"), KeyboardInterrupt(), Stopped(2)])
 def test_what_was_answered_is_written_and_not_finished_when_something_breaks(monkeypatch, fails):
     ok = SimpleNamespace(warnings=())
-    code, pieces, _, finished = written(monkeypatch, [ok, ok], delay=1e9, fails=fails)
-    assert (code, finished) == (None, []) and "".join(pieces).count("\n") == 3
-    code, pieces, _, finished = written(monkeypatch, [], delay=1e9, fails=fails)
-    assert (code, pieces, finished) == (None, [], [])  # a head alone is no result
+    code, pieces, _ = written(monkeypatch, [ok, ok], delay=1e9, fails=fails)
+    assert code is None and "".join(pieces).count("\n") == 3
+    code, pieces, _ = written(monkeypatch, [], delay=1e9, fails=fails)
+    assert (code, pieces) == (None, [])  # a head alone is no result
 
 
 # Ends.
@@ -309,7 +311,7 @@ def test_any_other_failure_is_one_line_and_2(monkeypatch, capfd, files, bundle, 
     def fail(*_):
         raise raised
 
-    monkeypatch.setattr(cli, "_classify", fail)
+    monkeypatch.setattr(classify, "classify", fail)
     assert main(["--bundle", str(bundle), next(iter(files))]) == 2
     assert capfd.readouterr() == ("", f"organ-infer: error: {words}\n")
 
@@ -322,11 +324,11 @@ def test_a_signal_ends_with_its_code_and_its_handler_is_given_back(
     before = signal.signal(number, signal.default_int_handler)
     try:
 
-        def classify(*_):
+        def ends(*_):
             os.kill(os.getpid(), number)
             raise AssertionError("it goes on")
 
-        monkeypatch.setattr(cli, "_classify", classify)
+        monkeypatch.setattr(classify, "classify", ends)
         assert main(["--bundle", str(bundle), next(iter(files))]) == 128 + number
         assert signal.getsignal(number) is signal.default_int_handler
         assert capfd.readouterr() == ("", f"organ-infer: {word}\n")
@@ -339,13 +341,13 @@ def test_a_signal_that_became_another_error_still_ends_as_a_signal(monkeypatch, 
 
     for error in (RuntimeError("hidden"), OrganInferError("hidden")):
 
-        def classify(*_, error=error):
+        def ends(*_, error=error):
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
-            except cli.Stopped:
+            except Stopped:
                 raise error from None
 
-        monkeypatch.setattr(cli, "_classify", classify)
+        monkeypatch.setattr(classify, "classify", ends)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             assert main(["--bundle", str(bundle), next(iter(files))]) == 143
@@ -363,10 +365,10 @@ def test_help_and_version_are_0_and_wrong_options_2(capfd):
 def test_a_closed_pipe_is_0(monkeypatch, capfd, files, bundle):
     from organ_infer.cli.output import ClosedPipe
 
-    def classify(*_):
+    def ends(*_):
         raise ClosedPipe
 
-    monkeypatch.setattr(cli, "_classify", classify)
+    monkeypatch.setattr(classify, "classify", ends)
     assert main(["--bundle", str(bundle), next(iter(files))]) == 0
     assert capfd.readouterr() == ("", "")
 
@@ -384,12 +386,12 @@ def test_check_is_0_when_nothing_is_wrong_and_2_otherwise(monkeypatch, capfd, wr
 def test_the_library_s_warnings_are_lines_and_all_is_put_back(capfd):
     import logging
 
-    from organ_infer.cli.progress import Messages
+    from organ_infer.cli.progress import Messages, library_messages
     from organ_infer.engine import ort as loading
 
     log = logging.getLogger("organ_infer")
     handlers, propagates = list(log.handlers), log.propagate
-    with pytest.raises(ZeroDivisionError), cli._library_words(Messages()):
+    with pytest.raises(ZeroDivisionError), library_messages(Messages()):
         assert loading.silent and not log.propagate
         log.warning("slow %d", 3)
         log.info("unseen")

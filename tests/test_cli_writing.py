@@ -194,20 +194,20 @@ def test_the_bar_fits_any_terminal(columns):
 def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
     from types import SimpleNamespace
 
-    from organ_infer.cli.command import Stopped, _Signals
+    from organ_infer.cli.signals import Signals, Stopped
 
-    signals = _Signals()
+    signals = Signals()
     signals.writer = SimpleNamespace(busy=True)
     signals.check()
-    signals._arrived(signal.SIGINT, None)
+    signals._handle(signal.SIGINT, None)
     with pytest.raises(Stopped):
         signals.check()
     with pytest.raises(Stopped):
-        signals._arrived(signal.SIGTERM, None)
-    signals = _Signals()
+        signals._handle(signal.SIGTERM, None)
+    signals = Signals()
     signals.writer = SimpleNamespace(busy=False)
     with pytest.raises(Stopped):
-        signals._arrived(signal.SIGINT, None)
+        signals._handle(signal.SIGINT, None)
     with pytest.raises(Stopped):  # whatever became of the first
         signals.check()
 

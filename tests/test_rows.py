@@ -15,8 +15,10 @@ from ran import COLUMNS
 
 from organ_infer import ImageFailure, Prediction
 from organ_infer.bundle.files import Task
-from organ_infer.cli import output
-from organ_infer.cli.output import ClosedPipe, OutputError, Writer, row_format
+from organ_infer.cli import formats
+from organ_infer.cli.formats import FORMATS, RowOptions
+from organ_infer.cli.output import ClosedPipe, OutputError, Writer
+from organ_infer.errors import printable
 
 ORGANS = Task("organamnist", "axial", tuple(CLASSES), tuple(map(tuple, PAIRED))).organs()
 
@@ -45,8 +47,13 @@ def prediction(shares, path="a.png", warnings=()):
     )
 
 
-def writer_of(name, top=None, organs=None, least=None):
-    return row_format(name, CLASSES, top, organs, least)
+def format_of(name, top=None, by_organ=False, least=None):
+    return FORMATS[name](RowOptions(CLASSES, ORGANS, top, by_organ, least))
+
+
+def row_of(row_format, result):
+    """The row of a prediction or a failure."""
+    return row_format.failure(result) if isinstance(result, ImageFailure) else row_format.row(result)
 
 
 predictions = st.builds(
@@ -61,8 +68,8 @@ failures = st.builds(ImageFailure, texts.filter(bool), texts.filter(bool))
 @quick
 @given(results=st.lists(predictions | failures, max_size=5))
 def test_csv_reads_back_as_the_predictions_in_every_column(results):
-    head, row = writer_of("csv")
-    text = head + "".join(map(row, results))
+    csv_format = format_of("csv")
+    text = csv_format.header + "".join(row_of(csv_format, result) for result in results)
     names, *rows = csv.reader(io.StringIO(text, newline=""))
     assert names == COLUMNS + CLASSES and len(rows) == len(results)
     for cells, result in zip(rows, results, strict=True):
@@ -82,9 +89,9 @@ def test_csv_reads_back_as_the_predictions_in_every_column(results):
 @quick
 @given(results=st.lists(predictions | failures, max_size=5), top=st.none() | st.integers(1, 11))
 def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
-    head, row = writer_of("jsonl", top)
-    lines = [row(result) for result in results]
-    assert head == "" and all(line.count("\n") == 1 and line.endswith("\n") for line in lines)
+    jsonl = format_of("jsonl", top)
+    lines = [row_of(jsonl, result) for result in results]
+    assert jsonl.header == "" and all(line.count("\n") == 1 and line.endswith("\n") for line in lines)
     for line, result in zip(lines, results, strict=True):
         found = json.loads(line)
         if isinstance(result, ImageFailure):
@@ -115,12 +122,12 @@ def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
 @given(result=predictions, top=st.none() | st.integers(1, 11), least=st.none() | st.integers(1, 1000))
 def test_text_is_the_likeliest_labels_then_the_path(result, top, least):
     least = least and least / 1000
-    line = writer_of("text", top, None, least)[1](result)
+    line = format_of("text", top, least=least).row(result)
     count = top or 1
     width = max(map(len, CLASSES))  # `uncertain` is shorter than the longest of them
     pairs, path = line[: (width + 7) * count - 1], line[(width + 7) * count - 1 :]
     shown = [pairs[i : i + width + 6] for i in range(0, len(pairs), width + 7)]
-    assert path == f" {output.printable(result.path)}\n" and line.count("\n") == 1
+    assert path == f" {printable(result.path)}\n" and line.count("\n") == 1
     assert len(shown) == count
     ranked = sorted(result.probabilities, reverse=True)[:count]
     assert [pair[width:] for pair in shown] == [f" {p:.3f}" for p in ranked]
@@ -134,8 +141,8 @@ def test_text_is_the_likeliest_labels_then_the_path(result, top, least):
 @quick
 @given(result=predictions, top=st.integers(1, 8))
 def test_text_with_organs_has_the_sums_of_both_sides(result, top):
-    line = writer_of("text", top, ORGANS)[1](result)
-    words = line.removesuffix(f" {output.printable(result.path)}\n").split()
+    line = format_of("text", top, by_organ=True).row(result)
+    words = line.removesuffix(f" {printable(result.path)}\n").split()
     found = dict(zip(words[::2], words[1::2], strict=True))
     sums = {
         name: sum(p for p, organ in zip(result.probabilities, ORGANS, strict=True) if organ == name)
@@ -152,32 +159,34 @@ def test_of_equal_classes_the_label_stands_first_and_then_the_earlier_ones():
     tied = prediction([0, 5, 0, 5, 0, 0, 0, 5, 0, 1, 0])
     for index in (1, 3, 7):
         result = Prediction("a", CLASSES[index], index, tied.probability, tied.probabilities, "x", 0.5)
-        row = json.loads(writer_of("jsonl", 5)[1](result))
+        row = json.loads(format_of("jsonl", 5).row(result))
         others = [i for i in (1, 3, 7) if i != index]
         assert [pair["label"] for pair in row["top"]] == [CLASSES[i] for i in (index, *others, 9, 0)]
 
 
 def test_a_failure_has_no_line_in_text():
-    assert writer_of("text")[1](ImageFailure("a", "b")) == "" and writer_of("text")[0] == ""
+    assert format_of("text").failure(ImageFailure("a", "b")) == format_of("text").header == ""
 
 
 def test_a_slice_without_a_path_has_an_empty_one():
     result = prediction([1] * 11, path=None)
-    assert writer_of("csv")[1](result).startswith(",bladder,")
-    assert json.loads(writer_of("jsonl")[1](result))["path"] is None
-    assert writer_of("text")[1](result) == f"{'bladder':<12} 0.091 \n"
+    assert format_of("csv").row(result).startswith(",bladder,")
+    assert json.loads(format_of("jsonl").row(result))["path"] is None
+    assert format_of("text").row(result) == f"{'bladder':<12} 0.091 \n"
 
 
 def test_nine_digits_name_every_float32():
     rng = np.random.default_rng(0)
     values = rng.integers(0, 0x3F80_0001, 20_000, dtype=np.uint32).view(np.float32)
-    assert all(np.float32(output._number(float(value))) == value for value in values)
-    assert output._number(float(np.float32(0.1))) == 0.100000001
+    assert all(np.float32(formats._nine_digits(float(value))) == value for value in values)
+    assert formats._nine_digits(float(np.float32(0.1))) == 0.100000001
 
 
 def test_a_name_that_is_not_utf8_is_escaped_in_jsonl_and_no_other():
-    assert writer_of("jsonl")[1](ImageFailure("\udcff", "ä")) == '{"path": "\\udcff", "error": "\\u00e4"}\n'
-    assert writer_of("jsonl")[1](ImageFailure("ö", "ä")) == '{"path": "ö", "error": "ä"}\n'
+    assert (
+        format_of("jsonl").failure(ImageFailure("\udcff", "ä")) == '{"path": "\\udcff", "error": "\\u00e4"}\n'
+    )
+    assert format_of("jsonl").failure(ImageFailure("ö", "ä")) == '{"path": "ö", "error": "ä"}\n'
 
 
 # Where it is written.
@@ -203,7 +212,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_tells_where(tmp_path, monkeyp
     out, real = tmp_path / "out", os.write
     writer = Writer(str(out))
     writer.write("heart\nliver\n")
-    assert writer.kept() == f", the results so far are in {out}.partial"
+    assert writer.partial_note() == f", the results so far are in {out}.partial"
 
     def half(descriptor, data):
         assert writer.busy
@@ -223,7 +232,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_tells_where(tmp_path, monkeyp
 
 def test_a_writer_that_wrote_nothing_goes_away_and_keeps_nothing(tmp_path):
     writer = Writer(str(tmp_path / "out"))
-    assert writer.kept() == ""
+    assert writer.partial_note() == ""
     writer.discard()
     assert list(tmp_path.iterdir()) == []
     writer.discard()
@@ -236,7 +245,7 @@ def test_standard_output_is_written_at_once_and_never_renamed_or_taken_away(capf
     assert capfd.readouterr().out == "heart\n"
     writer.finish()
     writer.discard()
-    assert writer.kept() == ""
+    assert writer.partial_note() == ""
     writer.write("still open\n")
     assert capfd.readouterr().out == "still open\n"
 
@@ -263,7 +272,7 @@ def test_an_output_that_cannot_be_opened_or_named_is_told(tmp_path):
     }.items():
         with pytest.raises(OutputError) as told:
             Writer(name)
-        assert str(told.value) == f"--output {output.printable(name)}: {words}"
+        assert str(told.value) == f"--output {printable(name)}: {words}"
     writer = Writer(str(tmp_path / "out"))
     writer.write("heart\n")
     (tmp_path / "out").mkdir()

@@ -144,7 +144,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "the same pixels in a copy",
     },
     "runtime/organ_infer/cli/command.py": {
-        ("return _flushed(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
+        ("return _flush_stdout(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
     },
     "runtime/organ_infer/images/dicom.py": {
         ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
@@ -161,7 +161,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "no sum in float64 is just as far from 1",
     },
     "runtime/organ_infer/cli/paths.py": {
-        ("BLOCK = 1 << 16  # bytes of a list read at once", "2"): "the same paths in other blocks",
+        ("BLOCK = 1 << 16", "2"): "the same paths in other blocks",
     },
     "runtime/organ_infer/bundle/onnx_graph.py": {
         ("return None", "1"): "of bytes only that they are there is asked",

@@ -86,7 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "ext/packing.pyx": ("test_packing",),
     "runtime/organ_infer/cli/arguments.py": (
         "test_cli",
-        "test_inputs",
+        "test_cli_arguments",
     ),
     "runtime/organ_infer/images/arrays.py": ("test_frames",),
     "runtime/organ_infer/bundle/files.py": BUNDLES,
@@ -95,11 +95,28 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_session",
         "test_shifts",
     ),
-    "runtime/organ_infer/cli/command.py": (
+    "runtime/organ_infer/cli/classify.py": (
         "test_cli",
         "test_cli_formats",
         "test_cli_inside",
         "test_paths",
+    ),
+    "runtime/organ_infer/cli/command.py": (
+        "test_cli",
+        "test_cli_inside",
+        "test_cli_writing",
+    ),
+    "runtime/organ_infer/cli/formats.py": (
+        "test_cli_formats",
+        "test_rows",
+    ),
+    "runtime/organ_infer/cli/model.py": (
+        "test_check",
+        "test_cli_inside",
+    ),
+    "runtime/organ_infer/cli/signals.py": (
+        "test_cli_inside",
+        "test_cli_writing",
     ),
     "runtime/organ_infer/engine/devices.py": ("test_cuda",),
     "runtime/organ_infer/images/dicom.py": (
@@ -126,8 +143,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "runtime/organ_infer/cli/paths.py": (
         "test_cli",
-        "test_inputs",
-        "test_paths",
+        "test_cli_paths",
     ),
     "runtime/organ_infer/bundle/manifest.py": BUNDLES,
     "runtime/organ_infer/images/orientation.py": (
@@ -137,7 +153,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "runtime/organ_infer/cli/output.py": (
         "test_cli",
-        "test_cli_formats",
+        "test_cli_inside",
+        "test_cli_writing",
         "test_rows",
     ),
     "runtime/organ_infer/images/pillow.py": (

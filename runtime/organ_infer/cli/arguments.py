@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from ..engine.devices import parse_device
+from .formats import FORMATS
 
-__all__ = ["BUNDLE_VARIABLE", "FORMATS", "Options", "UsageError", "dataset_name", "parse"]
+__all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
 
-FORMATS = ("text", "csv", "jsonl")
 BUNDLE_VARIABLE = "ORGAN_INFER_BUNDLE"
 _DATASETS = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
 _EXIT_CODES = "Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done, 130 interrupted, 143 terminated."
@@ -136,7 +136,7 @@ def parse(arguments: Sequence[str]) -> Options:
         metavar="BYTES",
         help="refuse larger files, and larger ones compressed in them (default: 268,435,456)",
     )
-    parser.add_argument("--format", choices=FORMATS, default="text", help="default: %(default)s")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: %(default)s")
     parser.add_argument(
         "--output", metavar="FILE", help="write the results to FILE, which appears whole or not at all"
     )

@@ -139,19 +139,15 @@ class _Report:
 
     def prediction(self, options: Options, ort: ModuleType) -> None:
         """Open the model as a prediction would, and ask it."""
-        from ..classifier import OrganClassifier
         from ..engine.cuda import CUDA
+        from .model import open_classifier
 
+        # The golden answers are of the slices as they are.
+        plain = options._replace(orientation=None, tta=False)
         granted: tuple[str, ...] = ()
         begun = perf_counter()
         try:
-            with OrganClassifier(
-                options.bundle,
-                device=options.device,
-                threads=options.threads,
-                batch_size=options.batch_size,
-                cuda_graphs=options.cuda_graphs,
-            ) as classifier:
+            with open_classifier(plain) as classifier:
                 opened, granted = perf_counter(), classifier.providers
                 self.say("device", f"{granted[0]} (asked for: {options.device})")
                 for where, placement in classifier.placements:

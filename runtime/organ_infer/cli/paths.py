@@ -1,4 +1,4 @@
-"""What the command's paths stand for: files, directories, patterns, and lists of them, in order."""
+"""What the paths on the command line stand for: files, directories, patterns and lists, in order."""
 
 import glob
 import os
@@ -6,92 +6,128 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import BinaryIO
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..images.discovery import Candidate, images_below
 from ..images.registry import split_selector
 from .arguments import Options, UsageError
 
-__all__ = ["find"]
+if TYPE_CHECKING:
+    from .progress import Messages
 
-BLOCK = 1 << 16  # bytes of a list read at once
-NAME_LIMIT = 1 << 16  # bytes of one path in a list
+__all__ = ["find_candidates", "require_candidates"]
+
+# Bytes of a list that are read together.
+BLOCK = 1 << 16
+# Bytes of one path in a list.
+NAME_LIMIT = 1 << 16
 
 
-def find(options: Options) -> Iterator[Candidate]:
-    """Every image the options name: first the paths, then the list. A directory or pattern without an image comes
-    back with an `error` and `path` as given. Raises UsageError where a list cannot be read."""
+def require_candidates(options: Options, messages: "Messages") -> Iterator[Candidate]:
+    """The candidates of the options, of which at least one names an image.
+
+    Raises:
+        UsageError: There is no image at all, or a list cannot be read.
+    """
+    candidates = find_candidates(options)
+    empty: list[Candidate] = []
+    for candidate in candidates:
+        if not candidate.empty:
+            return chain(empty, [candidate], candidates)
+        empty.append(candidate)
+    for candidate in empty[:-1]:
+        messages.error(f"{candidate.path}: {candidate.error}")
+    last = f"{empty[-1].path}: {empty[-1].error}" if empty else "--files-from names none"
+    raise UsageError(f"no image found, {last}")
+
+
+def find_candidates(options: Options) -> Iterator[Candidate]:
+    """Every image that the options name: first the paths, then the list.
+
+    A directory or pattern without an image gives a candidate with an error and the path as given.
+
+    Raises:
+        UsageError: A list cannot be read.
+    """
     if options.files_from not in (None, "-"):
-        _check_list(options.files_from)  # now: not after the paths before it were classified
+        # Checked now, and not after the paths before the list have been classified.
+        _check_list(options.files_from)
     for path in options.paths:
-        yield from _argument(path, options.recursive)
+        yield from _expand_argument(path, options.recursive)
     if options.files_from is not None:
-        for path in _listed(options.files_from, b"\0" if options.null else b"\n"):
-            yield from _one(path, options.recursive)
+        for path in _read_list(options.files_from, b"\0" if options.null else b"\n"):
+            yield from _expand_path(path, options.recursive)
 
 
 def _check_list(source: str) -> None:
-    """Raise UsageError where a list cannot be opened; a pipe is not opened here, for that would wait for its writer."""
+    """Raise UsageError if a list cannot be opened. A pipe is not opened, because that waits for its writer."""
     try:
         if not stat.S_ISFIFO(os.stat(source).st_mode):
             open(source, "rb").close()
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as e:
+        # ValueError: a NUL in the name.
         raise UsageError(
             f"--files-from: {source} cannot be read ({getattr(e, 'strerror', None) or e})"
         ) from e
 
 
-def _argument(path: str, recursive: bool) -> Iterator[Candidate]:
-    """A path of the command line; what exists is never a pattern."""
-    if not glob.has_magic(path) or os.path.lexists(path) or _is_slice(path):
-        yield from _one(path, recursive)
+def _expand_argument(path: str, recursive: bool) -> Iterator[Candidate]:
+    """A path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
+    if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
+        yield from _expand_path(path, recursive)
         return
-    names = sorted(glob.iglob(path), key=os.fsencode)  # no **, which follows links round in circles
+    # Without recursive patterns (**), which follow links in circles.
+    names = sorted(glob.iglob(path), key=os.fsencode)
     for name in names:
-        yield from _one(name, recursive)
+        yield from _expand_path(name, recursive)
     if not names:
         yield Candidate(path, "no file matches this pattern", empty=True)
 
 
-def _is_slice(path: str) -> bool:
+def _selects_slice(path: str) -> bool:
     return split_selector(path)[1] is not None
 
 
-def _one(path: str, recursive: bool) -> Iterator[Candidate]:
+def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
+    """A file, or the images of a directory."""
     if not os.path.isdir(path):
         yield Candidate(path)
         return
-    empty = True
-    for found in images_below(path, recursive):
-        empty = False
-        yield found
-    if empty:
+    is_empty = True
+    for candidate in images_below(path, recursive):
+        is_empty = False
+        yield candidate
+    if is_empty:
         advice = "" if recursive else " (--recursive looks below it)"
         yield Candidate(path, f"no image in this directory{advice}", empty=True)
 
 
-def _listed(source: str, end: bytes) -> Iterator[str]:
+def _read_list(source: str, separator: bytes) -> Iterator[str]:
+    """The paths of a list, `-` for standard input. Empty ones are skipped."""
     try:
         with ExitStack() as stack:
             file: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
-            for name in _pieces(iter(lambda: file.read1(BLOCK), b""), end):  # type: ignore[attr-defined]
-                if end == b"\n":
+            blocks = iter(lambda: file.read1(BLOCK), b"")  # type: ignore[attr-defined]
+            for name in _split_blocks(blocks, separator):
+                if separator == b"\n":
                     name = name.removesuffix(b"\r")
                 if name:
                     yield os.fsdecode(name)
-    except (OSError, AttributeError) as e:  # AttributeError: standard input is closed
+    except (OSError, AttributeError) as e:
+        # AttributeError: standard input is closed.
         where = "standard input" if source == "-" else source
         raise UsageError(
             f"--files-from: {where} cannot be read ({getattr(e, 'strerror', None) or 'closed'})"
         ) from e
 
 
-def _pieces(blocks: Iterable[bytes], end: bytes) -> Iterator[bytes]:
-    """The blocks cut at `end`, as they come."""
+def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+    """The blocks, joined and split at the separator, as they arrive."""
     rest = b""
     for block in blocks:
-        *whole, rest = (rest + block).split(end)
-        yield from whole
+        *names, rest = (rest + block).split(separator)
+        yield from names
         if len(rest) > NAME_LIMIT:
             raise UsageError(
                 f"--files-from: a path of more than {NAME_LIMIT:,} bytes (is -0 missing, or too much?)"

@@ -4,10 +4,12 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import printable
 
-__all__ = ["Messages"]
+__all__ = ["Messages", "library_messages"]
 
 INTERVAL = 0.1  # seconds between two pictures of the bar
 
@@ -62,6 +64,35 @@ class Messages:
             sys.stderr.flush()
             sys.stderr.buffer.write(data)
             sys.stderr.buffer.flush()
+
+
+@contextmanager
+def library_messages(messages: Messages) -> Iterator[None]:
+    """Show the library's logged warnings as notes, and silence those of Pillow and onnxruntime.
+
+    Their warnings are for programmers. The previous settings come back when the context ends.
+    """
+    import logging
+    import warnings
+
+    from ..engine import ort
+
+    class NoteHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.note(f"warning: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("organ_infer"), NoteHandler(logging.WARNING)
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    ort.silent = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+        ort.silent = False
 
 
 def bar_text(done: int, failed: int, total: int | None, seconds: float, columns: int) -> str:

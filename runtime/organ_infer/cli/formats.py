@@ -1,0 +1,206 @@
+"""The rows of results: one class per output format, all of them listed in FORMATS.
+
+This module stays light, because --help lists the formats.
+"""
+
+import io
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import printable
+
+if TYPE_CHECKING:
+    from ..results import ImageFailure, Prediction
+
+__all__ = ["FORMATS", "RowFormat", "RowOptions"]
+
+UNCERTAIN = "uncertain"
+
+
+class RowOptions(NamedTuple):
+    """What the rows show.
+
+    Attributes:
+        classes: The class names, in the order of the probabilities.
+        organs: The organ of each class.
+        top: How many of the most probable names to list; None for the label alone.
+        by_organ: Whether text shows organs, and whether `min_probability` applies to the organ
+            instead of the label.
+        min_probability: A name with a lower probability is replaced by `uncertain`.
+    """
+
+    classes: Sequence[str]
+    organs: Sequence[str]
+    top: int | None = None
+    by_organ: bool = False
+    min_probability: float | None = None
+
+
+class RowFormat(ABC):
+    """One output format. Every row and the header end with their newline.
+
+    Attributes:
+        header: The text before the first row.
+        has_warnings: Whether rows contain the warnings. If not, they go to standard error.
+        lists_organs: Whether --top lists organs if --organs is given.
+    """
+
+    header = ""
+    has_warnings = True
+    lists_organs = False
+
+    def __init__(self, options: RowOptions) -> None:
+        self.options = options
+        # Probabilities are float32. The threshold is rounded to float32 as well, so that a
+        # probability copied from a row is not below itself.
+        (self.threshold,) = struct.unpack("f", struct.pack("f", options.min_probability or 0.0))
+
+    @abstractmethod
+    def row(self, prediction: "Prediction") -> str:
+        """The row of a classified slice."""
+
+    @abstractmethod
+    def failure(self, failure: "ImageFailure") -> str:
+        """The row of an image that could not be classified."""
+
+    def is_uncertain(self, prediction: "Prediction") -> bool:
+        by_organ = self.options.by_organ
+        return bool((prediction.organ_probability if by_organ else prediction.probability) < self.threshold)
+
+    def label_and_organ(self, prediction: "Prediction") -> tuple[str, str]:
+        """The label and the organ, either of them possibly replaced by `uncertain`."""
+        label, organ = prediction.label, prediction.organ
+        if not self.is_uncertain(prediction):
+            return label, organ
+        return (label, UNCERTAIN) if self.options.by_organ else (UNCERTAIN, organ)
+
+    def top_classes(self, prediction: "Prediction", count: int) -> list[tuple[str, float]]:
+        """The most probable classes. Of equal ones, the label comes first, then the class order decides."""
+        if count == 1:
+            return [(prediction.label, prediction.probability)]
+        probabilities, classes = prediction.probabilities, self.options.classes
+        order = sorted(range(len(classes)), key=lambda i: (-probabilities[i], i != prediction.index, i))
+        return [(classes[i], probabilities[i]) for i in order[:count]]
+
+    def top_organs(self, prediction: "Prediction", count: int) -> list[tuple[str, float]]:
+        """The most probable organs, `prediction.organ` first."""
+        sums = dict.fromkeys(self.options.organs, 0.0)
+        for organ, probability in zip(self.options.organs, prediction.probabilities, strict=True):
+            sums[organ] += probability
+        sums[prediction.organ] = prediction.organ_probability
+        order = sorted(sums, key=lambda organ: (organ != prediction.organ, -sums[organ]))
+        return [(organ, sums[organ]) for organ in order[:count]]
+
+
+class TextFormat(RowFormat):
+    """One line per slice for a terminal: names, probabilities, path. Failures are on standard error alone."""
+
+    has_warnings = False
+    lists_organs = True
+
+    def __init__(self, options: RowOptions) -> None:
+        super().__init__(options)
+        names = options.organs if options.by_organ else options.classes
+        self._width = max(map(len, [*names, UNCERTAIN] if self.threshold else names))
+
+    def row(self, prediction: "Prediction") -> str:
+        top = self.top_organs if self.options.by_organ else self.top_classes
+        pairs = top(prediction, self.options.top or 1)
+        if self.is_uncertain(prediction):
+            pairs[0] = UNCERTAIN, pairs[0][1]
+        columns = " ".join(f"{name:<{self._width}} {probability:.3f}" for name, probability in pairs)
+        return f"{columns} {printable(prediction.path or '')}\n"
+
+    def failure(self, failure: "ImageFailure") -> str:
+        return ""
+
+
+class CsvFormat(RowFormat):
+    """A table with a header and one column per class."""
+
+    COLUMNS = ("path", "label", "probability", "organ", "organ_probability", "warnings", "error")
+
+    def __init__(self, options: RowOptions) -> None:
+        super().__init__(options)
+        self.header = _csv_line([*self.COLUMNS, *options.classes])
+
+    def row(self, prediction: "Prediction") -> str:
+        label, organ = self.label_and_organ(prediction)
+        return _csv_line(
+            [
+                prediction.path or "",
+                label,
+                _nine_digits(prediction.probability),
+                organ,
+                _nine_digits(prediction.organ_probability),
+                "; ".join(prediction.warnings),
+                "",
+                *map(_nine_digits, prediction.probabilities),
+            ]
+        )
+
+    def failure(self, failure: "ImageFailure") -> str:
+        no_probabilities = [""] * len(self.options.classes)
+        return _csv_line([failure.path, "", "", "", "", "", failure.error, *no_probabilities])
+
+
+class JsonlFormat(RowFormat):
+    """One JSON object per line."""
+
+    def row(self, prediction: "Prediction") -> str:
+        label, organ = self.label_and_organ(prediction)
+        probabilities = map(_nine_digits, prediction.probabilities)
+        row: dict[str, object] = {
+            "path": prediction.path,
+            "label": label,
+            "index": prediction.index,
+            "probability": _nine_digits(prediction.probability),
+            "organ": organ,
+            "organ_probability": _nine_digits(prediction.organ_probability),
+            "probabilities": dict(zip(self.options.classes, probabilities, strict=True)),
+            "warnings": list(prediction.warnings),
+        }
+        if self.options.top is not None:
+            row["top"] = [
+                {"label": name, "probability": _nine_digits(probability)}
+                for name, probability in self.top_classes(prediction, self.options.top)
+            ]
+        return _json_line(row)
+
+    def failure(self, failure: "ImageFailure") -> str:
+        return _json_line({"path": failure.path, "error": failure.error})
+
+
+# One row per output format: its name for --format, and its class.
+FORMATS: dict[str, type[RowFormat]] = {"text": TextFormat, "csv": CsvFormat, "jsonl": JsonlFormat}
+
+
+def _nine_digits(value: float) -> float:
+    """The value in the nine significant digits that identify a float32."""
+    return float(f"{value:.9g}")
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    # Imported here: the other formats do not need it.
+    import csv
+
+    line = io.StringIO()
+    # Before Python 3.11.9 and 3.12.3 a carriage return is quoted only if the line terminator has one:
+    # https://github.com/python/cpython/issues/67044
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return f"{line.getvalue()[:-2]}\n"
+
+
+def _json_line(row: object) -> str:
+    # Imported here: the other formats do not need it.
+    import json
+
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        # A file name that is not UTF-8. As escapes it reads back as the same str.
+        line = json.dumps(row)
+    return line + "\n"

@@ -1,0 +1,155 @@
+"""Arguments of the command: each option and its field, its range, and which options exclude each other."""
+
+import pytest
+
+from organ_infer.cli import arguments
+from organ_infer.cli.arguments import BUNDLE_VARIABLE, Options, UsageError, dataset_name, parse
+from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT
+
+
+def test_what_is_not_asked_for_is_off(monkeypatch):
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
+    assert parse(["a", "b"]) == Options(
+        paths=["a", "b"], files_from=None, null=False, recursive=False, bundle=None, device="auto", threads=None,
+        batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None,
+        format="text", output=None, top=None, organs=False, min_probability=None, check=False, quiet=False,
+    )  # fmt: skip
+
+
+def test_each_option_sets_its_own_field_and_no_other():
+    plain = parse(["x"])
+    for words, changed in {
+        "--files-from list": {"files_from": "list"},
+        "--files-from - -0": {"files_from": "-", "null": True},
+        "--files-from - --null": {"files_from": "-", "null": True},
+        "-r": {"recursive": True},
+        "--recursive": {"recursive": True},
+        "--bundle b": {"bundle": "b"},
+        "--device cuda:3": {"device": "cuda:3"},
+        "--threads 3": {"threads": 3},
+        "--batch-size 9": {"batch_size": 9},
+        "--orientation PL": {"orientation": "PL"},
+        "--tta": {"tta": True},
+        "--no-cuda-graphs": {"cuda_graphs": False},
+        "--pixel-limit 8": {"pixel_limit": 8},
+        "--file-limit 7": {"file_limit": 7},
+        "--format csv": {"format": "csv"},
+        "--output o": {"output": "o"},
+        "--top 2": {"top": 2},
+        "--organs": {"organs": True},
+        "--min-probability .25": {"min_probability": 0.25},
+        "--quiet": {"quiet": True},
+    }.items():
+        assert parse(["x", *words.split()]) == plain._replace(**changed), words
+    assert parse(["--check"]) == plain._replace(paths=[], check=True)
+
+
+# The published ranges: docs/errors.md, docs/formats.md and `organ-infer --help`.
+RANGES = {"threads": 1024, "batch-size": 4096, "pixel-limit": 65_535**2, "file-limit": 2**50, "top": 1000}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_is_taken_from_1_to_its_most(name):
+    most, field = RANGES[name], name.replace("-", "_")
+    for value in (1, 2, most - 1, most):
+        assert getattr(parse([f"--{name}={value}", "x"]), field) == value
+        assert getattr(parse([f"--{name}={value:012}", "x"]), field) == value
+    for text in (
+        "0",
+        "-1",
+        str(most + 1),
+        "1.0",
+        "1e3",
+        "",
+        " 1",
+        "+1",
+        "1_0",
+        "٣",
+        "²",
+        "0" * 17,
+        "9" * 5000,
+    ):
+        with pytest.raises(UsageError, match=rf"a whole number from 1 to {most:,} expected, found"):
+            parse([f"--{name}={text}", "x"])
+    assert getattr(parse([f"--{name}=" + "0" * 15 + "1", "x"]), field) == 1  # 16 digits
+
+
+def test_a_least_probability_is_above_0_and_at_most_1():
+    for text, value in {"1": 1.0, "1e-300": 1e-300, "0.5": 0.5, "100e-2": 1.0}.items():
+        assert parse([f"--min-probability={text}", "x"]).min_probability == value
+    for text in ("0", "-0.1", "1.0000001", "2", "nan", "inf", "x", "", "٠.٥", "1e-400"):
+        with pytest.raises(UsageError, match="a number above 0 and at most 1 expected"):
+            parse([f"--min-probability={text}", "x"])
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("", "no image given: name files, directories or patterns, or use --files-from"),
+        ("--check x", "--check takes no images and no --output"),
+        ("--check --files-from l", "--check takes no images and no --output"),
+        ("--check --output o", "--check takes no images and no --output"),
+        ("-0 x", "-0 goes with --files-from"),
+        ("--bundle= x", "--bundle is empty"),
+        ("--output= x", "--output is empty"),
+        ("--files-from= x", "--files-from is empty"),
+        ("--files x", "unrecognized arguments: --files"),
+        ("--device tpu x", "auto, cpu, cuda or cuda:N expected"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(given, words):
+    with pytest.raises(UsageError, match=words) as told:
+        parse(given.split())
+    assert str(told.value).endswith(" (organ-infer --help shows the options)")
+
+
+def test_a_list_needs_no_path_and_two_dashes_begin_the_paths():
+    assert parse(["--files-from", "-"]).paths == []
+    assert parse(["a", "--", "-0", "--quiet", "--"]).paths == ["a", "-0", "--quiet", "--"]
+    assert parse(["--quiet", "a", "--tta", "b"]).paths == ["a", "b"]
+
+
+def test_the_option_beats_the_variable_and_an_empty_variable_is_none(monkeypatch):
+    for variable, words, bundle in [("v", [], "v"), ("v", ["--bundle", "o"], "o"), ("", [], None)]:
+        monkeypatch.setenv(BUNDLE_VARIABLE, variable)
+        assert parse(["x", *words]).bundle == bundle
+
+
+def test_the_limits_in_the_help_are_those_that_hold(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        not ended.value.code
+        and f"(default: {PIXEL_LIMIT:,})" in text
+        and f"(default: {FILE_LIMIT:,})" in text
+    )
+    assert (PIXEL_LIMIT, FILE_LIMIT) == (89_478_485, 268_435_456)  # docs/formats.md, Limits
+    assert "Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done" in text
+    for name in Options._fields:
+        option = {"paths": "PATH", "cuda_graphs": "--no-cuda-graphs"}.get(name, f"--{name.replace('_', '-')}")
+        assert option in text
+    with pytest.raises(SystemExit) as ended:
+        parse(["--version"])
+    assert not ended.value.code and capsys.readouterr().out.startswith("organ-infer ")
+
+
+def test_the_help_names_the_packaged_model_or_says_that_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "__file__", str(tmp_path / "cli" / "arguments.py"))
+    none = "No model is packaged with this installation: give one with --bundle."
+    assert arguments._packaged_text() == none
+    (tmp_path / "default").mkdir()
+    manifest = tmp_path / "default" / "manifest.json"
+    for text in ("", "[]", "{}", '{"name": "n", "task": 3}', '{"name": "n", "task": {"view": "axial"}}'):
+        manifest.write_text(text)
+        assert arguments._packaged_text() == none
+    manifest.write_text('{"name": "50% n", "task": {"view": "coronal", "dataset": "organcmnist"}}')
+    expected = "The packaged model 50%% n is for coronal slices, trained on OrganCMNIST."
+    assert arguments._packaged_text() == expected  # argparse takes %% for %
+    names = {
+        "organamnist": "OrganAMNIST",
+        "organcmnist": "OrganCMNIST",
+        "organsmnist": "OrganSMNIST",
+        "x": "x",
+    }
+    assert {name: dataset_name(name) for name in names} == names

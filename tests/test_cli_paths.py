@@ -1,0 +1,180 @@
+"""Which images the paths of the command stand for: lists cut anywhere, directories, patterns, and their order."""
+
+import io
+import os
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from organ_infer.cli import paths
+from organ_infer.cli.arguments import UsageError, parse
+from organ_infer.cli.paths import NAME_LIMIT, find_candidates
+from organ_infer.images.discovery import Candidate
+
+quick = settings(max_examples=60, deadline=None)
+
+# Lists.
+
+pieces_of = st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8)
+
+
+@quick
+@given(names=pieces_of, cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_a_list_is_cut_at_its_ends_however_its_blocks_fall(names, cuts):
+    data = b"\n".join(names)
+    at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    blocks = [data[a:b] for a, b in pairwise(at)]
+    assert list(paths._split_blocks(blocks, b"\n")) == data.split(b"\n")
+
+
+def test_a_path_of_a_list_is_taken_up_to_its_limit_and_not_a_byte_more():
+    """65,536 bytes: docs/errors.md."""
+    assert NAME_LIMIT == 65_536
+    name = b"x" * NAME_LIMIT
+    assert list(paths._split_blocks([name], b"\n")) == [name]
+    assert list(paths._split_blocks([name, b"\ny"], b"\n")) == [name, b"y"]
+    with pytest.raises(
+        UsageError, match=r"a path of more than 65,536 bytes \(is -0 missing, or too much\?\)"
+    ):
+        list(paths._split_blocks([name, b"x"], b"\n"))
+
+
+@quick
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r"), min_size=1)
+    ),
+    null=st.booleans(),
+    last=st.booleans(),
+)
+def test_a_list_gives_its_paths_in_its_order(tmp_path_factory, names, null, last):
+    names = [f"/none/{name}" for name in names]
+    end = "\0" if null else "\n"
+    path = tmp_path_factory.mktemp("list") / "list"
+    path.write_bytes((end.join(names) + (end if last else "")).encode())
+    options = parse(["first", "--files-from", str(path), *(["-0"] if null else [])])
+    assert list(find_candidates(options)) == [Candidate("first"), *map(Candidate, names)]
+
+
+def test_lines_lose_one_carriage_return_and_paths_ended_by_nul_none(tmp_path):
+    (tmp_path / "lines").write_bytes(b"/a\r\n\r\n/b\r\r\n/c")
+    found = list(find_candidates(parse(["--files-from", str(tmp_path / "lines")])))
+    assert found == [Candidate("/a"), Candidate("/b\r"), Candidate("/c")]
+    (tmp_path / "nul").write_bytes(b"/a\r\0/b\n\0\0")
+    assert list(find_candidates(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [
+        Candidate("/a\r"),
+        Candidate("/b\n"),
+    ]
+
+
+def test_standard_input_is_read_as_it_comes_or_told_to_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"/a\n/b"))))
+    assert list(find_candidates(parse(["--files-from", "-"]))) == [Candidate("/a"), Candidate("/b")]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match=r"^--files-from: standard input cannot be read \(closed\)$"):
+        list(find_candidates(parse(["--files-from", "-"])))
+
+
+def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
+    (tmp_path / "images").mkdir()
+    for source, words in {
+        str(tmp_path / "none"): "No such file or directory",
+        str(tmp_path): "Is a directory",
+        "a\0b": "embedded null byte",
+    }.items():
+        with pytest.raises(UsageError) as told:
+            next(find_candidates(parse([str(tmp_path / "images"), "--files-from", source])))
+        assert str(told.value) == f"--files-from: {source} cannot be read ({words})"
+
+
+def test_a_list_that_is_a_pipe_is_not_opened_before_its_turn(tmp_path):
+    """Opening a pipe waits for its writer: the paths before it come first."""
+    os.mkfifo(tmp_path / "pipe")
+    assert next(find_candidates(parse(["first", "--files-from", str(tmp_path / "pipe")]))) == Candidate(
+        "first"
+    )
+
+
+def test_a_list_names_directories_and_no_patterns(tmp_path):
+    (tmp_path / "d" / "below").mkdir(parents=True)
+    (tmp_path / "d" / "a.png").touch()
+    (tmp_path / "d" / "below" / "b.png").touch()
+    (tmp_path / "list").write_text(f"{tmp_path}/d\n{tmp_path}/d/*.png\n")
+    pattern = Candidate(f"{tmp_path}/d/*.png")
+    given = ["--files-from", str(tmp_path / "list")]
+    assert list(find_candidates(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
+    below = Candidate(f"{tmp_path}/d/below/b.png")
+    assert list(find_candidates(parse([*given, "-r"]))) == [Candidate(f"{tmp_path}/d/a.png"), below, pattern]
+
+
+# Paths, directories and patterns.
+
+
+def test_a_path_to_classify_has_no_error_and_stands_for_something():
+    found = Candidate("x")
+    assert (found.path, found.error, found.empty) == ("x", None, False)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tree")
+    for name in (
+        "some/b.png",
+        "some/a.NPY",
+        "some/.hidden.png",
+        "some/c.txt",
+        "some/in/d.dcm",
+        "none/e.txt",
+        "f.png",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "some" / "folder.png").mkdir()
+    (folder / "some" / "link").symlink_to(folder / "some" / "in", target_is_directory=True)
+    (folder / "some" / "z.png").symlink_to(folder / "f.png")
+    return folder
+
+
+def stands_for(tree, recursive):
+    below = ["some/in/d.dcm"] if recursive else []
+    advice = "" if recursive else " (--recursive looks below it)"
+    nothing = f"no image in this directory{advice}"
+    files = [Candidate(f"{tree}/{name}") for name in ("some/a.NPY", "some/b.png", *below, "some/z.png")]
+    return {
+        f"{tree}/some": files,
+        f"{tree}/none": [Candidate(f"{tree}/none", nothing, empty=True)],
+        f"{tree}/f.png": [Candidate(f"{tree}/f.png")],
+        f"{tree}/f.png#2": [Candidate(f"{tree}/f.png#2")],
+        f"{tree}/gone.png": [Candidate(f"{tree}/gone.png")],
+        f"{tree}/so*": files,
+        f"{tree}/[fn]*": [*([Candidate(f"{tree}/f.png")]), Candidate(f"{tree}/none", nothing, empty=True)],
+        f"{tree}/?": [Candidate(f"{tree}/?", "no file matches this pattern", empty=True)],
+        f"{tree}/some/?.png": [Candidate(f"{tree}/some/b.png"), Candidate(f"{tree}/some/z.png")],
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), recursive=st.booleans())
+def test_what_is_found_stands_in_the_order_of_the_arguments(tree, data, recursive):
+    known = stands_for(tree, recursive)
+    given = data.draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=6))
+    found = list(find_candidates(parse([*given, *(["-r"] if recursive else [])])))
+    assert found == [item for name in given for item in known[name]]
+
+
+def test_a_slice_of_a_file_with_a_pattern_s_characters_is_no_pattern(tmp_path):
+    (tmp_path / "[a].npy").touch()
+    for name in ("[a].npy", "[a].npy#1", "[a].npy#x#2"):
+        assert list(find_candidates(parse([f"{tmp_path}/{name}"]))) == [Candidate(f"{tmp_path}/{name}")]
+
+
+def test_a_pattern_s_names_are_in_byte_order(tmp_path):
+    for name in ("ä.png", "z.png", "Z.png"):
+        (tmp_path / name).touch()
+    assert [found.path for found in find_candidates(parse([f"{tmp_path}/*.png"]))] == [
+        f"{tmp_path}/{name}" for name in ("Z.png", "z.png", "ä.png")
+    ]
