@@ -40,12 +40,12 @@ def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tm
     out = tmp_path / "out.txt"
     assert cli.main(["--output", str(out), *arguments]) == 2
     assert len((tmp_path / "out.txt.partial").read_text().splitlines()) == 16 and not out.exists()
-    assert f"it broke, the results so far are in {out}.partial" in capfd.readouterr().err
+    assert f"it broke; results so far are in {out}.partial" in capfd.readouterr().err
 
 
 def test_a_list_that_is_not_there_is_told_before_anything_is_classified(command, some, tmp_path):
     failed(
-        command(*some, "--files-from", tmp_path / "none"), "--files-from: .*none cannot be read .No such file"
+        command(*some, "--files-from", tmp_path / "none"), "--files-from .*none: cannot be read .No such file"
     )
     failed(command(*some, "--files-from", tmp_path), "cannot be read .Is a directory")
 
@@ -103,13 +103,13 @@ def test_special_files_are_failed_images(command, some, tmp_path):
             for value in ("tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:1000")
         ),
         (["--format", "xml", "x"], "invalid choice"),
-        (["-0", "x"], "-0 goes with --files-from"),
-        (["--output", "", "x"], "--output is empty"),
+        (["-0", "x"], "-0: requires --files-from"),
+        (["--output", "", "x"], "--output: the value is empty"),
         (["--output", "/none/x.csv", "x"], "--output /none/x.csv: cannot be written .No such file"),
-        (["--output", "/dev/null", "x"], "a regular file expected"),
-        (["--files-from", "/none"], "--files-from: /none cannot be read"),
-        (["--files-from", os.devnull], "no image found, --files-from names none"),
-        (["/none/*.png"], "no image found, /none/.*no file matches this pattern"),
+        (["--output", "/dev/null", "x"], "--output /dev/null: exists and is not a regular file"),
+        (["--files-from", "/none"], "--files-from /none: cannot be read"),
+        (["--files-from", os.devnull], "no image found: --files-from lists no path"),
+        (["/none/*.png"], "no image found: /none/.*no file matches this pattern"),
     ],
 )
 def test_usage_errors_are_2(command, arguments, words):
@@ -118,7 +118,7 @@ def test_usage_errors_are_2(command, arguments, words):
 
 def test_an_empty_directory_is_2(command, tmp_path):
     (tmp_path / "notes.txt").touch()
-    failed(command(tmp_path), "no image found, .*no image in this directory")
+    failed(command(tmp_path), "no image found: .*no image in this directory")
 
 
 def test_a_missing_or_damaged_bundle_is_2_and_writes_nothing(command, copied, some, tmp_path):
@@ -190,10 +190,10 @@ def test_the_environment_names_the_bundle_and_the_option_beats_it(command, bundl
 def test_the_packaged_model_says_what_it_is(command, some):
     done = command(some[0], model=None)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
-    assert "axial model trained on OrganAMNIST" in done.stderr
+    assert "(axial slices, trained on OrganAMNIST)" in done.stderr
     assert command("--quiet", some[0], model=None).stderr == ""
     text = " ".join(command("--help", model=None).stdout.split())
-    assert "is for axial slices, trained on OrganAMNIST" in text
+    assert "for axial slices, trained on OrganAMNIST." in text
 
 
 # Which images.
@@ -284,7 +284,7 @@ def test_a_list_of_files(command, some, tmp_path):
 
 
 def test_a_path_without_end_is_refused(command):
-    failed(command("--files-from", "-", stdin="x" * 300_000), "a path of more than 65,536 bytes")
+    failed(command("--files-from", "-", stdin="x" * 300_000), "a path has more than 65,536 bytes")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")

@@ -85,14 +85,14 @@ def test_a_least_probability_is_above_0_and_at_most_1():
 @pytest.mark.parametrize(
     "given, words",
     [
-        ("", "no image given: name files, directories or patterns, or use --files-from"),
-        ("--check x", "--check takes no images and no --output"),
-        ("--check --files-from l", "--check takes no images and no --output"),
-        ("--check --output o", "--check takes no images and no --output"),
-        ("-0 x", "-0 goes with --files-from"),
-        ("--bundle= x", "--bundle is empty"),
-        ("--output= x", "--output is empty"),
-        ("--files-from= x", "--files-from is empty"),
+        ("", "no image given; name files, directories or patterns, or use --files-from"),
+        ("--check x", "--check: takes no images and no --output"),
+        ("--check --files-from l", "--check: takes no images and no --output"),
+        ("--check --output o", "--check: takes no images and no --output"),
+        ("-0 x", "-0: requires --files-from"),
+        ("--bundle= x", "--bundle: the value is empty"),
+        ("--output= x", "--output: the value is empty"),
+        ("--files-from= x", "--files-from: the value is empty"),
         ("--files x", "unrecognized arguments: --files"),
         ("--device tpu x", "auto, cpu, cuda or cuda:N expected"),
     ],
@@ -100,7 +100,7 @@ def test_a_least_probability_is_above_0_and_at_most_1():
 def test_what_does_not_go_together_is_refused(given, words):
     with pytest.raises(UsageError, match=words) as told:
         parse(given.split())
-    assert str(told.value).endswith(" (organ-infer --help shows the options)")
+    assert str(told.value).endswith(" (see organ-infer --help)")
 
 
 def test_a_list_needs_no_path_and_two_dashes_begin_the_paths():
@@ -125,7 +125,7 @@ def test_the_limits_in_the_help_are_those_that_hold(capsys):
         and f"(default: {FILE_LIMIT:,})" in text
     )
     assert (PIXEL_LIMIT, FILE_LIMIT) == (89_478_485, 268_435_456)  # docs/formats.md, Limits
-    assert "Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done" in text
+    assert "Exit codes: 0 all images classified, 1 some images failed, 2 error," in text
     for name in Options._fields:
         option = {"paths": "PATH", "cuda_graphs": "--no-cuda-graphs"}.get(name, f"--{name.replace('_', '-')}")
         assert option in text
@@ -136,16 +136,16 @@ def test_the_limits_in_the_help_are_those_that_hold(capsys):
 
 def test_the_help_names_the_packaged_model_or_says_that_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, "__file__", str(tmp_path / "cli" / "arguments.py"))
-    none = "No model is packaged with this installation: give one with --bundle."
-    assert arguments._packaged_text() == none
+    none = "This installation has no packaged model; use --bundle DIR."
+    assert arguments._packaged_model_text() == none
     (tmp_path / "default").mkdir()
     manifest = tmp_path / "default" / "manifest.json"
     for text in ("", "[]", "{}", '{"name": "n", "task": 3}', '{"name": "n", "task": {"view": "axial"}}'):
         manifest.write_text(text)
-        assert arguments._packaged_text() == none
+        assert arguments._packaged_model_text() == none
     manifest.write_text('{"name": "50% n", "task": {"view": "coronal", "dataset": "organcmnist"}}')
-    expected = "The packaged model 50%% n is for coronal slices, trained on OrganCMNIST."
-    assert arguments._packaged_text() == expected  # argparse takes %% for %
+    expected = "The packaged model is 50%% n, for coronal slices, trained on OrganCMNIST."
+    assert arguments._packaged_model_text() == expected  # argparse takes %% for %
     names = {
         "organamnist": "OrganAMNIST",
         "organcmnist": "OrganCMNIST",

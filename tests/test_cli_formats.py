@@ -205,9 +205,9 @@ def test_names_are_padded_to_uncertain_in_a_model_of_shorter_ones(command, two, 
 
 def test_help_says_what_is_uncertain(command):
     text = " ".join(command("--help", model=None).stdout.split())
-    assert "--organs text: the organ without its side, and the probability of both sides together" in text
-    assert "becomes 'uncertain' where its probability is below P, with --organs the organ" in text
-    assert "with --organs text has the K likeliest organs" in text
+    assert "text: show the organ without its side, with the summed probability of both sides" in text
+    assert "'uncertain' instead of the label if its probability is below P; with --organs, instead of" in text
+    assert "list the K most probable classes (text, jsonl) or organs (text with --organs)" in text
 
 
 def test_the_examples_of_a_bundle_of_two_classes(command, two, some):

@@ -58,7 +58,7 @@ def test_a_full_disk_is_2_and_leaves_whole_lines(command, pictures, tmp_path):
 
     listed = "\n".join(str(pictures / f"s{i % 40:02}.png") for i in range(200))
     done = command("--format", "jsonl", "--output", out, "--files-from", "-", stdin=listed, preexec_fn=limit)
-    failed(done, "cannot be written .File too large.*the results so far are in .*out.jsonl.partial")
+    failed(done, "cannot be written .File too large.*; results so far are in .*out.jsonl.partial")
     assert not out.exists()
     kept = (tmp_path / "out.jsonl.partial").read_text()
     assert kept.endswith("\n") and all(json.loads(line) for line in kept.splitlines()) and len(kept) > 10_000
@@ -83,7 +83,10 @@ def test_a_closed_standard_output_is_an_error_and_a_closed_standard_error_none(b
     done = subprocess.run(
         f"{line} >&-", shell=True, stderr=subprocess.PIPE, text=True, env=child_environment()
     )
-    assert done.returncode == 2 and done.stderr == "organ-infer: error: standard output is closed\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "organ-infer: error: standard output is closed; use --output FILE\n"
+    )
     done = subprocess.run(
         f"{line} nope 2>&-", shell=True, stdout=subprocess.PIPE, text=True, env=child_environment()
     )
@@ -217,8 +220,8 @@ def test_a_message_takes_the_bar_away_first(monkeypatch):
 
     written = []
     messages = Messages()
-    messages.bar, messages._drawn = True, 0.0
-    monkeypatch.setattr(messages, "_put", written.append)
+    messages.bar, messages._last_drawn = True, 0.0
+    monkeypatch.setattr(messages, "_write", written.append)
     messages.progress(7, 0, 9)
     messages.error("x")
     messages.note("y")

@@ -71,7 +71,7 @@ def python_messages(path, names):
             or (name in LOGGED and "logger" in ast.unparse(node.func))
         ):
             yield texts[1 if name == "log" else 0]
-        elif name == "_error" or (name == "append" and ast.unparse(node.func) == "self.wrong.append"):
+        elif name == "_error" or (name == "append" and ast.unparse(node.func) == "self.problems.append"):
             yield texts[-1]
         elif name == "Candidate" and len(texts) > 1:
             yield texts[1]

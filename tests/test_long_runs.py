@@ -246,8 +246,8 @@ def test_a_full_disk_is_an_error_and_no_truncated_file(bundle, listed, small_dis
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == (
-        f"organ-infer: error: --output {out}: cannot be written (No space left on device),"
-        f" the results so far are in {out}.partial"
+        f"organ-infer: error: --output {out}: cannot be written (No space left on device);"
+        f" results so far are in {out}.partial"
     )
     assert out.read_text() == before if before else not out.exists()
     assert 0 < held_against(Path(f"{out}.partial").read_text(), paths) < MANY

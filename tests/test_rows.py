@@ -212,7 +212,7 @@ def test_a_write_that_fails_leaves_whole_lines_and_tells_where(tmp_path, monkeyp
     out, real = tmp_path / "out", os.write
     writer = Writer(str(out))
     writer.write("heart\nliver\n")
-    assert writer.partial_note() == f", the results so far are in {out}.partial"
+    assert writer.partial_note() == f"; results so far are in {out}.partial"
 
     def half(descriptor, data):
         assert writer.busy
@@ -223,11 +223,24 @@ def test_a_write_that_fails_leaves_whole_lines_and_tells_where(tmp_path, monkeyp
     monkeypatch.setattr(os, "write", half)
     with pytest.raises(OutputError) as told:
         writer.write("spleen\n")
-    kept = f", the results so far are in {out}.partial" if FULL[number] else ""
+    kept = f"; results so far are in {out}.partial" if FULL[number] else ""
     assert str(told.value) == f"--output {out}: cannot be written ({os.strerror(number)}){kept}"
     assert (tmp_path / "out.partial").read_text() == "heart\nliver\n" and not writer.busy
     writer.discard()  # something was done
     assert (tmp_path / "out.partial").exists()
+
+
+def test_a_disk_that_is_full_at_the_first_write_leaves_no_partial_file_to_name(tmp_path, monkeypatch):
+    writer = Writer(str(tmp_path / "out"))
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)$"):
+        writer.write("heart\n")
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_writer_that_wrote_nothing_goes_away_and_keeps_nothing(tmp_path):
@@ -268,7 +281,7 @@ def test_an_output_that_cannot_be_opened_or_named_is_told(tmp_path):
     for name, words in {
         str(tmp_path / "none" / "out"): "cannot be written (No such file or directory)",
         "a\0b": "cannot be written (embedded null byte)",
-        str(tmp_path): "a regular file expected, something else is there",
+        str(tmp_path): "exists and is not a regular file; choose another path",
     }.items():
         with pytest.raises(OutputError) as told:
             Writer(name)

@@ -1,4 +1,7 @@
-"""The command's arguments. Nothing heavy is imported here: --help and --version answer at once."""
+"""The command's arguments. Nothing heavy is imported here, so that --help and --version answer at once.
+
+A new option is one `add_argument` call, one field of `Options`, and its use.
+"""
 
 import argparse
 import os
@@ -12,15 +15,17 @@ __all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
 
 BUNDLE_VARIABLE = "ORGAN_INFER_BUNDLE"
 _DATASETS = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
-_EXIT_CODES = "Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done, 130 interrupted, 143 terminated."
+_EXIT_CODES = (
+    "Exit codes: 0 all images classified, 1 some images failed, 2 error, 130 interrupted, 143 terminated."
+)
 
 
 class UsageError(Exception):
-    """The command was given what it does not take."""
+    """The arguments of the command are not valid."""
 
 
 class Options(NamedTuple):
-    """What was asked for. (No dataclass: that module alone takes a tenth of the time of --help.)"""
+    """The parsed arguments. (A dataclass would add a tenth to the time of --help.)"""
 
     paths: list[str]
     files_from: str | None
@@ -46,14 +51,14 @@ class Options(NamedTuple):
 
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
-        self.epilog = f"{_packaged_text()} {_EXIT_CODES}"
+        self.epilog = f"{_packaged_model_text()} {_EXIT_CODES}"
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (organ-infer --help shows the options)")
+        raise UsageError(f"{message} (see organ-infer --help)")
 
 
-class _Version(argparse.Action):
+class _VersionAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
@@ -62,135 +67,181 @@ class _Version(argparse.Action):
 
 
 def dataset_name(flag: str) -> str:
-    """A data set as people write it."""
+    """The published name of a data set."""
     return _DATASETS.get(flag, flag)
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Raises UsageError; --help and --version end in SystemExit."""
+    """Parse the arguments.
+
+    Raises:
+        UsageError: The arguments are not valid.
+        SystemExit: After --help and --version.
+    """
+    parser = _build_parser()
+    arguments = list(arguments)
+    # What follows -- is a path, even if it looks like an option.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    namespace = parser.parse_intermixed_args(arguments[:end])
+    namespace.paths += arguments[end + 1 :]
+    options = Options(**vars(namespace))
+    _check_combinations(parser, options)
+    return options._replace(bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None)
+
+
+def _check_combinations(parser: _Parser, options: Options) -> None:
+    """Raise UsageError if options exclude each other, or one of them is empty."""
+    has_input = bool(options.paths) or options.files_from is not None
+    if options.check and (has_input or options.output is not None):
+        parser.error("--check: takes no images and no --output")
+    if not options.check and not has_input:
+        parser.error("no image given; name files, directories or patterns, or use --files-from")
+    if options.null and options.files_from is None:
+        parser.error("-0: requires --files-from")
+    for name in ("bundle", "output", "files_from"):
+        if getattr(options, name) == "":
+            parser.error(f"--{name.replace('_', '-')}: the value is empty")
+
+
+# The arguments, by the sections of --help.
+
+
+def _build_parser() -> _Parser:
     parser = _Parser(
         prog="organ-infer",
-        allow_abbrev=False,
+        usage="organ-infer [options] PATH [PATH ...]",
         description="Name the organ on crops of abdominal CT slices. Research software, not a medical device.",
+        allow_abbrev=False,
+        add_help=False,
     )
-    parser.add_argument(
+    _add_input_arguments(parser.add_argument_group("input"))
+    _add_model_arguments(parser.add_argument_group("model"))
+    _add_output_arguments(parser.add_argument_group("output"))
+    _add_other_arguments(parser.add_argument_group("other"))
+    return parser
+
+
+def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "paths",
         nargs="*",
         metavar="PATH",
-        help="image files, directories, or quoted patterns ('scans/*.png'); 'stack.npy#3' is one slice of many",
+        help="image file, directory or quoted pattern ('scans/*.png'); 'stack.npy#3' selects one slice",
     )
-    parser.add_argument(
-        "--files-from", metavar="FILE", help="read paths from FILE, one a line; - is standard input"
+    group.add_argument(
+        "--files-from", metavar="FILE", help="read paths from FILE, one per line; - for standard input"
     )
-    parser.add_argument(
-        "-0", "--null", action="store_true", help="paths in --files-from end in NUL, not in a newline"
+    group.add_argument(
+        "-0", "--null", action="store_true", help="paths in --files-from end with NUL, not with a newline"
     )
-    parser.add_argument(
-        "-r", "--recursive", action="store_true", help="directories with all their subdirectories"
+    group.add_argument(
+        "-r", "--recursive", action="store_true", help="include the subdirectories of directories"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--orientation",
+        metavar="XY",
+        help="orientation of the images, which are reoriented for the model: patient directions (L R A P H F)"
+        " of rows and columns, PL for the usual axial display (default: as stored; DICOM: from the header)",
+    )
+    group.add_argument(
+        "--pixel-limit",
+        type=_count(65_535**2),
+        metavar="N",
+        help="refuse slices with more pixels (default: 89,478,485)",
+    )
+    group.add_argument(
+        "--file-limit",
+        type=_count(1 << 50),
+        metavar="BYTES",
+        help="refuse larger files, also after decompression (default: 268,435,456)",
+    )
+
+
+def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--bundle",
         metavar="DIR",
-        help=f"the model, a directory (default: ${BUNDLE_VARIABLE}, else the packaged one)",
+        help=f"model bundle (default: ${BUNDLE_VARIABLE}, or else the packaged model)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--device",
         type=_device,
         default="auto",
         metavar="DEVICE",
-        help="auto, cpu, cuda, or cuda:N for the GPU with number N of those that CUDA_VISIBLE_DEVICES leaves visible"
-        " (default: %(default)s)",
+        help="auto, cpu, cuda, or cuda:N for GPU number N of those visible to CUDA (default: %(default)s)",
     )
-    parser.add_argument(
-        "--threads", type=_count(1024), metavar="N", help="default: the processors this process may use"
+    group.add_argument(
+        "--threads",
+        type=_count(1024),
+        metavar="N",
+        help="CPU threads (default: the processors available to this process)",
     )
-    parser.add_argument(
-        "--batch-size", type=_count(4096), default=64, metavar="N", help="default: %(default)s"
+    group.add_argument(
+        "--batch-size",
+        type=_count(4096),
+        default=64,
+        metavar="N",
+        help="slices per batch, at most (default: %(default)s)",
     )
-    parser.add_argument(
-        "--orientation",
-        metavar="XY",
-        help="how the images lie, to be turned to the model's way: the patient direction (L R A P H F) in which rows,"
-        " then columns run; PL is the usual axial display (default: as stored; DICOM says so itself)",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--tta",
         action="store_true",
-        help="average over each slice as it is and shifted by one pixel up, down, left and right: five times the work",
+        help="test-time augmentation: average over the slice and four one-pixel shifts; takes five times as long",
     )
-    parser.add_argument(
-        "--no-cuda-graphs",
-        dest="cuda_graphs",
-        action="store_false",
-        help="do not record runs on CUDA as CUDA graphs",
+    group.add_argument(
+        "--no-cuda-graphs", dest="cuda_graphs", action="store_false", help="run CUDA without CUDA graphs"
     )
-    parser.add_argument(
-        "--pixel-limit",
-        type=_count(65_535**2),
-        metavar="N",
-        help="refuse slices of more pixels (default: 89,478,485)",
+
+
+def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--format", choices=tuple(FORMATS), default="text", help="output format (default: %(default)s)"
     )
-    parser.add_argument(
-        "--file-limit",
-        type=_count(1 << 50),
-        metavar="BYTES",
-        help="refuse larger files, and larger ones compressed in them (default: 268,435,456)",
+    group.add_argument(
+        "--output", metavar="FILE", help="write results to FILE, which appears only when it is complete"
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), default="text", help="default: %(default)s")
-    parser.add_argument(
-        "--output", metavar="FILE", help="write the results to FILE, which appears whole or not at all"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--top",
         type=_count(1000),
         metavar="K",
-        help="the K likeliest classes (text and jsonl; with --organs text has the K likeliest organs)",
+        help="list the K most probable classes (text, jsonl) or organs (text with --organs)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--organs",
         action="store_true",
-        help="text: the organ without its side, and the probability of both sides together (csv and jsonl always have"
-        " both)",
+        help="text: show the organ without its side, with the summed probability of both sides"
+        " (csv and jsonl always contain both)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--min-probability",
         type=_probability,
         metavar="P",
-        help="the label of a slice becomes 'uncertain' where its probability is below P, with --organs the organ where"
-        " the organ's is; all else stays, and the exit code too",
+        help="show 'uncertain' instead of the label if its probability is below P; with --organs, instead of"
+        " the organ",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--quiet", action="store_true", help="show errors only, without progress, notes and warnings"
+    )
+
+
+def _add_other_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--check",
         action="store_true",
-        help="classify nothing: say what is installed, which device is granted and what the model is, and ask it about"
-        " slices whose answers are known; exit code 2 where something is wrong",
+        help="report the environment and run a self-test on reference slices; exits with 2 on failure",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress, notes or warnings; errors are still shown"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--version",
-        action=_Version,
+        action=_VersionAction,
         nargs=0,
         dest=argparse.SUPPRESS,
         default=argparse.SUPPRESS,
         help="show the version and exit",
     )
-    given = list(arguments)
-    end = given.index("--") if "--" in given else len(given)  # what follows is a path, whatever it looks like
-    found = parser.parse_intermixed_args(given[:end])
-    found.paths += given[end + 1 :]
-    if found.check and (found.paths or found.files_from is not None or found.output is not None):
-        parser.error("--check takes no images and no --output")
-    if not found.check and not found.paths and found.files_from is None:
-        parser.error("no image given: name files, directories or patterns, or use --files-from")
-    if found.null and found.files_from is None:
-        parser.error("-0 goes with --files-from")
-    for name in ("bundle", "output", "files_from"):
-        if getattr(found, name) == "":
-            parser.error(f"--{name.replace('_', '-')} is empty")
-    found.bundle = found.bundle or os.environ.get(BUNDLE_VARIABLE) or None
-    return Options(**vars(found))
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+
+
+# Types of arguments.
 
 
 def _device(text: str) -> str:
@@ -201,13 +252,15 @@ def _device(text: str) -> str:
     return text
 
 
-def _count(most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"a whole number from 1 to {most:,} expected, found {text!r}")
+def _count(limit: int) -> Callable[[str], int]:
+    """The type of a whole number from 1 to `limit`."""
+
+    def parse_count(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
+            raise argparse.ArgumentTypeError(f"a whole number from 1 to {limit:,} expected, found {text!r}")
         return int(text)
 
-    return read
+    return parse_count
 
 
 def _probability(text: str) -> float:
@@ -220,8 +273,8 @@ def _probability(text: str) -> float:
     return value
 
 
-def _packaged_text() -> str:
-    """What the packaged model is, from its manifest."""
+def _packaged_model_text() -> str:
+    """One sentence about the packaged model, from its manifest, for argparse (with %% for %)."""
     import json
 
     path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "default", "manifest.json")
@@ -229,7 +282,8 @@ def _packaged_text() -> str:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
         name, task = str(manifest["name"]), manifest["task"]
-        text = f"The packaged model {name} is for {task['view']} slices, trained on {dataset_name(str(task['dataset']))}."
+        dataset = dataset_name(str(task["dataset"]))
+        text = f"The packaged model is {name}, for {task['view']} slices, trained on {dataset}."
         return text.replace("%", "%%")
     except (OSError, ValueError, KeyError, TypeError):
-        return "No model is packaged with this installation: give one with --bundle."
+        return "This installation has no packaged model; use --bundle DIR."

@@ -1,4 +1,4 @@
-"""organ-infer --check: what is installed, what is granted, and whether the networks answer here as where they were made."""
+"""organ-infer --check: report the environment and run a self-test on the golden slices."""
 
 import ctypes
 import os
@@ -27,186 +27,196 @@ __all__ = ["check"]
 
 
 def check(options: Options) -> tuple[list[str], list[str]]:
-    """Look at everything, whatever is missing. Returns the report's lines, and one line for each thing that is wrong."""
+    """Check as much as possible, whatever is missing.
+
+    Returns:
+        The lines of the report, and one line per problem.
+    """
     report = _Report()
-    report.versions()
-    able = report.machine(options)
-    report.gpus()
-    ort = report.onnxruntime()
-    whole = report.bundle(options)
-    if able and whole and ort is not None:
-        report.prediction(options, ort)
-    return report.lines, report.wrong
+    report.add_versions()
+    can_pack = report.add_machine(options)
+    report.add_gpus()
+    ort = report.add_onnxruntime()
+    is_bundle_valid = report.add_bundle(options)
+    if can_pack and is_bundle_valid and ort is not None:
+        report.add_model(options, ort)
+    return report.lines, report.problems
 
 
 class _Report:
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.wrong: list[str] = []
+        self.problems: list[str] = []
 
-    def say(self, name: str, value: str) -> None:
+    def add(self, name: str, value: str) -> None:
         self.lines.append(printable(f"{name:<14} {value}"))
 
-    def versions(self) -> None:
+    def add_versions(self) -> None:
         from .. import __version__
 
-        self.say("organ-infer", __version__)
-        self.say(
-            "Python", f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})"
-        )
+        self.add("organ-infer", __version__)
+        implementation = f"({platform.python_implementation()}, {sys.executable})"
+        self.add("Python", f"{platform.python_version()} {implementation}")
         for name, module in {"NumPy": "numpy", "Pillow": "PIL"}.items():
             try:
-                self.say(name, str(import_module(module).__version__))
+                self.add(name, str(import_module(module).__version__))
             except ImportError as e:
-                self.say(name, "missing")
-                self.wrong.append(
-                    f"{name} cannot be loaded ({one_line(e)}): pip install --force-reinstall {name}"
+                self.add(name, "missing")
+                self.problems.append(
+                    f"{name}: cannot be loaded ({one_line(e)}); run pip install --force-reinstall {name}"
                 )
-        found = installed_version("pydicom")
-        self.say("pydicom", found or "not installed, DICOM is not read: pip install 'organ-infer[dicom]'")
+        pydicom = installed_version("pydicom")
+        self.add("pydicom", pydicom or "not installed; for DICOM files: pip install 'organ-infer[dicom]'")
 
-    def machine(self, options: Options) -> bool:
-        """Whether what a prediction needs of this package is there."""
+    def add_machine(self, options: Options) -> bool:
+        """Returns whether the extension that packs slices can be loaded."""
         usable = usable_processors()
-        self.say("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
-        self.say("processor", f"{_processor()}, {usable} of {os.cpu_count()} usable")
-        self.say("threads", str(options.threads or usable))
-        self.say("cache", describe_cache())
+        self.add("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
+        self.add("processor", f"{_processor_name()}, {usable} of {os.cpu_count()} usable")
+        self.add("threads", str(options.threads or usable))
+        self.add("cache", describe_cache())
         try:
             import_module("organ_infer._reading")
-            self.say("PNG reader", "built")
+            self.add("PNG reader", "built")
         except ImportError:
-            self.say("PNG reader", "not built (zlib's header was not found): PNG is read by Pillow")
+            self.add("PNG reader", "not built (zlib headers were missing); Pillow reads PNG files")
         try:
             from .._packing import level, levels
         except ImportError as e:
-            self.say("packing", "missing")
-            self.wrong.append(
-                f"the packing extension cannot be loaded ({one_line(e)}): install organ-infer again"
+            self.add("packing", "missing")
+            self.problems.append(
+                f"packing extension: cannot be loaded ({one_line(e)}); reinstall organ-infer"
             )
             return False
         except InputError as e:
-            self.say("packing", "not as asked for")
-            self.wrong.append(str(e))
+            self.add("packing", "ORGAN_INFER_SIMD is not valid")
+            self.problems.append(str(e))
             return False
-        self.say("packing", f"{level()} (this processor has {', '.join(levels())})")
+        self.add("packing", f"{level()} (available: {', '.join(levels())})")
         return True
 
-    def gpus(self) -> None:
-        self.say("driver", driver_version() or "no NVIDIA driver found")
-        found = list_gpus()
-        for line in [found] if isinstance(found, str) else found:
-            self.say("GPU", line)
-        # Also if it is empty, which hides every GPU.
+    def add_gpus(self) -> None:
+        self.add("driver", driver_version() or "no NVIDIA driver found")
+        gpus = list_gpus()
+        for line in [gpus] if isinstance(gpus, str) else gpus:
+            self.add("GPU", line)
+        # An empty value is shown too, because it hides every GPU.
         if (visible := os.environ.get(VISIBLE_VARIABLE)) is not None:
-            self.say("visible GPUs", f"{VISIBLE_VARIABLE}={visible!r}")
+            self.add("visible GPUs", f"{VISIBLE_VARIABLE}={visible!r}")
 
-    def onnxruntime(self) -> ModuleType | None:
+    def add_onnxruntime(self) -> ModuleType | None:
+        """Returns the onnxruntime module, or None if it cannot be loaded."""
         names = sorted(set(packages_distributions().get("onnxruntime", [])))
         if len(names) > 1:
-            self.wrong.append(
-                f"{' and '.join(names)} are installed together and hide each other: {reinstall_text()}"
+            self.problems.append(
+                f"{' and '.join(names)}: both are installed and overwrite each other; {reinstall_text()}"
             )
-        listed = ", ".join(f"{name} {version(name)}" for name in names) or "of no installed distribution"
+        packages = ", ".join(f"{name} {version(name)}" for name in names) or "not installed as a package"
         try:
             ort = import_onnxruntime()
         except OrganInferError as e:
-            self.say("onnxruntime", f"missing ({listed})" if names else "missing")
-            self.wrong.append(str(e))
+            self.add("onnxruntime", f"missing ({packages})" if names else "missing")
+            self.problems.append(str(e))
             return None
-        self.say("onnxruntime", f"{ort.__version__} ({listed})")
-        self.say("providers", ", ".join(ort.get_available_providers()))
+        self.add("onnxruntime", f"{ort.__version__} ({packages})")
+        self.add("providers", ", ".join(ort.get_available_providers()))
         return ort
 
-    def bundle(self, options: Options) -> bool:
-        """Whether the model's files are whole."""
-        self.say("bundle", f"{options.bundle}" if options.bundle else f"packaged, {packaged_bundle()}")
+    def add_bundle(self, options: Options) -> bool:
+        """Returns whether all files of the model are complete and unchanged."""
+        self.add("bundle", f"{options.bundle}" if options.bundle else f"{packaged_bundle()} (packaged)")
         try:
             listed = list_bundle(options.bundle or packaged_bundle())
             listed.verified()
         except OrganInferError as e:
-            self.wrong.append(str(e))
+            self.problems.append(str(e))
             return False
         task = listed.manifest.task
-        self.say("model", f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes")
-        self.say("manifest", f"sha256 {listed.sha256}")
+        self.add("model", f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes")
+        self.add("manifest", f"sha256 {listed.sha256}")
         for entry in listed.manifest.graphs():
-            self.say(
+            self.add(
                 "",
                 f"{entry.file}: {entry.stage}, {entry.precision}, {entry.bytes:,} bytes, sha256 {entry.sha256}",
             )
         return True
 
-    def prediction(self, options: Options, ort: ModuleType) -> None:
-        """Open the model as a prediction would, and ask it."""
+    def add_model(self, options: Options, ort: ModuleType) -> None:
+        """Open the model as a run would, and test it."""
         from ..engine.cuda import CUDA
         from .model import open_classifier
 
-        # The golden answers are of the slices as they are.
+        # The golden answers are those of the slices as stored, without augmentation.
         plain = options._replace(orientation=None, tta=False)
-        granted: tuple[str, ...] = ()
-        begun = perf_counter()
+        providers: tuple[str, ...] = ()
+        start = perf_counter()
         try:
             with open_classifier(plain) as classifier:
-                opened, granted = perf_counter(), classifier.providers
-                self.say("device", f"{granted[0]} (asked for: {options.device})")
+                opened, providers = perf_counter(), classifier.providers
+                self.add("device", f"{providers[0]} (requested: {options.device})")
                 for where, placement in classifier.placements:
-                    slow = f" (slow: {len(placement.harmful)} of them carry the network's work)"
-                    self.say("nodes", f"{where}: {placement}{slow if placement.harmful else ''}")
-                self.self_test(classifier, "cuda" if granted[0] == CUDA else "cpu")
+                    slow = f" (slow: {len(placement.harmful)} of them are compute-intensive)"
+                    self.add("nodes", f"{where}: {placement}{slow if placement.harmful else ''}")
+                self.add_self_test(classifier, "cuda" if providers[0] == CUDA else "cpu")
                 tested = perf_counter()
-                self.say(
+                self.add(
                     "time",
-                    f"{opened - begun:.3f} s to open the model, {tested - opened:.3f} s for the self-test",
+                    f"{opened - start:.3f} s to open the model, {tested - opened:.3f} s for the self-test",
                 )
         except OrganInferError as e:
-            self.wrong.append(str(e))
-        if options.device != "cpu" and CUDA in ort.get_available_providers() and CUDA not in granted:
-            self.say("CUDA", _why_not(ort))
+            self.problems.append(str(e))
+        if options.device != "cpu" and CUDA in ort.get_available_providers() and CUDA not in providers:
+            self.add("CUDA", _why_no_cuda(ort))
 
-    def self_test(self, classifier: "OrganClassifier", device: str) -> None:
-        """Slices whose answers are known, in one batch and each alone."""
+    def add_self_test(self, classifier: "OrganClassifier", device: str) -> None:
+        """Compare the answers to the golden slices, in one batch and one by one, with the golden answers.
+
+        A bundle without golden answers is compared with itself: one by one against one batch.
+        """
         import numpy as np
 
         from ..bundle.golden import golden_answers, golden_slices, tolerance
 
         slices = golden_slices()
-        together = classifier.predict_proba(slices)
-        alone = np.concatenate([classifier.predict_proba([piece]) for piece in slices])
-        known = golden_answers(classifier.manifest, device)
-        expected = together if known is None else known
-        most = tolerance(classifier.manifest, device)
-        apart = max(float(np.abs(found - expected).max()) for found in (together, alone))
+        batch = classifier.predict_proba(slices)
+        singles = np.concatenate([classifier.predict_proba([piece]) for piece in slices])
+        golden = golden_answers(classifier.manifest, device)
+        expected = batch if golden is None else golden
+        reference = (
+            "the answers in one batch (this bundle has no reference answers)"
+            if golden is None
+            else "the reference answers"
+        )
+        allowed = tolerance(classifier.manifest, device)
+        difference = max(float(np.abs(answers - expected).max()) for answers in (batch, singles))
         forms = ", ".join(f"{form.stage} {form.precision}" for form in classifier.manifest.forms(device))
-        against = (
-            "each other, one batch and single slices: none are known" if known is None else "the known ones"
-        )
-        self.say(
+        self.add(
             "self-test",
-            f"{forms}: {len(slices)} slices, probabilities within {apart:.1e} of {against} ({most:g} allowed)",
+            f"{forms}: {len(slices)} slices, probabilities within {difference:.1e} of {reference};"
+            f" at most {allowed:g} allowed",
         )
-        if apart > most:
-            labels = int((alone.argmax(1) != expected.argmax(1)).sum())
-            self.wrong.append(
-                f"self-test: {forms} on {classifier.providers[0]} answers otherwise than where it was made, by up to"
-                f" {apart:.3f} ({most:g} allowed), with another label for {labels} of {len(slices)} slices: try another"
-                " onnxruntime, or a bundle of float32 (python -m export.all --precision fp32)"
+        if difference > allowed:
+            labels = int((singles.argmax(1) != expected.argmax(1)).sum())
+            self.problems.append(
+                f"self-test: {forms} on {classifier.providers[0]} differs from {reference} by up to"
+                f" {difference:.2g} (at most {allowed:g} allowed), and in {labels} of {len(slices)} labels; try another"
+                " version of onnxruntime, or a float32 bundle (python -m export.all --precision fp32)"
             )
 
 
-def _why_not(ort: ModuleType) -> str:
-    """What keeps onnxruntime from CUDA, which it offers: the library that the loader misses, where it is one."""
+def _why_no_cuda(ort: ModuleType) -> str:
+    """Why onnxruntime offers CUDA but does not use it: the library that the loader does not find, if any."""
     from ..engine.cuda_errors import advice
 
     library = Path(getattr(ort, "__file__", None) or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
         ctypes.CDLL(str(library))
     except OSError as e:
-        return f"cannot be loaded ({one_line(e)}): {advice()}"
-    return f"its libraries are there, no device was granted: {advice()}"
+        return f"cannot be loaded ({one_line(e)}); {advice()}"
+    return f"the libraries can be loaded, but no device is active; {advice()}"
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -78,10 +78,9 @@ def _row_format(options: Options, task: "Task") -> RowFormat:
 
 
 def _name_packaged_model(name: str, task: "Task", messages: Messages) -> None:
-    article = "an" if task.view[0] in "aeiou" else "a"
     messages.note(
-        f"using the packaged {name}, {article} {task.view} model trained on"
-        f" {dataset_name(task.dataset)}; --bundle takes another"
+        f"using the packaged model {name} ({task.view} slices, trained on {dataset_name(task.dataset)});"
+        " use --bundle for another model"
     )
 
 

@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped as e:
             return _stopped(e.number, messages)
         except MemoryError:
-            _error(messages, "not enough memory: use a smaller --batch-size")
+            _error(messages, "not enough memory; use a smaller --batch-size")
         except Exception as e:
             reason = " ".join(str(e).split())[:300]
-            _error(messages, f"unexpected {type(e).__name__} ({reason}): please report it")
+            _error(messages, f"unexpected {type(e).__name__} ({reason}); please report this error")
         return FAILED
 
 
@@ -83,7 +83,7 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
     try:
         messages.quiet = options.quiet
         if sys.stdout is None and options.output is None:
-            raise OutputError("standard output is closed")
+            raise OutputError("standard output is closed; use --output FILE")
         if options.check:
             return _check(options, messages)
         from .paths import require_candidates

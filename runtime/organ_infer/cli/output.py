@@ -50,7 +50,7 @@ class Writer:
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.stat(output).st_mode):
                     raise OutputError(
-                        f"--output {printable(output)}: a regular file expected, something else is there"
+                        f"--output {printable(output)}: exists and is not a regular file; choose another path"
                     )
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
@@ -106,7 +106,7 @@ class Writer:
         """The end of an error message: where the results are that FILE will not contain."""
         if self.output is None or not self._complete_bytes:
             return ""
-        return f", the results so far are in {printable(self.partial)}"
+        return f"; results so far are in {printable(self.partial)}"
 
     def _error(self, error: Exception) -> OutputError:
         target = "standard output" if self.output is None else f"--output {printable(self.output)}"

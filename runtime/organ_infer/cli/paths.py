@@ -38,8 +38,8 @@ def require_candidates(options: Options, messages: "Messages") -> Iterator[Candi
         empty.append(candidate)
     for candidate in empty[:-1]:
         messages.error(f"{candidate.path}: {candidate.error}")
-    last = f"{empty[-1].path}: {empty[-1].error}" if empty else "--files-from names none"
-    raise UsageError(f"no image found, {last}")
+    last = f"{empty[-1].path}: {empty[-1].error}" if empty else "--files-from lists no path"
+    raise UsageError(f"no image found: {last}")
 
 
 def find_candidates(options: Options) -> Iterator[Candidate]:
@@ -67,9 +67,12 @@ def _check_list(source: str) -> None:
             open(source, "rb").close()
     except (OSError, ValueError) as e:
         # ValueError: a NUL in the name.
-        raise UsageError(
-            f"--files-from: {source} cannot be read ({getattr(e, 'strerror', None) or e})"
-        ) from e
+        raise _unreadable_list(source, e) from e
+
+
+def _unreadable_list(source: str, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or error
+    return UsageError(f"--files-from {source}: cannot be read ({reason})")
 
 
 def _expand_argument(path: str, recursive: bool) -> Iterator[Candidate]:
@@ -99,12 +102,14 @@ def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
         is_empty = False
         yield candidate
     if is_empty:
-        advice = "" if recursive else " (--recursive looks below it)"
+        advice = "" if recursive else "; use --recursive to include subdirectories"
         yield Candidate(path, f"no image in this directory{advice}", empty=True)
 
 
 def _read_list(source: str, separator: bytes) -> Iterator[str]:
     """The paths of a list, `-` for standard input. Empty ones are skipped."""
+    if source == "-" and sys.stdin is None:
+        raise UsageError("--files-from -: standard input is closed")
     try:
         with ExitStack() as stack:
             file: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
@@ -114,12 +119,8 @@ def _read_list(source: str, separator: bytes) -> Iterator[str]:
                     name = name.removesuffix(b"\r")
                 if name:
                     yield os.fsdecode(name)
-    except (OSError, AttributeError) as e:
-        # AttributeError: standard input is closed.
-        where = "standard input" if source == "-" else source
-        raise UsageError(
-            f"--files-from: {where} cannot be read ({getattr(e, 'strerror', None) or 'closed'})"
-        ) from e
+    except OSError as e:
+        raise _unreadable_list(source, e) from e
 
 
 def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
@@ -130,6 +131,6 @@ def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
         yield from names
         if len(rest) > NAME_LIMIT:
             raise UsageError(
-                f"--files-from: a path of more than {NAME_LIMIT:,} bytes (is -0 missing, or too much?)"
+                f"--files-from: a path has more than {NAME_LIMIT:,} bytes; check whether the list needs -0"
             )
     yield rest

@@ -1,62 +1,77 @@
-"""Messages, and a progress bar where standard error is a terminal."""
+"""Messages on standard error, and a progress bar if it is a terminal."""
 
 import contextlib
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..errors import printable
 
 __all__ = ["Messages", "library_messages"]
 
-INTERVAL = 0.1  # seconds between two pictures of the bar
+# Seconds between two drawings of the bar.
+INTERVAL = 0.1
+# Columns that must be left beside the text for a bar: ten characters and "[] ".
+BAR_COLUMNS = 13
 
 
 class Messages:
-    """What goes to standard error: a line each, the bar out of the way. A standard error that is closed or full is
-    no reason to stop."""
+    """Writes messages to standard error, one per line, and clears the progress bar before each.
+
+    If standard error is closed or full, messages are lost and the command goes on.
+
+    Attributes:
+        quiet: Whether notes and the progress bar are left out.
+        bar: Whether standard error can show a progress bar.
+    """
 
     def __init__(self) -> None:
         self.quiet = False
         self.bar = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._shown = 0
-        self._drawn = self._started = time.monotonic()
-
-    def line(self, text: str) -> None:
-        self._clear()
-        self._put(f"organ-infer: {printable(text)}\n")
+        # Characters of the bar that is on the screen.
+        self._bar_width = 0
+        self._last_drawn = self._started = time.monotonic()
 
     def error(self, text: str) -> None:
-        self.line(f"error: {text}")
+        """An error, also with --quiet."""
+        self._line(f"error: {text}")
 
     def note(self, text: str) -> None:
-        """What --quiet leaves out."""
+        """A note or warning, which --quiet leaves out."""
         if not self.quiet:
-            self.line(text)
+            self._line(text)
 
     def progress(self, done: int, failed: int, total: int | None) -> None:
+        """Draw the progress bar, unless the last drawing is less than INTERVAL old.
+
+        Args:
+            done: Images so far, with the failed ones.
+            failed: Images that could not be classified.
+            total: How many images there are, or None if that is not known.
+        """
         if not self.bar or self.quiet:
             return
         now = time.monotonic()
-        if now - self._drawn < INTERVAL:
+        if now - self._last_drawn < INTERVAL:
             return
-        self._drawn = now
+        self._last_drawn = now
         columns = _columns() - 1
         text = bar_text(done, failed, total, now - self._started, columns)
-        self._put("\r" + text + " " * max(0, min(self._shown, columns) - len(text)))
-        self._shown = len(text)
+        self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
+        self._bar_width = len(text)
 
     def end(self) -> None:
-        self._clear()
+        """Clear the progress bar."""
+        if self._bar_width:
+            self._write("\r" + " " * min(self._bar_width, _columns() - 1) + "\r")
+            self._bar_width = 0
 
-    def _clear(self) -> None:
-        if self._shown:
-            self._put("\r" + " " * min(self._shown, _columns() - 1) + "\r")
-            self._shown = 0
+    def _line(self, text: str) -> None:
+        self.end()
+        self._write(f"organ-infer: {printable(text)}\n")
 
-    def _put(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         if sys.stderr is None:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -66,7 +81,7 @@ class Messages:
             sys.stderr.buffer.flush()
 
 
-@contextmanager
+@contextlib.contextmanager
 def library_messages(messages: Messages) -> Iterator[None]:
     """Show the library's logged warnings as notes, and silence those of Pillow and onnxruntime.
 
@@ -96,19 +111,20 @@ def library_messages(messages: Messages) -> Iterator[None]:
 
 
 def bar_text(done: int, failed: int, total: int | None, seconds: float, columns: int) -> str:
-    """The bar in at most `columns` characters: what does not fit is left out, the count last."""
+    """The progress bar in at most `columns` characters. If there is no space, only the count is left."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
     parts = [count, "images", rate, f"{failed:,} failed" if failed else ""]
     text = " ".join(part for part in parts if part)
-    if total and columns - len(text) >= 13:
+    if total and columns - len(text) >= BAR_COLUMNS:
         width = min(30, columns - len(text) - 3)
-        full = width * min(done, total) // total
-        text = f"[{'#' * full}{'.' * (width - full)}] {text}"
+        filled = width * min(done, total) // total
+        text = f"[{'#' * filled}{'.' * (width - filled)}] {text}"
     return (text if len(text) <= columns else count)[: max(columns, 0)]
 
 
 def _columns() -> int:
+    """The width of the terminal."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
