@@ -1,6 +1,8 @@
-"""Write the 44 example slices beside this file: four a class, evenly spaced in OrganAMNIST's validation split.
+"""Write the 44 example slices: four per class, evenly spaced in OrganAMNIST's validation split.
 
-python examples/make_examples.py --data-dir DIR
+    python examples/make_examples.py --data-dir DIR
+
+The PNG files are written beside this script.
 """
 
 import argparse
@@ -13,19 +15,20 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train.data import load_data
 
-EACH = 4
+SLICES_PER_CLASS = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, help="directory of organamnist.npz")
     data = load_data("organamnist", directory=parser.parse_args().data_dir)
-    for index, name in enumerate(data.classes):
-        of_class = np.flatnonzero(data.labels["val"] == index)
-        spaced = of_class[np.linspace(0, len(of_class) - 1, 2 * EACH + 1).round().astype(int)[1::2]]
-        for number, i in enumerate(spaced, 1):
-            slice_of = Image.fromarray(data.images["val"][i])
-            slice_of.save(Path(__file__).parent / f"{name}-{number}.png", optimize=True)
+    for class_index, name in enumerate(data.classes):
+        indices = np.flatnonzero(data.labels["val"] == class_index)
+        # The middles of four equal parts: the odd ones of nine evenly spaced positions.
+        positions = np.linspace(0, len(indices) - 1, 2 * SLICES_PER_CLASS + 1).round().astype(int)
+        for number, index in enumerate(indices[positions[1::2]], 1):
+            path = Path(__file__).parent / f"{name}-{number}.png"
+            Image.fromarray(data.images["val"][index]).save(path, optimize=True)
 
 
 if __name__ == "__main__":

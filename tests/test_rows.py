@@ -155,6 +155,14 @@ def test_text_with_organs_has_the_sums_of_both_sides(result, top):
     assert min(map(float, found.values())) >= sorted(sums.values())[-top] - 6e-4
 
 
+@pytest.mark.parametrize("top", range(1, 12))
+def test_top_lists_as_many_classes_as_asked_for(top):
+    result = prediction(range(1, 12))
+    expected = CLASSES[::-1][:top]
+    assert format_of("text", top).row(result).split()[:-1:2] == expected
+    assert [pair["label"] for pair in json.loads(format_of("jsonl", top).row(result))["top"]] == expected
+
+
 def test_of_equal_classes_the_label_stands_first_and_then_the_earlier_ones():
     tied = prediction([0, 5, 0, 5, 0, 0, 0, 5, 0, 1, 0])
     for index in (1, 3, 7):
