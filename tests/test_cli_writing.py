@@ -85,7 +85,8 @@ def test_a_closed_standard_output_is_an_error_and_a_closed_standard_error_none(b
     )
     assert (
         done.returncode == 2
-        and done.stderr == "organ-infer: error: standard output is closed; use --output FILE\n"
+        and done.stderr
+        == "organ-infer: error: standard output is closed; redirect it, or use --output FILE\n"
     )
     done = subprocess.run(
         f"{line} nope 2>&-", shell=True, stdout=subprocess.PIPE, text=True, env=child_environment()

@@ -83,15 +83,14 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
     try:
         messages.quiet = options.quiet
         if sys.stdout is None and options.output is None:
-            raise OutputError("standard output is closed; use --output FILE")
+            raise OutputError("standard output is closed; redirect it, or use --output FILE")
         if options.check:
             return _check(options, messages)
+        from .classify import classify
         from .paths import require_candidates
 
         candidates = require_candidates(options, messages)
         writer = signals.writer = Writer(options.output)
-        from .classify import classify
-
         return classify(options, candidates, messages, writer, signals)
     except ClosedPipe:
         return ALL_CLASSIFIED
