@@ -349,7 +349,7 @@ def test_known_answers_that_are_none_are_refused_by_the_check_alone(altered, cha
     folder = altered(change)
     assert open_bundle(folder)
     with pytest.raises(
-        BundleError, match=r"metrics\.golden\.cpu must be 16 texts of 11 probabilities: export"
+        BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 11 probabilities; export"
     ):
         golden_answers(read_manifest(folder), "cpu")
     _, wrong = looked("--bundle", folder, "--device", "cpu")

@@ -123,7 +123,8 @@ def test_an_empty_directory_is_2(command, tmp_path):
 
 def test_a_missing_or_damaged_bundle_is_2_and_writes_nothing(command, copied, some, tmp_path):
     failed(
-        command(some[0], model=tmp_path / "none"), "a bundle is a directory with manifest.json, found nothing"
+        command(some[0], model=tmp_path / "none"),
+        "no such directory; pass a bundle, a directory with manifest.json",
     )
     (copied / "small.onnx").write_bytes((copied / "small.onnx").read_bytes()[:-1])
     failed(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.files import Listed, Manifest, Member, list_bundle
+from ..bundle.files import Manifest, Member, UnverifiedBundle, list_bundle
 from ..errors import DeviceError, OrganInferError
 from .cuda import Placement
 from .devices import parse_device
@@ -52,7 +52,7 @@ def open_ensemble(
 class _Kept:
     """The optimised graphs of a bundle in the cache; the hashing of them goes on beside the import of onnxruntime."""
 
-    def __init__(self, listed: Listed, device: str) -> None:
+    def __init__(self, listed: UnverifiedBundle, device: str) -> None:
         self._listed = listed
         self._root = (
             cache_directory() if sum(e.bytes for e in listed.manifest.forms("cpu")) >= CACHED_FROM else None
@@ -89,7 +89,7 @@ class _Kept:
 
 
 def _opened(
-    listed: Listed,
+    listed: UnverifiedBundle,
     ort: ModuleType,
     device: str,
     threads: int,
@@ -147,7 +147,7 @@ def _opened(
 
 
 @contextlib.contextmanager
-def _making(cache: Cache | None, listed: Listed, names: list[str]) -> Iterator[Path | None]:
+def _making(cache: Cache | None, listed: UnverifiedBundle, names: list[str]) -> Iterator[Path | None]:
     if cache is None:
         yield None
         return
