@@ -385,14 +385,14 @@ def test_the_library_s_warnings_are_lines_and_all_is_put_back(capfd):
     import logging
 
     from organ_infer.cli.progress import Messages
-    from organ_infer.engine import ort
+    from organ_infer.engine import ort as loading
 
     log = logging.getLogger("organ_infer")
     handlers, propagates = list(log.handlers), log.propagate
     with pytest.raises(ZeroDivisionError), cli._library_words(Messages()):
-        assert ort.silent and not log.propagate
+        assert loading.silent and not log.propagate
         log.warning("slow %d", 3)
         log.info("unseen")
         raise ZeroDivisionError
     assert capfd.readouterr().err == "organ-infer: warning: slow 3\n"
-    assert (log.handlers, log.propagate, ort.silent) == (handlers, propagates, False)
+    assert (log.handlers, log.propagate, loading.silent) == (handlers, propagates, False)

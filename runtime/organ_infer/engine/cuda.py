@@ -104,7 +104,9 @@ def choose_device(ort: ModuleType, device: str) -> str:
     level = logging.INFO
     if both_wheels_installed():
         level = logging.WARNING
-        reason = f"onnxruntime and onnxruntime-gpu are both installed and hide each other; {reinstall_text()}"
+        reason = (
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
+        )
     else:
         reason = (
             f"this onnxruntime offers only {', '.join(available)};"

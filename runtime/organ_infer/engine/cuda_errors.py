@@ -128,5 +128,7 @@ def advice(error: BaseException | str = "") -> str:
     if known := describe(error):
         return known
     if both_wheels_installed():
-        return f"onnxruntime and onnxruntime-gpu are both installed and hide each other; {reinstall_text()}"
+        return (
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
+        )
     return _DEFAULT
