@@ -251,8 +251,8 @@ def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
     assert asked == [plain]
 
 
-def test_a_file_says_how_it_lies_before_the_option_does(bundle):
-    """And the option holds for those that do not say."""
+def test_the_orientation_in_a_file_comes_before_the_option(bundle):
+    """The option is used for files that state none."""
     from organ_infer.images.types import Slice
 
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -439,7 +439,7 @@ def test_whatever_a_slice_and_a_manifest_may_hold_packs_to_finite_numbers(tmp_pa
 # Orientation.
 
 
-def test_a_usual_crop_is_turned_to_the_model(bundle, slices):
+def test_a_usual_crop_is_reoriented_to_the_model(bundle, slices):
     """Axial as usual is PL, the model's LP: the transpose, and every other way of lying comes back too."""
     ways = {
         "LP": lambda s: s, "PL": lambda s: s.T, "RP": lambda s: s[::-1], "LA": lambda s: s[:, ::-1],
@@ -459,7 +459,7 @@ def plain_of(bundle, image):
         return opened.predict_proba(image)
 
 
-def test_a_model_of_unknown_orientation_turns_nothing(tmp_path, slices):
+def test_a_model_without_an_orientation_reorients_nothing(tmp_path, slices):
     folder = write_bundle(
         tmp_path / "b", {"g.onnx": make_graph()}, change=lambda m: m["input"].update(orientation=None)
     )

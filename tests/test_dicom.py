@@ -1,4 +1,4 @@
-"""DICOM to slices: in Hounsfield units, frame by frame, turned as the file says."""
+"""DICOM to slices: Hounsfield units, frames, and the orientation that the file states."""
 
 import io
 import tracemalloc
@@ -41,7 +41,7 @@ def test_dicom_without_a_rescale_is_read_as_shown():
         ([0.99, 0.1, 0, -0.1, 0.99, 0], ("P", "L")),
     ],
 )
-def test_dicom_says_how_it_lies(cosines, expected):
+def test_dicom_states_its_orientation(cosines, expected):
     assert decode(dicom(STORED, **HU, ImageOrientationPatient=cosines)).orientation == expected
 
 
@@ -105,17 +105,17 @@ def test_directions_that_are_none_are_refused(cosines):
 
 
 @pytest.mark.parametrize("cosines", [[1, 0, 0], [1, 0, 0, 0, 1]])
-def test_too_few_cosines_say_nothing(cosines):
+def test_too_few_cosines_are_no_orientation(cosines):
     found = decode(dicom(STORED, **HU, ImageOrientationPatient=cosines))
     assert found.orientation is None
     assert found.warnings == (
-        "no ImageOrientationPatient; orientation unknown, used as stored unless orientation is given",
+        "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given",
     )
 
 
-def test_dicom_that_does_not_say_how_it_lies_is_told():
-    said = "no ImageOrientationPatient; orientation unknown, used as stored unless orientation is given"
-    assert decode(dicom(STORED, **HU)).warnings == (said,)
+def test_dicom_without_an_orientation_is_warned_of():
+    warning = "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
+    assert decode(dicom(STORED, **HU)).warnings == (warning,)
     assert decode(dicom(STORED, **HU, **LYING)).warnings == ()
 
 
@@ -133,7 +133,7 @@ def test_dicom_without_pydicom_names_the_extra(monkeypatch):
     refused(b"\0" * 128 + b"DICM", r"pip install 'organ-infer\[dicom\]'")
 
 
-def test_a_dicom_slice_is_turned_to_the_model(bundle, tmp_path):
+def test_a_dicom_slice_is_reoriented_to_the_model(bundle, tmp_path):
     """A usual axial slice (rows to the back, columns to the left) is the transpose of what the model takes."""
     from organ_infer import ImageFailure, OrganClassifier
 

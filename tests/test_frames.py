@@ -238,7 +238,7 @@ def test_a_damaged_frame_fails_alone(tmp_path, bundle):
     assert [isinstance(p, Prediction) for p in found] == [True] * 4 + [False]
 
 
-def test_a_turned_page_is_turned_alone():
+def test_only_the_page_with_an_exif_orientation_is_reoriented():
     """A page's orientation does not stay for the next one."""
     exif = Image.Exif()
     exif[0x0112] = 6

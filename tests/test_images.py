@@ -139,7 +139,7 @@ def test_16_bit_color_says_that_8_bits_were_read():
 
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_pillow_tiff_is_turned_once(number, loaded):
+def test_a_pillow_tiff_is_reoriented_once(number, loaded):
     image = Image.open(io.BytesIO(tiff(GRAY, t274=number)))
     if loaded:
         image.load()
@@ -394,7 +394,7 @@ def test_a_loaded_pillow_image_s_transparent_gray_is_warned_of_below_16():
         assert any("read as 8-bit" in text for text in slice_of_image(image).warnings) == warned, clear
 
 
-def test_a_pillow_png_is_turned_as_its_exif_says():
+def test_a_pillow_png_is_reoriented_by_its_exif():
     for number, turn in TURNED.items():
         exif = Image.Exif()
         exif[0x0112] = number

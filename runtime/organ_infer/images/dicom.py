@@ -143,7 +143,7 @@ def _frame(dataset: Any, index: int, stored: Any) -> Slice:
     orientation = _orientation(plane.get("ImageOrientationPatient"))
     if orientation is None:
         warnings.append(
-            "no ImageOrientationPatient; orientation unknown, used as stored unless orientation is given"
+            "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
         )
     return Slice(pixels, tuple(warnings), orientation)
 
