@@ -70,7 +70,7 @@ def test_a_closed_standard_output_is_no_fault_of_the_version():
 
 
 def test_all_failed_is_1(command, bad):
-    failed(command(bad), "bad.png: no image of a known format", code=1)
+    failed(command(bad), "bad.png: unknown image format", code=1)
     failed(command("/none/at/all.png"), "all.png: no such file", code=1)
 
 

@@ -295,7 +295,7 @@ def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install, bundle, cuda
 
 @pytest.mark.parametrize("value", [0, 1, None, "no"])
 def test_the_switch_for_graphs_is_a_bool(bundle, value):
-    with pytest.raises(InputError, match=f"cuda_graphs: True or False expected, found {value!r}"):
+    with pytest.raises(InputError, match=f"cuda_graphs: expected True or False, found {value!r}"):
         OrganClassifier(bundle, cuda_graphs=value)
 
 

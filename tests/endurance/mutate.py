@@ -106,7 +106,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_dicom",
         "test_frames",
     ),
-    "runtime/organ_infer/plausibility.py": ("test_doubts",),
+    "runtime/organ_infer/plausibility.py": ("test_plausibility",),
     "runtime/organ_infer/engine/ensemble.py": (
         "test_graph_cache",
         "test_classifier",
