@@ -14,7 +14,7 @@ from stand_in import CPU, CUDA
 
 from export.golden import add_golden
 from export.golden import main as golden_main
-from organ_infer import BundleError, OrganClassifier
+from organ_infer import BundleError, OrganClassifier, OrganInferError
 from organ_infer.bundle.files import open_bundle, packaged_bundle, read_manifest
 from organ_infer.bundle.golden import golden_answers, golden_slices, tolerance
 from organ_infer.bundle.precision import BY_NAME
@@ -541,3 +541,17 @@ def test_onnxruntime_of_no_distribution_is_said(install, known, monkeypatch):
     monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"] * 2})
     lines, wrong = looked("--bundle", known, "--device", "cpu")  # one, listed twice
     assert wrong == [] and values(lines)["onnxruntime"].count("onnxruntime") == 1
+
+
+@pytest.mark.parametrize(
+    ("wheels", "expected"), [([], "missing"), (["onnxruntime"], "missing (onnxruntime 9.8)")]
+)
+def test_onnxruntime_that_does_not_load_is_listed_with_its_wheel(known, monkeypatch, wheels, expected):
+    def fails():
+        raise OrganInferError("onnxruntime cannot be loaded")
+
+    monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": wheels})
+    monkeypatch.setattr(check_module, "version", lambda name: "9.8")
+    monkeypatch.setattr(check_module, "import_onnxruntime", fails)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert wrong == ["onnxruntime cannot be loaded"] and values(lines)["onnxruntime"] == expected
