@@ -159,7 +159,9 @@ def _form(member: Member, precision: str, device: str) -> Member:
 
     forms = {form.precision: form for form in (*reversed(member.alternatives), member)}
     if precision == "listed":
-        return member if device == "cpu" else min(forms.values(), key=lambda f: BY_NAME[f.precision].cuda_rank)
+        return (
+            member if device == "cpu" else min(forms.values(), key=lambda f: BY_NAME[f.precision].cuda_rank)
+        )
     if precision not in forms:
         raise TritonError(f"member {member.stage} has no {precision} form, only {', '.join(sorted(forms))}")
     return forms[precision]

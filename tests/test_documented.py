@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, needs_default
 
-from organ_infer import OrganClassifier
-from organ_infer import plausibility as doubts
+from organ_infer import OrganClassifier, plausibility
 from organ_infer.bundle.files import packaged_bundle, read_manifest
 from organ_infer.bundle.golden import COUNT, golden_slices
 from organ_infer.bundle.precision import PRECISIONS
 from organ_infer.engine import cuda, cuda_thread, gpus
 from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
 from organ_infer.engine.devices import parse_device
-from organ_infer.images import dicom
-from organ_infer.images import pillow as pictures
+from organ_infer.images import dicom, pillow
 from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
 FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
@@ -46,19 +44,23 @@ def rows(page, heading):
 
 
 def test_the_plausibility_checks():
-    assert number(FORMATS, r"both sides of (\d+) pixels or more") == doubts.WHOLE_SIDE == 400
-    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pictures.CHROMA == 10
-    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == doubts.LEAST_SPAN == 0.25
-    assert number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == doubts.MOST_CLIPPED
-    assert number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == doubts.MOST_BLACK_EDGE
-    assert doubts.MOST_CLIPPED == doubts.MOST_BLACK_EDGE == 0.9
+    assert number(FORMATS, r"both sides of (\d+) pixels or more") == plausibility.WHOLE_SLICE_SIDE == 400
+    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pillow.CHROMA == 10
+    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == plausibility.MIN_SPAN == 0.25
+    assert (
+        number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == plausibility.CLIPPED_LIMIT
+    )
+    assert (
+        number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == plausibility.BLACK_BORDER_LIMIT
+    )
+    assert plausibility.CLIPPED_LIMIT == plausibility.BLACK_BORDER_LIMIT == 0.9
     within = number(FORMATS, r"black or white \(within (\d+) %\)") / 100
-    assert within == doubts.BLACK == 0.02 and 1 - within == doubts.WHITE
+    assert within == plausibility.BLACK == 0.02 and 1 - within == plausibility.WHITE
 
 
 def test_the_angle_of_an_oblique_slice():
     assert number(FORMATS, r"more than (\d+) degrees off") == 25
-    assert np.degrees(np.arccos(dicom.STRAIGHT)) == pytest.approx(25, abs=1e-9)
+    assert np.degrees(np.arccos(dicom.MIN_COSINE)) == pytest.approx(25, abs=1e-9)
 
 
 def test_the_limits():

@@ -110,23 +110,19 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
     "runtime/organ_infer/images/arrays.py": {
-        ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
-        ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
+        ("BLOCK = 1 << 20", "21"): "how much is read at once",
+        ("BLOCK = 1 << 20", "2"): "how much is read at once",
     },
     "runtime/organ_infer/bundle/files.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
     },
     "runtime/organ_infer/classifier.py": {
         (
-            "beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
+            "organ_probabilities = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
             "2.0",
         ): "what is above 1 in float64 is 1 in float32",
         (
-            "for name, said in zip(batch.names, batch.words, strict=True)",
-            "False",
-        ): "a second look: the lengths are the same",
-        (
-            "for name, said in zip(batch.names, batch.words, strict=True):",
+            "outcomes = list(zip(batch.names, batch.outcomes, strict=True))",
             "False",
         ): "a second look: the lengths are the same",
         (
@@ -134,12 +130,17 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "False",
         ): "a second look: the lengths are the same",
         (
-            "paths, warnings, doubts, *(column.tolist() for column in columns), strict=True",
+            "paths, warnings, implausible, *(column.tolist() for column in columns), strict=True",
             "False",
         ): "a second look: the lengths are the same",
-        ("assert wanted is not None", "1"): "for the type checker: what comes before has refused it",
         (
-            'yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))',
+            "assert model_orientation is not None",
+            "1",
+        ): "for the type checker: what comes before has refused it",
+    },
+    "runtime/organ_infer/images/memory.py": {
+        (
+            'yield where, Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))',
             "True",
         ): "the same pixels in a copy",
     },
@@ -147,11 +148,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("return _flush_stdout(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
     },
     "runtime/organ_infer/images/dicom.py": {
-        ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
-        ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
+        ("BLOCK = 1 << 20", "21"): "how much is inflated at once",
+        ("BLOCK = 1 << 20", "2"): "how much is inflated at once",
+        ("for axis, direction in zip(axes, directions, strict=True)", "False"): "each has two",
     },
     "runtime/organ_infer/plausibility.py": {
-        ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
+        ("pixels = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
     },
     "runtime/organ_infer/engine/ensemble.py": {
         ("self._workers = _workers(1)", "2"): "it has one task",
@@ -169,9 +171,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/bundle/onnx_graph.py": {
         ("return None", "1"): "of bytes only that they are there is asked",
     },
-    "runtime/organ_infer/cli/output.py": {
-        ("flags |= getattr(os, name, 0)", "1"): "1 is O_WRONLY, which is set",
-    },
     "runtime/organ_infer/images/pillow.py": {
         (
             'if name in ("PNG", "PPM") and wide.min() >= 0 and wide.max() <= 65_535:',
@@ -179,7 +178,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "no PNG or PNM holds more than 16 bits",
     },
     "runtime/organ_infer/batching.py": {
-        ("self._found: Batch | None = None", "1"): "set before it is looked at",
+        ("self._batch: Batch | None = None", "1"): "set before it is looked at",
     },
     "train/augment.py": {
         (

@@ -257,7 +257,7 @@ def _count(limit: int) -> Callable[[str], int]:
 
     def parse_count(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
-            raise argparse.ArgumentTypeError(f"a whole number from 1 to {limit:,} expected, found {text!r}")
+            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {limit:,}, found {text!r}")
         return int(text)
 
     return parse_count
@@ -269,7 +269,7 @@ def _probability(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"a number above 0 and at most 1 expected, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, found {text!r}")
     return value
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from ..errors import printable
+from ..files import open_flags
 
 __all__ = ["ClosedPipe", "OutputError", "RowBuffer", "Writer"]
 
@@ -52,9 +53,8 @@ class Writer:
                     raise OutputError(
                         f"--output {printable(output)}: exists and is not a regular file; choose another path"
                     )
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-                flags |= getattr(os, name, 0)
+            access = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            flags = open_flags(access, "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
             self._descriptor = os.open(self.partial, flags, 0o666)
         except (OSError, ValueError) as e:
             raise self._error(e) from e
