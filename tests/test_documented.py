@@ -23,7 +23,10 @@ from organ_infer.images import dicom
 from organ_infer.images import pillow as pictures
 from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
-FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
+FORMATS, CHECK, CUDA = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in ("guides/formats", "reference/check", "deploy/cuda")
+)
 
 
 def stated(page, pattern):
@@ -42,7 +45,7 @@ def rows(page, heading):
     return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()[2:]]
 
 
-# docs/formats.md
+# docs/guides/formats.md
 
 
 def test_the_plausibility_checks():
@@ -67,7 +70,7 @@ def test_the_limits():
     assert (pixels, size) == (PIXEL_LIMIT, FILE_LIMIT) == tuple(Limits()) == (89_478_485, 268_435_456)
     options = inspect.signature(OrganClassifier.predict_paths).parameters
     assert (options["pixel_limit"].default, options["file_limit"].default) == (pixels, size)
-    assert table["pixels a side"] == "65,535"  # test_classifier.py tries both sides of it
+    assert table["pixels per side"] == "65,535"  # test_classifier.py tries both sides of it
     # Pillow refuses from twice its own limit on
     assert number(FORMATS, r"Pillow's own limit of ([\d,]+) pixels") == 2 * PIXEL_LIMIT
 
@@ -78,12 +81,12 @@ def test_the_window_of_the_packaged_model():
     assert read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
 
 
-# docs/check.md
+# docs/reference/check.md
 
 
 def test_the_known_answers_and_what_is_allowed():
-    assert stated(CHECK, r"(\w+) drawn slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
-    low, high = map(int, re.search(r"of (\d+) to (\d+) pixels a side", CHECK).groups())
+    assert stated(CHECK, r"(\w+) synthetic slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
+    low, high = map(int, re.search(r"of (\d+) to (\d+) pixels per side", CHECK).groups())
     sides = {side for piece in golden_slices() for side in piece.shape}
     assert (low, high) == (min(sides), max(sides)) == (28, 64)
     assert {piece.dtype.itemsize * 8 for piece in golden_slices()} == {8, 16}
@@ -98,7 +101,7 @@ def test_how_long_nvidia_smi_is_waited_for():
     assert number(CHECK, r"\((\d+) seconds at most\)") == gpus.SECONDS == 10
 
 
-# docs/cuda.md
+# docs/deploy/cuda.md
 
 
 def test_the_device_names():

@@ -1,4 +1,4 @@
-"""Plausibility checks: warnings for slices that can hardly be a crop around one organ (docs/formats.md).
+"""Plausibility checks: warnings for slices that can hardly be a crop around one organ (docs/guides/formats.md).
 
 The checks look at the network's input, so they hold for every kind of image. No slice of OrganAMNIST's validation split
 comes near their thresholds.

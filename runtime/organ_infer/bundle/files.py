@@ -1,4 +1,4 @@
-"""A bundle: a directory with manifest.json and exactly the files it lists (C3).
+"""A bundle: a directory with manifest.json and exactly the files it lists (docs/reference/bundle_format.md).
 
 Every file is read once; the bytes that were hashed and walked are the bytes that onnxruntime gets.
 """

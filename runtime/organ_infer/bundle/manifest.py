@@ -27,7 +27,7 @@ VIEWS = ("axial", "coronal", "sagittal")
 OUTPUTS = ("logits", "probabilities")
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}  # DICOM letter -> patient axis
 
-# A checksum of the manifest's own text, in `training`: no other file can hold it (C3). Its 64 digits count as zeros.
+# A checksum of the manifest's own text, in `training`: no other file can hold it. Its 64 digits count as zeros.
 SEAL = "seal"
 SEAL_WORDS = "sha256 of this file with zeros here: "
 SEALED = re.compile(SEAL_WORDS + "([0-9a-f]{64})")
@@ -53,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Input:
-    """How a slice becomes a network's input (C1).
+    """How a slice becomes a network's input (docs/reference/bundle_format.md).
 
     `window` is [level, width] in HU for int16 slices, or null where the model takes none. `orientation`
     names the patient direction in which the row index and the column index grow, as DICOM letters, or is

@@ -1,7 +1,7 @@
 """What an ONNX file holds, read from its protobuf wire format before onnxruntime sees a byte of it.
 
 Refused: weights in other files (external data), operators outside the ONNX standard's own domain, a file that is
-not one whole model, and a graph whose input or output is not the contract's. Field numbers are those of onnx.proto
+not one whole model, and a graph whose input or output differs (docs/reference/bundle_format.md). Field numbers are those of onnx.proto
 (onnx/onnx 1.18, IR version 11); the encoding is that of protobuf.dev/programming-guides/encoding.
 """
 

@@ -1,4 +1,4 @@
-"""Files to slices: the table of formats, and the only place that opens an image file (docs/formats.md).
+"""Files to slices: the table of formats, and the only place that opens an image file (docs/guides/formats.md).
 
 A file is read once, within a limit, and what is checked is what is decoded. A file may hold many slices: they are read
 one at a time. Every failure is an ImageError of one line.
