@@ -40,17 +40,17 @@ def predictions(path: Path, slices: np.ndarray, labels: np.ndarray) -> None:
         hardest = [np.flatnonzero(labels == index) for index in range(len(classes))]
         hardest = [of_class[sureness[of_class].argmin()] for of_class in hardest]
         rows = ("an example", examples), ("least sure", [slices[index] for index in hardest])
-        figure = Figure(figsize=(11, 3.2), layout="constrained")
+        figure = Figure(figsize=(11, 3.5), layout="constrained")
         grid = figure.subplots(len(rows), len(classes))
         for line, (title, images) in zip(grid, rows, strict=True):
-            line[0].set_ylabel(title, fontsize=8)
+            line[0].set_ylabel(title, fontsize=10)
             answers = classifier.predict(images)
             for axes, image, answer, name in zip(line, images, answers, classes, strict=True):
                 axes.imshow(image, cmap="gray", vmin=0, vmax=255)
                 right = answer.label == name
-                axes.set_title(answer.label, fontsize=9, color="black" if right else "#b3261e")
-                truth = "" if right else f", is {name}"
-                axes.set_xlabel(f"{answer.probability:.2f}{truth}", fontsize=8, color="#555555")
+                axes.set_title(answer.label, fontsize=10.5, color="black" if right else "#b3261e")
+                truth = "" if right else f"\n(is {name})"
+                axes.set_xlabel(f"{answer.probability:.2f}{truth}", fontsize=10, color="#333333")
                 axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
 
