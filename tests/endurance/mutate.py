@@ -270,11 +270,10 @@ class Coverage:
     failed: list[str] = field(default_factory=list)  # with the unchanged file
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, the quickest first; all files if no test executes the line."""
+        """The tests that execute a mutant's line, the quickest first; all files if there is none."""
         lines = range(mutant.line, mutant.end + 1)
         chosen = {test for line in lines for test in self.lines.get(line, ())} - {*self.failed}
-        ordered = sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
-        return [*ordered, *(f"--deselect={test}" for test in self.failed)]
+        return sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
 
 
 class Watcher:
@@ -447,29 +446,40 @@ def _quiet() -> list[str]:
 def outcomes(
     mutants: list[Mutant], covered: Coverage, places: list[Place], ends: float
 ) -> Iterator[tuple[Mutant, str]]:
-    """`killed`, `survived` or `nothing` for each, as they end; none is begun after `ends`."""
-    waiting, free = list(reversed(mutants)), list(places)
-    running: dict[int, tuple[Mutant, Place, float]] = {}
+    """`killed`, `survived` or `nothing` for each, as they end; none is begun after `ends`.
+
+    A mutant that survives the tests which execute its line is tried again by all tests of the files: coverage does not see
+    what a test's child processes execute.
+    """
+    left_out = [f"--deselect={test}" for test in covered.failed]
+    waiting = [(mutant, covered.of(mutant)) for mutant in reversed(mutants)]
+    free = list(places)
+    running: dict[int, tuple[Mutant, list[str], Place, float]] = {}
     while waiting or running:
         while waiting and free and time.monotonic() < ends:
-            mutant, place = waiting.pop(), free.pop()
-            running[place.start(mutant, covered.of(mutant))] = mutant, place, time.monotonic()
+            mutant, tests = waiting.pop()
+            place = free.pop()
+            running[place.start(mutant, [*tests, *left_out])] = mutant, tests, place, time.monotonic()
         if not running:
             return
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid not in running:
-            for late, (_, _, begun) in running.items():
+            for late, (*_, begun) in running.items():
                 if time.monotonic() - begun > LIMIT:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(late, signal.SIGKILL)
             time.sleep(0.02)
             continue
-        mutant, place, _ = running.pop(pid)
+        mutant, tests, place, _ = running.pop(pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what a test left running
         place.restore()
         free.append(place)
-        yield mutant, {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
+        outcome = {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
+        if outcome == "survived" and tests != covered.tests:
+            waiting.append((mutant, covered.tests))
+        else:
+            yield mutant, outcome
 
 
 @dataclass
