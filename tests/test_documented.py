@@ -1,18 +1,22 @@
-"""Numbers that the docs state, each read from its page and held against what the code does.
+"""Numbers, options and keys that the docs state, each read from its page and held against what the code does.
 
 Read from the page, so that neither can change without the other.
 """
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, needs_default
+from conftest import ROOT, child_environment, needs_default
 
 from organ_infer import OrganClassifier
 from organ_infer import plausibility as doubts
+from organ_infer.bundle import manifest as manifest_module
 from organ_infer.bundle.files import packaged_bundle, read_manifest
 from organ_infer.bundle.golden import COUNT, golden_slices
 from organ_infer.bundle.precision import PRECISIONS
@@ -23,9 +27,16 @@ from organ_infer.images import dicom
 from organ_infer.images import pillow as pictures
 from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
-FORMATS, CHECK, CUDA = (
+FORMATS, CHECK, CUDA, COMMAND, BUNDLE_FORMAT, RESULTS_FORMAT = (
     (ROOT / "docs" / f"{page}.md").read_text()
-    for page in ("guides/formats", "reference/check", "deploy/cuda")
+    for page in (
+        "guides/formats",
+        "reference/check",
+        "deploy/cuda",
+        "reference/command",
+        "reference/bundle_format",
+        "reference/results_format",
+    )
 )
 
 
@@ -99,6 +110,70 @@ def test_the_known_answers_and_what_is_allowed():
 
 def test_how_long_nvidia_smi_is_waited_for():
     assert number(CHECK, r"\((\d+) seconds at most\)") == gpus.SECONDS == 10
+
+
+# docs/reference/command.md
+
+
+def test_the_options_of_the_command():
+    """In both directions; --help documents itself."""
+    cells = [row[0] for heading in ("Inputs", "Model", "Output") for row in rows(COMMAND, heading)]
+    stated_options = set(re.findall(r"--[a-z-]+", " ".join(cells)))
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", "--help"],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
+    )
+    offered = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", done.stdout.partition("PATH ...]")[0]))
+    assert stated_options == offered | {"--null", "--recursive"} - {"--help"} and len(offered) > 15
+
+
+# docs/reference/bundle_format.md
+
+
+def keys(page, heading):
+    return [name for cell, *_ in rows(page, heading) for name in re.findall(r"`(\w+)`", cell)]
+
+
+@needs_default
+def test_the_keys_of_a_manifest():
+    manifest = json.loads((packaged_bundle() / "manifest.json").read_text())
+    assert keys(BUNDLE_FORMAT, "manifest.json") == list(manifest)
+    assert keys(BUNDLE_FORMAT, "task") == list(manifest["task"])
+    assert keys(BUNDLE_FORMAT, "input") == list(manifest["input"])
+    assert keys(BUNDLE_FORMAT, "members, merged and alternatives") == list(manifest["members"][0])
+
+
+def test_the_limits_of_a_manifest():
+    assert stated(BUNDLE_FORMAT, r"at most (\d+ MiB) each") == "1 MiB"
+    assert manifest_module.MANIFEST_LIMIT == manifest_module.CARD_LIMIT == 1 << 20
+    assert number(BUNDLE_FORMAT, r"`bytes` \| 1 to ([\d,]+)") == manifest_module.GRAPH_LIMIT
+    assert number(BUNDLE_FORMAT, r"2 to ([\d,]+) different names") == manifest_module.CLASS_LIMIT
+
+
+# docs/reference/results_format.md
+
+
+@needs_default
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_the_columns_of_the_rows(form):
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", "--quiet", "--format", form, ROOT / "examples" / "liver-1.png"],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
+    )
+    with OrganClassifier(device="cpu") as classifier:
+        classes = list(classifier.classes)
+    if form == "csv":
+        assert [*keys(RESULTS_FORMAT, "csv"), *classes] == done.stdout.splitlines()[0].split(",")
+    else:
+        section = RESULTS_FORMAT.partition("### jsonl")[2].partition("## Ray")[0]
+        shown = json.loads(re.search(r"^\{.*\}$", section, re.M)[0])
+        assert list(shown) == [*json.loads(done.stdout), "top"]
 
 
 # docs/deploy/cuda.md
