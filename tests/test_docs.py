@@ -2,6 +2,7 @@
 
 import ast
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from http.client import HTTPConnection
 
 import pytest
 from conftest import ROOT, child_environment, needs_default
+
+import organ_infer
 
 DOCS = ROOT / "docs"
 RUNTIME = ROOT / "runtime" / "organ_infer"
@@ -180,6 +183,13 @@ def test_the_sources_cite_pages_that_exist():
 def test_the_sources_cite_contracts_by_page_not_by_number():
     number = re.compile(r"\(C\d+\)|\b(?:contracts?|from|that) C\d+\b")
     assert not [path.name for path in source_files() if number.search(path.read_text())]
+
+
+def test_the_api_page_names_what_exists():
+    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE)
+    assert {f"organ_infer.{name}" for name in organ_infer.__all__} - {"organ_infer.__version__"} <= {*names}
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
 
 
 # Figures.
