@@ -102,7 +102,7 @@ def test_closing_waits_for_no_one_and_lets_a_prediction_end(ensemble, slices):
         opened.close()
         thread.join(10)
         assert not thread.is_alive()
-        assert "is closed: open another" in found.pop()
+        assert "is closed; open another" in found.pop()
         assert all(np.array_equal(answer, expected) for answer in found)
 
 
@@ -498,7 +498,7 @@ def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices, pict
     opened.close()
     opened.close()
     for use in (lambda: opened.predict(slices[0]), lambda: opened.predict_proba(slices[0])):
-        with pytest.raises(OrganInferError, match="closed: open another"):
+        with pytest.raises(OrganInferError, match="closed; open another"):
             use()
     with pytest.raises(OrganInferError, match="closed"):
         list(opened.predict_paths([picture]))

@@ -206,7 +206,7 @@ def test_a_driver_that_is_too_old_is_one_short_line(install, bundle, no_driver, 
     with pytest.raises(DeviceError) as caught:
         OrganClassifier(bundle, device="cuda")
     text = str(caught.value)
-    assert text.startswith(f"cuda was asked for but failed ({TOO_OLD}): the NVIDIA driver is too old")
+    assert text.startswith(f"device cuda: CUDA failed ({TOO_OLD}): the NVIDIA driver is too old")
     assert len(text) < 350 and "install CUDA's libraries" not in text
     with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as classifier:
         assert classifier.providers == (CPU,)

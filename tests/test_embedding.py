@@ -241,7 +241,7 @@ def test_closing_in_one_thread_is_a_clear_error_in_the_others(bundle, slices):
         except OrganInferError as e:
             return str(e)
 
-    assert in_threads(4, work) == ["closed", *["this classifier is closed: open another OrganClassifier"] * 3]
+    assert in_threads(4, work) == ["closed", *["this classifier is closed; open another OrganClassifier"] * 3]
     with pytest.raises(OrganInferError, match="is closed"), opened:
         opened.predict(slices[0])
 

@@ -211,7 +211,7 @@ def test_what_is_there_stays(bundle, tmp_path, capsys):
     assert main([str(bundle), str(tmp_path)]) == 2
     assert main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert "is not empty" in told[0] and "found nothing there" in told[1]
+    assert "is not empty" in told[0] and "no such directory" in told[1]
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 

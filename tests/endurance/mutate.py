@@ -93,7 +93,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
         "test_session",
-        "test_shifts",
+        "test_tta",
     ),
     "runtime/organ_infer/cli/command.py": (
         "test_cli",
@@ -108,7 +108,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "runtime/organ_infer/plausibility.py": ("test_doubts",),
     "runtime/organ_infer/engine/ensemble.py": (
-        "test_cache",
+        "test_graph_cache",
         "test_classifier",
         "test_cuda",
         "test_session",

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import BinaryIO
 
 from ..errors import ImageError, one_line
+from ..files import open_flags
 from . import truncation
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
@@ -188,9 +189,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
 @contextmanager
 def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. Nothing else is opened, and nothing blocks."""
-    flags = os.O_RDONLY
-    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
-        flags |= getattr(os, name, 0)
+    flags = open_flags(os.O_RDONLY, "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
     try:
         # before opening: opening alone can act on a device
         _regular_file_size(os.stat(path))

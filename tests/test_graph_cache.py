@@ -1,4 +1,4 @@
-"""The cache of optimised graphs: quicker, never required, never trusted beyond its own hash."""
+"""The cache of optimized graphs: faster, never required, never trusted beyond its own checksums."""
 
 import json
 import logging
@@ -12,11 +12,10 @@ import pytest
 from conftest import make_graph, write_bundle
 
 from organ_infer import BundleError, OrganClassifier
-from organ_infer.engine import ensemble
-from organ_infer.engine import graph_cache as cache
+from organ_infer.engine import ensemble, graph_cache
 from organ_infer.engine.graph_cache import (
     ABANDONED,
-    KEPT,
+    ENTRY_LIMIT,
     Cache,
     cache_directory,
     describe_cache,
@@ -29,7 +28,7 @@ posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and mode
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A cache directory that is used for any size of graph."""
-    monkeypatch.setattr(ensemble, "CACHED_FROM", 0)
+    monkeypatch.setattr(ensemble, "CACHE_THRESHOLD", 0)
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -54,16 +53,16 @@ def entries(root):
     return sorted(path for path in root.iterdir())
 
 
-def test_the_second_opening_takes_the_optimised_graphs_and_answers_alike(root, two, slices, monkeypatch):
+def test_the_second_opening_takes_the_optimized_graphs_and_answers_alike(root, two, slices, monkeypatch):
     first = answer(two, slices)
     (entry,) = entries(root)
     names = {path.name for path in entry.iterdir()}
-    assert {"a.onnx.optimised", "b.onnx.optimised", "record.json"} <= names
+    assert {"a.onnx.optimized", "b.onnx.optimized", "record.json"} <= names
     assert stat.S_IMODE(entry.stat().st_mode) == 0o700
     reads = []
     monkeypatch.setattr("organ_infer.bundle.files._read_graph", lambda path, *_: reads.append(path))
     assert np.array_equal(answer(two, slices), first)
-    assert not reads  # neither read nor optimised again
+    assert not reads  # neither read nor optimized again
 
 
 def test_a_bundle_that_was_written_to_is_verified_again(root, two, slices):
@@ -85,9 +84,9 @@ def test_another_manifest_is_another_entry(root, two, slices, monkeypatch):
     assert np.array_equal(warm, answer(two, slices))
 
 
-@pytest.mark.parametrize("part", ["a.onnx.optimised", "b.onnx.weights", "record.json"])
+@pytest.mark.parametrize("part", ["a.onnx.optimized", "b.onnx.weights", "record.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_entry_is_made_again(root, two, slices, part, damage, caplog):
+def test_a_damaged_entry_is_rebuilt(root, two, slices, part, damage, caplog):
     first = answer(two, slices)
     (entry,) = entries(root)
     path = entry / part
@@ -101,7 +100,7 @@ def test_a_damaged_entry_is_made_again(root, two, slices, part, damage, caplog):
         path.write_bytes(bytes(data[: len(data) // 2] if damage == "cut" else data))
     with caplog.at_level(logging.WARNING, logger="organ_infer"):
         assert np.array_equal(answer(two, slices), first)
-    assert len(caplog.records) == (damage != "remove" and part != "record.json")  # said once
+    assert len(caplog.records) == (damage != "remove" and part != "record.json")  # reported once
     assert np.array_equal(answer(two, slices), first)
     assert len(entries(root)) == 1
 
@@ -116,11 +115,11 @@ def test_an_entry_that_others_may_write_is_not_used(root, two, slices):
     assert stat.S_IMODE(entries(root)[0].stat().st_mode) == 0o700
 
 
-def test_nothing_fails_where_nothing_can_be_kept(root, two, slices, caplog):
+def test_nothing_fails_if_nothing_can_be_cached(root, two, slices, caplog):
     root.write_text("a file in the cache's place")
     with caplog.at_level(logging.INFO, logger="organ_infer"):
         answer(two, slices)
-    assert "nothing is kept in the cache" in caplog.text
+    assert f"{root}: the optimized graphs were not cached (" in caplog.text
 
 
 def test_a_failed_save_still_opens(root, two, slices, monkeypatch):
@@ -140,16 +139,18 @@ def test_the_entries_used_last_are_kept_and_nothing_else_is_touched(root, tmp_pa
     other.mkdir(parents=True)
     (root / ".bundle-killed.partial").mkdir()
     os.utime(root / ".bundle-killed.partial", (0, 0))
-    bundles = [write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)}) for i in range(KEPT + 2)]
+    bundles = [
+        write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)}) for i in range(ENTRY_LIMIT + 2)
+    ]
     for i, bundle in enumerate(bundles):
         answer(bundle, slices)
         os.utime(cache_of(root, bundle).entry, (i + 1, i + 1))
     answer(bundles[-1], slices)
-    kept = [
+    cached = [
         cache_of(root, bundle).find(ensemble.list_bundle(bundle).files()) is not None for bundle in bundles
     ]
-    assert kept == [False] * 2 + [True] * KEPT
-    assert len(entries(root)) == KEPT + 1 and other.is_dir()
+    assert cached == [False] * 2 + [True] * ENTRY_LIMIT
+    assert len(entries(root)) == ENTRY_LIMIT + 1 and other.is_dir()
 
 
 @posix
@@ -169,7 +170,7 @@ def test_a_directory_in_which_others_may_rename_is_not_used(root, two, slices, c
     assert cache_of(root, two).find(ensemble.list_bundle(two).files()) is None
     with caplog.at_level(logging.INFO, logger="organ_infer"):
         answer(two, slices)
-    assert "other users may write there" in caplog.text
+    assert "other users may write to it; run chmod go-w on it" in caplog.text
     root.chmod(0o1777)  # sticky, as /tmp is
     assert cache_of(root, two).find(ensemble.list_bundle(two).files())
 
@@ -184,15 +185,15 @@ def test_a_cache_that_cannot_be_written_to_is_used(root, two, slices, monkeypatc
     assert cache_of(root, two).find(ensemble.list_bundle(two).files())
 
 
-def test_what_another_process_left_first_is_kept(root, two, slices):
+def test_the_entry_of_another_process_stays(root, two, slices):
     answer(two, slices)
     (entry,) = entries(root)
-    made = entry.stat().st_ino
+    inode = entry.stat().st_ino
     files = ensemble.list_bundle(two).files()
-    with cache_of(root, two).making(files, ["a.onnx", "b.onnx"]) as folder:
+    with cache_of(root, two).new_entry(files, ["a.onnx", "b.onnx"]) as folder:
         for name in ("a.onnx", "b.onnx"):
             (folder / graph_files(name)[0]).write_bytes(b"slower")
-    assert entries(root)[0].stat().st_ino == made and len(entries(root)) == 1
+    assert entries(root)[0].stat().st_ino == inode and len(entries(root)) == 1
 
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):
@@ -220,39 +221,39 @@ def opened(files, root, *, sha256="0" * 64, version="1.20"):
     return Cache(root, files[0].parent, sha256, version)
 
 
-def keep(cache_, files, graphs=("a.onnx", "b.onnx"), names=None):
+def fill(cache, files, graphs=("a.onnx", "b.onnx"), names=None):
     """Save a graph for each of `graphs`, and weights for the first."""
-    with cache_.making(files, graphs) as folder:
+    with cache.new_entry(files, graphs) as folder:
         for i, graph in enumerate(graphs if names is None else names):
-            optimised, weights = graph_files(graph)
-            (folder / optimised).write_bytes(b"graph %d" % i)
+            optimized, weights = graph_files(graph)
+            (folder / optimized).write_bytes(b"graph %d" % i)
             if not i:
                 (folder / weights).write_bytes(b"weights")
-    return cache_
+    return cache
 
 
-def test_what_was_kept_is_found_by_the_name_of_each_graph(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files)
+def test_a_cached_graph_is_found_by_its_name(files, tmp_path):
+    cache = fill(opened(files, tmp_path / "root"), files)
     found = opened(files, tmp_path / "root").find(files)
-    assert found == {name: kept.entry / f"{name}.optimised" for name in ("a.onnx", "b.onnx")}
+    assert found == {name: cache.entry / f"{name}.optimized" for name in ("a.onnx", "b.onnx")}
     assert [path.read_bytes() for path in found.values()] == [b"graph 0", b"graph 1"]
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [kept.entry.name]  # nothing half made
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in kept.entry.iterdir())
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [cache.entry.name]  # no unfinished entry
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in cache.entry.iterdir())
 
 
 @pytest.mark.parametrize("what", ["manifest", "version", "processor", "place"])
 def test_another_manifest_version_processor_or_place_has_no_entry(files, tmp_path, monkeypatch, what):
     root = tmp_path / "root"
-    keep(opened(files, root), files)
+    fill(opened(files, root), files)
     options = {"manifest": {"sha256": "1" * 64}, "version": {"version": "1.21"}}.get(what, {})
     if what == "processor":
-        monkeypatch.setattr(cache, "_processor", lambda: "another")
+        monkeypatch.setattr(graph_cache, "_processor", lambda: "another")
     if what == "place":
         moved = shutil.move(files[0].parent, tmp_path / "moved")
         files = sorted(moved.iterdir())
     other = opened(files, root, **options)
     assert other.find(files) is None
-    keep(other, files)
+    fill(other, files)
     assert other.find(files) and len(list(root.iterdir())) == 2  # beside the first, not in its place
 
 
@@ -274,24 +275,24 @@ def longer(path):
 @pytest.mark.parametrize("name", ["manifest.json", "a.onnx", "b.onnx"])
 @pytest.mark.parametrize("change", [rewritten, replaced, longer])
 def test_a_file_that_was_written_or_replaced_has_no_entry_any_more(files, tmp_path, name, change):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    assert kept.find(files)
+    cache = fill(opened(files, tmp_path / "root"), files)
+    assert cache.find(files)
     os.utime(
         files[0].parent / name, ns=(1, 1)
     )  # another time than the one of the change, however coarse the clock
-    kept = keep(opened(files, tmp_path / "root"), files)
-    assert kept.find(files)
+    cache = fill(opened(files, tmp_path / "root"), files)
+    assert cache.find(files)
     change(files[0].parent / name)
-    assert kept.find(files) is None
-    keep(kept, files)
-    assert kept.find(files)
+    assert cache.find(files) is None
+    fill(cache, files)
+    assert cache.find(files)
 
 
 @pytest.mark.parametrize("at", range(5))
 def test_each_part_of_a_file_s_identity_counts(files, tmp_path, at):
     """Device, inode, size, and the times of its content and of its entry."""
-    kept = keep(opened(files, tmp_path / "root"), files)
-    path = kept.entry / "record.json"
+    cache = fill(opened(files, tmp_path / "root"), files)
+    path = cache.entry / "record.json"
     record = json.loads(path.read_text())
     status = (files[0].parent / "a.onnx").stat()
     assert record["bundle"]["a.onnx"] == [
@@ -299,60 +300,60 @@ def test_each_part_of_a_file_s_identity_counts(files, tmp_path, at):
     ]  # fmt: skip
     record["bundle"]["a.onnx"][at] += 1
     path.write_text(json.dumps(record))
-    assert kept.find(files) is None
+    assert cache.find(files) is None
 
 
 def test_a_file_more_or_less_has_no_entry(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    assert kept.find(files[:-1]) is None
+    cache = fill(opened(files, tmp_path / "root"), files)
+    assert cache.find(files[:-1]) is None
     (files[0].parent / "c.onnx").touch()
-    assert kept.find([*files, files[0].parent / "c.onnx"]) is None and kept.find(files)
+    assert cache.find([*files, files[0].parent / "c.onnx"]) is None and cache.find(files)
     files[0].unlink()
-    assert kept.find(files) is None
+    assert cache.find(files) is None
 
 
-@pytest.mark.parametrize("name", ["a.onnx.optimised", "a.onnx.weights", "b.onnx.optimised"])
-@pytest.mark.parametrize("told", [False, True])
-def test_a_changed_file_of_an_entry_is_told_once_and_not_used(files, tmp_path, caplog, name, told):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    (kept.entry / name).write_bytes(b"graph X")
+@pytest.mark.parametrize("name", ["a.onnx.optimized", "a.onnx.weights", "b.onnx.optimized"])
+@pytest.mark.parametrize("warned", [False, True])
+def test_a_changed_file_of_an_entry_is_reported_once_and_not_used(files, tmp_path, caplog, name, warned):
+    cache = fill(opened(files, tmp_path / "root"), files)
+    (cache.entry / name).write_bytes(b"graph X")
     with caplog.at_level(logging.DEBUG, logger="organ_infer"):
-        assert kept.find(files, told=told) is None
+        assert cache.find(files, warned=warned) is None
     (record,) = caplog.records
-    assert record.levelno == (logging.DEBUG if told else logging.WARNING)
-    assert record.getMessage() == f"{kept.entry / name} in the cache is damaged: the bundle is optimised anew"
+    assert record.levelno == (logging.DEBUG if warned else logging.WARNING)
+    assert record.getMessage() == f"{cache.entry / name}: damaged; rebuilding the cached graph"
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", "null", '{"bundle": {}}', '{"bundle": 1, "sha256": 2, "graphs": 3}', "x" * 99]
 )
 def test_a_record_of_anything_else_is_passed_over(files, tmp_path, text):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    (kept.entry / "record.json").write_text(text)
-    assert kept.find(files) is None
+    cache = fill(opened(files, tmp_path / "root"), files)
+    (cache.entry / "record.json").write_text(text)
+    assert cache.find(files) is None
 
 
 def test_a_record_is_read_up_to_a_mebibyte(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    path = kept.entry / "record.json"
+    cache = fill(opened(files, tmp_path / "root"), files)
+    path = cache.entry / "record.json"
     text = path.read_text()
     path.write_text(text + " " * ((1 << 20) - len(text)))
-    assert kept.find(files)
+    assert cache.find(files)
     path.write_text(" " * (1 << 20) + text)
-    assert kept.find(files) is None
+    assert cache.find(files) is None
 
 
 @posix
 def test_what_others_may_have_written_is_not_used(files, tmp_path):
     root = tmp_path / "root"
-    kept = keep(opened(files, root), files)
-    for path in (root, kept.entry, *kept.entry.iterdir()):
+    cache = fill(opened(files, root), files)
+    for path in (root, cache.entry, *cache.entry.iterdir()):
         before = stat.S_IMODE(path.stat().st_mode)
         for bit in (0o020, 0o002):
             path.chmod(before | bit)
-            assert kept.find(files) is None, path
+            assert cache.find(files) is None, path
         path.chmod(before | 0o055 & ~0o022)  # others may read
-        assert kept.find(files), path
+        assert cache.find(files), path
         path.chmod(before)
 
 
@@ -360,64 +361,64 @@ def test_what_others_may_have_written_is_not_used(files, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to another user")
 def test_what_belongs_to_another_user_is_not_used(files, tmp_path):
     root = tmp_path / "root"
-    kept = keep(opened(files, root), files)
-    for path in (root, kept.entry, *kept.entry.iterdir()):
+    cache = fill(opened(files, root), files)
+    for path in (root, cache.entry, *cache.entry.iterdir()):
         os.chown(path, 12345, -1)
-        assert kept.find(files) is None, path
+        assert cache.find(files) is None, path
         os.chown(path, 0, -1)
-    assert kept.find(files)
+    assert cache.find(files)
 
 
 def test_a_link_in_an_entry_is_not_followed(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    for name in ("a.onnx.optimised", "record.json"):
-        shutil.move(kept.entry / name, tmp_path / name)
-        (kept.entry / name).symlink_to(tmp_path / name)
-        assert kept.find(files) is None
-        (kept.entry / name).unlink()
-        shutil.move(tmp_path / name, kept.entry / name)
-    shutil.move(kept.entry, tmp_path / "entry")
-    kept.entry.symlink_to(tmp_path / "entry")
-    assert kept.find(files) is None
+    cache = fill(opened(files, tmp_path / "root"), files)
+    for name in ("a.onnx.optimized", "record.json"):
+        shutil.move(cache.entry / name, tmp_path / name)
+        (cache.entry / name).symlink_to(tmp_path / name)
+        assert cache.find(files) is None
+        (cache.entry / name).unlink()
+        shutil.move(tmp_path / name, cache.entry / name)
+    shutil.move(cache.entry, tmp_path / "entry")
+    cache.entry.symlink_to(tmp_path / "entry")
+    assert cache.find(files) is None
 
 
-def test_an_entry_without_all_graphs_is_not_kept(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files, names=["a.onnx"])
-    assert kept.find(files) is None and list((tmp_path / "root").iterdir()) == []
+def test_an_entry_without_all_graphs_is_not_cached(files, tmp_path):
+    cache = fill(opened(files, tmp_path / "root"), files, names=["a.onnx"])
+    assert cache.find(files) is None and list((tmp_path / "root").iterdir()) == []
 
 
-def test_what_fails_while_it_is_made_leaves_nothing(files, tmp_path):
-    kept = opened(files, tmp_path / "root")
-    with pytest.raises(ZeroDivisionError), kept.making(files, ["a.onnx"]) as folder:
-        (folder / "a.onnx.optimised").write_bytes(b"graph")
+def test_an_entry_that_fails_while_it_is_created_leaves_nothing(files, tmp_path):
+    cache = opened(files, tmp_path / "root")
+    with pytest.raises(ZeroDivisionError), cache.new_entry(files, ["a.onnx"]) as folder:
+        (folder / "a.onnx.optimized").write_bytes(b"graph")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         raise ZeroDivisionError
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_a_bundle_that_changes_while_it_is_optimised_has_no_entry_that_is_found(files, tmp_path):
+def test_a_bundle_that_changes_while_it_is_optimized_has_no_entry_that_is_found(files, tmp_path):
     """The identities are those from before the bundle was read."""
-    kept = opened(files, tmp_path / "root")
-    with kept.making(files, ["a.onnx"]) as folder:
-        (folder / "a.onnx.optimised").write_bytes(b"graph")
+    cache = opened(files, tmp_path / "root")
+    with cache.new_entry(files, ["a.onnx"]) as folder:
+        (folder / "a.onnx.optimized").write_bytes(b"graph")
         longer(files[1])
-    assert kept.find(files) is None
+    assert cache.find(files) is None
 
 
 def test_an_entry_that_is_found_counts_as_used(files, tmp_path):
-    kept = keep(opened(files, tmp_path / "root"), files)
-    os.utime(kept.entry, (5, 5))
+    cache = fill(opened(files, tmp_path / "root"), files)
+    os.utime(cache.entry, (5, 5))
     begun = time.time() - 1
-    assert kept.find(files) and kept.entry.stat().st_mtime >= begun
+    assert cache.find(files) and cache.entry.stat().st_mtime >= begun
 
 
 def test_of_nine_entries_the_one_not_used_for_the_longest_goes_and_others_work_is_left_for_an_hour(
     files, tmp_path
 ):
     root = tmp_path / "root"
-    assert (KEPT, ABANDONED) == (8, 3600)
-    made = [keep(opened(files, root, version=str(i)), files) for i in range(8)]
-    for i, one in enumerate(made):
+    assert (ENTRY_LIMIT, ABANDONED) == (8, 3600)
+    caches = [fill(opened(files, root, version=str(i)), files) for i in range(8)]
+    for i, one in enumerate(caches):
         os.utime(one.entry, (1000 - i, 1000 - i))
     strange = [root / "other", root / "bundle-empty", root / ".bundle-x"]
     young, old = root / ".bundle-young.partial", root / ".bundle-old.partial"
@@ -426,8 +427,8 @@ def test_of_nine_entries_the_one_not_used_for_the_longest_goes_and_others_work_i
     now = time.time()
     os.utime(young, (now - 3000, now - 3000))
     os.utime(old, (now - 4000, now - 4000))
-    keep(opened(files, root, version="new"), files)
-    assert [one.entry.exists() for one in made] == [True] * 7 + [False]
+    fill(opened(files, root, version="new"), files)
+    assert [one.entry.exists() for one in caches] == [True] * 7 + [False]
     assert all(path.is_dir() for path in (*strange, young)) and not old.exists()
 
 
@@ -436,19 +437,19 @@ def test_a_cache_is_described(files, tmp_path, monkeypatch):
     monkeypatch.setenv("ORGAN_INFER_CACHE", "")
     assert describe_cache() == "none (ORGAN_INFER_CACHE is empty)"
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(root))
-    assert cache_directory() == root and describe_cache() == f"{root}, not there yet"
-    kept = keep(opened(files, root), files)
-    (kept.entry / "record.json").write_bytes(bytes(2_500_000 - 22))  # beside 7 + 7 + 8 bytes
+    assert cache_directory() == root and describe_cache() == f"{root}, not created yet"
+    cache = fill(opened(files, root), files)
+    (cache.entry / "record.json").write_bytes(bytes(2_500_000 - 22))  # beside 7 + 7 + 8 bytes
     assert describe_cache() == f"{root}, 1 bundles, 2.5 MB"
     root.chmod(0o777)
-    assert describe_cache() == f"{root}, not used: other users may write there (chmod go-w it)"
+    assert describe_cache() == f"{root}, not used: other users may write to it (run chmod go-w on it)"
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0]))
     assert describe_cache() == f"{files[0]}, 0 bundles, 0.0 MB"
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0] / "below"))
     assert describe_cache().startswith(f"{files[0] / 'below'}, not used: ")
     monkeypatch.delenv("ORGAN_INFER_CACHE")
-    monkeypatch.setattr(cache, "cache_directory", lambda: None)
-    assert describe_cache() == "none (no place for it)"
+    monkeypatch.setattr(graph_cache, "cache_directory", lambda: None)
+    assert describe_cache() == "none (no directory for it)"
 
 
 def test_a_relative_cache_is_an_absolute_path(monkeypatch, tmp_path):
@@ -460,8 +461,8 @@ def test_a_relative_cache_is_an_absolute_path(monkeypatch, tmp_path):
 def test_a_processor_is_known_by_its_model_and_its_instructions(monkeypatch, tmp_path):
     def info(text):
         (tmp_path / "cpuinfo").write_text(text)
-        monkeypatch.setattr(cache, "Path", lambda path: tmp_path / "cpuinfo")
-        return cache._processor()
+        monkeypatch.setattr(graph_cache, "Path", lambda path: tmp_path / "cpuinfo")
+        return graph_cache._processor()
 
     one = "processor\t: 0\nmodel name\t: A\ncpu MHz\t: 1000\nflags\t: sse avx\n\nprocessor\t: 1\n"
     assert info(one) == "model name\t: A\nflags\t: sse avx"
@@ -479,18 +480,18 @@ def test_without_a_home_there_is_no_place_for_a_cache(monkeypatch):
 
     monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
-    assert cache_directory() is None and describe_cache() == "none (no place for it)"
+    assert cache_directory() is None and describe_cache() == "none (no directory for it)"
 
 
 def test_where_there_are_no_owners_nothing_is_asked_of_them(files, tmp_path, monkeypatch):
-    kept = keep(opened(files, tmp_path / "root"), files)
+    cache = fill(opened(files, tmp_path / "root"), files)
     (tmp_path / "root").chmod(0o777)
-    assert kept.find(files) is None
+    assert cache.find(files) is None
     monkeypatch.delattr(os, "getuid")
-    assert kept.find(files)
+    assert cache.find(files)
 
 
-def test_an_entry_that_cannot_be_put_in_its_place_is_told_and_leaves_nothing(
+def test_an_entry_that_cannot_be_published_is_reported_and_leaves_nothing(
     files, tmp_path, monkeypatch, caplog
 ):
     def full(*_):
@@ -498,6 +499,6 @@ def test_an_entry_that_cannot_be_put_in_its_place_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(os, "rename", full)
     with caplog.at_level(logging.INFO, logger="organ_infer"):
-        keep(opened(files, tmp_path / "root"), files)
-    assert f"nothing is kept in the cache {tmp_path / 'root'} (" in caplog.text
+        fill(opened(files, tmp_path / "root"), files)
+    assert f"{tmp_path / 'root'}: the optimized graphs were not cached (" in caplog.text
     assert "No space left on device" in caplog.text and list((tmp_path / "root").iterdir()) == []

@@ -1,4 +1,4 @@
-"""Which onnxruntime is installed, how it is loaded, and what a machine says of its GPUs and processors."""
+"""Which onnxruntime is installed, how it is imported, and which GPUs and processors the machine reports."""
 
 import os
 import sys
@@ -7,8 +7,7 @@ import types
 import pytest
 
 from organ_infer import DeviceError
-from organ_infer.engine import gpus
-from organ_infer.engine import ort as loading
+from organ_infer.engine import gpus, ort
 from organ_infer.engine.cpu_count import usable_processors
 from organ_infer.engine.installed import installed_version
 from organ_infer.engine.ort import both_wheels_installed, import_onnxruntime
@@ -91,29 +90,29 @@ def test_telemetry_is_off_where_the_program_had_loaded_it_before(onnxruntime):
 
 @pytest.mark.parametrize(("silent", "asked"), [(False, []), (True, [4])])
 def test_its_logger_is_silenced_for_the_command_alone(onnxruntime, monkeypatch, silent, asked):
-    monkeypatch.setattr(loading, "silent", silent)
+    monkeypatch.setattr(ort, "silent", silent)
     import_onnxruntime()
     assert onnxruntime.asked == ["telemetry off", *asked]
 
 
 @pytest.mark.parametrize("before", [None, "0", ""])
 def test_the_variable_is_set_while_it_loads_and_as_before_afterwards(monkeypatch, before):
-    monkeypatch.delenv(loading.TELEMETRY_VARIABLE, raising=False)
+    monkeypatch.delenv(ort.TELEMETRY_VARIABLE, raising=False)
     if before is not None:
-        monkeypatch.setenv(loading.TELEMETRY_VARIABLE, before)
+        monkeypatch.setenv(ort.TELEMETRY_VARIABLE, before)
     seen = []
 
     def load(name):
         seen.append((name, os.environ.get("ORT_DISABLE_TELEMETRY")))
         raise ImportError("libcublas.so.12:\ncannot open shared object file", name="onnxruntime.capi")
 
-    monkeypatch.setattr(loading.importlib, "import_module", load)
+    monkeypatch.setattr(ort.importlib, "import_module", load)
     with pytest.raises(DeviceError) as caught:
         import_onnxruntime()
     assert seen == [("onnxruntime", "1" if before is None else before)]
-    assert os.environ.get(loading.TELEMETRY_VARIABLE) == before
+    assert os.environ.get(ort.TELEMETRY_VARIABLE) == before
     assert str(caught.value) == (
-        "onnxruntime cannot be loaded (libcublas.so.12: cannot open shared object file): pip uninstall -y onnxruntime"
+        "onnxruntime cannot be loaded (libcublas.so.12: cannot open shared object file); pip uninstall -y onnxruntime"
         " onnxruntime-gpu, then pip install 'organ-infer[cpu]' or 'organ-infer[gpu]'"
     )
 
