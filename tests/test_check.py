@@ -484,7 +484,7 @@ def test_pydicom_may_be_missing(known, monkeypatch):
 
 
 def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not(altered):
-    """0.001 for float32; docs/check.md."""
+    """0.001 for float32; docs/reference/check.md."""
 
     def moved(by):
         def change(golden):
