@@ -1,4 +1,4 @@
-"""The tail of an ensemble's graph: logits of several members to the mean of their probabilities (C3)."""
+"""The tail of an ensemble's graph: logits of several members to the mean of their probabilities (docs/reference/bundle_format.md)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from organ_infer.bundle.files import Member
 
 # For each view, the patient direction in which the row and the column index of MedMNIST's stored slices grow, as
-# DICOM letters. Established for axial slices from the data (README, "Orientation"); not for the other views.
+# DICOM letters. Established for axial slices from the data (docs/guides/orientation.md); not for the other views.
 ORIENTATION = {"axial": ("L", "P"), "sagittal": None, "coronal": None}
 WINDOW = (40, 400)  # level and width of an abdominal window, HU
 LICENCE = "CC BY 4.0 (MedMNIST v2)"

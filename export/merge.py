@@ -15,7 +15,7 @@ from export.member import BATCH, MAX_ABS, ExportError, open_session
 def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -> onnx.ModelProto:
     """One graph `images` -> `probabilities` (N, classes), from members that map `images` to `logits`, by stage.
 
-    Each member's logits are divided by `temperature` before its softmax (C3). Raises ExportError where the members
+    Each member's logits are divided by `temperature` before its softmax. Raises ExportError where the members
     differ in input, classes or operator set.
     """
     models = list(members.values())

@@ -1,4 +1,4 @@
-"""python -m export.triton BUNDLE DIR: a bundle as a model repository of Triton Inference Server (docs/triton.md).
+"""python -m export.triton BUNDLE DIR: a bundle as a model repository of Triton Inference Server (docs/deploy/triton.md).
 
 Each member is a model of its own. Triton's ensembles route tensors and compute nothing, so one more small graph takes
 the members' answers to their mean probabilities, and the ensemble, which clients ask, sends a batch through all of them.
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.triton",
         description="Write a bundle as a model repository of Triton Inference Server.",
-        epilog="Clients send packed float32 slices: docs/triton.md. Research software, not a medical device.",
+        epilog="Clients send packed float32 slices: docs/deploy/triton.md. Research software, not a medical device.",
     )
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json")

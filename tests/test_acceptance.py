@@ -36,7 +36,7 @@ def names(found):
     return [form.precision for form in found]
 
 
-# The gate. At most 0.002 of validation accuracy, 0.2 points: README, "Export".
+# The gate. At most 0.002 of validation accuracy, 0.2 points: docs/guides/export.md.
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

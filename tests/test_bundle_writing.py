@@ -195,7 +195,7 @@ def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write)
     bundle = write((None, BASE, None), training={"seed": 7, "data_md5": "0" * 32})
     manifest = manifest_of(bundle)
     # "An abdominal window" (Yang et al., MedMNIST v2, Scientific Data 2023): level 40 HU, width 400 HU.
-    # MedMNIST's own training code: mean 0.5, deviation 0.5. README, "Orientation": rows to the left, columns to the back.
+    # MedMNIST's own training code: mean 0.5, deviation 0.5. docs/guides/orientation.md: rows to the left, columns to the back.
     assert manifest["input"] == {
         "size": SIZE,
         "mean": 0.5,

@@ -83,7 +83,7 @@ def test_the_report_says_what_is_installed_granted_and_packaged(command, known):
     graph = hashlib.sha256((known / "small.onnx").read_bytes()).hexdigest()
     assert re.search(rf"small\.onnx: small, fp32, [\d,]+ bytes, sha256 {graph}\n", done.stdout)
     assert re.fullmatch(
-        r"small fp32: 16 slices, probabilities within \de-0\d of the reference answers; at most 0\.001 allowed",
+        r"small fp32: 16 slices, probabilities within \de-0\d of the known answers; at most 0\.001 allowed",
         re.sub(r"\d\.\de", "1e", found["self-test"]),
     )
 
@@ -92,7 +92,7 @@ def test_the_report_says_what_is_installed_granted_and_packaged(command, known):
 def test_the_packaged_model_answers_as_where_it_was_made(command):
     done = command("--check", model=None)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"self-test .* within \S+ of the reference answers;", done.stdout)
+    assert re.search(r"self-test .* within \S+ of the known answers;", done.stdout)
     assert golden_answers(read_manifest(packaged_bundle()), "cuda") is not None
 
 
@@ -100,7 +100,7 @@ def test_a_bundle_without_known_answers_is_asked_all_the_same(command, bundle):
     done = command("--check")
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "of the answers in one batch (this bundle has no reference answers); at most"
+        "of the answers in one batch (this bundle has no known answers); at most"
         in values(done.stdout)["self-test"]
     )
 
@@ -317,7 +317,7 @@ def test_a_network_that_answers_otherwise_is_wrong(command, altered):
     done = command("--check", "--device", "cpu", model=folder)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert re.search(
-        r"error: self-test: small fp32 on CPUExecutionProvider differs from the reference answers by up to 0\.0015"
+        r"error: self-test: small fp32 on CPUExecutionProvider differs from the known answers by up to 0\.0015"
         r" \(at most 0\.001 allowed\), and in 0 of 16 labels; try another version of onnxruntime, or a float32 bundle",
         done.stderr,
     )
@@ -487,7 +487,7 @@ def test_pydicom_may_be_missing(known, monkeypatch):
 
 
 def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not(altered):
-    """0.001 for float32; docs/check.md."""
+    """0.001 for float32; docs/reference/check.md."""
 
     def moved(by):
         def change(golden):
@@ -505,7 +505,7 @@ def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not
     lines, wrong = looked("--bundle", folder, "--device", "cpu")
     assert (
         wrong == []
-        and "probabilities within 9.0e-04 of the reference answers; at most 0.001 allowed"
+        and "probabilities within 9.0e-04 of the known answers; at most 0.001 allowed"
         in values(lines)["self-test"]
     )
     import shutil

@@ -32,7 +32,7 @@ def test_a_list_is_cut_at_its_ends_however_its_blocks_fall(names, cuts):
 
 
 def test_a_path_of_a_list_is_taken_up_to_its_limit_and_not_a_byte_more():
-    """65,536 bytes: docs/errors.md."""
+    """65,536 bytes: docs/reference/errors.md."""
     assert NAME_LIMIT == 65_536
     name = b"x" * NAME_LIMIT
     assert list(paths._split_blocks([name], b"\n")) == [name]

@@ -71,7 +71,7 @@ def cosines_of(rotation):
     [(0, True), (10, True), (24.9, True), (25.1, False), (30, False), (41, False), (45, False), (49, False)],
 )
 def test_a_slice_more_than_25_degrees_off_the_axes_is_refused(axis, degrees, straight, length):
-    """docs/formats.md: 25 degrees. Only the direction of the cosines counts, for files that round them."""
+    """docs/guides/formats.md: 25 degrees. Only the direction of the cosines counts, for files that round them."""
     for sign in (1, -1):
         cosines = [length * value for value in cosines_of(turned(axis, sign * degrees))]
         data = dicom(STORED, **HU, ImageOrientationPatient=[f"{value:.10g}" for value in cosines])
@@ -165,7 +165,7 @@ def test_hounsfield_units_are_rounded_to_the_nearest_and_clipped_to_int16():
 @pytest.mark.parametrize("bits", [1, 5, 7, 8, 9, 12, 15, 16])
 @pytest.mark.parametrize("shown", ["MONOCHROME1", "MONOCHROME2"])
 def test_gray_is_scaled_from_the_bits_stored_to_8_or_16(bits, shown):
-    """docs/formats.md. Black and white are reached at any depth."""
+    """docs/guides/formats.md. Black and white are reached at any depth."""
     top = 2**bits - 1
     stored = np.array([[0, top // 2, top]], np.uint8 if bits <= 8 else np.uint16)
     full = 255 if bits <= 8 else 65_535

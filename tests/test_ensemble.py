@@ -284,7 +284,7 @@ def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, worker
 
 @pytest.mark.parametrize(("size", "used"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
 def test_graphs_of_16_mib_and_more_are_looked_up_in_the_cache(monkeypatch, tmp_path, size, used):
-    """README.md: graphs of 16 MiB and more are cached."""
+    """docs/guides/embedding.md: graphs of 16 MiB and more are cached."""
     asked = []
     monkeypatch.setattr(ensemble, "cache_directory", lambda: asked.append(1))
     halves = [types.SimpleNamespace(bytes=size // 2), types.SimpleNamespace(bytes=size - size // 2)]

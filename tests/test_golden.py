@@ -77,7 +77,7 @@ def test_answers_of_another_device_are_not_taken():
     ],
 )
 def test_the_widest_tolerance_of_the_variants_in_use_holds(precisions, most):
-    """docs/check.md"""
+    """docs/reference/check.md"""
     assert tolerance(manifest(precisions=precisions), "cpu") == most
 
 

@@ -87,7 +87,7 @@ NUMBERS = {
 
 
 def allowed(place, value):
-    """Whether the contract (C3) lets this value stand there."""
+    """Whether docs/reference/bundle_format.md allows this value at this place."""
     name = [part for part in place if not isinstance(part, int)][-1]
     if isinstance(place[-1], int):
         name += str(place[-1])
@@ -245,7 +245,7 @@ def test_every_value_stands_in_its_field():
 
 
 SMALL = 1e-9
-# field: its least and most, and a step beyond them (docs/contracts: size 4 to 1024, std 0.001 to 100, ...)
+# field: its least and most, and a step beyond them (docs/reference/bundle_format.md)
 BOUNDS = {
     "input.size": (4, 1024, 1),
     "input.mean": (0, 1, SMALL),

@@ -131,7 +131,7 @@ def test_the_variable_is_set_while_it_loads_and_as_before_afterwards(monkeypatch
 )
 def test_rows_of_nvidia_smi_that_lack_a_field(monkeypatch, printed, expected):
     def run(command, **how):
-        assert how["timeout"] == 10  # docs/check.md
+        assert how["timeout"] == 10  # docs/reference/check.md
         return types.SimpleNamespace(returncode=0, stdout=printed, stderr="")
 
     monkeypatch.setattr("subprocess.run", run)

@@ -28,7 +28,7 @@ def warning_of(pixels, spec=SPEC):
     return "".join(found)
 
 
-# The thresholds that docs/formats.md promises, from both sides, in numbers of their own.
+# The thresholds that docs/guides/formats.md promises, from both sides, in numbers of their own.
 
 SPECS = [
     SPEC,
@@ -159,7 +159,7 @@ def test_what_validation_reaches_is_what_the_docs_say(validation):
     edge = np.ones((28, 28), bool)
     edge[1:-1, 1:-1] = False
     least, most, most_at_edge = span.min(), clipped.mean(axis=(1, 2)).max(), black[:, edge].mean(axis=1).max()
-    page = (ROOT / "docs" / "formats.md").read_text()
+    page = (ROOT / "docs" / "guides" / "formats.md").read_text()
     stated = re.search(r"\| (\d+) % and more \|.*?\| (\d+) % at most \|.*?\| (\d+) % at most \|", page, re.S)
     found = [math.floor(least * 100), math.ceil(most * 100), math.ceil(most_at_edge * 100)]
     assert found == list(map(int, stated.groups()))

@@ -151,7 +151,7 @@ def test_what_is_compressed_in_a_file_counts_towards_its_limit():
 
 
 def test_the_published_limits_and_types():
-    """docs/formats.md, Limits; what is read becomes one of three types."""
+    """docs/guides/formats.md, Limits; what is read becomes one of three types."""
     assert (PIXEL_LIMIT, FILE_LIMIT, DTYPES) == (89_478_485, 268_435_456, ("uint8", "uint16", "int16"))
     assert (
         Limits() == (89_478_485, 268_435_456)
@@ -161,7 +161,7 @@ def test_the_published_limits_and_types():
 
 
 def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
-    text = (ROOT / "docs" / "formats.md").read_text().split("## Limits")[1]
+    text = (ROOT / "docs" / "guides" / "formats.md").read_text().split("## Limits")[1]
     rows = [
         [cell.strip(" `") for cell in row.split("|")[1:-1]]
         for row in text.splitlines()
@@ -478,7 +478,7 @@ def test_a_file_read_in_c_stands_between_others_in_order(tmp_path, monkeypatch):
 
 
 def test_a_color_image_is_implausible_from_a_mean_distance_of_10():
-    """docs/formats.md: red, green and blue apart by 10 of 255 or more on average."""
+    """docs/guides/formats.md: red, green and blue apart by 10 of 255 or more on average."""
     for apart, implausible in ((9, False), (10, True), (11, True)):
         pixels = np.full((4, 5, 3), 100, np.uint8)
         pixels[..., 1] += np.uint8(apart)

@@ -12,7 +12,7 @@ from train.jobs import Job, epoch_caps, member_of, plan
 from train.record import RunError
 from train.stages import LADDER, RUNGS, STAGES, chosen_stages, epoch_cap
 
-# README, "Train", and docs/training.md, "How the stages are trained": (network, augmented, patience, epochs at most,
+# docs/guides/training.md, "How the stages are trained": (network, augmented, patience, epochs at most,
 # from ImageNet weights, method)
 PUBLISHED = {
     "base": ("small", False, None, 5, False, "study"),
@@ -109,7 +109,7 @@ def jobs(*arguments):
 
 
 def test_every_stage_is_a_job_with_the_documented_defaults():
-    """docs/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
+    """docs/guides/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
     recipe = fit.Recipe(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
     assert jobs() == [
         Job(STAGES["base"], recipe, OUT / "base"),

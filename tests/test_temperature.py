@@ -235,7 +235,7 @@ def test_no_more_slices_are_corrupted_than_there_are():
 
 
 def test_1000_slices_are_corrupted_unless_told_otherwise(monkeypatch):
-    """As docs/edge.md says; the corruptions themselves are left out, which take seconds."""
+    """As docs/results/edge.md says; the corruptions themselves are left out, which take seconds."""
     monkeypatch.setattr(calibration_module, "corrupt", lambda images, name, severity: images)
     found = fitted_on(unequal_data({"train": 20, "val": 1207, "test": 30}))
     assert described(found).startswith("1,000 validation slices and 13 corrupted copies")

@@ -288,7 +288,7 @@ def configurations(out):
 
 
 def test_every_model_is_configured_as_documented(ensemble, tmp_path):
-    """docs/triton.md: 500 microseconds for the members, none for the mean, one thread an instance, zeros as warm-up."""
+    """docs/deploy/triton.md: 500 microseconds for the members, none for the mean, one thread an instance, zeros as warm-up."""
     name = write(ensemble, tmp_path / "out", instances=3, batch=48)
     configs = configurations(tmp_path / "out")
     stages = ["first", "second", "third"]

@@ -252,7 +252,7 @@ def test_a_jpeg_2000_codestream_ends_in_its_mark():
 
 
 def test_every_suffix_of_a_directory_s_images_is_a_format_that_is_read(tmp_path):
-    """The names of docs/formats.md, and none twice."""
+    """The names of docs/guides/formats.md, and none twice."""
     listed = [
         "png",
         "jpg",

@@ -1,7 +1,7 @@
 """Augmentation that fits crops of CT slices, a batch at a time on its device; each slice draws its own.
 
 The crops are aligned to the organ's bounding box and were made by a spline that leaves them sharp, so shifts are whole
-pixels, and what moves or smooths pixels otherwise is off unless asked for: it costs accuracy (docs/edge.md). The
+pixels, and what moves or smooths pixels otherwise is off unless asked for: it costs accuracy (docs/results/edge.md). The
 flip that swaps the patient's sides is never drawn.
 """
 

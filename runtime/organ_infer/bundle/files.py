@@ -1,4 +1,5 @@
-"""A bundle on disk: a directory with manifest.json and exactly the files that it lists.
+"""A bundle on disk: a directory with manifest.json and exactly the files that it lists
+(docs/reference/bundle_format.md).
 
 Every file is read once. The bytes that are hashed and checked are the bytes that onnxruntime gets.
 """

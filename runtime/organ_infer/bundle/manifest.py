@@ -64,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Input:
-    """How a slice becomes the input of a network.
+    """How a slice becomes the input of a network (docs/reference/bundle_format.md, "Preprocessing").
 
     Attributes:
         size: Height and width of the input in pixels.

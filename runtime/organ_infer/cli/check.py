@@ -183,9 +183,9 @@ class _Report:
         golden = golden_answers(classifier.manifest, device)
         expected = batch if golden is None else golden
         reference = (
-            "the answers in one batch (this bundle has no reference answers)"
+            "the answers in one batch (this bundle has no known answers)"
             if golden is None
-            else "the reference answers"
+            else "the known answers"
         )
         allowed = tolerance(classifier.manifest, device)
         difference = max(float(np.abs(answers - expected).max()) for answers in (batch, singles))
