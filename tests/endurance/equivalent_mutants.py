@@ -58,7 +58,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("directory.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
     },
     "ext/packing.pyx": {
-        ("cdef int past = 0", "cdef int past = 1"): "the call sets it",
+        ("cdef int overflow = 0", "cdef int overflow = 1"): "the call sets it",
         ("return 0", "return 1"): "only -1 is looked at",
         (
             "if low >= -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):",
@@ -69,12 +69,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "if low > -32768.0 and low + width <= 32767.0 and low == floor(low) and width == floor(width):",
         ): "the other way gives the same there",
         (
-            "if type_number >= 0 and found != type_number:",
-            "if type_number > 0 and found != type_number:",
+            "if type_number >= 0 and array_type != type_number:",
+            "if type_number > 0 and array_type != type_number:",
         ): "0 is no type of slices",
         (
-            "if type_number >= 0 and found != type_number:",
-            "if type_number >= 1 and found != type_number:",
+            "if type_number >= 0 and array_type != type_number:",
+            "if type_number >= 1 and array_type != type_number:",
         ): "0 is no type of slices",
         (
             "run.stride_n = strides[0] if ndim == 3 else 0",
