@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..bundle.files import sha256_of
 from ..errors import one_line
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
@@ -93,7 +94,7 @@ class Cache:
             if not all(map(_private, paths)):
                 return None
             with ThreadPoolExecutor(HASHED_AT_ONCE) as workers:
-                for path, found in zip(paths, workers.map(_sha256, paths), strict=True):
+                for path, found in zip(paths, workers.map(sha256_of, paths), strict=True):
                     if found != record["sha256"][path.name]:
                         level = logging.DEBUG if told else logging.WARNING
                         logger.log(level, "%s in the cache is damaged: the bundle is optimised anew", path)
@@ -140,7 +141,7 @@ class Cache:
             record = {
                 "bundle": identities,
                 "graphs": graphs,
-                "sha256": {name: _sha256(folder / name) for name in names},
+                "sha256": {name: sha256_of(folder / name) for name in names},
             }
             (folder / RECORD).write_text(json.dumps(record))
             for name in (*names, RECORD):
@@ -214,11 +215,6 @@ def _read(path: Path) -> bytes:
         raise OSError(f"others may write {path}: chmod go-w it")
     with path.open("rb") as file:
         return file.read(RECORD_LIMIT)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _processor() -> str:
