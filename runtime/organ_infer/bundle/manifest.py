@@ -33,7 +33,7 @@ SEAL_WORDS = "sha256 of this file with zeros here: "
 SEALED = re.compile(SEAL_WORDS + "([0-9a-f]{64})")
 
 # the keys in the order they are written
-ORDER = "format name task input members merged combine temperature metrics training card licence"
+ORDER = "format name task input members combine temperature metrics training card license"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Member:
-    """One ONNX graph: a network that is averaged, another form of it, or all of them merged."""
+    """One ONNX graph: a network that is averaged, or another variant of it."""
 
     stage: str
     file: str
@@ -99,32 +99,35 @@ class Manifest:
     input: Input
     members: tuple[Member, ...]
     card: Card
-    licence: str
-    merged: Member | None = None
+    license: str
     combine: str = "mean_probability"
     temperature: float = 1.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def licence(self) -> str:
+        """The former name of `license`."""
+        return self.license
+
     def graphs(self) -> Iterator[Member]:
-        """Every graph the manifest lists: members, the merged one, and their alternatives."""
-        for entry in (*self.members, *([self.merged] if self.merged else [])):
+        """Every graph the manifest lists: members and their alternatives."""
+        for entry in self.members:
             yield entry
             yield from entry.alternatives
 
     def forms(self, device: str) -> tuple[Member, ...]:
-        """The graphs to run on `device` (`cpu` or `cuda`): the merged one where there is one, else the members.
+        """The graphs to run on `device` (`cpu` or `cuda`), one per member.
 
-        A listed graph is the form that was chosen for the CPU; on CUDA, where int8 gains nothing, its fp16 or else
-        its fp32 form is taken.
+        A listed graph is the variant that was chosen for the CPU. On CUDA, where int8 gains nothing, the member's fp16
+        variant is used, or else its fp32 variant.
         """
-        listed = (self.merged,) if self.merged else self.members
         if device == "cpu":
-            return listed
+            return self.members
         return tuple(
             min((entry, *entry.alternatives), key=lambda form: BY_NAME[form.precision].cuda_rank)
-            for entry in listed
+            for entry in self.members
         )
 
     def files(self) -> tuple[str, ...]:
@@ -161,6 +164,16 @@ def _blanked(data: bytes, digits: bytes) -> bytes:
     return before + b"0" * len(digits) + after
 
 
+def _with_current_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """Older bundles write `license` as `licence`, and have the key `merged`, which is always null."""
+    current = dict(data)
+    if "licence" in current and "license" not in current:
+        current["license"] = current.pop("licence")
+    if "merged" in current and current["merged"] is None:
+        del current["merged"]
+    return current
+
+
 class _Reader(FieldReader):
     # The parts.
 
@@ -185,7 +198,7 @@ class _Reader(FieldReader):
             raise self.refuse("the manifest", "an object", data)
         if "format" in data:
             self.format(data["format"])
-        top = self.keys(data, "", Manifest)
+        top = self.keys(_with_current_keys(data), "", Manifest)
         training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
@@ -195,16 +208,13 @@ class _Reader(FieldReader):
             task=task,
             input=self.input(top["input"], "input"),
             members=tuple(self.member(entry, f"members[{i}]") for i, entry in enumerate(members)),
-            merged=self.optional(top["merged"], "merged", self.member),
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
             temperature=self.number(top["temperature"], "temperature", 0.01, 100),
             metrics=self.open_object(top["metrics"], "metrics"),
             training=training,
             card=self.card(top["card"], "card"),
-            licence=self.text(top["licence"], "licence"),
+            license=self.text(top["license"], "license"),
         )
-        if manifest.merged and manifest.merged.output != "probabilities":
-            raise self.refuse("merged.output", "probabilities (the members' mean)", manifest.merged.output)
         names = [
             name.lower() for name in manifest.files()
         ]  # two names that differ in case are one file elsewhere
