@@ -5,7 +5,7 @@
     python docs/make_import_diagram.py --edges    # print every import as well
 
 All imports of the sources count: those of a module, and the lazy ones inside functions, by `import_module` with a constant
-name, and by a constant "package.module:name" in a table. Only imports under `if TYPE_CHECKING:` do not. A unit is what stands
+name, and by a constant "module:function" in a table. Only imports under `if TYPE_CHECKING:` do not. A unit is what stands
 directly in runtime/organ_infer, train or export: a module or a subpackage. A level is the longest way down to a module that
 imports nothing. Needs the standard library alone.
 """
@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIAGRAM = ROOT / "docs" / "project" / "imports.svg"
 PACKAGES = {"train": "train", "export": "export", "organ_infer": "runtime/organ_infer"}
-REFERENCE = re.compile(r"(\w+(?:\.\w+)+):[a-zA-Z_]\w*")
+REFERENCE = re.compile(r"(\w+(?:\.\w+)*):([a-zA-Z_]\w*)")
 
 Pair = tuple[str, str]
 
@@ -108,14 +109,24 @@ def _named(module: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[st
                         level = len(name) - len(name.lstrip("."))
                         yield absolute(name.lstrip("."), level), node.lineno, True
             case ast.Constant(value=str(text)) if matched := REFERENCE.fullmatch(text):
-                for name in (matched[1], f"{top}.{matched[1]}"):
-                    if name in known:
+                for name in (matched[1], f"{top}.{matched[1]}", f"{package}.{matched[1]}"):
+                    if name in known and matched[2] in _defined(known[name]):
                         yield name, node.lineno, True
         inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             yield from visit(child, inside)
 
-    return visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), False)
+    return visit(_parsed(path), False)
+
+
+def _defined(path: Path) -> set[str]:
+    """The functions and classes of a file."""
+    return {node.name for node in _parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def module_graph(known: dict[str, Path], found: list[Import]) -> Graph:

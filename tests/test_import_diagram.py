@@ -77,11 +77,15 @@ def tree(tmp_path, **files):
         ("a", "import_module('.b', __package__)", "organ_infer.b", True),
         ("a", "importlib.import_module('organ_infer.b')", "organ_infer.b", True),
         ("a", "READER = 'images.png:read'", "organ_infer.images.png", True),
+        ("a", "READER = 'organ_infer.images.png:read'", "organ_infer.images.png", True),
+        ("images___init__", "READER = 'png:read'", "organ_infer.images.png", True),
         ("a", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    pass\nelse:\n    from . import b", "organ_infer.b", False),
     ],
 )  # fmt: skip
 def test_every_kind_of_import_is_read(source, text, target, lazy, tmp_path):
-    files = {"a": "", "b": "name = 1", "images___init__": "", "images_png": ""} | {source: text}
+    files = {"a": "", "b": "name = 1", "images___init__": "", "images_png": "def read(): ..."} | {
+        source: text
+    }
     _, found = tree(tmp_path, **files)
     module = "organ_infer." + {"images___init__": "images", "images_png": "images.png"}.get(source, source)
     assert [(each.source, each.target, each.lazy) for each in found] == [(module, target, lazy)]
@@ -89,7 +93,7 @@ def test_every_kind_of_import_is_read(source, text, target, lazy, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["if TYPE_CHECKING:\n    from . import b", "if typing.TYPE_CHECKING:\n    import organ_infer.b", "import json", "A = 'organ_infer.other:b'"],
+    ["if TYPE_CHECKING:\n    from . import b", "if typing.TYPE_CHECKING:\n    import organ_infer.b", "import json", "A = 'b:other'"],
 )  # fmt: skip
 def test_imports_for_types_and_of_others_do_not_count(text, tmp_path):
     _, found = tree(tmp_path, a=text, b="")
