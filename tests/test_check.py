@@ -14,12 +14,14 @@ from stand_in import CPU, CUDA
 
 from export.golden import add_golden
 from export.golden import main as golden_main
-from organ_infer import BundleError, OrganClassifier, loading
-from organ_infer import check as check_module
-from organ_infer.arguments import parse
-from organ_infer.bundle import open_bundle, packaged_bundle, read_manifest
-from organ_infer.check import check
-from organ_infer.golden import TOLERANCE, golden_answers, golden_slices, tolerance
+from organ_infer import BundleError, OrganClassifier
+from organ_infer.bundle.files import open_bundle, packaged_bundle, read_manifest
+from organ_infer.bundle.golden import golden_answers, golden_slices, tolerance
+from organ_infer.bundle.precision import BY_NAME
+from organ_infer.cli import check as check_module
+from organ_infer.cli.arguments import parse
+from organ_infer.cli.check import check
+from organ_infer.engine import ort as ort_module
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_cuda_that_is_not_there_is_wrong_and_the_rest_is_said(command, known):
         pytest.skip("this onnxruntime has CUDA")
     done = command("--check", "--device", "cuda", model=known)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "error: cuda was asked for but is not available" in done.stderr
+    assert "error: device cuda: CUDA is not available" in done.stderr
     assert {"NumPy", "providers", "model"} <= values(done.stdout).keys()
 
 
@@ -143,9 +145,7 @@ def test_cuda_that_is_offered_and_not_granted_says_which_library_is_missing(inst
     install(granted=(CPU,), compute="network")
     for device, wrong in {"auto": 0, "cuda": 1}.items():
         lines, found = looked("--bundle", known, "--device", device)
-        assert len(found) == wrong and ("cuda was asked for, onnxruntime granted" in "".join(found)) == bool(
-            wrong
-        )
+        assert len(found) == wrong and ("device cuda: onnxruntime activated" in "".join(found)) == bool(wrong)
         assert re.match(r"cannot be loaded \(.*libonnxruntime_providers_cuda\.so", values(lines)["CUDA"])
     assert "CUDA" not in values(looked("--bundle", known, "--device", "cpu")[0])
 
@@ -269,12 +269,15 @@ def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
     assert "(onnxruntime 1.99.0, onnxruntime-gpu 1.99.0)" in values(done.stdout)["onnxruntime"]
     assert "self-test" in values(done.stdout)
     failed = command("--device", "cuda", "x.png", model=known, env={"PYTHONPATH": path})
-    assert failed.returncode == 2 and "are both installed and hide each other: pip uninstall" in failed.stderr
+    assert (
+        failed.returncode == 2
+        and "are both installed and overwrite each other; pip uninstall" in failed.stderr
+    )
 
 
 def test_both_wheels_are_looked_for_only_where_cuda_was_not_granted(install, known, monkeypatch):
     asked = []
-    monkeypatch.setattr(loading, "installed_version", lambda name: asked.append(name))
+    monkeypatch.setattr(ort_module, "installed_version", lambda name: asked.append(name))
     install()
     OrganClassifier(known, device="cuda").close()
     install(available=(CPU,))
@@ -347,7 +350,7 @@ def test_known_answers_that_are_none_are_refused_by_the_check_alone(altered, cha
     folder = altered(change)
     assert open_bundle(folder)
     with pytest.raises(
-        BundleError, match=r"metrics\.golden\.cpu must be 16 texts of 11 probabilities: export"
+        BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 11 probabilities; export"
     ):
         golden_answers(read_manifest(folder), "cpu")
     _, wrong = looked("--bundle", folder, "--device", "cpu")
@@ -368,7 +371,8 @@ def test_the_widest_tolerance_of_the_forms_in_use_holds(tmp_path):
     add_golden(folder)
     manifest = read_manifest(folder)
     assert (
-        tolerance(manifest, "cpu") == TOLERANCE["int8"] and tolerance(manifest, "cuda") == TOLERANCE["fp16"]
+        tolerance(manifest, "cpu") == BY_NAME["int8"].tolerance
+        and tolerance(manifest, "cuda") == BY_NAME["fp16"].tolerance
     )
     assert not np.allclose(golden_answers(manifest, "cpu"), golden_answers(manifest, "cuda"), atol=0.01)
     with OrganClassifier(folder, device="cpu") as opened:

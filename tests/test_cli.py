@@ -19,7 +19,9 @@ from ran import failed, paths, rows
 
 def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tmp_path, monkeypatch, capfd):
     """The network breaks in its third batch."""
-    from organ_infer import OrganInferError, cli, ensemble
+    from organ_infer import OrganInferError
+    from organ_infer.cli import command as cli
+    from organ_infer.engine import ensemble
 
     calls, real = [], ensemble.Ensemble.probabilities
 
@@ -68,7 +70,7 @@ def test_a_closed_standard_output_is_no_fault_of_the_version():
 
 
 def test_all_failed_is_1(command, bad):
-    failed(command(bad), "bad.png: no image of a known format", code=1)
+    failed(command(bad), "bad.png: unknown image format", code=1)
     failed(command("/none/at/all.png"), "all.png: no such file", code=1)
 
 
@@ -121,7 +123,8 @@ def test_an_empty_directory_is_2(command, tmp_path):
 
 def test_a_missing_or_damaged_bundle_is_2_and_writes_nothing(command, copied, some, tmp_path):
     failed(
-        command(some[0], model=tmp_path / "none"), "a bundle is a directory with manifest.json, found nothing"
+        command(some[0], model=tmp_path / "none"),
+        "no such directory; pass a bundle, a directory with manifest.json",
     )
     (copied / "small.onnx").write_bytes((copied / "small.onnx").read_bytes()[:-1])
     failed(
@@ -136,7 +139,7 @@ def test_cuda_that_is_not_there_is_2(command, some):
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    failed(command("--device", "cuda", some[0]), "cuda was asked for but is not available")
+    failed(command("--device", "cuda", some[0]), "device cuda: CUDA is not available")
 
 
 @pytest.mark.parametrize(
@@ -221,8 +224,9 @@ def tree(tmp_path, pictures):
 
 
 def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_path, monkeypatch):
-    from organ_infer.arguments import parse
-    from organ_infer.inputs import Found, find
+    from organ_infer.cli.arguments import parse
+    from organ_infer.cli.paths import find
+    from organ_infer.images.discovery import Candidate
 
     for name in ("a/1.png", "b/2.png", "b/deep/3.png", "c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -238,7 +242,7 @@ def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_
     refused = "cannot be listed (Permission denied)"
     found = list(find(parse(["--recursive", str(tmp_path)])))
     expected = [("a", refused), ("b/2.png", None), ("b/deep", refused), ("c.png", None)]
-    assert found == [Found(str(tmp_path / name), error) for name, error in expected]
+    assert found == [Candidate(str(tmp_path / name), error) for name, error in expected]
 
 
 def test_a_directory_gives_its_images_in_byte_order(command, tree):

@@ -10,9 +10,10 @@ import pytest
 from conftest import CLASSES, make_graph
 from stand_in import CPU, INVALID_DEVICE
 
-from organ_infer import DeviceError, OrganClassifier, gpus
-from organ_infer.cuda_errors import _ADVICE, advice, describe, shorten
-from organ_infer.session import Session
+from organ_infer import DeviceError, OrganClassifier
+from organ_infer.engine import gpus
+from organ_infer.engine.cuda_errors import _ADVICE, advice, describe, shorten
+from organ_infer.engine.session import Session
 
 IMAGES = np.zeros((1, 1, 28, 28), np.float32)
 
@@ -205,7 +206,7 @@ def test_a_driver_that_is_too_old_is_one_short_line(install, bundle, no_driver, 
     with pytest.raises(DeviceError) as caught:
         OrganClassifier(bundle, device="cuda")
     text = str(caught.value)
-    assert text.startswith(f"cuda was asked for but failed ({TOO_OLD}): the NVIDIA driver is too old")
+    assert text.startswith(f"device cuda: CUDA failed ({TOO_OLD}): the NVIDIA driver is too old")
     assert len(text) < 350 and "install CUDA's libraries" not in text
     with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as classifier:
         assert classifier.providers == (CPU,)

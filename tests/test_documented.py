@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from conftest import ROOT, needs_default
 
-from organ_infer import OrganClassifier, cuda, cuda_thread, dicom, doubts, gpus, pictures
-from organ_infer.bundle import packaged_bundle, read_manifest
-from organ_infer.cuda_errors import _ADVICE, advice, describe
-from organ_infer.devices import parse_device
-from organ_infer.golden import COUNT, TOLERANCE, golden_slices
-from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT, Limits
+from organ_infer import OrganClassifier, plausibility
+from organ_infer.bundle.files import packaged_bundle, read_manifest
+from organ_infer.bundle.golden import COUNT, golden_slices
+from organ_infer.bundle.precision import PRECISIONS
+from organ_infer.engine import cuda, cuda_thread, gpus
+from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
+from organ_infer.engine.devices import parse_device
+from organ_infer.images import dicom, pillow
+from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
 FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
 
@@ -41,19 +44,23 @@ def rows(page, heading):
 
 
 def test_the_plausibility_checks():
-    assert number(FORMATS, r"both sides of (\d+) pixels or more") == doubts.WHOLE_SIDE == 400
-    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pictures.CHROMA == 10
-    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == doubts.LEAST_SPAN == 0.25
-    assert number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == doubts.MOST_CLIPPED
-    assert number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == doubts.MOST_BLACK_EDGE
-    assert doubts.MOST_CLIPPED == doubts.MOST_BLACK_EDGE == 0.9
+    assert number(FORMATS, r"both sides of (\d+) pixels or more") == plausibility.WHOLE_SLICE_SIDE == 400
+    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pillow.CHROMA == 10
+    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == plausibility.MIN_SPAN == 0.25
+    assert (
+        number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == plausibility.CLIPPED_LIMIT
+    )
+    assert (
+        number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == plausibility.BLACK_BORDER_LIMIT
+    )
+    assert plausibility.CLIPPED_LIMIT == plausibility.BLACK_BORDER_LIMIT == 0.9
     within = number(FORMATS, r"black or white \(within (\d+) %\)") / 100
-    assert within == doubts.BLACK == 0.02 and 1 - within == doubts.WHITE
+    assert within == plausibility.BLACK == 0.02 and 1 - within == plausibility.WHITE
 
 
 def test_the_angle_of_an_oblique_slice():
     assert number(FORMATS, r"more than (\d+) degrees off") == 25
-    assert np.degrees(np.arccos(dicom.STRAIGHT)) == pytest.approx(25, abs=1e-9)
+    assert np.degrees(np.arccos(dicom.MIN_COSINE)) == pytest.approx(25, abs=1e-9)
 
 
 def test_the_limits():
@@ -85,7 +92,8 @@ def test_the_known_answers_and_what_is_allowed():
     allowed = {
         name.replace("float32", "fp32"): float(most) for name, most, _ in rows(CHECK, "The known answers")
     }
-    assert allowed == TOLERANCE == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
+    tolerances = {row.name: row.tolerance for row in PRECISIONS}
+    assert allowed == tolerances == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
 
 
 def test_how_long_nvidia_smi_is_waited_for():
@@ -170,7 +178,7 @@ NAMED = (
 
 
 def test_every_failure_of_the_table_gets_its_advice(monkeypatch):
-    monkeypatch.setattr("organ_infer.cuda_errors.driver_version", lambda: None)
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.driver_version", lambda: None)
     assert len(ERRORS) == len(NAMED) + 1 and len(_ADVICE) == len(NAMED)
     seen = []
     for (cell, *_), words in zip(ERRORS, NAMED, strict=False):
@@ -193,6 +201,6 @@ def test_the_codes_of_the_table_are_all_that_are_known():
 
 
 def test_other_failures_point_to_nvidia_smi_and_to_the_extra(monkeypatch):
-    monkeypatch.setattr("organ_infer.cuda_errors.both_wheels_installed", lambda: False)
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.both_wheels_installed", lambda: False)
     assert ERRORS[-1][0] == "others" and "nvidia-smi" in ERRORS[-1][2] and "`gpu`" in ERRORS[-1][2]
     assert "nvidia-smi" in advice("other") and "organ-infer[gpu]" in advice("other")

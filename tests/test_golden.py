@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from organ_infer import BundleError
-from organ_infer.golden import GOLDEN, golden_answers, golden_rows, golden_slices, tolerance
+from organ_infer.bundle.golden import GOLDEN, golden_answers, golden_rows, golden_slices, tolerance
 
 
 def manifest(metrics=None, classes=3, precisions=("fp32",)):
@@ -48,7 +48,7 @@ def test_one_row_that_does_not_sum_to_one_is_refused(total):
     if abs(total - 1) < 0.001:
         assert golden_answers(stored(rows), "cpu")[15].sum() == pytest.approx(total)
     else:
-        with pytest.raises(BundleError, match=r"metrics\.golden\.cpu must be 16 texts of 3 probabilities"):
+        with pytest.raises(BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 3 probabilities"):
             golden_answers(stored(rows), "cpu")
 
 

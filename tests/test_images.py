@@ -13,10 +13,10 @@ from image_files import ALPHA, COLOUR, DEEP, GRAY, close, decode, read_image, re
 from PIL import Image
 
 from organ_infer import ImageError
-from organ_infer.pictures import slice_of
+from organ_infer.images.pillow import slice_of_image
 
 FRAME = (b"fcTL", struct.pack(">IIIIIHHBB", 0, 7, 9, 0, 0, 1, 1, 0, 0))
-DOUBTFUL = "doubtful: in colour, and a CT slice is gray"
+IMPLAUSIBLE = "implausible: color image; CT slices are gray"
 
 
 def luma(rgb):
@@ -43,7 +43,7 @@ TURNED = {
 def test_gray_of_8_bits_is_read_as_it_is(form):
     found = decode(saved(GRAY, form, **({"lossless": True} if form == "WEBP" else {})))
     same(found, GRAY)
-    if form not in ("GIF", "WEBP"):  # these hold colour only
+    if form not in ("GIF", "WEBP"):  # these hold color only
         assert found.warnings == ()
 
 
@@ -69,7 +69,7 @@ def test_signed_tiff_is_hounsfield_units():
     units = (DEEP.astype(np.int32) - 32_768).astype(np.int16)
     file = io.BytesIO()
     Image.fromarray(units.astype(np.int32)).save(file, "TIFF")
-    with pytest.raises(ImageError, match="32-bit pixels are not read"):
+    with pytest.raises(ImageError, match="32-bit pixels are not supported"):
         decode(file.getvalue())
     for order in "<>":
         same(decode(tiff(units, order=order, t339=2)), units, np.int16)
@@ -80,19 +80,19 @@ def test_one_bit_is_black_and_white():
     same(decode(saved(Image.fromarray(GRAY > 127))), np.where(GRAY > 127, 255, 0))
 
 
-def test_colour_becomes_luma_and_says_so():
+def test_color_becomes_luma_and_says_so():
     found = decode(saved(COLOUR))
     close(found, luma(COLOUR))
-    assert found.warnings == ("converted from colour to gray", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", IMPLAUSIBLE)
     found = decode(saved(np.dstack([GRAY] * 3)))
     same(found, GRAY)
-    assert found.warnings == ("converted from colour to gray",)
+    assert found.warnings == ("converted from color to gray",)
 
 
 def test_alpha_lies_on_black():
     found = decode(saved(np.dstack([COLOUR, ALPHA])))
     close(found, luma(COLOUR * (ALPHA[..., None] / 255)))
-    assert found.warnings == ("converted from colour to gray", "alpha composited on black", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", "alpha composited on black", IMPLAUSIBLE)
     found = decode(saved(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])))
     close(found, GRAY * (ALPHA / 255))
     assert found.warnings == ("alpha composited on black",)
@@ -102,7 +102,7 @@ def test_a_palette_is_looked_up():
     image = Image.fromarray(COLOUR).quantize(8)
     found = decode(saved(image))
     close(found, luma(np.asarray(image.convert("RGB"))))
-    assert found.warnings == ("converted from palette to gray", DOUBTFUL)
+    assert found.warnings == ("converted from palette to gray", IMPLAUSIBLE)
     same(decode(saved(image, transparency=bytes(8))), np.zeros((9, 7)))
 
 
@@ -131,34 +131,34 @@ def test_a_transparent_value_counts_in_the_files_own_depth():
     same(decode(png(4, 1, 2, 0, [b"\x1b"], (b"tRNS", b"\0\x02"))), [[0, 85, 0, 255]])
 
 
-def test_16_bit_colour_says_that_8_bits_were_read():
+def test_16_bit_color_says_that_8_bits_were_read():
     found = decode(png(1, 1, 16, 2, [b"\x10\xff" * 3]))
     same(found, [[0x10]])
-    assert found.warnings[0] == "16-bit colour or alpha read at 8 bits"
-    with pytest.raises(ImageError, match="16-bit colour with a transparent colour"):
+    assert found.warnings[0] == "16-bit color or alpha read at 8 bits"
+    with pytest.raises(ImageError, match="16-bit color with a transparent color"):
         decode(png(1, 1, 16, 2, [b"\x10\xff" * 3], (b"tRNS", b"\x10\xff" * 3)))
 
 
 @pytest.mark.parametrize("number", range(1, 9))
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_pillow_tiff_is_turned_once(number, loaded):
+def test_a_pillow_tiff_is_reoriented_once(number, loaded):
     image = Image.open(io.BytesIO(tiff(GRAY, t274=number)))
     if loaded:
         image.load()
-    same(slice_of(image), TURNED.get(number, np.asarray)(GRAY))
+    same(slice_of_image(image), TURNED.get(number, np.asarray)(GRAY))
 
 
 def test_a_pillow_image_s_transparent_gray_counts_in_the_file_s_bits():
     data = png(2, 1, 2, 0, [b"\xc0"], (b"tRNS", b"\0\3"))  # white, black; white is transparent
     same(decode(data), [[0, 0]])
-    same(slice_of(Image.open(io.BytesIO(data))), [[0, 0]])
+    same(slice_of_image(Image.open(io.BytesIO(data))), [[0, 0]])
     loaded = Image.open(io.BytesIO(data))
     loaded.load()  # how many bits it had is gone
-    assert "its transparent gray was taken as of 8 bits: open the file anew, or give its path" in (
-        slice_of(loaded).warnings
+    assert "transparent gray value read as 8-bit; reopen the image, or pass its path" in (
+        slice_of_image(loaded).warnings
     )
     one_bit = png(2, 1, 1, 0, [b"\x80"], (b"tRNS", b"\0\1"))
-    for image in (decode(one_bit), slice_of(Image.open(io.BytesIO(one_bit)))):
+    for image in (decode(one_bit), slice_of_image(Image.open(io.BytesIO(one_bit)))):
         same(image, [[0, 0]])
 
 
@@ -167,7 +167,7 @@ def test_exif_orientation_is_applied_and_said(number):
     exif = Image.Exif()
     exif[0x0112] = number
     expected = TURNED.get(number, np.asarray)
-    said = (f"turned as its EXIF orientation {number} says",) if number > 1 else ()
+    said = (f"reoriented by its EXIF orientation ({number})",) if number > 1 else ()
     for data, pixels in {
         saved(GRAY, exif=exif): GRAY,
         tiff(GRAY, t274=number): GRAY,
@@ -201,14 +201,14 @@ def test_a_tiff_of_12_bits_is_scaled_to_16():
 
 
 @pytest.mark.parametrize("data", [tiff(COLOUR.astype(np.uint16) * 257), b"P6 1 1 65535 " + b"\x10\xff" * 3])
-def test_16_bit_colour_of_other_formats_says_so_too(data):
-    assert decode(data).warnings[0] == "16-bit colour or alpha read at 8 bits"
+def test_16_bit_color_of_other_formats_says_so_too(data):
+    assert decode(data).warnings[0] == "16-bit color or alpha read at 8 bits"
 
 
 def test_jpeg_2000_of_16_bits():
     deep = saved(DEEP, "JPEG2000")
     same(decode(deep), DEEP, np.uint16)
-    assert decode(saved(COLOUR, "JPEG2000")).warnings == ("converted from colour to gray", DOUBTFUL)
+    assert decode(saved(COLOUR, "JPEG2000")).warnings == ("converted from color to gray", IMPLAUSIBLE)
 
 
 @pytest.mark.parametrize("maxval", [1, 3, 100, 255, 256, 4095, 65_535])
@@ -254,7 +254,7 @@ def test_npy_of_one_slice(array):
     [
         (GRAY.astype(np.float32), "found float32"),
         (GRAY > 3, "found bool"),
-        (np.zeros((2, 3, 4), np.uint8), r"\(2, 3, 4\) looks like colour"),
+        (np.zeros((2, 3, 4), np.uint8), r"\(2, 3, 4\) looks like color"),
         (np.zeros((1, 2, 3, 5), np.uint8), r"found uint8 \(1, 2, 3, 5\)"),
         (np.zeros((0, 4), np.uint8), "the image is empty"),
         (np.array([[{}]], object), r"found object|pickle"),
@@ -280,11 +280,11 @@ def test_an_npy_that_claims_more_than_it_holds_is_refused_before_memory_is_taken
     "data", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0", b"\0" * 300, b"PK\x05\x06", b"<svg>"]
 )
 def test_what_is_no_image_is_refused(data):
-    refused(data, "no image of a known format" if data else "an empty file")
+    refused(data, "unknown image format" if data else "the file is empty")
 
 
 def test_float_pixels_are_refused():
-    refused(saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "pixels of mode F are not read")
+    refused(saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "pixel mode F is not supported")
 
 
 def test_a_png_cut_anywhere_is_refused_or_the_same():
@@ -298,7 +298,7 @@ def test_a_png_cut_anywhere_is_refused_or_the_same():
         assert length >= len(data) - 4
 
 
-@pytest.mark.parametrize("pixels", [GRAY, DEEP, COLOUR], ids=["gray", "deep", "colour"])
+@pytest.mark.parametrize("pixels", [GRAY, DEEP, COLOUR], ids=["gray", "deep", "color"])
 def test_a_png_with_a_flipped_bit_is_refused_or_the_same(pixels):
     data = saved(pixels)
     expected, kept = decode(data), 0
@@ -341,7 +341,7 @@ def test_a_damaged_file_ends_in_one_kind_of_error(form):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     refused(png(60_000, 60_000, 1, 0, [b"\0"]), "too large|exceeds limit")
     refused(png(65_535, 1_366, 8, 0, [b"\0"]), "too large")
-    refused(png(65_536, 1, 8, 0, [b"\0" * 65_536]), "65,535 a side")
+    refused(png(65_536, 1, 8, 0, [b"\0" * 65_536]), "65,535 pixels per side")
     refused(saved(GRAY), "9 x 7|7 x 9", pixels=62)
     assert decode(saved(GRAY), pixels=63).pixels.size == 63
 
@@ -388,29 +388,29 @@ def test_a_gif_s_transparent_gray_is_black():
     assert "alpha composited on black" in found.warnings
 
 
-def test_a_loaded_pillow_image_s_transparent_gray_is_doubted_below_16():
+def test_a_loaded_pillow_image_s_transparent_gray_is_warned_of_below_16():
     """Four bits hold no more: from 16 on it can only be of 8."""
-    for clear, doubted in ((0, True), (15, True), (16, False), (200, False)):
+    for clear, warned in ((0, True), (15, True), (16, False), (200, False)):
         image = Image.open(io.BytesIO(saved(np.full((2, 2), 3, np.uint8), transparency=clear)))
         image.load()
-        assert any("taken as of 8 bits" in word for word in slice_of(image).warnings) == doubted, clear
+        assert any("read as 8-bit" in text for text in slice_of_image(image).warnings) == warned, clear
 
 
-def test_a_pillow_png_is_turned_as_its_exif_says():
+def test_a_pillow_png_is_reoriented_by_its_exif():
     for number, turn in TURNED.items():
         exif = Image.Exif()
         exif[0x0112] = number
         image = Image.open(io.BytesIO(saved(GRAY, exif=exif)))
-        found = slice_of(image)
+        found = slice_of_image(image)
         same(found, turn(GRAY))
-        assert found.warnings == (f"turned as its EXIF orientation {number} says",)
+        assert found.warnings == (f"reoriented by its EXIF orientation ({number})",)
 
 
 @pytest.mark.parametrize("number", [0, 1, 9, "x", None])
 def test_an_exif_orientation_that_is_none_turns_nothing(number, monkeypatch):
     monkeypatch.setattr(Image.Image, "getexif", lambda image: {0x0112: number})
-    same(slice_of(Image.fromarray(GRAY)), GRAY)
-    assert slice_of(Image.fromarray(GRAY)).warnings == ()
+    same(slice_of_image(Image.fromarray(GRAY)), GRAY)
+    assert slice_of_image(Image.fromarray(GRAY)).warnings == ()
 
 
 def test_exif_that_cannot_be_read_turns_nothing_and_is_told(monkeypatch):
@@ -418,7 +418,7 @@ def test_exif_that_cannot_be_read_turns_nothing_and_is_told(monkeypatch):
         raise ValueError("odd\n" + "x" * 100)
 
     monkeypatch.setattr(Image.Image, "getexif", fails)
-    found = slice_of(Image.fromarray(GRAY))
+    found = slice_of_image(Image.fromarray(GRAY))
     same(found, GRAY)
     assert found.warnings == (f"unreadable EXIF ignored (odd {'x' * 76})",)
 
@@ -435,37 +435,42 @@ def test_a_frame_given_alone_says_so():
         )
     )
     image.seek(1)
-    assert slice_of(image).warnings[0] == "frame 1 of 2 alone"
+    assert slice_of_image(image).warnings[0] == "only frame 1 of 2 was used"
 
 
 def test_a_pillow_image_with_alpha_lies_on_black_in_every_mode():
     """Against its own conversion to RGBA."""
     gray = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])
     for image in (gray, gray.convert("La")):
-        close(slice_of(image), GRAY * (ALPHA / 255))
-        assert slice_of(image).warnings == ("alpha composited on black",)
+        close(slice_of_image(image), GRAY * (ALPHA / 255))
+        assert slice_of_image(image).warnings == ("alpha composited on black",)
     palette = Image.fromarray(COLOUR).quantize(8).convert("PA")
     palette.putalpha(Image.fromarray(ALPHA))
-    close(slice_of(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255)))
-    assert slice_of(palette).warnings[:2] == ("converted from palette to gray", "alpha composited on black")
-    multiplied = slice_of(Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("RGBa"))
+    close(
+        slice_of_image(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255))
+    )
+    assert slice_of_image(palette).warnings[:2] == (
+        "converted from palette to gray",
+        "alpha composited on black",
+    )
+    multiplied = slice_of_image(Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("RGBa"))
     np.testing.assert_allclose(multiplied.pixels, luma(COLOUR * (ALPHA[..., None] / 255)), atol=2.5)
-    assert multiplied.warnings[:2] == ("converted from colour to gray", "alpha composited on black")
+    assert multiplied.warnings[:2] == ("converted from color to gray", "alpha composited on black")
 
 
 @pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK"])
 def test_a_pillow_image_in_any_colors_is_luma_without_alpha(mode):
-    found = slice_of(Image.fromarray(COLOUR).convert(mode))
+    found = slice_of_image(Image.fromarray(COLOUR).convert(mode))
     np.testing.assert_allclose(found.pixels, luma(COLOUR), atol=2.5)
-    assert found.warnings == ("converted from colour to gray", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", IMPLAUSIBLE)
 
 
 def test_a_pillow_image_of_another_mode_is_refused():
     with pytest.raises(
-        ImageError, match=r"^image: pixels of mode HSV are not read: save it as gray of 8 or 16"
+        ImageError, match=r"^image: pixel mode HSV is not supported; save it as gray of 8 or 16"
     ):
-        slice_of(Image.fromarray(COLOUR).convert("HSV"))
-    same(slice_of(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
+        slice_of_image(Image.fromarray(COLOUR).convert("HSV"))
+    same(slice_of_image(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
 
 
 def test_black_and_white_of_a_pnm_of_16_bits_are_the_ends_of_their_range():

@@ -9,8 +9,8 @@ import pytest
 from conftest import CLASSES
 
 from organ_infer import BundleError
-from organ_infer.bundle import Card, Input, Manifest, Member, Task
-from organ_infer.fields import FieldReader, clipped, parse_json
+from organ_infer.bundle.files import Card, Input, Manifest, Member, Task
+from organ_infer.bundle.json_fields import FieldReader, clipped, parse_json
 
 
 def full():
@@ -166,7 +166,7 @@ def test_any_depth_of_nesting_is_an_error_of_ours(opening):
         if depth <= 30:
             assert Manifest.from_json(text.replace('"metrics": {}', f'"metrics": {{"m": {value}}}'))
         elif depth > 32:
-            with pytest.raises(BundleError, match=r"nested (at most 32|too)|are read"):
+            with pytest.raises(BundleError, match=r"nested (at most 32|too)|too large"):
                 Manifest.from_json(text.replace('"metrics": {}', f'"metrics": {{"m": {value}}}'))
 
 
@@ -437,7 +437,7 @@ def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s
 def test_a_manifest_is_read_up_to_a_mebibyte():
     text = json.dumps(full())
     assert read(text=text + " " * ((1 << 20) - len(text)))
-    with pytest.raises(BundleError, match=r"manifest.json: 1,048,577 bytes, at most 1,048,576 are read"):
+    with pytest.raises(BundleError, match=r"manifest.json: too large \(1,048,577 bytes, at most 1,048,576\)"):
         read(text=text + " " * ((1 << 20) + 1 - len(text)))
 
 
@@ -445,7 +445,7 @@ def test_a_manifest_is_read_up_to_a_mebibyte():
 def test_format_1_alone_is_read(value):
     later = isinstance(value, int) and not isinstance(value, bool) and value > 1
     words = (
-        rf"bundle format {value}, this organ-infer reads format 1: a later"
+        rf"bundle format {value}, but this organ-infer reads format 1; upgrade it"
         if later
         else "format must be the number 1"
     )
@@ -506,7 +506,7 @@ def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
     ):
         assert changed != text
         with pytest.raises(
-            BundleError, match=r"changed since it was written, its sha256 is not the one in training\.seal"
+            BundleError, match=r"changed since it was written, its sha256 differs from training\.seal"
         ):
             Manifest.from_json(changed)
     whole = json.loads(text)
@@ -530,7 +530,7 @@ def test_json_is_read_as_the_standard_has_it():
     assert parse_json('{"a": [1, 2.5, null, true, "\\u00e9"]}', "w") == {"a": [1, 2.5, None, True, "é"]}
     assert parse_json("é".join('""').encode(), "w") == "é"
     for text, words in {
-        '{"a": 1, "b": 2, "a": 3}': "key 'a' stands twice",
+        '{"a": 1, "b": 2, "a": 3}': "duplicate key 'a'",
         "NaN": "NaN is not a JSON number",
         "[-Infinity]": "-Infinity is not a JSON number",
         b"\xff": "codec can't decode",
@@ -539,7 +539,7 @@ def test_json_is_read_as_the_standard_has_it():
     }.items():
         with pytest.raises(BundleError, match=rf"^w: not valid JSON \(.*{words}") as told:
             parse_json(text, "w")
-        assert str(told.value).endswith("): export the bundle again")
+        assert str(told.value).endswith("); export the bundle again")
 
 
 def test_a_long_text_is_clipped_to_its_most():
@@ -548,7 +548,7 @@ def test_a_long_text_is_clipped_to_its_most():
     assert clipped("abcdef", 5) == "ab..."
     with pytest.raises(BundleError) as told:
         parse_json(f'{{"{"k" * 300}": 1, "{"k" * 300}": 1}}', "w")
-    assert len(str(told.value)) == len("w: not valid JSON (): export the bundle again") + 120
+    assert len(str(told.value)) == len("w: not valid JSON (); export the bundle again") + 120
 
 
 def test_whole_numbers_are_ints_and_numbers_become_floats():

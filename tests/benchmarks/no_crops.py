@@ -3,7 +3,7 @@
 FILE: organamnist.npz. Each score's threshold lets 1 % of the validation slices pass for odd; the table tells the share of
 each kind of odd picture beyond it. The distances are Mahalanobis's to the nearest class mean of the training split, with
 one covariance (Lee et al., NeurIPS 2018), of the packaged float32 network's logits and of what its last layer gets;
-energy is Liu et al.'s (NeurIPS 2020). Warned: the share that gets a `doubtful:` warning. Test is not touched.
+energy is Liu et al.'s (NeurIPS 2020). Warned: the share that gets a `implausible:` warning. Test is not touched.
 """
 
 import sys
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from export.member import open_session
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
-from organ_infer.bundle import packaged_bundle
+from organ_infer.bundle.files import packaged_bundle
 
 ALARMS = 0.01  # of validation
 SOME = 1500

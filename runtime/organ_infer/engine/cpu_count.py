@@ -1,0 +1,67 @@
+"""How many processors this process may use: the affinity mask and the container's quota, not the machine's count."""
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["usable_processors"]
+
+
+def usable_processors(root: Path = Path("/")) -> int:
+    """The number of processors that this process may keep busy at once.
+
+    Args:
+        root: The directory that contains /proc and /sys.
+
+    Returns:
+        At least 1.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(root)
+    return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """The processors that the control groups of this process allow (version 2 or 1), or None without a limit."""
+    quotas = []
+    for group in _cgroup_paths(root):
+        # A limit of any group above applies, too.
+        for folder in (group, *group.parents):
+            quota = _quota_in(folder)
+            if quota is not None:
+                quotas.append(quota)
+            if folder in (root / "sys/fs/cgroup", root):
+                break
+    return min(quotas, default=None)
+
+
+def _cgroup_paths(root: Path) -> list[Path]:
+    base = root / "sys/fs/cgroup"
+    paths = [base, base / "cpu"]
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            paths.append(base / path.strip("/"))
+        elif "cpu" in controllers.split(","):
+            paths.append(base / "cpu" / path.strip("/"))
+    return paths
+
+
+def _quota_in(folder: Path) -> float | None:
+    time, _, period = _text(folder / "cpu.max").partition(" ")
+    if not time:
+        time = _text(folder / "cpu.cfs_quota_us")
+        period = _text(folder / "cpu.cfs_period_us")
+    try:
+        quota = int(time) / int(period)
+    except (ValueError, ZeroDivisionError):
+        # No such file, or "max".
+        return None
+    return quota if quota > 0 else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

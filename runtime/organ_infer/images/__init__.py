@@ -1,0 +1,1 @@
+"""Files and objects to slices: formats, decoding, orientation."""

@@ -1,0 +1,211 @@
+"""DICOM to slices with pydicom (extra `dicom`): CT in Hounsfield units, and the orientation in the file."""
+
+import io
+import math
+import zlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..errors import ImageError
+from .orientation import Orientation
+from .types import SIGNATURE_BYTES, Slice, SliceReaders, Source, check_size, numbered
+
+__all__ = ["read_dicom"]
+
+# bytes inflated at a time
+BLOCK = 1 << 20
+# least bytes of a compressed frame
+FRAGMENT = 8
+# transfer syntax whose whole dataset is compressed
+DEFLATED = "1.2.840.10008.1.2.1.99"
+# least cosine of the angle between a slice's axis and the nearest patient axis
+MIN_COSINE = math.cos(math.radians(25))
+# letters of the patient axes x, y and z, growing and falling
+_DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))
+
+
+def read_dicom(source: Source) -> SliceReaders:
+    """Yield the frames of one DICOM file.
+
+    With a rescale slope or intercept, pixels become int16 HU. MONOCHROME1 changes only how HU are
+    displayed, not their values. Without a rescale, pixels become gray as displayed, which inverts
+    MONOCHROME1.
+
+    Raises:
+        ImageError: If pydicom is missing or the file cannot be read as CT slices.
+    """
+    dcmread, pixel_array = _load_pydicom()
+    data = source.read_all()
+    _check_deflated_size(data, source.limits.file_bytes)
+    dataset = dcmread(io.BytesIO(data))
+    _check_dataset(dataset, source.limits.pixels)
+    count = _frame_count(dataset)
+
+    def read(index: int) -> Slice:
+        return _frame(dataset, index, np.asarray(pixel_array(dataset, index=index)))
+
+    if count == 1 and source.selector is None:
+        yield "", partial(read, 0)
+    else:
+        yield from numbered(count, read, source.selector)
+
+
+def _load_pydicom() -> tuple[Any, Any]:
+    """Return `dcmread` and `pixel_array`."""
+    try:
+        import pydicom
+        from pydicom.pixels.utils import pixel_array
+    except ImportError as e:
+        raise ImageError("DICOM: needs pydicom 3; pip install 'organ-infer[dicom]'") from e
+    return pydicom.dcmread, pixel_array
+
+
+def _check_deflated_size(data: bytes, limit: int) -> None:
+    """Inflate a deflated dataset within a limit. pydicom has none."""
+    from pydicom.filereader import read_dataset
+
+    if DEFLATED.encode() not in data:
+        return
+    file = io.BytesIO(data)
+    file.seek(SIGNATURE_BYTES)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") != DEFLATED:
+        raise ImageError("DICOM: the transfer syntax is ambiguous")
+    stream, tail, size = zlib.decompressobj(-zlib.MAX_WBITS), data[file.tell() :], 0
+    while tail and not stream.eof:
+        size += len(stream.decompress(tail, BLOCK))
+        tail = stream.unconsumed_tail
+        if size > limit:
+            raise ImageError(
+                f"DICOM: inflates to more than {limit:,} bytes;"
+                " raise the limit with --file-limit or file_limit="
+            )
+
+
+def _check_dataset(dataset: Any, pixel_limit: int) -> None:
+    """Refuse a dataset that does not hold gray pixels that can be decoded here."""
+    if "PixelData" not in dataset:
+        raise ImageError("DICOM: no pixel data")
+    check_size(int(dataset.Columns), int(dataset.Rows), pixel_limit)
+    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise ImageError("DICOM: color is not supported; CT slices are gray")
+    if (photometric := dataset.PhotometricInterpretation) not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError(
+            f"DICOM: photometric interpretation {photometric} is not supported; CT slices are gray"
+        )
+    if "ModalityLUTSequence" in dataset:
+        raise ImageError("DICOM: a Modality LUT is not supported; only rescale slope and intercept are")
+    _check_decoder(dataset.file_meta.TransferSyntaxUID)
+
+
+def _check_decoder(syntax: Any) -> None:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    if not syntax.is_encapsulated:
+        return
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise ImageError(
+            f"DICOM: no decoder for {syntax.name} is installed; pip install pylibjpeg pylibjpeg-libjpeg"
+            " pylibjpeg-openjpeg"
+        )
+
+
+def _frame_count(dataset: Any) -> int:
+    """Return the number of frames that the header declares, if the pixel data can hold them."""
+    count, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
+    encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    least = FRAGMENT if encapsulated else int(dataset.Rows) * int(dataset.Columns) * bits // 8
+    if count > 1 and count * least > len(dataset.PixelData):
+        raise ImageError(
+            f"DICOM: header declares {count:,} frames, found {len(dataset.PixelData):,} bytes of pixels;"
+            " the file is truncated or damaged"
+        )
+    return count
+
+
+def _frame(dataset: Any, index: int, stored: Any) -> Slice:
+    """Return one frame in HU or gray, with its orientation. `stored` is what the decoder gives, (H, W)."""
+    warnings: list[str] = []
+    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence")
+    if "RescaleSlope" in rescale or "RescaleIntercept" in rescale:
+        pixels = _hounsfield(rescale, stored, warnings)
+    else:
+        pixels = _displayed_gray(dataset, stored, warnings)
+    if dataset.get("Modality", "CT") != "CT":
+        warnings.append(f"modality {dataset.Modality}, not CT")
+    plane = _functional_group(dataset, index, "PlaneOrientationSequence")
+    orientation = _orientation(plane.get("ImageOrientationPatient"))
+    if orientation is None:
+        warnings.append(
+            "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
+        )
+    return Slice(pixels, tuple(warnings), orientation)
+
+
+def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
+    """Return where a frame's attributes are: its own functional group, the shared one, or the dataset."""
+    own, shared = (dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared"))
+    for group in (*own[index : index + 1], *shared[:1]):
+        if items := group.get(sequence):
+            return items[0]
+    return dataset
+
+
+def _hounsfield(rescale: Any, stored: Any, warnings: list[str]) -> Any:
+    """Return int16 HU. `rescale` holds slope and intercept."""
+    slope = float(rescale.get("RescaleSlope", 1) or 1)
+    hounsfield = np.rint(stored * slope + float(rescale.get("RescaleIntercept", 0) or 0))
+    if not np.isfinite(hounsfield).all():
+        raise ImageError("DICOM: rescale slope or intercept is not a finite number")
+    if (kind := rescale.get("RescaleType") or "HU") != "HU":
+        warnings.append(f"rescale type {kind} read as HU")
+    return np.clip(hounsfield, -32_768, 32_767).astype(np.int16)
+
+
+def _displayed_gray(dataset: Any, stored: Any, warnings: list[str]) -> Any:
+    """Return uint8 or uint16 gray, scaled from the stored bits."""
+    bits = int(dataset.BitsStored)
+    if int(dataset.PixelRepresentation) or bits > 16:
+        raise ImageError("DICOM: signed or 32-bit pixels without a rescale slope have no known unit")
+    warnings.append(f"no rescale slope; read as {bits}-bit gray, not as HU")
+    highest = (1 << bits) - 1
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        warnings.append("inverted, because 0 is white in this file")
+        stored = highest - stored.astype(np.int64)
+    if bits <= 8:
+        return np.rint(stored * (255 / highest)).astype(np.uint8)
+    return np.rint(stored * (65_535 / highest)).astype(np.uint16)
+
+
+def _orientation(cosines: Any) -> Orientation | None:
+    """Convert ImageOrientationPatient.
+
+    Args:
+        cosines: Three of the direction in which the column index grows, then three of the row index.
+    """
+    if cosines is None or len(cosines) != 6:
+        return None
+    directions = np.asarray([float(cosine) for cosine in cosines]).reshape(2, 3)
+    # a direction of length 0, or not finite, gives NaN, which is refused
+    with np.errstate(invalid="ignore", over="ignore"):
+        nearest = np.abs(directions).max(axis=1) / np.linalg.norm(directions, axis=1)
+    if not (nearest >= MIN_COSINE).all():
+        raise ImageError(
+            "DICOM: oblique slice, more than 25 degrees off the patient axes; resample the volume to them"
+        )
+    axes = np.abs(directions).argmax(axis=1)
+    if axes[0] == axes[1]:
+        raise ImageError(
+            "DICOM: invalid ImageOrientationPatient; rows and columns run along the same patient axis"
+        )
+    columns, rows = (
+        _DIRECTIONS[axis][0 if direction[axis] > 0 else 1]
+        for axis, direction in zip(axes, directions, strict=True)
+    )
+    return rows, columns
