@@ -51,7 +51,7 @@ def state():
         "floating point": (np.geterr(), np.geterrcall(), np.get_printoptions()),
         "random numbers": (repr(np.random.get_state()), random.getstate()),
         "pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, PIL.ImageFile.MAXBLOCK,
-                   PIL.PngImagePlugin.MAX_TEXT_CHUNK, PIL.PngImagePlugin.MAX_TEXT_MEMORY, PIL.Image.WARN_POSSIBLE_FORMATS),
+                   PIL.PngImagePlugin.MAX_TEXT_CHUNK, PIL.PngImagePlugin.MAX_TEXT_MEMORY, getattr(PIL.Image, "WARN_POSSIBLE_FORMATS", None)),
         "search path": (list(sys.path), list(sys.path_hooks), list(sys.meta_path)),
         "threads": [thread.name for thread in threading.enumerate()],
         "tasks": len(os.listdir("/proc/self/task")),

@@ -52,10 +52,12 @@ def test_jpeg_is_what_pillow_decodes():
     same(decode(data), np.asarray(Image.open(io.BytesIO(data))))
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "PGM"])
 def test_gray_of_16_bits_never_goes_through_8(form):
-    same(decode(saved(DEEP, form)), DEEP, np.uint16)
-    assert decode(saved(DEEP, form)).warnings == ()
+    # Pillow before 11 writes no PGM of 16 bits
+    data = b"P5 7 9 65535\n" + DEEP.astype(">u2").tobytes() if form == "PGM" else saved(DEEP, form)
+    same(decode(data), DEEP, np.uint16)
+    assert decode(data).warnings == ()
 
 
 def test_big_endian_tiff_of_16_bits():

@@ -28,13 +28,12 @@ def full():
             "size": 28, "mean": 0.5, "std": 0.5, "resample": "area", "window": [40, 400], "orientation": ["L", "P"],
         },
         "members": [member | {"alternatives": [form]}],
-        "merged": member | {"file": "m.onnx", "output": "probabilities"},
         "combine": "mean_probability",
         "temperature": 1.0,
         "metrics": {},
         "training": {},
         "card": {"file": "CARD.md", "sha256": "0" * 64},
-        "licence": "l",
+        "license": "l",
     }  # fmt: skip
 
 
@@ -92,7 +91,7 @@ def allowed(place, value):
     if isinstance(place[-1], int):
         name += str(place[-1])
     if value is None:
-        return name in ("merged", "window", "orientation", "val_accuracy")
+        return name in ("window", "orientation", "val_accuracy")
     if isinstance(value, bool):
         return False
     if isinstance(value, (int, float)):
@@ -102,7 +101,7 @@ def allowed(place, value):
             return value in ("x", "1", "axial")
         if name == "view":
             return value == "axial"
-        limit = 200 if name in ("name", "dataset", "licence") else 60
+        limit = 200 if name in ("name", "dataset", "license") else 60
         unpaired = {f"classes{i}" for i in range(11)} - {"classes1", "classes2"}  # not a side of the femur
         free = limit == 200 or name == "stage" or name in unpaired
         return free and bool(value.strip()) and value.isprintable() and len(value) <= limit
@@ -201,13 +200,11 @@ def read(change=None, text=None):
 
 def test_every_value_stands_in_its_field():
     found = read()
-    first, form, merged = (
-        Member(stage="s", file=file, sha256="0" * 64, bytes=5, precision=precision, output=output, val_accuracy=0.5)
-        for file, precision, output in [
-            ("s.onnx", "fp32", "logits"), ("s.fp16.onnx", "fp16", "logits"), ("m.onnx", "fp32", "probabilities"),
-        ]
+    first, half = (
+        Member(stage="s", file=file, sha256="0" * 64, bytes=5, precision=precision, output="logits", val_accuracy=0.5)
+        for file, precision in [("s.onnx", "fp32"), ("s.fp16.onnx", "fp16")]
     )  # fmt: skip
-    first = Member(**{**vars(first), "alternatives": (form,)})
+    first = Member(**{**vars(first), "alternatives": (half,)})
     assert found == Manifest(
         name="n",
         task=Task("d", "axial", tuple(CLASSES), (("femur-left", "femur-right"),)),
@@ -216,16 +213,16 @@ def test_every_value_stands_in_its_field():
         ),
         members=(first,),
         card=Card("CARD.md", "0" * 64),
-        licence="l",
-        merged=merged,
+        license="l",
         combine="mean_probability",
         temperature=1.0,
         metrics={},
         training={},
         format=1,
     )
-    assert list(found.graphs()) == [first, form, merged]
-    assert found.files() == ("s.onnx", "s.fp16.onnx", "m.onnx", "CARD.md")
+    assert list(found.graphs()) == [first, half]
+    assert found.files() == ("s.onnx", "s.fp16.onnx", "CARD.md")
+    assert found.licence == found.license
     assert Manifest.from_json(found.to_json()) == found
     assert list(json.loads(found.to_json())) == [
         *(
@@ -234,13 +231,12 @@ def test_every_value_stands_in_its_field():
             "task",
             "input",
             "members",
-            "merged",
             "combine",
             "temperature",
             "metrics",
             "training",
         ),
-        *("card", "licence"),
+        *("card", "license"),
     ]
 
 
@@ -255,7 +251,7 @@ BOUNDS = {
     "temperature": (0.01, 100, SMALL),
     "members.0.bytes": (1, 2**31 - 1, 1),
     "members.0.val_accuracy": (0, 1, SMALL),
-    "merged.bytes": (1, 2**31 - 1, 1),
+    "members.0.alternatives.0.bytes": (1, 2**31 - 1, 1),
 }
 
 
@@ -343,7 +339,7 @@ def test_an_alternative_has_none_itself():
 
 @pytest.mark.parametrize(
     ("place", "most"),
-    [("name", 200), ("licence", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
+    [("name", 200), ("license", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
 )
 def test_a_text_has_from_1_to_its_most_characters(place, most):
     assert taken(place, "x") and taken(place, "x" * most) and taken(place, "é" * most)
@@ -407,15 +403,38 @@ def test_directions_are_at_right_angles():
     assert not taken("input.orientation", ["l", "p"]) and not taken("input.window", [40])
 
 
-def test_a_merged_graph_gives_probabilities_and_a_member_either():
-    assert taken("merged.output", "probabilities") and not taken("merged.output", "logits")
-    assert taken("members.0.output", "probabilities") and not taken("members.0.output", "scores")
+def test_a_member_gives_logits_or_probabilities():
+    assert taken("members.0.output", "logits") and taken("members.0.output", "probabilities")
+    assert not taken("members.0.output", "scores")
 
 
-def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s_precision():
+def test_a_manifest_with_the_keys_of_older_bundles_is_read():
+    """Older bundles have `licence` for `license`, and `merged`, which is always null."""
+
+    def older(whole):
+        whole["licence"] = whole.pop("license")
+        whole["merged"] = None
+
+    assert read(older) == read()
+    assert read(lambda whole: whole.update(merged=None)) == read()
+    assert {"licence", "merged"}.isdisjoint(json.loads(read(older).to_json()))
+    with pytest.raises(BundleError, match="license must be a printable string"):
+        read(lambda whole: whole.update(licence=whole.pop("license") and " "))
+
+
+def test_both_spellings_of_a_key_and_a_merged_graph_are_unknown_keys():
+    with pytest.raises(BundleError, match=r"unknown key 'licence'; valid keys are .*license"):
+        read(lambda whole: whole.update(licence="l"))
+    with pytest.raises(BundleError, match="unknown key 'merged'"):
+        read(lambda whole: whole.update(merged=whole["members"][0] | {"file": "m.onnx"}))
+    with pytest.raises(BundleError, match="key 'license' is missing"):
+        read(lambda whole: whole.pop("license"))
+
+
+def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
     """CUDA gains from fp16 and not from int8: fp16, else fp32, else int8. The CPU runs what is listed."""
 
-    def forms(device, *precisions, merged=False):
+    def variants(device, *precisions):
         def change(whole):
             first, *others = precisions
             member = whole["members"][0] | {"precision": first, "file": f"{first}.onnx"}
@@ -423,15 +442,14 @@ def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s
                 member | {"precision": other, "file": f"{other}.onnx", "alternatives": []} for other in others
             ]
             whole["members"] = [member]
-            whole["merged"] = whole["merged"] if merged else None
 
-        return [form.file for form in read(change).forms(device)]
+        return [entry.file for entry in read(change).forms(device)]
 
-    assert forms("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
-    assert forms("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
-    assert forms("cuda", "int8", "fp32") == ["fp32.onnx"] and forms("cuda", "int8") == ["int8.onnx"]
-    assert forms("cuda", "fp16", "fp32") == ["fp16.onnx"] and forms("cuda", "fp32", "int8") == ["fp32.onnx"]
-    assert forms("cpu", "int8", merged=True) == forms("cuda", "int8", merged=True) == ["m.onnx"]
+    assert variants("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
+    assert variants("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
+    assert variants("cuda", "int8", "fp32") == ["fp32.onnx"] and variants("cuda", "int8") == ["int8.onnx"]
+    assert variants("cuda", "fp16", "fp32") == ["fp16.onnx"]
+    assert variants("cuda", "fp32", "int8") == ["fp32.onnx"]
 
 
 def test_a_manifest_is_read_up_to_a_mebibyte():

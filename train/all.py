@@ -95,7 +95,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--precision",
         default="int8,fp32,fp16",
         metavar="LIST",
-        help="forms to try for the bundle: fp32, always there, int8 and fp16 where validation accepts them",
+        help="precisions to try for the bundle, separated by commas; fp32 is always included, int8 and fp16 if validation"
+        " accepts them",
     )
     add(
         "--parallel",

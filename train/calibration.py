@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.forms import Slices
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from export.variants import Slices
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data
 
@@ -34,7 +34,7 @@ def fitted_on(data: Data, slices: int = SLICES) -> Data:
 
 
 def judged_with(data: Data) -> Slices:
-    """What a bundle's forms are made, judged and calibrated with, of what `fitted_on` returned."""
+    """What a bundle's variants are converted, measured and calibrated with, of what `fitted_on` returned."""
     fitting = (data.images[SPLIT], data.labels[SPLIT])
     return Slices(data.images["train"], data.images["val"], data.labels["val"], data.size, fitting)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["open_flags", "partial_directory", "sha256_of"]
+__all__ = ["atomic_directory", "open_flags", "partial_directory", "sha256_of"]
 
 
 def open_flags(access: int, *names: str) -> int:
@@ -66,3 +66,53 @@ def partial_directory(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Create a directory that appears at `target` when the block ends, with all its files on the disk.
+
+    The files are written in a hidden directory beside `target`, which is renamed at the end. If the block raises, the
+    hidden directory is removed and `target` stays as it was.
+
+    Args:
+        target: The final path. Missing parent directories are created. An empty directory there is replaced.
+        replace: Also replace a directory that is not empty. Other processes then see the old directory, the new one
+            or, for a moment, none.
+
+    Yields:
+        The hidden directory, to write into.
+
+    Raises:
+        OSError: A directory cannot be created, or `target` cannot be replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with partial_directory(target) as building:
+        building.chmod(0o755)
+        yield building
+        _flush(building)
+        if replace and target.exists():
+            _replace(building, target)
+        else:
+            if target.exists():
+                target.rmdir()
+            os.replace(building, target)
+
+
+def _flush(directory: Path) -> None:
+    """Flush the files of a directory and of its subdirectories to the disk."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _replace(new: Path, target: Path) -> None:
+    with partial_directory(target) as folder:
+        old = folder / target.name
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            os.replace(old, target)
+            raise

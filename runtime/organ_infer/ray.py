@@ -16,8 +16,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +23,7 @@ from typing import Any
 
 from .classifier import OrganClassifier
 from .errors import BundleError, InputError, OrganInferError, one_line
+from .files import atomic_directory
 from .images.discovery import images_below
 from .images.registry import SUFFIXES
 from .results import ImageFailure, Prediction
@@ -305,25 +304,17 @@ def _output_directory(out: StrPath) -> Path:
 
 @contextlib.contextmanager
 def _complete_directory(target: Path) -> Iterator[Path]:
-    """Create a directory beside `target`, and move it there if the block succeeds. Else remove it."""
+    """`atomic_directory` with this package's errors."""
+    stack = contextlib.ExitStack()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        building = stack.enter_context(atomic_directory(target))
     except OSError as e:
         raise InputError(f"{target}: cannot be written ({e.strerror})") from e
-    building.chmod(0o755)
     try:
-        yield building
-        for file in building.iterdir():
-            with open(file, "rb+") as written:
-                os.fsync(written.fileno())
-        if target.exists():
-            target.rmdir()
-        os.replace(building, target)
+        with stack:
+            yield building
     except OSError as e:
         raise OrganInferError(f"{target}: cannot be written ({one_line(e)})") from e
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 # Ray

@@ -75,10 +75,10 @@ BUNDLES = (
 TESTS: dict[str, tuple[str, ...]] = {
     "export/average.py": (
         "test_export",
-        "test_forms",
+        "test_variants",
     ),
     "export/golden.py": ("test_check",),
-    "export/quantize.py": ("test_forms",),
+    "export/quantize.py": ("test_variants",),
     "export/temperature.py": (
         "test_metrics",
         "test_temperature",

@@ -37,7 +37,7 @@ SEAL_PREFIX = "sha256 of this file with zeros here: "
 SEAL_PATTERN = re.compile(SEAL_PREFIX + "([0-9a-f]{64})")
 
 # The keys in the order in which they are written.
-ORDER = "format name task input members merged combine temperature metrics training card licence"
+ORDER = "format name task input members combine temperature metrics training card license"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Member:
-    """One ONNX graph: a member of the ensemble, another variant of a member, or all members merged.
+    """One ONNX graph: a member of the ensemble, or another variant of a member.
 
     Attributes:
         stage: The training stage that it comes from.
@@ -126,32 +126,35 @@ class Manifest:
     input: Input
     members: tuple[Member, ...]
     card: Card
-    licence: str
-    merged: Member | None = None
+    license: str
     combine: str = "mean_probability"
     temperature: float = 1.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def licence(self) -> str:
+        """The former name of `license`."""
+        return self.license
+
     def graphs(self) -> Iterator[Member]:
-        """Every graph the manifest lists: members, the merged one, and their alternatives."""
-        for entry in (*self.members, *([self.merged] if self.merged else [])):
+        """Every graph the manifest lists: members and their alternatives."""
+        for entry in self.members:
             yield entry
             yield from entry.alternatives
 
     def forms(self, device: str) -> tuple[Member, ...]:
-        """The graphs to run on `device` (`cpu` or `cuda`): the merged one where there is one, else the members.
+        """The graphs to run on `device` (`cpu` or `cuda`), one per member.
 
         A listed graph is the variant chosen for the CPU. CUDA runs its fp16 variant, or else its fp32 variant, because
         int8 gains nothing there.
         """
-        listed = (self.merged,) if self.merged else self.members
         if device == "cpu":
-            return listed
+            return self.members
         return tuple(
             min((entry, *entry.alternatives), key=lambda variant: BY_NAME[variant.precision].cuda_rank)
-            for entry in listed
+            for entry in self.members
         )
 
     def files(self) -> tuple[str, ...]:
@@ -205,6 +208,16 @@ def _blanked(data: bytes, digits: bytes) -> bytes:
     return before + b"0" * len(digits) + after
 
 
+def _with_current_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """Older bundles write `license` as `licence`, and have the key `merged`, which is always null."""
+    current = dict(data)
+    if "licence" in current and "license" not in current:
+        current["license"] = current.pop("licence")
+    if "merged" in current and current["merged"] is None:
+        del current["merged"]
+    return current
+
+
 class _Reader(FieldReader):
     """Reads the parts of a manifest."""
 
@@ -229,7 +242,7 @@ class _Reader(FieldReader):
             raise self.refuse("the manifest", "an object", data)
         if "format" in data:
             self.format(data["format"])
-        top = self.keys(data, "", Manifest)
+        top = self.keys(_with_current_keys(data), "", Manifest)
         training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
@@ -239,16 +252,13 @@ class _Reader(FieldReader):
             task=task,
             input=self.input(top["input"], "input"),
             members=tuple(self.member(entry, f"members[{i}]") for i, entry in enumerate(members)),
-            merged=self.optional(top["merged"], "merged", self.member),
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
             temperature=self.number(top["temperature"], "temperature", 0.01, 100),
             metrics=self.open_object(top["metrics"], "metrics"),
             training=training,
             card=self.card(top["card"], "card"),
-            licence=self.text(top["licence"], "licence"),
+            license=self.text(top["license"], "license"),
         )
-        if manifest.merged and manifest.merged.output != "probabilities":
-            raise self.refuse("merged.output", "probabilities (the members' mean)", manifest.merged.output)
         # On some file systems, two names that differ only in case are one file.
         names = [name.lower() for name in manifest.files()]
         for name in names:

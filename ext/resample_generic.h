@@ -1,6 +1,6 @@
-/* Plain C bodies that every dispatch level compiles for itself; the compiler makes the vectors.
+/* Resampling in plain C with 32-bit column sums. Each dispatch level compiles its own copy.
  *
- * Included once a level, with TARGET (the attribute of its functions) and NAME(x) (their names) defined.
+ * Included once per level, with TARGET (the attribute of its functions) and NAME(x) (their names) defined.
  */
 
 /* sums[x] = weighted sum of column x, from the rows under one output row. */
@@ -74,7 +74,7 @@ TARGET static void NAME(read_bytes)(const uint8_t *src, size_t n, uint64_t *tota
     *total += sum;
 }
 
-/* From a cache line on, as the kernels store: otherwise this loop, the peer, is a fifth slower than they. */
+/* Starts on a cache line, as the kernels do. Unaligned, this baseline would be a fifth slower than the kernels. */
 TARGET static void NAME(store_limit)(const uint8_t *restrict src, float *restrict dst, size_t n)
 {
     size_t i = 0;

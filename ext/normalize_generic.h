@@ -1,6 +1,6 @@
-/* Pixels without resampling, in plain C: all of them at the portable level, at AVX2 those of a run too short
- * for a vector. Included once a level, with TARGET and NAME(x) defined. */
-#define NORMALISE(name, type, value)                                                            \
+/* Normalizes pixels without resampling, in plain C. The portable level uses it for all pixels, AVX2 for runs that
+ * are too short for a vector. Included once per level, with TARGET and NAME(x) defined. */
+#define NORMALIZE(name, type, value)                                                            \
     TARGET static void name(const struct organ_scale *scale, const type *restrict src,          \
                             float *restrict dst, size_t n)                                      \
     {                                                                                           \
@@ -16,9 +16,9 @@
 
 #define AS_IS(v) (v)
 #define WINDOWED(v) (((v) < s.low ? s.low : (v) > s.high ? s.high : (v)) - s.low)
-NORMALISE(NAME(plain_u8), uint8_t, AS_IS)
-NORMALISE(NAME(plain_u16), uint16_t, AS_IS)
-NORMALISE(NAME(plain_i16), int16_t, WINDOWED)
+NORMALIZE(NAME(plain_u8), uint8_t, AS_IS)
+NORMALIZE(NAME(plain_u16), uint16_t, AS_IS)
+NORMALIZE(NAME(plain_i16), int16_t, WINDOWED)
 #undef WINDOWED
 #undef AS_IS
-#undef NORMALISE
+#undef NORMALIZE

@@ -1,4 +1,4 @@
-"""Forms of a member: rewriting that changes nothing, fewer bits behind a gate, one graph of several."""
+"""Variants of a member: rewriting that changes nothing, fewer bits up to an accuracy limit, one graph of several."""
 
 import json
 
@@ -10,18 +10,20 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from export import forms
-from export.bundle import Slices, Trained, write_bundle
-from export.forms import forms_of
+from export import variants
+from export.bundle import Trained, write_bundle
+from export.bundle_info import BundleInfo
 from export.member import ExportError, to_onnx
 from export.merge import check_merged, merge
 from export.quantize import to_int8
 from export.rewrite import rewrite
+from export.variants import PRECISIONS, Slices, make_variants
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 from organ_infer.bundle.files import read_manifest
 from organ_infer.bundle.golden import golden_answers, golden_slices
 from tests.test_export import CLASSES, network_of
+from tests.tiny_graphs import accept_every_variant
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.integers(0, 256, (96, 28, 28), dtype=np.uint8)
@@ -113,27 +115,32 @@ def test_int8_is_taken_where_validation_allows(member, right):
     answered = {"fp32": answers(model, val).argmax(1), "int8": answers(quantized, val).argmax(1)}
     assert (answered["fp32"] != answered["int8"]).mean() > 0.01
     judged = Slices(slices.train, val, answered[right], 28)
-    found = forms_of("small", model, judged, ("int8",), say=lambda line: None)
-    assert [form.precision for form in found] == (["int8", "fp32"] if right == "int8" else ["fp32"])
-    for form in found:
-        assert form.val_accuracy == (answered[form.precision] == answered[right]).mean()
+    accepted_variants = make_variants("small", model, judged, ("int8",), report=lambda line: None)
+    assert [variant.precision for variant in accepted_variants] == (
+        ["int8", "fp32"] if right == "int8" else ["fp32"]
+    )
+    for variant in accepted_variants:
+        assert variant.val_accuracy == (answered[variant.precision] == answered[right]).mean()
 
 
 def test_fp16_is_taken_where_validation_allows_and_keeps_its_ports_in_float32(member):
     model, slices = member
-    said = []
-    found = {form.precision: form for form in forms_of("small", model, slices, ("fp16",), say=said.append)}
-    assert found["fp32"].val_accuracy == found["fp16"].val_accuracy == 1
-    assert said == ["small: fp16 accepted, validation accuracy 1.0000, fp32 1.0000"]
-    half = onnx.load_from_string(found["fp16"].content)
+    lines = []
+    accepted_variants = {
+        variant.precision: variant
+        for variant in make_variants("small", model, slices, ("fp16",), report=lines.append)
+    }
+    assert accepted_variants["fp32"].val_accuracy == accepted_variants["fp16"].val_accuracy == 1
+    assert lines == ["small: fp16 accepted, validation accuracy 1.0000, fp32 1.0000"]
+    half = onnx.load_from_string(accepted_variants["fp16"].content)
     assert {onnx.TensorProto.FLOAT16} == {t.data_type for t in half.graph.initializer if len(t.dims) > 1}
     assert [port.type.tensor_type.elem_type for port in (*half.graph.input, *half.graph.output)] == [1, 1]
 
 
 def test_int8_weights_keep_seven_bits_and_a_scale_a_channel(member, monkeypatch):
     model, slices = member
-    monkeypatch.setattr(forms, "MOST_LOST", 1.0)
-    listed = forms_of("small", model, slices, say=lambda line: None)[0]
+    accept_every_variant(monkeypatch)
+    listed = make_variants("small", model, slices, report=lambda line: None)[0]
     assert listed.precision == "int8"  # the one in use on a CPU
     graph = onnx.load_from_string(listed.content).graph
     kernels = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
@@ -142,60 +149,64 @@ def test_int8_weights_keep_seven_bits_and_a_scale_a_channel(member, monkeypatch)
     assert any(len(t.dims) == 1 and t.dims[0] == 16 for t in graph.initializer if t.name.endswith("_scale"))
 
 
-def test_a_form_that_loses_accuracy_is_left_out_and_said(member, monkeypatch):
+def test_a_variant_that_loses_accuracy_is_left_out_and_reported(member, monkeypatch):
     model, slices = member
-    real = forms.to_int8
+    real = variants.to_int8
 
-    def spoiled(graph, calibration):
-        made = real(graph, calibration)
-        for tensor in made.graph.initializer:
+    def spoiled(graph, samples):
+        quantized = real(graph, samples)
+        for tensor in quantized.graph.initializer:
             if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 2:
                 tensor.CopyFrom(
                     numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), tensor.name)
                 )
-        return made
+        return quantized
 
-    monkeypatch.setattr(forms, "to_int8", spoiled)
-    said = []
-    found = forms_of("small", model, slices, say=said.append)
-    assert [form.precision for form in found] == ["fp32", "fp16"]
-    assert said[0].startswith("small: int8 not accepted, validation accuracy 0.")
+    monkeypatch.setattr(variants, "to_int8", spoiled)
+    lines = []
+    accepted_variants = make_variants("small", model, slices, report=lines.append)
+    assert [variant.precision for variant in accepted_variants] == ["fp32", "fp16"]
+    assert lines[0].startswith("small: int8 not accepted, validation accuracy 0.")
 
 
-def test_a_form_that_cannot_be_made_is_said(member, monkeypatch):
-    def fails(graph, calibration):
+def test_a_variant_that_cannot_be_converted_is_reported(member, monkeypatch):
+    def fails(graph, samples):
         raise ValueError("no such\nkernel")
 
-    monkeypatch.setattr(forms, "to_int8", fails)
-    said = []
-    found = forms_of("small", *member, ("int8", "fp32"), say=said.append)
-    assert [form.precision for form in found] == ["fp32"] and said == ["small: no int8 form: no such kernel"]
+    monkeypatch.setattr(variants, "to_int8", fails)
+    lines = []
+    accepted_variants = make_variants("small", *member, ("int8", "fp32"), report=lines.append)
+    assert [variant.precision for variant in accepted_variants] == ["fp32"] and lines == [
+        "small: no int8 variant: no such kernel"
+    ]
 
 
-def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_path, monkeypatch):
+def test_a_bundle_lists_the_variants_and_the_runtime_uses_the_first(member, tmp_path, monkeypatch):
     model, slices = member
-    monkeypatch.setattr(forms, "MOST_LOST", 1.0)
+    accept_every_variant(monkeypatch)
     onnx.save(model, tmp_path / "member.onnx")
     bundle = write_bundle(
         tmp_path / "bundle",
-        dataset="organamnist",
-        view="axial",
-        classes=CLASSES,
-        size=28,
-        members=[Trained("base", tmp_path / "member.onnx")],
-        slices=slices,
-        metrics={"val": {"accuracy": 1.0}},
-        training={"seed": 1},
-        name="organamnist-base",
-        say=lambda line: None,
+        BundleInfo(
+            name="organamnist-base",
+            dataset="organamnist",
+            view="axial",
+            classes=CLASSES,
+            size=28,
+            metrics={"val": {"accuracy": 1.0}},
+            training={"seed": 1},
+        ),
+        [Trained("base", tmp_path / "member.onnx")],
+        slices,
+        report=lambda line: None,
     )
     listed = json.loads((bundle / "manifest.json").read_text())["members"][0]
-    forms_listed = [listed, *listed["alternatives"]]
-    assert [form["file"] for form in forms_listed] == ["base.int8.onnx", "base.onnx", "base.fp16.onnx"]
-    assert [form["precision"] for form in forms_listed] == ["int8", "fp32", "fp16"]
+    entries = [listed, *listed["alternatives"]]
+    assert [entry["file"] for entry in entries] == ["base.int8.onnx", "base.onnx", "base.fp16.onnx"]
+    assert [entry["precision"] for entry in entries] == ["int8", "fp32", "fp16"]
     assert "`base` int8 " in (bundle / "MODEL_CARD.md").read_text()
     with OrganClassifier(bundle, device="cpu") as classifier:
-        assert [form.precision for form in classifier.manifest.forms("cuda")] == ["fp16"]
+        assert [variant.precision for variant in classifier.manifest.forms("cuda")] == ["fp16"]
         found = classifier.predict_proba(slices.val).argmax(1)
     assert (found == slices.labels).mean() == listed["val_accuracy"]
     manifest = read_manifest(bundle)
@@ -204,6 +215,15 @@ def test_a_bundle_lists_the_forms_and_the_runtime_takes_the_first(member, tmp_pa
     with OrganClassifier(bundle, device="cpu") as classifier:
         np.testing.assert_allclose(classifier.predict_proba(golden_slices()), on_cpu, atol=1e-5)
     assert "seal" in json.loads((bundle / "manifest.json").read_text())["training"]
+
+
+def test_the_runtime_knows_every_precision():
+    from organ_infer.bundle.precision import BY_NAME
+
+    assert PRECISIONS.keys() == BY_NAME.keys()
+    assert [name for name, row in PRECISIONS.items() if row.convert is None] == ["fp32"]
+    suffixes = [row.file_suffix for row in PRECISIONS.values()]
+    assert len(suffixes) == len(set(suffixes))
 
 
 def test_a_graph_that_ends_in_a_small_map_keeps_its_name():

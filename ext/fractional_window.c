@@ -1,8 +1,8 @@
-/* int16 through a window whose bounds are no whole numbers, or lie beyond int16.
+/* int16 slices with a window whose bounds are not integers or are outside int16.
  *
- * Each pixel is rounded to float32 as it is without resampling; sums are doubles. Weights are whole, so
- * a flat slice sums without rounding (24 bits of pixel, at most 29 of weights) and stays flat. No level
- * has its own code: the order of additions is the source's, and results are equal everywhere.
+ * Each pixel is rounded to float32, as without resampling. Sums are doubles. Weights are integers, so a flat slice
+ * is summed without rounding (24 bits of pixel, at most 29 bits of weights) and stays flat. All levels share this
+ * code: additions happen in source order, so results are equal on every processor.
  */
 #include "pack.h"
 
@@ -14,7 +14,7 @@ static inline float windowed(int16_t pixel, double low, double width)
     return (float)fraction;
 }
 
-void organ_normalise_real(const struct organ_scale *scale, const void *src, float *dst, size_t n)
+void organ_normalize_real(const struct organ_scale *scale, const void *src, float *dst, size_t n)
 {
     const struct organ_scale s = *scale;
     const int16_t *pixel = src;

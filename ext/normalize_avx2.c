@@ -1,6 +1,6 @@
-/* Pixels without resampling, eight at a time, for AVX2 and AVX-512 alike.
+/* Normalizes pixels without resampling, eight at a time, at the levels AVX2 and AVX-512.
  *
- * The loop waits for stores, and vectors of 64 bytes made it a fifth slower where it was measured.
+ * Stores limit this loop. Vectors of 64 bytes made it a fifth slower when measured.
  */
 #include "pack.h"
 
@@ -10,21 +10,20 @@
 #define TARGET ORGAN_TARGET("avx2,fma")
 #define NAME(x) avx2_##x
 #define INLINE TARGET static ORGAN_ALWAYS_INLINE
-#include "plain.h"
+#include "normalize_generic.h"
 
 typedef __m256 F;
 
-/* A fraction of depth, rounded as the division would be: with 1 / depth as a sum of two floats the error
- * before the one rounding is below 2^-23 of an ulp, and for whole pixel <= depth < 2^16 no quotient lies
- * nearer than 2^-17 of an ulp to where rounding turns. */
+/* pixel / depth, rounded as the division would be. With 1 / depth as a sum of two floats, the error before the one
+ * rounding is below 2^-23 ulp. For integers pixel <= depth < 2^16, no quotient is closer than 2^-17 ulp to a
+ * rounding boundary. */
 INLINE F fraction(F pixel, const struct organ_scale *s)
 {
     const F rest = _mm256_mul_ps(pixel, _mm256_set1_ps(s->depth_rest));
     return _mm256_fmadd_ps(pixel, _mm256_set1_ps(s->depth_inverse), rest);
 }
 
-/* Where std is a power of two, scaling by it rounds nothing, so that one fused operation rounds as the
- * subtraction does. */
+/* If std is a power of two, scaling by it is exact, so one fused operation rounds as the subtraction does. */
 INLINE F finished(F pixel, const struct organ_scale *s, const int divide)
 {
     const F value = fraction(pixel, s);
@@ -46,12 +45,13 @@ INLINE F pixels(const void *src, size_t i, const enum organ_kind kind, const str
     return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(pixel));
 }
 
-INLINE void normalise_kind(const struct organ_scale *scale, const void *src, float *dst, size_t n,
+INLINE void normalize_kind(const struct organ_scale *scale, const void *src, float *dst, size_t n,
                            const enum organ_kind kind, const int divide)
 {
     const struct organ_scale s = *scale;
     size_t i = 0;
-    if (n >= 8 * 8) { /* one vector, then from the next cache line: no store crosses two */
+    /* one vector, then on from the next aligned address, so that no store crosses two cache lines */
+    if (n >= 8 * 8) {
         _mm256_storeu_ps(dst, finished(pixels(src, 0, kind, &s), &s, divide));
         i = (32 - (uintptr_t)dst % 32) / 4;
     }
@@ -62,7 +62,8 @@ INLINE void normalise_kind(const struct organ_scale *scale, const void *src, flo
         _mm256_storeu_ps(dst + i, finished(pixels(src, i, kind, &s), &s, divide));
     if (i == n)
         return;
-    if (n >= 8) /* the last vector overlaps the one before it */
+    /* the last vector overlaps the one before it */
+    if (n >= 8)
         _mm256_storeu_ps(dst + n - 8, finished(pixels(src, n - 8, kind, &s), &s, divide));
     else if (kind == ORGAN_U8)
         NAME(plain_u8)(scale, src, dst, n);
@@ -72,22 +73,23 @@ INLINE void normalise_kind(const struct organ_scale *scale, const void *src, flo
         NAME(plain_i16)(scale, src, dst, n);
 }
 
-TARGET void organ_normalise_avx2(const struct organ_scale *scale, const void *src, float *dst, size_t n)
+TARGET void organ_normalize_avx2(const struct organ_scale *scale, const void *src, float *dst, size_t n)
 {
     const int divide = scale->inverse == 0.0f;
     if (scale->kind == ORGAN_U8 && !divide)
-        normalise_kind(scale, src, dst, n, ORGAN_U8, 0);
+        normalize_kind(scale, src, dst, n, ORGAN_U8, 0);
     else if (scale->kind == ORGAN_U8)
-        normalise_kind(scale, src, dst, n, ORGAN_U8, 1);
+        normalize_kind(scale, src, dst, n, ORGAN_U8, 1);
     else if (scale->kind == ORGAN_U16 && !divide)
-        normalise_kind(scale, src, dst, n, ORGAN_U16, 0);
+        normalize_kind(scale, src, dst, n, ORGAN_U16, 0);
     else if (scale->kind == ORGAN_U16)
-        normalise_kind(scale, src, dst, n, ORGAN_U16, 1);
+        normalize_kind(scale, src, dst, n, ORGAN_U16, 1);
     else if (!divide)
-        normalise_kind(scale, src, dst, n, ORGAN_I16, 0);
+        normalize_kind(scale, src, dst, n, ORGAN_I16, 0);
     else
-        normalise_kind(scale, src, dst, n, ORGAN_I16, 1);
+        normalize_kind(scale, src, dst, n, ORGAN_I16, 1);
 }
 #else
-typedef int organ_normalise_elsewhere; /* an empty file is no C */
+/* ISO C requires a declaration */
+typedef int organ_normalize_elsewhere;
 #endif
