@@ -189,16 +189,17 @@ class _Report:
         )
         allowed = tolerance(classifier.manifest, device)
         difference = max(float(np.abs(answers - expected).max()) for answers in (batch, singles))
-        forms = ", ".join(f"{form.stage} {form.precision}" for form in classifier.manifest.forms(device))
+        in_use = classifier.manifest.forms(device)
+        variants = ", ".join(f"{variant.stage} {variant.precision}" for variant in in_use)
         self.add(
             "self-test",
-            f"{forms}: {len(slices)} slices, probabilities within {difference:.1e} of {reference};"
+            f"{variants}: {len(slices)} slices, probabilities within {difference:.1e} of {reference};"
             f" at most {allowed:g} allowed",
         )
         if difference > allowed:
             labels = int((singles.argmax(1) != expected.argmax(1)).sum())
             self.problems.append(
-                f"self-test: {forms} on {classifier.providers[0]} differs from {reference} by up to"
+                f"self-test: {variants} on {classifier.providers[0]} differs from {reference} by up to"
                 f" {difference:.2g} (at most {allowed:g} allowed), and in {labels} of {len(slices)} labels; try another"
                 " version of onnxruntime, or a float32 bundle (python -m export.all --precision fp32)"
             )
