@@ -443,7 +443,7 @@ def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
             ]
             whole["members"] = [member]
 
-        return [entry.file for entry in read(change).forms(device)]
+        return [entry.file for entry in read(change).variants(device)]
 
     assert variants("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
     assert variants("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]

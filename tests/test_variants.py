@@ -206,7 +206,7 @@ def test_a_bundle_lists_the_variants_and_the_runtime_uses_the_first(member, tmp_
     assert [entry["precision"] for entry in entries] == ["int8", "fp32", "fp16"]
     assert "`base` int8 " in (bundle / "MODEL_CARD.md").read_text()
     with OrganClassifier(bundle, device="cpu") as classifier:
-        assert [variant.precision for variant in classifier.manifest.forms("cuda")] == ["fp16"]
+        assert [variant.precision for variant in classifier.manifest.variants("cuda")] == ["fp16"]
         found = classifier.predict_proba(slices.val).argmax(1)
     assert (found == slices.labels).mean() == listed["val_accuracy"]
     manifest = read_manifest(bundle)

@@ -97,13 +97,13 @@ def random_network(name: str) -> Any:
 
 def chosen_precision(manifest: Manifest, device: str) -> str:
     """The precision that the bundle runs in on `device`; of an ensemble that mixes several, all: `fp32+int8`."""
-    return "+".join(sorted({entry.precision for entry in manifest.forms(device)}))
+    return "+".join(sorted({entry.precision for entry in manifest.variants(device)}))
 
 
 def precisions(manifest: Manifest, device: str) -> list[str]:
     """The precisions to benchmark on `device`: the one the bundle chooses, then float32 if it has all of it."""
     found = [chosen_precision(manifest, device)]
-    if "fp32" not in found and all(_in_precision(entry, "fp32") for entry in manifest.forms("cpu")):
+    if "fp32" not in found and all(_in_precision(entry, "fp32") for entry in manifest.variants("cpu")):
         found.append("fp32")
     return found
 

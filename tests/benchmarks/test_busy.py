@@ -59,7 +59,7 @@ def contestants(two_cores):
     import onnxruntime
 
     with OrganClassifier(device="cpu", threads=2) as ours:
-        file = packaged_bundle() / ours.manifest.forms("cpu")[0].file
+        file = packaged_bundle() / ours.manifest.variants("cpu")[0].file
         default = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         images = np.random.default_rng(0).integers(0, 256, (64, 28, 28), np.uint8)
         x = np.zeros((64, 1, 28, 28), np.float32)

@@ -64,7 +64,7 @@ def model(request):
         OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1]) as graphs,
         OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1], cuda_graphs=False) as plain,
     ):
-        entries = graphs.manifest.forms("cuda")
+        entries = graphs.manifest.variants("cuda")
         yield Model(
             case,
             {"plain-run": plain, "cuda-graph": graphs},

@@ -117,7 +117,7 @@ class Model:
     classifier: OrganClassifier
 
     def rounds(self, batch: int) -> int:
-        size = sum(entry.bytes for entry in self.classifier.manifest.forms(self.case.device))
+        size = sum(entry.bytes for entry in self.classifier.manifest.variants(self.case.device))
         return ROUNDS[batch][size > LARGE]
 
 

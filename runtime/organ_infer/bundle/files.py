@@ -82,7 +82,7 @@ class UnverifiedBundle:
         """
         card = self.directory / self.manifest.card.file
         _check_sha256(card, _read(card, CARD_LIMIT), self.manifest.card.sha256)
-        wanted = self.manifest.forms(device)
+        wanted = self.manifest.variants(device)
         graphs: dict[str, bytes] = {}
         for entry in self.manifest.graphs():
             data = _read_graph(self.directory / entry.file, entry, self.manifest)

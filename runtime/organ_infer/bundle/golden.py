@@ -87,4 +87,4 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
 
 def tolerance(manifest: Manifest, device: str) -> float:
     """The largest accepted difference from a golden answer: the widest among the variants that `device` runs."""
-    return max(BY_NAME[variant.precision].tolerance for variant in manifest.forms(device))
+    return max(BY_NAME[variant.precision].tolerance for variant in manifest.variants(device))

@@ -144,7 +144,7 @@ class Manifest:
             yield entry
             yield from entry.alternatives
 
-    def forms(self, device: str) -> tuple[Member, ...]:
+    def variants(self, device: str) -> tuple[Member, ...]:
         """The graphs to run on `device` (`cpu` or `cuda`), one per member.
 
         A listed graph is the variant chosen for the CPU. CUDA runs its fp16 variant, or else its fp32 variant, because
@@ -156,6 +156,9 @@ class Manifest:
             min((entry, *entry.alternatives), key=lambda variant: BY_NAME[variant.precision].cuda_rank)
             for entry in self.members
         )
+
+    # The former name.
+    forms = variants
 
     def files(self) -> tuple[str, ...]:
         """The names of all files of the bundle except manifest.json."""

@@ -189,7 +189,7 @@ class _Report:
         )
         allowed = tolerance(classifier.manifest, device)
         difference = max(float(np.abs(answers - expected).max()) for answers in (batch, singles))
-        in_use = classifier.manifest.forms(device)
+        in_use = classifier.manifest.variants(device)
         variants = ", ".join(f"{variant.stage} {variant.precision}" for variant in in_use)
         self.add(
             "self-test",

@@ -84,7 +84,7 @@ class CacheLookup:
             device: The requested device, `auto`, `cpu`, `cuda` or `cuda:N`.
         """
         self._bundle = bundle
-        size = sum(entry.bytes for entry in bundle.manifest.forms("cpu"))
+        size = sum(entry.bytes for entry in bundle.manifest.variants("cpu"))
         self._root = cache_directory() if size >= CACHE_THRESHOLD else None
         self._version = installed_version("onnxruntime")
         self._workers: ThreadPoolExecutor | None = None
@@ -134,7 +134,7 @@ class _Opener:
         self._kind = parse_device(device).kind
         self._threads = threads
         self._cuda_graphs = cuda_graphs
-        self.variants = bundle.manifest.forms(self._kind)
+        self.variants = bundle.manifest.variants(self._kind)
         self._parallel = min(len(self.variants), threads) if device == "cpu" else 1
 
     def from_cache(self, graphs: Mapping[str, Path]) -> "Ensemble":
