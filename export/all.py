@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         from export.member import ExportError
-        from train.record import RunError
+        from train.errors import RunError
     except ImportError as e:
         return _missing(e)
     try:
@@ -88,9 +88,10 @@ def export(options: argparse.Namespace) -> None:
     from train import calibration
     from train.data import load_data
     from train.ensemble import mean_probabilities
+    from train.errors import RunError
     from train.fit import network_of, probabilities
     from train.metrics import measure
-    from train.record import RunError, load_checkpoint
+    from train.record import load_checkpoint
 
     if options.bundle:
         try:

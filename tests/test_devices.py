@@ -8,7 +8,7 @@ import torch
 from train import devices
 from train.arguments import device_name
 from train.devices import choose_device, device_line, precision, runs_on, why_no_gpu
-from train.record import RunError
+from train.errors import RunError
 
 GPU = torch.device("cuda", 0)
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]

@@ -11,10 +11,9 @@ from train.average import Average
 from train.edge import ablate, augment
 from train.edge.chains import chains, held_out
 from train.edge.method import Edge
-from train.edge.network import ResidualNetwork
+from train.errors import RunError
 from train.fit import Recipe
-from train.networks import count_parameters, make_network
-from train.record import RunError
+from train.networks import ResidualNetwork, count_parameters, make_network
 from train.stages import STAGES
 
 

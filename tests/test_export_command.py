@@ -18,7 +18,7 @@ from export import member
 from export.member import ExportError
 from tests.tiny_graphs import SIZE, linear_graph, packed, softmax
 from train.data import Data
-from train.record import RunError
+from train.errors import RunError
 
 CLASSES = [f"organ{i}" for i in range(11)]
 RNG = np.random.default_rng(31)

@@ -11,8 +11,9 @@ import torch
 from train import fit, record
 from train.batches import cut
 from train.data import Data
+from train.errors import RunError
 from train.fit import Recipe, StageFailed
-from train.record import HISTORY_COLUMNS, RunError
+from train.record import HISTORY_COLUMNS
 from train.results import opened
 from train.stages import STAGES, Stage
 
@@ -301,7 +302,7 @@ def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(data, tmp_
 
 
 def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monkeypatch):
-    from train import networks
+    from train.networks import weights
 
     stage = Stage("resnet50", "resnet50", pretrained=True)
     recipe = Recipe(1, 64, 1, "imagenet")
@@ -313,7 +314,7 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
         path.parent.mkdir()
         path.write_bytes(b"not the weights")
 
-    monkeypatch.setattr(networks, "download", fetch)
+    monkeypatch.setattr(weights, "download", fetch)
     for _ in range(2):
         with pytest.raises(
             RunError, match=r"resnet50-0676ba61.pth is not torchvision's: its SHA-256 begins with"
@@ -325,7 +326,7 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
         raise RunError("no network")
 
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").unlink()
-    monkeypatch.setattr(networks, "download", refuse)
+    monkeypatch.setattr(weights, "download", refuse)
     with pytest.raises(RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"):
         fit.starting_network(stage, data, recipe)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from train import parallel
+from train.errors import RunError
 from train.parallel import ALONE, Group
-from train.record import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.pages import Page
-from train.record import RunError
+from train import metrics
+from train.errors import RunError
 from train.report import measures, write_report
 from train.report.__main__ import main
 from train.report.pictures import samples
@@ -276,8 +277,8 @@ def test_the_most_confident_mistakes_come_first():
 
 def test_merging_sides_counts_an_organ_once():
     confusion = np.array([[5, 3, 1, 0], [2, 6, 0, 0], [0, 1, 4, 0], [0, 0, 0, 0]])
-    assert measures.side_merged_accuracy(confusion, CLASSES) == (5 + 3 + 2 + 6 + 4) / 22
-    assert measures.side_merged_accuracy(np.zeros((4, 4), int), CLASSES) is None
+    assert metrics.side_merged_accuracy(confusion, CLASSES) == (5 + 3 + 2 + 6 + 4) / 22
+    assert metrics.side_merged_accuracy(np.zeros((4, 4), int), CLASSES) is None
 
 
 def test_per_class_figures_of_a_class_never_seen_are_undefined():

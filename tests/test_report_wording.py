@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.record import RunError
+from train.errors import RunError
 from train.report import measures, wording
 from train.report.measures import Reliability
 from train.report.run import Row, Run, Stage, read

@@ -13,8 +13,8 @@ import torch
 
 from train import calibration, fit, results
 from train.data import Data
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
-from train.record import RunError
 from train.stages import LADDER, STAGES
 
 CPU = torch.device("cpu")

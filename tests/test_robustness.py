@@ -16,7 +16,7 @@ from organ_infer._packing import pack
 from tests.unequal_splits import Origins, content_of, unequal_data
 from train import record, robustness
 from train.corruptions import CORRUPTIONS, corrupt
-from train.record import RunError
+from train.errors import RunError
 from train.robustness import corrupted_accuracy, main, measure_robustness, table
 
 MEMBERS = ("batch_norm", "resnet50", "resnet101", "resnet152")

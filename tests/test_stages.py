@@ -8,8 +8,8 @@ from conftest import ROOT
 
 from train import fit
 from train.all import parse_arguments
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
-from train.record import RunError
 from train.stages import LADDER, RUNGS, STAGES, chosen_stages, epoch_cap
 
 # README, "Train", and docs/training.md, "How the stages are trained": (network, augmented, patience, epochs at most,

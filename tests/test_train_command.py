@@ -25,7 +25,7 @@ from tests.pages import Page
 from train import all as command
 from train import calibration, run
 from train.data import Data, load_data
-from train.record import RunError
+from train.errors import RunError
 from train.report import write_report
 from train.report.__main__ import main as report
 from train.stages import STAGES

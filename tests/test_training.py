@@ -21,10 +21,9 @@ from train.augment import augment
 from train.average import Average
 from train.batches import cut
 from train.edge.method import Edge
-from train.edge.network import ResidualNetwork
 from train.fit import Learner, Recipe
 from train.method import Study
-from train.networks import make_network
+from train.networks import ResidualNetwork, make_network
 from train.parallel import ALONE, Group
 from train.stages import STAGES
 

@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    from train.record import RunError
+    from train.errors import RunError
 
     try:
         from train.run import run

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from train.download import download, md5_of
-from train.record import RunError
+from train.download import digest_of, download
+from train.errors import RunError
 
 DATASETS = {"organsmnist": "sagittal", "organamnist": "axial", "organcmnist": "coronal"}
 SIZES = (28, 64, 128, 224)
@@ -108,7 +108,7 @@ def load_data(
     elif not path.is_file():
         raise RunError(f"{path} is not a file")
     try:
-        found = md5_of(path)
+        found = digest_of(path, "md5")
     except OSError as e:
         raise RunError(f"cannot read {path}: {e.strerror}") from e
     if found != known["md5"]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional as F
 
-from train.record import RunError
+from train.errors import RunError
 
 # The last PyTorch on the package index whose default build runs on sm_50 to sm_90 and on drivers for CUDA 12, and the
 # last onnxruntime-gpu whose extras bring CUDA 12.

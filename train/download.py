@@ -11,18 +11,14 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from train.record import RunError
+from train.errors import RunError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
 
 
-def md5_of(path: Path) -> str:
-    """MD5 of a file's bytes, in hexadecimal."""
-    return _digest(path, "md5")
-
-
-def _digest(path: Path, algorithm: str) -> str:
+def digest_of(path: Path, algorithm: str) -> str:
+    """The digest of a file's bytes in hexadecimal, by any algorithm of hashlib (`md5`, `sha256`)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
@@ -77,7 +73,7 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
                 ) from e
             reason = str(e) or type(e).__name__
         else:
-            found = _digest(part, algorithm)
+            found = digest_of(part, algorithm)
             if found.startswith(digest):
                 os.replace(part, path)
                 return ""

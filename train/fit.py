@@ -26,22 +26,15 @@ from train.batches import cut
 from train.data import Data
 from train.devices import amp_option, precision
 from train.edge.method import Edge
+from train.errors import RunError, StageFailed
 from train.method import Method, Study
 from train.networks import count_parameters, find_weights, make_network
 from train.parallel import ALONE, Group
-from train.record import RunError
 from train.stages import Stage
 
 EVALUATION_PIXELS = 1024 * 28 * 28  # per batch: 1,024 slices of 28x28, 16 of 224x224
 CHECKPOINT_SECONDS = 60.0
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
-
-
-class StageFailed(RunError):
-    """A stage broke off while it ran; the last good checkpoint is kept. Exit code 1."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, exit_code=1)
 
 
 @dataclass(frozen=True)

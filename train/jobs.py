@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train import fit
-from train.record import RunError
+from train.errors import RunError
 from train.stages import STAGES, Stage, epoch_cap
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,20 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "ece": expected_calibration_error(probabilities, labels),
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
+
+
+def organ_of(label: str) -> str:
+    """The organ a class belongs to: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
+    for side in ("-left", "-right"):
+        if label.endswith(side):
+            return label[: -len(side)]
+    return label
+
+
+def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
+    """The share of slices whose predicted class belongs to the right organ, whichever side."""
+    total = int(confusion.sum())
+    if total == 0 or len(classes) != len(confusion):
+        return None
+    organs = np.array([organ_of(label) for label in classes])
+    return int(confusion[organs[:, None] == organs[None, :]].sum()) / total

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from organ_infer.processors import usable_processors
-from train.record import RunError
+from train.errors import RunError
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from train.errors import RunError
+
 HISTORY_COLUMNS = (
     "epoch",
     "train_loss",
@@ -27,14 +29,6 @@ HISTORY_COLUMNS = (
     "seconds",
     "learning_rate",
 )
-
-
-class RunError(Exception):
-    """A run cannot start or go on; one line for the user and the exit code of the command."""
-
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def atomic_save(path: Path, save: Callable[[BinaryIO], None]) -> None:

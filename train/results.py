@@ -17,9 +17,9 @@ from train.calibration import SPLIT, calibration, described
 from train.data import Data
 from train.devices import device_name
 from train.ensemble import mean_probabilities
+from train.errors import RunError
 from train.jobs import Job, member_of
 from train.metrics import measure
-from train.record import RunError
 from train.stages import STAGES
 
 VERSIONS = (

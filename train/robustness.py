@@ -25,7 +25,7 @@ from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
 from train.devices import choose_device
 from train.ensemble import mean_probabilities
-from train.record import RunError
+from train.errors import RunError
 from train.stages import STAGES
 
 FILE = "robustness.json"

@@ -19,8 +19,8 @@ from organ_infer import BundleError
 from organ_infer.bundle import open_bundle, sha256_of
 from train import calibration, devices, fit, parallel, record
 from train.data import Data, load_data
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan
-from train.record import RunError
 from train.results import measure_stage, measure_test, opened, summary, table
 from train.robustness import measure_robustness
 from train.stages import RUNGS, STAGES, chosen_stages

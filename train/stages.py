@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from train.record import RunError
+from train.errors import RunError
 
 SMOKE_EPOCHS = 2
 

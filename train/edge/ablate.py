@@ -25,7 +25,7 @@ from train.data import Data, load_data
 from train.devices import choose_device, device_line
 from train.edge.chains import chains, held_out
 from train.edge.method import Edge
-from train.record import RunError
+from train.errors import RunError
 from train.stages import STAGES
 
 REFERENCE = Edge(erase=0.0, intensity=0.0)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from train.record import RunError
+from train.errors import RunError
 from train.report import write_report
 
 

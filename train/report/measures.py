@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +17,6 @@ if TYPE_CHECKING:
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece", "ece_calibrated", "side_merged")
 CSV_COLUMNS = ("dataset", "size", "smoke", "stage", "seed", "split", *METRICS)
 CSV_RECORD = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
-
-
-def organ_of(label: str) -> str:
-    """The organ a class belongs to: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
-    for side in ("-left", "-right"):
-        if label.endswith(side):
-            return label[: -len(side)]
-    return label
-
-
-def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
-    """The share of slices whose predicted class belongs to the right organ, whichever side."""
-    total = int(confusion.sum())
-    if total == 0 or len(classes) != len(confusion):
-        return None
-    organs = np.array([organ_of(label) for label in classes])
-    return int(confusion[organs[:, None] == organs[None, :]].sum()) / total
 
 
 def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:

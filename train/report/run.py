@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from train.record import RunError, read_json
-from train.report.measures import side_merged_accuracy
+from train.errors import RunError
+from train.metrics import side_merged_accuracy
+from train.record import read_json
 from train.report.published import LADDER
 
 SPLITS = ("train", "val", "test")
