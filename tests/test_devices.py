@@ -267,7 +267,7 @@ def test_a_gap_in_the_build_is_closed_by_an_upgrade(gpus):
 
 
 def test_an_architecture_of_another_form_is_named():
-    with pytest.raises(RunError, match="this PyTorch lists an architecture of unknown form, 'gfx942'"):
+    with pytest.raises(RunError, match="this PyTorch lists an unknown kind of architecture, 'gfx942'"):
         runs_on((9, 0), ["gfx942"])
 
 

@@ -13,14 +13,14 @@ from export.temperature import expected_calibration_error, fit_temperature, mean
 from tests.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module
 from train.calibration import SPLIT, fitted_on
-from train.fit import Recipe
+from train.config import TrainConfig
 from train.jobs import Job
 from train.metrics import measure
 from train.results import measure_stage, measure_test, summary
 from train.stages import STAGES
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(seed=1, batch_size=64, max_epochs=2, weights="none")
+CONFIG = TrainConfig(seed=1, batch_size=64, max_epochs=2, weights="none")
 
 
 class ReadsTheCorner(nn.Module):
@@ -79,7 +79,7 @@ def exported(monkeypatch):
 @pytest.fixture
 def measured(data, exported, tmp_path):
     """The results of one network, measured on train and validation, then on test; and its directory."""
-    job, results = Job(STAGES["base"], RECIPE, tmp_path / "base"), {"stages": []}
+    job, results = Job(STAGES["base"], CONFIG, tmp_path / "base"), {"stages": []}
     job.directory.mkdir()
     measure_stage(job, data, CPU, results)
     assert results["stages"][0]["test"] is None
@@ -152,7 +152,7 @@ def ensemble(data, tmp_path):
     for name, kept in zip(MEMBERS, probabilities, strict=True):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "probabilities.npz", **kept)
-    job = Job(STAGES["ensemble"], RECIPE, tmp_path / "ensemble")
+    job = Job(STAGES["ensemble"], CONFIG, tmp_path / "ensemble")
     measure_stage(job, data, CPU, results)
     measure_test(job, data, CPU, results)
     return probabilities, results["stages"][-1]

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from train import calibration, fit, results
+from train import calibration, results
+from train.config import TrainConfig
 from train.data import Data
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
+from train.options import TrainOptions
 from train.stages import LADDER, STAGES
 
 CPU = torch.device("cpu")
@@ -33,8 +35,8 @@ def data() -> Data:
     return calibration.fitted_on(made, 4)
 
 
-def recipe(seed: int = 1) -> fit.Recipe:
-    return fit.Recipe(seed=seed, batch_size=128, max_epochs=3, weights="none")
+def config(seed: int = 1) -> TrainConfig:
+    return TrainConfig(seed=seed, batch_size=128, max_epochs=3, weights="none")
 
 
 def wrongly(labels: np.ndarray, *wrong: int) -> np.ndarray:
@@ -127,7 +129,7 @@ def job(tmp_path, data, monkeypatch) -> Job:
     """A trained stage: 2 of 9 wrong on train, 1 of 6 on validation, 3 of 7 on test. Exports are counted."""
     wrong = {"train": (0, 3), "val": (5,), "test": (0, 1, 6), calibration.SPLIT: (0, 9)}
     answers = {len(data.labels[s]): wrongly(data.labels[s], *places) for s, places in wrong.items()}
-    made = Job(STAGES["base"], recipe(), tmp_path / "base")
+    made = Job(STAGES["base"], config(), tmp_path / "base")
     made.directory.mkdir()
     history = [{"seconds": 2.0}, {"seconds": 4.0}, {"seconds": 3.0}]
     state = {
@@ -256,7 +258,7 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
         row = {"name": name, "seed": seed, "parameters": 10 * seed, "epochs": seed, "seconds": 2.0 * seed}
         rows.append(row | {"seconds_per_epoch": 0.5, "weights": {"base": "none", "big": "ImageNet"}[name]})
     found: dict[str, Any] = {"stages": rows}
-    job = Job(STAGES["ensemble"], recipe(2), tmp_path / "ensemble" / "seed-2")
+    job = Job(STAGES["ensemble"], config(2), tmp_path / "ensemble" / "seed-2")
     job.directory.mkdir(parents=True)
     results.measure_stage(job, data, CPU, found)
     results.measure_test(job, data, CPU, found)
@@ -287,7 +289,7 @@ def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_onc
     np.savez(tmp_path / "base" / "probabilities.npz", **{s: wrongly(y, 0) for s, y in data.labels.items()})
     about = {"parameters": 1, "epochs": 1, "seconds": 1.0, "seconds_per_epoch": 1.0, "weights": "none"}
     found: dict[str, Any] = {"stages": [{"name": "base", "seed": 1} | about]}
-    job = Job(STAGES["ensemble"], recipe(), tmp_path / "ensemble")
+    job = Job(STAGES["ensemble"], config(), tmp_path / "ensemble")
     job.directory.mkdir()
     results.measure_stage(job, data, CPU, found)
     assert found["stages"][-1]["weights"] == "none"
@@ -392,41 +394,40 @@ def test_an_unknown_stage_has_no_number_of_epochs():
         epoch_caps(["nope=3"])
 
 
-def options(**changed: Any) -> argparse.Namespace:
-    usual = {"seed": 1, "seeds": 1, "batch_size": 128, "weights": "imagenet", "weights_dir": None}
-    return argparse.Namespace(**usual | {"smoke": False, "amp": "auto"} | changed)
+def options(**changed: Any) -> TrainOptions:
+    return TrainOptions(**changed)
 
 
 def test_a_job_for_each_stage_with_the_studys_settings():
     # the reference study: batches of 128, at most 100 epochs, base 5; edge 24
     jobs = plan(list(LADDER), options(), {}, Path("runs"))
-    epochs = {job.stage.name: job.recipe.max_epochs for job in jobs}
+    epochs = {job.stage.name: job.config.max_epochs for job in jobs}
     assert epochs == dict.fromkeys(STAGES, 100) | {"base": 5, "edge": 24}
     assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
-    assert {(job.recipe.seed, job.recipe.batch_size, job.recipe.weights) for job in jobs} == {
+    assert {(job.config.seed, job.config.batch_size, job.config.weights) for job in jobs} == {
         (1, 128, "imagenet")
     }
-    assert not any(job.recipe.smoke for job in jobs) and jobs[0].recipe.amp == "auto"
+    assert not any(job.config.smoke for job in jobs) and jobs[0].config.amp == "auto"
 
 
 def test_a_job_for_each_seed_in_a_directory_of_its_own():
     stages = [STAGES["base"], STAGES["edge"]]
     given = options(seed=5, seeds=2, amp="off", weights_dir=Path("w"), batch_size=7)
     jobs = plan(stages, given, {"base": 2}, Path("runs"))
-    assert [(job.stage.name, job.recipe.seed, job.recipe.max_epochs, job.directory) for job in jobs] == [
+    assert [(job.stage.name, job.config.seed, job.config.max_epochs, job.directory) for job in jobs] == [
         ("base", 5, 2, Path("runs/base/seed-5")),
         ("base", 6, 2, Path("runs/base/seed-6")),
         ("edge", 5, 24, Path("runs/edge/seed-5")),
         ("edge", 6, 24, Path("runs/edge/seed-6")),
     ]
-    assert {(j.recipe.amp, j.recipe.weights_dir, j.recipe.batch_size) for j in jobs} == {
+    assert {(j.config.amp, j.config.weights_dir, j.config.batch_size) for j in jobs} == {
         ("off", Path("w"), 7)
     }
 
 
 def test_a_smoke_run_starts_from_scratch_for_two_epochs():
     (job,) = plan([STAGES["resnet50"]], options(smoke=True), {}, Path("runs"))
-    assert (job.recipe.smoke, job.recipe.weights, job.recipe.max_epochs) == (True, "none", 2)
+    assert (job.config.smoke, job.config.weights, job.config.max_epochs) == (True, "none", 2)
 
 
 @pytest.mark.parametrize(
@@ -439,4 +440,4 @@ def test_a_smoke_run_starts_from_scratch_for_two_epochs():
     ],
 )
 def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, expected):
-    assert member_of(Job(STAGES["ensemble"], recipe(), Path(directory)), "base") == Path(expected)
+    assert member_of(Job(STAGES["ensemble"], config(), Path(directory)), "base") == Path(expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import hashlib
 import io
 import json
@@ -26,6 +26,7 @@ from train import all as command
 from train import calibration, run
 from train.data import Data, load_data
 from train.errors import RunError
+from train.options import TrainOptions
 from train.report import write_report
 from train.report.__main__ import main as report
 from train.stages import STAGES
@@ -77,7 +78,7 @@ def test_data_report_and_card_name_the_view_of_the_data_set(tmp_path, monkeypatc
 
 
 def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
-    found = vars(command.parse_arguments([]))
+    found = dataclasses.asdict(command.parse_arguments([]))
     assert found == {
         "dataset": "organsmnist",
         "data_dir": None,
@@ -90,10 +91,10 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "seed": 1,
         "seeds": 1,
         "batch_size": 128,
-        "max_epochs": [],
+        "max_epochs": (),
         "weights": "imagenet",
         "weights_dir": None,
-        "precision": "int8,fp32,fp16",
+        "precision": ("int8", "fp32", "fp16"),
         "parallel": "stages",
         "deterministic": False,
         "smoke": False,
@@ -121,10 +122,12 @@ def test_every_option_is_taken_as_it_is_given():
     }
     words = [word for pair in given.items() for word in pair]
     flags = ["--deterministic", "--smoke", "--fresh", "--max-epochs", "3", "--max-epochs", "base=2"]
-    found = vars(command.parse_arguments([*words, *flags]))
+    found = dataclasses.asdict(command.parse_arguments([*words, *flags]))
+    assert found.pop("stages") == ("base",) and found.pop("precision") == ("fp32",)
     for option, text in given.items():
-        assert str(found.pop(option.removeprefix("--").replace("-", "_"))) == text
-    assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ["3", "base=2"]}
+        if option not in ("--stages", "--precision"):
+            assert str(found.pop(option.removeprefix("--").replace("-", "_"))) == text
+    assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ("3", "base=2")}
 
 
 def test_every_published_size_of_slices_is_taken():
@@ -163,7 +166,7 @@ def test_help_says_what_the_command_does_and_how_it_is_used(capsys):
         command.main(["--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "Train every stage of the ladder, export each, and leave a bundle and a report." in text
+    assert "Train every stage, export each to ONNX, and write a bundle and a report." in text
     for line in command.EPILOG.splitlines():
         assert line in text
     assert "Research software, not a medical device." in text
@@ -173,7 +176,7 @@ def test_help_says_what_the_command_does_and_how_it_is_used(capsys):
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def stop(_: argparse.Namespace) -> None:
+    def stop(_: TrainOptions) -> None:
         raise error
 
     monkeypatch.setattr(run, "run", stop)
@@ -188,10 +191,14 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             OSError(28, "No space left on device", "runs/x"),
             1,
-            "train: error: No space left on device: runs/x; what was finished before is kept",
+            "train: error: No space left on device: runs/x; finished stages are kept",
         ),
-        (OSError("gone"), 1, "train: error: gone: there; what was finished before is kept"),
-        (KeyboardInterrupt(), 130, "train: stopped; the same command goes on from the last finished epoch"),
+        (OSError("gone"), 1, "train: error: gone: there; finished stages are kept"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "train: stopped; rerun the same command to continue from the last finished epoch",
+        ),
     ],
 )
 def test_what_ends_a_run_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, words):
@@ -205,7 +212,7 @@ def test_what_ends_a_run_is_one_line_and_an_exit_code(monkeypatch, capsys, error
 def test_a_signal_stops_the_run_and_the_handlers_are_put_back(monkeypatch, capsys, number):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
-    def work(_: argparse.Namespace) -> None:
+    def work(_: TrainOptions) -> None:
         signal.raise_signal(number)
         raise AssertionError("not stopped")
 
@@ -248,7 +255,7 @@ def test_an_unforeseen_error_is_shown_and_ends_the_process_with_1(monkeypatch, c
 # what is found before the first epoch
 
 
-def options(folder: Path, *more: str) -> argparse.Namespace:
+def options(folder: Path, *more: str) -> TrainOptions:
     place = ["--dataset", "organcmnist", "--data-dir", str(folder), "--out", str(folder / "runs")]
     return command.parse_arguments([*place, "--device", "cpu", "--stages", "base", *more])
 
@@ -283,8 +290,8 @@ def test_weights_that_are_missing_are_missed_before_training_and_not_sought_for_
     tmp_path,
 ):
     def job(name: str) -> SimpleNamespace:
-        recipe = SimpleNamespace(seed=1, weights="imagenet", weights_dir=tmp_path)
-        return SimpleNamespace(stage=STAGES[name], recipe=recipe, directory=tmp_path / name)
+        config = SimpleNamespace(seed=1, weights="imagenet", weights_dir=tmp_path)
+        return SimpleNamespace(stage=STAGES[name], config=config, directory=tmp_path / name)
 
     data = SimpleNamespace(classes=["a", "b"], size=28)
     run._check_weights([job("base")], data)
@@ -305,17 +312,17 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
     seen.md5 = medmnist_file(tmp_path, "organcmnist", monkeypatch)
 
     def measured(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-        seen.steps.append(f"measure {job.stage.name} {job.recipe.seed}")
+        seen.steps.append(f"measure {job.stage.name} {job.config.seed}")
         seen.data, seen.settings = data, results["settings"]
         scores = {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": 0.5, "ece": 0.5}
-        row = {"name": job.stage.name, "seed": job.recipe.seed, "parameters": 1, "epochs": 1, "best_epoch": 1}
+        row = {"name": job.stage.name, "seed": job.config.seed, "parameters": 1, "epochs": 1, "best_epoch": 1}
         row |= {"seconds_per_epoch": 1.0, "train": scores, "val": scores, "test": None}
         results["stages"].insert(0, row)
 
     def tested(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-        seen.steps.append(f"test {job.stage.name} {job.recipe.seed}")
+        seen.steps.append(f"test {job.stage.name} {job.config.seed}")
         row = next(
-            r for r in results["stages"] if (r["name"], r["seed"]) == (job.stage.name, job.recipe.seed)
+            r for r in results["stages"] if (r["name"], r["seed"]) == (job.stage.name, job.config.seed)
         )
         row["test"] = row["val"]
 
@@ -450,7 +457,7 @@ def test_stages_are_dealt_out_to_the_processes(monkeypatch, size, rank, trained)
     fitted, waited = [], []
     monkeypatch.setattr(run.fit, "fit", lambda stage, *_, **__: fitted.append(stage.name))
     jobs = [
-        SimpleNamespace(stage=STAGES[name], recipe=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
         for name in ("base", "big", "ensemble", "edge")
     ]
     group = SimpleNamespace(size=size, rank=rank, wait=lambda: waited.append(True))
@@ -462,7 +469,7 @@ def test_batches_are_shared_by_all_processes_of_every_stage(monkeypatch):
     fitted = []
     monkeypatch.setattr(run.fit, "fit", lambda stage, *_, group, **__: fitted.append((stage.name, group)))
     jobs = [
-        SimpleNamespace(stage=STAGES[name], recipe=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
         for name in ("base", "ensemble", "big")
     ]
     group = SimpleNamespace(size=2, rank=1)

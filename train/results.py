@@ -121,7 +121,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
         found = {
             s: mean_probabilities([np.load(m / "probabilities.npz")[s] for m in members]) for s in splits
         }
-        rows = [row_of(results, Job(STAGES[name], job.recipe, job.directory)) for name in job.stage.members]
+        rows = [row_of(results, Job(STAGES[name], job.config, job.directory)) for name in job.stage.members]
         row = {
             "network": "mean probability of " + ", ".join(job.stage.members),
             "parameters": sum(r["parameters"] for r in rows),
@@ -135,7 +135,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str,
     record.atomic_save(kept, lambda file: np.savez(file, **found))
     results["stages"] = [r for r in results["stages"] if not _is_of(r, job)]
     results["stages"].append(
-        {"name": job.stage.name, "seed": job.recipe.seed}
+        {"name": job.stage.name, "seed": job.config.seed}
         | row
         | {split: measure(found[split], data.labels[split]) for split in ("train", "val")}
         | {"test": None}
@@ -161,7 +161,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, 
 
 
 def _is_of(row: dict[str, Any], job: Job) -> bool:
-    return row["name"] == job.stage.name and row["seed"] == job.recipe.seed
+    return row["name"] == job.stage.name and row["seed"] == job.config.seed
 
 
 def row_of(results: dict[str, Any], job: Job) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
-"""A whole run: the stages in order, each trained, measured and exported; then test, the bundle, the report."""
+"""A whole run: trains, measures and exports every stage, then measures test and writes the bundle and the report."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shutil
 import time
@@ -21,29 +20,38 @@ from train import calibration, devices, fit, parallel, record
 from train.data import Data, load_data
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan
+from train.options import TrainOptions
 from train.results import measure_stage, measure_test, opened, summary, table
 from train.robustness import measure_robustness
-from train.stages import RUNGS, STAGES, chosen_stages
+from train.stages import LADDER, LISTED, STAGES, chosen_stages
 
-ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
 # slices that are corrupted: of test, and of validation for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
-def run(options: argparse.Namespace) -> None:
-    """Do what the command line asks. Raises RunError; what can be found wrong beforehand is found before an epoch."""
-    stages = chosen_stages(options.stages.split(",") if options.stages else list(RUNGS))
+def run(options: TrainOptions) -> None:
+    """Do what the command line asks. Whatever can be checked beforehand is checked before the first epoch.
+
+    Args:
+        options: as `train.all.parse_arguments` returns them.
+
+    Raises:
+        RunError: an option, the data, the weights or the device is not usable, or a stage failed.
+    """
+    stages = chosen_stages(options.stages or LISTED)
     caps = epoch_caps(options.max_epochs)
-    precisions = options.precision.split(",")
+    precisions = options.precision
     if unknown := [name for name in precisions if name not in PRECISIONS]:
         raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
     device = devices.choose_device(options.device, deterministic=options.deterministic)
     group = parallel.launched()
     parallel.check(group, device, options.parallel)
-    least = 2 * (group.size if options.parallel == "batches" else 1)  # slices that batch normalisation needs
+    # slices that batch normalization needs
+    least = 2 * (group.size if options.parallel == "batches" else 1)
     if options.batch_size < least:
         raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
-    importlib.import_module("train.report.page")  # what a run needs at its end is missed now
+    # a package that only the end of a run needs is missed now
+    importlib.import_module("train.report.page")
     try:
         check_installed()
     except ExportError as e:
@@ -92,7 +100,8 @@ def run(options: argparse.Namespace) -> None:
         for job in jobs:
             measure_stage(job, data, device, results)
             _write_results(directory, results)
-        for job in jobs:  # test, once, when every choice has been made
+        # test is measured once, after every choice has been made
+        for job in jobs:
             measure_test(job, data, device, results)
         results["stages"].sort(key=lambda row: (list(STAGES).index(row["name"]), row["seed"]))
         if options.seeds > 1:
@@ -109,31 +118,32 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _clear(directory: Path) -> None:
-    """Remove what runs leave in `directory`, and nothing else."""
+    """Remove the files and directories that runs write to `directory`, and nothing else."""
     for name in ("results.json", "results.csv", "robustness.json"):
         (directory / name).unlink(missing_ok=True)
-    for name in ("bundle", "bundle-ensemble", "report", *STAGES):
+    averages = [f"bundle-{stage.name}" for stage in LADDER if stage.members]
+    for name in ("bundle", *averages, "report", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _check_weights(jobs: list[Job], data: Data) -> None:
-    """Load the ImageNet weights of every stage that has not begun, so that a missing file is found at once."""
+    """Load the ImageNet weights of every stage that has not begun, so that a missing file is noticed at once."""
     for job in jobs:
         if job.stage.pretrained and not (job.directory / "checkpoint.pt").exists():
-            fit.starting_network(job.stage, data, job.recipe)
+            fit.starting_network(job.stage, data, job.config)
 
 
 def _train_all(jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str) -> None:
-    """Train the jobs that are single networks: all by every process together, or each by one process."""
+    """Train the jobs with a network: each by all processes together, or each by one process."""
     jobs = [job for job in jobs if job.stage.network]
     if share == "batches":
         for job in jobs:
-            fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say, group=group)
+            fit.fit(job.stage, data, job.config, device, job.directory, say=_say, group=group)
         return
-    # the dearest networks first, dealt out in turn
+    # the most expensive networks first, dealt out in turn
     order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
     for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
+        fit.fit(job.stage, data, job.config, device, job.directory, say=_say)
     group.wait()
 
 
@@ -142,27 +152,28 @@ def _write_results(directory: Path, results: dict[str, Any]) -> None:
 
 
 def _measure_robustness(directory: Path, data: Data, results: dict[str, Any], device: torch.device) -> None:
-    """Of the ensemble and of edge, where they are; the command python -m train.robustness does any stage and all slices."""
+    """Measure the stages marked for it on corrupted slices; `python -m train.robustness` does so for any stage."""
+    names = [stage.name for stage in LADDER if stage.robustness]
     slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
-    measure_robustness(directory, data, results, ROBUST, slices=slices, device=device, say=lambda line: None)
+    measure_robustness(directory, data, results, names, slices=slices, device=device, say=lambda line: None)
 
 
 def _bundles(
     directory: Path, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
 ) -> Path:
-    """The bundle: `edge` once it is trained, then the ensemble has one of its own beside it; before that the ensemble;
-    before that the last single network."""
-    names = [row["name"] for row in results["stages"] if row["test"]]
-    if "edge" in names and "ensemble" in names:
-        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds, precisions)
-    last = next((name for name in ("edge", "ensemble") if name in names), names[-1])
+    """Write the bundle of the last stage of the ladder; averages before it get a bundle each, `bundle-NAME`."""
+    measured = {row["name"] for row in results["stages"] if row["test"]}
+    *before, last = (name for name in STAGES if name in measured)
+    for name in before:
+        if STAGES[name].members:
+            _bundle(directory / f"bundle-{name}", name, data, results, seeds, precisions)
     return _bundle(directory / "bundle", last, data, results, seeds, precisions)
 
 
 def _bundle(
     place: Path, last: str, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
 ) -> Path:
-    """The bundle of the stage `last` at `place`; of several seeds the best on validation."""
+    """Write the bundle of a stage; of several seeds the best on validation."""
     rows = [row for row in results["stages"] if row["test"]]
     directory = place.parent
     best = max((row for row in rows if row["name"] == last), key=lambda row: row["val"]["accuracy"])
@@ -191,9 +202,9 @@ def _bundle(
     if entry:
         spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
         metrics["seeds"] = {"count": len(entry["seeds"])} | spread
-    if STAGES[last].method == "edge":
+    if STAGES[last].card:
         training["recipe"] = {
-            "network": f"A residual network of {best['parameters']:,} parameters",
+            "network": f"{STAGES[last].card} of {best['parameters']:,} parameters",
             "epochs": best["epochs"],
             "settings": record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))["recipe"][
                 "method"
@@ -221,7 +232,7 @@ def _bundle(
 
 
 def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
-    """Whether the bundle that is there is whole and was made from the same networks."""
+    """Whether an existing bundle is valid and from the same networks."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:

@@ -114,7 +114,8 @@ class GrayResNet(nn.Module):
         """torchvision's network with these weights, the channel sum folded into a one-channel stem."""
         import torchvision
 
-        plain = torchvision.models.get_model(self.name, weights=None, num_classes=self.resnet.fc.out_features)
+        classes = self.resnet.fc.out_features
+        plain: nn.Module = torchvision.models.get_model(self.name, weights=None, num_classes=classes)
         plain.load_state_dict(self.resnet.state_dict())
         stem = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         stem.weight = nn.Parameter(plain.conv1.weight.detach().sum(1, keepdim=True))

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from train.report.measures import Reliability
-from train.report.published import LADDER, MEMBERS, STUDY
+from train.report.published import STUDY
 from train.report.run import SPLITS, Row, Run
+from train.stages import MEMBERS, STAGES
 
 # Okabe and Ito's blue and vermilion beside a gray: told apart with any colour vision, and in gray by their markers.
 INK, MUTED, GRID, FILL = "#1c1f23", "#5b626d", "#dcd9d1", "#0b6aa6"
@@ -202,7 +203,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
 
 def by_ladder(names: Sequence[str]) -> list[str]:
     """Names in the ladder's order, unknown ones last."""
-    order = {name: i for i, name in enumerate(LADDER)}
+    order = {name: i for i, name in enumerate(STAGES)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 

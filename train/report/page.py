@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 from train.report import figures, measures, pictures, wording
 from train.report.published import (
     DATASET_TITLES,
-    LADDER,
-    MEMBERS,
     PUBLISHED,
     SCANS,
     STUDY_DATASET,
@@ -24,6 +22,7 @@ from train.report.published import (
 )
 from train.report.published import study_values as study_of
 from train.report.run import SPLITS, Row, Run, Stage
+from train.stages import MEMBERS, STAGES
 
 SAMPLES = 4  # slices a class
 MISTAKES = 12  # pictures a split
@@ -56,7 +55,7 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
             "training": wording.training(run),
             "stages": [_stage_section(stage, run, split, files) for stage in run.stages],
             "unfinished": [_unfinished_section(row, files) for row in run.unfinished],
-            "not_run": [name for name in LADDER if name not in {s.name for s in run.stages}],
+            "not_run": [name for name in STAGES if name not in {s.name for s in run.stages}],
             "per_class": _per_class(best, split),
             "mistakes": _mistakes(best, split, files),
             "reliability": _reliability(best, split, files),
@@ -198,7 +197,7 @@ def _stage_section(stage: Stage, run: Run, split: Any, files: dict[str, bytes | 
         matrices.append((part, int(matrix.sum()), _add(files, f"{name}_confusion_{part}", figure, alt)))
     return {
         "name": stage.name,
-        "about": LADDER.get(stage.name, ""),
+        "about": STAGES[stage.name].title if stage.name in STAGES else "",
         "facts": wording.facts(stage, run),
         "seed": shown.seed if len(stage.rows) > 1 else None,
         "curves": _add(

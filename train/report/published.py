@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.data import DATASETS
+
 STUDY_DATASET = "organsmnist"
 STUDY_METRICS = ("accuracy", "precision", "recall", "f1")
 
@@ -85,25 +87,9 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
 }
 
-# Scans behind the splits, where they are known: train, validation, test.
-SCANS = {"organamnist": {"train": 115, "val": 16, "test": 70}}
-
-DATASET_TITLES = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
-
-# The ladder's order, and what each rung adds to the one before it.
-LADDER = {
-    "base": "Two small convolutions, trained for a fixed number of epochs.",
-    "early_stopping": "The same network, stopped when validation no longer improves; the best weights restored.",
-    "big": "More and larger filters, wider linear layers.",
-    "augmentation": "The same network on slices rotated, partly erased and seen in perspective, at random.",
-    "batch_norm": "Batch normalisation after every layer but the last.",
-    "resnet50": "A member of the ensemble.",
-    "resnet101": "A member of the ensemble.",
-    "resnet152": "A member of the ensemble.",
-    "ensemble": "The mean of the softmax outputs of batch_norm and the three ResNets.",
-    "edge": "Past the study: one small network with a recipe of its own.",
-}
-MEMBERS = ("resnet50", "resnet101", "resnet152")  # not rungs of their own
+# of the table of data sets: its titles, and the scans behind the splits if they are known
+DATASET_TITLES = {flag: dataset.title for flag, dataset in DATASETS.items()}
+SCANS = {flag: dict(dataset.scans) for flag, dataset in DATASETS.items() if dataset.scans}
 
 
 def study_values(flag: str, stage: str, split: str) -> tuple[float | None, ...] | None:

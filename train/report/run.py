@@ -15,7 +15,7 @@ import numpy as np
 from train.errors import RunError
 from train.metrics import side_merged_accuracy
 from train.record import read_json
-from train.report.published import LADDER
+from train.stages import STAGES
 
 SPLITS = ("train", "val", "test")
 
@@ -150,7 +150,7 @@ def read(directory: Path) -> Run:
     summaries = {summary.get("name"): summary for summary in results.get("summary") or []}
     stages = tuple(Stage(name, tuple(rows), summaries.get(name, {})) for name, rows in grouped.items())
     known = {row.directory for rows in grouped.values() for row in rows}
-    begun = [path.parent for name in LADDER for path in sorted((directory / name).glob("**/history.csv"))]
+    begun = [path.parent for name in STAGES for path in sorted((directory / name).glob("**/history.csv"))]
     unfinished = tuple(
         Row(str(path.relative_to(directory)), None, path, {}, classes) for path in begun if path not in known
     )

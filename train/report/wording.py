@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from train import augment
-from train.method import LEARNING_RATE
+from train.recipes import ReferenceRecipe
+from train.recipes.reference import LEARNING_RATE
 from train.report.measures import Reliability, accuracy_interval
-from train.report.published import DATASET_TITLES, MEMBERS, PUBLISHED, STUDY, STUDY_DATASET
+from train.report.published import DATASET_TITLES, PUBLISHED, STUDY, STUDY_DATASET
 from train.report.run import Row, Run, Stage
-from train.stages import STAGES, epoch_cap
+from train.stages import MEMBERS, STAGES, epoch_cap
 
 UNDEFINED = "–"
 SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
@@ -150,11 +151,7 @@ def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
 
 def augmented(stage: Stage) -> str:
     row = STAGES.get(stage.name)
-    if row is None or row.network is None:
-        return UNDEFINED
-    if row.method != "study":
-        return "by a recipe of its own"
-    return "yes" if row.augmented else "no"
+    return UNDEFINED if row is None or row.recipe is None else row.recipe.augmentation
 
 
 def stopping(stage: Stage, run: Run) -> str:
@@ -175,7 +172,7 @@ def stopping(stage: Stage, run: Run) -> str:
 def training(run: Run) -> list[tuple[str, str]]:
     """How the stages of the reference study are trained, as pairs; empty if none of them was."""
     names = {stage.name for stage in run.stages}
-    if not any(STAGES[name].method == "study" for name in names & set(STAGES)):
+    if not any(isinstance(STAGES[name].recipe, ReferenceRecipe) for name in names & set(STAGES)):
         return []
     batch = (run.results.get("settings") or {}).get("batch_size")
     least, most = (f"{100 * share:.0f} %" for share in augment.ERASE_AREA)
