@@ -15,9 +15,10 @@ from export.bundle import Trained, write_bundle
 from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
-from organ_infer.bundle import open_bundle, sha256_of
+from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
 from train.data import Data, load_data
+from train.download import digest_of
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan
 from train.options import TrainOptions
@@ -192,7 +193,7 @@ def _bundle(
         "smoke": results["smoke"],
         "precisions_tried": list(precisions),
         "temperature_fitted_on": calibration.described(data),
-        "members": {member.stage: sha256_of(member.file) for member in members},
+        "members": {member.stage: digest_of(member.file, "sha256") for member in members},
     }
     keys = ("accuracy", "auc", "ece")
     metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}

@@ -61,9 +61,9 @@ STRICT = (
     "train/calibration.py",
     "export/temperature.py",
     "export/golden.py",
-    "runtime/organ_infer/golden.py",
-    "runtime/organ_infer/orientation.py",
-    "runtime/organ_infer/ensemble.py",
+    "runtime/organ_infer/bundle/golden.py",
+    "runtime/organ_infer/images/orientation.py",
+    "runtime/organ_infer/engine/ensemble.py",
 )
 BUNDLES = (
     "test_bundle",
@@ -84,30 +84,30 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_temperature",
     ),
     "ext/packing.pyx": ("test_packing",),
-    "runtime/organ_infer/arguments.py": (
+    "runtime/organ_infer/cli/arguments.py": (
         "test_cli",
         "test_inputs",
     ),
-    "runtime/organ_infer/arrays.py": ("test_frames",),
-    "runtime/organ_infer/bundle.py": BUNDLES,
+    "runtime/organ_infer/images/arrays.py": ("test_frames",),
+    "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
         "test_session",
         "test_shifts",
     ),
-    "runtime/organ_infer/cli.py": (
+    "runtime/organ_infer/cli/command.py": (
         "test_cli",
         "test_cli_formats",
         "test_cli_inside",
         "test_paths",
     ),
-    "runtime/organ_infer/devices.py": ("test_cuda",),
-    "runtime/organ_infer/dicom.py": (
+    "runtime/organ_infer/engine/devices.py": ("test_cuda",),
+    "runtime/organ_infer/images/dicom.py": (
         "test_dicom",
         "test_frames",
     ),
-    "runtime/organ_infer/doubts.py": ("test_doubts",),
-    "runtime/organ_infer/ensemble.py": (
+    "runtime/organ_infer/plausibility.py": ("test_doubts",),
+    "runtime/organ_infer/engine/ensemble.py": (
         "test_cache",
         "test_classifier",
         "test_cuda",
@@ -118,38 +118,38 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli",
         "test_messages",
     ),
-    "runtime/organ_infer/fields.py": BUNDLES,
-    "runtime/organ_infer/golden.py": ("test_check",),
-    "runtime/organ_infer/images.py": (
+    "runtime/organ_infer/bundle/json_fields.py": BUNDLES,
+    "runtime/organ_infer/bundle/golden.py": ("test_check",),
+    "runtime/organ_infer/images/registry.py": (
         "test_images",
         "test_slices",
     ),
-    "runtime/organ_infer/inputs.py": (
+    "runtime/organ_infer/cli/paths.py": (
         "test_cli",
         "test_inputs",
         "test_paths",
     ),
-    "runtime/organ_infer/manifest.py": BUNDLES,
-    "runtime/organ_infer/orientation.py": (
+    "runtime/organ_infer/bundle/manifest.py": BUNDLES,
+    "runtime/organ_infer/images/orientation.py": (
         "test_classifier",
         "test_cli_formats",
         "test_dicom",
     ),
-    "runtime/organ_infer/output.py": (
+    "runtime/organ_infer/cli/output.py": (
         "test_cli",
         "test_cli_formats",
         "test_rows",
     ),
-    "runtime/organ_infer/pictures.py": (
+    "runtime/organ_infer/images/pillow.py": (
         "test_images",
         "test_slices",
     ),
-    "runtime/organ_infer/reading.py": (
+    "runtime/organ_infer/batching.py": (
         "test_classifier",
         "test_paths",
         "test_reading",
     ),
-    "runtime/organ_infer/truncation.py": (
+    "runtime/organ_infer/images/truncation.py": (
         "test_damage",
         "test_images",
         "test_truncation",
@@ -270,11 +270,10 @@ class Coverage:
     failed: list[str] = field(default_factory=list)  # with the unchanged file
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests to run, the quickest first; all files if no test executes the line."""
+        """The tests that execute a mutant's line, the quickest first; all files if there is none."""
         lines = range(mutant.line, mutant.end + 1)
         chosen = {test for line in lines for test in self.lines.get(line, ())} - {*self.failed}
-        ordered = sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
-        return [*ordered, *(f"--deselect={test}" for test in self.failed)]
+        return sorted(chosen, key=lambda test: self.seconds.get(test, 1e9)) or self.tests
 
 
 class Watcher:
@@ -447,29 +446,40 @@ def _quiet() -> list[str]:
 def outcomes(
     mutants: list[Mutant], covered: Coverage, places: list[Place], ends: float
 ) -> Iterator[tuple[Mutant, str]]:
-    """`killed`, `survived` or `nothing` for each, as they end; none is begun after `ends`."""
-    waiting, free = list(reversed(mutants)), list(places)
-    running: dict[int, tuple[Mutant, Place, float]] = {}
+    """`killed`, `survived` or `nothing` for each, as they end; none is begun after `ends`.
+
+    A mutant that survives the tests which execute its line is tried again by all tests of the files: coverage does not see
+    what a test's child processes execute.
+    """
+    left_out = [f"--deselect={test}" for test in covered.failed]
+    waiting = [(mutant, covered.of(mutant)) for mutant in reversed(mutants)]
+    free = list(places)
+    running: dict[int, tuple[Mutant, list[str], Place, float]] = {}
     while waiting or running:
         while waiting and free and time.monotonic() < ends:
-            mutant, place = waiting.pop(), free.pop()
-            running[place.start(mutant, covered.of(mutant))] = mutant, place, time.monotonic()
+            mutant, tests = waiting.pop()
+            place = free.pop()
+            running[place.start(mutant, [*tests, *left_out])] = mutant, tests, place, time.monotonic()
         if not running:
             return
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid not in running:
-            for late, (_, _, begun) in running.items():
+            for late, (*_, begun) in running.items():
                 if time.monotonic() - begun > LIMIT:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(late, signal.SIGKILL)
             time.sleep(0.02)
             continue
-        mutant, place, _ = running.pop(pid)
+        mutant, tests, place, _ = running.pop(pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what a test left running
         place.restore()
         free.append(place)
-        yield mutant, {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
+        outcome = {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
+        if outcome == "survived" and tests != covered.tests:
+            waiting.append((mutant, covered.tests))
+        else:
+            yield mutant, outcome
 
 
 @dataclass
