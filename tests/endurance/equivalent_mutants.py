@@ -184,12 +184,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "draws[:, :3] <= PROBABILITY",
         ): "one draw in 16 million",
     },
-    "train/average.py": {
-        (
-            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
-            "False",
-        ): "each pair holds two",
-    },
     "train/batches.py": {
         (
             "if len(batches) > 1 and len(batches[-1]) < at_least:",
@@ -228,19 +222,13 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "a GPU of the lowest version runs",
     },
     "train/download.py": {
-        ("CHUNK = 1 << 20  # bytes", "2"): "the same bytes in other pieces",
-        ("CHUNK = 1 << 20  # bytes", "21"): "the same bytes in other pieces",
+        ("CHUNK = 1 << 20", "2"): "the same bytes in other pieces",
+        ("CHUNK = 1 << 20", "21"): "the same bytes in other pieces",
         ("path.parent.mkdir(parents=True, exist_ok=True)", "pass"): "filelock makes the directory too",
         (
             "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",
-    },
-    "train/edge/augment.py": {
-        (
-            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
-            "draws[:, 1:] <= probability",
-        ): "one draw in 16 million",
     },
     "train/edge/chains.py": {
         (
@@ -248,11 +236,11 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
         (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "np.random.default_rng(seed).random(chain.max() + 1) <= share",
         ): "a draw of exactly the share does not happen",
         (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "2",
         ): "one draw more than there are chains",
         (
@@ -260,32 +248,41 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "2",
         ): "NumPy takes every negative number for the rest",
     },
-    "train/edge/method.py": {
-        ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
+    "train/ema.py": {
         (
-            "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
-            "done <= warm",
-        ): "both are 1 there",
+            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "False",
+        ): "each pair holds two",
     },
     "train/fit.py": {
-        (
-            "best: dict[str, Tensor] | None = None  # the weights that are kept, on the CPU",
-            "1",
-        ): "the first epoch is the best so far",
+        ("best: dict[str, Tensor] | None = None", "1"): "the first epoch is the best so far",
         ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
-        ("learner.optimiser.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
-    },
-    "train/method.py": {
-        (
-            "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
-            "False",
-        ): "the same steps, slower",
+        ("learner.optimizer.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
     },
     "train/metrics.py": {
         (
             'warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose',
             "pass",
         ): "with zero_division given scikit-learn does not warn",
+    },
+    "train/recipes/edge.py": {
+        ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
+        (
+            "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
+            "done <= warm",
+        ): "both are 1 there",
+    },
+    "train/recipes/edge_augment.py": {
+        (
+            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
+            "draws[:, 1:] <= probability",
+        ): "one draw in 16 million",
+    },
+    "train/recipes/reference.py": {
+        (
+            "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
+            "False",
+        ): "the same steps, slower",
     },
     "train/record.py": {
         (

@@ -163,6 +163,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_results",
         "test_temperature",
     ),
+    "train/checkpoint.py": (
+        "test_fit",
+        "test_training",
+    ),
     "train/data.py": ("test_data",),
     "train/download.py": ("test_data",),
     "train/jobs.py": (
@@ -172,7 +176,38 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_stages",
         "test_whole_run",
     ),
-    "train/method.py": (
+    "train/learner.py": (
+        "test_edge",
+        "test_fit",
+    ),
+    "train/networks/init.py": ("test_golden_networks",),
+    "train/networks/plain.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/edge.py": (
+        "test_edge",
+        "test_golden_networks",
+    ),
+    "train/networks/registry.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/resnet.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/weights.py": ("test_fit",),
+    "train/options.py": ("test_train_command",),
+    "train/progress.py": ("test_fit",),
+    "train/recipes/edge.py": (
+        "test_ablation",
+        "test_edge",
+        "test_edge_augment",
+        "test_training",
+    ),
+    "train/recipes/edge_augment.py": ("test_host_waits",),
+    "train/recipes/reference.py": (
         "test_fit",
         "test_training",
     ),
