@@ -173,9 +173,9 @@ def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
     for changed in (
         {"epochs": 3},
         {"recipe": EdgeRecipe(shift=1)},
-        {"kept": dataclasses.replace(data, md5="1" * 32)},
+        {"data": dataclasses.replace(data, md5="1" * 32)},
     ):
-        arguments = {"name": "v", "recipe": EdgeRecipe(), "seed": 3, "kept": data, "held": data, "epochs": 2}
+        arguments = {"name": "v", "recipe": EdgeRecipe(), "seed": 3, "data": data, "held": data, "epochs": 2}
         with pytest.raises(RunError, match="is of another recipe, data set or number of epochs"):
             ablate.judge(**arguments | changed, out=tmp_path, device=CPU)
 
@@ -211,7 +211,7 @@ def test_help_says_what_the_command_is_for(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
     assert (
-        "measure what each ingredient of the edge network's recipe contributes" in text
+        "Measure what each ingredient of the edge network's recipe contributes." in text
         and "The baseline is" not in text
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -11,7 +12,8 @@ from train.config import TrainConfig
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
 from train.recipes import EdgeRecipe, ReferenceRecipe
-from train.stages import LADDER, LISTED, MEMBERS, STAGES, chosen_stages, epoch_cap
+from train.report import figures, wording
+from train.stages import LADDER, LISTED, MEMBERS, STAGES, Stage, chosen_stages, epoch_cap
 
 # README, "Train", and docs/training.md, "How the stages are trained": (network, recipe, patience, epochs at most,
 # from ImageNet weights)
@@ -187,3 +189,23 @@ def test_the_rungs_bring_every_stage():
 def test_a_stage_that_is_none_is_named():
     with pytest.raises(RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "):
         chosen_stages(["base", "huge"])
+
+
+def test_a_new_stage_is_one_row(monkeypatch):
+    """Command line, number of epochs and report follow from the row."""
+    row = Stage("tiny", "small", ReferenceRecipe(augmented=True), "A made-up stage.", max_epochs=9)
+    monkeypatch.setitem(STAGES, row.name, row)
+    assert chosen_stages(["tiny", "base"]) == [STAGES["base"], row]
+    assert caps("tiny=2", stage="tiny") == 2 and caps("99", stage="tiny") == 9
+    assert wording.augmented(SimpleNamespace(name="tiny")) == "yes"
+    assert figures.by_ladder(["tiny", "edge"]) == ["edge", "tiny"]
+
+
+def test_the_cap_of_a_new_average_is_for_its_members_that_are_not_listed(monkeypatch):
+    hidden = Stage("hidden", "small", ReferenceRecipe(), listed=False)
+    average = Stage("pair", None, members=("big", "hidden"))
+    for row in (hidden, average):
+        monkeypatch.setitem(STAGES, row.name, row)
+    assert caps("pair=3", stage="hidden") == 3 and caps("pair=3", stage="big") == 100
+    assert caps("ensemble=3", stage="hidden") == 100
+    assert chosen_stages(["pair"]) == [STAGES["big"], hidden, average]

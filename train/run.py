@@ -24,7 +24,7 @@ from train.jobs import Job, epoch_caps, plan
 from train.options import TrainOptions
 from train.results import measure_stage, measure_test, opened, summary, table
 from train.robustness import measure_robustness
-from train.stages import LADDER, LISTED, STAGES, chosen_stages
+from train.stages import LISTED, STAGES, chosen_stages
 
 # slices that are corrupted: of test, and of validation for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
@@ -122,7 +122,7 @@ def _clear(directory: Path) -> None:
     """Remove the files and directories that runs write to `directory`, and nothing else."""
     for name in ("results.json", "results.csv", "robustness.json"):
         (directory / name).unlink(missing_ok=True)
-    averages = [f"bundle-{stage.name}" for stage in LADDER if stage.members]
+    averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
     for name in ("bundle", *averages, "report", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
@@ -154,7 +154,7 @@ def _write_results(directory: Path, results: dict[str, Any]) -> None:
 
 def _measure_robustness(directory: Path, data: Data, results: dict[str, Any], device: torch.device) -> None:
     """Measure the stages marked for it on corrupted slices; `python -m train.robustness` does so for any stage."""
-    names = [stage.name for stage in LADDER if stage.robustness]
+    names = [stage.name for stage in STAGES.values() if stage.robustness]
     slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
     measure_robustness(directory, data, results, names, slices=slices, device=device, say=lambda line: None)
 

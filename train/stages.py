@@ -156,4 +156,4 @@ def chosen_stages(names: Sequence[str]) -> list[Stage]:
         if name not in STAGES:
             raise RunError(f"unknown stage {name!r}; choose from {', '.join(STAGES)}")
         wanted.update((name, *STAGES[name].members))
-    return [stage for stage in LADDER if stage.name in wanted]
+    return [stage for stage in STAGES.values() if stage.name in wanted]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from train import fit, record
-from train.arguments import positive
+from train.arguments import names, positive
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
@@ -55,28 +55,22 @@ SEVERITY, CORRUPTED = 3, 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m train.edge.ablate", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--dataset", default="organamnist")
-    add("--data-dir", type=Path, metavar="DIR")
-    add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
-    add("--seeds", type=positive, default=3, metavar="K")
-    add("--epochs", type=positive, default=8, metavar="N")
-    add("--only", metavar="LIST", help=f"variants separated by commas (default: all): {', '.join(VARIANTS)}")
-    options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(VARIANTS)
+    """Run the command and return its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+    """
+    options = _parser().parse_args(arguments)
+    variants = options.only or tuple(VARIANTS)
     try:
-        for name in names:
-            if name not in VARIANTS:
-                raise RunError(f"--only: {name!r} is none of {', '.join(VARIANTS)}")
-        data = load_data(options.dataset, directory=options.data_dir)
-        kept, held = split(data)
+        if unknown := [name for name in variants if name not in VARIANTS]:
+            raise RunError(f"--only: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+        data, held = split(load_data(options.dataset, directory=options.data_dir))
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
         for seed in range(1, options.seeds + 1):
-            for name in names:
-                judge(name, VARIANTS[name], seed, kept, held, options.epochs, options.out, device)
+            for name in variants:
+                judge(name, VARIANTS[name], seed, data, held, options.epochs, options.out, device)
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
@@ -86,17 +80,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(table(options.out, names, options.seeds))
+    print(table(options.out, variants, options.seeds))
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.edge.ablate",
+        description="Measure what each ingredient of the edge network's recipe contributes.",
+    )
+    add = parser.add_argument
+    add("--dataset", default="organamnist", help="default: organamnist")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/ablation"),
+        metavar="DIR",
+        help="directory for all output (default: runs/ablation)",
+    )
+    add("--seeds", type=positive, default=3, metavar="K", help="seeds per variant (default: 3)")
+    add("--epochs", type=positive, default=8, metavar="N", help="epochs per variant (default: 8)")
+    add(
+        "--only",
+        type=names,
+        metavar="LIST",
+        help=f"variants separated by commas (default: all): {', '.join(VARIANTS)}",
+    )
+    return parser
+
+
 def split(data: Data) -> tuple[Data, Data]:
-    """The data with three quarters of its training slices, and with the held-out quarter as its training split."""
+    """Split off a quarter of the training slices.
+
+    Args:
+        data: a whole data set.
+
+    Returns:
+        The data with three quarters of its training slices, and with the other quarter as its training split.
+    """
     out = held_out(chains(data.images["train"], data.labels["train"]))
     return _only(data, ~out), _only(data, out)
 
 
 def _only(data: Data, chosen: np.ndarray) -> Data:
+    """The data with the chosen training slices, bool (N,)."""
     return replace(
         data,
         images=data.images | {"train": data.images["train"][chosen]},
@@ -108,7 +141,7 @@ def judge(
     name: str,
     recipe: EdgeRecipe,
     seed: int,
-    kept: Data,
+    data: Data,
     held: Data,
     epochs: int,
     out: Path,
@@ -120,7 +153,7 @@ def judge(
         name: of the variant, for its directory and its output lines.
         recipe: of the variant.
         seed: of the run.
-        kept: the data to train and validate on.
+        data: the data to train and validate on.
         held: the data whose training split was held out.
         epochs: to train.
         out: directory of the ablation.
@@ -134,7 +167,7 @@ def judge(
     """
     directory = out / name.replace(" ", "_") / f"seed-{seed}"
     file = directory / "scores.json"
-    about = {"data_md5": kept.md5, "epochs": epochs, "method": recipe.described()}
+    about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.described()}
     if file.exists():
         stored: dict[str, float] = record.read_json(file)
         if {key: stored.get(key) for key in about} != about:
@@ -145,13 +178,13 @@ def judge(
         print(f"{name}, {line}", flush=True)
 
     config = TrainConfig(seed, 128, epochs, "none")
-    checkpoint = fit.fit(STAGES["edge"], kept, config, device, directory, recipe=recipe, say=say)
+    checkpoint = fit.fit(STAGES["edge"], data, config, device, directory, recipe=recipe, say=say)
     network = fit.network_of(checkpoint).to(device)
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
         return float((fit.evaluate(network, images).argmax(1) == labels).mean())
 
-    val, labels = kept.network_images("val"), kept.labels["val"]
+    val, labels = data.network_images("val"), data.labels["val"]
     chosen = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
     scores = {
         "held_out": accuracy(held.network_images("train"), held.labels["train"]),
@@ -166,10 +199,16 @@ def judge(
     return scores
 
 
-def table(out: Path, names: Sequence[str], seeds: int) -> str:
-    """Mean and standard deviation over the seeds as a Markdown table, one row per variant."""
+def table(out: Path, variants: Sequence[str], seeds: int) -> str:
+    """Mean and standard deviation over the seeds, as a Markdown table.
+
+    Args:
+        out: directory of the ablation.
+        variants: names, one row each.
+        seeds: how many, counted from 1.
+    """
     lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
-    for name in names:
+    for name in variants:
         files = [out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)]
         rows = [record.read_json(file) for file in files]
         cells = [_cell([row[key] for row in rows]) for key in SCORES]

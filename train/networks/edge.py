@@ -29,7 +29,15 @@ class Block(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A 3x3 stem, residual blocks (all but the first halve the map), the mean over the map, a linear head."""
+    """A 3x3 stem, residual blocks (all but the first halve the map), the mean over the map, a linear head.
+
+    Args:
+        stem: filters of the stem.
+        stem_stride: its stride.
+        widths: filters of each block.
+        classes: number of classes.
+        seed: of the starting weights.
+    """
 
     def __init__(
         self, stem: int, stem_stride: int, widths: Sequence[int], *, classes: int, seed: int

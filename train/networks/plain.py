@@ -12,6 +12,15 @@ class PlainCNN(nn.Module):
     """Two convolutions with 2x2 max pooling and three linear layers, with ReLU and optional batch normalization.
 
     The first linear layer grows with the feature map, (size // 4) squared.
+
+    Args:
+        channels: filters of the two convolutions.
+        kernel: pixels per side.
+        hidden: units of the two hidden linear layers.
+        classes: number of classes.
+        size: pixels per side of the input.
+        seed: of the starting weights.
+        batch_norm: whether every layer but the last is followed by batch normalization.
     """
 
     def __init__(

@@ -46,12 +46,22 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
 
 
 def make_network(name: str, *, classes: int, size: int, seed: int) -> nn.Module:
-    """A network of the table with its starting weights, on the CPU. RunError names the rows for an unknown one."""
+    """Build a network with its starting weights, on the CPU.
+
+    Args:
+        name: a row of the table.
+        classes: number of classes.
+        size: pixels per side of its input.
+        seed: of the weights.
+
+    Raises:
+        RunError: the table has no such row.
+    """
     if name not in NETWORKS:
         raise RunError(f"unknown network {name!r}; choose from {', '.join(NETWORKS)}")
     return NETWORKS[name](classes, size, seed)
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters; running means and variances are not among them."""
+    """Count the trainable parameters; running means and variances are not among them."""
     return sum(p.numel() for p in network.parameters())

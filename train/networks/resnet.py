@@ -13,14 +13,14 @@ from train.networks.init import draw_layer, layer_generator
 class SmallMapConv2d(nn.Conv2d):
     """A convolution as one matrix product: a 1x1 kernel anywhere, a padded 3x3 kernel on a map of 1x1 or 2x2 pixels.
 
-    At 28 px a ResNet's maps shrink to 2x2 pixels and one, where most taps of a 3x3 kernel meet only padding and a
-    library's convolution spends its time on zeros. In channels-last memory neither product copies its input.
-    Only for the CPU: the products for 2x2 maps take 60 % more operations, so a GPU runs the convolution itself.
+    At 28 px the maps of a ResNet shrink to 2x2 pixels and one. There most taps of a 3x3 kernel only meet padding, and
+    a library's convolution spends its time on zeros. In channels-last memory neither product copies its input. The
+    products for 2x2 maps take 60 % more operations, so a GPU runs the convolution itself.
     """
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> SmallMapConv2d:
-        """The same convolution, sharing `conv`'s weight."""
+        """The same convolution, sharing the weight of `conv`, which has a square kernel and no bias."""
         (kernel, _), (stride, _) = conv.kernel_size, conv.stride
         own = cls(
             conv.in_channels,
@@ -43,7 +43,7 @@ class SmallMapConv2d(nn.Conv2d):
             return F.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
         if max(height, width) > 2:
             return super().forward(x)
-        # output pixel (i, j) sees the whole map through the taps that are not over padding
+        # output pixel (i, j) reads the whole map through the taps that are not over padding
         taps = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # (O, 3, 3, C)
         rows = [slice(1 - i, 1 - i + height) for i in range(0, height, stride)]
         columns = [slice(1 - j, 1 - j + width) for j in range(0, width, stride)]
@@ -115,9 +115,10 @@ class GrayResNet(nn.Module):
         import torchvision
 
         classes = self.resnet.fc.out_features
-        plain: nn.Module = torchvision.models.get_model(self.name, weights=None, num_classes=classes)
+        plain = torchvision.models.get_model(self.name, weights=None, num_classes=classes)
         plain.load_state_dict(self.resnet.state_dict())
         stem = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
         stem.weight = nn.Parameter(plain.conv1.weight.detach().sum(1, keepdim=True))
         plain.conv1 = stem
-        return plain
+        exported: nn.Module = plain
+        return exported

@@ -12,10 +12,18 @@ from train.errors import RunError
 
 
 def find_weights(name: str, directory: Path | None) -> tuple[dict[str, Tensor], str]:
-    """ImageNet weights of a ResNet and where they are from: a file of `directory`, else torchvision's download.
+    """Find the ImageNet weights of a ResNet.
 
-    `directory` holds `resnet50.pth` or torchvision's own name with its hash (`resnet50-0676ba61.pth`).
-    RunError says the two ways to get them where there are none.
+    Args:
+        name: torchvision's name, as `resnet50`.
+        directory: of `resnet50.pth` and so on, or of torchvision's own file names (`resnet50-0676ba61.pth`). None
+            downloads the file, unless torchvision's cache has it.
+
+    Returns:
+        The state dict, float32, and where it is from.
+
+    Raises:
+        RunError: there are none; the message says how to get them.
     """
     import torchvision
 
@@ -35,7 +43,8 @@ def find_weights(name: str, directory: Path | None) -> tuple[dict[str, Tensor], 
 
 def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / own_name
-    begin = own_name.removesuffix(".pth").rpartition("-")[2]  # of the file's SHA-256
+    # torchvision's file names end in the first digits of their SHA-256
+    begin = own_name.removesuffix(".pth").rpartition("-")[2]
     try:
         if not path.exists():
             download(url, path, begin, algorithm="sha256")
