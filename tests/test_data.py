@@ -18,7 +18,8 @@ from tests.at_hand import DATA, needs_organamnist
 from tests.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
-from train.data import DATASETS, SIZES, default_directory, load_data, published
+from train.data import default_directory, load_data, published
+from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download
 from train.errors import RunError
 

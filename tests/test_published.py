@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from train.data import DATASETS
+from train.datasets import DATASETS
 from train.report import published
 from train.stages import STAGES
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from train.arguments import device_name, names, natural, positive
+from train.datasets import DATASETS, SIZES
 from train.options import TrainOptions
 
 EPILOG = """\
@@ -43,8 +44,9 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
     add = parser.add_argument
     add(
         "--dataset",
-        default="organsmnist",
-        help="organsmnist (default), organamnist or organcmnist",
+        default=TrainOptions.dataset,
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)} (default: {TrainOptions.dataset})",
     )
     add(
         "--data-dir",
@@ -79,11 +81,11 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         help="precision of the forward pass: auto (default: bf16 if the device supports it natively, else float32), bf16,"
         " fp16 with loss scaling, or off for float32",
     )
-    add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels per side (default: 28)")
+    add("--size", type=int, default=28, choices=SIZES, help="pixels per side (default: 28)")
     add(
         "--resample-from",
         type=int,
-        choices=(64, 128, 224),
+        choices=SIZES[1:],
         metavar="SIZE",
         help="resample the slices from the file of 64, 128 or 224 px, by area averages as the runtime does",
     )

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download
 from train.errors import RunError
 
-SIZES = (28, 64, 128, 224)
 SPLITS = ("train", "val", "test")
 # slices of each split in a smoke run
 SMOKE_SLICES = 256
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of the table.
-
-    Args:
-        view: of its slices: axial, coronal or sagittal.
-        title: as its authors write it.
-        scans: CT scans behind each split, if they are known.
-    """
-
-    view: str
-    title: str
-    scans: Mapping[str, int] = field(default_factory=dict)
-
-
-# One row per data set, by the name that MedMNIST gives it.
-DATASETS = {
-    "organsmnist": Dataset("sagittal", "OrganSMNIST"),
-    "organamnist": Dataset("axial", "OrganAMNIST", {"train": 115, "val": 16, "test": 70}),
-    "organcmnist": Dataset("coronal", "OrganCMNIST"),
-}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from train.data import DATASETS
+from train.datasets import DATASETS
 
 STUDY_DATASET = "organsmnist"
 STUDY_METRICS = ("accuracy", "precision", "recall", "f1")
