@@ -20,7 +20,7 @@ from export.member import ExportError
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
 
 if TYPE_CHECKING:
-    from organ_infer.bundle import Member
+    from organ_infer.bundle.files import Member
 
 # For each view, the patient direction in which the row and the column index of MedMNIST's stored slices grow, as
 # DICOM letters. Established for axial slices from the data (README, "Orientation"); not for the other views.
@@ -63,7 +63,7 @@ def write_bundle(
     the `temperature_fitted_on` is. Raises ExportError.
     """
     from organ_infer import OrganInferError
-    from organ_infer.bundle import Card, Input, Manifest, Task, sha256_of
+    from organ_infer.bundle.files import Card, Input, Manifest, Task, sha256_of
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
@@ -148,7 +148,7 @@ def check_place(directory: Path) -> None:
 
 def _member(building: Path, stage: str, forms: Sequence[Form]) -> Member:
     """Write the forms of one member; its entry in the manifest."""
-    from organ_infer.bundle import Member, sha256_of
+    from organ_infer.bundle.files import Member, sha256_of
 
     entries = []
     for form in forms:

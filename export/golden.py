@@ -17,11 +17,11 @@ import numpy as np
 
 def add_golden(bundle: Path) -> None:
     """Ask the forms of each device, in onnxruntime on this CPU. Raises BundleError and DeviceError."""
-    from organ_infer.bundle import MANIFEST_FILE, open_bundle, read_manifest
-    from organ_infer.ensemble import Ensemble
-    from organ_infer.golden import GOLDEN, golden_rows, golden_slices
-    from organ_infer.reading import pack_slices
-    from organ_infer.session import Session
+    from organ_infer.batching import pack_slices
+    from organ_infer.bundle.files import MANIFEST_FILE, open_bundle, read_manifest
+    from organ_infer.bundle.golden import GOLDEN, golden_rows, golden_slices
+    from organ_infer.engine.ensemble import Ensemble
+    from organ_infer.engine.session import Session
 
     manifest = read_manifest(bundle)
     how = manifest.input

@@ -81,7 +81,7 @@ def check_installed() -> None:
 def _import_onnxruntime() -> ModuleType:
     """onnxruntime as the runtime loads it, without the usage statistics that it sends by default."""
     from organ_infer import DeviceError
-    from organ_infer.session import import_onnxruntime
+    from organ_infer.engine.session import import_onnxruntime
 
     try:
         return import_onnxruntime()
@@ -171,7 +171,7 @@ def check_logits(expected: np.ndarray, found: np.ndarray, *, name: str) -> None:
 
 def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)):
     """An onnxruntime session on a model's bytes; ExportError names the command where onnxruntime is missing."""
-    from organ_infer.processors import usable_processors
+    from organ_infer.engine.cpu_count import usable_processors
 
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from organ_infer.bundle import Member
+    from organ_infer.bundle.files import Member
 
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 PRECISIONS = ("listed", "int8", "fp32", "fp16")
@@ -100,7 +100,7 @@ def write_repository(bundle: Path, directory: Path, *, device: str, precision: s
 
     Raises TritonError, BundleError, OSError.
     """
-    from organ_infer.bundle import open_bundle
+    from organ_infer.bundle.files import open_bundle
 
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise TritonError(f"{directory} is not empty: name a directory that is not there yet")
@@ -155,11 +155,11 @@ def _name(text: str) -> str:
 
 def _form(member: Member, precision: str, device: str) -> Member:
     """The form of a member to serve. Raises TritonError where the bundle does not carry it."""
-    from organ_infer.manifest import CUDA_ORDER
+    from organ_infer.bundle.precision import BY_NAME
 
     forms = {form.precision: form for form in (*reversed(member.alternatives), member)}
     if precision == "listed":
-        return member if device == "cpu" else min(forms.values(), key=lambda f: CUDA_ORDER.index(f.precision))
+        return member if device == "cpu" else min(forms.values(), key=lambda f: BY_NAME[f.precision].cuda_rank)
     if precision not in forms:
         raise TritonError(f"member {member.stage} has no {precision} form, only {', '.join(sorted(forms))}")
     return forms[precision]
@@ -209,7 +209,7 @@ def _averaging_graph(answers: Mapping[str, str], classes: int, temperature: floa
 def _compare(
     content: bytes, answers: Mapping[str, str], classes: int, temperature: float, batch: int
 ) -> None:
-    from organ_infer.session import import_onnxruntime
+    from organ_infer.engine.session import import_onnxruntime
 
     random = np.random.default_rng(batch)
     given, expected = {}, []

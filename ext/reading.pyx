@@ -2,7 +2,7 @@
 """A batch of files as a network's input: opened, read, decoded and packed in C.
 
 Only plain 8-bit gray PNG is taken, by a strict decoder; whatever is unusual, damaged or missing is left to the
-caller, so that there is one place, `organ_infer.images`, that reads it or says what is wrong with it.
+caller, so that there is one place, `organ_infer.images.registry`, that reads it or says what is wrong with it.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from organ_infer.bundle import Manifest
+from organ_infer.bundle.files import Manifest
 
 
 def tiny_graph():

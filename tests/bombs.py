@@ -89,7 +89,7 @@ def bombs(size):
         "PNG, 60,000 x 60,000 RGBA of 16 bits, interlaced": png(BIG, BIG, b"", b"\x10\6\0\0\1"),
         "PNG, a row of 4,294,967,295": png(0xFFFFFFFF, 1, b""),
         "PNG, text that unpacks": png(28, 28, b"", b"\x08\0\0\0\0", (b"zTXt", b"a\0\0" + zeros(size))),
-        "PNG, a colour profile that unpacks": png(28, 28, b"", b"\x08\0\0\0\0", (b"iCCP", b"a\0\0" + zeros(size))),
+        "PNG, a color profile that unpacks": png(28, 28, b"", b"\x08\0\0\0\0", (b"iCCP", b"a\0\0" + zeros(size))),
         "PNG, 2,147,483,647 frames": png(
             28, 28, zlib.compress(bytes(29 * 28)), b"\x08\0\0\0\0", (b"acTL", struct.pack(">II", 0x7FFFFFFF, 0))
         ),

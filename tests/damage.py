@@ -24,7 +24,7 @@ def checked():
             name = f"PNG, {depth}-bit {NAMES[kind]}{', interlaced' if interlaced else ''}"
             found.setdefault(name, random_png(kind, depth, interlaced=interlaced))
     for kind, extra in CLEAR.items():
-        found[f"PNG, 8-bit {NAMES[kind]} with a transparent colour"] = random_png(kind, 8, extra)
+        found[f"PNG, 8-bit {NAMES[kind]} with a transparent color"] = random_png(kind, 8, extra)
     found["PNG, turned by EXIF"] = saved(WIDE, exif=turned())
     found["PNG, 3 frames"] = pages("PNG", STACK[:3])
     found[".npz, stored"] = npz(a=STACK[:2], b=GRAY)
@@ -37,7 +37,7 @@ def unchecked():
     images = {f"JPEG{name}": saved(WIDE, "JPEG", **options) for name, options in JPEGS.items()}
     images |= {f"TIFF, {name}": saved(WIDE, "TIFF", compression=name) for name in TIFFS}
     images |= {
-        "JPEG, colour": saved(COLOUR, "JPEG"),
+        "JPEG, color": saved(COLOUR, "JPEG"),
         "TIFF, 3 pages": tiff(*STACK[:3]),
         "TIFF, 16 bits": tiff(GRAY.astype(np.uint16) * 257),
         "BMP": saved(WIDE, "BMP"),

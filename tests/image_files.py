@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from organ_infer import ImageError
-from organ_infer.images import Limits, decode_slices, open_slices
+from organ_infer.images.registry import decode_slices, open_slices
+from organ_infer.images.types import Limits
 
 GRAY = np.random.default_rng(3).integers(0, 256, (9, 7), np.uint8)
 DEEP = np.random.default_rng(4).integers(0, 65_536, (9, 7), np.uint16)

@@ -70,14 +70,14 @@ ODD = {
     "text": png(GRAY, before=chunk(b"tEXt", b"a\0b")),
     "text at the end": png(GRAY, after=chunk(b"tEXt", b"a\0b")),
     "animated": png(GRAY, before=chunk(b"acTL", struct.pack(">II", 1, 0))),
-    "colour profile": png(GRAY, before=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x"))),
+    "color profile": png(GRAY, before=chunk(b"iCCP", b"a\0\0" + zlib.compress(b"x"))),
     "a palette": png(GRAY, before=chunk(b"PLTE", bytes(3))),
     "unknown": png(GRAY, before=chunk(b"abCd", b"x")),
     "a second header": png(GRAY, before=head(7, 9)),
     "no pixels": SIGNATURE + head(7, 1) + chunk(b"IEND"),
     "no header": SIGNATURE + chunk(b"IDAT", STREAM) + chunk(b"IEND"),
     "16 bits": one_row(kind=b"\x10\0\0\0\0"),
-    "colour": one_row(kind=b"\x08\2\0\0\0"),
+    "color": one_row(kind=b"\x08\2\0\0\0"),
     "interlaced": one_row(kind=b"\x08\0\0\0\1"),
     "no width": one_row(width=0),
     "65,536 wide": one_row(zlib.compress(bytes(65_537)), 65_536),
@@ -114,7 +114,7 @@ def guesses(a, b, c):
 
 
 def any_png(values, kind, depth, *extra, interlaced=False):
-    """values: whole numbers (H, W, channels) of `depth` bits, as a PNG of colour type `kind`; its filters in turn.
+    """values: whole numbers (H, W, channels) of `depth` bits, as a PNG of color type `kind`; its filters in turn.
     extra: chunks before the pixels."""
     height, width, channels = values.shape
     pixel, stream = max(1, channels * depth // 8), b""
@@ -174,7 +174,7 @@ def samples(rows, width, depth, channels):
 
 
 def reference_gray(data):
-    """(gray of 0 to 1 in float64 (H, W), luma and composited on black; bits of a channel; colour type)"""
+    """(gray of 0 to 1 in float64 (H, W), luma and composited on black; bits of a channel; color type)"""
     parts = {}
     for name, content in chunks(data):
         parts[name] = parts.get(name, b"") + content
@@ -195,13 +195,13 @@ def reference_gray(data):
         palette = np.frombuffer(parts[b"PLTE"], np.uint8).reshape(-1, 3) / 255
         opaque = np.ones(len(palette))
         opaque[: len(clear or b"")] = np.frombuffer(clear or b"", np.uint8) / 255
-        alpha, colour = opaque[values[..., 0]], palette[values[..., 0]]
+        alpha, color = opaque[values[..., 0]], palette[values[..., 0]]
     else:
         if kind >= 4:
             alpha = values[..., -1] / most
         elif clear:
             keys = np.frombuffer(clear, ">u2")
             alpha = (values != keys).any(axis=2).astype(float)
-        colour = values[..., : 3 if kind in (2, 6) else 1] / most
-    luma = colour @ [0.299, 0.587, 0.114] if colour.shape[2] == 3 else colour[..., 0]
+        color = values[..., : 3 if kind in (2, 6) else 1] / most
+    luma = color @ [0.299, 0.587, 0.114] if color.shape[2] == 3 else color[..., 0]
     return luma * alpha, depth, kind

@@ -225,7 +225,7 @@ def stand_in(
 
 def assert_one_thread(module):
     """Every session is gone, and nothing on CUDA was done outside the CUDA thread."""
-    from organ_infer import cuda_thread
+    from organ_infer.engine import cuda_thread
 
     gc.collect()
     if cuda_thread._worker is not None:

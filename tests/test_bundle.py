@@ -10,8 +10,15 @@ import pytest
 from conftest import DEFAULT, entry, make_graph, needs_default, write_bundle
 
 from organ_infer import BundleError
-from organ_infer.bundle import Manifest, list_bundle, open_bundle, packaged_bundle, read_manifest, sha256_of
-from organ_infer.onnx_file import MalformedFile, read_graph
+from organ_infer.bundle.files import (
+    Manifest,
+    list_bundle,
+    open_bundle,
+    packaged_bundle,
+    read_manifest,
+    sha256_of,
+)
+from organ_infer.bundle.onnx_graph import MalformedFile, read_graph
 
 
 def put(bundle, change):
@@ -198,9 +205,9 @@ def test_a_missing_or_unknown_key_is_refused_at_every_level(copied):
             assert key in refused(copied, "is missing")
             tried += 1
         changed = copy.deepcopy(whole)
-        inside(changed, place)["colour"] = 1
+        inside(changed, place)["color"] = 1
         path.write_text(json.dumps(changed))
-        assert "valid ones are" in refused(copied, "unknown key '.*colour'")
+        assert "valid ones are" in refused(copied, "unknown key '.*color'")
     assert tried > 25
 
 

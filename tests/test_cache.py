@@ -11,8 +11,17 @@ import numpy as np
 import pytest
 from conftest import make_graph, write_bundle
 
-from organ_infer import BundleError, OrganClassifier, cache, ensemble
-from organ_infer.cache import ABANDONED, KEPT, Cache, cache_directory, describe_cache, graph_files
+from organ_infer import BundleError, OrganClassifier
+from organ_infer.engine import ensemble
+from organ_infer.engine import graph_cache as cache
+from organ_infer.engine.graph_cache import (
+    ABANDONED,
+    KEPT,
+    Cache,
+    cache_directory,
+    describe_cache,
+    graph_files,
+)
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
 
@@ -52,7 +61,7 @@ def test_the_second_opening_takes_the_optimised_graphs_and_answers_alike(root, t
     assert {"a.onnx.optimised", "b.onnx.optimised", "record.json"} <= names
     assert stat.S_IMODE(entry.stat().st_mode) == 0o700
     reads = []
-    monkeypatch.setattr("organ_infer.bundle._read_graph", lambda path, *_: reads.append(path))
+    monkeypatch.setattr("organ_infer.bundle.files._read_graph", lambda path, *_: reads.append(path))
     assert np.array_equal(answer(two, slices), first)
     assert not reads  # neither read nor optimised again
 

@@ -14,12 +14,14 @@ from stand_in import CPU, CUDA
 
 from export.golden import add_golden
 from export.golden import main as golden_main
-from organ_infer import BundleError, OrganClassifier, loading
-from organ_infer import check as check_module
-from organ_infer.arguments import parse
-from organ_infer.bundle import open_bundle, packaged_bundle, read_manifest
-from organ_infer.check import check
-from organ_infer.golden import TOLERANCE, golden_answers, golden_slices, tolerance
+from organ_infer import BundleError, OrganClassifier
+from organ_infer.bundle.files import open_bundle, packaged_bundle, read_manifest
+from organ_infer.bundle.golden import golden_answers, golden_slices, tolerance
+from organ_infer.bundle.precision import BY_NAME
+from organ_infer.cli import check as check_module
+from organ_infer.cli.arguments import parse
+from organ_infer.cli.check import check
+from organ_infer.engine import ort as loading
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +370,8 @@ def test_the_widest_tolerance_of_the_forms_in_use_holds(tmp_path):
     add_golden(folder)
     manifest = read_manifest(folder)
     assert (
-        tolerance(manifest, "cpu") == TOLERANCE["int8"] and tolerance(manifest, "cuda") == TOLERANCE["fp16"]
+        tolerance(manifest, "cpu") == BY_NAME["int8"].tolerance
+        and tolerance(manifest, "cuda") == BY_NAME["fp16"].tolerance
     )
     assert not np.allclose(golden_answers(manifest, "cpu"), golden_answers(manifest, "cuda"), atol=0.01)
     with OrganClassifier(folder, device="cpu") as opened:

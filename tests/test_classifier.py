@@ -12,7 +12,7 @@ import pytest
 from conftest import CLASSES, child_environment, constant_graph, make_graph, write_bundle
 
 from organ_infer import InputError, OrganClassifier, OrganInferError, Prediction
-from organ_infer.session import Session
+from organ_infer.engine.session import Session
 
 
 def softmax(logits):
@@ -131,7 +131,7 @@ def test_every_slice_has_its_own_warnings_in_whichever_batch(bundle, tmp_path, s
     images[1], images[6] = images[1][:60], images[6][:60]
     expected = [
         () if len(image) == 60
-        else (f"doubtful: 410 x {len(image)} pixels, as of a whole slice, not of a crop around one organ",)
+        else (f"implausible: 410 x {len(image)} pixels, as of a whole slice, not of a crop around one organ",)
         for image in images
     ]  # fmt: skip
     paths = [tmp_path / f"{i}.png" for i in range(9)]
@@ -251,7 +251,7 @@ def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
 
 def test_a_file_says_how_it_lies_before_the_option_does(bundle):
     """And the option holds for those that do not say."""
-    from organ_infer.images import Slice
+    from organ_infer.images.types import Slice
 
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     with OrganClassifier(bundle, device="cpu", orientation="PL") as opened:
@@ -347,7 +347,7 @@ def test_input_is_never_written_to(classifier, slices):
 
 BAD = [
     (np.zeros((28, 28), np.float32), "found float32: pass gray of 0 to 255 as uint8"),
-    (np.full((28, 28), np.nan), "found float64: .* after taking out the NaN"),
+    (np.full((28, 28), np.nan), "found float64: .* after removing NaN"),
     (np.full((28, 28), np.inf, np.float32), "found float32: pass gray of 0 to 255 as uint8, or HU as int16$"),
     (np.full((28, 28), -np.inf, np.float16), "found float16: pass gray"),
     (np.full((28, 28), 1e30), "found float64: pass gray"),
@@ -359,13 +359,13 @@ BAD = [
     (np.zeros((28, 28), bool), r"found bool: pass image.astype\('uint8'\) \* 255"),
     (np.zeros((28, 28), np.int64), "found int64: pass uint8 gray, uint16 gray, or int16"),
     (np.zeros((28, 28), object), "found object"),
-    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like colour: pass gray"),
+    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like color: pass gray"),
     (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\): pass gray"),
     (np.zeros(28, np.uint8), r"found 1 axes \(28,\)"),
     (np.uint8(3), "found uint8"),
     (np.zeros((0, 28, 28), np.uint8), "no slice in it"),
-    (np.zeros((0, 28), np.uint8), r"1 to 65,535 pixels a side expected, found \(0, 28\)"),
-    (np.zeros((1, 70_000), np.uint8), "1 to 65,535 pixels a side"),
+    (np.zeros((0, 28), np.uint8), r"1 to 65,535 pixels per side expected, found \(0, 28\)"),
+    (np.zeros((1, 70_000), np.uint8), "1 to 65,535 pixels per side"),
     ([], "no slice in it"),
     (None, "found NoneType"),
     ([None], r"images\[0\]: .* found NoneType"),

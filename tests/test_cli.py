@@ -19,7 +19,9 @@ from ran import failed, paths, rows
 
 def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tmp_path, monkeypatch, capfd):
     """The network breaks in its third batch."""
-    from organ_infer import OrganInferError, cli, ensemble
+    from organ_infer import OrganInferError
+    from organ_infer.cli import command as cli
+    from organ_infer.engine import ensemble
 
     calls, real = [], ensemble.Ensemble.probabilities
 
@@ -221,8 +223,9 @@ def tree(tmp_path, pictures):
 
 
 def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_path, monkeypatch):
-    from organ_infer.arguments import parse
-    from organ_infer.inputs import Found, find
+    from organ_infer.cli.arguments import parse
+    from organ_infer.cli.paths import find
+    from organ_infer.images.discovery import Candidate
 
     for name in ("a/1.png", "b/2.png", "b/deep/3.png", "c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -238,7 +241,7 @@ def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_
     refused = "cannot be listed (Permission denied)"
     found = list(find(parse(["--recursive", str(tmp_path)])))
     expected = [("a", refused), ("b/2.png", None), ("b/deep", refused), ("c.png", None)]
-    assert found == [Found(str(tmp_path / name), error) for name, error in expected]
+    assert found == [Candidate(str(tmp_path / name), error) for name, error in expected]
 
 
 def test_a_directory_gives_its_images_in_byte_order(command, tree):

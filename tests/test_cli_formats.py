@@ -60,9 +60,9 @@ def test_jsonl_with_the_likeliest_classes(command, some):
 
 
 def test_csv(command, some, bad, tmp_path):
-    colour = tmp_path / "colour, alpha.png"
-    Image.fromarray(RAMP.repeat(4, axis=2)).save(colour)
-    done = command("--format", "csv", some[0], bad, colour)
+    color = tmp_path / "color, alpha.png"
+    Image.fromarray(RAMP.repeat(4, axis=2)).save(color)
+    done = command("--format", "csv", some[0], bad, color)
     head, good, wrong, noted = csv.reader(io.StringIO(done.stdout))
     assert head == COLUMNS + CLASSES and done.returncode == 1
     assert good[0] == some[0] and good[1] in CLASSES and good[5:7] == ["", ""]
@@ -74,20 +74,20 @@ def test_csv(command, some, bad, tmp_path):
         and wrong[6].startswith("no image of a known format")
         and set(wrong[1:6] + wrong[7:]) == {""}
     )
-    assert noted[0] == str(colour) and noted[5] == "converted from colour to gray; alpha composited on black"
+    assert noted[0] == str(color) and noted[5] == "converted from color to gray; alpha composited on black"
 
 
 def test_warnings_go_to_standard_error_with_text(command, tmp_path):
-    path = tmp_path / "colour.png"
+    path = tmp_path / "color.png"
     Image.fromarray(RAMP.repeat(3, axis=2)).save(path)
     done = command(path)
     assert (
-        done.stderr == f"organ-infer: warning: {path}: converted from colour to gray\n"
+        done.stderr == f"organ-infer: warning: {path}: converted from color to gray\n"
         and done.returncode == 0
     )
     assert command("--quiet", path).stderr == ""
     (row,) = rows(command("--format", "jsonl", path))
-    assert row["warnings"] == ["converted from colour to gray"]
+    assert row["warnings"] == ["converted from color to gray"]
 
 
 def test_orientation_turns(command, tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import npy, saved
 
-from organ_infer import ImageFailure, OrganClassifier, OrganInferError, cli
+from organ_infer import ImageFailure, OrganClassifier, OrganInferError
+from organ_infer.cli import command as cli
 from organ_infer.cli import main
 
 GRAY = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
@@ -190,7 +191,7 @@ def test_where_no_image_is_each_reason_is_told_and_nothing_done(quick, files, ca
 def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_not_wait(
     quick, files, monkeypatch, tmp_path, bar
 ):
-    from organ_infer import progress
+    from organ_infer.cli import progress
 
     class Shown(progress.Messages):
         def __init__(self):
@@ -360,7 +361,7 @@ def test_help_and_version_are_0_and_wrong_options_2(capfd):
 
 
 def test_a_closed_pipe_is_0(monkeypatch, capfd, files, bundle):
-    from organ_infer.output import ClosedPipe
+    from organ_infer.cli.output import ClosedPipe
 
     def classify(*_):
         raise ClosedPipe
@@ -373,7 +374,7 @@ def test_a_closed_pipe_is_0(monkeypatch, capfd, files, bundle):
 @needs_default
 @pytest.mark.parametrize("wrong", [[], ["one", "two"]])
 def test_check_is_0_when_nothing_is_wrong_and_2_otherwise(monkeypatch, capfd, wrong):
-    from organ_infer import check
+    from organ_infer.cli import check
 
     monkeypatch.setattr(check, "check", lambda options: (["a  b", "c  d"], wrong))
     assert main(["--check"]) == (2 if wrong else 0)
@@ -383,8 +384,8 @@ def test_check_is_0_when_nothing_is_wrong_and_2_otherwise(monkeypatch, capfd, wr
 def test_the_library_s_warnings_are_lines_and_all_is_put_back(capfd):
     import logging
 
-    from organ_infer import loading
-    from organ_infer.progress import Messages
+    from organ_infer.cli.progress import Messages
+    from organ_infer.engine import ort as loading
 
     log = logging.getLogger("organ_infer")
     handlers, propagates = list(log.handlers), log.propagate

@@ -15,7 +15,7 @@ import pytest
 from conftest import child_environment
 from ran import failed
 
-from organ_infer.progress import bar_text
+from organ_infer.cli.progress import bar_text
 
 # Writing.
 
@@ -194,7 +194,7 @@ def test_the_bar_fits_any_terminal(columns):
 def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
     from types import SimpleNamespace
 
-    from organ_infer.cli import Stopped, _Signals
+    from organ_infer.cli.command import Stopped, _Signals
 
     signals = _Signals()
     signals.writer = SimpleNamespace(busy=True)
@@ -213,7 +213,7 @@ def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
 
 
 def test_a_message_takes_the_bar_away_first(monkeypatch):
-    from organ_infer.progress import Messages
+    from organ_infer.cli.progress import Messages
 
     written = []
     messages = Messages()
@@ -227,7 +227,7 @@ def test_a_message_takes_the_bar_away_first(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_opened_does_not_spoil_what_was_written(tmp_path, monkeypatch):
-    from organ_infer import output
+    from organ_infer.cli import output
 
     real = os.open
 

@@ -93,8 +93,8 @@ def test_noise_is_drawn_a_channel_and_read_as_gray(name, severity):
     found = row.apply(SLICES, strength, np.random.default_rng(4))
     generator = np.random.default_rng(4)
     for image, made in zip(SLICES, found, strict=True):
-        colour = np.asarray(Image.fromarray(image).convert("RGB")) / 255
-        noisy = (np.clip(NOISE[name](colour, strength, generator), 0, 1) * 255).astype(np.uint8)
+        color = np.asarray(Image.fromarray(image).convert("RGB")) / 255
+        noisy = (np.clip(NOISE[name](color, strength, generator), 0, 1) * 255).astype(np.uint8)
         expected = np.asarray(Image.fromarray(noisy).convert("L"))
         # float32 beside float64: now and then one gray level
         difference = np.abs(made.astype(int) - expected)

@@ -15,8 +15,8 @@ from conftest import CLASSES, child_environment, make_graph
 from stand_in import CPU, CUDA
 
 from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
-from organ_infer.cuda import BATCHES, HARMLESS_OPERATORS
-from organ_infer.session import Session
+from organ_infer.engine.cuda import BATCHES, HARMLESS_OPERATORS
+from organ_infer.engine.session import Session
 
 GRAPH = make_graph()
 IMAGES = np.random.default_rng(0).normal(size=(300, 1, 28, 28)).astype(np.float32)
@@ -390,8 +390,8 @@ ort = stand_in.stand_in()
 sys.modules["onnxruntime"] = ort
 import numpy as np
 from conftest import make_graph
-from organ_infer import cuda_thread
-from organ_infer.session import Session
+from organ_infer.engine import cuda_thread
+from organ_infer.engine.session import Session
 
 def opened():
     return Session(make_graph(), output="logits", classes=11, where="g", device="cuda", threads=1)

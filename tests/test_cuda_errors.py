@@ -10,9 +10,10 @@ import pytest
 from conftest import CLASSES, make_graph
 from stand_in import CPU, INVALID_DEVICE
 
-from organ_infer import DeviceError, OrganClassifier, gpus
-from organ_infer.cuda_errors import _ADVICE, advice, describe, shorten
-from organ_infer.session import Session
+from organ_infer import DeviceError, OrganClassifier
+from organ_infer.engine import gpus
+from organ_infer.engine.cuda_errors import _ADVICE, advice, describe, shorten
+from organ_infer.engine.session import Session
 
 IMAGES = np.zeros((1, 1, 28, 28), np.float32)
 

@@ -12,8 +12,9 @@ import pytest
 import stand_in
 from conftest import CLASSES, child_environment, make_graph, write_bundle
 
-from organ_infer import DeviceError, OrganClassifier, OrganInferError, cuda_thread
-from organ_infer.session import Session
+from organ_infer import DeviceError, OrganClassifier, OrganInferError
+from organ_infer.engine import cuda_thread
+from organ_infer.engine.session import Session
 
 IMAGES = np.random.default_rng(0).normal(size=(8, 1, 28, 28)).astype(np.float32)
 SLICES = np.zeros((3, 28, 28), np.uint8)
@@ -89,8 +90,9 @@ ort = stand_in.stand_in()
 sys.modules["onnxruntime"] = ort
 import numpy as np
 from conftest import make_graph
-from organ_infer import OrganInferError, cuda_thread
-from organ_infer.session import Session
+from organ_infer import OrganInferError
+from organ_infer.engine import cuda_thread
+from organ_infer.engine.session import Session
 IMAGES = np.zeros((3, 1, 28, 28), np.float32)
 
 def opened():
@@ -201,11 +203,11 @@ def test_the_cpu_starts_no_thread_and_imports_none_of_it(bundle):
 import sys
 sys.modules.pop("onnxruntime")
 from organ_infer import OrganClassifier
-for name in [name for name in sys.modules if name.startswith(("organ_infer.cuda_thread", "concurrent"))]:
+for name in [name for name in sys.modules if name.startswith(("organ_infer.engine.cuda_thread", "concurrent"))]:
     del sys.modules[name]
 with OrganClassifier({str(bundle)!r}, device="cpu") as classifier:
     classifier.predict(np.zeros((3, 28, 28), np.uint8))
-assert not [name for name in sys.modules if name.startswith(("organ_infer.cuda_thread", "concurrent"))]
+assert not [name for name in sys.modules if name.startswith(("organ_infer.engine.cuda_thread", "concurrent"))]
 assert threading.active_count() == 1
 """
     done = in_child(code)
@@ -399,7 +401,7 @@ assert all(kept.value() is None for kept in ort.values)
 def test_a_child_destroys_nothing_of_its_parents():
     """Also of a network that no Session watches over."""
     done = in_child("""
-from organ_infer.cuda import BoundSession
+from organ_infer.engine.cuda import BoundSession
 def made(capture):
     provider = ("CUDAExecutionProvider", {"device_id": "0"})
     return ort.InferenceSession(make_graph(), ort.SessionOptions(), [provider], 0)

@@ -21,8 +21,8 @@ from image_files import decode
 from png_files import CHANNELS, GRAY, KINDS, ODD, ROW, WHOLE, any_png, mended, random_png, reference_gray
 
 from organ_infer import BundleError, ImageError, InputError
-from organ_infer.arguments import Options, UsageError, parse
-from organ_infer.bundle import Manifest
+from organ_infer.bundle.files import Manifest
+from organ_infer.cli.arguments import Options, UsageError, parse
 
 CORPUS = ROOT / "tests" / "corpus"
 IMAGES = sorted((CORPUS / "images").iterdir())
@@ -39,7 +39,7 @@ quiet = pytest.mark.filterwarnings("ignore")  # what Pillow and pydicom have to 
 
 
 def as_reference(data, found):
-    """Exactly where the file is gray; within a step where it is computed, two where 16 bits of colour are cut to 8."""
+    """Exactly where the file is gray; within a step where it is computed, two where 16 bits of color are cut to 8."""
     gray, depth, kind = reference_gray(data)
     most = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65_535}[found.pixels.dtype]
     if kind in (0, 4):
@@ -54,7 +54,7 @@ def as_reference(data, found):
 @pytest.mark.parametrize(
     "name",
     ["a row too few", "a row too many", "filter 5", "no checksum", "a wrong checksum", "a dictionary", "parted IDAT",
-     "16 bits", "colour", "interlaced", "no pixels", "no header", "no width"],
+     "16 bits", "color", "interlaced", "no pixels", "no header", "no width"],
 )  # fmt: skip
 def test_png_without_all_its_pixels_is_refused(name):
     with pytest.raises(ImageError) as caught:
@@ -135,7 +135,7 @@ def test_the_png_suite():
     broken = {name for name in refused if name.startswith("x")}
     assert len(broken) == 14 == len(list(SUITE.glob("x*.png")))
     assert refused.keys() - broken == {"tbbn2c16", "tbgn2c16"}
-    assert all("16-bit colour with a transparent colour" in refused[name] for name in refused.keys() - broken)
+    assert all("16-bit color with a transparent color" in refused[name] for name in refused.keys() - broken)
 
 
 # Every cut and every flipped bit.

@@ -121,7 +121,7 @@ def test_dicom_that_cannot_be_a_ct_slice_is_refused():
     refused(dicom(STORED, **HU, ImageOrientationPatient=[0.7, 0.7, 0, -0.7, 0.7, 0]), "oblique")
     refused(dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "along one axis of the patient")
     refused(dicom(STORED, **HU)[:200], "DICOM")
-    refused(dicom(STORED, **HU, SamplesPerPixel=3), "colour is not read")
+    refused(dicom(STORED, **HU, SamplesPerPixel=3), "color is not read")
 
 
 def test_dicom_without_pydicom_names_the_extra(monkeypatch):

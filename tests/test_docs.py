@@ -47,7 +47,7 @@ def called(node):
 def constants():
     """Every name of the package that is a text, or several."""
     found = {}
-    for path in RUNTIME.glob("*.py"):
+    for path in RUNTIME.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             match node:
                 case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant() | ast.Tuple() as value):
@@ -73,7 +73,7 @@ def python_messages(path, names):
             yield texts[1 if name == "log" else 0]
         elif name == "_say" or (name == "append" and ast.unparse(node.func) == "self.wrong.append"):
             yield texts[-1]
-        elif name == "Found" and len(texts) > 1:
+        elif name == "Candidate" and len(texts) > 1:
             yield texts[1]
 
 
@@ -90,7 +90,10 @@ def cython_messages(path):
 def messages():
     """file -> its messages; those of under two words of their own say what another error said."""
     names = constants()
-    found = {path.name: set(python_messages(path, names)) for path in sorted(RUNTIME.glob("*.py"))}
+    found = {
+        str(path.relative_to(RUNTIME)): set(python_messages(path, names))
+        for path in sorted(RUNTIME.rglob("*.py"))
+    }
     found |= {path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.pyx"))}
     return {
         name: {text for text in texts if len(re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))) > 1}

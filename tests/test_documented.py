@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, needs_default
 
-from organ_infer import OrganClassifier, cuda, cuda_thread, dicom, doubts, gpus, pictures
-from organ_infer.bundle import packaged_bundle, read_manifest
-from organ_infer.cuda_errors import _ADVICE, advice, describe
-from organ_infer.devices import parse_device
-from organ_infer.golden import COUNT, TOLERANCE, golden_slices
-from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT, Limits
+from organ_infer import OrganClassifier
+from organ_infer import plausibility as doubts
+from organ_infer.bundle.files import packaged_bundle, read_manifest
+from organ_infer.bundle.golden import COUNT, golden_slices
+from organ_infer.bundle.precision import PRECISIONS
+from organ_infer.engine import cuda, cuda_thread, gpus
+from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
+from organ_infer.engine.devices import parse_device
+from organ_infer.images import dicom
+from organ_infer.images import pillow as pictures
+from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
 FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
 
@@ -85,7 +90,8 @@ def test_the_known_answers_and_what_is_allowed():
     allowed = {
         name.replace("float32", "fp32"): float(most) for name, most, _ in rows(CHECK, "The known answers")
     }
-    assert allowed == TOLERANCE == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
+    tolerances = {row.name: row.tolerance for row in PRECISIONS}
+    assert allowed == tolerances == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
 
 
 def test_how_long_nvidia_smi_is_waited_for():
@@ -170,7 +176,7 @@ NAMED = (
 
 
 def test_every_failure_of_the_table_gets_its_advice(monkeypatch):
-    monkeypatch.setattr("organ_infer.cuda_errors.driver_version", lambda: None)
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.driver_version", lambda: None)
     assert len(ERRORS) == len(NAMED) + 1 and len(_ADVICE) == len(NAMED)
     seen = []
     for (cell, *_), words in zip(ERRORS, NAMED, strict=False):
@@ -193,6 +199,6 @@ def test_the_codes_of_the_table_are_all_that_are_known():
 
 
 def test_other_failures_point_to_nvidia_smi_and_to_the_extra(monkeypatch):
-    monkeypatch.setattr("organ_infer.cuda_errors.both_wheels_installed", lambda: False)
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.both_wheels_installed", lambda: False)
     assert ERRORS[-1][0] == "others" and "nvidia-smi" in ERRORS[-1][2] and "`gpu`" in ERRORS[-1][2]
     assert "nvidia-smi" in advice("other") and "organ-infer[gpu]" in advice("other")

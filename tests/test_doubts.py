@@ -12,8 +12,8 @@ from image_files import dicom, saved
 from PIL import Image
 
 from organ_infer._packing import pack
-from organ_infer.doubts import WHOLE_SIDE, _edge, doubts_of_packed, doubts_of_shape
-from organ_infer.manifest import Input
+from organ_infer.bundle.manifest import Input
+from organ_infer.plausibility import WHOLE_SIDE, _edge, pixel_warnings, shape_warnings
 
 HOW = Input(size=28, mean=0.5, std=0.5, window=(40, 400))
 CROP = np.random.default_rng(5).integers(60, 190, (28, 28), np.uint8)
@@ -23,8 +23,8 @@ def doubts(pixels, how=HOW):
     """One slice's, without the word before it."""
     window = how.window if pixels.dtype == np.int16 else None
     packed = pack(pixels, how.size, mean=how.mean, std=how.std, window=window)
-    (found,) = doubts_of_packed(packed, how)
-    assert all(text.startswith("doubtful: ") for text in found) and len(found) <= 1
+    (found,) = pixel_warnings(packed, how)
+    assert all(text.startswith("implausible: ") for text in found) and len(found) <= 1
     return "".join(found)
 
 
@@ -59,7 +59,7 @@ def gray_with(size, count, value, *, edge):
 
 
 def said(pixels, how):
-    (found,) = doubts_of_packed(packed_as(pixels, how), how)
+    (found,) = pixel_warnings(packed_as(pixels, how), how)
     return found
 
 
@@ -70,7 +70,7 @@ def test_90_percent_of_black_or_white_is_doubtful_and_one_pixel_less_is_not(how,
     enough = -(-pixels * 90 // 100)
     center = gray_with(how.size, enough, value, edge=False)
     (text,) = said(center, how)
-    assert text == "doubtful: 90% of its pixels are black or white: a wrong window, or no CT slice"
+    assert text == "implausible: 90% of its pixels are black or white: a wrong window, or no CT slice"
     assert said(gray_with(how.size, enough - 1, value, edge=False), how) == ()
 
 
@@ -95,7 +95,7 @@ def test_within_2_percent_of_black_or_white_counts_and_more_does_not(how, value)
 def test_90_percent_of_the_outermost_pixels_black_is_doubtful_and_one_pixel_less_is_not(how):
     enough = -(-4 * (how.size - 1) * 90 // 100)
     assert said(gray_with(how.size, enough, 0.0, edge=True), how) == (
-        "doubtful: black all around, as of a whole slice, not of a crop around one organ",
+        "implausible: black all around, as of a whole slice, not of a crop around one organ",
     )
     assert said(gray_with(how.size, enough - 1, 0.0, edge=True), how) == ()
     assert said(gray_with(how.size, 4 * (how.size - 1), 1.0, edge=True), how) == ()  # white is no air
@@ -107,7 +107,7 @@ def test_a_span_under_25_percent_is_doubtful_and_one_above_is_not(how):
         narrow, wide = np.full((2, how.size, how.size), low)
         narrow[3, 4], wide[3, 4] = low + 0.2445, low + 0.2555
         assert said(narrow, how) == (
-            "doubtful: its pixels span 24% of black to white: a constant image, or a wrong window",
+            "implausible: its pixels span 24% of black to white: a constant image, or a wrong window",
         )
         assert said(wide, how) == ()
 
@@ -122,10 +122,10 @@ def test_a_span_of_just_25_percent_is_not_under_25_percent():
 
 
 def test_a_side_of_400_pixels_is_that_of_a_whole_slice():
-    assert doubts_of_shape(400, 401) == (
-        "doubtful: 401 x 400 pixels, as of a whole slice, not of a crop around one organ",
+    assert shape_warnings(400, 401) == (
+        "implausible: 401 x 400 pixels, as of a whole slice, not of a crop around one organ",
     )
-    assert doubts_of_shape(399, 2000) == doubts_of_shape(2000, 399) == ()
+    assert shape_warnings(399, 2000) == shape_warnings(2000, 399) == ()
 
 
 @pytest.mark.parametrize(("apart", "doubtful"), [(9, False), (10, True), (11, True)])
@@ -135,17 +135,17 @@ def test_colors_10_of_255_apart_on_average_are_doubtful(classifier, tmp_path, ap
     color[::2, :, 1] += np.uint8(2 * apart)
     Image.fromarray(color).save(tmp_path / "a.png")
     (found,) = classifier.predict_paths([tmp_path / "a.png"])
-    assert ("doubtful: in colour, and a CT slice is gray" in found.warnings) == doubtful
+    assert ("implausible: in color, and a CT slice is gray" in found.warnings) == doubtful
 
 
 def test_each_slice_of_a_batch_gets_its_own():
     kinds = [gray_with(28, 0, 0, edge=True), CROP / 255, gray_with(28, 108, 0.0, edge=True),
              gray_with(28, 750, 1.0, edge=False), CROP[::-1] / 255]  # fmt: skip
-    found = doubts_of_packed(np.concatenate([packed_as(pixels, HOW) for pixels in kinds]), HOW)
+    found = pixel_warnings(np.concatenate([packed_as(pixels, HOW) for pixels in kinds]), HOW)
     words = ["span 0%", None, "black all around", "96% of its pixels", None]
     assert [len(texts) for texts in found] == [1, 0, 1, 1, 0]
     assert all(word in texts[0] for texts, word in zip(found, words, strict=True) if word)
-    assert doubts_of_packed(packed_as(CROP / 255, HOW), HOW) == [()]
+    assert pixel_warnings(packed_as(CROP / 255, HOW), HOW) == [()]
 
 
 @needs_organamnist
@@ -171,7 +171,7 @@ def validation():
 @needs_organamnist
 def test_no_slice_of_validation_is_doubtful(validation):
     assert len(validation) == 6491
-    assert not any(doubts_of_packed(pack(validation), HOW))
+    assert not any(pixel_warnings(pack(validation), HOW))
 
 
 @needs_organamnist
@@ -182,7 +182,7 @@ def test_slices_of_validation_through_other_windows(validation, low, high, least
     """Soft tissue through a lung window, none, and one of bones; a narrower one of soft tissue is fine."""
     units = validation.astype(np.float32) * (400 / 255) - 160
     pixels = np.clip((units - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-    found = [bool(said) for said in doubts_of_packed(pack(pixels), HOW)]
+    found = [bool(said) for said in pixel_warnings(pack(pixels), HOW)]
     assert least <= np.mean(found) <= least + 0.05
 
 
@@ -214,11 +214,11 @@ def test_black_all_around_is_a_whole_slice():
 
 
 def test_the_size_of_a_whole_slice():
-    assert doubts_of_shape(512, 512) == (
-        "doubtful: 512 x 512 pixels, as of a whole slice, not of a crop around one organ",
+    assert shape_warnings(512, 512) == (
+        "implausible: 512 x 512 pixels, as of a whole slice, not of a crop around one organ",
     )
-    assert doubts_of_shape(WHOLE_SIDE, WHOLE_SIDE)
-    assert doubts_of_shape(WHOLE_SIDE - 1, 2000) == doubts_of_shape(2000, WHOLE_SIDE - 1) == ()
+    assert shape_warnings(WHOLE_SIDE, WHOLE_SIDE)
+    assert shape_warnings(WHOLE_SIDE - 1, 2000) == shape_warnings(2000, WHOLE_SIDE - 1) == ()
 
 
 @pytest.mark.parametrize("name", ["693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
@@ -228,7 +228,9 @@ def test_real_whole_slices_are_doubtful(classifier, name):
 
     (found,) = classifier.predict_paths([get_testdata_file(name, download=False)])
     size, around = found.warnings
-    assert size.startswith("doubtful: 512 x 512 pixels") and around.startswith("doubtful: black all around")
+    assert size.startswith("implausible: 512 x 512 pixels") and around.startswith(
+        "implausible: black all around"
+    )
 
 
 def test_doubts_stand_in_predictions_however_the_slice_comes(classifier, tmp_path):
@@ -237,7 +239,7 @@ def test_doubts_stand_in_predictions_however_the_slice_comes(classifier, tmp_pat
     for name, pixels in {"a": CROP, "b": large, "c": flat}.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         Image.fromarray(pixels).save(tmp_path / f"{name}.tif")
-    expected = [[], ["doubtful: 504 x 504 pixels"], ["doubtful: its pixels span 0%"]]
+    expected = [[], ["implausible: 504 x 504 pixels"], ["implausible: its pixels span 0%"]]
     pictures = [Image.open(tmp_path / f"{name}.png") for name in "abc"]
     paths = [tmp_path / f"{name}.{form}" for form in ("png", "tif") for name in "abc"]
     for found in (
@@ -251,14 +253,14 @@ def test_doubts_stand_in_predictions_however_the_slice_comes(classifier, tmp_pat
             assert all(map(str.startswith, prediction.warnings, starts))
 
 
-def test_a_colour_photograph_is_doubtful_and_gray_as_colour_is_not(classifier, tmp_path):
+def test_a_color_photograph_is_doubtful_and_gray_as_color_is_not(classifier, tmp_path):
     photograph = np.dstack([CROP, CROP[::-1], CROP[:, ::-1]])
-    colourless = np.dstack([CROP] * 3)
-    for name, pixels in {"a.jpg": photograph, "b.jpg": colourless}.items():
+    colorless = np.dstack([CROP] * 3)
+    for name, pixels in {"a.jpg": photograph, "b.jpg": colorless}.items():
         Image.fromarray(pixels).save(tmp_path / name, quality=90)
     found, gray = classifier.predict_paths([tmp_path / "a.jpg", tmp_path / "b.jpg"])
-    assert found.warnings == ("converted from colour to gray", "doubtful: in colour, and a CT slice is gray")
-    assert gray.warnings == ("converted from colour to gray",)
+    assert found.warnings == ("converted from color to gray", "implausible: in color, and a CT slice is gray")
+    assert gray.warnings == ("converted from color to gray",)
 
 
 def test_the_command_says_what_is_doubtful_and_ends_well(command, tmp_path):
@@ -270,6 +272,6 @@ def test_the_command_says_what_is_doubtful_and_ends_well(command, tmp_path):
     (tmp_path / "b.png").write_bytes(saved(CROP))
     done = command(path, tmp_path / "b.png")
     assert done.returncode == 0 and done.stdout.count("\n") == 2
-    assert done.stderr.startswith(f"organ-infer: warning: {path}: doubtful: its pixels span 0% of black")
+    assert done.stderr.startswith(f"organ-infer: warning: {path}: implausible: its pixels span 0% of black")
     (row,) = map(json.loads, command("--format", "jsonl", path).stdout.splitlines())
     assert len(row["warnings"]) == 1 and row["label"]

@@ -16,7 +16,7 @@ from conftest import child_environment
 from heap import heap_bytes, needs_heap
 
 from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError
-from organ_infer.session import Session
+from organ_infer.engine.session import Session
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts in /proc")
 
@@ -101,14 +101,14 @@ def test_nothing_of_the_program_is_changed(ensemble, pictures, tmp_path, program
     from PIL import Image
 
     Image.open(pictures / "s01.png").save(tmp_path / "other.bmp")
-    Image.open(pictures / "s01.png").convert("RGBA").save(tmp_path / "colour.png")
+    Image.open(pictures / "s01.png").convert("RGBA").save(tmp_path / "color.png")
     code = f"""{STATE}
 {program}
 before = state()
 import organ_infer
 dir(organ_infer), [getattr(organ_infer, name) for name in organ_infer.__all__]
 same(before, state(), "import")
-paths = [{str(pictures)!r} + f"/s{{i:02}}.png" for i in range(40)] + ["bad.png", "other.bmp", "colour.png", "none"]
+paths = [{str(pictures)!r} + f"/s{{i:02}}.png" for i in range(40)] + ["bad.png", "other.bmp", "color.png", "none"]
 with organ_infer.OrganClassifier({str(ensemble)!r}, device="cpu", threads=2, batch_size=8, orientation="PL") as c:
     found = list(c.predict_paths(paths))
     assert [type(p).__name__ for p in found] == ["Prediction"] * 40 + ["ImageFailure", "Prediction", "Prediction", "ImageFailure"]

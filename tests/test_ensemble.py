@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 
-from organ_infer import DeviceError, OrganInferError, ensemble
-from organ_infer.ensemble import Ensemble, open_ensemble
+from organ_infer import DeviceError, OrganInferError
+from organ_infer.engine import ensemble
+from organ_infer.engine.ensemble import Ensemble, open_ensemble
 
 IMAGES = np.zeros((3, 1, 28, 28), np.float32)
 

@@ -19,8 +19,8 @@ from export.quantize import to_int8
 from export.rewrite import rewrite
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
-from organ_infer.bundle import read_manifest
-from organ_infer.golden import golden_answers, golden_slices
+from organ_infer.bundle.files import read_manifest
+from organ_infer.bundle.golden import golden_answers, golden_slices
 from tests.test_export import CLASSES, network_of
 
 RNG = np.random.default_rng(3)

@@ -13,7 +13,7 @@ from image_files import DEEP, GRAY, STACK, decode, npy, npz, refused, same, save
 from PIL import Image, TiffImagePlugin
 
 from organ_infer import ImageError, ImageFailure, OrganClassifier, Prediction
-from organ_infer.images import decode_slices, open_slices, split_frame
+from organ_infer.images.registry import decode_slices, open_slices, split_selector
 
 UNITS = (DEEP.astype(np.int32) - 32_768).astype(np.int16)
 NAMES = ["#0", "#1", "#2", "#3", "#4"]
@@ -60,7 +60,7 @@ def test_a_slice_or_an_array_is_picked_by_its_name(compressed):
 
 def test_what_is_no_stack_is_refused():
     refused(npy(STACK[:0]), "no slice in it")
-    refused(npy(STACK[:, :, :3]), "looks like colour")
+    refused(npy(STACK[:, :, :3]), "looks like color")
     refused(npy(STACK[None]), r"found uint8 \(1, 5, 9, 7\)")
     refused(npy(STACK.astype(np.float32)), "found float32")
     refused(npy(STACK)[:-1], "truncated or damaged")
@@ -180,7 +180,7 @@ def test_an_array_of_three_or_four_in_its_last_axis_looks_like_color_and_others_
     for count in (1, 2, 5):
         assert len(slices(npy(STACK[:, :, :count]))) == 5
     for count in (3, 4):
-        refused(npy(STACK[:, :, :count]), "looks like colour: save gray")
+        refused(npy(STACK[:, :, :count]), "looks like color: save gray")
         assert list(slices(npy(STACK[0, :, :count]))) == [""]
 
 
@@ -254,10 +254,10 @@ def test_a_turned_page_is_turned_alone():
 def test_a_file_beats_the_slice_of_another(tmp_path):
     stack = tmp_path / "a#b.npy"
     stack.write_bytes(npy(STACK))
-    assert split_frame(f"{stack}#3") == (str(stack), "3")
-    assert split_frame(str(stack)) == (str(stack), None)
-    assert split_frame(f"{tmp_path}/none#3") == (f"{tmp_path}/none#3", None)
-    assert split_frame(f"{tmp_path}#3") == (f"{tmp_path}#3", None)  # a directory
+    assert split_selector(f"{stack}#3") == (str(stack), "3")
+    assert split_selector(str(stack)) == (str(stack), None)
+    assert split_selector(f"{tmp_path}/none#3") == (f"{tmp_path}/none#3", None)
+    assert split_selector(f"{tmp_path}#3") == (f"{tmp_path}#3", None)  # a directory
     (tmp_path / "a#b.npy#3").write_bytes(saved(GRAY))
     ((name, read),) = ((name, read()) for name, read in open_slices(f"{stack}#3"))
     assert name == f"{stack}#3"
@@ -290,7 +290,7 @@ def test_slices_come_back_in_order_among_other_files(bundle, pictures, tmp_path)
 
 
 def test_slices_are_read_a_batch_at_a_time(bundle, tmp_path, monkeypatch):
-    from organ_infer import arrays
+    from organ_infer.images import arrays
 
     path = tmp_path / "s.npy"
     path.write_bytes(npy(np.zeros((1000, 28, 28), np.uint8)))

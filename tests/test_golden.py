@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from organ_infer import BundleError
-from organ_infer.golden import GOLDEN, golden_answers, golden_rows, golden_slices, tolerance
+from organ_infer.bundle.golden import GOLDEN, golden_answers, golden_rows, golden_slices, tolerance
 
 
 def manifest(metrics=None, classes=3, precisions=("fp32",)):

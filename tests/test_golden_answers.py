@@ -13,7 +13,7 @@ from onnx import helper
 
 from export.golden import add_golden, main
 from organ_infer import BundleError
-from organ_infer.golden import golden_slices
+from organ_infer.bundle.golden import golden_slices
 from tests.tiny_graphs import SIZE, linear_graph, model_of, softmax
 
 RNG = np.random.default_rng(41)
@@ -138,7 +138,7 @@ def test_a_bundle_whose_files_were_changed_gets_no_answers(tiny_bundle):
 
 
 def test_the_sessions_are_closed_when_the_answers_are_known(tiny_bundle, monkeypatch):
-    from organ_infer.ensemble import Ensemble
+    from organ_infer.engine.ensemble import Ensemble
 
     closed, real = [], Ensemble.close
 
@@ -152,7 +152,7 @@ def test_the_sessions_are_closed_when_the_answers_are_known(tiny_bundle, monkeyp
 
 
 def test_the_answers_are_of_this_cpu_by_one_thread_whatever_the_device(tiny_bundle, monkeypatch):
-    from organ_infer import ensemble, session
+    from organ_infer.engine import ensemble, session
 
     opened, real, averaged, average = [], session.Session.__init__, [], ensemble.Ensemble.__init__
 

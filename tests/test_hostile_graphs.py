@@ -6,8 +6,9 @@ from altering import altered, tiny_graph
 from conftest import write_bundle
 from stand_in import CPU
 
-from organ_infer import BundleError, OrganClassifier, onnx_file
-from organ_infer.onnx_file import _MESSAGES, MalformedFile, Port, check_graph, read_graph
+from organ_infer import BundleError, OrganClassifier
+from organ_infer.bundle import onnx_graph as onnx_file
+from organ_infer.bundle.onnx_graph import _MESSAGES, MalformedFile, Port, check_graph, read_graph
 
 
 def fields_with(kind, seen=None):

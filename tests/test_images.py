@@ -13,10 +13,10 @@ from image_files import ALPHA, COLOUR, DEEP, GRAY, close, decode, read_image, re
 from PIL import Image
 
 from organ_infer import ImageError
-from organ_infer.pictures import slice_of
+from organ_infer.images.pillow import slice_of_image
 
 FRAME = (b"fcTL", struct.pack(">IIIIIHHBB", 0, 7, 9, 0, 0, 1, 1, 0, 0))
-DOUBTFUL = "doubtful: in colour, and a CT slice is gray"
+DOUBTFUL = "implausible: in color, and a CT slice is gray"
 
 
 def luma(rgb):
@@ -43,7 +43,7 @@ TURNED = {
 def test_gray_of_8_bits_is_read_as_it_is(form):
     found = decode(saved(GRAY, form, **({"lossless": True} if form == "WEBP" else {})))
     same(found, GRAY)
-    if form not in ("GIF", "WEBP"):  # these hold colour only
+    if form not in ("GIF", "WEBP"):  # these hold color only
         assert found.warnings == ()
 
 
@@ -78,19 +78,19 @@ def test_one_bit_is_black_and_white():
     same(decode(saved(Image.fromarray(GRAY > 127))), np.where(GRAY > 127, 255, 0))
 
 
-def test_colour_becomes_luma_and_says_so():
+def test_color_becomes_luma_and_says_so():
     found = decode(saved(COLOUR))
     close(found, luma(COLOUR))
-    assert found.warnings == ("converted from colour to gray", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", DOUBTFUL)
     found = decode(saved(np.dstack([GRAY] * 3)))
     same(found, GRAY)
-    assert found.warnings == ("converted from colour to gray",)
+    assert found.warnings == ("converted from color to gray",)
 
 
 def test_alpha_lies_on_black():
     found = decode(saved(np.dstack([COLOUR, ALPHA])))
     close(found, luma(COLOUR * (ALPHA[..., None] / 255)))
-    assert found.warnings == ("converted from colour to gray", "alpha composited on black", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", "alpha composited on black", DOUBTFUL)
     found = decode(saved(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])))
     close(found, GRAY * (ALPHA / 255))
     assert found.warnings == ("alpha composited on black",)
@@ -129,11 +129,11 @@ def test_a_transparent_value_counts_in_the_files_own_depth():
     same(decode(png(4, 1, 2, 0, [b"\x1b"], (b"tRNS", b"\0\x02"))), [[0, 85, 0, 255]])
 
 
-def test_16_bit_colour_says_that_8_bits_were_read():
+def test_16_bit_color_says_that_8_bits_were_read():
     found = decode(png(1, 1, 16, 2, [b"\x10\xff" * 3]))
     same(found, [[0x10]])
-    assert found.warnings[0] == "16-bit colour or alpha read at 8 bits"
-    with pytest.raises(ImageError, match="16-bit colour with a transparent colour"):
+    assert found.warnings[0] == "16-bit color or alpha read at 8 bits"
+    with pytest.raises(ImageError, match="16-bit color with a transparent color"):
         decode(png(1, 1, 16, 2, [b"\x10\xff" * 3], (b"tRNS", b"\x10\xff" * 3)))
 
 
@@ -143,20 +143,20 @@ def test_a_pillow_tiff_is_turned_once(number, loaded):
     image = Image.open(io.BytesIO(tiff(GRAY, t274=number)))
     if loaded:
         image.load()
-    same(slice_of(image), TURNED.get(number, np.asarray)(GRAY))
+    same(slice_of_image(image), TURNED.get(number, np.asarray)(GRAY))
 
 
 def test_a_pillow_image_s_transparent_gray_counts_in_the_file_s_bits():
     data = png(2, 1, 2, 0, [b"\xc0"], (b"tRNS", b"\0\3"))  # white, black; white is transparent
     same(decode(data), [[0, 0]])
-    same(slice_of(Image.open(io.BytesIO(data))), [[0, 0]])
+    same(slice_of_image(Image.open(io.BytesIO(data))), [[0, 0]])
     loaded = Image.open(io.BytesIO(data))
     loaded.load()  # how many bits it had is gone
     assert "its transparent gray was taken as of 8 bits: open the file anew, or give its path" in (
-        slice_of(loaded).warnings
+        slice_of_image(loaded).warnings
     )
     one_bit = png(2, 1, 1, 0, [b"\x80"], (b"tRNS", b"\0\1"))
-    for image in (decode(one_bit), slice_of(Image.open(io.BytesIO(one_bit)))):
+    for image in (decode(one_bit), slice_of_image(Image.open(io.BytesIO(one_bit)))):
         same(image, [[0, 0]])
 
 
@@ -199,14 +199,14 @@ def test_a_tiff_of_12_bits_is_scaled_to_16():
 
 
 @pytest.mark.parametrize("data", [tiff(COLOUR.astype(np.uint16) * 257), b"P6 1 1 65535 " + b"\x10\xff" * 3])
-def test_16_bit_colour_of_other_formats_says_so_too(data):
-    assert decode(data).warnings[0] == "16-bit colour or alpha read at 8 bits"
+def test_16_bit_color_of_other_formats_says_so_too(data):
+    assert decode(data).warnings[0] == "16-bit color or alpha read at 8 bits"
 
 
 def test_jpeg_2000_of_16_bits():
     deep = saved(DEEP, "JPEG2000")
     same(decode(deep), DEEP, np.uint16)
-    assert decode(saved(COLOUR, "JPEG2000")).warnings == ("converted from colour to gray", DOUBTFUL)
+    assert decode(saved(COLOUR, "JPEG2000")).warnings == ("converted from color to gray", DOUBTFUL)
 
 
 @pytest.mark.parametrize("maxval", [1, 3, 100, 255, 256, 4095, 65_535])
@@ -252,7 +252,7 @@ def test_npy_of_one_slice(array):
     [
         (GRAY.astype(np.float32), "found float32"),
         (GRAY > 3, "found bool"),
-        (np.zeros((2, 3, 4), np.uint8), r"\(2, 3, 4\) looks like colour"),
+        (np.zeros((2, 3, 4), np.uint8), r"\(2, 3, 4\) looks like color"),
         (np.zeros((1, 2, 3, 5), np.uint8), r"found uint8 \(1, 2, 3, 5\)"),
         (np.zeros((0, 4), np.uint8), "the image is empty"),
         (np.array([[{}]], object), r"found object|pickle"),
@@ -296,7 +296,7 @@ def test_a_png_cut_anywhere_is_refused_or_the_same():
         assert length >= len(data) - 4
 
 
-@pytest.mark.parametrize("pixels", [GRAY, DEEP, COLOUR], ids=["gray", "deep", "colour"])
+@pytest.mark.parametrize("pixels", [GRAY, DEEP, COLOUR], ids=["gray", "deep", "color"])
 def test_a_png_with_a_flipped_bit_is_refused_or_the_same(pixels):
     data = saved(pixels)
     expected, kept = decode(data), 0
@@ -339,7 +339,7 @@ def test_a_damaged_file_ends_in_one_kind_of_error(form):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     refused(png(60_000, 60_000, 1, 0, [b"\0"]), "too large|exceeds limit")
     refused(png(65_535, 1_366, 8, 0, [b"\0"]), "too large")
-    refused(png(65_536, 1, 8, 0, [b"\0" * 65_536]), "65,535 a side")
+    refused(png(65_536, 1, 8, 0, [b"\0" * 65_536]), "65,535 per side")
     refused(saved(GRAY), "9 x 7|7 x 9", pixels=62)
     assert decode(saved(GRAY), pixels=63).pixels.size == 63
 
@@ -391,7 +391,7 @@ def test_a_loaded_pillow_image_s_transparent_gray_is_doubted_below_16():
     for clear, doubted in ((0, True), (15, True), (16, False), (200, False)):
         image = Image.open(io.BytesIO(saved(np.full((2, 2), 3, np.uint8), transparency=clear)))
         image.load()
-        assert any("taken as of 8 bits" in word for word in slice_of(image).warnings) == doubted, clear
+        assert any("taken as of 8 bits" in word for word in slice_of_image(image).warnings) == doubted, clear
 
 
 def test_a_pillow_png_is_turned_as_its_exif_says():
@@ -399,7 +399,7 @@ def test_a_pillow_png_is_turned_as_its_exif_says():
         exif = Image.Exif()
         exif[0x0112] = number
         image = Image.open(io.BytesIO(saved(GRAY, exif=exif)))
-        found = slice_of(image)
+        found = slice_of_image(image)
         same(found, turn(GRAY))
         assert found.warnings == (f"turned as its EXIF orientation {number} says",)
 
@@ -407,8 +407,8 @@ def test_a_pillow_png_is_turned_as_its_exif_says():
 @pytest.mark.parametrize("number", [0, 1, 9, "x", None])
 def test_an_exif_orientation_that_is_none_turns_nothing(number, monkeypatch):
     monkeypatch.setattr(Image.Image, "getexif", lambda image: {0x0112: number})
-    same(slice_of(Image.fromarray(GRAY)), GRAY)
-    assert slice_of(Image.fromarray(GRAY)).warnings == ()
+    same(slice_of_image(Image.fromarray(GRAY)), GRAY)
+    assert slice_of_image(Image.fromarray(GRAY)).warnings == ()
 
 
 def test_exif_that_cannot_be_read_turns_nothing_and_is_told(monkeypatch):
@@ -416,7 +416,7 @@ def test_exif_that_cannot_be_read_turns_nothing_and_is_told(monkeypatch):
         raise ValueError("odd\n" + "x" * 100)
 
     monkeypatch.setattr(Image.Image, "getexif", fails)
-    found = slice_of(Image.fromarray(GRAY))
+    found = slice_of_image(Image.fromarray(GRAY))
     same(found, GRAY)
     assert found.warnings == (f"unreadable EXIF ignored (odd {'x' * 76})",)
 
@@ -433,37 +433,42 @@ def test_a_frame_given_alone_says_so():
         )
     )
     image.seek(1)
-    assert slice_of(image).warnings[0] == "frame 1 of 2 alone"
+    assert slice_of_image(image).warnings[0] == "frame 1 of 2 alone"
 
 
 def test_a_pillow_image_with_alpha_lies_on_black_in_every_mode():
     """Against its own conversion to RGBA."""
     gray = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])
     for image in (gray, gray.convert("La")):
-        close(slice_of(image), GRAY * (ALPHA / 255))
-        assert slice_of(image).warnings == ("alpha composited on black",)
+        close(slice_of_image(image), GRAY * (ALPHA / 255))
+        assert slice_of_image(image).warnings == ("alpha composited on black",)
     palette = Image.fromarray(COLOUR).quantize(8).convert("PA")
     palette.putalpha(Image.fromarray(ALPHA))
-    close(slice_of(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255)))
-    assert slice_of(palette).warnings[:2] == ("converted from palette to gray", "alpha composited on black")
-    multiplied = slice_of(Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("RGBa"))
+    close(
+        slice_of_image(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255))
+    )
+    assert slice_of_image(palette).warnings[:2] == (
+        "converted from palette to gray",
+        "alpha composited on black",
+    )
+    multiplied = slice_of_image(Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("RGBa"))
     np.testing.assert_allclose(multiplied.pixels, luma(COLOUR * (ALPHA[..., None] / 255)), atol=2.5)
-    assert multiplied.warnings[:2] == ("converted from colour to gray", "alpha composited on black")
+    assert multiplied.warnings[:2] == ("converted from color to gray", "alpha composited on black")
 
 
 @pytest.mark.parametrize("mode", ["RGBX", "YCbCr", "CMYK"])
 def test_a_pillow_image_in_any_colors_is_luma_without_alpha(mode):
-    found = slice_of(Image.fromarray(COLOUR).convert(mode))
+    found = slice_of_image(Image.fromarray(COLOUR).convert(mode))
     np.testing.assert_allclose(found.pixels, luma(COLOUR), atol=2.5)
-    assert found.warnings == ("converted from colour to gray", DOUBTFUL)
+    assert found.warnings == ("converted from color to gray", DOUBTFUL)
 
 
 def test_a_pillow_image_of_another_mode_is_refused():
     with pytest.raises(
         ImageError, match=r"^image: pixels of mode HSV are not read: save it as gray of 8 or 16"
     ):
-        slice_of(Image.fromarray(COLOUR).convert("HSV"))
-    same(slice_of(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
+        slice_of_image(Image.fromarray(COLOUR).convert("HSV"))
+    same(slice_of_image(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
 
 
 def test_black_and_white_of_a_pnm_of_16_bits_are_the_ends_of_their_range():

@@ -28,7 +28,7 @@ def test_importing_the_package_is_light():
         loaded("import organ_infer; organ_infer.__version__, organ_infer.BundleError, organ_infer.Prediction")
         == []
     )
-    assert loaded("import organ_infer.bundle, organ_infer.cli, organ_infer.arguments") == []
+    assert loaded("import organ_infer.bundle.files, organ_infer.cli, organ_infer.cli.arguments") == []
 
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--nope"])
@@ -41,7 +41,7 @@ def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
     code = f"from organ_infer.cli import main\nassert main(['--check', '--bundle', {str(bundle)!r}]) == 0"
     assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
     code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/none']) == 1"
-    assert loaded(code, ["organ_infer.check", "organ_infer.golden", "importlib.metadata"]) == []
+    assert loaded(code, ["organ_infer.cli.check", "organ_infer.bundle.golden", "importlib.metadata"]) == []
 
 
 def test_a_prediction_asks_no_package_index(bundle, pictures):
@@ -55,7 +55,7 @@ def test_a_prediction_asks_no_package_index(bundle, pictures):
                 "asyncio",
                 "concurrent.futures",
                 "multiprocessing",
-                "organ_infer.cuda_thread",
+                "organ_infer.engine.cuda_thread",
             ],
         )
         == []
@@ -74,7 +74,7 @@ def test_the_reader_of_png_is_built_where_it_can_be():
 def test_the_installed_version_is_what_importlib_says(name):
     from importlib.metadata import PackageNotFoundError, version
 
-    from organ_infer.installed import installed_version
+    from organ_infer.engine.installed import installed_version
 
     try:
         assert installed_version(name) == version(name)
@@ -87,7 +87,7 @@ def test_classifying_loads_neither_torch_nor_onnx_and_pillow_only_where_it_decod
 ):
     from PIL import Image
 
-    from organ_infer.reading import _read_plain
+    from organ_infer.batching import _read_plain
 
     Image.open(pictures / "s00.png").save(tmp_path / "s00.bmp")
     for path, decoder in (pictures / "s00.png", "" if _read_plain else "PIL"), (tmp_path / "s00.bmp", "PIL"):
@@ -136,7 +136,8 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
     import importlib.metadata
 
     import organ_infer
-    from organ_infer import classifier, errors, installed, results
+    from organ_infer import classifier, errors, results
+    from organ_infer.engine import installed
 
     homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
     for name in organ_infer.__all__:

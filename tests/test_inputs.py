@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from organ_infer import arguments, inputs
-from organ_infer.arguments import BUNDLE_VARIABLE, Options, UsageError, dataset_name, parse
-from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT
-from organ_infer.inputs import NAME_LIMIT, Found, find
+from organ_infer.cli import arguments
+from organ_infer.cli import paths as inputs
+from organ_infer.cli.arguments import BUNDLE_VARIABLE, Options, UsageError, dataset_name, parse
+from organ_infer.cli.paths import NAME_LIMIT, find
+from organ_infer.images.discovery import Candidate
+from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -148,7 +150,7 @@ def test_the_limits_in_the_help_are_those_that_hold(capsys):
 
 
 def test_the_help_names_the_packaged_model_or_says_that_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(arguments, "__file__", str(tmp_path / "arguments.py"))
+    monkeypatch.setattr(arguments, "__file__", str(tmp_path / "cli" / "arguments.py"))
     none = "No model is packaged with this installation: give one with --bundle."
     assert arguments._packaged_text() == none
     (tmp_path / "default").mkdir()
@@ -208,20 +210,23 @@ def test_a_list_gives_its_paths_in_its_order(tmp_path_factory, names, null, last
     path = tmp_path_factory.mktemp("list") / "list"
     path.write_bytes((end.join(names) + (end if last else "")).encode())
     options = parse(["first", "--files-from", str(path), *(["-0"] if null else [])])
-    assert list(find(options)) == [Found("first"), *map(Found, names)]
+    assert list(find(options)) == [Candidate("first"), *map(Candidate, names)]
 
 
 def test_lines_lose_one_carriage_return_and_paths_ended_by_nul_none(tmp_path):
     (tmp_path / "lines").write_bytes(b"/a\r\n\r\n/b\r\r\n/c")
     found = list(find(parse(["--files-from", str(tmp_path / "lines")])))
-    assert found == [Found("/a"), Found("/b\r"), Found("/c")]
+    assert found == [Candidate("/a"), Candidate("/b\r"), Candidate("/c")]
     (tmp_path / "nul").write_bytes(b"/a\r\0/b\n\0\0")
-    assert list(find(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [Found("/a\r"), Found("/b\n")]
+    assert list(find(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [
+        Candidate("/a\r"),
+        Candidate("/b\n"),
+    ]
 
 
 def test_standard_input_is_read_as_it_comes_or_told_to_be_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"/a\n/b"))))
-    assert list(find(parse(["--files-from", "-"]))) == [Found("/a"), Found("/b")]
+    assert list(find(parse(["--files-from", "-"]))) == [Candidate("/a"), Candidate("/b")]
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match=r"^--files-from: standard input cannot be read \(closed\)$"):
         list(find(parse(["--files-from", "-"])))
@@ -242,7 +247,7 @@ def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
 def test_a_list_that_is_a_pipe_is_not_opened_before_its_turn(tmp_path):
     """Opening a pipe waits for its writer: the paths before it come first."""
     os.mkfifo(tmp_path / "pipe")
-    assert next(find(parse(["first", "--files-from", str(tmp_path / "pipe")]))) == Found("first")
+    assert next(find(parse(["first", "--files-from", str(tmp_path / "pipe")]))) == Candidate("first")
 
 
 def test_a_list_names_directories_and_no_patterns(tmp_path):
@@ -250,19 +255,19 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
     (tmp_path / "d" / "a.png").touch()
     (tmp_path / "d" / "below" / "b.png").touch()
     (tmp_path / "list").write_text(f"{tmp_path}/d\n{tmp_path}/d/*.png\n")
-    pattern = Found(f"{tmp_path}/d/*.png")
+    pattern = Candidate(f"{tmp_path}/d/*.png")
     given = ["--files-from", str(tmp_path / "list")]
-    assert list(find(parse(given))) == [Found(f"{tmp_path}/d/a.png"), pattern]
-    below = Found(f"{tmp_path}/d/below/b.png")
-    assert list(find(parse([*given, "-r"]))) == [Found(f"{tmp_path}/d/a.png"), below, pattern]
+    assert list(find(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
+    below = Candidate(f"{tmp_path}/d/below/b.png")
+    assert list(find(parse([*given, "-r"]))) == [Candidate(f"{tmp_path}/d/a.png"), below, pattern]
 
 
 # Paths, directories and patterns.
 
 
 def test_a_path_to_classify_has_no_error_and_stands_for_something():
-    found = Found("x")
-    assert (found.path, found.error, found.nothing) == ("x", None, False)
+    found = Candidate("x")
+    assert (found.path, found.error, found.empty) == ("x", None, False)
 
 
 @pytest.fixture(scope="module")
@@ -289,17 +294,17 @@ def stands_for(tree, recursive):
     below = ["some/in/d.dcm"] if recursive else []
     advice = "" if recursive else " (--recursive looks below it)"
     nothing = f"no image in this directory{advice}"
-    files = [Found(f"{tree}/{name}") for name in ("some/a.NPY", "some/b.png", *below, "some/z.png")]
+    files = [Candidate(f"{tree}/{name}") for name in ("some/a.NPY", "some/b.png", *below, "some/z.png")]
     return {
         f"{tree}/some": files,
-        f"{tree}/none": [Found(f"{tree}/none", nothing, nothing=True)],
-        f"{tree}/f.png": [Found(f"{tree}/f.png")],
-        f"{tree}/f.png#2": [Found(f"{tree}/f.png#2")],
-        f"{tree}/gone.png": [Found(f"{tree}/gone.png")],
+        f"{tree}/none": [Candidate(f"{tree}/none", nothing, empty=True)],
+        f"{tree}/f.png": [Candidate(f"{tree}/f.png")],
+        f"{tree}/f.png#2": [Candidate(f"{tree}/f.png#2")],
+        f"{tree}/gone.png": [Candidate(f"{tree}/gone.png")],
         f"{tree}/so*": files,
-        f"{tree}/[fn]*": [*([Found(f"{tree}/f.png")]), Found(f"{tree}/none", nothing, nothing=True)],
-        f"{tree}/?": [Found(f"{tree}/?", "no file matches this pattern", nothing=True)],
-        f"{tree}/some/?.png": [Found(f"{tree}/some/b.png"), Found(f"{tree}/some/z.png")],
+        f"{tree}/[fn]*": [*([Candidate(f"{tree}/f.png")]), Candidate(f"{tree}/none", nothing, empty=True)],
+        f"{tree}/?": [Candidate(f"{tree}/?", "no file matches this pattern", empty=True)],
+        f"{tree}/some/?.png": [Candidate(f"{tree}/some/b.png"), Candidate(f"{tree}/some/z.png")],
     }
 
 
@@ -315,7 +320,7 @@ def test_what_is_found_stands_in_the_order_of_the_arguments(tree, data, recursiv
 def test_a_slice_of_a_file_with_a_pattern_s_characters_is_no_pattern(tmp_path):
     (tmp_path / "[a].npy").touch()
     for name in ("[a].npy", "[a].npy#1", "[a].npy#x#2"):
-        assert list(find(parse([f"{tmp_path}/{name}"]))) == [Found(f"{tmp_path}/{name}")]
+        assert list(find(parse([f"{tmp_path}/{name}"]))) == [Candidate(f"{tmp_path}/{name}")]
 
 
 def test_a_pattern_s_names_are_in_byte_order(tmp_path):

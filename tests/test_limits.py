@@ -16,8 +16,8 @@ from conftest import ROOT, child_environment, needs_default
 from image_files import npy, npz, read_image, saved
 
 from organ_infer import ImageError, ImageFailure, InputError, OrganClassifier
-from organ_infer.arguments import parse
-from organ_infer.images import FILE_LIMIT, PIXEL_LIMIT
+from organ_infer.cli.arguments import parse
+from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT
 
 GRAY = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
 
@@ -27,7 +27,8 @@ warnings.simplefilter("ignore")
 sys.path.insert(0, {tests!r})
 import pydicom, zipfile, numpy, PIL.Image
 from organ_infer import ImageError
-from organ_infer.images import Limits, decode_slices
+from organ_infer.images.types import Limits
+from organ_infer.images.registry import FORMATS, decode_slices
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,13 +81,14 @@ def test_the_pixel_limit_can_be_raised_above_pillows():
     """Without a word to Pillow, whose limit is the whole process's."""
     from PIL import Image
 
-    from organ_infer.pictures import _opened
+    from organ_infer.images.pillow import _open_image
+    from organ_infer.images.registry import FORMATS
 
     data = saved(Image.new("1", (20_000, 20_000)))
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageError, match="20000 x 20000 pixels: too large"):
-        _opened(data, "PNG", PIXEL_LIMIT)
-    with _opened(data, "PNG", 400_000_000) as image:
+        _open_image(data, FORMATS[0], PIXEL_LIMIT)
+    with _open_image(data, FORMATS[0], 400_000_000) as image:
         assert image.size == (20_000, 20_000)
     assert before == Image.MAX_IMAGE_PIXELS
 

@@ -6,10 +6,12 @@ import types
 
 import pytest
 
-from organ_infer import DeviceError, gpus, loading
-from organ_infer.installed import installed_version
-from organ_infer.loading import both_wheels_installed, import_onnxruntime
-from organ_infer.processors import usable_processors
+from organ_infer import DeviceError
+from organ_infer.engine import gpus
+from organ_infer.engine import ort as loading
+from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.engine.installed import installed_version
+from organ_infer.engine.ort import both_wheels_installed, import_onnxruntime
 
 
 @pytest.fixture

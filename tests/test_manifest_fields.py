@@ -9,8 +9,8 @@ import pytest
 from conftest import CLASSES
 
 from organ_infer import BundleError
-from organ_infer.bundle import Card, Input, Manifest, Member, Task
-from organ_infer.fields import FieldReader, clipped, parse_json
+from organ_infer.bundle.files import Card, Input, Manifest, Member, Task
+from organ_infer.bundle.json_fields import FieldReader, clipped, parse_json
 
 
 def full():

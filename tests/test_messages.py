@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from organ_infer import errors, progress
+from organ_infer import errors
+from organ_infer.cli import progress
+from organ_infer.cli.progress import Messages, bar_text
 from organ_infer.errors import one_line, printable
-from organ_infer.progress import Messages, bar_text
 
 quick = settings(max_examples=100, deadline=None)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from export.bundle import model_card
-from organ_infer.bundle import Member
+from organ_infer.bundle.files import Member
 
 METRICS = {
     "train": {"accuracy": 0.9101, "auc": 0.9202, "ece": 0.0303},

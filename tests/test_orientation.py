@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organ_infer import InputError
-from organ_infer.orientation import parse_orientation, plane_of, turn, turnable
+from organ_infer.images.orientation import parse_orientation, plane_of, turn, turnable
 
 # DICOM PS3.3 C.7.6.2.1.1: x grows to the patient's left, y to the back, z to the head. Letter -> (axis, sign).
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1), "F": (2, -1)}

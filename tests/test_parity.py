@@ -22,7 +22,7 @@ from export.member import (
 )
 from export.merge import check_merged, merge
 from export.triton import TritonError, _averaging_graph
-from organ_infer.processors import usable_processors
+from organ_infer.engine.cpu_count import usable_processors
 from tests.tiny_graphs import SIZE, bright_pixels, linear_graph, packed, softmax
 
 BATCH = 256

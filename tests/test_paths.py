@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import child_environment
 
-from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction, reading
+from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction
+from organ_infer import batching as reading
 from organ_infer import classifier as classifier_module
 
 

@@ -20,7 +20,7 @@ from png_files import GRAY, ODD, RANDOM, SIGNATURE, WHOLE, chunk, head, mended, 
 
 from organ_infer import ImageError
 from organ_infer._packing import pack
-from organ_infer.images import open_slices
+from organ_infer.images.registry import open_slices
 
 read = pytest.importorskip("organ_infer._reading", reason="built without zlib: Pillow reads all").read
 

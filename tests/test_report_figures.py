@@ -43,9 +43,9 @@ def run_of(*stages: Stage) -> Run:
 
 
 def lines_of(axes: Any, split: str) -> list[Any]:
-    """The lines in a split's colour, in the order in which they were drawn."""
-    colour = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}[split]
-    return [line for line in axes.lines if to_hex(line.get_color()) == colour and len(line.get_xdata())]
+    """The lines in a split's color, in the order in which they were drawn."""
+    color = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}[split]
+    return [line for line in axes.lines if to_hex(line.get_color()) == color and len(line.get_xdata())]
 
 
 def points(line: Any) -> list[tuple[float, float]]:
@@ -112,12 +112,12 @@ def test_stages_are_joined_and_members_of_the_ensemble_stand_alone(split, joined
     assert axes.get_xlim()[0] < 0 and axes.get_xlim()[1] > 2
 
 
-def test_each_split_has_a_colour_and_a_marker_of_its_own():
+def test_each_split_has_a_color_and_a_marker_of_its_own():
     assert len(set(figures.COLOURS.values())) == len(set(figures.MARKERS.values())) == 3
     assert figures.LABELS == NAMES
 
 
-def test_the_reference_studys_accuracies_are_dashed_in_the_colour_of_their_split():
+def test_the_reference_studys_accuracies_are_dashed_in_the_color_of_their_split():
     with figures.drawing():
         figure = figures.accuracy_by_stage(run_of(*STAGES), with_study=True)
     (axes,) = figure.axes
@@ -198,8 +198,8 @@ def test_curves_draw_each_column_of_the_history_under_its_name():
         assert line.get_label() == NAMES[split] and line.get_marker() == {"train": "s", "val": "o"}[split]
     assert accuracy.get_xlabel() == "epoch" and loss.get_xlabel() == ""
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "validation"]
-    colours = [to_hex(line.get_color()) for line in figure.legends[0].get_lines()]
-    assert colours == ["#7b828c", "#0072b2"]
+    colors = [to_hex(line.get_color()) for line in figure.legends[0].get_lines()]
+    assert colors == ["#7b828c", "#0072b2"]
 
 
 def test_the_kept_epoch_is_marked_in_both_panels():
@@ -287,9 +287,9 @@ def test_the_matrix_is_shaded_by_the_root_of_the_share_of_the_true_class():
     assert {to_hex(patch.get_facecolor()) for patch in axes.patches} == {figures.FILL}
 
 
-def luminance(colour: Any) -> float:
+def luminance(color: Any) -> float:
     """Relative luminance (WCAG 2)."""
-    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
@@ -452,10 +452,10 @@ def test_a_figure_for_the_page_scales_to_its_width_and_is_named(inlined):
     assert inlined.rstrip().endswith("</svg>") and inlined.count("<svg") == 1
 
 
-def test_a_figure_for_the_page_takes_colours_and_font_from_the_style_sheet(inlined):
+def test_a_figure_for_the_page_takes_colors_and_font_from_the_style_sheet(inlined):
     assert "var(--series-val)" in inlined and "var(--ink)" in inlined and "var(--sans)" in inlined
-    for colour in (*figures.COLOURS.values(), figures.INK, figures.MUTED, figures.GRID, figures.FILL):
-        assert colour not in inlined
+    for color in (*figures.COLOURS.values(), figures.INK, figures.MUTED, figures.GRID, figures.FILL):
+        assert color not in inlined
     assert "DejaVu" not in inlined
     style = (Path(figures.__file__).parent / "style.css").read_text()
     for variable in (*figures.VARIABLES.values(), "sans"):
@@ -593,13 +593,13 @@ def test_the_look_of_the_matrix():
     assert tuple(figure.get_size_inches()) == (4.6, 4.6) and axes.get_aspect() == 1
 
 
-@pytest.mark.parametrize(("share", "colour"), [((0.75 / 0.95) ** 2, figures.INK), (0.63, "white")])
-def test_numbers_turn_white_on_squares_darker_than_three_quarters(share, colour):
+@pytest.mark.parametrize(("share", "color"), [((0.75 / 0.95) ** 2, figures.INK), (0.63, "white")])
+def test_numbers_turn_white_on_squares_darker_than_three_quarters(share, color):
     count = round(1e6 * share)
     with figures.drawing():
         (axes,) = figures.confusion(np.array([[count, 1_000_000 - count], [0, 1]]), ("a", "b")).axes
     (text,) = [text for text in axes.texts if text.get_text() == str(count)]
-    assert to_hex(text.get_color()) == to_hex(colour)
+    assert to_hex(text.get_color()) == to_hex(color)
 
 
 def test_the_look_of_the_reliability_diagram():

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ran import COLUMNS
 
-from organ_infer import ImageFailure, Prediction, output
-from organ_infer.bundle import Task
-from organ_infer.output import ClosedPipe, OutputError, Writer, row_format
+from organ_infer import ImageFailure, Prediction
+from organ_infer.bundle.files import Task
+from organ_infer.cli import output
+from organ_infer.cli.output import ClosedPipe, OutputError, Writer, row_format
 
 ORGANS = Task("organamnist", "axial", tuple(CLASSES), tuple(map(tuple, PAIRED))).organs()
 

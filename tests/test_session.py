@@ -12,9 +12,10 @@ from conftest import CLASSES, child_environment, make_graph, needs_default
 from heap import needs_heap
 from stand_in import CPU, CUDA
 
-from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError, loading
-from organ_infer.processors import usable_processors
-from organ_infer.session import Session
+from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
+from organ_infer.engine import ort as loading
+from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.engine.session import Session
 
 IMAGE = np.zeros((28, 28), np.uint8)
 
@@ -360,7 +361,7 @@ def test_processors_follow_the_affinity_mask_and_the_containers_quota(tmp_path, 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity mask")
 def test_a_narrow_affinity_mask_is_kept_to():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from organ_infer.processors import usable_processors; print(usable_processors())"
+    code += "from organ_infer.engine.cpu_count import usable_processors; print(usable_processors())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from organ_infer import ImageFailure, OrganClassifier
-from organ_infer.session import Session
-from organ_infer.shifts import shifted_mean
+from organ_infer.engine.session import Session
+from organ_infer.engine.tta import shifted_mean
 
 
 def five(images):

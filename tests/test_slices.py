@@ -19,23 +19,25 @@ from png_files import chunk
 from test_images import png
 from test_truncation import fctl, fdat, png_of
 
-from organ_infer import ImageError, OrganClassifier, images, reading
+from organ_infer import ImageError, OrganClassifier
+from organ_infer import batching as reading
 from organ_infer._packing import pack
-from organ_infer.images import (
+from organ_infer.bundle.manifest import Input
+from organ_infer.images import arrays
+from organ_infer.images import registry as images
+from organ_infer.images.registry import FORMATS, decode_slices, open_slices, split_selector
+from organ_infer.images.types import (
     DTYPES,
     FILE_LIMIT,
-    HEAD,
     PIXEL_LIMIT,
+    SIGNATURE_BYTES,
+    Format,
     Limits,
     Slice,
     Source,
     check_size,
-    decode_slices,
     numbered,
-    open_slices,
-    split_frame,
 )
-from organ_infer.manifest import Input
 
 # Which format a file is of: by its first bytes, as each format's own specification has them.
 
@@ -52,7 +54,7 @@ MAGIC = {
     ".npz": [b"PK\x03\x04"],
     "DICOM": [bytes(128) + b"DICM"],
 }
-UNKNOWN = "no image of a known format (PNG, JPEG, TIFF, BMP, GIF, PNM, WebP, JPEG 2000, .npy, .npz, DICOM)"
+UNKNOWN = "no image of a known format (PNG, JPEG, DICOM, .npy, .npz, TIFF, BMP, GIF, PNM, WebP, JPEG 2000)"
 
 
 def line_of(data):
@@ -72,7 +74,7 @@ def test_a_format_is_known_by_all_of_its_first_bytes(name):
                 continue
             other = magic[:at] + bytes([magic[at] ^ 0x40]) + magic[at + 1 :]
             assert line_of(other + bytes(200)) == UNKNOWN, other
-    assert HEAD == 132 and line_of(b"P0 1 1") == line_of(b"P7 1 1") == UNKNOWN
+    assert SIGNATURE_BYTES == 132 and line_of(b"P0 1 1") == line_of(b"P7 1 1") == UNKNOWN
 
 
 def test_a_dicom_file_may_begin_with_any_other_format_s_bytes_but_what_stands_first_counts():
@@ -88,8 +90,8 @@ def test_a_dicom_file_may_begin_with_any_other_format_s_bytes_but_what_stands_fi
     ("width", "height", "limit", "words"),
     [
         (1, 1, 1, None), (3, 2, 6, None), (3, 2, 5, "3 x 2 pixels: too large, at most 5 pixels"),
-        (65_535, 1, 10**9, None), (1, 65_535, 10**9, None), (65_536, 1, 10**9, "65,535 a side"),
-        (1, 65_536, 10**9, "65,535 a side"), (0, 5, 9, "0 x 5 pixels: the image is empty"),
+        (65_535, 1, 10**9, None), (1, 65_535, 10**9, None), (65_536, 1, 10**9, "65,535 per side"),
+        (1, 65_536, 10**9, "65,535 per side"), (0, 5, 9, "0 x 5 pixels: the image is empty"),
         (5, 0, 9, "the image is empty"), (65_535, 65_535, 65_535**2, None),
     ],
 )  # fmt: skip
@@ -175,8 +177,8 @@ def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
 def test_a_file_that_is_not_as_long_as_it_was_is_told():
     for size in (4, 6):
         with pytest.raises(ImageError, match=r"^it changed while it was read$"):
-            Source(io.BytesIO(b"12345"), size, "PNG", Limits(), None).whole()
-    assert Source(io.BytesIO(b"12345"), 5, "PNG", Limits(), None).whole() == b"12345"
+            Source(io.BytesIO(b"12345"), size, FORMATS[0], Limits(), None).read_all()
+    assert Source(io.BytesIO(b"12345"), 5, FORMATS[0], Limits(), None).read_all() == b"12345"
 
 
 def test_whatever_a_decoder_raises_is_one_line(monkeypatch):
@@ -194,7 +196,9 @@ def test_whatever_a_decoder_raises_is_one_line(monkeypatch):
             yield "", lambda: fails(source)
 
         for reader in (fails, fails_later):
-            monkeypatch.setattr(images, "_FORMATS", ((0, b"x", "PNG", reader),))
+            monkeypatch.setattr(arrays, "read_test", reader, raising=False)
+            row = Format("PNG", "PNG", ((0, b"x"),), (), "arrays:read_test")
+            monkeypatch.setattr(images, "FORMATS", (row,))
             assert line_of(b"x") == words
 
 
@@ -255,9 +259,9 @@ def test_a_number_is_cut_off_a_path_only_where_the_whole_is_nothing(tmp_path):
         "folder#3": ("folder#3", None),
         "gone#2": ("gone#2", None),
     }.items():
-        found, pick = split_frame(str(tmp_path / name))
+        found, pick = split_selector(str(tmp_path / name))
         assert (found, pick) == (str(tmp_path / expected[0]), expected[1]), name
-    assert split_frame("#3") == ("#3", None)
+    assert split_selector("#3") == ("#3", None)
 
 
 def test_a_file_is_closed_when_its_last_slice_was_asked_for(tmp_path):
@@ -463,12 +467,12 @@ def test_a_color_picture_is_doubtful_from_a_mean_distance_of_10():
         pixels = np.full((4, 5, 3), 100, np.uint8)
         pixels[..., 1] += np.uint8(apart)
         found = read_pixels(pixels)
-        assert any(word.startswith("doubtful: in colour") for word in found.warnings) == doubtful, apart
+        assert any(word.startswith("implausible: in color") for word in found.warnings) == doubtful, apart
     half = np.full((4, 5, 3), 100, np.uint8)
     half[:2, :, 2] -= np.uint8(20)  # 20 in half of the pixels
-    assert any(word.startswith("doubtful") for word in read_pixels(half).warnings)
+    assert any(word.startswith("implausible") for word in read_pixels(half).warnings)
     half[0, 0] = 100
-    assert not any(word.startswith("doubtful") for word in read_pixels(half).warnings)
+    assert not any(word.startswith("implausible") for word in read_pixels(half).warnings)
 
 
 def read_pixels(pixels, form="PNG", **options):

@@ -9,7 +9,7 @@ from conftest import write_bundle
 from stand_in import CPU
 
 from organ_infer import BundleError, OrganClassifier
-from organ_infer.bundle import Manifest, list_bundle, open_bundle, read_manifest
+from organ_infer.bundle.files import Manifest, list_bundle, open_bundle, read_manifest
 
 FILES = ("manifest.json", "MODEL_CARD.md", "tiny.onnx")
 

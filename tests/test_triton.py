@@ -379,7 +379,7 @@ def test_the_served_file_is_the_form_of_the_device_byte_for_byte(device, precisi
 
 @pytest.mark.parametrize("file", ["int8", "fp16"])
 def test_a_file_that_changes_after_the_bundle_was_opened_is_not_served(file, tmp_path, monkeypatch, capsys):
-    from organ_infer import bundle as opening
+    from organ_infer.bundle import files as opening
 
     bundle, _ = with_fp16(tmp_path / "bundle")
     real = opening.open_bundle

@@ -1,4 +1,4 @@
-"""A file that ends early: every length of a small one of each format, and what `check_end` takes for an end."""
+"""A file that ends early: every length of a small one of each format, and what `check_complete` takes for an end."""
 
 import struct
 import zlib
@@ -12,8 +12,8 @@ from PIL import Image
 from png_files import chunk, head
 
 from organ_infer import ImageError
-from organ_infer.images import SUFFIXES, open_slices
-from organ_infer.truncation import _png_bytes, check_end
+from organ_infer.images.registry import FORMATS, SUFFIXES, open_slices
+from organ_infer.images.truncation import _png_bytes, check_complete
 
 SMALL = GRAY[:4, :5]
 STACKED = np.stack([SMALL, SMALL[::-1], SMALL // 2])
@@ -77,9 +77,9 @@ def test_dicom_cut_at_any_length_is_refused_or_the_same():
 
 
 def whole(data, name):
-    """Whether `check_end` lets it pass; its only other end is the line of an ImageError."""
+    """Whether `check_complete` lets it pass; its only other end is the line of an ImageError."""
     try:
-        check_end(data, name)
+        check_complete(data, next(row for row in FORMATS if row.name == name))
     except ImageError as e:
         assert str(e) == f"{name}: truncated or damaged, its end is missing"
         return False
@@ -148,8 +148,8 @@ def test_a_palette_must_be_there_where_pixels_need_one():
     stream, palette = zlib.compress(bytes(15)), chunk(b"PLTE", bytes(6))
     assert whole(png_of(stream, kind=3, before=palette), "PNG")
     assert not whole(png_of(stream, kind=3), "PNG")
-    assert whole(png_of(zlib.compress(bytes(3 * 13)), kind=2), "PNG")  # colour needs none
-    assert not whole(png_of(stream, kind=5), "PNG")  # no such colour type
+    assert whole(png_of(zlib.compress(bytes(3 * 13)), kind=2), "PNG")  # color needs none
+    assert not whole(png_of(stream, kind=5), "PNG")  # no such color type
 
 
 def fctl(number, width, height):
@@ -203,18 +203,18 @@ def test_a_tiff_s_chain_of_pages_is_followed_to_its_end(order, big):
 
 def test_a_gif_s_blocks_are_followed_to_its_trailer():
     screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0, 0, 0)
-    coloured = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80 | 1, 0, 0) + bytes(3 * 4)
+    colored = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80 | 1, 0, 0) + bytes(3 * 4)
     extension = b"\x21\xf9" + b"\x04abcd" + b"\0"
     comment = b"\x21\xfe" + b"\x03;;;" + b"\x02;;" + b"\0"
     image = b"\x2c" + bytes(8) + b"\0" + b"\x02" + b"\x02\x44\x01" + b"\0"
     with_palette = b"\x2c" + bytes(8) + b"\x82" + bytes(3 * 8) + b"\x02" + b"\x01\x44" + b"\0"
     for parts in ([], [image], [extension, image, comment], [with_palette, image], [image] * 3):
-        for start in (screen, coloured):
+        for start in (screen, colored):
             data = start + b"".join(parts)
             assert whole(data + b";", "GIF") and whole(data + b";more", "GIF")
             assert not any(whole(data[:n], "GIF") for n in range(len(data) + 1))
             assert not whole(data + b"\x2d;", "GIF")
-    for bits in range(8):  # a palette of 2 to 256 colours
+    for bits in range(8):  # a palette of 2 to 256 colors
         flags = struct.pack("<HHBBB", 1, 1, 0x80 | bits, 0, 0)
         palette = b"\x01" * (3 * 2 ** (bits + 1))
         assert whole(b"GIF89a" + flags + palette + image + b";", "GIF")

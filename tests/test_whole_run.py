@@ -794,17 +794,17 @@ def drawn_matrix(axes: Any) -> tuple[np.ndarray, np.ndarray]:
     return texts, shades
 
 
-def test_the_chart_of_stages_shows_each_split_by_its_colour_and_name(run, truth):
+def test_the_chart_of_stages_shows_each_split_by_its_color_and_name(run, truth):
     (axes,) = run.figures["accuracy_by_stage"][0].axes
     assert [text.get_text() for text in axes.get_xticklabels()] == list(STAGES)
-    colours = set()
+    colors = set()
     for split in SPLITS:
         line = line_of(axes, NAMES[split])
         assert list(line.get_xdata()) == [0, 1, 2, 3]
         expected = [truth[stage, split]["accuracy"] for stage in STAGES]
         np.testing.assert_allclose(line.get_ydata(), expected)
-        colours.add(to_hex(line.get_color()))
-    assert len(colours) == 3
+        colors.add(to_hex(line.get_color()))
+    assert len(colors) == 3
 
 
 def test_the_reliability_diagram_is_of_both_splits_bins(run):

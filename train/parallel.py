@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from organ_infer.processors import usable_processors
+from organ_infer.engine.cpu_count import usable_processors
 from train.errors import RunError
 
 

@@ -16,7 +16,7 @@ from export.bundle import Trained, write_bundle
 from export.forms import PRECISIONS
 from export.member import ExportError, check_installed
 from organ_infer import BundleError
-from organ_infer.bundle import open_bundle, sha256_of
+from organ_infer.bundle.files import open_bundle, sha256_of
 from train import calibration, devices, fit, parallel, record
 from train.data import Data, load_data
 from train.errors import RunError

@@ -60,7 +60,7 @@ def __dir__() -> list[str]:
 
 
 def _version() -> str:
-    from .installed import installed_version
+    from .engine.installed import installed_version
 
     if found := installed_version("organ-infer"):
         return found

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Manifest, packaged_bundle
-from .cuda import Placement
-from .devices import parse_device
-from .doubts import WHOLE_SIDE, doubts_of_packed, doubts_of_shape
-from .ensemble import Probabilities, open_ensemble
+from .batching import Batch, batches, pack_slices, read_ahead, read_batches
+from .bundle.files import Manifest, packaged_bundle
+from .engine.cuda import Placement
+from .engine.devices import parse_device
+from .engine.ensemble import Probabilities, open_ensemble
+from .engine.session import THREAD_LIMIT, thread_count
+from .engine.tta import shifted_mean
 from .errors import ImageError, InputError, OrganInferError, one_line
-from .images import DTYPES, FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, check_size, open_slices
-from .orientation import Orientation, parse_orientation, plane_of, turn, turnable
-from .reading import Batch, batches, pack_slices, read_ahead, read_batches
+from .images.memory import EXPECTED, slices_in_memory
+from .images.orientation import Orientation, parse_orientation, plane_of, turn, turnable
+from .images.registry import open_slices
+from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
+from .plausibility import WHOLE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
-from .session import THREAD_LIMIT, thread_count
-from .shifts import shifted_mean
 
 __all__ = ["OrganClassifier"]
 
@@ -213,7 +215,7 @@ class OrganClassifier:
     ) -> list[Prediction]:
         """packed: float32 (N, 1, S, S), a batch."""
         rows = self._probabilities(packed)
-        doubts = doubts_of_packed(packed, self.manifest.input)
+        doubts = pixel_warnings(packed, self.manifest.input)
         merged = np.zeros((len(rows), len(self._organ_names)))  # (N, organs), the two sides added
         for column, organ in zip(rows.T, self._organ_of, strict=True):
             merged[:, organ] += column
@@ -236,58 +238,19 @@ class OrganClassifier:
             )
         ]
 
-    # What comes in.
+    # Input.
 
     def _slices(self, images: Any) -> list[Slice]:
-        """`images` in any of its forms, checked, one Slice each."""
-        if isinstance(images, np.ndarray) or _is_picture(images):
-            pieces = list(self._checked(images, "images", stack=True))
-        elif isinstance(images, (str, bytes, os.PathLike)):
-            raise InputError(f"images: pixels expected, found the path {images!r}: use predict_paths([path])")
-        else:
+        """`images` checked and oriented, one Slice each."""
+        slices: list[Slice] = []
+        for where, piece in slices_in_memory(images):
             try:
-                listed = list(images)
-            except TypeError as e:
-                raise InputError(f"images: {_WANTED}, found {type(images).__name__}") from e
-            pieces = [
-                piece for i, image in enumerate(listed) for piece in self._checked(image, f"images[{i}]")
-            ]
-        if not pieces:
-            raise InputError(f"images: no slice in it; {_WANTED}")
-        return pieces
-
-    def _checked(self, image: Any, where: str, *, stack: bool = False) -> Iterator[Slice]:
-        if _is_picture(image):
-            from .pictures import slice_of
-
-            try:
-                width, height = image.size
-                check_size(width, height, PIXEL_LIMIT)
-                yield self._oriented(slice_of(image))
-            except MemoryError:
-                raise
-            except (
-                Exception
-            ) as e:  # Pillow raises almost anything where an image that is not loaded yet is damaged
-                raise InputError(f"{where}: {one_line(e)}") from e
-            return
-        if not isinstance(image, np.ndarray):
-            raise InputError(f"{where}: {_WANTED}, found {type(image).__name__}")
-        if image.dtype.name not in DTYPES:
-            raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
-        if np.ma.is_masked(image):
-            raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
-        if image.ndim not in ((2, 3) if stack else (2,)):
-            raise InputError(f"{where}: {_WANTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
-        if image.ndim == 3 and image.shape[-1] in (3, 4):
-            raise InputError(f"{where}: {image.shape} looks like colour{_advice(image)}")
-        for pixels in image if image.ndim == 3 else [image]:
-            if 0 in pixels.shape or max(pixels.shape) > 65_535:
-                raise InputError(f"{where}: 1 to 65,535 pixels a side expected, found {pixels.shape}")
-            try:
-                yield self._oriented(Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False)))
+                slices.append(self._oriented(piece))
             except ImageError as e:
                 raise InputError(f"{where}: {e}") from e
+        if not slices:
+            raise InputError(f"images: no slice in it; {EXPECTED}")
+        return slices
 
     def _oriented(self, piece: Slice) -> Slice:
         """Turned as the model takes it: by what the file says, else by `orientation=`, else as stored. What its size
@@ -297,7 +260,7 @@ class OrganClassifier:
                 "Hounsfield units (int16), and this model takes no window: pass 8- or 16-bit gray"
             )
         pixels, given = piece.pixels, piece.orientation or self._given
-        said = piece.warnings + doubts_of_shape(*pixels.shape)
+        said = piece.warnings + shape_warnings(*pixels.shape)
         if given is not None:
             self._check_turn(given, ImageError)
             wanted = self.manifest.input.orientation
@@ -338,9 +301,6 @@ class OrganClassifier:
         return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
 
 
-_WANTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
-
-
 def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
     return kind(**options)
 
@@ -353,22 +313,3 @@ def _check_count(name: str, value: Any, most: int) -> None:
 def _check_switch(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise InputError(f"{name}: True or False expected, found {one_line(repr(value))}")
-
-
-def _is_picture(image: Any) -> bool:
-    import sys
-
-    module = sys.modules.get("PIL.Image")  # an image of Pillow's can only be given where Pillow is loaded
-    return module is not None and isinstance(image, module.Image)
-
-
-def _advice(image: NDArray[Any]) -> str:
-    """What to pass instead."""
-    if image.ndim >= 3 and image.shape[-1] in (3, 4):
-        return ": pass gray (H, W), or a Pillow image, which is converted"
-    if image.dtype == bool:
-        return ": pass image.astype('uint8') * 255"
-    if image.dtype.kind == "f":
-        rest = " after taking out the NaN" if np.isnan(image).any() else ""
-        return f": pass gray of 0 to 255 as uint8, or HU as int16{rest}"
-    return ": pass uint8 gray, uint16 gray, or int16 Hounsfield units"

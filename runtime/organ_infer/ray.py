@@ -25,8 +25,8 @@ from typing import Any
 
 from .classifier import OrganClassifier
 from .errors import BundleError, InputError, OrganInferError, one_line
-from .images import SUFFIXES
-from .inputs import images_below
+from .images.discovery import images_below
+from .images.registry import SUFFIXES
 from .results import ImageFailure, Prediction
 
 __all__ = ["Classify", "classify"]

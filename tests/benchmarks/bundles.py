@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from organ_infer.bundle import MANIFEST_FILE, Manifest, Member, read_manifest
+from organ_infer.bundle.files import MANIFEST_FILE, Manifest, Member, read_manifest
 from tests.conftest import CLASSES
 
 # The ensemble's precisions on each device, the one that its bundle chooses first.

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from turns import medians
 
-from organ_infer.bundle import open_bundle
-from organ_infer.ensemble import open_ensemble
-from organ_infer.processors import usable_processors
-from organ_infer.session import Session
+from organ_infer.bundle.files import open_bundle
+from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.engine.ensemble import open_ensemble
+from organ_infer.engine.session import Session
 
 BATCHES = {1: (20, 25), 256: (1, 9)}  # calls a turn, turns
 

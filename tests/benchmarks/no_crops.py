@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from export.member import open_session
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
-from organ_infer.bundle import packaged_bundle
+from organ_infer.bundle.files import packaged_bundle
 
 ALARMS = 0.01  # of validation
 SOME = 1500

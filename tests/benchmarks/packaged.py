@@ -17,7 +17,7 @@ from export.member import open_session
 from export.temperature import expected_calibration_error, mean_softmax
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
-from organ_infer.bundle import packaged_bundle
+from organ_infer.bundle.files import packaged_bundle
 from train.metrics import area_under_curve
 
 

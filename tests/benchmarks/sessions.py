@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from organ_infer import OrganClassifier
-from organ_infer.bundle import open_bundle, packaged_bundle
-from organ_infer.processors import usable_processors
-from organ_infer.session import import_onnxruntime
+from organ_infer.bundle.files import open_bundle, packaged_bundle
+from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.engine.session import import_onnxruntime
 
 ort = import_onnxruntime()
 CORES = usable_processors()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from organ_infer import OrganClassifier
-from organ_infer.bundle import packaged_bundle
+from organ_infer.bundle.files import packaged_bundle
 from tests.benchmarks.comparison import compare
 from tests.conftest import needs_default
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
-from organ_infer.images import open_slices
-from organ_infer.processors import usable_processors
+from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.images.registry import open_slices
 from tests.at_hand import DATA
 from tests.benchmarks.comparison import compare
 from tests.conftest import ROOT, child_environment, needs_default

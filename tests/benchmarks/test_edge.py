@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from organ_infer import OrganClassifier
-from organ_infer.processors import usable_processors
+from organ_infer.engine.cpu_count import usable_processors
 from tests.benchmarks.comparison import compare, measure
 from tests.conftest import needs_default
 

@@ -24,7 +24,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from organ_infer import DeviceError, OrganClassifier, Prediction
 from organ_infer._packing import pack
-from organ_infer.bundle import packaged_bundle, read_manifest
+from organ_infer.bundle.files import packaged_bundle, read_manifest
 from tests.benchmarks.bundles import (
     ENSEMBLE_PRECISIONS,
     precisions,

@@ -146,7 +146,7 @@ def exploded() -> Outcomes:
 
 def no_files() -> Outcomes:
     from organ_infer import ImageError
-    from organ_infer.images import open_slices
+    from organ_infer.images.registry import open_slices
 
     with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX) as server:
         folder = Path(name)
@@ -204,7 +204,7 @@ def arrays() -> Outcomes:
 
 def manifests(count: int, rng: random.Random) -> Outcomes:
     from organ_infer import BundleError
-    from organ_infer.bundle import Manifest, packaged_bundle
+    from organ_infer.bundle.files import Manifest, packaged_bundle
 
     text = (Path(packaged_bundle()) / "manifest.json").read_bytes()
     for other in [*cuts(text), *flips(text), *edits(text, rng, 20 * count)]:
@@ -219,8 +219,8 @@ def manifests(count: int, rng: random.Random) -> Outcomes:
 
 def commands(count: int, rng: random.Random) -> Outcomes:
     """Whole runs of the command, in a directory of their own, where it may write what --output names."""
-    from organ_infer.arguments import Options
     from organ_infer.cli import main
+    from organ_infer.cli.arguments import Options
 
     names = [
         f"--{name.replace('_', '-')}" for name in Options._fields if name not in ("paths", "null", "bundle")

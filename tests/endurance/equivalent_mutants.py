@@ -109,11 +109,11 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
-    "runtime/organ_infer/arrays.py": {
+    "runtime/organ_infer/images/arrays.py": {
         ("BLOCK = 1 << 20  # bytes", "21"): "how much is read at once",
         ("BLOCK = 1 << 20  # bytes", "2"): "how much is read at once",
     },
-    "runtime/organ_infer/bundle.py": {
+    "runtime/organ_infer/bundle/files.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
     },
     "runtime/organ_infer/classifier.py": {
@@ -143,39 +143,39 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "True",
         ): "the same pixels in a copy",
     },
-    "runtime/organ_infer/cli.py": {
+    "runtime/organ_infer/cli/command.py": {
         ("return _flushed(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
     },
-    "runtime/organ_infer/dicom.py": {
+    "runtime/organ_infer/images/dicom.py": {
         ("BLOCK = 1 << 20  # bytes inflated at once", "21"): "how much is inflated at once",
         ("BLOCK = 1 << 20  # bytes inflated at once", "2"): "how much is inflated at once",
     },
-    "runtime/organ_infer/doubts.py": {
+    "runtime/organ_infer/plausibility.py": {
         ("lines = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
     },
-    "runtime/organ_infer/ensemble.py": {
+    "runtime/organ_infer/engine/ensemble.py": {
         ("self._workers = _workers(1)", "2"): "it has one task",
         (
             "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
             "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
         ): "no sum in float64 is just as far from 1",
     },
-    "runtime/organ_infer/inputs.py": {
+    "runtime/organ_infer/cli/paths.py": {
         ("BLOCK = 1 << 16  # bytes of a list read at once", "2"): "the same paths in other blocks",
     },
-    "runtime/organ_infer/onnx_file.py": {
+    "runtime/organ_infer/bundle/onnx_graph.py": {
         ("return None", "1"): "of bytes only that they are there is asked",
     },
-    "runtime/organ_infer/output.py": {
+    "runtime/organ_infer/cli/output.py": {
         ("flags |= getattr(os, name, 0)", "1"): "1 is O_WRONLY, which is set",
     },
-    "runtime/organ_infer/pictures.py": {
+    "runtime/organ_infer/images/pillow.py": {
         (
             'if name in ("PNG", "PPM") and wide.min() >= 0 and wide.max() <= 65_535:',
             "65536",
         ): "no PNG or PNM holds more than 16 bits",
     },
-    "runtime/organ_infer/reading.py": {
+    "runtime/organ_infer/batching.py": {
         ("self._found: Batch | None = None", "1"): "set before it is looked at",
     },
     "train/augment.py": {

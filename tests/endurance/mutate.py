@@ -61,9 +61,9 @@ STRICT = (
     "train/calibration.py",
     "export/temperature.py",
     "export/golden.py",
-    "runtime/organ_infer/golden.py",
-    "runtime/organ_infer/orientation.py",
-    "runtime/organ_infer/ensemble.py",
+    "runtime/organ_infer/bundle/golden.py",
+    "runtime/organ_infer/images/orientation.py",
+    "runtime/organ_infer/engine/ensemble.py",
 )
 BUNDLES = (
     "test_bundle",
@@ -84,30 +84,30 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_temperature",
     ),
     "ext/packing.pyx": ("test_packing",),
-    "runtime/organ_infer/arguments.py": (
+    "runtime/organ_infer/cli/arguments.py": (
         "test_cli",
         "test_inputs",
     ),
-    "runtime/organ_infer/arrays.py": ("test_frames",),
-    "runtime/organ_infer/bundle.py": BUNDLES,
+    "runtime/organ_infer/images/arrays.py": ("test_frames",),
+    "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
         "test_session",
         "test_shifts",
     ),
-    "runtime/organ_infer/cli.py": (
+    "runtime/organ_infer/cli/command.py": (
         "test_cli",
         "test_cli_formats",
         "test_cli_inside",
         "test_paths",
     ),
-    "runtime/organ_infer/devices.py": ("test_cuda",),
-    "runtime/organ_infer/dicom.py": (
+    "runtime/organ_infer/engine/devices.py": ("test_cuda",),
+    "runtime/organ_infer/images/dicom.py": (
         "test_dicom",
         "test_frames",
     ),
-    "runtime/organ_infer/doubts.py": ("test_doubts",),
-    "runtime/organ_infer/ensemble.py": (
+    "runtime/organ_infer/plausibility.py": ("test_doubts",),
+    "runtime/organ_infer/engine/ensemble.py": (
         "test_cache",
         "test_classifier",
         "test_cuda",
@@ -118,38 +118,38 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli",
         "test_messages",
     ),
-    "runtime/organ_infer/fields.py": BUNDLES,
-    "runtime/organ_infer/golden.py": ("test_check",),
-    "runtime/organ_infer/images.py": (
+    "runtime/organ_infer/bundle/json_fields.py": BUNDLES,
+    "runtime/organ_infer/bundle/golden.py": ("test_check",),
+    "runtime/organ_infer/images/registry.py": (
         "test_images",
         "test_slices",
     ),
-    "runtime/organ_infer/inputs.py": (
+    "runtime/organ_infer/cli/paths.py": (
         "test_cli",
         "test_inputs",
         "test_paths",
     ),
-    "runtime/organ_infer/manifest.py": BUNDLES,
-    "runtime/organ_infer/orientation.py": (
+    "runtime/organ_infer/bundle/manifest.py": BUNDLES,
+    "runtime/organ_infer/images/orientation.py": (
         "test_classifier",
         "test_cli_formats",
         "test_dicom",
     ),
-    "runtime/organ_infer/output.py": (
+    "runtime/organ_infer/cli/output.py": (
         "test_cli",
         "test_cli_formats",
         "test_rows",
     ),
-    "runtime/organ_infer/pictures.py": (
+    "runtime/organ_infer/images/pillow.py": (
         "test_images",
         "test_slices",
     ),
-    "runtime/organ_infer/reading.py": (
+    "runtime/organ_infer/batching.py": (
         "test_classifier",
         "test_paths",
         "test_reading",
     ),
-    "runtime/organ_infer/truncation.py": (
+    "runtime/organ_infer/images/truncation.py": (
         "test_damage",
         "test_images",
         "test_truncation",

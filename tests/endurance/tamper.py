@@ -27,8 +27,8 @@ from test_manifest_fields import PLACES, VALUES, allowed, full
 from test_tampering import FILES
 
 from organ_infer import BundleError
-from organ_infer.bundle import Manifest, open_bundle, packaged_bundle
-from organ_infer.onnx_file import check_graph
+from organ_infer.bundle.files import Manifest, open_bundle, packaged_bundle
+from organ_infer.bundle.onnx_graph import check_graph
 
 KINDS = ("refused", "unnamed", "crashed", "opened")
 

@@ -91,8 +91,8 @@ def copied(folder: Path) -> Path:
 def package_files() -> set[str]:
     """The package's files as they stand in the tree: modules, types, the bundle."""
     listed = [
-        *PACKAGE.glob("*.py"),
-        *PACKAGE.glob("*.pyi"),
+        *PACKAGE.rglob("*.py"),
+        *PACKAGE.rglob("*.pyi"),
         PACKAGE / "py.typed",
         *(PACKAGE / "default").iterdir(),
     ]

@@ -107,7 +107,7 @@ def _imported() -> dict[str, Any]:
         import organ_infer
 
         about["organ_infer"] = str(Path(organ_infer.__file__).parent)
-        from organ_infer.session import import_onnxruntime
+        from organ_infer.engine.session import import_onnxruntime
 
         ort = import_onnxruntime()
         about["onnxruntime"] = {"version": ort.__version__, "providers": ort.get_available_providers()}

@@ -41,7 +41,7 @@ INTERNALS = "the runtime's internals have changed ({}): adapt tests/gpu/proof/ru
 def needs_runtime(settings: Settings) -> None:
     """Raise Skip unless onnxruntime is installed and offers what the device needs."""
     from organ_infer import DeviceError
-    from organ_infer.session import import_onnxruntime
+    from organ_infer.engine.session import import_onnxruntime
 
     try:
         offered = import_onnxruntime().get_available_providers()

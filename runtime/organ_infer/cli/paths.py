@@ -6,27 +6,19 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from ..images.discovery import Candidate, images_below
+from ..images.registry import split_selector
 from .arguments import Options, UsageError
 
-__all__ = ["Found", "find", "images_below"]
+__all__ = ["find"]
 
 BLOCK = 1 << 16  # bytes of a list read at once
 NAME_LIMIT = 1 << 16  # bytes of one path in a list
 
 
-@dataclass(frozen=True)
-class Found:
-    """A path to classify, or with `error` one that stands for nothing."""
-
-    path: str
-    error: str | None = None
-    nothing: bool = False  # no image is there at all, as in an empty directory
-
-
-def find(options: Options) -> Iterator[Found]:
+def find(options: Options) -> Iterator[Candidate]:
     """Every image the options name: first the paths, then the list. A directory or pattern without an image comes
     back with an `error` and `path` as given. Raises UsageError where a list cannot be read."""
     if options.files_from not in (None, "-"):
@@ -49,7 +41,7 @@ def _check_list(source: str) -> None:
         ) from e
 
 
-def _argument(path: str, recursive: bool) -> Iterator[Found]:
+def _argument(path: str, recursive: bool) -> Iterator[Candidate]:
     """A path of the command line; what exists is never a pattern."""
     if not glob.has_magic(path) or os.path.lexists(path) or _is_slice(path):
         yield from _one(path, recursive)
@@ -58,18 +50,16 @@ def _argument(path: str, recursive: bool) -> Iterator[Found]:
     for name in names:
         yield from _one(name, recursive)
     if not names:
-        yield Found(path, "no file matches this pattern", nothing=True)
+        yield Candidate(path, "no file matches this pattern", empty=True)
 
 
 def _is_slice(path: str) -> bool:
-    from .images import split_frame
-
-    return split_frame(path)[1] is not None
+    return split_selector(path)[1] is not None
 
 
-def _one(path: str, recursive: bool) -> Iterator[Found]:
+def _one(path: str, recursive: bool) -> Iterator[Candidate]:
     if not os.path.isdir(path):
-        yield Found(path)
+        yield Candidate(path)
         return
     empty = True
     for found in images_below(path, recursive):
@@ -77,35 +67,7 @@ def _one(path: str, recursive: bool) -> Iterator[Found]:
         yield found
     if empty:
         advice = "" if recursive else " (--recursive looks below it)"
-        yield Found(path, f"no image in this directory{advice}", nothing=True)
-
-
-def images_below(path: str, recursive: bool) -> Iterator[Found]:
-    """The images of a directory by suffix, in byte order of their paths below it; nothing hidden, no linked
-    directory followed. A directory that cannot be listed comes back with an error in its place."""
-    from .images import SUFFIXES
-
-    names: list[tuple[bytes, str, bool]] = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                folder = entry.is_dir(follow_symlinks=False)
-                if folder and recursive:
-                    names.append((os.fsencode(entry.name) + b"/", entry.name, True))
-                elif not entry.is_dir() and entry.name.lower().endswith(SUFFIXES):
-                    names.append((os.fsencode(entry.name), entry.name, False))
-    except OSError as e:
-        yield Found(path, f"cannot be listed ({e.strerror})")
-        return
-    names.sort()
-    for _, name, folder in names:
-        joined = os.path.join(path, name)
-        if folder:
-            yield from images_below(joined, recursive)
-        else:
-            yield Found(joined)
+        yield Candidate(path, f"no image in this directory{advice}", empty=True)
 
 
 def _listed(source: str, end: bytes) -> Iterator[str]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .manifest import AXES
+from ..bundle.manifest import AXES
+from ..errors import InputError
 
 __all__ = ["LETTERS_TEXT", "Orientation", "parse_orientation", "plane_of", "turn", "turnable"]
 

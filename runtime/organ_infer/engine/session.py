@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeviceError, OrganInferError, one_line
 from . import cuda
+from .cpu_count import usable_processors
 from .cuda import CLOSED, CUDA, choose_device, logger
 from .cuda_errors import advice, describe, shorten
 from .devices import parse_device
-from .errors import DeviceError, OrganInferError, one_line
-from .loading import import_onnxruntime
-from .processors import usable_processors
+from .ort import import_onnxruntime
 
 __all__ = [
     "THREAD_LIMIT",

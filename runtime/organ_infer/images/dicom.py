@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ImageError
-from .images import HEAD, Found, Slice, Source, check_size, numbered
+from ..errors import ImageError
 from .orientation import Orientation
+from .types import SIGNATURE_BYTES, Slice, SliceReaders, Source, check_size, numbered
 
 __all__ = ["read_dicom"]
 
@@ -20,7 +20,7 @@ STRAIGHT = math.cos(math.radians(25))  # the least cosine of the angle to an axi
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))  # x, y, z of DICOM's patient, growing and falling
 
 
-def read_dicom(source: Source) -> Found:
+def read_dicom(source: Source) -> SliceReaders:
     """The frames of one DICOM file. CT becomes int16 HU (rescale slope and intercept; MONOCHROME1 changes only how HU
     are shown); an image without a rescale is read as it is shown, inverted where MONOCHROME1. Raises ImageError."""
     try:
@@ -28,14 +28,14 @@ def read_dicom(source: Source) -> Found:
         from pydicom.pixels.utils import pixel_array
     except ImportError as e:
         raise ImageError("DICOM needs pydicom 3: pip install 'organ-infer[dicom]'") from e
-    data = source.whole()
+    data = source.read_all()
     _check_deflated(data, source.limits.file_bytes)
     dataset = pydicom.dcmread(io.BytesIO(data))
     if "PixelData" not in dataset:
         raise ImageError("DICOM: no pixel data in it")
     check_size(int(dataset.Columns), int(dataset.Rows), source.limits.pixels)
     if int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise ImageError("DICOM: colour is not read, a CT slice is gray")
+        raise ImageError("DICOM: color is not read, a CT slice is gray")
     if (shown := dataset.PhotometricInterpretation) not in ("MONOCHROME1", "MONOCHROME2"):
         raise ImageError(f"DICOM: {shown} is not read, a CT slice is gray")
     if "ModalityLUTSequence" in dataset:
@@ -50,10 +50,10 @@ def read_dicom(source: Source) -> Found:
     def read(i: int) -> Slice:
         return _frame(dataset, i, np.asarray(pixel_array(dataset, index=i)))
 
-    if count == 1 and source.pick is None:
+    if count == 1 and source.selector is None:
         yield "", lambda: read(0)
     else:
-        yield from numbered(count, read, source.pick)
+        yield from numbered(count, read, source.selector)
 
 
 def _check_deflated(data: bytes, limit: int) -> None:
@@ -63,7 +63,7 @@ def _check_deflated(data: bytes, limit: int) -> None:
     if DEFLATED.encode() not in data:
         return
     file = io.BytesIO(data)
-    file.seek(HEAD)
+    file.seek(SIGNATURE_BYTES)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     if meta.get("TransferSyntaxUID") != DEFLATED:
         raise ImageError("DICOM: which transfer syntax it has is not clear")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
-from .errors import DeviceError, one_line
+from ..errors import DeviceError, one_line
 from .installed import installed_version
 
 __all__ = ["TELEMETRY_VARIABLE", "both_wheels_installed", "import_onnxruntime", "reinstall_text"]

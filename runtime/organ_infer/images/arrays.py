@@ -6,8 +6,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from .errors import ImageError
-from .images import DTYPES, Found, Limits, Slice, Source, check_size, numbered
+from ..errors import ImageError
+from .types import DTYPES, Limits, Slice, SliceReaders, Source, check_size, numbered
 
 __all__ = ["read_npy", "read_npz"]
 
@@ -21,12 +21,12 @@ _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 }
 
 
-def read_npy(source: Source) -> Found:
+def read_npy(source: Source) -> SliceReaders:
     """One slice (H, W), or a stack (N, H, W)."""
-    return _array_slices(source.file, source.size, source.limits, source.pick)
+    return _array_slices(source.file, source.size, source.limits, source.selector)
 
 
-def read_npz(source: Source) -> Found:
+def read_npz(source: Source) -> SliceReaders:
     """The arrays of an archive, each checked whole against its checksum before its first slice is given."""
     checked, count = _checked_archive(source)
     with zipfile.ZipFile(checked) as archive:
@@ -39,25 +39,25 @@ def read_npz(source: Source) -> Found:
                 f".npz: {total:,} bytes of arrays: too large, at most {source.limits.file_bytes:,} are read"
                 " (--file-limit raises it)"
             )
-        found = False
+        selected = False
         for name, info in members.items():
-            if source.pick is None or source.pick == name:
-                pick = None
-            elif source.pick.startswith(f"{name}#"):
-                pick = source.pick[len(name) + 1 :]
+            if source.selector is None or source.selector == name:
+                selector = None
+            elif source.selector.startswith(f"{name}#"):
+                selector = source.selector[len(name) + 1 :]
             else:
                 continue
-            found = True
+            selected = True
             try:
                 _verify(archive, info)
                 with archive.open(info) as file:
-                    for suffix, read in _array_slices(file, info.file_size, source.limits, pick):
+                    for suffix, read in _array_slices(file, info.file_size, source.limits, selector):
                         yield f"#{name}{suffix}", read
             except ImageError as e:  # the others may be sound
                 yield f"#{name}", _refuser(e)
-        if not found:
+        if not selected:
             held = ", ".join(members)[:200] or "none"
-            raise ImageError(f".npz: no array {source.pick or ''!r} in it, its arrays: {held}")
+            raise ImageError(f".npz: no array {source.selector or ''!r} in it, its arrays: {held}")
 
 
 def _checked_archive(source: Source) -> tuple[BinaryIO, int]:
@@ -87,7 +87,7 @@ def _refuser(error: ImageError) -> Callable[[], NoReturn]:
     return refuse
 
 
-def _array_slices(file: Any, size: int, limits: Limits, pick: str | None) -> Found:
+def _array_slices(file: Any, size: int, limits: Limits, selector: str | None) -> SliceReaders:
     """The slices of an .npy of `size` bytes. Its header is held against them before any are taken."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
@@ -98,7 +98,7 @@ def _array_slices(file: Any, size: int, limits: Limits, pick: str | None) -> Fou
             f".npy: slices (H, W) or (N, H, W) of {', '.join(DTYPES)} expected, found {dtype} {shape}"
         )
     if len(shape) == 3 and shape[2] in (3, 4):
-        raise ImageError(f".npy: {shape} looks like colour: save gray")
+        raise ImageError(f".npy: {shape} looks like color: save gray")
     height, width = shape[-2:]
     check_size(width, height, limits.pixels)
     count, start = shape[0] if len(shape) == 3 else 1, file.tell()
@@ -116,10 +116,10 @@ def _array_slices(file: Any, size: int, limits: Limits, pick: str | None) -> Fou
     def slice_of(pixels: Any) -> Slice:
         return Slice(np.ascontiguousarray(pixels, dtype.newbyteorder("=")))
 
-    if len(shape) == 2 and pick is None:
+    if len(shape) == 2 and selector is None:
         yield "", lambda: read(0)
     elif fortran and count > 1:  # each slice lies all over the file
         stack = np.frombuffer(file.read(count * each), dtype).reshape(shape, order="F")
-        yield from numbered(count, lambda i: slice_of(stack[i]), pick)
+        yield from numbered(count, lambda i: slice_of(stack[i]), selector)
     else:
-        yield from numbered(count, read, pick)
+        yield from numbered(count, read, selector)

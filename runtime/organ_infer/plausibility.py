@@ -1,7 +1,7 @@
-"""Slices that can hardly be a crop around one organ: what speaks against it, in a line each (docs/formats.md).
+"""Plausibility checks: warnings for slices that can hardly be a crop around one organ (docs/formats.md).
 
-The rules look at what the network is given, so that they hold for every kind of input. Their thresholds lie well
-outside of what the slices of OrganAMNIST's validation split reach.
+The checks look at the network's input, so they hold for every kind of image. No slice of OrganAMNIST's validation split
+comes near their thresholds.
 """
 
 from functools import lru_cache
@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Input
+from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SIDE", "doubts_of_packed", "doubts_of_shape"]
+__all__ = ["WHOLE_SIDE", "pixel_warnings", "shape_warnings"]
 
 WHOLE_SIDE = 400  # pixels: a crop around one organ is smaller on one side at least, at CT's usual resolution
 BLACK, WHITE = 0.02, 0.98  # from black, 0, to white, 1
@@ -20,25 +20,30 @@ MOST_CLIPPED = 0.9  # share of pixels that are black or white; validation: 0.84 
 MOST_BLACK_EDGE = 0.9  # share of the outermost pixels that are black; validation: 0.82 at most
 
 
-def doubts_of_shape(height: int, width: int) -> tuple[str, ...]:
-    """What a slice's size in pixels says."""
+def shape_warnings(height: int, width: int) -> tuple[str, ...]:
+    """Warnings from a slice's size in pixels."""
     if min(height, width) < WHOLE_SIDE:
         return ()
-    return (f"doubtful: {width} x {height} pixels, as of a whole slice, not of a crop around one organ",)
+    return (f"implausible: {width} x {height} pixels, as of a whole slice, not of a crop around one organ",)
 
 
-def doubts_of_packed(packed: NDArray[np.float32], how: Input) -> list[tuple[str, ...]]:
-    """packed: float32 (N, 1, S, S), a network's input -> for each slice what its pixels say."""
+def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:
+    """Warnings from the pixels of each slice.
+
+    Args:
+        packed: float32 (N, 1, S, S), the network's input.
+        spec: How it was normalized.
+    """
     lines = packed.reshape(len(packed), -1)
-    low, high = (np.float32((value - how.mean) / how.std) for value in (BLACK, WHITE))
-    black, ring = lines <= low, _edge(how.size)
-    span = (lines.max(axis=1) - lines.min(axis=1)) * how.std
+    low, high = (np.float32((value - spec.mean) / spec.std) for value in (BLACK, WHITE))
+    black, ring = lines <= low, _edge(spec.size)
+    span = (lines.max(axis=1) - lines.min(axis=1)) * spec.std
     clipped = _count(black | (lines >= high)) / lines.shape[1]
     edge = _count(black.take(ring, axis=1)) / len(ring)
     odd = (span < LEAST_SPAN) | (clipped >= MOST_CLIPPED) | (edge >= MOST_BLACK_EDGE)
     if not odd.any():
         return [()] * len(packed)
-    found: list[tuple[str, ...]] = [()] * len(packed)
+    warnings: list[tuple[str, ...]] = [()] * len(packed)
     for i in np.flatnonzero(odd):
         if span[i] < LEAST_SPAN:
             why = f"its pixels span {span[i]:.0%} of black to white: a constant image, or a wrong window"
@@ -46,14 +51,14 @@ def doubts_of_packed(packed: NDArray[np.float32], how: Input) -> list[tuple[str,
             why = f"{clipped[i]:.0%} of its pixels are black or white: a wrong window, or no CT slice"
         else:
             why = "black all around, as of a whole slice, not of a crop around one organ"
-        found[i] = (f"doubtful: {why}",)
-    return found
+        warnings[i] = (f"implausible: {why}",)
+    return warnings
 
 
 def _count(true: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Of each row. (np.count_nonzero along an axis takes three times as long.)"""
-    found: NDArray[np.int32] = np.add.reduce(true, axis=1, dtype=np.int32)
-    return found
+    """Per row. (np.count_nonzero along an axis takes three times as long.)"""
+    counts: NDArray[np.int32] = np.add.reduce(true, axis=1, dtype=np.int32)
+    return counts
 
 
 @lru_cache

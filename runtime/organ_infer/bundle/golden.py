@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import BundleError
-from .fields import MANIFEST_FILE
+from ..errors import BundleError
+from .json_fields import MANIFEST_FILE
 from .manifest import Manifest
+from .precision import BY_NAME
 
 __all__ = ["GOLDEN", "golden_answers", "golden_rows", "golden_slices", "tolerance"]
 
 GOLDEN = "golden"  # the key in `metrics`
 COUNT = 16
-
-# How far a probability may lie from the stored one, by the form of the network (docs/check.md: what was seen, and why).
-TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 2e-2}
 
 
 def golden_slices() -> list[NDArray[Any]]:
@@ -66,4 +64,4 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
 
 def tolerance(manifest: Manifest, device: str) -> float:
     """The widest of the forms that `device` runs."""
-    return max(TOLERANCE[form.precision] for form in manifest.forms(device))
+    return max(BY_NAME[form.precision].tolerance for form in manifest.forms(device))

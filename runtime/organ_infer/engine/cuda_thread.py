@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .errors import DeviceError, one_line
+from ..errors import DeviceError, one_line
 
 __all__ = ["Released", "call", "wait"]
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .errors import one_line
+from ..errors import one_line
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 

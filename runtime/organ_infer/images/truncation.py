@@ -1,14 +1,24 @@
-"""Is a picture's file all there? Asked where Pillow does not: it takes what is left of some for a smaller picture."""
+"""Whether the bytes of an image file reach the end that its format prescribes.
+
+For the formats for which Pillow decodes a truncated file as a smaller or partly black image without an error.
+"""
 
 import struct
 import zlib
-from collections.abc import Callable
 
-from .errors import ImageError
+from ..errors import ImageError
+from .types import Format
 
-__all__ = ["check_end"]
+__all__ = [
+    "check_complete",
+    "gif_is_complete",
+    "jpeg2000_is_complete",
+    "png_is_complete",
+    "pnm_is_complete",
+    "tiff_is_complete",
+]
 
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _PNG_PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -25,19 +35,19 @@ _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
 _JP2_CODE, _J2K_START, _J2K_END = b"jp2c", b"\xff\x4f", b"\xff\xd9"
 
 
-def check_end(data: bytes, name: str) -> None:
-    """data: a file of Pillow's format `name`. Raises ImageError where its end is missing."""
-    check = _CHECKS.get(name)
-    if check is not None:
-        try:
-            whole = check(data)
-        except (IndexError, KeyError, struct.error, zlib.error):
-            whole = False
-        if not whole:
-            raise ImageError(f"{name}: truncated or damaged, its end is missing")
+def check_complete(data: bytes, row: Format) -> None:
+    """Raise ImageError if `data`, a file of the format `row`, ends early."""
+    if row.is_complete is None:
+        return
+    try:
+        complete = row.is_complete(data)
+    except (IndexError, KeyError, struct.error, zlib.error):
+        complete = False
+    if not complete:
+        raise ImageError(f"{row.name}: truncated or damaged, its end is missing")
 
 
-def _png(data: bytes) -> bool:
+def png_is_complete(data: bytes) -> bool:
     """Every frame's stream is whole and has its rows, no fewer and no more; data: with chunks that were verified."""
     width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * _PNG_CHANNELS[kind]
@@ -89,7 +99,7 @@ class _Stream:
         return self._left == 0 and self._inflating.eof
 
 
-def _tiff(data: bytes) -> bool:
+def tiff_is_complete(data: bytes) -> bool:
     """Every page in the chain has all its tags."""
     order = "<" if data[:2] == b"II" else ">"
     count, tag, link, first = _TIFF[struct.unpack_from(order + "H", data, 2)[0]]
@@ -102,7 +112,7 @@ def _tiff(data: bytes) -> bool:
     return True
 
 
-def _gif(data: bytes) -> bool:
+def gif_is_complete(data: bytes) -> bool:
     """Blocks up to the one that says that it is the last."""
 
     def palette(flags: int) -> int:
@@ -119,12 +129,12 @@ def _gif(data: bytes) -> bool:
     return True
 
 
-def _pnm(data: bytes) -> bool:
+def pnm_is_complete(data: bytes) -> bool:
     """In digits: white space behind the last number, which could be the first part of one."""
     return data[:2] not in (b"P2", b"P3") or data[-1:].isspace()
 
 
-def _jpeg2000(data: bytes) -> bool:
+def jpeg2000_is_complete(data: bytes) -> bool:
     """The code ends in its own mark."""
     if data[:2] == _J2K_START:
         return data.rstrip(b"\0").endswith(_J2K_END)
@@ -139,12 +149,3 @@ def _jpeg2000(data: bytes) -> bool:
         if end <= at:
             return False
         at = end
-
-
-_CHECKS: dict[str, Callable[[bytes], bool]] = {
-    "PNG": _png,
-    "TIFF": _tiff,
-    "GIF": _gif,
-    "PPM": _pnm,
-    "JPEG2000": _jpeg2000,
-}

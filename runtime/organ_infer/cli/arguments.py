@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-from .devices import parse_device
+from ..engine.devices import parse_device
 
 __all__ = ["BUNDLE_VARIABLE", "FORMATS", "Options", "UsageError", "dataset_name", "parse"]
 
@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from . import __version__
+        from .. import __version__
 
         print(f"organ-infer {__version__}")
         parser.exit()
@@ -224,7 +224,7 @@ def _packaged_text() -> str:
     """What the packaged model is, from its manifest."""
     import json
 
-    path = os.path.join(os.path.dirname(__file__), "default", "manifest.json")
+    path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "default", "manifest.json")
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from .errors import printable
+from ..errors import printable
 
 __all__ = ["Messages"]
 

@@ -8,7 +8,7 @@ not one whole model, and a graph whose input or output is not the contract's. Fi
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import BundleError
+from ..errors import BundleError
 
 __all__ = ["DOMAINS", "GraphInfo", "MalformedFile", "Port", "check_graph", "read_graph"]
 

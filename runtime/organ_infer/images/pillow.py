@@ -1,4 +1,4 @@
-"""What Pillow decodes, as gray: 16 bits stay 16 bits, colour becomes luma, alpha lies on black."""
+"""What Pillow decodes, as gray: 16 bits stay 16 bits, color becomes luma, alpha lies on black."""
 
 import io
 from collections.abc import Callable
@@ -9,25 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
-from .errors import ImageError, one_line
-from .images import Found, Slice, Source, check_size, numbered
-from .truncation import check_end
+from ..errors import ImageError, one_line
+from .truncation import check_complete
+from .types import Format, Slice, SliceReaders, Source, check_size, numbered
 
-__all__ = ["read_pictures", "slice_of"]
+__all__ = ["read_frames", "slice_of_image"]
 
 Pixels = NDArray[Any]
 
-CHROMA = 10  # mean distance between a pixel's largest and smallest of red, green and blue from which it is in colour
-_PLUGINS = {
-    "PNG": "Png",
-    "JPEG": "Jpeg",
-    "TIFF": "Tiff",
-    "BMP": "Bmp",
-    "GIF": "Gif",
-    "PPM": "Ppm",
-    "WEBP": "WebP",
-    "JPEG2000": "Jpeg2K",
-}
+CHROMA = 10  # mean distance between a pixel's largest and smallest of red, green and blue from which it is in color
 # EXIF orientation -> the pixels as they should be seen
 _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda p: p[:, ::-1],
@@ -40,18 +30,19 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE, _TIFF_SIGN = 258, 262, (322, 323), 339
-_PNG_GRAY_ALPHA_16, _PNG_RGBA_8 = b"\x10\4", b"\x08\6"  # depth and colour type
+_PNG_GRAY_ALPHA_16, _PNG_RGBA_8 = b"\x10\4", b"\x08\6"  # depth and color type
 
 
-def read_pictures(source: Source) -> Found:
+def read_frames(source: Source) -> SliceReaders:
     """The frames of a picture. Verified first, then opened again and loaded: loading alone passes over some damaged
     checksums. Raises ImageError, or what Pillow raises."""
-    name, limit, data = source.format, source.limits.pixels, source.whole()
-    with _opened(data, name, limit) as image:
+    row, limit, data = source.format, source.limits.pixels, source.read_all()
+    name = row.name
+    with _open_image(data, row, limit) as image:
         image.verify()
-    check_end(data, name)
+    check_complete(data, row)
     deep_alpha = name == "PNG" and data[24:26] == _PNG_GRAY_ALPHA_16
-    with _opened(_as_bytes(data) if deep_alpha else data, name, limit) as image:
+    with _open_image(_as_bytes(data) if deep_alpha else data, row, limit) as image:
         count = getattr(image, "n_frames", 1)
         if name == "PNG" and count > data.count(b"fcTL") + 1:
             raise ImageError(f"PNG: it says that it has {count:,} frames, and has not: truncated or damaged")
@@ -78,13 +69,13 @@ def read_pictures(source: Source) -> Found:
                 pixels = _gray(image, name, deep, notes, data[24] if name == "PNG" else 8)
             return _turned(pixels, number, notes, turned=name == "TIFF")
 
-        if count == 1 and source.pick is None:
+        if count == 1 and source.selector is None:
             yield "", lambda: read(0)
         else:
-            yield from numbered(count, read, source.pick)
+            yield from numbered(count, read, source.selector)
 
 
-def slice_of(image: Image.Image) -> Slice:
+def slice_of_image(image: Image.Image) -> Slice:
     """A Pillow image as a slice. Raises ImageError, or what Pillow raises where it cannot be loaded."""
     notes: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -98,9 +89,10 @@ def slice_of(image: Image.Image) -> Slice:
     return _turned(_gray(image, "image", False, notes, depth), number, notes)
 
 
-def _opened(data: bytes, name: str, limit: int) -> ImageFile.ImageFile:
-    """As Image.open, but with a limit of one's own in the place of Pillow's, which is global."""
-    import_module(f"PIL.{_PLUGINS[name]}ImagePlugin")
+def _open_image(data: bytes, row: Format, limit: int) -> ImageFile.ImageFile:
+    """As Image.open, but with our own limit instead of Pillow's, which is global."""
+    name = row.name
+    import_module(f"PIL.{row.plugin}ImagePlugin")
     try:
         image = Image.OPEN[name][0](io.BytesIO(data), "")
     except SyntaxError as e:
@@ -153,9 +145,9 @@ def _gray(image: Any, name: str, deep: bool, notes: list[str], depth: int) -> Pi
     if deep and not mode.startswith("I"):
         if clear is not None:
             raise ImageError(
-                f"{name}: 16-bit colour with a transparent colour is not read: save it as 16-bit gray"
+                f"{name}: 16-bit color with a transparent color is not read: save it as 16-bit gray"
             )
-        notes.append("16-bit colour or alpha read at 8 bits")
+        notes.append("16-bit color or alpha read at 8 bits")
     if mode == "L" and _tag(image, _TIFF_SIGN) == 2:
         raise ImageError("TIFF: signed 8-bit pixels are not read: save 16 bits")
     if mode in ("1", "L"):
@@ -186,12 +178,12 @@ def _gray(image: Any, name: str, deep: bool, notes: list[str], depth: int) -> Pi
         image = image.convert("RGBA" if mode == "RGBa" else "RGB")
     if image.mode not in ("RGB", "RGBA"):
         raise ImageError(f"{name}: pixels of mode {mode} are not read: save it as gray of 8 or 16 bits")
-    notes.append(f"converted from {'palette' if mode in ('P', 'PA') else 'colour'} to gray")
+    notes.append(f"converted from {'palette' if mode in ('P', 'PA') else 'color'} to gray")
     if image.mode == "RGBA":
         notes.append("alpha composited on black")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     if np.ptp(np.asarray(image), axis=2).mean() >= CHROMA:
-        notes.append("doubtful: in colour, and a CT slice is gray")
+        notes.append("implausible: in color, and a CT slice is gray")
     return np.asarray(image.convert("L"))  # ITU-R 601 luma
 
 

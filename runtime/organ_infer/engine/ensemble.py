@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Listed, Manifest, Member, list_bundle
-from .cache import Cache, cache_directory, graph_files
+from ..bundle.files import Listed, Manifest, Member, list_bundle
+from ..errors import DeviceError, OrganInferError
 from .cuda import Placement
 from .devices import parse_device
-from .errors import DeviceError, OrganInferError
+from .graph_cache import Cache, cache_directory, graph_files
 from .installed import installed_version
 from .session import Session, choose_device, import_onnxruntime, logger
 

@@ -9,9 +9,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BundleError
+from ..errors import BundleError
 from .manifest import CARD_LIMIT, MANIFEST_FILE, MANIFEST_LIMIT, Card, Input, Manifest, Member, Task
-from .onnx_file import check_graph
+from .onnx_graph import check_graph
 
 __all__ = [
     "MANIFEST_FILE",
@@ -69,7 +69,7 @@ class Listed:
 
 def packaged_bundle() -> Path:
     """The directory of the bundle that the package carries."""
-    return Path(__file__).parent / "default"
+    return Path(__file__).parents[1] / "default"
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:

@@ -6,9 +6,9 @@ onnxruntime writes some 1,000 characters around the one part that says what happ
 import re
 from typing import NamedTuple
 
-from .errors import one_line
+from ..errors import one_line
 from .gpus import driver_version
-from .loading import both_wheels_installed, reinstall_text
+from .ort import both_wheels_installed, reinstall_text
 
 __all__ = ["advice", "describe", "shorten"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .errors import BundleError, printable
+from ..errors import BundleError, printable
 
 __all__ = ["MANIFEST_FILE", "FieldReader", "clipped", "parse_json"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._packing import pack
+from .bundle.manifest import Input
 from .errors import ImageError
-from .images import Found, Slice
-from .manifest import Input
+from .images.types import Slice, SliceReaders
 
 try:
     from ._reading import read as _read_plain
@@ -75,7 +75,7 @@ def read_batches(
     *,
     size: int,
     how: Input,
-    load: Callable[[str], Found],
+    load: Callable[[str], SliceReaders],
     turn: Callable[[Slice], Slice],
     plain: int,
     threads: int,
@@ -108,7 +108,10 @@ def read_batches(
 
 
 def _slices(
-    path: str, load: Callable[[str], Found], turn: Callable[[Slice], Slice], stopped: Callable[[], bool]
+    path: str,
+    load: Callable[[str], SliceReaders],
+    turn: Callable[[Slice], Slice],
+    stopped: Callable[[], bool],
 ) -> Iterator[tuple[str, Slice | str]]:
     """Each slice of a file, or the error in its place."""
     try:

@@ -11,17 +11,17 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..bundle.files import list_bundle, packaged_bundle
+from ..engine.cpu_count import usable_processors
+from ..engine.gpus import VISIBLE_VARIABLE, driver_version, list_gpus
+from ..engine.graph_cache import describe_cache
+from ..engine.installed import installed_version
+from ..engine.ort import import_onnxruntime, reinstall_text
+from ..errors import InputError, OrganInferError, one_line, printable
 from .arguments import Options
-from .bundle import list_bundle, packaged_bundle
-from .cache import describe_cache
-from .errors import InputError, OrganInferError, one_line, printable
-from .gpus import VISIBLE_VARIABLE, driver_version, list_gpus
-from .installed import installed_version
-from .loading import import_onnxruntime, reinstall_text
-from .processors import usable_processors
 
 if TYPE_CHECKING:
-    from .classifier import OrganClassifier
+    from ..classifier import OrganClassifier
 
 __all__ = ["check"]
 
@@ -48,7 +48,7 @@ class _Report:
         self.lines.append(printable(f"{name:<14} {value}"))
 
     def versions(self) -> None:
-        from . import __version__
+        from .. import __version__
 
         self.say("organ-infer", __version__)
         self.say(
@@ -73,12 +73,12 @@ class _Report:
         self.say("threads", str(options.threads or usable))
         self.say("cache", describe_cache())
         try:
-            import_module("._reading", __package__)
+            import_module("organ_infer._reading")
             self.say("PNG reader", "built")
         except ImportError:
             self.say("PNG reader", "not built (zlib's header was not found): PNG is read by Pillow")
         try:
-            from ._packing import level, levels
+            from .._packing import level, levels
         except ImportError as e:
             self.say("packing", "missing")
             self.wrong.append(
@@ -139,8 +139,8 @@ class _Report:
 
     def prediction(self, options: Options, ort: ModuleType) -> None:
         """Open the model as a prediction would, and ask it."""
-        from .classifier import OrganClassifier
-        from .cuda import CUDA
+        from ..classifier import OrganClassifier
+        from ..engine.cuda import CUDA
 
         granted: tuple[str, ...] = ()
         begun = perf_counter()
@@ -172,7 +172,7 @@ class _Report:
         """Slices whose answers are known, in one batch and each alone."""
         import numpy as np
 
-        from .golden import golden_answers, golden_slices, tolerance
+        from ..bundle.golden import golden_answers, golden_slices, tolerance
 
         slices = golden_slices()
         together = classifier.predict_proba(slices)
@@ -200,7 +200,7 @@ class _Report:
 
 def _why_not(ort: ModuleType) -> str:
     """What keeps onnxruntime from CUDA, which it offers: the library that the loader misses, where it is one."""
-    from .cuda_errors import advice
+    from ..engine.cuda_errors import advice
 
     library = Path(getattr(ort, "__file__", None) or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:

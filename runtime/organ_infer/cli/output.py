@@ -10,8 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import printable
-from .results import ImageFailure, Prediction
+from ..errors import printable
+from ..results import ImageFailure, Prediction
 
 __all__ = ["ClosedPipe", "OutputError", "Writer", "row_format"]
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from .errors import BundleError
-from .fields import MANIFEST_FILE, FieldReader, clipped, parse_json
+from ..errors import BundleError
+from .json_fields import MANIFEST_FILE, FieldReader, clipped, parse_json
+from .precision import BY_NAME
 
 __all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Task"]
 
@@ -23,8 +24,6 @@ GRAPH_LIMIT = (1 << 31) - 1  # bytes: protobuf holds no more
 CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
-PRECISIONS = ("fp32", "fp16", "int8")
-CUDA_ORDER = ("fp16", "fp32", "int8")
 OUTPUTS = ("logits", "probabilities")
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}  # DICOM letter -> patient axis
 
@@ -124,7 +123,7 @@ class Manifest:
         if device == "cpu":
             return listed
         return tuple(
-            min((entry, *entry.alternatives), key=lambda form: CUDA_ORDER.index(form.precision))
+            min((entry, *entry.alternatives), key=lambda form: BY_NAME[form.precision].cuda_rank)
             for entry in listed
         )
 
@@ -312,7 +311,7 @@ class _Reader(FieldReader):
             file=self.file_name(found["file"], f"{key}.file"),
             sha256=self.sha256(found["sha256"], f"{key}.sha256"),
             bytes=self.integer(found["bytes"], f"{key}.bytes", 1, GRAPH_LIMIT),
-            precision=self.one_of(found["precision"], f"{key}.precision", PRECISIONS),
+            precision=self.one_of(found["precision"], f"{key}.precision", tuple(BY_NAME)),
             output=self.one_of(found["output"], f"{key}.output", OUTPUTS),
             val_accuracy=self.optional(
                 found["val_accuracy"], f"{key}.val_accuracy", lambda v, k: self.number(v, k, 0, 1)

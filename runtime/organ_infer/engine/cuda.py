@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DeviceError, OrganInferError, one_line
 from .cuda_errors import advice, shorten
 from .devices import parse_device
-from .errors import DeviceError, OrganInferError, one_line
-from .loading import both_wheels_installed, reinstall_text
+from .ort import both_wheels_installed, reinstall_text
 
 __all__ = [
     "BATCHES",

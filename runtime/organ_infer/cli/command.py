@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..classifier import OrganClassifier
+    from ..images.discovery import Candidate
+    from ..results import ImageFailure, Prediction
     from .arguments import Options
-    from .classifier import OrganClassifier
-    from .inputs import Found
     from .output import Writer
     from .progress import Messages
-    from .results import ImageFailure, Prediction
 
 __all__ = ["main"]
 
@@ -121,8 +121,8 @@ def _main(arguments: Sequence[str], messages: "Messages", signals: _Signals) -> 
 
 
 def _run(options: "Options", messages: "Messages", signals: _Signals) -> int:
+    from ..errors import OrganInferError
     from .arguments import UsageError
-    from .errors import OrganInferError
     from .output import ClosedPipe, OutputError, Writer
 
     writer: Writer | None = None
@@ -170,18 +170,18 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _some(options: "Options", messages: "Messages") -> "Iterator[Found]":
+def _some(options: "Options", messages: "Messages") -> "Iterator[Candidate]":
     """The images to classify, at least one of them; what stands for nothing before the first waits for it."""
     from itertools import chain
 
     from .arguments import UsageError
-    from .inputs import find
+    from .paths import find
 
     found = find(options)
-    waiting: list[Found] = []
+    waiting: list[Candidate] = []
     for item in found:
         waiting.append(item)
-        if not item.nothing:
+        if not item.empty:
             return chain(waiting, found)
     for item in waiting[:-1]:
         messages.error(f"{item.path}: {item.error}")
@@ -190,10 +190,14 @@ def _some(options: "Options", messages: "Messages") -> "Iterator[Found]":
 
 
 def _classify(
-    options: "Options", images: "Iterator[Found]", messages: "Messages", writer: "Writer", signals: _Signals
+    options: "Options",
+    images: "Iterator[Candidate]",
+    messages: "Messages",
+    writer: "Writer",
+    signals: _Signals,
 ) -> int:
+    from ..classifier import OrganClassifier
     from .arguments import UsageError, dataset_name
-    from .classifier import OrganClassifier
     from .output import row_format
 
     with (
@@ -232,13 +236,13 @@ def _classify(
 
 
 def _results(
-    classifier: "OrganClassifier", images: "Iterator[Found]", at_once: int | None, limits: dict[str, int]
+    classifier: "OrganClassifier", images: "Iterator[Candidate]", at_once: int | None, limits: dict[str, int]
 ) -> "Iterator[Prediction | ImageFailure]":
     """The results in order: what stands for nothing keeps its place between what is classified. `at_once`: how many
     paths are taken together, so that files are read ahead; None: each when it is needed."""
     from itertools import groupby, islice
 
-    from .results import ImageFailure
+    from ..results import ImageFailure
 
     for nothing, some in groupby(images, lambda item: item.error is not None):
         if nothing:
@@ -265,7 +269,7 @@ def _write(
 ) -> int:
     from time import monotonic
 
-    from .results import ImageFailure
+    from ..results import ImageFailure
 
     done = failed = 0
     waiting, written = head, monotonic()
@@ -302,7 +306,7 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     import logging
     import warnings
 
-    from . import loading
+    from ..engine import ort
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -311,7 +315,7 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     log, handler = logging.getLogger("organ_infer"), Lines(logging.WARNING)
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
-    loading.silent = True
+    ort.silent = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -319,4 +323,4 @@ def _library_words(messages: "Messages") -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagated
-        loading.silent = False
+        ort.silent = False

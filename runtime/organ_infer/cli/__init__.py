@@ -1,0 +1,5 @@
+"""The command organ-infer."""
+
+from .command import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Networks under onnxruntime: sessions on CPU and CUDA, the averaged ensemble, the cache of optimized graphs."""

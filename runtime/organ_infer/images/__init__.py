@@ -1,0 +1,1 @@
+"""One slice from one file or object: formats, decoding, orientation."""

@@ -1,0 +1,214 @@
+"""Files to slices: the table of formats, and the only place that opens an image file (docs/formats.md).
+
+A file is read once, within a limit, and what is checked is what is decoded. A file may hold many slices: they are read
+one at a time. Every failure is an ImageError of one line.
+"""
+
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import BinaryIO
+
+from ..errors import ImageError, one_line
+from . import truncation
+from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
+
+__all__ = ["FORMATS", "SUFFIXES", "decode_slices", "open_slices", "split_selector"]
+
+# A format that is not in this table is never opened: decoders of some formats run programs.
+FORMATS: tuple[Format, ...] = (
+    Format(
+        name="PNG",
+        title="PNG",
+        signatures=((0, b"\x89PNG\r\n\x1a\n"),),
+        suffixes=(".png",),
+        reader="pillow:read_frames",
+        plugin="Png",
+        is_complete=truncation.png_is_complete,
+    ),
+    Format(
+        name="JPEG",
+        title="JPEG",
+        signatures=((0, b"\xff\xd8\xff"),),
+        suffixes=(".jpg", ".jpeg"),
+        reader="pillow:read_frames",
+        plugin="Jpeg",
+    ),
+    Format(
+        name="DICOM",
+        title="DICOM",
+        signatures=((128, b"DICM"),),
+        suffixes=(".dcm",),
+        reader="dicom:read_dicom",
+    ),
+    Format(
+        name=".npy",
+        title=".npy",
+        signatures=((0, b"\x93NUMPY"),),
+        suffixes=(".npy",),
+        reader="arrays:read_npy",
+    ),
+    Format(
+        name=".npz",
+        title=".npz",
+        signatures=((0, b"PK\3\4"),),
+        suffixes=(".npz",),
+        reader="arrays:read_npz",
+    ),
+    Format(
+        name="TIFF",
+        title="TIFF",
+        signatures=tuple((0, magic) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+        suffixes=(".tif", ".tiff"),
+        reader="pillow:read_frames",
+        plugin="Tiff",
+        is_complete=truncation.tiff_is_complete,
+    ),
+    Format(
+        name="BMP",
+        title="BMP",
+        signatures=((0, b"BM"),),
+        suffixes=(".bmp",),
+        reader="pillow:read_frames",
+        plugin="Bmp",
+    ),
+    Format(
+        name="GIF",
+        title="GIF",
+        signatures=((0, b"GIF8"),),
+        suffixes=(".gif",),
+        reader="pillow:read_frames",
+        plugin="Gif",
+        is_complete=truncation.gif_is_complete,
+    ),
+    Format(
+        name="PPM",
+        title="PNM",
+        signatures=tuple((0, b"P%d" % kind) for kind in range(1, 7)),
+        suffixes=(".pbm", ".pgm", ".ppm", ".pnm"),
+        reader="pillow:read_frames",
+        plugin="Ppm",
+        is_complete=truncation.pnm_is_complete,
+    ),
+    Format(
+        name="WEBP",
+        title="WebP",
+        signatures=((8, b"WEBP"),),
+        suffixes=(".webp",),
+        reader="pillow:read_frames",
+        plugin="WebP",
+    ),
+    Format(
+        name="JPEG2000",
+        title="JPEG 2000",
+        signatures=((0, b"\0\0\0\x0cjP  \r\n\x87\n"), (0, b"\xff\x4f\xff\x51")),
+        suffixes=(".jp2", ".j2k"),
+        reader="pillow:read_frames",
+        plugin="Jpeg2K",
+        is_complete=truncation.jpeg2000_is_complete,
+    ),
+)
+
+SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
+
+
+def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
+    """The slices of a file, in order.
+
+    Args:
+        path: A file of a format in FORMATS, or `file#selector` for one of its slices.
+        limits: The most that is read.
+
+    Yields:
+        (name, read) per slice. Call `read` before taking the next pair. The name of a file's only slice is `path`. The
+        slices of a stack are named `path#0`, `path#1`, ... and those of an .npz `path#array#0`.
+
+    Raises:
+        ImageError: Here and from `read`.
+    """
+    name, selector = split_selector(path)
+    with _open_regular_file(name, limits.file_bytes) as (file, size):
+        for suffix, read in _slice_readers(file, size, limits, selector):
+            yield name + suffix, read
+
+
+def decode_slices(data: bytes, limits: Limits = DEFAULT_LIMITS, selector: str | None = None) -> SliceReaders:
+    """As `open_slices`, for the bytes of a file. The names are those behind the path."""
+    return _slice_readers(io.BytesIO(data), len(data), limits, selector)
+
+
+def split_selector(path: str) -> tuple[str, str | None]:
+    """`a.tif#3` as (`a.tif`, `3`) if the first is a file and the whole path does not exist."""
+    end = len(path)
+    if "#" in path and not os.path.lexists(path):
+        while (end := path.rfind("#", 0, end)) > 0:
+            if os.path.isfile(path[:end]):
+                return path[:end], path[end + 1 :]
+    return path, None
+
+
+def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | None) -> SliceReaders:
+    # read() returns None for a file of /proc that would block
+    head = file.read(SIGNATURE_BYTES) or b""
+    if not head:
+        raise ImageError("an empty file")
+    row = next((row for row in FORMATS if row.matches(head)), None)
+    if row is None:
+        raise ImageError(f"no image of a known format ({', '.join(row.title for row in FORMATS)})")
+    file.seek(0)
+    with _decoder_errors(row.name):
+        module, _, function = row.reader.partition(":")
+        reader: Callable[[Source], SliceReaders] = getattr(import_module(f".{module}", __package__), function)
+        for suffix, read in reader(Source(file, size, row, limits, selector)):
+            yield suffix, partial(_read, row.name, read)
+
+
+def _read(name: str, read: Callable[[], Slice]) -> Slice:
+    with _decoder_errors(name):
+        return read()
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an ImageError: decoders of hostile bytes raise almost anything."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as e:
+        raise ImageError(f"{name}: not enough memory to decode it") from e
+    except Exception as e:
+        raise ImageError(f"{name}: damaged or not supported ({one_line(e)[:200]})") from e
+
+
+@contextmanager
+def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file and its size. Nothing else is opened, and nothing blocks."""
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
+        flags |= getattr(os, name, 0)
+    try:
+        # before opening: opening alone can act on a device
+        _regular_file_size(os.stat(path))
+        with open(os.open(path, flags), "rb") as file:
+            size = _regular_file_size(os.fstat(file.fileno()))
+            if size > limit:
+                raise ImageError(
+                    f"{size:,} bytes: too large, at most {limit:,} are read (--file-limit raises it)"
+                )
+            yield file, size
+    except FileNotFoundError as e:
+        raise ImageError("no such file") from e
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise ImageError(f"cannot be read ({getattr(e, 'strerror', None) or one_line(e)})") from e
+
+
+def _regular_file_size(status: os.stat_result) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
+        raise ImageError(f"{kind}, not an image")
+    return status.st_size

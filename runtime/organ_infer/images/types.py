@@ -1,0 +1,142 @@
+"""What the readers of all formats share: a slice, the limits, the open file and the checks on sizes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from .orientation import Orientation
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "DTYPES",
+    "FILE_LIMIT",
+    "PIXEL_LIMIT",
+    "SIGNATURE_BYTES",
+    "Format",
+    "Limits",
+    "Slice",
+    "SliceReaders",
+    "Source",
+    "check_size",
+    "numbered",
+]
+
+FILE_LIMIT = 1 << 28  # bytes
+PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of 24-bit pixels
+SIDE_LIMIT = 65_535  # pixels
+DTYPES = ("uint8", "uint16", "int16")
+# The first bytes of a file name its format. DICOM's signature is the last: 4 bytes at offset 128.
+SIGNATURE_BYTES = 132
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A decoded slice.
+
+    Attributes:
+        pixels: uint8 or uint16 gray, or int16 Hounsfield units, (H, W).
+        warnings: Every conversion on the way, and anything suspicious.
+        orientation: Of the pixels, if the file states it.
+    """
+
+    pixels: NDArray[Any]
+    warnings: tuple[str, ...] = ()
+    orientation: Orientation | None = None
+
+
+class Limits(NamedTuple):
+    """The most that is read: pixels per slice, and bytes per file and of what it decompresses to."""
+
+    pixels: int = PIXEL_LIMIT
+    file_bytes: int = FILE_LIMIT
+
+
+DEFAULT_LIMITS = Limits()
+
+# (suffix of the slice's name, function that reads it), in order
+SliceReaders = Iterator[tuple[str, Callable[[], Slice]]]
+
+
+class Format(NamedTuple):
+    """One row of the format table.
+
+    Attributes:
+        name: As messages write it. For Pillow's formats, Pillow's name.
+        title: As people write it.
+        signatures: Offset and bytes there. One of them names the format.
+        suffixes: Files in a directory with these endings are read.
+        reader: `module:function` in this package, imported on first use. The function takes a Source.
+        plugin: Pillow's plugin, `PIL.<plugin>ImagePlugin`, if Pillow decodes the format.
+        is_complete: Whether a file's bytes reach the format's end, where Pillow does not check it.
+    """
+
+    name: str
+    title: str
+    signatures: tuple[tuple[int, bytes], ...]
+    suffixes: tuple[str, ...]
+    reader: str
+    plugin: str = ""
+    is_complete: Callable[[bytes], bool] | None = None
+
+    def matches(self, head: bytes) -> bool:
+        return any(head[offset : offset + len(magic)] == magic for offset, magic in self.signatures)
+
+
+class Source(NamedTuple):
+    """What a format's reader is given.
+
+    Attributes:
+        file: Open for reading, at its start.
+        size: Bytes.
+        selector: Which of the file's slices was asked for (the text behind `#`), or None for all.
+    """
+
+    file: BinaryIO
+    size: int
+    format: Format
+    limits: Limits
+    selector: str | None
+
+    def read_all(self) -> bytes:
+        data = self.file.read(self.size + 1)
+        if len(data) != self.size:
+            raise ImageError("it changed while it was read")
+        return data
+
+
+def numbered(count: int, read: Callable[[int], Slice], selector: str | None) -> SliceReaders:
+    """`#0` to `#count-1`, or only the selected one.
+
+    Raises:
+        ImageError: If there is no slice, or not the selected one.
+    """
+    if count < 1:
+        raise ImageError("no slice in it")
+    if selector is None:
+        for i in range(count):
+            yield f"#{i}", partial(read, i)
+        return
+    if not (selector.isascii() and selector.isdigit() and len(selector) < 10 and int(selector) < count):
+        raise ImageError(
+            f"no slice {selector!r} in it: it has {'#0 alone' if count == 1 else f'#0 to #{count - 1}'}"
+        )
+    yield f"#{selector}", partial(read, int(selector))
+
+
+def check_size(width: int, height: int, limit: int) -> None:
+    """Refuse, before decoding, an image that is empty, has too many pixels or is longer than 65,535 on a side.
+
+    Raises:
+        ImageError: With the size and the limit.
+    """
+    if width < 1 or height < 1:
+        raise ImageError(f"{width} x {height} pixels: the image is empty")
+    if width * height > limit or max(width, height) > SIDE_LIMIT:
+        raise ImageError(
+            f"{width} x {height} pixels: too large, at most {limit:,} pixels (--pixel-limit raises it) and"
+            f" {SIDE_LIMIT:,} per side are read"
+        )
