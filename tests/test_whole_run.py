@@ -498,10 +498,10 @@ def test_the_scores_stand_under_the_split_and_metric_they_are_of(page, truth):
 
 
 def test_ranking_calibration_and_sides_stand_under_their_split(page, truth):
-    label = "AUC, ECE and side-merged accuracy by stage and split"
+    label = "AUC, ECE and left-right merged accuracy by stage and split"
     splits, columns, *_ = page.table(label)
     assert [name.split()[0] for name in splits] == ["stage", "train", "validation", "test"]
-    assert page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "sides merged"] * 3
+    assert page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "left-right merged"] * 3
     for stage in STAGES:
         metrics = ("auc", "ece", "side_merged")
         assert page.row(label, stage) == shown([truth[stage, s][m] for s in SPLITS for m in metrics])
@@ -546,8 +546,8 @@ def test_the_headline_is_of_test_and_says_how_the_stage_was_chosen(page, truth):
     assert page.texts["h1"] == [f"The ensemble is right on {100 * test:.1f} % of the test slices"]
     (lede,) = [text for text in page.texts["p"] if text.startswith("It is the best stage")]
     found = re.fullmatch(
-        r"It is the best stage on validation, at (.+?)\. Test was looked at once, at the end, and never chosen by: "
-        r"accuracy (.+?) \(95 % interval (.+?)\)\. That is (.+?) (above|below) the 0\.905 published for the official "
+        r"It is the best stage on validation, with accuracy (.+?)\. Test was evaluated once, after every choice was "
+        r"made: accuracy (.+?) \(95 % interval (.+?)\)\. That is (.+?) (above|below) the 0\.905 published for the official "
         r"network at 28 pixels\.",
         lede,
     )
