@@ -149,7 +149,7 @@ def export(options: argparse.Namespace) -> None:
     if options.bundle:
         name = members[0].stage if len(members) == 1 else "ensemble"
         weights = sorted({state["weights"] for state in states} - {"none"})
-        found = measure(mean, data.labels["val"])
+        measured = measure(mean, data.labels["val"])
         write_bundle(
             options.bundle,
             dataset=data.flag,
@@ -159,7 +159,7 @@ def export(options: argparse.Namespace) -> None:
             members=members,
             slices=calibration.judged_with(data),
             precisions=precisions,
-            metrics={"val": {key: found[key] for key in ("accuracy", "auc", "ece")}},
+            metrics={"val": measured.for_manifest()},
             training={
                 "seed": about["seed"],
                 "data_md5": data.md5,
@@ -170,7 +170,7 @@ def export(options: argparse.Namespace) -> None:
             },
             name=f"{data.flag}-{name}",
         )
-        print(f"{options.bundle}: {len(members)} members, validation accuracy {found['accuracy']:.4f}")
+        print(f"{options.bundle}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -449,7 +449,7 @@ def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(filelock, "FileLock", Fallback)
     with record.locked(tmp_path):
         assert capsys.readouterr().err == (
-            f"train: note: {tmp_path} is on a file system without flock, so that a killed run leaves its lock behind;"
+            f"train: note: {tmp_path} is on a file system without flock, so a killed run leaves its lock behind;"
             f" remove {tmp_path / '.lock'} then\n"
         )
     monkeypatch.setattr(filelock, "FileLock", None_)

@@ -22,6 +22,7 @@ from export.bundle import model_card
 from export.member import ExportError
 from organ_infer import BundleError
 from tests.pages import Page
+from tests.result_rows import split_metrics, stage_result
 from train import all as command
 from train import calibration, run
 from train.data import Data, load_data
@@ -29,6 +30,7 @@ from train.errors import RunError
 from train.options import TrainOptions
 from train.report import write_report
 from train.report.__main__ import main as report
+from train.results_format import Calibration, MeanStd, Results, StageResult, StageSummary
 from train.stages import STAGES
 
 # MedMNIST v2: "OrganAMNIST ... axial, OrganCMNIST ... coronal, OrganSMNIST ... sagittal" views
@@ -311,20 +313,16 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
     seen = SimpleNamespace(steps=[], data=None, fitted=[], settings=None)
     seen.md5 = medmnist_file(tmp_path, "organcmnist", monkeypatch)
 
-    def measured(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
+    def measured(job: Any, data: Data, device: torch.device, results: Results) -> None:
         seen.steps.append(f"measure {job.stage.name} {job.config.seed}")
-        seen.data, seen.settings = data, results["settings"]
-        scores = {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": 0.5, "ece": 0.5}
-        row = {"name": job.stage.name, "seed": job.config.seed, "parameters": 1, "epochs": 1, "best_epoch": 1}
-        row |= {"seconds_per_epoch": 1.0, "train": scores, "val": scores, "test": None}
-        results["stages"].insert(0, row)
+        seen.data, seen.settings = data, results.settings
+        scores = split_metrics()
+        results.stages.insert(0, stage_result(job.stage.name, job.config.seed, train=scores, val=scores))
 
-    def tested(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
+    def tested(job: Any, data: Data, device: torch.device, results: Results) -> None:
         seen.steps.append(f"test {job.stage.name} {job.config.seed}")
-        row = next(
-            r for r in results["stages"] if (r["name"], r["seed"]) == (job.stage.name, job.config.seed)
-        )
-        row["test"] = row["val"]
+        (row,) = (row for row in results.rows_of(job.stage.name) if row.seed == job.config.seed)
+        row.test = row.val
 
     def fit(stage: Any, data: Data, recipe: Any, device: Any, directory: Path, **_: Any) -> None:
         seen.steps.append(f"fit {stage.name} {recipe.seed}")
@@ -499,19 +497,20 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str = "none") -> dict[str, Any]:
+def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str = "none") -> StageResult:
     """A row whose numbers differ by split and seed."""
-    splits = {
-        split: {"accuracy": val - i / 10, "auc": 0.9 - i / 10 - seed / 100, "ece": 0.01 * (i + seed)}
+    splits: dict[str, Any] = {
+        split: split_metrics(val - i / 10, auc=0.9 - i / 10 - seed / 100, ece=0.01 * (i + seed))
         for i, split in enumerate(("val", "train", "test"))
     }
-    errors = {"temperature": 2.0, "val_ece": 0.071 * seed, "test_ece": 0.083 * seed, "fitted_on": "x"}
-    row = {"name": name, "seed": seed, "weights": weights, "parameters": 4_321, "epochs": 8} | splits
-    return row | {"calibration": errors} | ({} if test else {"test": None})
+    splits |= {} if test else {"test": None}
+    errors = Calibration(2.0, val_ece=0.071 * seed, test_ece=0.083 * seed, fitted_on="x")
+    about: dict[str, Any] = {"weights": weights, "parameters": 4_321, "epochs": 8, "calibration": errors}
+    return stage_result(name, seed, **about, **splits)
 
 
-def results_with(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"smoke": False, "versions": {"torch": "2"}, "device": "cpu", "stages": list(rows)} | more
+def results_with(*rows: StageResult, **more: Any) -> Results:
+    return Results(versions={"torch": "2"}, device="cpu", stages=list(rows), **more)
 
 
 def member(directory: Path, place: str) -> Path:
@@ -585,15 +584,15 @@ def test_of_several_seeds_the_best_on_validation_is_bundled_with_what_others_rea
     for seed in (4, 5, 6):
         member(tmp_path, f"edge/seed-{seed}")
     rows = [scored("edge", 4, 0.6), scored("edge", 5, 0.8), scored("edge", 6, 0.7), scored("base", 4, 0.99)]
-    rows[0]["test"] = {"accuracy": 0.99, "auc": 0.99, "ece": 0.0}
-    spread = {key: {"mean": 0.5, "std": 0.1} for key in ("accuracy", "auc", "ece", "f1")}
-    about = {"name": "edge", "seeds": [4, 5, 6], "train": spread, "val": spread, "test": spread}
-    results = results_with(*rows, summary=[about | {"name": "base", "seeds": [4]}, about])
+    rows[0].test = split_metrics(0.99, auc=0.99, ece=0.0)
+    spread = {key: MeanStd(0.5, 0.1) for key in ("accuracy", "auc", "ece", "f1")}
+    about = StageSummary("edge", [4, 5, 6], train=spread, val=spread, test=spread)
+    results = results_with(*rows, summary=[replace(about, name="base", seeds=[4]), about])
     run._bundle(tmp_path / "bundle", "edge", data, results, 3, ["fp32"])
     ((_, written_with),) = written
     assert [m.file for m in written_with["members"]] == [tmp_path / "edge" / "seed-5" / "member.onnx"]
     assert written_with["training"]["seed"] == 5 and written_with["metrics"]["val"]["accuracy"] == 0.8
-    kept = {key: spread[key] for key in ("accuracy", "auc", "ece")}
+    kept = {key: {"mean": 0.5, "std": 0.1} for key in ("accuracy", "auc", "ece")}
     assert written_with["metrics"]["seeds"] == {"count": 3, "val": kept, "test": kept}
     assert written_with["training"]["recipe"] == {
         "network": "A residual network of 4,321 parameters",
@@ -612,6 +611,15 @@ def test_the_name_of_a_bundle_says_what_it_is(tmp_path, data, written, size, smo
     run._bundle(tmp_path / "bundle", "big", replace(data, size=size), results, 1, ["fp32"])
     ((_, about),) = written
     assert about["name"] == name and about["training"]["smoke"] == smoke and "recipe" not in about["training"]
+
+
+def test_a_seed_that_is_not_measured_on_test_is_not_bundled(tmp_path, data, written):
+    for seed in (4, 5):
+        member(tmp_path, f"big/seed-{seed}")
+    results = results_with(scored("big", 4, 0.6), scored("big", 5, 0.9, test=False))
+    run._bundle(tmp_path / "bundle", "big", data, results, 2, ["fp32"])
+    ((_, about),) = written
+    assert about["training"]["seed"] == 4
 
 
 def test_a_bundle_that_cannot_be_written_ends_the_run_with_1(tmp_path, data, monkeypatch):

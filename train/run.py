@@ -6,6 +6,7 @@ import importlib
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,106 @@ from train.data import Data, load_data
 from train.download import digest_of
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan
+from train.json_format import to_json
 from train.options import TrainOptions
 from train.results import measure_stage, measure_test, opened, summary, table
+from train.results_format import (
+    MANIFEST_METRICS,
+    RESULTS_FILE,
+    ROBUSTNESS_FILE,
+    SPLITS,
+    Results,
+    StageResult,
+    write_results,
+)
 from train.robustness import measure_robustness
-from train.stages import LISTED, STAGES, chosen_stages
+from train.stages import LISTED, STAGES, Stage, chosen_stages
 
 # slices that are corrupted: of test, and of validation for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The command line, checked: what to train, where, and the precisions of the bundle."""
+
+    options: TrainOptions
+    stages: list[Stage]
+    # most epochs by stage, or "all"
+    caps: dict[str, int]
+    precisions: Sequence[str]
+    device: torch.device
+    # the processes of this run
+    group: parallel.Group
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the data set below --out."""
+        options = self.options
+        suffix = "" if options.size == 28 else f"_{options.size}"
+        if options.resample_from:
+            suffix += f"_from_{options.resample_from}"
+        return options.out / f"{options.dataset}{suffix}"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The options that results.json records, and that a resumed run must have in common."""
+        options = self.options
+        return {
+            "seed": options.seed,
+            "seeds": options.seeds,
+            "size": options.size,
+            "resample_from": options.resample_from,
+            "batch_size": options.batch_size,
+            "weights": "none" if options.smoke else options.weights,
+            "smoke": options.smoke,
+            "max_epochs": self.caps,
+            "deterministic": options.deterministic,
+            "amp": options.amp,
+        }
+
+    def jobs(self) -> list[Job]:
+        """Every stage with every seed."""
+        return plan(self.stages, self.options, self.caps, self.directory)
+
+
 def run(options: TrainOptions) -> None:
-    """Do what the command line asks. Whatever can be checked beforehand is checked before the first epoch.
+    """Train, measure and export the stages, then write the bundle and the report.
 
     Args:
-        options: as `train.all.parse_arguments` returns them.
+        options: the command line of `train.all`.
 
     Raises:
-        RunError: an option, the data, the weights or the device is not usable, or a stage failed.
+        RunError: whatever can be found before the first epoch is found there.
     """
+    checked = _checked(options)
+    if checked.group.first:
+        print(devices.device_line(checked.device, options.amp), flush=True)
+    data = load_data(
+        options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
+    )
+    if options.smoke:
+        data = data.smoke()
+    if not checked.group.first:
+        _train_in_group(checked, checked.jobs(), data)
+        return
+    with record.locked(checked.directory):
+        results = _begin(checked, data)
+        jobs = checked.jobs()
+        _check_weights(jobs, data)
+        write_results(checked.directory, results)
+        _train_in_group(checked, jobs, data)
+        parallel.use_all_processors()
+        data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
+        _measure_all(checked, jobs, data, results)
+        _measure_robustness(checked.directory, data, results, checked.device)
+        bundle = _bundles(checked.directory, data, results, options.seeds, checked.precisions)
+        _write_report(checked.directory, data)
+        _print_outcome(checked.directory, results, bundle)
+
+
+def _checked(options: TrainOptions) -> Plan:
+    """Check the command line and what the end of the run needs. Raises RunError."""
     stages = chosen_stages(options.stages or LISTED)
     caps = epoch_caps(options.max_epochs)
     precisions = options.precision
@@ -47,80 +130,52 @@ def run(options: TrainOptions) -> None:
     device = devices.choose_device(options.device, deterministic=options.deterministic)
     group = parallel.launched()
     parallel.check(group, device, options.parallel)
-    # slices that batch normalization needs
+    # batch normalization needs two slices per process
     least = 2 * (group.size if options.parallel == "batches" else 1)
     if options.batch_size < least:
         raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
-    # a package that only the end of a run needs is missed now
+    # a package that is missing at the end of a run is missed now
     importlib.import_module("train.report.page")
     try:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
-    if group.first:
-        print(devices.device_line(device, options.amp), flush=True)
-    data = load_data(
-        options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
-    )
-    if options.smoke:
-        data = data.smoke()
-    suffix = "" if options.size == 28 else f"_{options.size}"
-    if options.resample_from:
-        suffix += f"_from_{options.resample_from}"
-    directory = options.out / f"{options.dataset}{suffix}"
-    settings = {
-        "seed": options.seed,
-        "seeds": options.seeds,
-        "size": options.size,
-        "resample_from": options.resample_from,
-        "batch_size": options.batch_size,
-        "weights": "none" if options.smoke else options.weights,
-        "smoke": options.smoke,
-        "max_epochs": caps,
-        "deterministic": options.deterministic,
-        "amp": options.amp,
-    }
-    if not group.first:
-        parallel.join(group, device, options.parallel)
-        _train_all(plan(stages, options, caps, directory), data, device, group, options.parallel)
-        parallel.leave(group)
-        return
-    with record.locked(directory):
-        if options.fresh:
-            _clear(directory)
-        record.sweep_partials(directory)
-        results = opened(directory, data, device, settings)
-        jobs = plan(stages, options, caps, directory)
-        _check_weights(jobs, data)
-        _write_results(directory, results)
-        parallel.join(group, device, options.parallel)
-        _train_all(jobs, data, device, group, options.parallel)
-        parallel.leave(group)
-        parallel.use_all_processors()
-        data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
-        for job in jobs:
-            measure_stage(job, data, device, results)
-            _write_results(directory, results)
-        # test is measured once, after every choice has been made
-        for job in jobs:
-            measure_test(job, data, device, results)
-        results["stages"].sort(key=lambda row: (list(STAGES).index(row["name"]), row["seed"]))
-        if options.seeds > 1:
-            results["summary"] = summary(results["stages"])
-        _write_results(directory, results)
-        _measure_robustness(directory, data, results, device)
-        bundle = _bundles(directory, data, results, options.seeds, precisions)
-        _write_report(directory, data)
-        print(table(results))
-        print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
-        print(f"use it  organ-infer --bundle {bundle} images/*.png")
-        if options.smoke:
-            print("A smoke run: the figures above mean nothing.")
+    return Plan(options, stages, caps, precisions, device, group)
+
+
+def _begin(checked: Plan, data: Data) -> Results:
+    """Clear or tidy the run's directory, and read the results that are there."""
+    if checked.options.fresh:
+        _clear(checked.directory)
+    record.sweep_partials(checked.directory)
+    return opened(checked.directory, data, checked.device, checked.settings)
+
+
+def _measure_all(checked: Plan, jobs: list[Job], data: Data, results: Results) -> None:
+    """Measure every stage on train and validation, then on test, once, when every choice has been made."""
+    for job in jobs:
+        measure_stage(job, data, checked.device, results)
+        write_results(checked.directory, results)
+    for job in jobs:
+        measure_test(job, data, checked.device, results)
+    results.stages.sort(key=lambda row: (list(STAGES).index(row.name), row.seed))
+    if checked.options.seeds > 1:
+        results.summary = summary(results.stages)
+    write_results(checked.directory, results)
+
+
+def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
+    """Print the table, and where report and bundle are."""
+    print(table(results))
+    print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
+    print(f"use it  organ-infer --bundle {bundle} images/*.png")
+    if results.smoke:
+        print("A smoke run: the figures above mean nothing.")
 
 
 def _clear(directory: Path) -> None:
-    """Remove the files and directories that runs write to `directory`, and nothing else."""
-    for name in ("results.json", "results.csv", "robustness.json"):
+    """Remove what runs leave in `directory`, and nothing else."""
+    for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE):
         (directory / name).unlink(missing_ok=True)
     averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
     for name in ("bundle", *averages, "report", *STAGES):
@@ -132,6 +187,14 @@ def _check_weights(jobs: list[Job], data: Data) -> None:
     for job in jobs:
         if job.stage.pretrained and not (job.directory / "checkpoint.pt").exists():
             fit.starting_network(job.stage, data, job.config)
+
+
+def _train_in_group(checked: Plan, jobs: list[Job], data: Data) -> None:
+    """Train the networks with the other processes of the run."""
+    share = checked.options.parallel
+    parallel.join(checked.group, checked.device, share)
+    _train_all(jobs, data, checked.device, checked.group, share)
+    parallel.leave(checked.group)
 
 
 def _train_all(jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str) -> None:
@@ -148,22 +211,19 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
     group.wait()
 
 
-def _write_results(directory: Path, results: dict[str, Any]) -> None:
-    record.write_json(directory / "results.json", results)
-
-
-def _measure_robustness(directory: Path, data: Data, results: dict[str, Any], device: torch.device) -> None:
-    """Measure the stages marked for it on corrupted slices; `python -m train.robustness` does so for any stage."""
+def _measure_robustness(directory: Path, data: Data, results: Results, device: torch.device) -> None:
+    """Measure the stages marked for it that were trained; python -m train.robustness does any stage and all slices."""
     names = [stage.name for stage in STAGES.values() if stage.robustness]
-    slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
+    slices = SMOKE_CORRUPTED if results.smoke else CORRUPTED
     measure_robustness(directory, data, results, names, slices=slices, device=device, say=lambda line: None)
 
 
-def _bundles(
-    directory: Path, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
-) -> Path:
-    """Write the bundle of the last stage of the ladder; averages before it get a bundle each, `bundle-NAME`."""
-    measured = {row["name"] for row in results["stages"] if row["test"]}
+def _bundles(directory: Path, data: Data, results: Results, seeds: int, precisions: Sequence[str]) -> Path:
+    """Write the bundle of the run, and return its directory.
+
+    It holds the last measured stage of the ladder. Averages before that stage get a bundle each, `bundle-NAME`.
+    """
+    measured = {row.name for row in results.stages if row.test}
     *before, last = (name for name in STAGES if name in measured)
     for name in before:
         if STAGES[name].members:
@@ -172,57 +232,31 @@ def _bundles(
 
 
 def _bundle(
-    place: Path, last: str, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+    directory: Path, last: str, data: Data, results: Results, seeds: int, precisions: Sequence[str]
 ) -> Path:
-    """Write the bundle of a stage; of several seeds the best on validation."""
-    rows = [row for row in results["stages"] if row["test"]]
-    directory = place.parent
-    best = max((row for row in rows if row["name"] == last), key=lambda row: row["val"]["accuracy"])
+    """Write the bundle of the stage `last` unless it is there; of several seeds the best on validation."""
+    best = results.best_row(last, tested=True)
+    assert best is not None
     members = []
-    for name in STAGES[last].members or (last,):
-        home = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
-        members.append(Trained(name, home / "member.onnx"))
+    for stage in STAGES[last].members or (last,):
+        trained_in = directory.parent / stage
+        folder = trained_in if seeds == 1 else trained_in / f"seed-{best.seed}"
+        members.append(Trained(stage, folder / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
-    name = f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}"
-    training = {
-        "seed": best["seed"],
-        "data_md5": data.md5,
-        "weights": best["weights"],
-        "versions": results["versions"],
-        "device": results["device"],
-        "smoke": results["smoke"],
-        "precisions_tried": list(precisions),
-        "temperature_fitted_on": calibration.described(data),
-        "members": {member.stage: digest_of(member.file, "sha256") for member in members},
-    }
-    keys = ("accuracy", "auc", "ece")
-    metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}
-    for split in ("val", "test"):
-        metrics[split]["ece_calibrated"] = best["calibration"][f"{split}_ece"]
-    entry = next((entry for entry in results.get("summary", []) if entry["name"] == last), None)
-    if entry:
-        spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
-        metrics["seeds"] = {"count": len(entry["seeds"])} | spread
-    if STAGES[last].card:
-        training["recipe"] = {
-            "network": f"{STAGES[last].card} of {best['parameters']:,} parameters",
-            "epochs": best["epochs"],
-            "settings": record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))["recipe"][
-                "method"
-            ],
-        }
-    if _is_current(place, name, training):
-        return place
+    name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
+    training = _training_record(best, members, data, results, precisions)
+    if _is_current(directory, name, training):
+        return directory
     try:
         return write_bundle(
-            place,
+            directory,
             dataset=data.flag,
             view=data.view,
             classes=data.classes,
             size=data.size,
             members=members,
             slices=calibration.judged_with(data),
-            metrics=metrics,
+            metrics=_metrics(best, results),
             training=training,
             precisions=precisions,
             name=name,
@@ -232,8 +266,50 @@ def _bundle(
         raise RunError(str(e), exit_code=1) from e
 
 
+def _training_record(
+    row: StageResult, members: list[Trained], data: Data, results: Results, precisions: Sequence[str]
+) -> dict[str, Any]:
+    """What the manifest tells of a stage's training."""
+    training: dict[str, Any] = {
+        "seed": row.seed,
+        "data_md5": data.md5,
+        "weights": row.weights,
+        "versions": results.versions,
+        "device": results.device,
+        "smoke": results.smoke,
+        "precisions_tried": list(precisions),
+        "temperature_fitted_on": calibration.described(data),
+        "members": {member.stage: digest_of(member.file, "sha256") for member in members},
+    }
+    if STAGES[row.name].card:
+        checkpoint = record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))
+        training["recipe"] = {
+            "network": f"{STAGES[row.name].card} of {row.parameters:,} parameters",
+            "epochs": row.epochs,
+            "settings": checkpoint["recipe"]["method"],
+        }
+    return training
+
+
+def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
+    """The metrics of the manifest: those of the row by split, and their means over seeds if there are several."""
+    metrics: dict[str, Any] = {}
+    for split in SPLITS:
+        measured = row.on(split)
+        assert measured is not None
+        metrics[split] = measured.for_manifest()
+    if row.calibration:
+        metrics["val"]["ece_calibrated"] = row.calibration.val_ece
+        metrics["test"]["ece_calibrated"] = row.calibration.test_ece
+    entry = next((entry for entry in results.summary if entry.name == row.name), None)
+    if entry:
+        spread = {s: {key: to_json(entry.on(s)[key]) for key in MANIFEST_METRICS} for s in ("val", "test")}
+        metrics["seeds"] = {"count": len(entry.seeds)} | spread
+    return metrics
+
+
 def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
-    """Whether an existing bundle is valid and from the same networks."""
+    """Whether the bundle that is there is complete and was made from the same networks."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:
