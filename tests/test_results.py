@@ -10,6 +10,7 @@ from torch import nn
 
 from export.member import Parity
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from tests.checkpoints import finished_checkpoint
 from tests.result_rows import split_metrics, stage_result
 from tests.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module
@@ -65,17 +66,9 @@ def exported(monkeypatch):
         path.write_bytes(b"an exported network")
         return Parity(len(images), 1e-6, 0.5, np.zeros((len(images), 11), np.float32))
 
-    history = [{"seconds": 2.0}, {"seconds": 4.0}]
-    state = {
-        "network": "small",
-        "parameters": 1,
-        "history": history,
-        "best_epoch": 2,
-        "weights": "none",
-        "recipe": {"precision": "fp32"},
-    }
+    checkpoint = finished_checkpoint(seconds=(2.0, 4.0), best_epoch=2)
     monkeypatch.setattr(results_module, "export_member", export)
-    monkeypatch.setattr(results_module, "trained", lambda job: (ReadsTheCorner(), state))
+    monkeypatch.setattr(results_module, "trained", lambda job: (ReadsTheCorner(), checkpoint))
     return calls
 
 

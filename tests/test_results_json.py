@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.checkpoints import finished_checkpoint
 from tests.result_rows import split_metrics, stage_result
 from train import calibration, results
 from train.config import TrainConfig
@@ -148,16 +149,8 @@ def job(tmp_path, data, monkeypatch) -> Job:
     answers = {len(data.labels[s]): wrongly(data.labels[s], *places) for s, places in wrong.items()}
     made = Job(STAGES["base"], config(), tmp_path / "base")
     made.directory.mkdir()
-    history = [{"seconds": 2.0}, {"seconds": 4.0}, {"seconds": 3.0}]
-    state = {
-        "network": "small",
-        "parameters": 77,
-        "history": history,
-        "best_epoch": 2,
-        "weights": "none",
-        "recipe": {"precision": "bf16"},
-    }
-    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), state))
+    checkpoint = finished_checkpoint(seconds=(2.0, 4.0, 3.0), best_epoch=2, parameters=77, precision="bf16")
+    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), checkpoint))
     exports: list[Path] = []
 
     def export(_: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int) -> Any:

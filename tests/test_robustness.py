@@ -516,7 +516,7 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     """The GPU is pretended: where the network is sent, and that its answers are the exported network's."""
     import torch
 
-    from train import fit, record
+    from train import fit
 
     data, results = make_data(), make_run(tmp_path, "base")
     exported = robustness._Network(tmp_path / "base" / "member.onnx", data, robustness.CPU, shared=False)
@@ -527,8 +527,8 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
             sent.append(device)
             return self
 
-    monkeypatch.setattr(record, "load_checkpoint", lambda path: {"from": path})
-    monkeypatch.setattr(fit, "network_of", lambda state: state["from"].name == "checkpoint.pt" and Network())
+    monkeypatch.setattr(robustness, "read_checkpoint", lambda path: path)
+    monkeypatch.setattr(fit, "network_of", lambda path: path.name == "checkpoint.pt" and Network())
     monkeypatch.setattr(fit, "evaluate", lambda network, images: exported._logits_exported(images))
     gpu = torch.device("cuda", 0)
     on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, say=quiet)

@@ -21,6 +21,7 @@ import torch
 from export.bundle import model_card
 from export.member import ExportError
 from organ_infer import BundleError
+from tests.checkpoints import finished_checkpoint
 from tests.pages import Page
 from tests.result_rows import split_metrics, stage_result
 from train import all as command
@@ -517,7 +518,8 @@ def member(directory: Path, place: str) -> Path:
     folder = directory / place
     folder.mkdir(parents=True)
     (folder / "member.onnx").write_bytes(place.encode())
-    torch.save({"network": "edge", "recipe": {"method": {"peak": 0.25}}}, folder / "checkpoint.pt")
+    checkpoint = finished_checkpoint("edge", "edge", method={"peak": 0.25})
+    torch.save(checkpoint.to_dict(), folder / "checkpoint.pt")
     return folder / "member.onnx"
 
 

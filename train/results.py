@@ -14,6 +14,7 @@ from torch import nn
 from export.member import ExportError, export_member
 from train import fit, record
 from train.calibration import SPLIT, calibration, described
+from train.checkpoint import Checkpoint, read_checkpoint
 from train.data import Data
 from train.devices import device_name
 from train.ensemble import mean_probabilities
@@ -150,7 +151,7 @@ def _measured_network(
     job: Job, data: Data, device: torch.device
 ) -> tuple[StageResult, dict[str, np.ndarray]]:
     """The row of a single network without its metrics, and its probabilities by split; exports the network."""
-    network, state = trained(job)
+    network, checkpoint = trained(job)
     path = job.directory / "member.onnx"
     try:
         parity = export_member(network, path, data.images["val"], data.labels["val"], size=data.size)
@@ -166,18 +167,19 @@ def _measured_network(
         split: fit.probabilities(fit.evaluate(network, data.network_images(split)))
         for split in ("train", "val", SPLIT)
     }
-    seconds = [epoch["seconds"] for epoch in state["history"]]
+    facts = checkpoint.facts
+    seconds = [epoch["seconds"] for epoch in checkpoint.history]
     row = StageResult(
         name=job.stage.name,
         seed=job.config.seed,
-        network=state["network"],
-        parameters=state["parameters"],
-        epochs=len(state["history"]),
-        best_epoch=state["best_epoch"],
+        network=facts.network,
+        parameters=facts.parameters,
+        epochs=len(checkpoint.history),
+        best_epoch=checkpoint.best_epoch,
         seconds=sum(seconds),
         seconds_per_epoch=sum(seconds) / len(seconds),
-        weights=state["weights"],
-        precision=state["recipe"].get("precision"),
+        weights=facts.weights,
+        precision=facts.settings.precision,
         export=ExportCheck(max_abs=parity.max_abs, val_accuracy=parity.accuracy, slices=parity.slices),
     )
     return row, probabilities
@@ -306,7 +308,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def trained(job: Job) -> tuple[nn.Module, dict[str, Any]]:
+def trained(job: Job) -> tuple[nn.Module, Checkpoint]:
     """The network of a finished stage with its best weights, on the CPU, and its checkpoint."""
-    state = record.load_checkpoint(job.directory / "checkpoint.pt")
-    return fit.network_of(state), state
+    checkpoint = read_checkpoint(job.directory / "checkpoint.pt")
+    return fit.network_of(checkpoint), checkpoint

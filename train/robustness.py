@@ -22,9 +22,11 @@ from export.member import BATCH, open_session
 from organ_infer._packing import pack
 from train import fit, record
 from train.arguments import device_name
+from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
 from train.devices import choose_device
+from train.download import digest_of
 from train.ensemble import mean_probabilities
 from train.errors import RunError
 from train.results_format import (
@@ -165,7 +167,7 @@ def _measurement(
     task = RobustnessTask(
         name=name,
         seed=row.seed,
-        members={stage: hashlib.sha256(file.read_bytes()).hexdigest() for stage, file in files.items()},
+        members={stage: digest_of(file, "sha256") for stage, file in files.items()},
         split=split,
         slices=count,
         split_slices=total,
@@ -229,8 +231,8 @@ class _Network:
 
     def _logits_on_gpu(self, images: np.ndarray) -> np.ndarray:
         if self.network is None:
-            state = record.load_checkpoint(self.file.with_name("checkpoint.pt"))
-            self.network = fit.network_of(state).to(self.device)
+            checkpoint = read_checkpoint(self.file.with_name("checkpoint.pt"))
+            self.network = fit.network_of(checkpoint).to(self.device)
         return fit.evaluate(self.network, self.data.as_network_images(images))
 
     def _logits_exported(self, images: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from export.member import ExportError, check_installed
 from organ_infer import BundleError
 from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
+from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
 from train.download import digest_of
 from train.errors import RunError
@@ -282,11 +283,11 @@ def _training_record(
         "members": {member.stage: digest_of(member.file, "sha256") for member in members},
     }
     if STAGES[row.name].card:
-        checkpoint = record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))
+        checkpoint = read_checkpoint(members[0].file.with_name("checkpoint.pt"))
         training["recipe"] = {
             "network": f"{STAGES[row.name].card} of {row.parameters:,} parameters",
             "epochs": row.epochs,
-            "settings": checkpoint["recipe"]["method"],
+            "settings": dict(checkpoint.facts.settings.method),
         }
     return training
 
