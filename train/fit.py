@@ -238,11 +238,11 @@ def _run_epochs(training: _Training) -> None:
             )
             logits = evaluate(learner.validated, images["val"])  # (N, classes)
         if not (np.isfinite(loss) and np.isfinite(logits).all()):
-            kept = (
+            last_good = (
                 f"epoch {epoch - 1} is kept in {training.writer.path}" if history else "no epoch was finished"
             )
             raise StageFailed(
-                f"{stage.name}: the loss is not finite in epoch {epoch}; {kept}; try another --seed"
+                f"{stage.name}: the loss is not finite in epoch {epoch}; {last_good}; try another --seed"
             )
         val_loss, val_accuracy = _scores(logits, data.labels["val"])
         val_accuracy = group.agree(val_accuracy)
