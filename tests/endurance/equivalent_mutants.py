@@ -192,11 +192,11 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/corruptions.py": {
         (
-            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, color))",
             "drawn <= amount / 2",
         ): "a number drawn is never exactly that",
         (
-            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, color))",
             "drawn <= amount",
         ): "a number drawn is never exactly that",
     },
@@ -261,7 +261,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/metrics.py": {
         (
-            'warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose',
+            'warnings.simplefilter("ignore")',
             "pass",
         ): "with zero_division given scikit-learn does not warn",
     },
@@ -284,12 +284,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "False",
         ): "the same steps, slower",
     },
-    "train/record.py": {
-        (
-            "atomic_save(path, lambda file: file.write(content) and None)",
-            "1",
-        ): "what it returns is not looked at",
-    },
     "train/report/__init__.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "train.data is imported anyway, later",
     },
@@ -305,10 +299,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/report/pictures.py": {
         (
-            "0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)",
-            "len(found) >= count + 2",
-        ): "both are count + 2 there",
-        (
             "if max(picture.size) > LARGEST:",
             "max(picture.size) >= LARGEST",
         ): "resized to the size that it has",
@@ -317,10 +307,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "train/robustness.py": {
         ("say: Callable[[str], None] = lambda line: None,", "1"): "what it returns is not looked at",
         ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",
-        ("accuracy[name], error[name] = map(list, zip(*found, strict=True))", "False"): "each is a pair",
+        ("accuracy[name], error[name] = map(list, zip(*scores, strict=True))", "False"): "each is a pair",
         (
-            "networks = {file: _Network(file, data, device, shared=needed.count(file) > 1) for file in needed}",
-            "needed.count(file) >= 1",
+            "self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}",
+            "files.count(file) >= 1",
         ): "answers are kept that nobody asks for again",
     },
 }

@@ -216,6 +216,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_record",
     ),
     "train/report/__init__.py": ("test_whole_run",),
+    "train/report/comparison.py": (
+        "test_report",
+        "test_whole_run",
+    ),
     "train/report/figures.py": (
         "test_report",
         "test_whole_run",
@@ -231,6 +235,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/report/wording.py": (
         "test_report",
         "test_whole_run",
+    ),
+    "train/results_format.py": (
+        "test_report",
+        "test_results",
     ),
     "train/results.py": (
         "test_results",
