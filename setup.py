@@ -1,4 +1,4 @@
-"""The compiled part of organ_infer; everything else stands in pyproject.toml."""
+"""Builds the compiled extensions of organ_infer. Everything else is configured in pyproject.toml."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# Free-threaded Python loads no abi3 module: it gets one of its own version.
+# Free-threaded Python cannot load an abi3 module, so it gets a version-specific one.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED = not FREE_THREADED and sys.implementation.name == "cpython"
 
@@ -17,11 +17,11 @@ MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"), ("NPY_TARGET_VERSIO
 if LIMITED:
     MACROS.append(("Py_LIMITED_API", "0x030B0000"))
 
-KERNELS = ["axis", "portable", "real", "normalise", "avx2", "avx512", "dispatch", "batch"]
+KERNELS = ["axis", "portable", "fractional_window", "normalize_avx2", "avx2", "avx512", "dispatch", "batch"]
 
 
 class BuildKernels(build_ext):
-    """Every level must round alike: no contraction into fused operations, no -march of this machine."""
+    """Compiles the kernels so that every level rounds alike: no fused contractions and no -march of this machine."""
 
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
@@ -41,7 +41,14 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
-HEADERS = ["ext/pack.h", "ext/plain.h", "ext/kernels.pxd", "ext/threads.h", "ext/wide.h", "ext/x86.h"]
+HEADERS = [
+    "ext/kernels.pxd",
+    "ext/normalize_generic.h",
+    "ext/pack.h",
+    "ext/resample_generic.h",
+    "ext/threads.h",
+    "ext/x86.h",
+]
 
 packing = Extension(
     "organ_infer._packing",
@@ -52,8 +59,8 @@ packing = Extension(
     py_limited_api=LIMITED,
 )
 
-# Optional: it only reads faster what Pillow reads alike, and needs zlib's header and library, which a machine with a
-# compiler need not have. Where it does not build, setuptools warns and goes on, and everything goes through Pillow.
+# Optional: it is only a faster reader of files that Pillow also reads, and it needs zlib's header and library, which may
+# be missing. If it does not build, setuptools prints a warning and continues, and Pillow reads all files.
 reading = Extension(
     "organ_infer._reading",
     ["ext/reading.pyx", "ext/files.c", "ext/png.c"],
@@ -63,10 +70,12 @@ reading = Extension(
     define_macros=MACROS,
     py_limited_api=LIMITED,
 )
-EXTENSIONS = [packing, reading] if os.name == "posix" else [packing]  # files are opened as POSIX opens them
+# The reader opens files through POSIX calls.
+EXTENSIONS = [packing, reading] if os.name == "posix" else [packing]
 modules = cythonize(EXTENSIONS, include_path=["ext"])
 for module in modules:
-    module.optional = module.name == reading.name  # set here, for cythonize drops it
+    # Set here because cythonize drops the attribute.
+    module.optional = module.name == reading.name
 
 setup(
     ext_modules=modules,

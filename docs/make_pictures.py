@@ -1,10 +1,11 @@
-"""The README's two pictures, and the figures that stand beside the second one.
+"""The README's two pictures, and the table of docs/guides/orientation.md.
 
     python docs/make_pictures.py --data-dir DIR
 
-docs/predictions.png: an example of each class with the packaged model's answer. docs/orientation.png: a right lung as it
-is usually shown and as MedMNIST stores it; the printed table counts, on train and validation, at which edge of a lung's
-slice the spine lies, and at which edge the middle of the body.
+docs/assets/predictions.png: the packaged model's answers, for each class an example and the validation slice that it
+is least sure of. docs/assets/orientation.png: a right lung as it is usually shown and as MedMNIST stores it. The
+printed table counts, on train and validation, at which edge of a lung's slice the spine lies, and at which edge the
+middle of the body.
 """
 
 import argparse
@@ -16,27 +17,41 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "docs" / "assets"
 sys.path.insert(0, str(ROOT))
 from train.data import load_data  # noqa: E402
 
-BONE = 235  # grey value: vertebrae, under the abdominal window
+BONE = 235  # gray value: vertebrae, under the abdominal window
 CLEAR = 8  # pixels more at one edge than at the other
 
 
-def predictions(path: Path) -> None:
-    """One example of each class, titled with the answer and its probability."""
+def predictions(path: Path, slices: np.ndarray, labels: np.ndarray) -> None:
+    """For each class an example, and below it the slice of the class whose highest probability is the lowest.
+
+    slices: uint8 (N, H, W); labels: int (N,).
+    """
     from organ_infer import OrganClassifier
 
     with OrganClassifier(device="cpu") as classifier:
-        files = [ROOT / "examples" / f"{name}-2.png" for name in classifier.classes]
-        answers = list(classifier.predict_paths([str(file) for file in files]))
-    figure = Figure(figsize=(11, 1.6), layout="constrained")
-    for axes, file, answer in zip(figure.subplots(1, 11), files, answers, strict=True):
-        axes.imshow(np.asarray(Image.open(file)), cmap="gray", vmin=0, vmax=255)
-        right = answer.label == file.stem.rsplit("-", 1)[0]
-        axes.set_title(answer.label, fontsize=9, color="black" if right else "#b3261e")
-        axes.set_xlabel(f"{answer.probability:.2f}", fontsize=8, color="#555555")
-        axes.set(xticks=[], yticks=[])
+        classes = classifier.classes
+        files = [ROOT / "examples" / f"{name}-2.png" for name in classes]
+        examples = [np.asarray(Image.open(file)) for file in files]
+        sureness = classifier.predict_proba(slices).max(axis=1)
+        hardest = [np.flatnonzero(labels == index) for index in range(len(classes))]
+        hardest = [of_class[sureness[of_class].argmin()] for of_class in hardest]
+        rows = ("an example", examples), ("least sure", [slices[index] for index in hardest])
+        figure = Figure(figsize=(11, 3.5), layout="constrained")
+        grid = figure.subplots(len(rows), len(classes))
+        for line, (title, images) in zip(grid, rows, strict=True):
+            line[0].set_ylabel(title, fontsize=10)
+            answers = classifier.predict(images)
+            for axes, image, answer, name in zip(line, images, answers, classes, strict=True):
+                axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+                right = answer.label == name
+                axes.set_title(answer.label, fontsize=10.5, color="black" if right else "#b3261e")
+                truth = "" if right else f"\n(is {name})"
+                axes.set_xlabel(f"{answer.probability:.2f}{truth}", fontsize=10, color="#333333")
+                axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
 
 
@@ -82,8 +97,8 @@ def main() -> None:
         ).items():
             print(f"{split:<7}{name:<12}{above:>13.3f}{right:>13.3f}{n:>11}")
     lungs = data.images["val"][data.labels["val"] == data.classes.index("lung-right")]
-    orientation(ROOT / "docs" / "orientation.png", lungs[(lungs[:, 20:, 19:] > BONE).sum((1, 2)).argmax()])
-    predictions(ROOT / "docs" / "predictions.png")
+    orientation(ASSETS / "orientation.png", lungs[(lungs[:, 20:, 19:] > BONE).sum((1, 2)).argmax()])
+    predictions(ASSETS / "predictions.png", data.images["val"], data.labels["val"])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Export: a trained network becomes an ONNX member, members become a bundle, and every step is verified."""
+"""Exports trained networks to ONNX members and members to bundles. Every step is verified."""

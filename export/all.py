@@ -1,51 +1,86 @@
-"""python -m export.all: checkpoints to verified ONNX members, and on request to one bundle of them.
+"""python -m export.all: export checkpoints to verified ONNX members and, on request, to one bundle.
 
-This command joins the rooms: it rebuilds the network and finds the validation split with train/, which the rest of
-export/ never imports.
+This is the only module of export/ that imports train/: it rebuilds the networks and loads the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.bundle import Trained
+    from train.data import Data
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of the command.
+
+    Attributes:
+        checkpoints: RUN/STAGE/checkpoint.pt, one or more.
+        data_dir: The directory of the data set. None: medmnist's own folder.
+        out: The directory for STAGE.onnx. None: member.onnx beside each checkpoint.
+        bundle: Where a bundle is written, if at all.
+        precisions: To try for the bundle. None: all.
+        merged: Where one graph of all members is written, if at all.
+    """
+
+    checkpoints: tuple[Path, ...]
+    data_dir: Path | None = None
+    out: Path | None = None
+    bundle: Path | None = None
+    precisions: tuple[str, ...] | None = None
+    merged: Path | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint: what the export needs of it, and all of it as `state`."""
+
+    path: Path
+    stage: str
+    dataset: str
+    size: int
+    stored: int
+    smoke: bool
+    seed: int
+    weights: str
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A verified member.
+
+    Attributes:
+        trained: Its stage and file.
+        logits: float32 (N, classes), of the validation slices.
+        fitting_logits: float32 (N, classes), of the slices that the temperature of a merged graph is fitted on. None
+            if no merged graph was requested.
+    """
+
+    trained: Trained
+    logits: np.ndarray
+    fitting_logits: np.ndarray | None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 1 an export was stopped, 2 nothing could be done."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.all",
-        description="Export checkpoints of python -m train.all to ONNX, each verified on the whole validation split.",
-        epilog="Several checkpoints and --bundle make a bundle that averages them. Research software, not a medical device.",
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="RUN/STAGE/checkpoint.pt")
-    add("--data-dir", type=Path, metavar="DIR", help="where the data set is (default: medmnist's own folder)")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where STAGE.onnx goes (default: member.onnx beside the checkpoint)",
-    )
-    add(
-        "--bundle",
-        type=Path,
-        metavar="DIR",
-        help="also write a bundle of the members, in the place of one that is there",
-    )
-    add(
-        "--precision",
-        default="int8,fp32,fp16",
-        metavar="LIST",
-        help="forms to try for the bundle: fp32, always there, int8 and fp16 where validation accepts them",
-    )
-    add(
-        "--merged",
-        type=Path,
-        metavar="FILE",
-        help="also write one ONNX file that ends in the mean probabilities",
-    )
-    options = parser.parse_args(arguments)
+    """Run the command.
+
+    Args:
+        arguments: Of the command line. None: sys.argv.
+
+    Returns:
+        The exit code: 0 done, 1 an export was stopped, 2 nothing could be done.
+    """
+    options = _parse(arguments)
     try:
         from export.member import ExportError
         from train.errors import RunError
@@ -67,6 +102,55 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _parse(arguments: list[str] | None) -> ExportOptions:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.all",
+        description="Export checkpoints of python -m train.all to ONNX, each verified on the whole validation split.",
+        epilog="A bundle of several checkpoints averages their probabilities. Research software, not a medical device.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="RUN/STAGE/checkpoint.pt")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the data set (default: medmnist's own folder)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory for STAGE.onnx (default: member.onnx beside each checkpoint)",
+    )
+    add(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="also write a bundle of the members; it replaces an existing bundle",
+    )
+    add(
+        "--precision",
+        metavar="LIST",
+        help="precisions to try for the bundle, separated by commas (default: all); fp32 is always included, the others"
+        " if validation accepts them",
+    )
+    add(
+        "--merged",
+        type=Path,
+        metavar="FILE",
+        help="also write one ONNX file that ends in the mean probabilities",
+    )
+    given = parser.parse_args(arguments)
+    return ExportOptions(
+        checkpoints=tuple(given.checkpoint),
+        data_dir=given.data_dir,
+        out=given.out,
+        bundle=given.bundle,
+        precisions=None if given.precision is None else tuple(given.precision.split(",")),
+        merged=given.merged,
+    )
+
+
 def _missing(error: ImportError) -> int:
     print(
         f"export: error: {error.name} is not installed: pip install -e '.[train,cpu]' (or train,gpu)",
@@ -75,102 +159,177 @@ def _missing(error: ImportError) -> int:
     return 2
 
 
-def export(options: argparse.Namespace) -> None:
-    """Export every checkpoint; raises ExportError where a member is not the network, RunError for bad input."""
-    import onnx
+def export(options: ExportOptions) -> None:
+    """Export every checkpoint, then write the merged graph and the bundle if requested.
 
-    from export.bundle import Trained, check_place, write_bundle
-    from export.forms import PRECISIONS, logits_of
-    from export.member import ExportError, export_member, write_model
-    from export.merge import check_merged, merge
-    from export.rewrite import rewrite
-    from export.temperature import fit_temperature, mean_softmax
+    Args:
+        options: Of the command.
+
+    Raises:
+        ExportError: A member is not the trained network, or a file cannot be written.
+        RunError: The options, a checkpoint or the data cannot be used.
+    """
     from train import calibration
     from train.data import load_data
-    from train.ensemble import mean_probabilities
+
+    _check_options(options)
+    checkpoints = [_load(path) for path in options.checkpoints]
+    _check_checkpoints(checkpoints, options)
+    first = checkpoints[0]
+    data = load_data(first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored)
+    data = calibration.fitted_on(data.smoke() if first.smoke else data)
+    members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
+    if options.merged:
+        _write_merged(options.merged, members, data)
+    if options.bundle:
+        _write_bundle(options.bundle, options, checkpoints, members, data)
+
+
+def _check_options(options: ExportOptions) -> None:
+    """Raise RunError before anything is read or written."""
+    from export.bundle import check_place
+    from export.member import ExportError
+    from export.variants import PRECISIONS
     from train.errors import RunError
-    from train.fit import network_of, probabilities
-    from train.metrics import measure
-    from train.record import load_checkpoint
 
     if options.bundle:
         try:
             check_place(options.bundle)
         except ExportError as e:
             raise RunError(f"--bundle: {e}") from e
-    precisions = options.precision.split(",")
-    for precision in precisions:
+    for precision in options.precisions or ():
         if precision not in PRECISIONS:
             raise RunError(f"--precision: {precision!r} is none of {', '.join(PRECISIONS)}")
-    # a checkpoint of before slices could be resampled does not say how they were stored
-    states = [{"stored": state["size"]} | state for state in map(load_checkpoint, options.checkpoint)]
-    for path, state in zip(options.checkpoint, states, strict=True):
-        if not state["finished"]:
-            raise RunError(f"{path} is of a stage that is not finished; train it to its end first")
-    stages = [state["stage"] for state in states]
-    if (options.bundle or options.merged or options.out) and len(set(stages)) < len(stages):
-        twice = next(stage for stage in stages if stages.count(stage) > 1)
+
+
+def _load(path: Path) -> Checkpoint:
+    from train.errors import RunError
+    from train.record import load_checkpoint
+
+    state = load_checkpoint(path)
+    # older checkpoints lack the stored size: their slices were not resampled
+    state = {"stored": state["size"]} | state
+    if not state["finished"]:
         raise RunError(
-            f"--checkpoint: stage {twice} is given twice; --bundle, --merged and --out take each once"
+            f"{path}: training of this stage is not finished; continue it with python -m train.all"
         )
-    about = {
-        key: states[0][key] for key in ("dataset", "size", "stored", "classes", "data_md5", "smoke", "seed")
-    }
-    for path, state in zip(options.checkpoint, states, strict=True):
-        for key in ("dataset", "size", "stored", "smoke"):
-            if state[key] != about[key]:
-                raise RunError(f"{path} has {key} {state[key]}, {options.checkpoint[0]} has {about[key]}")
-    data = load_data(
-        about["dataset"], size=about["size"], directory=options.data_dir, resample_from=about["stored"]
+    return Checkpoint(
+        path=path,
+        stage=state["stage"],
+        dataset=state["dataset"],
+        size=state["size"],
+        stored=state["stored"],
+        smoke=state["smoke"],
+        seed=state["seed"],
+        weights=state["weights"],
+        state=state,
     )
-    data = calibration.fitted_on(data.smoke() if about["smoke"] else data)
-    members, logits, fitting = [], [], []
-    for path, state in zip(options.checkpoint, states, strict=True):
-        network = network_of(state)
-        file = options.out / f"{state['stage']}.onnx" if options.out else path.with_name("member.onnx")
-        parity = export_member(network, file, data.images["val"], data.labels["val"], size=data.size)
-        members.append(Trained(state["stage"], file))
-        logits.append(parity.logits)
-        if options.merged:
-            fitting.append(logits_of(file.read_bytes(), data.images[calibration.SPLIT], data.size))
-        print(
-            f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
-            f"accuracy {parity.accuracy:.4f}"
+
+
+def _check_checkpoints(checkpoints: Sequence[Checkpoint], options: ExportOptions) -> None:
+    """Raise RunError if the checkpoints cannot be exported together."""
+    from train.errors import RunError
+
+    stages = [checkpoint.stage for checkpoint in checkpoints]
+    if (options.bundle or options.merged or options.out) and len(set(stages)) < len(stages):
+        repeated = next(stage for stage in stages if stages.count(stage) > 1)
+        raise RunError(
+            f"--checkpoint: stage {repeated} is given twice; --bundle, --merged and --out accept each stage once"
         )
-    mean = mean_probabilities([probabilities(z) for z in logits])
+    first = checkpoints[0]
+    for checkpoint in checkpoints:
+        for key in ("dataset", "size", "stored", "smoke"):
+            value, expected = getattr(checkpoint, key), getattr(first, key)
+            if value != expected:
+                raise RunError(f"{checkpoint.path} has {key} {value}, {first.path} has {expected}")
+
+
+def _export_member(checkpoint: Checkpoint, options: ExportOptions, data: Data) -> Exported:
+    from export.bundle import Trained
+    from export.member import export_member
+    from export.variants import logits_of
+    from train import calibration
+    from train.fit import network_of
+
+    file = (
+        options.out / f"{checkpoint.stage}.onnx" if options.out else checkpoint.path.with_name("member.onnx")
+    )
+    parity = export_member(
+        network_of(checkpoint.state), file, data.images["val"], data.labels["val"], size=data.size
+    )
+    fitting_logits = None
     if options.merged:
-        temperature = fit_temperature(
-            fitting, data.labels[calibration.SPLIT]
-        )  # as a bundle of their float32 forms has it
-        merged = merge({m.stage: rewrite(onnx.load(m.file)) for m in members}, temperature=temperature)
-        check_merged(merged, mean_softmax(logits, temperature), data.images["val"], data.size)
-        write_model(merged, options.merged)
-        print(f"{options.merged}: {len(members)} members in one graph, temperature {temperature:g}")
-    if options.bundle:
-        name = members[0].stage if len(members) == 1 else "ensemble"
-        weights = sorted({state["weights"] for state in states} - {"none"})
-        measured = measure(mean, data.labels["val"])
-        write_bundle(
-            options.bundle,
-            dataset=data.flag,
-            view=data.view,
-            classes=data.classes,
-            size=data.size,
-            members=members,
-            slices=calibration.judged_with(data),
-            precisions=precisions,
-            metrics={"val": measured.for_manifest()},
-            training={
-                "seed": about["seed"],
-                "data_md5": data.md5,
-                "weights": "; ".join(weights) or "none",
-                "versions": {},
-                "temperature_fitted_on": calibration.described(data),
-                "smoke": about["smoke"],
-            },
-            name=f"{data.flag}-{name}",
-        )
-        print(f"{options.bundle}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")
+        fitting_logits = logits_of(file.read_bytes(), data.images[calibration.SPLIT], data.size)
+    print(
+        f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
+        f"accuracy {parity.accuracy:.4f}"
+    )
+    return Exported(Trained(checkpoint.stage, file), parity.logits, fitting_logits)
+
+
+def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
+    """Write one graph of all members, with the temperature of a bundle of their float32 variants."""
+    import onnx
+
+    from export.member import write_model
+    from export.merge import check_merged, merge
+    from export.rewrite import rewrite
+    from export.temperature import fit_temperature, mean_softmax
+    from train import calibration
+
+    fitting_logits = [m.fitting_logits for m in members if m.fitting_logits is not None]
+    temperature = fit_temperature(fitting_logits, data.labels[calibration.SPLIT])
+    merged = merge(
+        {m.trained.stage: rewrite(onnx.load(m.trained.file)) for m in members}, temperature=temperature
+    )
+    expected = mean_softmax([m.logits for m in members], temperature)
+    check_merged(merged, expected, data.images["val"], data.size)
+    write_model(merged, path)
+    print(f"{path}: {len(members)} members in one graph, temperature {temperature:g}")
+
+
+def _write_bundle(
+    directory: Path,
+    options: ExportOptions,
+    checkpoints: Sequence[Checkpoint],
+    members: Sequence[Exported],
+    data: Data,
+) -> None:
+    from export.bundle import write_bundle
+    from export.bundle_info import BundleInfo
+    from export.variants import PRECISIONS
+    from train import calibration
+    from train.ensemble import mean_probabilities
+    from train.fit import probabilities
+    from train.metrics import measure
+
+    name = checkpoints[0].stage if len(checkpoints) == 1 else "ensemble"
+    weights = sorted({checkpoint.weights for checkpoint in checkpoints} - {"none"})
+    measured = measure(mean_probabilities([probabilities(m.logits) for m in members]), data.labels["val"])
+    info = BundleInfo(
+        name=f"{data.flag}-{name}",
+        dataset=data.flag,
+        view=data.view,
+        classes=data.classes,
+        size=data.size,
+        metrics={"val": measured.for_manifest()},
+        training={
+            "seed": checkpoints[0].seed,
+            "data_md5": data.md5,
+            "weights": "; ".join(weights) or "none",
+            "versions": {},
+            "temperature_fitted_on": calibration.described(data),
+            "smoke": checkpoints[0].smoke,
+        },
+    )
+    write_bundle(
+        directory,
+        info,
+        [m.trained for m in members],
+        calibration.judged_with(data),
+        precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
+    )
+    print(f"{directory}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tail of an ensemble's graph: logits of several members to the mean of their probabilities (C3)."""
+"""The last nodes of an ensemble's graph: from the logits of several members to the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from onnx import TensorProto, helper
 def mean_of(
     answers: Mapping[str, tuple[str, str]], temperature: float
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """Nodes, and their constants, that end in `probabilities` (N, classes): each member's logits divided by
-    `temperature`, softmax, the mean over members.
+    """Create the nodes that average the members' probabilities.
 
-    answers: by stage, the tensor's name and `logits` or `probabilities`, which contain the temperature already.
+    Each member's logits are divided by `temperature` before its softmax, as the runtime does.
+
+    Args:
+        answers: By stage, the name of the tensor, float32 (N, classes), and what it holds: `logits` or
+            `probabilities`. Probabilities already include the temperature.
+        temperature: Divides the logits.
+
+    Returns:
+        The nodes, which end in `probabilities`, float32 (N, classes), and their constants.
     """
     nodes: list[onnx.NodeProto] = []
-    weights: list[TensorProto] = []
-    found = []
+    constants: list[TensorProto] = []
+    probabilities = []
     for stage, (tensor, kind) in answers.items():
         if kind == "logits":
             if temperature != 1.0:
-                weights.append(
+                constants.append(
                     helper.make_tensor(f"{stage}/temperature", TensorProto.FLOAT, [], [temperature])
                 )
                 nodes.append(helper.make_node("Div", [tensor, f"{stage}/temperature"], [f"{stage}/cooled"]))
                 tensor = f"{stage}/cooled"
             nodes.append(helper.make_node("Softmax", [tensor], [f"{stage}/probabilities"], axis=1))
             tensor = f"{stage}/probabilities"
-        found.append(tensor)
-    return [*nodes, helper.make_node("Mean", found, ["probabilities"])], weights
+        probabilities.append(tensor)
+    return [*nodes, helper.make_node("Mean", probabilities, ["probabilities"])], constants

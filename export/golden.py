@@ -1,7 +1,7 @@
-"""python -m export.golden BUNDLE: what the networks of a bundle say of the runtime's golden slices, written into its
-manifest, which is sealed anew. `organ-infer --check` asks again.
+"""python -m export.golden BUNDLE: store the networks' answers to the runtime's golden slices in a bundle's manifest.
 
-A bundle that export.bundle writes has them from the start; this is for one that is older, or whose manifest was changed.
+`organ-infer --check` compares new answers with them. A bundle that export.bundle writes has them already: the command is
+for older bundles and for bundles whose manifest was changed. It seals the manifest again.
 """
 
 from __future__ import annotations
@@ -9,45 +9,79 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from organ_infer.bundle.files import Input, Manifest, Member
+
 
 def add_golden(bundle: Path) -> None:
-    """Ask the forms of each device, in onnxruntime on this CPU. Raises BundleError and DeviceError."""
+    """Ask the variants of each device for their answers, in onnxruntime on this CPU, and store them.
+
+    Args:
+        bundle: A directory with manifest.json, which is replaced whole.
+
+    Raises:
+        BundleError: It is not a valid bundle.
+        DeviceError: onnxruntime is missing or refuses a graph.
+        OSError: The manifest cannot be written.
+    """
+    from organ_infer.bundle.files import open_bundle, read_manifest
+    from organ_infer.bundle.golden import GOLDEN
+
+    manifest = read_manifest(bundle)
+    packed = _packed_slices(manifest.input)
+    golden = {
+        device: _answers(manifest, open_bundle(bundle, device).graphs, packed) for device in ("cpu", "cuda")
+    }
+    _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, GOLDEN: golden}))
+
+
+def _packed_slices(spec: Input) -> np.ndarray:
+    """The golden slices as float32 (N, 1, S, S)."""
     from organ_infer.batching import pack_slices
-    from organ_infer.bundle.files import MANIFEST_FILE, open_bundle, read_manifest
-    from organ_infer.bundle.golden import GOLDEN, golden_rows, golden_slices
+    from organ_infer.bundle.golden import golden_slices
+
+    slices = golden_slices()
+    packed = np.empty((len(slices), 1, spec.size, spec.size), np.float32)
+    for i, one in enumerate(slices):
+        pack_slices([one], spec, packed[i : i + 1])
+    return packed
+
+
+def _answers(manifest: Manifest, graphs: Sequence[tuple[Member, bytes]], packed: np.ndarray) -> list[str]:
+    """The mean probabilities of these graphs, as the manifest stores them."""
+    from organ_infer.bundle.golden import golden_rows
     from organ_infer.engine.ensemble import Ensemble
     from organ_infer.engine.session import Session
 
-    manifest = read_manifest(bundle)
-    how = manifest.input
-    slices = golden_slices()
-    packed = np.empty((len(slices), 1, how.size, how.size), np.float32)
-    for i, piece in enumerate(slices):
-        pack_slices([piece], how, packed[i : i + 1])
-    golden = {}
-    for device in ("cpu", "cuda"):
-        graphs = open_bundle(bundle, device).graphs
-        sessions = [
-            Session(
-                data,
-                output=entry.output,
-                classes=len(manifest.task.classes),
-                where=entry.file,
-                device="cpu",
-                threads=1,
-            )
-            for entry, data in graphs
-        ]
-        ensemble = Ensemble(manifest, [entry for entry, _ in graphs], sessions, 1)
-        golden[device] = golden_rows(ensemble.probabilities(packed))
-        ensemble.close()
-    text = replace(manifest, metrics={**manifest.metrics, GOLDEN: golden}).to_json()
-    # beside the bundle first, in which no other file may lie
+    sessions = [
+        Session(
+            data,
+            output=entry.output,
+            classes=len(manifest.task.classes),
+            where=entry.file,
+            device="cpu",
+            threads=1,
+        )
+        for entry, data in graphs
+    ]
+    ensemble = Ensemble(manifest, [entry for entry, _ in graphs], sessions, 1)
+    rows = golden_rows(ensemble.probabilities(packed))
+    ensemble.close()
+    return rows
+
+
+def _replace_manifest(bundle: Path, manifest: Manifest) -> None:
+    from organ_infer.bundle.files import MANIFEST_FILE
+
+    text = manifest.to_json()
+    # Beside the bundle, because no other file may be in it.
     partial = bundle.absolute().with_name(f".{bundle.absolute().name}.manifest.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -60,10 +94,20 @@ def add_golden(bundle: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 2 nothing could be done."""
+    """Run the command.
+
+    Args:
+        arguments: Of the command line. None: sys.argv.
+
+    Returns:
+        The exit code: 0 done, 2 nothing could be done.
+    """
     from organ_infer import OrganInferError
 
-    parser = argparse.ArgumentParser(prog="python -m export.golden", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m export.golden",
+        description="Store the networks' answers to the golden slices in a bundle's manifest.",
+    )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json")
     options = parser.parse_args(arguments)
     try:

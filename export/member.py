@@ -1,14 +1,15 @@
-"""A trained network becomes an ONNX member: exported, checked, and compared with PyTorch before it takes its name."""
+"""Exports a trained network to ONNX. The file appears only after a check and a comparison with PyTorch."""
 
 from __future__ import annotations
 
 import copy
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,34 +17,51 @@ import torch
 from torch import nn
 
 OPSET = 18
-MAX_ABS = 1e-4  # largest difference of a logit between PyTorch and onnxruntime
-TIE = 2e-4  # closer top logits than this are a tie, not a difference of the answer
+MAX_ABS = 1e-4  # largest accepted difference of a logit between PyTorch and onnxruntime
+TIE = 2e-4  # if the top two logits differ by less, either answer is accepted
 BATCH = 256
-# ResNet and small CNN graphs hold no more than these; custom operators are refused by the runtime
+# The networks need no other operators, and the runtime refuses custom ones.
 STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
 class ExportError(Exception):
-    """An exported network is not the trained one, or cannot be written; one line."""
+    """An exported network differs from the trained one, or cannot be written. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared: slices, the largest difference of a logit, and the accuracy of the exported file."""
+    """The comparison of an exported file with PyTorch.
+
+    Attributes:
+        slices: Number of slices compared.
+        max_abs: Largest difference of a logit.
+        accuracy: Of the exported file, 0 to 1.
+        logits: float32 (N, classes), of the exported file.
+    """
 
     slices: int
     max_abs: float
     accuracy: float
-    logits: np.ndarray  # float32 (N, classes), of the exported file
+    logits: np.ndarray
 
 
 def export_member(
     network: nn.Module, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int | None = None
 ) -> Parity:
-    """Write `network` (logits of float32 (N, 1, S, S)) to `path` as ONNX, verified on `images`.
+    """Export a network and compare the file with PyTorch, at batch 1 and at batch 256.
 
-    images: uint8 (N, H, W), the validation split; labels: int (N,); size: S, by default the images' own. The file appears only where `onnx.checker`
-    accepts it and onnxruntime gives PyTorch's logits, at batch 1 and at batch 256. Raises ExportError otherwise.
+    Args:
+        network: float32 (N, 1, S, S) to logits (N, classes). It is not changed.
+        path: The ONNX file. It appears only if `onnx.checker` accepts it and onnxruntime returns PyTorch's logits.
+        images: uint8 (N, H, W), the validation split.
+        labels: int (N,).
+        size: S, pixels. Default: the images' own size.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ExportError: The file differs from the network, or cannot be written.
     """
     network = copy.deepcopy(network).cpu().eval()
     size = size or images.shape[-1]
@@ -55,7 +73,11 @@ def export_member(
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write one self-contained ONNX file, whole or not at all. Raises ExportError."""
+    """Write one self-contained ONNX file, whole or not at all.
+
+    Raises:
+        ExportError: It cannot be written. `path` is then unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -70,7 +92,12 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 def check_installed() -> None:
-    """Import what an export will need, so that a missing package is found before a training and not after it."""
+    """Import what an export needs, so that a missing package is reported before training and not after it.
+
+    Raises:
+        ImportError: A package is missing.
+        ExportError: onnxruntime is missing or cannot be loaded.
+    """
     import onnxscript  # noqa: F401
 
     import organ_infer._packing  # noqa: F401
@@ -79,22 +106,37 @@ def check_installed() -> None:
 
 
 def _import_onnxruntime() -> ModuleType:
-    """onnxruntime as the runtime loads it, without the usage statistics that it sends by default."""
+    """Import onnxruntime as the runtime does, which disables the usage statistics that it sends by default."""
     from organ_infer import DeviceError
     from organ_infer.engine.session import import_onnxruntime
 
     try:
         return import_onnxruntime()
     except DeviceError as e:
-        raise ExportError(f"{e}; beside training: pip install -e '.[train,cpu]' (or train,gpu)") from e
+        raise ExportError(
+            f"{e}; for training and export: pip install -e '.[train,cpu]' (or train,gpu)"
+        ) from e
 
 
 def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
-    """The network as one self-contained graph: `images` (N, 1, size, size) to `logits` (N, classes), N dynamic."""
+    """Convert a network to one self-contained graph.
+
+    Args:
+        network: float32 (N, 1, size, size) to logits (N, classes). If it has a method `for_export`, the module that
+            this returns is exported instead.
+        size: Height and width of the input, pixels.
+
+    Returns:
+        The graph, `images` float32 (N, 1, size, size) to `logits` (N, classes), with N free.
+
+    Raises:
+        ExportError: The graph uses operators that are not standard.
+    """
     example = torch.zeros(2, 1, size, size)
-    device_free = network.for_export() if hasattr(network, "for_export") else network
+    for_export: Callable[[], nn.Module] | None = getattr(network, "for_export", None)
+    exportable = network if for_export is None else for_export()
     program = torch.onnx.export(
-        device_free.eval(),
+        exportable.eval(),
         (example,),
         dynamo=True,
         opset_version=OPSET,
@@ -104,81 +146,124 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
         external_data=False,
         verbose=False,
     )
+    assert program is not None
     file = io.BytesIO()
-    program.save(file, external_data=False)
+    # save() also accepts a file object, which its annotation leaves out
+    program.save(file, external_data=False)  # type: ignore[arg-type]
     model = onnx.load_from_string(file.getvalue())
-    for entry in list(model.graph.node):  # the exporter's notes name source lines of this machine
-        del entry.metadata_props[:]
-        entry.doc_string = ""
-    for holder in (model, model.graph, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del holder.metadata_props[:]
-        holder.doc_string = ""
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
-        tensor.doc_string = ""
+    _remove_notes(model)
     onnx.checker.check_model(model, full_check=True)
+    _check_operators(model)
+    return model
+
+
+def _remove_notes(model: onnx.ModelProto) -> None:
+    """Remove the exporter's notes, which name source files of this machine."""
+    graph = model.graph
+    ports = (*graph.value_info, *graph.input, *graph.output)
+    for part in (model, graph, *ports, *graph.node, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    """Remove operator sets that are not standard. Raises ExportError if a node uses one."""
     domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
     used = {node.domain for node in model.graph.node}
     if not used <= STANDARD_DOMAINS:
         raise ExportError(
-            f"the graph uses operators of {sorted(used - STANDARD_DOMAINS)}; only standard ones are taken"
+            f"the graph uses operators of {sorted(used - STANDARD_DOMAINS)}; only standard ones are accepted"
         )
     for entry in [e for e in model.opset_import if e.domain not in STANDARD_DOMAINS]:
         model.opset_import.remove(entry)
     assert "" in domains or "ai.onnx" in domains
-    return model
 
 
 def compare(
     network: nn.Module, content: bytes, images: np.ndarray, labels: np.ndarray, *, size: int, name: str
 ) -> Parity:
-    """Compare PyTorch with onnxruntime on packed `images`; raises ExportError where they are not the same network."""
+    """Compare PyTorch with onnxruntime, at batch 1 and at batch 256.
+
+    Args:
+        network: float32 (N, 1, S, S) to logits (N, classes), on the CPU.
+        content: The exported ONNX file.
+        images: uint8 (N, H, W).
+        labels: int (N,).
+        size: S, pixels.
+        name: Of the network, for messages.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ExportError: They are not the same network (see `check_logits`).
+    """
     from organ_infer._packing import pack
 
     parts_torch, parts_onnx = [], []
     session = open_session(content)
     with torch.no_grad():
         for batch in (images[start : start + BATCH] for start in range(0, len(images), BATCH)):
-            x = pack(batch, size)  # (B, 1, S, S)
+            # (B, 1, S, S)
+            x = pack(batch, size)
             parts_torch.append(network(torch.from_numpy(x)).numpy())
             parts_onnx.append(session.run(["logits"], {"images": x})[0])
         single = pack(images[:1], size)
         alone = session.run(["logits"], {"images": single})[0]
-    expected, found = np.concatenate(parts_torch), np.concatenate(parts_onnx)
-    check_logits(expected, found, name=name)
+    expected, exported = np.concatenate(parts_torch), np.concatenate(parts_onnx)
+    check_logits(expected, exported, name=name)
     check_logits(expected[:1], alone, name=f"{name} at batch 1")
-    accuracy = float((found.argmax(1) == labels).mean())
-    return Parity(len(images), float(np.abs(expected - found).max()), accuracy, found)
+    accuracy = float((exported.argmax(1) == labels).mean())
+    return Parity(len(images), float(np.abs(expected - exported).max()), accuracy, exported)
 
 
-def check_logits(expected: np.ndarray, found: np.ndarray, *, name: str) -> None:
-    """Raise ExportError where logits (N, classes) differ by more than MAX_ABS, or the answer differs but for ties."""
-    if expected.shape != found.shape:
-        raise ExportError(f"{name}: the exported graph gives {found.shape}, PyTorch {expected.shape}")
-    if not np.isfinite(found).all():
-        raise ExportError(f"{name}: the exported graph gives NaN or infinite logits")
-    worst = float(np.abs(expected - found).max())
+def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> None:
+    """Check that two sets of logits are those of one network.
+
+    Args:
+        expected: float32 (N, classes), PyTorch's.
+        exported: float32 (N, classes), the exported graph's.
+        name: Of the network, for messages.
+
+    Raises:
+        ExportError: A logit differs by more than MAX_ABS or is not finite, or an answer differs that is not a tie.
+    """
+    if expected.shape != exported.shape:
+        raise ExportError(f"{name}: the exported graph returns {exported.shape}, PyTorch {expected.shape}")
+    if not np.isfinite(exported).all():
+        raise ExportError(f"{name}: the exported graph returns NaN or infinite logits")
+    worst = float(np.abs(expected - exported).max())
     if worst > MAX_ABS:
         raise ExportError(
             f"{name}: logits differ from PyTorch's by {worst:.2e}, at most {MAX_ABS:.0e} is allowed"
         )
     top = np.sort(expected, axis=1)
     clear = top[:, -1] - top[:, -2] > TIE
-    wrong = int(((expected.argmax(1) != found.argmax(1)) & clear).sum())
+    wrong = int(((expected.argmax(1) != exported.argmax(1)) & clear).sum())
     if wrong:
-        raise ExportError(f"{name}: {wrong} of {len(expected)} slices get another class than in PyTorch")
+        raise ExportError(f"{name}: {wrong} of {len(expected)} slices get a different class than in PyTorch")
 
 
-def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)):
-    """An onnxruntime session on a model's bytes; ExportError names the command where onnxruntime is missing."""
+def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
+    """Open an onnxruntime session.
+
+    Args:
+        content: The ONNX file.
+        providers: onnxruntime's execution providers.
+
+    Returns:
+        An onnxruntime.InferenceSession.
+
+    Raises:
+        ExportError: onnxruntime is missing. The message names the command that installs it.
+    """
     from organ_infer.engine.cpu_count import usable_processors
 
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = (
-        usable_processors()
-    )  # left to itself it pins threads, which fails in containers
+    # By default onnxruntime pins threads to cores, which fails in containers.
+    options.intra_op_num_threads = usable_processors()
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(content, options, providers=list(providers))

@@ -1,4 +1,4 @@
-"""Several members as one graph that ends in the mean of their probabilities: an ensemble for any ONNX runtime."""
+"""Merges several members into one graph that ends in the mean of their probabilities, for any ONNX runtime."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from export.member import BATCH, MAX_ABS, ExportError, open_session
 
 
 def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -> onnx.ModelProto:
-    """One graph `images` -> `probabilities` (N, classes), from members that map `images` to `logits`, by stage.
+    """Merge members into one graph.
 
-    Each member's logits are divided by `temperature` before its softmax (C3). Raises ExportError where the members
-    differ in input, classes or operator set.
+    Args:
+        members: By stage, graphs `images` float32 (N, 1, S, S) -> `logits` (N, classes).
+        temperature: Divides each member's logits before its softmax.
+
+    Returns:
+        One graph `images` -> `probabilities` (N, classes).
+
+    Raises:
+        ExportError: The members differ in input size, classes or operator set.
     """
     models = list(members.values())
     ports = {_shape(port) for model in models for port in model.graph.input}
@@ -24,21 +31,21 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     opsets = {entry.version for model in models for entry in model.opset_import}
     if len(ports) != 1 or len(answers) != 1 or len(opsets) != 1:
         raise ExportError(
-            "the members differ in input size, classes or operator set: one graph needs equal ones"
+            "the members differ in input size, classes or operator set; one graph needs equal ones"
         )
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
     logits: dict[str, tuple[str, str]] = {}
     for stage, model in members.items():
-        graph = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
-        nodes += graph.node
-        weights += graph.initializer
-        logits[stage] = graph.output[0].name, "logits"
+        prefixed = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
+        nodes += prefixed.node
+        weights += prefixed.initializer
+        logits[stage] = prefixed.output[0].name, "logits"
     averaging, constants = mean_of(logits, temperature)
     nodes += averaging
     weights += constants
     size, classes = next(iter(ports))[-1], next(iter(answers))[-1]
-    made = helper.make_graph(
+    graph = helper.make_graph(
         nodes,
         "ensemble",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, size, size])],
@@ -46,7 +53,7 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
         weights,
     )
     model = helper.make_model(
-        made,
+        graph,
         opset_imports=[helper.make_opsetid("", next(iter(opsets)))],
         ir_version=max(model.ir_version for model in models),
     )
@@ -55,15 +62,24 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
 
 
 def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int) -> None:
-    """Raise ExportError where the merged graph does not give the members' mean probabilities, float32 (N, classes), for
-    images uint8 (N, S, S), at batch 1 and at batch 256."""
+    """Check a merged graph against the members, at batch 1 and at batch 256.
+
+    Args:
+        model: `images` -> `probabilities`.
+        expected: float (N, classes), the members' mean probabilities.
+        images: uint8 (N, H, W).
+        size: Height and width of the graph's input, pixels.
+
+    Raises:
+        ExportError: A probability differs by more than MAX_ABS.
+    """
     from organ_infer._packing import pack
 
     session = open_session(model.SerializeToString())
     for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
         rows = slice(start, start + batch)
-        found = session.run(["probabilities"], {"images": pack(images[rows], size)})[0]
-        worst = float(np.abs(found - expected[rows]).max())
+        probabilities = session.run(["probabilities"], {"images": pack(images[rows], size)})[0]
+        worst = float(np.abs(probabilities - expected[rows]).max())
         if not worst <= MAX_ABS:
             raise ExportError(
                 f"the merged graph's probabilities differ from the members' mean by {worst:.2e}"
@@ -71,5 +87,5 @@ def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarra
 
 
 def _shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The axes of a graph's input or output, 0 where free."""
+    """The axes of a graph's input or output, 0 for a free axis."""
     return tuple(axis.dim_value for axis in port.type.tensor_type.shape.dim)

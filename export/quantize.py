@@ -1,7 +1,8 @@
-"""A float32 member in fewer bits: int8 for CPUs, fp16 for CUDA. What is accepted is decided by `export.forms`."""
+"""Converts a float32 member to fewer bits: int8 for CPUs, fp16 for CUDA. `export.variants` decides what is accepted."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -10,41 +11,32 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-CALIBRATION_BATCH = 64
+SAMPLE_BATCH = 64
 
 
-def to_int8(model: onnx.ModelProto, calibration: np.ndarray) -> onnx.ModelProto:
-    """The model as a static QDQ graph: weights int8, a scale a channel; activations uint8, a scale a tensor.
+def to_int8(model: onnx.ModelProto, samples: np.ndarray) -> onnx.ModelProto:
+    """Convert a model to a static QDQ graph.
 
-    calibration: float32 (N, 1, S, S), packed training slices that the ranges of the activations are taken from.
-    Weights keep 7 bits: the products of 8 bits overflow the 16-bit sums of processors without VNNI instructions, and
-    the model would answer differently there (onnxruntime's documentation, "Quantize ONNX models").
+    Weights are int8 with one scale per channel, activations uint8 with one scale per tensor. Weights use 7 bits,
+    because products of 8 bits overflow the 16-bit sums of processors without VNNI instructions and the model would
+    answer differently there (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+
+    Args:
+        model: The float32 graph.
+        samples: float32 (N, 1, S, S), packed training slices. They determine the ranges of the activations.
+
+    Returns:
+        The int8 graph. Its input and output stay float32.
     """
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    class Slices(CalibrationDataReader):
-        def __init__(self) -> None:
-            starts = range(0, len(calibration), CALIBRATION_BATCH)
-            self.batches: Iterator[dict] = iter(
-                {"images": calibration[start : start + CALIBRATION_BATCH]} for start in starts
-            )
-
-        def get_next(self) -> dict | None:
-            return next(self.batches, None)
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        source, made = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
         quantize_static(
             source,
-            made,
-            Slices(),
+            target,
+            _Samples(samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
@@ -52,24 +44,45 @@ def to_int8(model: onnx.ModelProto, calibration: np.ndarray) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        return _plain(onnx.load(made))
+        return _cleaned(onnx.load(target))
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model computed in half precision; its input and output stay float32."""
+    """Convert a model to half precision.
+
+    Args:
+        model: The float32 graph. It is not changed.
+
+    Returns:
+        The fp16 graph. Its input and output stay float32.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     with _quiet():
         copied = onnx.ModelProto()
         copied.CopyFrom(model)
-        made = convert_float_to_float16(copied, keep_io_types=True)
-        OnnxModel.graph_topological_sort(made.graph)  # the casts of the input stand last
-        return _plain(made)
+        half = convert_float_to_float16(copied, keep_io_types=True)
+        # the converter appends the casts of the input at the end
+        OnnxModel.graph_topological_sort(half.graph)
+        return _cleaned(half)
 
 
-def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without operator sets that no node uses, and checked."""
+class _Samples:
+    """onnxruntime's CalibrationDataReader over packed slices."""
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self._batches = iter(
+            samples[start : start + SAMPLE_BATCH] for start in range(0, len(samples), SAMPLE_BATCH)
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"images": batch}
+
+
+def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without unused operator sets and metadata, checked."""
     used = {node.domain for node in model.graph.node}
     for entry in [entry for entry in model.opset_import if entry.domain not in used]:
         model.opset_import.remove(entry)
@@ -78,12 +91,13 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-class _quiet:
-    """onnxruntime's tools advise a preprocessing that the export has done already."""
-
-    def __enter__(self) -> None:
-        self.level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger().setLevel(self.level)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the advice of onnxruntime's tools to preprocess the model, which the export has already done."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,19 +1,22 @@
-"""Exact rewriting of an exported network: the same function in operations that fit maps of one and of 2x2 pixels.
+"""Rewrites an exported network exactly: the same function, in operations that suit maps of one and of 2x2 pixels.
 
-At 28 px a ResNet's third stage works on 2x2 pixels and its fourth on one. There a padded 3x3 kernel meets mostly
-padding, and a convolution is a matrix product over channels. `rewrite` turns such convolutions, and what lies between
-them, into products of matrices (N P, C): one row a slice and pixel, the pixels of a slice after each other.
+At 28 px a ResNet's third stage works on 2x2 pixels and its fourth on one pixel. There a padded 3x3 kernel covers mostly
+padding, and a convolution is a matrix product over channels. `rewrite` replaces such convolutions, and the operations
+between them, by products of matrices (N P, C): one row per slice and pixel, the pixels of a slice in consecutive rows.
 
-- A 1x1 kernel is one product.
-- A 3x3 kernel on one pixel is its centre tap; the other eight are dropped.
-- A 3x3 kernel on 2x2 pixels sees the whole map from every output pixel: one product of (N, 4 C), the pixels of a
-  slice beside each other, with the taps that are not over padding. It holds 16 blocks for the kernel's nine taps and
-  computes 16 where the convolution computes 36. (A Toeplitz product of nine was tried: no faster, slower at batch 1.)
+- A 1x1 kernel becomes one product.
+- A 3x3 kernel on one pixel becomes its center tap. The other eight taps are dropped.
+- A 3x3 kernel on 2x2 pixels sees the whole map from every output pixel. It becomes one product with (N, 4 C), the
+  pixels of a slice in one row, with the taps that are not over padding. The matrix has 16 blocks for the kernel's nine
+  taps and computes 16 products instead of the convolution's 36. (A Toeplitz product of nine was tried: it is not faster,
+  and slower at batch 1.)
 
-Everything else is left as it is. Exact means equal but for rounding; `export.member.compare` measures it.
+Everything else stays as it is. Exact means equal except for rounding; `export.member.compare` measures the difference.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,42 +24,47 @@ from onnx import helper, numpy_helper
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its convolutions on small maps as matrix products; the input is not changed.
+    """Replace convolutions on small maps by matrix products.
 
-    model: one graph `images` float32 (N, 1, S, S) -> (N, classes), as export.member.to_onnx makes it. A graph without
-    small maps comes back as it was.
+    Args:
+        model: One graph `images` float32 (N, 1, S, S) -> (N, classes), as export.member.to_onnx returns it. It is not
+            changed.
+
+    Returns:
+        The rewritten model. A graph without small maps is returned as it was.
     """
     return _Rewriter(onnx.shape_inference.infer_shapes(model, data_prop=True)).run()
 
 
 class _Rewriter:
-    """Walks the nodes in order. A tensor of the original graph is there as it was, as a matrix, or both."""
+    """Walks the nodes in order. Each tensor of the original graph exists unchanged, as a matrix, or both."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.model = model
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.shapes = {
-            value.name: [axis.dim_value or None for axis in value.type.tensor_type.shape.dim]
+        # by tensor, 0 for a free axis
+        self.shapes: dict[str, list[int]] = {
+            value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        self.rows: dict[str, str] = {}  # tensor -> its matrix (N H W, C)
-        self.maps: dict[
-            str, str | None
-        ] = {}  # tensor that was made as a matrix -> its map, where one is wanted
+        # tensor -> its matrix (N H W, C)
+        self.rows: dict[str, str] = {}
+        # tensor that exists as a matrix -> its map, None until a node needs it
+        self.maps: dict[str, str | None] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
 
     def run(self) -> onnx.ModelProto:
         for node in self.model.graph.node:
-            made = self.matrix(node)
-            if made is not None:
-                self.rows[node.output[0]], self.maps[node.output[0]] = made, None
+            matrix = self.matrix(node)
+            if matrix is not None:
+                self.rows[node.output[0]], self.maps[node.output[0]] = matrix, None
                 continue
-            kept = onnx.NodeProto()
-            kept.CopyFrom(node)
-            kept.input[:] = [self.map_of(name) for name in node.input]
-            self.nodes.append(kept)
+            copied = onnx.NodeProto()
+            copied.CopyFrom(node)
+            copied.input[:] = [self.map_of(name) for name in node.input]
+            self.nodes.append(copied)
         graph = self.model.graph
         for port in graph.output:
             if port.name in self.maps:
@@ -64,16 +72,16 @@ class _Rewriter:
         used = {name for node in self.nodes for name in node.input}
         tensors = [tensor for name, tensor in self.weights.items() if name in used]
         tensors += [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
-        made = helper.make_graph(self.nodes, graph.name, graph.input, graph.output, tensors)
+        rewritten = helper.make_graph(self.nodes, graph.name, graph.input, graph.output, tensors)
         result = helper.make_model(
-            made, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
+            rewritten, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
         result.producer_name, result.producer_version = self.model.producer_name, self.model.producer_version
         onnx.checker.check_model(result, full_check=True)
         return result
 
     def matrix(self, node: onnx.NodeProto) -> str | None:
-        """The matrix of what `node` gives, its nodes added; None where it stays as it is."""
+        """Add nodes that compute the output of `node` as a matrix, and return its name; None if `node` stays."""
         first = node.input[0]
         if node.op_type == "Conv":
             return self.convolution(node)
@@ -83,16 +91,16 @@ class _Rewriter:
             axes = numpy_helper.to_array(self.weights[node.input[1]])
             return self.rows[first] if sorted(axis % 4 for axis in axes) == [2, 3] else None
         if node.op_type == "Reshape" and first in self.rows and self.shapes[first][2:] == [1, 1]:
-            return (
-                self.rows[first] if len(self.shapes[node.output[0]]) == 2 else None
-            )  # (N, C, 1, 1) to (N, C)
+            # (N, C, 1, 1) to (N, C)
+            return self.rows[first] if len(self.shapes[node.output[0]]) == 2 else None
         return None
 
     # Convolutions.
 
     def convolution(self, node: onnx.NodeProto) -> str | None:
         source, name = node.input[0], node.output[0]
-        weight = numpy_helper.to_array(self.weights[node.input[1]])  # (C', C, k, k)
+        # (C', C, k, k)
+        weight = numpy_helper.to_array(self.weights[node.input[1]])
         _, channels, height, width = self.shapes[source]
         kernel, stride = weight.shape[2], _stride(node, weight)
         if stride is None or len(node.input) < 3 or height != width or height not in (1, 2):
@@ -102,22 +110,23 @@ class _Rewriter:
             return self.gemm(name, rows, weight[:, :, kernel // 2, kernel // 2].T, bias)
         if kernel == 1:
             corner = self.add(
-                "Gather", [self.reshape(rows, -1, 4, channels), self.whole("first_pixel", 0)], axis=1
+                "Gather", [self.reshape(rows, -1, 4, channels), self.integers("first_pixel", 0)], axis=1
             )
             return self.gemm(name, corner, weight[:, :, 0, 0].T, bias)
-        # output pixel (i, j) sees input pixel (p, q) through tap (1 + p - i, 1 + q - j)
-        seen = range(2 if stride == 1 else 1)
+        # Output pixel (i, j) sees input pixel (p, q) through tap (1 + p - i, 1 + q - j).
+        # The matrix is (4 C, 4 C') for stride 1, (4 C, C') for stride 2.
+        outputs = range(2 if stride == 1 else 1)
         matrix = np.block(
             [
-                [weight[:, :, 1 + p - i, 1 + q - j].T for i in seen for j in seen]
+                [weight[:, :, 1 + p - i, 1 + q - j].T for i in outputs for j in outputs]
                 for p in (0, 1)
                 for q in (0, 1)
             ]
-        )  # (4 C, 4 C') or (4 C, C')
-        beside = self.reshape(rows, -1, 4 * channels)
+        )
+        whole_maps = self.reshape(rows, -1, 4 * channels)
         if stride == 2:
-            return self.gemm(name, beside, matrix, bias)
-        return self.reshape(self.gemm(name, beside, matrix, self.repeated(bias)), -1, len(weight))
+            return self.gemm(name, whole_maps, matrix, bias)
+        return self.reshape(self.gemm(name, whole_maps, matrix, self.repeated(bias)), -1, len(weight))
 
     def gemm(self, name: str, rows: str, matrix: np.ndarray, bias: str) -> str:
         return self.add("Gemm", [rows, self.constant(f"{name}/matrix", matrix), bias])
@@ -129,54 +138,56 @@ class _Rewriter:
 
     def rows_of(self, name: str) -> str:
         if name not in self.rows:
-            turned = self.add("Transpose", [name], perm=[0, 2, 3, 1])
-            self.rows[name] = self.reshape(turned, -1, self.shapes[name][1])
+            channels_last = self.add("Transpose", [name], perm=[0, 2, 3, 1])
+            self.rows[name] = self.reshape(channels_last, -1, self.shapes[name][1])
         return self.rows[name]
 
     def map_of(self, name: str) -> str:
-        """The tensor as the original graph has it."""
+        """The name of a tensor with the shape that it has in the original graph."""
         if name not in self.maps:
             return name
-        if self.maps[name] is None:
+        as_map = self.maps[name]
+        if as_map is None:
             shape = self.shapes[name]
             if len(shape) == 2:
                 return self.rows[name]
-            wide = self.reshape(self.rows[name], -1, *shape[2:], shape[1])
-            self.maps[name] = self.add("Transpose", [wide], perm=[0, 3, 1, 2])
-        return self.maps[name]
+            channels_last = self.reshape(self.rows[name], -1, *shape[2:], shape[1])
+            as_map = self.add("Transpose", [channels_last], perm=[0, 3, 1, 2])
+            self.maps[name] = as_map
+        return as_map
 
     # Nodes and constants.
 
-    def add(self, kind: str, inputs: list[str], **attributes: object) -> str:
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         output = f"small/{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def reshape(self, name: str, *shape: int) -> str:
-        wanted = self.whole("shape/" + "x".join(map(str, shape)), list(shape))
-        return self.add("Reshape", [name, wanted])
+        new_shape = self.integers("shape/" + "x".join(map(str, shape)), list(shape))
+        return self.add("Reshape", [name, new_shape])
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.constants[name] = np.ascontiguousarray(value, np.float32)
         return name
 
-    def whole(self, name: str, value: int | list[int]) -> str:
+    def integers(self, name: str, value: int | list[int]) -> str:
         self.constants[name] = np.array(value, np.int64)
         return name
 
 
 def _stride(node: onnx.NodeProto, weight: np.ndarray) -> int | None:
-    """1 or 2 where `node` is a plain convolution of kernel 1, or 3 padded by 1; else None."""
-    found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    stride, kernel = found.get("strides", [1, 1])[0], weight.shape[2]
+    """The stride, 1 or 2, of a plain convolution with kernel 1, or with kernel 3 and padding 1; else None."""
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    stride, kernel = int(attributes.get("strides", [1, 1])[0]), weight.shape[2]
     plain = (
         kernel in (1, 3)
         and weight.shape[2:] == (kernel, kernel)
-        and list(found.get("pads", [0] * 4)) == [kernel // 2] * 4
-        and list(found.get("strides", [1, 1])) == [stride, stride]
-        and list(found.get("dilations", [1, 1])) == [1, 1]
-        and found.get("group", 1) == 1
-        and found.get("auto_pad", b"NOTSET") == b"NOTSET"
+        and list(attributes.get("pads", [0] * 4)) == [kernel // 2] * 4
+        and list(attributes.get("strides", [1, 1])) == [stride, stride]
+        and list(attributes.get("dilations", [1, 1])) == [1, 1]
+        and attributes.get("group", 1) == 1
+        and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
         and stride in (1, 2)
     )
     return stride if plain else None

@@ -1,4 +1,4 @@
-"""Calibration: the temperature of an ensemble, fitted to labelled slices, and how far its probabilities are off."""
+"""Calibration: the temperature of an ensemble, fitted to labeled slices, and the calibration error."""
 
 from __future__ import annotations
 
@@ -8,36 +8,52 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
-LOWEST, HIGHEST = 0.05, 20.0  # inside what a manifest may hold
+LOWEST, HIGHEST = 0.05, 20.0  # within the range that a manifest may hold
 ECE_BINS = 15
 
 
 def fit_temperature(logits: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """The temperature at which the members' mean probability gives the labels the least negative log likelihood.
+    """Fit the temperature at which the mean probability gives the labels the least negative log likelihood.
 
-    logits: (N, C) of each member, each divided by the temperature before its softmax, as the runtime does (Guo et al.,
-    ICML 2017, for one network); labels: int (N,). Three decimals, from 0.05 to 20. It is 1 where the labels cannot tell:
-    every slice right, which asks for ever lower ones, or no temperature better than none.
+    Each member's logits are divided by the temperature before its softmax, as the runtime does (Guo et al., ICML 2017,
+    for one network).
+
+    Args:
+        logits: float (N, C) of each member.
+        labels: int (N,).
+
+    Returns:
+        The temperature, rounded to three decimals, from 0.05 to 20. It is 1 if the labels cannot determine it: if
+        every slice is right, which favors ever lower temperatures, or if no temperature is better than none.
     """
     members = [np.asarray(z, np.float64) for z in logits]
     rows = np.arange(len(labels))
 
     def loss(temperature: float) -> float:
-        found = [log_softmax(z / temperature, axis=1)[rows, labels] for z in members]
-        return float(-logsumexp(found, axis=0).mean())
+        log_likelihoods = [log_softmax(z / temperature, axis=1)[rows, labels] for z in members]
+        return float(-logsumexp(log_likelihoods, axis=0).mean())
 
     if (mean_softmax(members).argmax(1) == labels).all():
         return 1.0
     bounds = (np.log(LOWEST), np.log(HIGHEST))
-    found = minimize_scalar(lambda x: loss(np.exp(x)), bounds=bounds, method="bounded")
-    temperature = round(float(np.clip(np.exp(found.x), LOWEST, HIGHEST)), 3)
+    minimum = minimize_scalar(lambda x: loss(np.exp(x)), bounds=bounds, method="bounded")
+    temperature = round(float(np.clip(np.exp(minimum.x), LOWEST, HIGHEST)), 3)
     return temperature if loss(temperature) < loss(1.0) else 1.0
 
 
 def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.ndarray:
-    """float64 (N, C): the mean over members of the softmax of their logits (N, C) divided by the temperature."""
+    """Average the members' probabilities.
+
+    Args:
+        logits: float (N, C) of each member.
+        temperature: Divides the logits.
+
+    Returns:
+        float64 (N, C), the mean over the members of their softmax.
+    """
     members = [np.asarray(z, np.float64) / temperature for z in logits]
-    return np.mean([np.exp(log_softmax(z, axis=1)) for z in members], axis=0)
+    mean: np.ndarray = np.mean([np.exp(log_softmax(z, axis=1)) for z in members], axis=0)
+    return mean
 
 
 def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
@@ -55,9 +71,15 @@ def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
+    """Compute the expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
 
-    probabilities: float (N, C); labels: int (N,). A probability on an edge counts to the bin below it.
+    Args:
+        probabilities: float (N, C).
+        labels: int (N,).
+        bins: Number of bins. A probability on an edge counts to the bin below it.
+
+    Returns:
+        The error, 0 to 1.
     """
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels

@@ -1,4 +1,4 @@
-/* AVX2 with FMA: x86 processors from 2013 (Intel) and 2015 (AMD) on. */
+/* The level AVX2 with FMA: x86 processors since 2013 (Intel) and 2015 (AMD). */
 #include "pack.h"
 
 #ifdef ORGAN_X86
@@ -6,7 +6,7 @@
 
 #define TARGET ORGAN_TARGET("avx2,fma")
 #define NAME(x) avx2_##x
-#include "wide.h"
+#include "resample_generic.h"
 
 #define BYTES 32
 #define STRIP 4
@@ -39,7 +39,7 @@ typedef __m256 F;
 #define v_unpackhi16 _mm256_unpackhi_epi16
 #define v_unpacklo32 _mm256_unpacklo_epi32
 #define v_unpackhi32 _mm256_unpackhi_epi32
-/* Unpacking works in 128-bit halves: these put its two results back in the order of memory. */
+/* Unpacking works within 128-bit halves. These restore memory order. */
 #define v_order_lo(lo, hi) _mm256_permute2x128_si256(lo, hi, 0x20)
 #define v_order_hi(lo, hi) _mm256_permute2x128_si256(lo, hi, 0x31)
 #define v_from_i16(p) _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p)))
@@ -63,7 +63,7 @@ TARGET static inline V v_reduce(const V part[8])
     return v_add32(v_order_lo(four[0], four[1]), v_order_hi(four[0], four[1]));
 }
 
-/* Unsigned times `by` in double, rounded once to float. 2^52 + x has the bits of x at its end. */
+/* Multiplies unsigned integers by `by` in double and rounds once to float. 2^52 + x has x in its low bits. */
 TARGET static inline F f_from_u32(V whole, double by)
 {
     const __m256i bits = _mm256_set1_epi64x(0x4330000000000000);
@@ -78,8 +78,9 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx2 = {
-    "avx2", BYTES, organ_normalise_avx2, avx2_rows, avx2_columns, avx2_read_limit, avx2_store_limit,
+    "avx2", BYTES, organ_normalize_avx2, avx2_rows, avx2_columns, avx2_read_limit, avx2_store_limit,
 };
 #else
-typedef int organ_avx2_elsewhere; /* an empty file is no C */
+/* ISO C requires a declaration */
+typedef int organ_avx2_elsewhere;
 #endif

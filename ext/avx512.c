@@ -1,4 +1,4 @@
-/* AVX-512 F, BW, DQ, VL: Intel servers from 2017, AMD from 2022 on. */
+/* The level AVX-512 F, BW, DQ, VL: Intel servers since 2017, AMD since 2022. */
 #include "pack.h"
 
 #ifdef ORGAN_X86
@@ -10,7 +10,7 @@
 #define TARGET ORGAN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 #define NAME(x) avx512_##x
-#include "wide.h"
+#include "resample_generic.h"
 
 #define BYTES 64
 #define STRIP 8
@@ -43,7 +43,7 @@ typedef __m512 F;
 #define v_unpackhi16 _mm512_unpackhi_epi16
 #define v_unpacklo32 _mm512_unpacklo_epi32
 #define v_unpackhi32 _mm512_unpackhi_epi32
-/* Unpacking works in 128-bit quarters: these put its two results back in the order of memory. */
+/* Unpacking works within 128-bit quarters. These restore memory order. */
 #define v_order_lo(lo, hi) _mm512_permutex2var_epi64(lo, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), hi)
 #define v_order_hi(lo, hi) _mm512_permutex2var_epi64(lo, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), hi)
 #define v_from_i16(p) _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
@@ -71,7 +71,7 @@ TARGET static inline V v_reduce(const V part[16])
                    _mm512_shuffle_i32x4(eight[0], eight[1], 0xdd));
 }
 
-/* Unsigned times `by` in double, rounded once to float. */
+/* Multiplies unsigned integers by `by` in double and rounds once to float. */
 TARGET static inline F f_from_u32(V whole, double by)
 {
     const __m512d times = _mm512_set1_pd(by);
@@ -83,8 +83,9 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx512 = {
-    "avx512", BYTES, organ_normalise_avx2, avx512_rows, avx512_columns, avx512_read_limit, avx512_store_limit,
+    "avx512", BYTES, organ_normalize_avx2, avx512_rows, avx512_columns, avx512_read_limit, avx512_store_limit,
 };
 #else
-typedef int organ_avx512_elsewhere; /* an empty file is no C */
+/* ISO C requires a declaration */
+typedef int organ_avx512_elsewhere;
 #endif

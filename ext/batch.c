@@ -1,4 +1,5 @@
-/* A batch: slices shared out among threads, each with its own scratch, each writing its own part of out. */
+/* Packs a batch: divides the slices among threads. Each thread has its own scratch memory and writes its own
+ * part of the output. */
 #include "pack.h"
 
 #include <stdlib.h>
@@ -6,21 +7,24 @@
 
 #include "threads.h"
 
-/* Bytes read and written for which one more thread pays: starting and joining one takes 20 to 50
- * microseconds, in which a core passes over about 1 MB. */
-#define BYTES_A_THREAD ((uint64_t)1 << 20)
+/* Bytes read and written that justify one more thread. Starting and joining a thread takes 20 to 50
+ * microseconds; in that time one core processes about 1 MB. */
+#define BYTES_PER_THREAD ((uint64_t)1 << 20)
 #define MAX_THREADS 256
-#define PARTS 7 /* of a worker's scratch */
+/* arrays in the scratch memory of one worker */
+#define PARTS 7
 
 struct worker {
     const struct organ_job *job;
-    size_t begin, end; /* slices, counted over all runs */
+    /* slices [begin, end), counted over all runs */
+    size_t begin, end;
     struct organ_axis y, x;
     int16_t *weights;
     uint32_t *starts;
     organ_sums sums;
     double *totals;
-    char *copy; /* a slice whose rows are not contiguous */
+    /* holds one slice if its rows are not contiguous */
+    char *copy;
     void *scratch;
 };
 
@@ -36,7 +40,7 @@ static int in_rows(const struct organ_job *job, const struct organ_run *run)
     return run->stride_w == (ptrdiff_t)job->itemsize && aligned;
 }
 
-/* Elements are moved as bytes: they may lie anywhere. */
+/* Copies pixels with memcpy because they may be unaligned. */
 static void copy_slice(const struct organ_job *job, const struct organ_run *run, const char *src, char *dst)
 {
     const ptrdiff_t step = run->stride_w;
@@ -51,31 +55,31 @@ static void copy_slice(const struct organ_job *job, const struct organ_run *run,
     }
 }
 
-static void normalise_slices(struct worker *w, const struct organ_kernels *kernels,
+static void normalize_slices(struct worker *w, const struct organ_kernels *kernels,
                              const struct organ_run *run, size_t first, size_t count, float *out)
 {
     const struct organ_job *job = w->job;
     const size_t area = run->h * run->w;
-    void (*normalise)(const struct organ_scale *, const void *, float *, size_t) =
-        job->scale->kind == ORGAN_REAL ? organ_normalise_real : kernels->normalise;
+    void (*normalize)(const struct organ_scale *, const void *, float *, size_t) =
+        job->scale->kind == ORGAN_REAL ? organ_normalize_real : kernels->normalize;
     const char *src = run->data + (ptrdiff_t)first * run->stride_n;
     const ptrdiff_t row = (ptrdiff_t)(run->w * job->itemsize);
 
     if (!in_rows(job, run)) {
         for (size_t i = 0; i < count; i++, out += area) {
             copy_slice(job, run, src + (ptrdiff_t)i * run->stride_n, w->copy);
-            normalise(job->scale, w->copy, out, area);
+            normalize(job->scale, w->copy, out, area);
         }
     } else if (run->stride_h != row && run->h > 1) {
         for (size_t i = 0; i < count; i++)
             for (size_t y = 0; y < run->h; y++, out += run->w)
-                normalise(job->scale, src + (ptrdiff_t)i * run->stride_n + (ptrdiff_t)y * run->stride_h, out,
+                normalize(job->scale, src + (ptrdiff_t)i * run->stride_n + (ptrdiff_t)y * run->stride_h, out,
                           run->w);
     } else if (count > 1 && run->stride_n != (ptrdiff_t)(area * job->itemsize)) {
         for (size_t i = 0; i < count; i++, out += area)
-            normalise(job->scale, src + (ptrdiff_t)i * run->stride_n, out, area);
+            normalize(job->scale, src + (ptrdiff_t)i * run->stride_n, out, area);
     } else {
-        normalise(job->scale, src, out, count * area);
+        normalize(job->scale, src, out, count * area);
     }
 }
 
@@ -91,7 +95,8 @@ static void make_plan(struct worker *w, const struct organ_kernels *kernels, con
     plan->y = w->y;
     plan->x = w->x;
     plan->inverse = 1.0 / ((double)w->y.total * (double)w->x.total * (double)scale->depth);
-    const uint64_t column = (uint64_t)w->y.total * scale->depth; /* the largest column sum */
+    /* the largest possible column sum */
+    const uint64_t column = (uint64_t)w->y.total * scale->depth;
     const int dot = kernels->narrow != 0 && scale->kind != ORGAN_REAL && w->x.widest <= ORGAN_LANES &&
                     column * w->x.total <= UINT32_MAX;
     plan->narrow = dot && scale->kind != ORGAN_U16 && column <= UINT16_MAX && run->w >= kernels->narrow;
@@ -148,7 +153,7 @@ static void pack_slices(struct worker *w)
             continue;
         float *out = job->out + (before + begin) * area;
         if (run->h == job->size && run->w == job->size)
-            normalise_slices(w, kernels, run, begin, end - begin, out);
+            normalize_slices(w, kernels, run, begin, end - begin, out);
         else
             resample_slices(w, kernels, run, begin, end - begin, out);
     }
@@ -160,18 +165,18 @@ ORGAN_THREAD(thread_body, argument)
     ORGAN_THREAD_END;
 }
 
-/* Every part starts on a cache line. Sizes are bounded by ORGAN_MAX_AXIS and ORGAN_MAX_SIZE; the sum is
- * below 2^34, so only a 32-bit size_t can overflow, and that is asked. */
-static int take_scratch(struct worker *w, uint64_t sums, uint64_t copy)
+/* Allocates the scratch memory of one worker. Every part starts on a cache line. ORGAN_MAX_AXIS and
+ * ORGAN_MAX_SIZE keep the total below 2^34, so only a 32-bit size_t can overflow; that case is checked. */
+static int allocate_scratch(struct worker *w, uint64_t sums, uint64_t copy)
 {
     const uint64_t size = w->job->size;
     const uint64_t dots = size > ORGAN_LANES ? size : ORGAN_LANES;
     const uint64_t parts[PARTS] = {size * sizeof(struct organ_tap), size * sizeof(struct organ_tap),
                                    dots * ORGAN_LANES * sizeof(int16_t), dots * sizeof(uint32_t),
                                    size * sizeof(double), sums, copy};
-    uint64_t at[PARTS], total = 64;
+    uint64_t offset[PARTS], total = 64;
     for (int i = 0; i < PARTS; i++) {
-        at[i] = total;
+        offset[i] = total;
         total += (parts[i] + 63) & ~(uint64_t)63;
     }
     if (total > SIZE_MAX / 2)
@@ -180,23 +185,25 @@ static int take_scratch(struct worker *w, uint64_t sums, uint64_t copy)
     if (w->scratch == NULL)
         return -1;
     char *base = (char *)((uintptr_t)w->scratch & ~(uintptr_t)63);
-    w->y.taps = (struct organ_tap *)(base + at[0]);
-    w->x.taps = (struct organ_tap *)(base + at[1]);
-    w->weights = (int16_t *)(base + at[2]);
-    w->starts = (uint32_t *)(base + at[3]);
-    w->totals = (double *)(base + at[4]);
-    w->sums.any = base + at[5];
-    w->copy = base + at[6];
-    memset(w->sums.any, 0, (size_t)sums); /* dot products read past the last column, with weight 0 */
-    if (size < ORGAN_LANES) {             /* and past the last output pixel, whose result is dropped */
+    w->y.taps = (struct organ_tap *)(base + offset[0]);
+    w->x.taps = (struct organ_tap *)(base + offset[1]);
+    w->weights = (int16_t *)(base + offset[2]);
+    w->starts = (uint32_t *)(base + offset[3]);
+    w->totals = (double *)(base + offset[4]);
+    w->sums.any = base + offset[5];
+    w->copy = base + offset[6];
+    /* dot products read past the last column, with weight 0 */
+    memset(w->sums.any, 0, (size_t)sums);
+    /* they also read past the last output pixel; that result is discarded */
+    if (size < ORGAN_LANES) {
         memset(w->weights, 0, (size_t)parts[2]);
         memset(w->starts, 0, (size_t)parts[3]);
     }
     return 0;
 }
 
-/* Slices [0, slices) in `count` parts of about equal cost. */
-static void share_out(const struct organ_job *job, struct worker *workers, size_t count, uint64_t total)
+/* Divides slices [0, slices) into `count` parts of about equal cost. */
+static void divide_slices(const struct organ_job *job, struct worker *workers, size_t count, uint64_t total)
 {
     size_t slice = 0, next = 1;
     uint64_t done = 0;
@@ -228,27 +235,27 @@ int organ_pack(const struct organ_job *job, long threads)
 {
     struct worker alone, *workers = &alone;
     organ_thread *started = NULL;
-    const uint64_t a_sum = job->scale->kind == ORGAN_REAL ? sizeof(double) : sizeof(uint32_t);
+    const uint64_t sum_size = job->scale->kind == ORGAN_REAL ? sizeof(double) : sizeof(uint32_t);
     uint64_t total = 0, sums = 0, copy = 0;
     size_t count = 1, ready = 0;
     int status = -1;
 
     for (size_t r = 0; r < job->run_count; r++) {
         const struct organ_run *run = &job->runs[r];
-        const int plain = run->h == job->size && run->w == job->size;
+        const int same_size = run->h == job->size && run->w == job->size;
         total += run->n * cost(job, run);
-        if (!plain && (run->w + 2 * ORGAN_LANES) * a_sum > sums)
-            sums = (run->w + 2 * ORGAN_LANES) * a_sum;
+        if (!same_size && (run->w + 2 * ORGAN_LANES) * sum_size > sums)
+            sums = (run->w + 2 * ORGAN_LANES) * sum_size;
         if (!in_rows(job, run) && (uint64_t)run->h * run->w * job->itemsize > copy)
             copy = (uint64_t)run->h * run->w * job->itemsize;
     }
     if (threads > 1) {
-        const uint64_t paying = total / BYTES_A_THREAD;
+        const uint64_t worthwhile = total / BYTES_PER_THREAD;
         count = (size_t)(threads < MAX_THREADS ? threads : MAX_THREADS);
         if (count > job->slices)
             count = job->slices;
-        if (count > paying)
-            count = paying != 0 ? (size_t)paying : 1;
+        if (count > worthwhile)
+            count = worthwhile != 0 ? (size_t)worthwhile : 1;
     }
     if (count > 1) {
         workers = malloc(count * sizeof *workers);
@@ -261,15 +268,16 @@ int organ_pack(const struct organ_job *job, long threads)
         w->job = job;
         w->scratch = NULL;
         w->y.in = w->x.in = 0;
-        if (sums + copy != 0 && take_scratch(w, sums, copy) != 0)
+        if (sums + copy != 0 && allocate_scratch(w, sums, copy) != 0)
             goto done;
     }
-    share_out(job, workers, count, total);
+    divide_slices(job, workers, count, total);
 
     size_t running = 0;
     while (running + 1 < count && organ_thread_start(&started[running], thread_body, &workers[running]) == 0)
         running++;
-    for (size_t i = running; i < count; i++) /* its own part, and those for which no thread could start */
+    /* this thread's own part, and the parts whose thread could not start */
+    for (size_t i = running; i < count; i++)
         pack_slices(&workers[i]);
     for (size_t i = 0; i < running; i++)
         organ_thread_join(started[i]);

@@ -1,4 +1,4 @@
-/* Which kernels this processor runs. */
+/* Selects the kernels for this processor. */
 #include "pack.h"
 
 #include <string.h>
@@ -15,13 +15,16 @@ static int has(int level)
         return 0;
     __cpuid(leaf1, 1);
     __cpuidex(leaf7, 7, 0);
-    if (!(leaf1[2] >> 27 & 1) || !(leaf1[2] >> 12 & 1)) /* OSXSAVE, FMA */
+    /* OSXSAVE, FMA */
+    if (!(leaf1[2] >> 27 & 1) || !(leaf1[2] >> 12 & 1))
         return 0;
     const unsigned long long saved = _xgetbv(0);
-    if ((saved & 0x6) != 0x6 || !(leaf7[1] >> 5 & 1)) /* the system saves ymm; AVX2 */
+    /* the operating system saves the ymm registers; AVX2 */
+    if ((saved & 0x6) != 0x6 || !(leaf7[1] >> 5 & 1))
         return 0;
+    /* AVX-512 F, DQ, BW, VL */
     return level == 1 || ((saved & 0xe6) == 0xe6 && (leaf7[1] >> 16 & 1) && (leaf7[1] >> 17 & 1) &&
-                          (leaf7[1] >> 30 & 1) && (leaf7[1] >> 31 & 1)); /* F, DQ, BW, VL */
+                          (leaf7[1] >> 30 & 1) && (leaf7[1] >> 31 & 1));
 }
 #elif defined(ORGAN_X86)
 static int has(int level)
@@ -34,15 +37,15 @@ static int has(int level)
 }
 #endif
 
-static int available(const struct organ_kernels *found[3])
+static int available(const struct organ_kernels *kernels[3])
 {
     int count = 0;
-    found[count++] = &organ_portable;
+    kernels[count++] = &organ_portable;
 #ifdef ORGAN_X86
     if (has(1))
-        found[count++] = &organ_avx2;
+        kernels[count++] = &organ_avx2;
     if (has(2))
-        found[count++] = &organ_avx512;
+        kernels[count++] = &organ_avx512;
 #endif
     return count;
 }
@@ -51,29 +54,29 @@ static const struct organ_kernels *current;
 
 int organ_levels(const char *names[3])
 {
-    const struct organ_kernels *found[3];
-    const int count = available(found);
+    const struct organ_kernels *kernels[3];
+    const int count = available(kernels);
     for (int i = 0; i < count; i++)
-        names[i] = found[i]->name;
+        names[i] = kernels[i]->name;
     return count;
 }
 
 const struct organ_kernels *organ_level(void)
 {
     if (current == NULL) {
-        const struct organ_kernels *found[3];
-        current = found[available(found) - 1];
+        const struct organ_kernels *kernels[3];
+        current = kernels[available(kernels) - 1];
     }
     return current;
 }
 
 int organ_set_level(const char *name)
 {
-    const struct organ_kernels *found[3];
-    const int count = available(found);
+    const struct organ_kernels *kernels[3];
+    const int count = available(kernels);
     for (int i = 0; i < count; i++)
-        if (strcmp(found[i]->name, name) == 0) {
-            current = found[i];
+        if (strcmp(kernels[i]->name, name) == 0) {
+            current = kernels[i];
             return 0;
         }
     return -1;

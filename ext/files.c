@@ -1,4 +1,4 @@
-/* Files shared out among threads; each file opened, read once, decoded and packed into its own place. POSIX. */
+/* Divides files among threads. Each file is opened, read once, decoded and packed into its own place. POSIX. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 #include "files.h"
@@ -12,8 +12,8 @@
 
 #include "threads.h"
 
-/* Files for which one more thread pays: a small file takes some 8 microseconds, a thread 20 to 50. */
-#define FILES_A_THREAD 64
+/* Files that justify one more thread: a small file takes about 8 microseconds, starting a thread 20 to 50. */
+#define FILES_PER_THREAD 64
 #define MAX_THREADS 64
 
 struct worker {
@@ -21,25 +21,26 @@ struct worker {
     size_t begin, end;
     struct organ_png png;
     uint8_t *file;
-    size_t room;
+    /* bytes allocated at `file` */
+    size_t capacity;
 };
 
-static int is_small_file(const struct stat *found)
+static int is_small_file(const struct stat *status)
 {
-    return S_ISREG(found->st_mode) && found->st_size > 0 && (uint64_t)found->st_size <= ORGAN_PNG_BYTES;
+    return S_ISREG(status->st_mode) && status->st_size > 0 && (uint64_t)status->st_size <= ORGAN_PNG_BYTES;
 }
 
-/* One byte more is asked for than the file had: one that has grown or shrunk meanwhile is not read here. */
+/* Requests one byte more than the file's size, so that a file that has grown or shrunk since is rejected. */
 static size_t read_whole(struct worker *w, int file, size_t size)
 {
     size_t taken = 0;
-    if (size + 1 > w->room) {
+    if (size + 1 > w->capacity) {
         free(w->file);
-        w->room = 0;
+        w->capacity = 0;
         w->file = malloc(size + 1);
         if (w->file == NULL)
             return 0;
-        w->room = size + 1;
+        w->capacity = size + 1;
     }
     while (taken < size) {
         const ssize_t more = read(file, w->file + taken, size + 1 - taken);
@@ -54,19 +55,19 @@ static size_t read_whole(struct worker *w, int file, size_t size)
     return taken == size ? size : 0;
 }
 
-/* The file's bytes in w->file; their number, or 0. Asked before opening, which alone can act on a device, and
- * again of what was opened. */
+/* Reads a file into w->file. Returns the number of bytes, or 0. The file type is checked before opening, because
+ * opening a device can have side effects, and again on the open descriptor. */
 static size_t read_file(struct worker *w, const char *path)
 {
-    struct stat found;
+    struct stat status;
     size_t size = 0;
-    if (stat(path, &found) != 0 || !is_small_file(&found))
+    if (stat(path, &status) != 0 || !is_small_file(&status))
         return 0;
     const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     if (file < 0)
         return 0;
-    if (fstat(file, &found) == 0 && is_small_file(&found))
-        size = read_whole(w, file, (size_t)found.st_size);
+    if (fstat(file, &status) == 0 && is_small_file(&status))
+        size = read_whole(w, file, (size_t)status.st_size);
     close(file);
     return size;
 }
@@ -112,7 +113,7 @@ void organ_read(const struct organ_reading *reading, long threads)
 {
     struct worker workers[MAX_THREADS];
     organ_thread started[MAX_THREADS];
-    size_t count = reading->count / FILES_A_THREAD, running = 0;
+    size_t count = reading->count / FILES_PER_THREAD, running = 0;
 
     if (count > MAX_THREADS)
         count = MAX_THREADS;
@@ -128,7 +129,8 @@ void organ_read(const struct organ_reading *reading, long threads)
     }
     while (running + 1 < count && organ_thread_start(&started[running], read_slices, &workers[running]) == 0)
         running++;
-    for (size_t i = running; i < count; i++) /* its own part, and those for which no thread could start */
+    /* this thread's own part, and the parts whose thread could not start */
+    for (size_t i = running; i < count; i++)
         read_slices(&workers[i]);
     for (size_t i = 0; i < running; i++)
         organ_thread_join(started[i]);

@@ -1,4 +1,4 @@
-/* A batch of files, read, decoded and packed. */
+/* Reads, decodes and packs a batch of files. */
 #ifndef ORGAN_FILES_H
 #define ORGAN_FILES_H
 
@@ -6,17 +6,21 @@
 #include "png.h"
 
 struct organ_reading {
-    const char *const *paths; /* (count), NULL for one that is no path */
+    /* (count), NULL for an object that is not a path */
+    const char *const *paths;
     size_t count;
     uint64_t pixel_limit;
     const struct organ_scale *scale;
     uint32_t size;
-    int (*pack)(const struct organ_job *job, long threads); /* organ_pack, of the module that holds the kernels */
-    float *out;                                             /* (count, 1, size, size) */
-    uint8_t *done; /* (count), 1 where the file's slice stands in out; elsewhere out is not written */
+    /* organ_pack of the module that holds the kernels */
+    int (*pack)(const struct organ_job *job, long threads);
+    /* (count, 1, size, size) */
+    float *out;
+    /* (count), 1 if the file's slice was written to out, else 0 and its part of out is not set */
+    uint8_t *done;
 };
 
-/* Files that are no plain 8-bit gray PNG are left alone, without an error. */
+/* Skips files that are not plain 8-bit gray PNG, without an error. */
 void organ_read(const struct organ_reading *reading, long threads);
 
 #endif

@@ -1,4 +1,4 @@
-# The C surface that packing.pyx stands on.
+# The C functions and types that packing.pyx and reading.pyx use.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int16_t, uint8_t, uint32_t, uint64_t
 
@@ -45,7 +45,7 @@ cdef extern from "pack.h" nogil:
     int organ_pack(const organ_job *job, long threads)
 
 
-# NumPy's C API, not its .pxd: only what the limited API of Python lets through.
+# NumPy's C API, declared here because NumPy's own .pxd needs more than the limited API of Python.
 cdef extern from "numpy/arrayobject.h":
     ctypedef ptrdiff_t npy_intp
     ctypedef struct PyArrayObject:

@@ -1,8 +1,8 @@
-/* Shared by the kernels: what a slice is, what is made of it, and the table of one dispatch level.
+/* Types shared by the kernels: slices, resampling plans, and the kernel table of one dispatch level.
  *
- * A packed value is an exact fraction before it is rounded: area and linear weights are whole numbers,
- * pixels are whole numbers, so a sum of weight * weight * pixel is a whole number below 2^48 and every
- * dispatch level finds the same one. Only windows with a fraction leave the whole numbers (real.c).
+ * A packed value is an exact fraction before it is rounded. Weights and pixels are integers, so a sum of
+ * weight * weight * pixel is an integer below 2^48, and every dispatch level computes the same one. Windows
+ * with bounds that are not integers are the exception (fractional_window.c).
  */
 #ifndef ORGAN_PACK_H
 #define ORGAN_PACK_H
@@ -11,33 +11,36 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Both bound the whole-number sums: an axis weighs at most max(ORGAN_MAX_AXIS, 2 * ORGAN_MAX_SIZE) in all,
- * so a column sum is below 65535 * 65535 < 2^32 and a whole sum below 2^48, exact in a double. */
+/* Both limits bound the integer sums. The weights of an axis add up to at most max(ORGAN_MAX_AXIS,
+ * 2 * ORGAN_MAX_SIZE), so a column sum is below 65535 * 65535 < 2^32 and a total below 2^48, exact in a double. */
 #define ORGAN_MAX_AXIS 65535
 #define ORGAN_MAX_SIZE 4096
 
-/* Lanes that one narrow dot product reads; column sums are padded by as many. */
+/* Lanes that one narrow dot product reads. Column sums are padded by this many elements. */
 #define ORGAN_LANES 32
 
 enum organ_kind {
     ORGAN_U8,   /* pixel / 255 */
     ORGAN_U16,  /* pixel / 65535 */
-    ORGAN_I16,  /* (clip(pixel, low, high) - low) / (high - low), whole low and high, HU */
+    ORGAN_I16,  /* (clip(pixel, low, high) - low) / (high - low), integers low and high, HU */
     ORGAN_REAL, /* int16, clip((pixel - low) / width, 0, 1), HU */
 };
 
-/* How a pixel becomes a value: fraction of the depth, minus mean, over std, each rounded to float32. */
+/* How a pixel becomes a value: (pixel / depth - mean) / std, each step rounded to float32. */
 struct organ_scale {
     enum organ_kind kind;
-    uint32_t depth; /* what a fraction is of: 255, 65535 or the window's width */
+    /* 255, 65535 or the window's width */
+    uint32_t depth;
     int16_t low, high;
     double real_low, real_width;
     float mean, std;
-    float inverse; /* 1 / std where std is a power of two, so that multiplying is dividing; else 0 */
-    float depth_inverse, depth_rest; /* 1 / depth as a sum of two floats */
+    /* 1 / std if std is a power of two, so that multiplying equals dividing; else 0 */
+    float inverse;
+    /* 1 / depth as a sum of two floats */
+    float depth_inverse, depth_rest;
 };
 
-/* Fills in the inverses, once depth, mean and std are set. */
+/* Sets the inverses. Call after depth, mean and std are set. */
 static inline void organ_scale_ready(struct organ_scale *scale)
 {
     int exponent;
@@ -47,35 +50,40 @@ static inline void organ_scale_ready(struct organ_scale *scale)
     scale->depth_rest = (float)(1.0 / (double)scale->depth - (double)scale->depth_inverse);
 }
 
-/* One output pixel along one axis: first * in[start] + mid * (those between) + last * in[start+count-1].
- * With count 1 there is no last. */
+/* One output pixel along one axis: first * in[start] + mid * (the pixels between) + last * in[start + count - 1].
+ * With count 1 there is no last pixel. */
 struct organ_tap {
     uint32_t start, count, first, mid, last;
 };
 
 struct organ_axis {
     uint32_t in, out;
-    uint32_t total;  /* the weights of each output pixel add up to this */
-    uint32_t widest; /* largest count */
+    /* sum of the weights of each output pixel */
+    uint32_t total;
+    /* largest count */
+    uint32_t widest;
     struct organ_tap *taps;
 };
 
-/* Writes axis->taps[0..out). The caller owns taps, with room for out. */
+/* Writes axis->taps[0..out). The caller allocates taps. */
 void organ_axis_fill(struct organ_axis *axis, uint32_t in, uint32_t out);
 
-/* What the resampling kernels work from, for one height and width. */
+/* Input of the resampling kernels, for one height and width. */
 struct organ_plan {
     const struct organ_scale *scale;
     struct organ_axis y, x;
-    /* (x.out, ORGAN_LANES), zero beyond each tap's count, and where each begins; at least ORGAN_LANES of
-     * both. NULL where a tap has more, where a whole sum passes 32 bits, or where the level does not ask. */
+    /* (x.out, ORGAN_LANES), zero beyond each tap's count, and the first column of each; at least ORGAN_LANES of
+     * both. weights is NULL if a tap has more than ORGAN_LANES pixels, if a total exceeds 32 bits, or if the level
+     * does not use them. */
     const int16_t *weights;
     const uint32_t *starts;
-    int narrow; /* with weights, and column sums fit in 16 bits */
-    double inverse;   /* 1 / (y.total * x.total * depth) */
+    /* whether weights are set and column sums fit in 16 bits */
+    int narrow;
+    /* 1 / (y.total * x.total * depth) */
+    double inverse;
 };
 
-/* Column sums of one output row. Wide: uint32_t. Narrow: the sum minus 32768 as int16_t. Real: double. */
+/* Column sums of one output row. Wide: uint32_t. Narrow: the sum minus 32768, as int16_t. Real: double. */
 typedef union {
     uint32_t *wide;
     int16_t *narrow;
@@ -85,15 +93,16 @@ typedef union {
 
 struct organ_kernels {
     const char *name;
-    size_t narrow; /* shortest row that narrow plans take, pixels; 0 where there are none */
-    /* dst[0..n) from n pixels in a row. */
-    void (*normalise)(const struct organ_scale *scale, const void *src, float *dst, size_t n);
-    /* Column sums of an output row: src is the first pixel of the slice, stride is in bytes. */
+    /* shortest row of a narrow plan, in pixels; 0 if the level has no narrow kernels */
+    size_t narrow;
+    /* Writes dst[0..n) from n contiguous pixels. */
+    void (*normalize)(const struct organ_scale *scale, const void *src, float *dst, size_t n);
+    /* Computes the column sums of one output row. src is the first pixel of the slice; stride is in bytes. */
     void (*rows)(const struct organ_plan *plan, const char *src, ptrdiff_t stride,
                  const struct organ_tap *tap, organ_sums sums);
-    /* One output row from its column sums; totals is scratch for x.out doubles. */
+    /* Computes one output row from its column sums. totals is scratch memory for x.out doubles. */
     void (*columns)(const struct organ_plan *plan, organ_sums sums, double *totals, float *dst);
-    /* Only for benchmarks: the cost of memory alone. */
+    /* For benchmarks only: the cost of memory access. */
     uint64_t (*read_limit)(const uint8_t *src, size_t n);
     void (*store_limit)(const uint8_t *src, float *dst, size_t n);
 };
@@ -108,7 +117,8 @@ extern const struct organ_kernels organ_portable;
 #else
 #define UNROLL
 #endif
-#if defined(__GNUC__) /* in a register: loaded once, though two operations could take it from memory */
+/* Keeps v in a register, so that it is loaded once although two operations could read it from memory. */
+#if defined(__GNUC__)
 #define KEEP(v) __asm__("" : "+v"(v))
 #else
 #define KEEP(v)
@@ -116,28 +126,29 @@ extern const struct organ_kernels organ_portable;
 #if defined(__GNUC__)
 #define ORGAN_TARGET(list) __attribute__((target(list)))
 #define ORGAN_ALWAYS_INLINE inline __attribute__((always_inline))
-#else /* MSVC takes intrinsics without being told */
+#else
+/* MSVC needs no attribute to accept intrinsics. */
 #define ORGAN_TARGET(list)
 #define ORGAN_ALWAYS_INLINE __forceinline
 #endif
 extern const struct organ_kernels organ_avx2, organ_avx512;
-void organ_normalise_avx2(const struct organ_scale *scale, const void *src, float *dst, size_t n);
+void organ_normalize_avx2(const struct organ_scale *scale, const void *src, float *dst, size_t n);
 #endif
 
-/* Names of the levels that this processor has, slowest first; returns how many. */
+/* Writes the names of the levels that this processor supports, slowest first. Returns their number. */
 int organ_levels(const char *names[3]);
-/* The level in use; chosen once, the fastest there is. */
+/* The level in use. The first call selects the fastest. */
 const struct organ_kernels *organ_level(void);
-/* Returns 0, or -1 where there is no such level. */
+/* Returns 0, or -1 if this processor has no such level. */
 int organ_set_level(const char *name);
 
-/* Windows with a fraction, in double: the same code at every level. */
-void organ_normalise_real(const struct organ_scale *scale, const void *src, float *dst, size_t n);
+/* Windows with bounds that are not integers, in double. All levels share this code. */
+void organ_normalize_real(const struct organ_scale *scale, const void *src, float *dst, size_t n);
 void organ_rows_real(const struct organ_plan *plan, const char *src, ptrdiff_t stride,
                      const struct organ_tap *tap, organ_sums sums);
 void organ_columns_real(const struct organ_plan *plan, organ_sums sums, double *totals, float *dst);
 
-/* The last step of every resampling: totals to float32, minus mean, over std. */
+/* The last step of all resampling: totals to float32, minus mean, divided by std. */
 static inline void organ_finish(const struct organ_plan *plan, const double *totals, float *dst)
 {
     const struct organ_scale *s = plan->scale;
@@ -152,7 +163,7 @@ static inline void organ_finish(const struct organ_plan *plan, const double *tot
             dst[i] = ((float)(totals[i] * inverse) - mean) / std;
 }
 
-/* n slices of one height and width; strides in bytes, of either sign. */
+/* n slices of one height and width. Strides are in bytes and may be negative. */
 struct organ_run {
     const char *data;
     ptrdiff_t stride_n, stride_h, stride_w;
@@ -164,11 +175,13 @@ struct organ_job {
     size_t run_count, slices;
     const struct organ_scale *scale;
     uint32_t size;
-    size_t itemsize; /* bytes of a pixel: 1 or 2 */
-    float *out;      /* (slices, 1, size, size), C-contiguous */
+    /* bytes per pixel: 1 or 2 */
+    size_t itemsize;
+    /* (slices, 1, size, size), C-contiguous */
+    float *out;
 };
 
-/* Returns 0, or -1 where memory is short. threads >= 1; fewer are started where they would not pay. */
+/* Returns 0, or -1 if memory runs out. threads >= 1 is an upper bound; small batches start fewer. */
 int organ_pack(const struct organ_job *job, long threads);
 
 #endif

@@ -1,13 +1,13 @@
 # cython: language_level=3, binding=False, freethreading_compatible=True
-"""CT slices into a network's input: normalised, resampled and packed in one pass over each slice.
+"""Normalizes, resamples and packs CT slices for a network, in one pass over each slice.
 
-`pack` is the API. `levels`, `level` and `set_level` choose among the kernels compiled for several
-generations of processor, for tests and benchmarks; the environment variable ORGAN_INFER_SIMD (`portable`,
-`avx2` or `avx512`) does so at import. Results do not depend on the level.
+`pack` is the API. `levels`, `level` and `set_level` select among the kernels for several generations of
+processor, for tests and benchmarks. The environment variable ORGAN_INFER_SIMD (`portable`, `avx2` or
+`avx512`) selects one at import. Results do not depend on the level.
 
-One slice of 28x28 costs about 0.1 microseconds over an empty call with the same arguments, and 0.1 more
-where the output is new. Arrays are taken through NumPy's C API, which the limited API of Python lets
-through; PyObject_GetBuffer would add 0.19 and typed memoryviews 0.65.
+One slice of 28x28 costs about 0.1 microseconds more than an empty call with the same arguments, and
+another 0.1 if the output is new. Arrays are accessed through NumPy's C API, which the limited API of Python
+allows. PyObject_GetBuffer would add 0.19 microseconds and typed memoryviews 0.65.
 """
 
 import os
@@ -25,7 +25,8 @@ __all__ = ["level", "levels", "pack", "set_level"]
 
 _import_array()
 
-# Pixels below which the lock is kept: some ten microseconds of work, less than taking it again may cost.
+# Below this number of pixels the GIL is held: the work takes about ten microseconds, and reacquiring the GIL may
+# take longer.
 cdef enum:
     KEEP_LOCK_BELOW = 65536
 
@@ -50,8 +51,8 @@ cdef double _number(object value, str name) except? -1e300:
 
 
 cdef long _whole(object value, str name, long low, long high) except -1:
-    cdef int past = 0
-    cdef long found
+    cdef int overflow = 0
+    cdef long number
     if isinstance(value, bool):
         raise TypeError(f"expected {name} to be a whole number, found bool")
     if not PyLong_CheckExact(value):
@@ -59,14 +60,14 @@ cdef long _whole(object value, str name, long low, long high) except -1:
             value = index(value)
         except TypeError:
             raise TypeError(f"expected {name} to be a whole number, found {_type(value)}") from None
-    found = PyLong_AsLongAndOverflow(value, &past)
-    if past != 0 or not low <= found <= high:
+    number = PyLong_AsLongAndOverflow(value, &overflow)
+    if overflow != 0 or not low <= number <= high:
         raise ValueError(f"expected {name} from {low} to {high}, found {value}")
-    return found
+    return number
 
 
 cdef int _window(object window, organ_scale *scale) except -1:
-    """The window of int16 slices; whole numbers where both bounds are, doubles where not."""
+    """Sets the window of int16 slices: as integers if both bounds are integers, else as doubles."""
     cdef double level = 40.0, width = 400.0, low
     if window is not None:
         if isinstance(window, (str, bytes)):
@@ -122,18 +123,18 @@ cdef int _scale(int type_number, object mean, object std, object window, organ_s
 
 
 cdef int _run(object image, bint one, int type_number, organ_run *run) except -1:
-    """One array as a run of slices; type_number is that of the arrays before it, or -1. Its own comes back."""
+    """Describes one array as a run of slices. type_number: of the arrays before it, or -1. Returns its own."""
     if not PyArray_Check(image):
         raise TypeError(f"{LINE}, found {_type(image)}")
     cdef PyArrayObject *array = <PyArrayObject *> image
-    cdef int found = PyArray_TYPE(array), ndim = PyArray_NDIM(array)
+    cdef int array_type = PyArray_TYPE(array), ndim = PyArray_NDIM(array)
     cdef npy_intp *dims = PyArray_DIMS(array)
     cdef npy_intp *strides = PyArray_STRIDES(array)
-    if found != NPY_UINT8 and found != NPY_UINT16 and found != NPY_INT16:
+    if array_type != NPY_UINT8 and array_type != NPY_UINT16 and array_type != NPY_INT16:
         raise TypeError(f"{LINE}, found dtype {image.dtype}")
     if not PyArray_ISNOTSWAPPED(array):
         raise TypeError(f"expected slices in this machine's byte order, found dtype {image.dtype.str}")
-    if type_number >= 0 and found != type_number:
+    if type_number >= 0 and array_type != type_number:
         raise TypeError(f"expected slices of one dtype, found {image.dtype} among others")
     if ndim != 2 and (one or ndim != 3):
         raise ValueError(
@@ -150,11 +151,11 @@ cdef int _run(object image, bint one, int type_number, organ_run *run) except -1
         raise ValueError(
             f"expected a height and a width from 1 to {ORGAN_MAX_AXIS}, found shape {image.shape}"
         )
-    return found
+    return array_type
 
 
 cdef bint _touches(const organ_run *run, size_t itemsize, const char *low, const char *high) noexcept nogil:
-    """Whether the bytes between a run's first and last pixel meet [low, high)."""
+    """Whether the bytes from a run's first to its last pixel overlap [low, high)."""
     cdef const char *first = run.data
     cdef const char *last = run.data + itemsize
     cdef ptrdiff_t[3] reach
@@ -173,7 +174,7 @@ cdef bint _touches(const organ_run *run, size_t itemsize, const char *low, const
 
 
 cdef object _output(object out, npy_intp *shape, organ_job *job):
-    """A new array, or `out` once it is known to be fit."""
+    """Returns a new array, or `out` after checking it."""
     cdef PyArrayObject *array
     cdef npy_intp *dims
     cdef size_t i, length
@@ -211,34 +212,42 @@ cdef object _output(object out, npy_intp *shape, organ_job *job):
 def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
     """pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None)
 
-    Slices as the network's input: float32 (N, 1, size, size), C-contiguous.
+    Pack slices as the network's input.
 
-    images: uint8, uint16 or int16, (H, W) or (N, H, W), or a sequence of (H, W) arrays whose shapes may
-        differ and whose dtype may not. H and W from 1 to 65,535. Read-only and strided arrays will do,
-        and nothing is ever written to them. None at all, () or (0, H, W), gives (0, 1, size, size).
-    size: S, pixels, 1 to 4,096.
-    mean, std: of the network's input, rounded to float32.
-    window: (level, width) in Hounsfield units, for int16 only; (40, 400) unless given.
-    threads: upper bound; more than one is started only for slices of more than about a megabyte each.
-    out: float32 (N, 1, size, size), C-contiguous, apart from `images`; filled and returned.
-
-    A pixel v is a fraction f: v / 255 (uint8), v / 65535 (uint16), or
+    A pixel v becomes a fraction f: v / 255 (uint8), v / 65535 (uint16), or
     clip((v - (level - width / 2)) / width, 0, 1) (int16, HU; DICOM PS3.3 C.11.2.1.3.2, LINEAR_EXACT),
-    rounded to float32. Then (f - mean) / std in float32, the steps of torchvision's ToTensor and
-    Normalize, and for uint8 of size (S, S) the same bits.
+    rounded to float32. The result is (f - mean) / std in float32, as torchvision's ToTensor and Normalize
+    compute it. For uint8 slices of size (S, S) the bits are equal to theirs.
 
-    Each axis is resampled on its own, after the window and before mean and std. Longer than size: the
-    mean over the area under each output pixel, fractions weighted. Shorter: linear interpolation with
-    half-pixel centres, clamped at the edge. Equal: untouched. Weights and sums are whole numbers, so
-    sums are exact and rounded once, and a flat slice stays flat. (A window with bounds that are no whole
-    numbers, or lie outside int16, is summed in float64.)
+    Each axis is resampled separately, after the window and before mean and std. An axis longer than size:
+    the mean over the area under each output pixel, fractions weighted. Shorter: linear interpolation with
+    half-pixel centers, clamped at the edge. Equal: unchanged. Weights and sums are integers, so sums are
+    exact and rounded once, and a flat slice stays flat. A window whose bounds are not integers or are
+    outside int16 is summed in float64.
 
-    Results are the same bits at every dispatch level and for every number of threads. The GIL is
-    released around the loop unless there are fewer than 65,536 pixels in and out, about ten
-    microseconds of work.
+    Results are equal to the bit at every dispatch level and for every number of threads. The GIL is
+    released around the loop unless input and output have fewer than 65,536 pixels together, which take
+    about ten microseconds.
 
-    Raises TypeError (dtype, byte order, object), ValueError (shape, range, window, out) before anything
-    is read or written, MemoryError where memory is short.
+    Args:
+        images: uint8, uint16 or int16, (H, W) or (N, H, W), or a sequence of (H, W) arrays of one dtype,
+            whose shapes may differ. H and W from 1 to 65,535. Read-only and strided arrays are accepted
+            and never written to. No slices, () or (0, H, W), give (0, 1, size, size).
+        size: S, pixels, 1 to 4,096.
+        mean: of the network's input, rounded to float32.
+        std: of the network's input, rounded to float32, above 0.
+        window: (level, width) in Hounsfield units, for int16 only. Default: (40, 400).
+        threads: upper bound. More than one starts only for more than about a megabyte per thread.
+        out: float32 (N, 1, size, size), C-contiguous, in other memory than `images`. It is filled and
+            returned.
+
+    Returns:
+        float32 (N, 1, size, size), C-contiguous.
+
+    Raises:
+        TypeError: dtype, byte order or object. Nothing was read or written.
+        ValueError: shape, range, window or out. Nothing was read or written.
+        MemoryError: no memory for the scratch or the output.
     """
     cdef organ_run single
     cdef organ_run *runs = &single
@@ -304,30 +313,30 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
 
 
 def levels():
-    """Names of the dispatch levels this processor has, slowest first."""
+    """Return the names of the dispatch levels that this processor supports, slowest first."""
     cdef const char *names[3]
     cdef int i, count = organ_levels(names)
     return tuple(names[i].decode("ascii") for i in range(count))
 
 
 def level():
-    """Name of the level in use."""
+    """Return the name of the level in use."""
     return organ_level().name.decode("ascii")
 
 
 def set_level(str name not None):
-    """Use the named level, in the whole process; for tests and benchmarks, and not while packing."""
+    """Use the named level in the whole process. For tests and benchmarks; not while another thread packs."""
     if organ_set_level(name.encode("utf-8")) != 0:
         raise ValueError(f"expected a level of this processor ({', '.join(levels())}), found {name!r}")
 
 
 def _nothing(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
-    """An empty call with the arguments of `pack`, for its benchmark."""
+    """Do nothing, with the arguments of `pack`. For benchmarks."""
     return None
 
 
 def _read_limit(image):
-    """Sum of the bytes of a contiguous uint8 array: what reading it once costs, for the benchmark."""
+    """Return the sum of the bytes of a contiguous uint8 array. For benchmarks: the cost of reading it once."""
     cdef PyArrayObject *array = <PyArrayObject *> image
     cdef size_t n = image.size
     assert PyArray_TYPE(array) == NPY_UINT8 and PyArray_IS_C_CONTIGUOUS(array)
@@ -335,7 +344,7 @@ def _read_limit(image):
 
 
 def _store_limit(image, out):
-    """Each byte of a contiguous uint8 array stored as a float: the floor of `pack`, for the benchmark."""
+    """Store each byte of a contiguous uint8 array as a float. For benchmarks: the lower bound of `pack`."""
     cdef PyArrayObject *array = <PyArrayObject *> image
     cdef PyArrayObject *target = <PyArrayObject *> out
     cdef size_t n = image.size
@@ -344,7 +353,7 @@ def _store_limit(image, out):
     organ_level().store_limit(<const uint8_t *> PyArray_DATA(array), <float *> PyArray_DATA(target), n)
 
 
-# For _reading, which packs what it decodes.
+# _reading packs its decoded slices with this function.
 _organ_pack = PyCapsule_New(<void *> organ_pack, "organ_infer._packing._organ_pack", NULL)
 
 if os.environ.get("ORGAN_INFER_SIMD"):

@@ -1,4 +1,4 @@
-/* The PNG decoder (PNG specification, third edition; section numbers are its). zlib inflates. */
+/* The PNG decoder. Section numbers are those of the PNG specification, third edition. zlib does the inflating. */
 #include "png.h"
 
 #include <stdlib.h>
@@ -8,7 +8,8 @@
 
 #define NAME(a, b, c, d) ((uint32_t)(a) << 24 | (uint32_t)(b) << 16 | (uint32_t)(c) << 8 | (uint32_t)(d))
 #define SIGNATURE 8
-#define AROUND 12 /* a chunk's length, name and checksum */
+/* bytes of a chunk's length, name and checksum */
+#define CHUNK_OVERHEAD 12
 
 struct chunk {
     uint32_t name;
@@ -16,8 +17,9 @@ struct chunk {
     const uint8_t *data;
 };
 
-/* Chunks that change no pixel of 8-bit gray and no word that Pillow has on it, with their only length. What may
- * turn, mask or animate the picture is not among them: tRNS, eXIf, text (XMP, raw EXIF profiles), acTL, fcTL. */
+/* Chunks that change neither the pixels of 8-bit gray nor anything Pillow reports about them, with their only valid
+ * length. Chunks that may rotate, mask or animate the image are excluded: tRNS, eXIf, text (XMP, raw EXIF
+ * profiles), acTL, fcTL. */
 static const struct {
     uint32_t name;
     size_t length;
@@ -27,25 +29,27 @@ static const struct {
     {NAME('b', 'K', 'G', 'D'), 2},
 };
 
-static uint32_t word(const uint8_t *at)
+static uint32_t big_endian_32(const uint8_t *bytes)
 {
-    return NAME(at[0], at[1], at[2], at[3]);
+    return NAME(bytes[0], bytes[1], bytes[2], bytes[3]);
 }
 
-/* The chunk at *at, its checksum held against it; *at moves past it. */
-static int next_chunk(const uint8_t *data, size_t size, size_t *at, struct chunk *chunk)
+/* Reads the chunk at *offset, verifies its checksum and moves *offset past it. */
+static int next_chunk(const uint8_t *data, size_t size, size_t *offset, struct chunk *chunk)
 {
-    const size_t left = size - *at; /* *at never passes size */
-    if (left < AROUND)
+    /* *offset never exceeds size */
+    const size_t left = size - *offset;
+    if (left < CHUNK_OVERHEAD)
         return -1;
-    chunk->length = word(data + *at);
-    if (chunk->length > left - AROUND)
+    chunk->length = big_endian_32(data + *offset);
+    if (chunk->length > left - CHUNK_OVERHEAD)
         return -1;
-    chunk->name = word(data + *at + 4);
-    chunk->data = data + *at + 8;
-    *at += AROUND + chunk->length;
-    /* at most ORGAN_PNG_BYTES, so it fits zlib's unsigned int */
-    return word(chunk->data + chunk->length) == crc32(0, chunk->data - 4, (uInt)chunk->length + 4) ? 0 : -1;
+    chunk->name = big_endian_32(data + *offset + 4);
+    chunk->data = data + *offset + 8;
+    *offset += CHUNK_OVERHEAD + chunk->length;
+    /* the length is at most ORGAN_PNG_BYTES, so it fits zlib's unsigned int */
+    const uint32_t checksum = big_endian_32(chunk->data + chunk->length);
+    return checksum == crc32(0, chunk->data - 4, (uInt)chunk->length + 4) ? 0 : -1;
 }
 
 static int is_plain(const struct chunk *chunk)
@@ -56,31 +60,32 @@ static int is_plain(const struct chunk *chunk)
     return 0;
 }
 
-/* IHDR (11.2.1). */
+/* Reads IHDR (11.2.1). */
 static int read_header(struct organ_png *png, const struct chunk *chunk, uint64_t pixel_limit)
 {
-    static const uint8_t GRAY[5] = {8, 0, 0, 0, 0}; /* depth, colour, compression, filter, interlace */
+    /* bit depth, color type, compression, filter, interlace */
+    static const uint8_t GRAY[5] = {8, 0, 0, 0, 0};
     if (chunk->name != NAME('I', 'H', 'D', 'R') || chunk->length != 13 || memcmp(chunk->data + 8, GRAY, 5) != 0)
         return -1;
-    png->width = word(chunk->data);
-    png->height = word(chunk->data + 4);
+    png->width = big_endian_32(chunk->data);
+    png->height = big_endian_32(chunk->data + 4);
     if (png->width < 1 || png->width > ORGAN_MAX_AXIS || png->height < 1 || png->height > ORGAN_MAX_AXIS)
         return -1;
     const uint64_t pixels = (uint64_t)png->width * png->height;
     return pixels <= pixel_limit && pixels <= ORGAN_PNG_PIXELS ? 0 : -1;
 }
 
-/* Room for the filtered rows, the size of which the header's limits bound, and a fresh stream into it. */
+/* Allocates memory for the filtered rows, whose size the limits on the header bound, and resets the stream. */
 static int start_stream(struct organ_png *png)
 {
     const size_t need = (size_t)png->height * ((size_t)png->width + 1);
-    if (need > png->room) {
+    if (need > png->capacity) {
         free(png->pixels);
-        png->room = 0;
+        png->capacity = 0;
         png->pixels = malloc(need);
         if (png->pixels == NULL)
             return -1;
-        png->room = need;
+        png->capacity = need;
     }
     if (png->streaming) {
         if (inflateReset(&png->stream) != Z_OK)
@@ -95,7 +100,8 @@ static int start_stream(struct organ_png *png)
     return 0;
 }
 
-/* Some more of the stream; every byte must be of use. Z_FINISH spares zlib a window where one chunk is all. */
+/* Inflates one more chunk, all of whose bytes must be used. With Z_FINISH zlib needs no window if there is only one
+ * chunk. */
 static int inflate_chunk(z_stream *stream, const struct chunk *chunk, int *status)
 {
     if (*status == Z_STREAM_END || chunk->length == 0)
@@ -114,8 +120,8 @@ static uint8_t paeth(int left, int above, int corner)
     return (uint8_t)(a <= b && a <= c ? left : b <= c ? above : corner);
 }
 
-/* Undoes one row's filter (9.2). `row` lies at or before `in` in the same memory: each pixel is read before its
- * place is written. `above` is NULL for the first row. */
+/* Reverses the filter of one row (9.2). `row` starts at or before `in` in the same memory: each pixel is read before
+ * its place is written. `above` is NULL for the first row. */
 static int unfilter_row(int filter, const uint8_t *in, uint8_t *row, const uint8_t *above, size_t width)
 {
     uint8_t left = 0, corner = 0;
@@ -154,29 +160,29 @@ int organ_png_decode(struct organ_png *png, const uint8_t *data, size_t size, ui
 {
     static const uint8_t HEAD[SIGNATURE] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
     struct chunk chunk;
-    size_t at = SIGNATURE;
-    int begun = 0, status = Z_OK;
+    size_t offset = SIGNATURE;
+    int started = 0, status = Z_OK;
 
     if (size < SIGNATURE || size > ORGAN_PNG_BYTES || memcmp(data, HEAD, SIGNATURE) != 0)
         return -1;
-    if (next_chunk(data, size, &at, &chunk) != 0 || read_header(png, &chunk, pixel_limit) != 0)
+    if (next_chunk(data, size, &offset, &chunk) != 0 || read_header(png, &chunk, pixel_limit) != 0)
         return -1;
     for (;;) {
-        if (next_chunk(data, size, &at, &chunk) != 0)
+        if (next_chunk(data, size, &offset, &chunk) != 0)
             return -1;
         if (chunk.name == NAME('I', 'D', 'A', 'T')) {
-            if (!begun && start_stream(png) != 0)
+            if (!started && start_stream(png) != 0)
                 return -1;
-            begun = 1;
+            started = 1;
             if (inflate_chunk(&png->stream, &chunk, &status) != 0)
                 return -1;
-        } else if (begun) {
+        } else if (started) {
             break;
         } else if (!is_plain(&chunk)) {
             return -1;
         }
     }
-    if (chunk.name != NAME('I', 'E', 'N', 'D') || chunk.length != 0 || at != size)
+    if (chunk.name != NAME('I', 'E', 'N', 'D') || chunk.length != 0 || offset != size)
         return -1;
     if (status != Z_STREAM_END || png->stream.avail_out != 0)
         return -1;

@@ -1,12 +1,12 @@
-/* The level that every processor has: plain C, vectors where the compiler finds them (SSE2, NEON). */
+/* The level that every processor supports: plain C, which the compiler vectorizes (SSE2, NEON). */
 #include "pack.h"
 
 #define TARGET
 #define NAME(x) portable_##x
-#include "plain.h"
-#include "wide.h"
+#include "normalize_generic.h"
+#include "resample_generic.h"
 
-static void normalise(const struct organ_scale *scale, const void *src, float *dst, size_t n)
+static void normalize(const struct organ_scale *scale, const void *src, float *dst, size_t n)
 {
     if (scale->kind == ORGAN_U8)
         portable_plain_u8(scale, src, dst, n);
@@ -24,6 +24,6 @@ static uint64_t read_limit(const uint8_t *src, size_t n)
 }
 
 const struct organ_kernels organ_portable = {
-    "portable",           0,          normalise,           portable_wide_rows,
+    "portable",           0,          normalize,           portable_wide_rows,
     portable_wide_columns, read_limit, portable_store_limit,
 };

@@ -1,8 +1,8 @@
 # cython: language_level=3, binding=False, freethreading_compatible=True
-"""A batch of files as a network's input: opened, read, decoded and packed in C.
+"""Opens, reads, decodes and packs a batch of files for a network, in C.
 
-Only plain 8-bit gray PNG is taken, by a strict decoder; whatever is unusual, damaged or missing is left to the
-caller, so that there is one place, `organ_infer.images.registry`, that reads it or says what is wrong with it.
+A strict decoder accepts plain 8-bit gray PNG only. Unusual, damaged and missing files are left to the caller, so that
+`organ_infer.images.registry` is the one place that reads them or reports what is wrong.
 """
 
 import os
@@ -38,12 +38,12 @@ __all__ = ["read"]
 
 _import_array()
 
-# The kernels stand in _packing alone: one copy, one dispatch level.
+# Only _packing contains the kernels: one copy, one dispatch level.
 cdef packer PACK = <packer> PyCapsule_GetPointer(_packing._organ_pack, "organ_infer._packing._organ_pack")
 
 
 cdef object _name(object path):
-    """As the system takes it; None for what is no name, which opening it the usual way reports."""
+    """Encode a path for the system. None for an invalid path: opening it in the usual way reports the error."""
     try:
         name = os.fsencode(path)
     except UnicodeError:
@@ -54,15 +54,26 @@ cdef object _name(object path):
 def read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=ORGAN_PNG_PIXELS, threads=1):
     """read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=1048576, threads=1)
 
-    (packed, done): float32 (N, 1, size, size) and bytes (N). Where done[i] is 1, packed[i] is bit for bit what
-    `pack` gives for the pixels of paths[i]; where it is 0, the file has to be read otherwise, and packed[i] is not set.
+    Read and pack a batch of files. The GIL is released around the whole batch.
 
-    paths: str, bytes or path-like, of any files whatever. size, mean, std: as for `pack`.
-    pixel_limit: pictures of more are not taken; nor of more than 1,048,576, nor files of more than 1 MiB.
-    threads: upper bound; there is no more than one for every 64 files.
+    Args:
+        paths: str, bytes or path-like, of any kind of file.
+        size: S, pixels, 1 to 4,096.
+        mean: of the network's input, rounded to float32.
+        std: of the network's input, rounded to float32, above 0.
+        pixel_limit: larger images are skipped, and so are images of more than 1,048,576 pixels and files of more
+            than 1 MiB.
+        threads: upper bound. There is at most one per 64 files.
 
-    The GIL is released around the whole batch. Raises TypeError, ValueError, MemoryError; never for what a file
-    is or holds.
+    Returns:
+        (packed, done): float32 (N, 1, size, size) and bytes (N). If done[i] is 1, packed[i] is equal to the bit to
+        the result of `pack` for the pixels of paths[i]. If it is 0, the file must be read in another way and
+        packed[i] is not set.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: size, mean or std out of range.
+        MemoryError: no memory for the output. The content of a file never raises.
     """
     cdef tuple names = tuple([_name(path) for path in paths])
     cdef size_t i, count = len(names)

@@ -1,4 +1,4 @@
-/* A thread: POSIX, Windows, or none (the caller then does the work). */
+/* Threads: POSIX or Windows. If one cannot start, the caller does its work. */
 #ifndef ORGAN_THREADS_H
 #define ORGAN_THREADS_H
 
@@ -8,7 +8,7 @@
 typedef HANDLE organ_thread;
 #define ORGAN_THREAD(name, argument) static unsigned __stdcall name(void *argument)
 #define ORGAN_THREAD_END return 0
-/* Returns 0 where it runs. */
+/* Returns 0 if the thread runs. */
 static int organ_thread_start(organ_thread *thread, unsigned(__stdcall *body)(void *), void *argument)
 {
     *thread = (HANDLE)_beginthreadex(NULL, 0, body, argument, 0, NULL);

@@ -1,22 +1,22 @@
-/* The x86 kernels, written once over the vectors of avx2.c and avx512.c.
+/* The x86 resampling kernels, written once for the vectors of avx2.c and avx512.c.
  *
- * Included after the level has defined V (its vector), F (its floats), BYTES (of a vector) and the
- * operations v_*, f_* used below. Every sum is a whole number that fits its lanes, so the order of
- * additions does not matter and results equal those of wide.h.
+ * Included after the level has defined V (an integer vector), F (a float vector), BYTES (per vector) and the
+ * operations v_*, f_* used below. Every sum is an integer that fits its lane, so the order of additions does
+ * not matter and results equal those of resample_generic.h.
  */
 
-/* The same columns of the rows under the next output row, while these are summed: a strip is a short piece
- * of many rows, a pattern that no processor foresees. The address may lie past the slice: it is only a hint. */
+/* Prefetches the same columns of the rows under the next output row. A strip is a short piece of many rows, an
+ * access pattern that hardware prefetchers miss. The address may be past the slice: it is only a hint. */
 #define v_prefetch(p, ahead) _mm_prefetch((const char *)((uintptr_t)(p) + (uintptr_t)(ahead)), _MM_HINT_T0)
 
 #define LANES16 (BYTES / 2)
 #define LANES32 (BYTES / 4)
 #define INLINE TARGET static ORGAN_ALWAYS_INLINE
 
-/* Column sums, `count` vectors wide, the sums of the inner rows in registers.
+/* Column sums, `count` vectors wide. The sums of the inner rows stay in registers.
  *
- * Even and odd columns are told apart only after the inner rows: `all` holds even + 2^8 odd (2^16 for
- * 16-bit pixels) modulo the lane, `odd` the odd alone, and even = all - (odd << 8) modulo the lane. */
+ * Even and odd columns are separated only after the inner rows. `all` holds even + 2^8 odd (2^16 for 16-bit
+ * pixels) modulo the lane, `odd` only the odd columns, and even = all - (odd << 8) modulo the lane. */
 INLINE void strip_u8(const struct organ_plan *plan, const char *src, ptrdiff_t stride,
                      const struct organ_tap *tap, uint32_t x, int16_t *sums, const int count)
 {
@@ -70,7 +70,7 @@ INLINE void strip_u16(const struct organ_plan *plan, const char *src, ptrdiff_t 
             all[i] = v_add32(all[i], pixel);
             odd[i] = v_add32(odd[i], v_srl32(pixel, 16));
         }
-    /* Outer rows in pairs of 16 bits, signed: 32768 less, and the difference given back. */
+    /* The outer rows as signed 16-bit pairs: 32768 is subtracted first and `back` restores it. */
     const uint32_t by_last = tap->count > 1 ? tap->last : 0;
     const V pair = v_all32(tap->first | by_last << 16), by_mid = v_all32(tap->mid), bias = v_all16(0x8000);
     const V back = v_all32((tap->first + by_last) << 15);
@@ -116,7 +116,7 @@ INLINE void strip_i16(const struct organ_plan *plan, const char *src, ptrdiff_t 
     }
 }
 
-/* Whole strips, then single vectors, then one that overlaps what is done. Needs a row of one vector. */
+/* Full strips, then single vectors, then one vector that overlaps the last. A row must hold one vector. */
 #define STRIPS(strip, columns, sums)                                                   \
     do {                                                                               \
         const uint32_t n = plan->x.in;                                                 \
@@ -142,8 +142,8 @@ TARGET static void NAME(rows)(const struct organ_plan *plan, const char *src, pt
         NAME(wide_rows)(plan, src, stride, tap, sums);
 }
 
-/* One output row: a dot product of ORGAN_LANES an output pixel, LANES32 of them reduced together. The
- * whole sum is below 2^32, so sums modulo 2^32 are right whatever the sign of the parts. */
+/* One output row: a dot product of ORGAN_LANES elements per output pixel, LANES32 of them reduced together. The
+ * total is below 2^32, so sums modulo 2^32 are correct whatever the sign of the parts. */
 INLINE void dots(const struct organ_plan *plan, organ_sums sums, float *dst, const int narrow)
 {
     const struct organ_scale *s = plan->scale;
@@ -154,7 +154,8 @@ INLINE void dots(const struct organ_plan *plan, organ_sums sums, float *dst, con
     float few[LANES32];
     for (uint32_t o = 0; o < out; o += LANES32) {
         V part[LANES32];
-        if (o + LANES32 > out && out >= LANES32) /* the last vector overlaps the one before it */
+        /* the last vector overlaps the one before it */
+        if (o + LANES32 > out && out >= LANES32)
             o = out - LANES32;
         UNROLL
         for (uint32_t i = 0; i < LANES32; i++) {

@@ -120,13 +120,12 @@ def write_bundle(folder, graphs, *, outputs=None, change=None, **top):
             "orientation": ["L", "P"],
         },
         "members": [entry(data, file, (outputs or {}).get(file, "logits")) for file, data in graphs.items()],
-        "merged": None,
         "combine": "mean_probability",
         "temperature": 1.0,
         "metrics": {"val": {"accuracy": 0.5}},
         "training": {"seed": 0},
         "card": {"file": "MODEL_CARD.md", "sha256": hashlib.sha256(card).hexdigest()},
-        "licence": "none",
+        "license": "none",
     } | top
     if change:
         change(manifest)

@@ -52,7 +52,7 @@ def test_slices_of_two_classes_are_never_joined():
 
 
 def test_the_quarter_of_chains_that_is_held_out_is_always_the_same():
-    """The figures of docs/edge.md are of these chains."""
+    """The figures of docs/results/edge.md are of these chains."""
     chain = np.array([*range(16), 3, 4, 3])
     out = held_out(chain)
     assert out.dtype == bool and np.flatnonzero(out).tolist() == [3, 6, 16, 18]
@@ -224,7 +224,7 @@ def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
 
 
 def test_each_variant_changes_one_ingredient_of_the_reference():
-    """docs/edge.md, "What each ingredient is worth": the reference is the recipe without erasing and other windows."""
+    """docs/results/edge.md, "What each ingredient is worth": the reference is the recipe without erasing and other windows."""
     reference = dataclasses.asdict(ablate.VARIANTS["reference"])
     assert reference == dataclasses.asdict(EdgeRecipe()) | {"erase": 0.0, "intensity": 0.0}
     changed = {
@@ -245,7 +245,7 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
         "with noise": {"noise": 0.05},
         "the recipe": {"erase": 0.5, "intensity": 0.3},
     }
-    docs = (ROOT / "docs" / "edge.md").read_text()
+    docs = (ROOT / "docs" / "results" / "edge.md").read_text()
     assert all(f"\n| {name} | 0." in docs for name in ablate.VARIANTS)
 
 

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says: published constants, each file's own checksum and precision, the listed forms' temperature."""
+"""What a bundle's manifest says: published constants, each file's own checksum and precision, the temperature of the listed variants."""
 
 import hashlib
 import json
@@ -11,10 +11,12 @@ import pytest
 from onnx import numpy_helper
 
 from export import bundle as writing
-from export import forms
-from export.bundle import Slices, Trained, check_place, paired, write_bundle
+from export import variants
+from export.bundle import Trained, check_place, paired, write_bundle
+from export.bundle_info import BundleInfo
 from export.member import ExportError
-from tests.tiny_graphs import SIZE, linear_graph, packed, softmax
+from export.variants import Slices
+from tests.tiny_graphs import SIZE, accept_every_variant, linear_graph, packed, softmax
 
 CLASSES = ["liver", "kidney-left", "kidney-right"]
 RNG = np.random.default_rng(21)
@@ -37,7 +39,7 @@ METRICS = {"val": {"accuracy": 0.5, "auc": 0.75, "ece": 0.125}}
 def write(tmp_path, monkeypatch):
     """Writes a bundle of members of these matrices (int8, fp32, fp16 each; None: not accepted)."""
 
-    def written(*members, folder="bundle", slices=SLICES, **changes):
+    def written(*members, folder="bundle", slices=SLICES, report=lambda line: None, **changes):
         by_float = {}
         trained = []
         for i, (int8, fp32, fp16) in enumerate(members):
@@ -47,32 +49,30 @@ def write(tmp_path, monkeypatch):
             by_float[np.float32(fp32).tobytes()] = int8, fp16
             trained.append(Trained(f"stage{i}", path))
 
-        def maker(which):
-            def make(model, *_):
+        def converter(which):
+            def convert(model, *_):
                 weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
                 matrix = by_float[weights["matrix"].tobytes()][which]
                 if matrix is None:
                     raise ValueError("none")
                 return linear_graph(matrix)
 
-            return make
+            return convert
 
-        monkeypatch.setattr(forms, "to_int8", maker(0))
-        monkeypatch.setattr(forms, "to_fp16", maker(1))
-        monkeypatch.setattr(forms, "MOST_LOST", 1.0)
-        arguments = {
+        monkeypatch.setattr(variants, "to_int8", converter(0))
+        monkeypatch.setattr(variants, "to_fp16", converter(1))
+        accept_every_variant(monkeypatch)
+        facts = {
             "dataset": "organamnist",
             "view": "axial",
             "classes": CLASSES,
             "size": SIZE,
-            "members": trained,
-            "slices": slices,
             "metrics": METRICS,
             "training": {"seed": 7},
             "name": "organamnist-tiny",
-            "say": lambda line: None,
         }
-        return write_bundle(tmp_path / folder, **(arguments | changes))
+        info = BundleInfo(**(facts | changes))
+        return write_bundle(tmp_path / folder, info, trained, slices, report=report)
 
     return written
 
@@ -93,7 +93,7 @@ def best_temperature(logits, labels):
     return grid[np.argmin([loss(logits, labels, temperature) for temperature in grid])]
 
 
-# The temperature is of the forms that are listed.
+# The temperature is that of the listed variants.
 
 
 def test_int8_is_listed_with_the_temperature_of_int8(write):
@@ -138,10 +138,10 @@ def ece(probabilities, labels):
     return total
 
 
-def test_what_the_listed_forms_reach_is_measured_on_validation_with_the_temperature_and_without(write):
+def test_what_the_listed_variants_reach_is_measured_on_validation_with_the_temperature_and_without(write):
     second = RNG.normal(size=(16, 3)).astype(np.float32)
     lines = []
-    manifest = manifest_of(write((4 * BASE, BASE, BASE), (None, second, None), say=lines.append))
+    manifest = manifest_of(write((4 * BASE, BASE, BASE), (None, second, None), report=lines.append))
     logits = [packed(VAL) @ matrix.astype(np.float64) for matrix in (4 * BASE, second)]
     before, after = (
         np.mean([softmax(z / t) for z in logits], axis=0) for t in (1.0, manifest["temperature"])
@@ -175,18 +175,18 @@ def test_every_listed_file_has_its_own_checksum_size_precision_and_accuracy(writ
     )
     seen = []
     for member in manifest_of(bundle)["members"]:
-        assert [form["precision"] for form in member["alternatives"]] == ["fp32", "fp16"]
-        for form in (member, *member["alternatives"]):
-            content = (bundle / form["file"]).read_bytes()
-            assert form["sha256"] == hashlib.sha256(content).hexdigest()
-            assert form["bytes"] == len(content)
-            assert form["stage"] == member["stage"] and form["output"] == "logits"
+        assert [variant["precision"] for variant in member["alternatives"]] == ["fp32", "fp16"]
+        for variant in (member, *member["alternatives"]):
+            content = (bundle / variant["file"]).read_bytes()
+            assert variant["sha256"] == hashlib.sha256(content).hexdigest()
+            assert variant["bytes"] == len(content)
+            assert variant["stage"] == member["stage"] and variant["output"] == "logits"
             weights = {t.name: t for t in onnx.load_from_string(content).graph.initializer}
-            matrix = matrices[form["stage"], form["precision"]]
+            matrix = matrices[variant["stage"], variant["precision"]]
             np.testing.assert_array_equal(numpy_helper.to_array(weights["matrix"]), matrix)
             right = (packed(VAL) @ matrix.astype(np.float64)).argmax(1) == VAL_LABELS
-            assert form["val_accuracy"] == right.mean()
-            seen.append(form["file"])
+            assert variant["val_accuracy"] == right.mean()
+            seen.append(variant["file"])
     assert seen == [f"stage{i}{suffix}.onnx" for i in (0, 1) for suffix in (".int8", "", ".fp16")]
     assert sorted(path.name for path in bundle.iterdir()) == sorted([*seen, "MODEL_CARD.md", "manifest.json"])
 
@@ -195,7 +195,7 @@ def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write)
     bundle = write((None, BASE, None), training={"seed": 7, "data_md5": "0" * 32})
     manifest = manifest_of(bundle)
     # "An abdominal window" (Yang et al., MedMNIST v2, Scientific Data 2023): level 40 HU, width 400 HU.
-    # MedMNIST's own training code: mean 0.5, deviation 0.5. README, "Orientation": rows to the left, columns to the back.
+    # MedMNIST's own training code: mean 0.5, deviation 0.5. docs/guides/orientation.md: rows to the left, columns to the back.
     assert manifest["input"] == {
         "size": SIZE,
         "mean": 0.5,
@@ -210,10 +210,10 @@ def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write)
         "classes": CLASSES,
         "paired": [["kidney-left", "kidney-right"]],
     }
-    assert (manifest["format"], manifest["merged"], manifest["combine"]) == (1, None, "mean_probability")
+    assert (manifest["format"], manifest["combine"]) == (1, "mean_probability")
     assert manifest["name"] == "organamnist-tiny"
     # medmnist.INFO: CC BY 4.0
-    assert manifest["licence"] == "CC BY 4.0 (MedMNIST v2)"
+    assert manifest["license"] == "CC BY 4.0 (MedMNIST v2)"
     assert manifest["metrics"]["val"] == METRICS["val"]
     assert (manifest["training"]["seed"], manifest["training"]["data_md5"]) == (7, "0" * 32)
     card = (bundle / "MODEL_CARD.md").read_bytes()
@@ -296,14 +296,18 @@ def test_the_files_are_on_the_disk_before_they_take_their_place(write, monkeypat
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         real(descriptor)
 
+    rename, renamed = os.replace, []
+
     def replaced(new, directory):
-        assert {"MODEL_CARD.md", "manifest.json", "stage0.onnx"} <= set(synced)
-        os.replace(new, directory)
+        if Path(directory).name == "bundle":
+            renamed.append({"MODEL_CARD.md", "manifest.json", "stage0.onnx"} <= set(synced))
+        rename(new, directory)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(writing, "_replace", replaced)
+    monkeypatch.setattr(os, "replace", replaced)
     before = len(os.listdir("/proc/self/fd"))
     write((None, BASE, None))
+    assert renamed == [True]
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -332,8 +336,8 @@ def test_only_an_empty_directory_or_a_bundle_is_replaced(files, refused, tmp_pat
         (place / name).write_text(text)
     if not refused:
         return check_place(place)
-    odd = "a.txt" if "a.txt" in files else sorted(files)[0]
-    with pytest.raises(ExportError, match=f"place is no bundle, it holds '{odd}'"):
+    foreign = "a.txt" if "a.txt" in files else sorted(files)[0]
+    with pytest.raises(ExportError, match=f"place: not a bundle, contains '{foreign}'"):
         check_place(place)
 
 
@@ -344,5 +348,5 @@ def test_a_file_or_a_link_is_not_replaced_and_nothing_is_no_obstacle(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link", "broken"):
-        with pytest.raises(ExportError, match=f"{name} is not a directory"):
+        with pytest.raises(ExportError, match=f"{name}: not a directory"):
             check_place(tmp_path / name)

@@ -14,14 +14,14 @@ from stand_in import CPU, CUDA
 
 from export.golden import add_golden
 from export.golden import main as golden_main
-from organ_infer import BundleError, OrganClassifier
+from organ_infer import BundleError, OrganClassifier, OrganInferError
 from organ_infer.bundle.files import open_bundle, packaged_bundle, read_manifest
 from organ_infer.bundle.golden import golden_answers, golden_slices, tolerance
 from organ_infer.bundle.precision import BY_NAME
 from organ_infer.cli import check as check_module
 from organ_infer.cli.arguments import parse
 from organ_infer.cli.check import check
-from organ_infer.engine import ort as loading
+from organ_infer.engine import ort as ort_module
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_cuda_that_is_not_there_is_wrong_and_the_rest_is_said(command, known):
         pytest.skip("this onnxruntime has CUDA")
     done = command("--check", "--device", "cuda", model=known)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "error: cuda was asked for but is not available" in done.stderr
+    assert "error: device cuda: CUDA is not available" in done.stderr
     assert {"NumPy", "providers", "model"} <= values(done.stdout).keys()
 
 
@@ -145,9 +145,7 @@ def test_cuda_that_is_offered_and_not_granted_says_which_library_is_missing(inst
     install(granted=(CPU,), compute="network")
     for device, wrong in {"auto": 0, "cuda": 1}.items():
         lines, found = looked("--bundle", known, "--device", device)
-        assert len(found) == wrong and ("cuda was asked for, onnxruntime granted" in "".join(found)) == bool(
-            wrong
-        )
+        assert len(found) == wrong and ("device cuda: onnxruntime activated" in "".join(found)) == bool(wrong)
         assert re.match(r"cannot be loaded \(.*libonnxruntime_providers_cuda\.so", values(lines)["CUDA"])
     assert "CUDA" not in values(looked("--bundle", known, "--device", "cpu")[0])
 
@@ -271,12 +269,15 @@ def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
     assert "(onnxruntime 1.99.0, onnxruntime-gpu 1.99.0)" in values(done.stdout)["onnxruntime"]
     assert "self-test" in values(done.stdout)
     failed = command("--device", "cuda", "x.png", model=known, env={"PYTHONPATH": path})
-    assert failed.returncode == 2 and "are both installed and hide each other: pip uninstall" in failed.stderr
+    assert (
+        failed.returncode == 2
+        and "are both installed and overwrite each other; pip uninstall" in failed.stderr
+    )
 
 
 def test_both_wheels_are_looked_for_only_where_cuda_was_not_granted(install, known, monkeypatch):
     asked = []
-    monkeypatch.setattr(loading, "installed_version", lambda name: asked.append(name))
+    monkeypatch.setattr(ort_module, "installed_version", lambda name: asked.append(name))
     install()
     OrganClassifier(known, device="cuda").close()
     install(available=(CPU,))
@@ -349,7 +350,7 @@ def test_known_answers_that_are_none_are_refused_by_the_check_alone(altered, cha
     folder = altered(change)
     assert open_bundle(folder)
     with pytest.raises(
-        BundleError, match=r"metrics\.golden\.cpu must be 16 texts of 11 probabilities: export"
+        BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 11 probabilities; export"
     ):
         golden_answers(read_manifest(folder), "cpu")
     _, wrong = looked("--bundle", folder, "--device", "cpu")
@@ -483,7 +484,7 @@ def test_pydicom_may_be_missing(known, monkeypatch):
 
 
 def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not(altered):
-    """0.001 for float32; docs/check.md."""
+    """0.001 for float32; docs/reference/check.md."""
 
     def moved(by):
         def change(golden):
@@ -540,3 +541,17 @@ def test_onnxruntime_of_no_distribution_is_said(install, known, monkeypatch):
     monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"] * 2})
     lines, wrong = looked("--bundle", known, "--device", "cpu")  # one, listed twice
     assert wrong == [] and values(lines)["onnxruntime"].count("onnxruntime") == 1
+
+
+@pytest.mark.parametrize(
+    ("wheels", "expected"), [([], "missing"), (["onnxruntime"], "missing (onnxruntime 9.8)")]
+)
+def test_onnxruntime_that_does_not_load_is_listed_with_its_wheel(known, monkeypatch, wheels, expected):
+    def fails():
+        raise OrganInferError("onnxruntime cannot be loaded")
+
+    monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": wheels})
+    monkeypatch.setattr(check_module, "version", lambda name: "9.8")
+    monkeypatch.setattr(check_module, "import_onnxruntime", fails)
+    lines, wrong = looked("--bundle", known, "--device", "cpu")
+    assert wrong == ["onnxruntime cannot be loaded"] and values(lines)["onnxruntime"] == expected

@@ -102,7 +102,7 @@ def test_closing_waits_for_no_one_and_lets_a_prediction_end(ensemble, slices):
         opened.close()
         thread.join(10)
         assert not thread.is_alive()
-        assert "is closed: open another" in found.pop()
+        assert "is closed; open another" in found.pop()
         assert all(np.array_equal(answer, expected) for answer in found)
 
 
@@ -131,7 +131,7 @@ def test_every_slice_has_its_own_warnings_in_whichever_batch(bundle, tmp_path, s
     images[1], images[6] = images[1][:60], images[6][:60]
     expected = [
         () if len(image) == 60
-        else (f"implausible: 410 x {len(image)} pixels, as of a whole slice, not of a crop around one organ",)
+        else (f"implausible: 410 x {len(image)} pixels; likely a whole slice, crop it around one organ",)
         for image in images
     ]  # fmt: skip
     paths = [tmp_path / f"{i}.png" for i in range(9)]
@@ -206,14 +206,14 @@ def test_batches_of_up_to_4096_slices_are_taken(bundle, size):
     if size == 4096:
         OrganClassifier(bundle, device="cpu", batch_size=size).close()
     else:
-        with pytest.raises(InputError, match="batch_size: a whole number from 1 to 4,096 expected"):
+        with pytest.raises(InputError, match="batch_size: expected a whole number from 1 to 4,096"):
             OrganClassifier(bundle, device="cpu", batch_size=size)
 
 
 @pytest.mark.parametrize(("name", "most"), [("pixel_limit", 65_535**2), ("file_limit", 1 << 50)])
 def test_limits_have_a_limit(classifier, name, most):
     assert list(classifier.predict_paths([], **{name: most})) == []
-    with pytest.raises(InputError, match=f"{name}: a whole number from 1 to {most:,} expected"):
+    with pytest.raises(InputError, match=f"{name}: expected a whole number from 1 to {most:,}, found"):
         classifier.predict_paths([], **{name: most + 1})
 
 
@@ -242,21 +242,23 @@ def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
 
     asked, read = [], module.read_batches
     monkeypatch.setattr(
-        module, "read_batches", lambda *given, **how: asked.append(how["plain"]) or read(*given, **how)
+        module,
+        "read_batches",
+        lambda *given, **options: asked.append(options["plain_pixel_limit"]) or read(*given, **options),
     )
     with OrganClassifier(bundle, device="cpu", **options) as opened:
         assert len(list(opened.predict_paths([pictures / "s00.png"], **limits))) == 1
     assert asked == [plain]
 
 
-def test_a_file_says_how_it_lies_before_the_option_does(bundle):
-    """And the option holds for those that do not say."""
+def test_the_orientation_in_a_file_comes_before_the_option(bundle):
+    """The option is used for files that state none."""
     from organ_infer.images.types import Slice
 
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     with OrganClassifier(bundle, device="cpu", orientation="PL") as opened:
         for said, expected in (None, pixels.T), (("L", "P"), pixels), (("R", "P"), pixels[::-1]):
-            turned = opened._oriented(Slice(pixels, ("a word",), said))
+            turned = opened._prepare(Slice(pixels, ("a word",), said))
             np.testing.assert_array_equal(turned.pixels, expected)
             assert turned.warnings == ("a word",)
 
@@ -282,7 +284,7 @@ def test_a_masked_array_without_a_masked_pixel_is_a_slice(classifier, slices):
 
 @pytest.mark.parametrize("path", ["slice.png", b"slice.png", Path("slice.png")])
 def test_one_path_in_the_place_of_many_is_refused_at_once(classifier, path):
-    with pytest.raises(InputError, match=r"a sequence of paths expected, found one \(.*: pass \[path\]"):
+    with pytest.raises(InputError, match=r"expected a sequence of paths, found one \(.*; pass \[path\]"):
         classifier.predict_paths(path)
 
 
@@ -346,32 +348,35 @@ def test_input_is_never_written_to(classifier, slices):
 
 
 BAD = [
-    (np.zeros((28, 28), np.float32), "found float32: pass gray of 0 to 255 as uint8"),
-    (np.full((28, 28), np.nan), "found float64: .* after removing NaN"),
-    (np.full((28, 28), np.inf, np.float32), "found float32: pass gray of 0 to 255 as uint8, or HU as int16$"),
-    (np.full((28, 28), -np.inf, np.float16), "found float16: pass gray"),
-    (np.full((28, 28), 1e30), "found float64: pass gray"),
-    (np.full((28, 28), 1e-30), "found float64: pass gray"),
-    (np.zeros((0, 28, 28)), "found float64: pass gray"),
-    (np.zeros((28, 28), np.complex64), "found complex64: pass uint8 gray"),
-    (np.zeros((28, 28), np.uint32), "found uint32: pass uint8 gray"),
-    (np.ma.masked_equal(np.eye(28, dtype=np.uint8), 1), r"a masked array, .*: pass image\.filled\(0\)"),
-    (np.zeros((28, 28), bool), r"found bool: pass image.astype\('uint8'\) \* 255"),
-    (np.zeros((28, 28), np.int64), "found int64: pass uint8 gray, uint16 gray, or int16"),
+    (np.zeros((28, 28), np.float32), "found float32; pass gray of 0 to 255 as uint8"),
+    (np.full((28, 28), np.nan), "found float64; .* after removing NaN"),
+    (np.full((28, 28), np.inf, np.float32), "found float32; pass gray of 0 to 255 as uint8, or HU as int16$"),
+    (np.full((28, 28), -np.inf, np.float16), "found float16; pass gray"),
+    (np.full((28, 28), 1e30), "found float64; pass gray"),
+    (np.full((28, 28), 1e-30), "found float64; pass gray"),
+    (np.zeros((0, 28, 28)), "found float64; pass gray"),
+    (np.zeros((28, 28), np.complex64), "found complex64; pass uint8 gray"),
+    (np.zeros((28, 28), np.uint32), "found uint32; pass uint8 gray"),
+    (
+        np.ma.masked_equal(np.eye(28, dtype=np.uint8), 1),
+        r"masked pixels are not supported; pass image\.filled\(0\)",
+    ),
+    (np.zeros((28, 28), bool), r"found bool; pass image.astype\('uint8'\) \* 255"),
+    (np.zeros((28, 28), np.int64), "found int64; pass uint8 gray, uint16 gray, or int16"),
     (np.zeros((28, 28), object), "found object"),
-    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like color: pass gray"),
-    (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\): pass gray"),
+    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like color; pass gray"),
+    (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\); pass gray"),
     (np.zeros(28, np.uint8), r"found 1 axes \(28,\)"),
     (np.uint8(3), "found uint8"),
-    (np.zeros((0, 28, 28), np.uint8), "no slice in it"),
-    (np.zeros((0, 28), np.uint8), r"1 to 65,535 pixels per side expected, found \(0, 28\)"),
+    (np.zeros((0, 28, 28), np.uint8), "images: empty; expected an array"),
+    (np.zeros((0, 28), np.uint8), r"expected 1 to 65,535 pixels per side, found \(0, 28\)"),
     (np.zeros((1, 70_000), np.uint8), "1 to 65,535 pixels per side"),
-    ([], "no slice in it"),
+    ([], "images: empty; expected an array"),
     (None, "found NoneType"),
     ([None], r"images\[0\]: .* found NoneType"),
     ([[0, 1], [2, 3]], r"images\[0\]: .* found list"),
     ([np.zeros((28, 28), np.uint8), np.zeros((2, 28, 28), np.uint8)], r"images\[1\]: .*found 3 axes"),
-    ("slice.png", r"found the path 'slice.png': use predict_paths\(\[path\]\)"),
+    ("slice.png", r"found the path 'slice.png'; use predict_paths\(\[path\]\)"),
     (Path("slice.png"), "use predict_paths"),
 ]
 
@@ -388,18 +393,18 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
     ("options", "words"),
     [
         ({"device": "gpu"}, "device: auto, cpu, cuda or cuda:N expected, found 'gpu'"),
-        ({"threads": 0}, "threads: a whole number from 1"),
+        ({"threads": 0}, "threads: expected a whole number from 1"),
         ({"threads": True}, "threads"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"batch_size": 10**6}, "batch_size"),
-        ({"orientation": "LR"}, "orientation: two letters"),
+        ({"orientation": "LR"}, "orientation: expected two letters"),
         ({"orientation": "HF"}, "orientation"),
-        ({"orientation": "LH"}, "coronal plane, this model's is axial"),
-        ({"orientation": 7}, "orientation: two letters"),
-        ({"tta": 1}, "tta: True or False expected, found 1$"),
-        ({"tta": "yes"}, "tta: True or False expected, found 'yes'$"),
-        ({"tta": None}, "tta: True or False expected, found None$"),
-        ({"tta": np.eye(2)}, r"tta: True or False expected, found array\(.*\)$"),
+        ({"orientation": "LH"}, "expected a slice in the axial plane, found one in the coronal plane"),
+        ({"orientation": 7}, "orientation: expected two letters"),
+        ({"tta": 1}, "tta: expected True or False, found 1$"),
+        ({"tta": "yes"}, "tta: expected True or False, found 'yes'$"),
+        ({"tta": None}, "tta: expected True or False, found None$"),
+        ({"tta": np.eye(2)}, r"tta: expected True or False, found array\(.*\)$"),
     ],
 )
 def test_options_out_of_range_are_refused(bundle, options, words):
@@ -434,7 +439,7 @@ def test_whatever_a_slice_and_a_manifest_may_hold_packs_to_finite_numbers(tmp_pa
 # Orientation.
 
 
-def test_a_usual_crop_is_turned_to_the_model(bundle, slices):
+def test_a_usual_crop_is_reoriented_to_the_model(bundle, slices):
     """Axial as usual is PL, the model's LP: the transpose, and every other way of lying comes back too."""
     ways = {
         "LP": lambda s: s, "PL": lambda s: s.T, "RP": lambda s: s[::-1], "LA": lambda s: s[:, ::-1],
@@ -454,11 +459,13 @@ def plain_of(bundle, image):
         return opened.predict_proba(image)
 
 
-def test_a_model_of_unknown_orientation_turns_nothing(tmp_path, slices):
+def test_a_model_without_an_orientation_reorients_nothing(tmp_path, slices):
     folder = write_bundle(
         tmp_path / "b", {"g.onnx": make_graph()}, change=lambda m: m["input"].update(orientation=None)
     )
-    with pytest.raises(InputError, match="has not been established"):
+    with pytest.raises(
+        InputError, match="this model does not define an orientation, so inputs cannot be reoriented"
+    ):
         OrganClassifier(folder, orientation="PL")
     with OrganClassifier(folder, device="cpu") as opened:
         assert opened.predict(slices[0])
@@ -470,7 +477,7 @@ def test_hounsfield_units_need_a_window(tmp_path):
     )
     with (
         OrganClassifier(folder, device="cpu") as opened,
-        pytest.raises(InputError, match="this model takes no window"),
+        pytest.raises(InputError, match="not supported by this model, which has no window"),
     ):
         opened.predict(np.zeros((28, 28), np.int16))
 
@@ -498,7 +505,7 @@ def test_closing_twice_is_fine_and_use_after_it_is_an_error(bundle, slices, pict
     opened.close()
     opened.close()
     for use in (lambda: opened.predict(slices[0]), lambda: opened.predict_proba(slices[0])):
-        with pytest.raises(OrganInferError, match="closed: open another"):
+        with pytest.raises(OrganInferError, match="closed; open another"):
             use()
     with pytest.raises(OrganInferError, match="closed"):
         list(opened.predict_paths([picture]))

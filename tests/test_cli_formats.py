@@ -71,7 +71,7 @@ def test_csv(command, some, bad, tmp_path):
     )
     assert (
         wrong[0] == bad
-        and wrong[6].startswith("no image of a known format")
+        and wrong[6].startswith("unknown image format")
         and set(wrong[1:6] + wrong[7:]) == {""}
     )
     assert noted[0] == str(color) and noted[5] == "converted from color to gray; alpha composited on black"
@@ -99,7 +99,7 @@ def test_orientation_turns(command, tmp_path):
         for name, options in {"a.png": [], "b.png": ["--orientation", "PL"]}.items()
     )
     assert stored == turned
-    failed(command("--orientation", "LR", tmp_path / "a.png"), "orientation: two letters")
+    failed(command("--orientation", "LR", tmp_path / "a.png"), "orientation: expected two letters")
 
 
 def test_tta_averages_over_shifts(command, some, bundle):

@@ -1,5 +1,7 @@
-"""CUDA sessions against a stand-in for onnxruntime: buffers kept, batches padded, graphs verified, all of it undone
-where it is refused. No GPU is needed, and none was used."""
+"""CUDA sessions in a fake onnxruntime: reused buffers, padded batches, verified CUDA graphs, and doing without them.
+
+No GPU is needed, and none was used.
+"""
 
 import logging
 import os
@@ -32,7 +34,7 @@ def expected():
     return opened("cpu").run(IMAGES)
 
 
-# Granted or not; test_session.py has more of it.
+# Whether CUDA is active; test_session.py has more of it.
 
 
 def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
@@ -40,7 +42,7 @@ def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
     install(placed={CPU: ["QLinearConv", "QGemm"]})
     with pytest.raises(
         DeviceError,
-        match=r"runs all of g\.onnx on the CPU \(QGemm, QLinearConv\): export .* or use --device cpu",
+        match=r"runs all of g\.onnx on the CPU \(QGemm, QLinearConv\); export .*, or use --device cpu",
     ):
         opened()
     with OrganClassifier(bundle, device="auto") as classifier:
@@ -53,7 +55,10 @@ def test_harmless_nodes_that_remain_on_the_cpu_are_named(install, caplog):
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
     (record,) = caplog.records
-    assert record.levelname == "INFO" and "on the CPU remain Cast, Concat, " in record.getMessage()
+    assert (
+        record.levelname == "INFO"
+        and "g.onnx: harmless nodes remain on the CPU (Cast, Concat, " in record.getMessage()
+    )
     assert session.placement.harmful == []
 
 
@@ -75,7 +80,7 @@ def test_an_onnxruntime_that_does_not_say_where_nodes_run_is_believed(install, c
     install()
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
-    assert not caplog.records and str(session.placement) == "onnxruntime does not say where its nodes run"
+    assert not caplog.records and str(session.placement) == "onnxruntime does not report where its nodes run"
 
 
 def test_a_network_that_is_refused_is_freed_at_once(install):
@@ -198,11 +203,11 @@ def test_buffers_are_made_once_for_a_batch_size(install, pinned, values):
     for count in (3, 4, 2, 4, 3):
         session.run(IMAGES[:count])
     assert len(ort.values) == values and {len(value.array) for value in ort.values} == {4}
-    kept = session._run._network.kept[4]
+    buffers = session._run._network.buffers[4]
     session.run(IMAGES[:5])
     session.run(IMAGES[:3])
-    assert session._run._network.kept[4] is kept and len(ort.values) == 2 * values
-    assert (kept.pinned is not None) == pinned
+    assert session._run._network.buffers[4] is buffers and len(ort.values) == 2 * values
+    assert (buffers.pinned is not None) == pinned
 
 
 def test_an_answer_does_not_change_with_the_next(install):
@@ -236,7 +241,7 @@ def test_pinned_memory_that_cannot_be_copied_from_is_left_alone(install, expecte
     monkeypatch.setattr(ort.OrtValue, "update_inplace", update_inplace)
     session = opened()
     np.testing.assert_allclose(session.run(IMAGES[:5]), expected[:5], atol=1e-5)
-    assert session._run._network.kept[16].pinned is None
+    assert session._run._network.buffers[16].pinned is None
 
 
 # CUDA graphs.
@@ -290,7 +295,7 @@ def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install, bundle, cuda
 
 @pytest.mark.parametrize("value", [0, 1, None, "no"])
 def test_the_switch_for_graphs_is_a_bool(bundle, value):
-    with pytest.raises(InputError, match=f"cuda_graphs: True or False expected, found {value!r}"):
+    with pytest.raises(InputError, match=f"cuda_graphs: expected True or False, found {value!r}"):
         OrganClassifier(bundle, cuda_graphs=value)
 
 
@@ -363,9 +368,9 @@ def test_close_frees_the_buffers(install):
     ort = install(pinned=True)
     session = opened()
     session.run(IMAGES[:4])
-    assert len(ort.values) == 3 and all(kept.value() is not None for kept in ort.values)
+    assert len(ort.values) == 3 and all(value.value() is not None for value in ort.values)
     session.close()
-    assert all(kept.value() is None for kept in ort.values)
+    assert all(value.value() is None for value in ort.values)
     session.close()
     with pytest.raises(OrganInferError, match="closed"):
         session.run(IMAGES[:4])

@@ -198,6 +198,23 @@ def test_a_driver_that_is_not_found_is_not_named(no_driver):
     assert describe(TOO_OLD).startswith("the NVIDIA driver is too old")
 
 
+def test_only_advice_about_the_driver_asks_for_its_version(no_driver, monkeypatch):
+    def asked():
+        raise AssertionError("the driver's version was asked for")
+
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.driver_version", asked)
+    assert "out of memory" in describe("CUDA failure 2: out of memory")
+
+
+def test_two_wheels_of_onnxruntime_are_the_advice_if_the_failure_is_unknown(no_driver, monkeypatch):
+    monkeypatch.setattr("organ_infer.engine.cuda_errors.both_wheels_installed", lambda: True)
+    text = advice("something else")
+    assert text.startswith(
+        "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; pip uninstall"
+    )
+    assert "too old" in advice(TOO_OLD)
+
+
 # Where they are reported.
 
 
@@ -206,7 +223,7 @@ def test_a_driver_that_is_too_old_is_one_short_line(install, bundle, no_driver, 
     with pytest.raises(DeviceError) as caught:
         OrganClassifier(bundle, device="cuda")
     text = str(caught.value)
-    assert text.startswith(f"cuda was asked for but failed ({TOO_OLD}): the NVIDIA driver is too old")
+    assert text.startswith(f"device cuda: CUDA failed ({TOO_OLD}): the NVIDIA driver is too old")
     assert len(text) < 350 and "install CUDA's libraries" not in text
     with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as classifier:
         assert classifier.providers == (CPU,)
@@ -256,6 +273,11 @@ def test_gpus_are_listed_with_their_memory(nvidia_smi):
         "0: NVIDIA H100 80GB HBM3, 81559 MiB, 81079 MiB free",
         "1: Tesla T4, [N/A] MiB, 3 MiB free",
     ]
+
+
+def test_bytes_of_nvidia_smi_that_are_not_text_are_replaced(nvidia_smi):
+    nvidia_smi(r"printf '0, GPU \377, 2, 1\n'")
+    assert gpus.list_gpus() == ["0: GPU \N{REPLACEMENT CHARACTER}, 2 MiB, 1 MiB free"]
 
 
 @pytest.mark.parametrize(

@@ -346,4 +346,4 @@ def test_a_device_of_another_form_is_refused(text):
 def test_the_line_for_older_gpus_stands_in_the_docs():
     from tests.conftest import ROOT
 
-    assert devices.PINNED in (ROOT / "docs" / "training.md").read_text()
+    assert devices.PINNED in (ROOT / "docs" / "guides" / "training.md").read_text()

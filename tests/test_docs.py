@@ -1,7 +1,8 @@
-"""The docs against the source: every error message has its entry, every page is linked, the examples run."""
+"""The docs against the source: every error message has its entry, every link leads somewhere, the examples run."""
 
 import ast
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from http.client import HTTPConnection
 
 import pytest
 from conftest import ROOT, child_environment, needs_default
+
+import organ_infer
 
 DOCS = ROOT / "docs"
 RUNTIME = ROOT / "runtime" / "organ_infer"
@@ -102,8 +105,8 @@ def messages():
 
 
 def entries():
-    """The first cells of the tables in docs/errors.md, `...` for what varies."""
-    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    """The first cells of the tables in docs/reference/errors.md, `...` for what varies."""
+    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "reference" / "errors.md").read_text(), re.MULTILINE)
     return [row for row in rows if not re.fullmatch(r"\w+Error", row)]
 
 
@@ -121,13 +124,13 @@ def test_every_message_has_an_entry():
         for text in sorted(texts)
         if not any(said(entry, text) for entry in listed)
     ]
-    assert not without, "docs/errors.md explains none of:\n" + "\n".join(without)
+    assert not without, "docs/reference/errors.md explains none of:\n" + "\n".join(without)
 
 
 def test_every_entry_is_a_message():
     found, listed = {text for texts in messages().values() for text in texts}, entries()
     old = [entry for entry in listed if not any(said(entry, text) for text in found)]
-    assert not old, f"docs/errors.md: in no source: {old}"
+    assert not old, f"docs/reference/errors.md: in no source: {old}"
     assert len(listed) == len({*listed}) or {e for e in listed if listed.count(e) > 1} == {
         "cannot be read (...)"
     }
@@ -135,30 +138,98 @@ def test_every_entry_is_a_message():
 
 # Pages.
 
-
-def test_the_index_links_every_page():
-    pages = {path.name for path in DOCS.glob("*.md")} - {"index.md"}
-    assert set(re.findall(r"\]\((\w+\.md)\)", (DOCS / "index.md").read_text())) == pages
+PAGES = sorted(DOCS.rglob("*.md"))
+SOURCES = ("runtime", "train", "export", "ext", "tests", "docs", ".ci")
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def headings(page):
+    """The anchors of a page's headings, as mkdocs and GitHub name them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
+
+
+def test_the_navigation_lists_every_page_once():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"([\w/]+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == [str(page.relative_to(DOCS)) for page in PAGES]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page):
-    def slug(title):
-        return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-")
+    links = re.findall(r"\]\(([\w./-]*)#?([\w-]*)\)", page.read_text())
+    for target, anchor in links:
+        other = (page.parent / target).resolve() if target else page
+        assert other.is_file() and ROOT in other.parents, target
+        assert not anchor or anchor in headings(other), f"{target}#{anchor}"
 
-    for target, anchor in re.findall(r"\]\((\w+\.md|)#?([\w-]*)\)", page.read_text()):
-        other = DOCS / target if target else page
-        assert other.exists(), target
-        titles = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
-        assert not anchor or anchor in map(slug, titles), f"{target}#{anchor}"
+
+def source_files():
+    for folder in SOURCES:
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".pyx", ".pyi", ".c", ".h", ".sh"} or path.parent.name == ".ci":
+                yield path
+
+
+def test_the_sources_cite_pages_that_exist():
+    cited = {
+        (path.name, page)
+        for path in source_files()
+        for page in re.findall(r"\bdocs/[\w/]+\.(?:md|png)\b", path.read_text())
+    }
+    assert len(cited) > 20
+    assert not [(name, page) for name, page in sorted(cited) if not (ROOT / page).is_file()]
+
+
+def test_the_sources_cite_contracts_by_page_not_by_number():
+    number = re.compile(r"\(C\d+\)|\b(?:contracts?|from|that) C\d+\b")
+    assert not [path.name for path in source_files() if number.search(path.read_text())]
+
+
+def test_the_api_page_names_what_exists():
+    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE)
+    assert {f"organ_infer.{name}" for name in organ_infer.__all__} - {"organ_infer.__version__"} <= {*names}
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
+
+
+# Figures.
+
+
+def test_the_table_of_the_reference_study_is_the_one_of_the_report():
+    from train.report.published import STUDY, STUDY_MEMBERS_VAL
+
+    page = (DOCS / "results" / "reference_study.md").read_text()
+    rows = re.findall(r"^\| (`\w+` )?\| (train|validation|test) \| ([\d. |]+) \|$", page, re.MULTILINE)
+    shown, stage = {}, ""
+    for name, split, values in rows:
+        stage = name.strip("` ") or stage
+        shown.setdefault(stage, {})[split.replace("validation", "val")] = tuple(
+            map(float, values.split(" | "))
+        )
+    assert shown == STUDY
+    for name, accuracy in STUDY_MEMBERS_VAL.items():
+        assert f"{name.replace('resnet', 'ResNet-')} {accuracy}" in page
+
+
+def test_the_published_results_are_those_of_the_report():
+    from train.report.published import DATASET_TITLES, PUBLISHED
+
+    page = (DOCS / "results" / "accuracy.md").read_text().partition("## Published results")[2]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| Organ")]
+    shown = [(row[0], row[2], float(row[3])) for row in rows]
+    assert shown == [
+        (DATASET_TITLES[flag], result.pixels, result.accuracy)
+        for flag, results in PUBLISHED.items()
+        for result in results
+    ]
 
 
 # Programs.
 
 
 def programs():
-    """The Python programs of docs/embedding.md, each by its heading."""
-    sections = re.split(r"^## ", (DOCS / "embedding.md").read_text(), flags=re.MULTILINE)[1:]
+    """The Python programs of docs/guides/embedding.md, each by its heading."""
+    sections = re.split(r"^## ", (DOCS / "guides" / "embedding.md").read_text(), flags=re.MULTILINE)[1:]
     return {
         section.partition("\n")[0]: block
         for section in sections

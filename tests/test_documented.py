@@ -1,29 +1,41 @@
-"""Numbers that the docs state, each read from its page and held against what the code does.
+"""Numbers, options and keys that the docs state, each read from its page and held against what the code does.
 
 Read from the page, so that neither can change without the other.
 """
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, needs_default
+from conftest import ROOT, child_environment, needs_default
 
-from organ_infer import OrganClassifier
-from organ_infer import plausibility as doubts
+from organ_infer import OrganClassifier, plausibility
+from organ_infer.bundle import manifest as manifest_module
 from organ_infer.bundle.files import packaged_bundle, read_manifest
 from organ_infer.bundle.golden import COUNT, golden_slices
 from organ_infer.bundle.precision import PRECISIONS
 from organ_infer.engine import cuda, cuda_thread, gpus
 from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
 from organ_infer.engine.devices import parse_device
-from organ_infer.images import dicom
-from organ_infer.images import pillow as pictures
+from organ_infer.images import dicom, pillow
 from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
-FORMATS, CHECK, CUDA = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("formats", "check", "cuda"))
+FORMATS, CHECK, CUDA, COMMAND, BUNDLE_FORMAT, RESULTS_FORMAT = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in (
+        "guides/formats",
+        "reference/check",
+        "deploy/cuda",
+        "reference/command",
+        "reference/bundle_format",
+        "reference/results_format",
+    )
+)
 
 
 def stated(page, pattern):
@@ -42,23 +54,27 @@ def rows(page, heading):
     return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()[2:]]
 
 
-# docs/formats.md
+# docs/guides/formats.md
 
 
 def test_the_plausibility_checks():
-    assert number(FORMATS, r"both sides of (\d+) pixels or more") == doubts.WHOLE_SIDE == 400
-    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pictures.CHROMA == 10
-    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == doubts.LEAST_SPAN == 0.25
-    assert number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == doubts.MOST_CLIPPED
-    assert number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == doubts.MOST_BLACK_EDGE
-    assert doubts.MOST_CLIPPED == doubts.MOST_BLACK_EDGE == 0.9
+    assert number(FORMATS, r"both sides of (\d+) pixels or more") == plausibility.WHOLE_SLICE_SIDE == 400
+    assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pillow.CHROMA == 10
+    assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == plausibility.MIN_SPAN == 0.25
+    assert (
+        number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == plausibility.CLIPPED_LIMIT
+    )
+    assert (
+        number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == plausibility.BLACK_BORDER_LIMIT
+    )
+    assert plausibility.CLIPPED_LIMIT == plausibility.BLACK_BORDER_LIMIT == 0.9
     within = number(FORMATS, r"black or white \(within (\d+) %\)") / 100
-    assert within == doubts.BLACK == 0.02 and 1 - within == doubts.WHITE
+    assert within == plausibility.BLACK == 0.02 and 1 - within == plausibility.WHITE
 
 
 def test_the_angle_of_an_oblique_slice():
     assert number(FORMATS, r"more than (\d+) degrees off") == 25
-    assert np.degrees(np.arccos(dicom.STRAIGHT)) == pytest.approx(25, abs=1e-9)
+    assert np.degrees(np.arccos(dicom.MIN_COSINE)) == pytest.approx(25, abs=1e-9)
 
 
 def test_the_limits():
@@ -67,7 +83,7 @@ def test_the_limits():
     assert (pixels, size) == (PIXEL_LIMIT, FILE_LIMIT) == tuple(Limits()) == (89_478_485, 268_435_456)
     options = inspect.signature(OrganClassifier.predict_paths).parameters
     assert (options["pixel_limit"].default, options["file_limit"].default) == (pixels, size)
-    assert table["pixels a side"] == "65,535"  # test_classifier.py tries both sides of it
+    assert table["pixels per side"] == "65,535"  # test_classifier.py tries both sides of it
     # Pillow refuses from twice its own limit on
     assert number(FORMATS, r"Pillow's own limit of ([\d,]+) pixels") == 2 * PIXEL_LIMIT
 
@@ -78,12 +94,12 @@ def test_the_window_of_the_packaged_model():
     assert read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
 
 
-# docs/check.md
+# docs/reference/check.md
 
 
 def test_the_known_answers_and_what_is_allowed():
-    assert stated(CHECK, r"(\w+) drawn slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
-    low, high = map(int, re.search(r"of (\d+) to (\d+) pixels a side", CHECK).groups())
+    assert stated(CHECK, r"(\w+) synthetic slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
+    low, high = map(int, re.search(r"of (\d+) to (\d+) pixels per side", CHECK).groups())
     sides = {side for piece in golden_slices() for side in piece.shape}
     assert (low, high) == (min(sides), max(sides)) == (28, 64)
     assert {piece.dtype.itemsize * 8 for piece in golden_slices()} == {8, 16}
@@ -98,7 +114,71 @@ def test_how_long_nvidia_smi_is_waited_for():
     assert number(CHECK, r"\((\d+) seconds at most\)") == gpus.SECONDS == 10
 
 
-# docs/cuda.md
+# docs/reference/command.md
+
+
+def test_the_options_of_the_command():
+    """In both directions; --help documents itself."""
+    cells = [row[0] for heading in ("Inputs", "Model", "Output") for row in rows(COMMAND, heading)]
+    stated_options = set(re.findall(r"--[a-z-]+", " ".join(cells)))
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", "--help"],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
+    )
+    offered = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", done.stdout.partition("PATH ...]")[0]))
+    assert stated_options == offered | {"--null", "--recursive"} - {"--help"} and len(offered) > 15
+
+
+# docs/reference/bundle_format.md
+
+
+def keys(page, heading):
+    return [name for cell, *_ in rows(page, heading) for name in re.findall(r"`(\w+)`", cell)]
+
+
+@needs_default
+def test_the_keys_of_a_manifest():
+    manifest = json.loads(read_manifest(packaged_bundle()).to_json())
+    assert keys(BUNDLE_FORMAT, "manifest.json") == list(manifest)
+    assert keys(BUNDLE_FORMAT, "task") == list(manifest["task"])
+    assert keys(BUNDLE_FORMAT, "input") == list(manifest["input"])
+    assert keys(BUNDLE_FORMAT, "members and alternatives") == list(manifest["members"][0])
+
+
+def test_the_limits_of_a_manifest():
+    assert stated(BUNDLE_FORMAT, r"at most (\d+ MiB) each") == "1 MiB"
+    assert manifest_module.MANIFEST_LIMIT == manifest_module.CARD_LIMIT == 1 << 20
+    assert number(BUNDLE_FORMAT, r"`bytes` \| 1 to ([\d,]+)") == manifest_module.GRAPH_LIMIT
+    assert number(BUNDLE_FORMAT, r"2 to ([\d,]+) different names") == manifest_module.CLASS_LIMIT
+
+
+# docs/reference/results_format.md
+
+
+@needs_default
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_the_columns_of_the_rows(form):
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", "--quiet", "--format", form, ROOT / "examples" / "liver-1.png"],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=True,
+    )
+    with OrganClassifier(device="cpu") as classifier:
+        classes = list(classifier.classes)
+    if form == "csv":
+        assert [*keys(RESULTS_FORMAT, "csv"), *classes] == done.stdout.splitlines()[0].split(",")
+    else:
+        section = RESULTS_FORMAT.partition("### jsonl")[2].partition("## Ray")[0]
+        shown = json.loads(re.search(r"^\{.*\}$", section, re.M)[0])
+        assert list(shown) == [*json.loads(done.stdout), "top"]
+
+
+# docs/deploy/cuda.md
 
 
 def test_the_device_names():

@@ -83,7 +83,7 @@ def test_what_an_affine_map_looks_up_outside_is_the_edge_pixel():
 
 @pytest.mark.parametrize("strength", [0.3, 0.15])
 def test_another_window_has_the_published_width_level_and_gamma(strength):
-    """docs/edge.md: width and gamma by up to exp(strength), level by up to a third of strength, of the gray range.
+    """docs/results/edge.md: width and gamma by up to exp(strength), level by up to a third of strength, of the gray range.
 
     Three grays give the three unknowns of y = (gray ** gamma - 0.5) * width + 0.5 + level.
     """
@@ -217,7 +217,7 @@ def test_mixing_takes_up_to_a_half_of_another_slice():
     assert ((shares > 0).sum(1) <= 2).all()
 
 
-# docs/edge.md, "Recipe"
+# docs/results/edge.md, "Recipe"
 PUBLISHED = {
     "peak": 3e-3,
     "decay": 0.05,

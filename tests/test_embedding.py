@@ -51,7 +51,7 @@ def state():
         "floating point": (np.geterr(), np.geterrcall(), np.get_printoptions()),
         "random numbers": (repr(np.random.get_state()), random.getstate()),
         "pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, PIL.ImageFile.MAXBLOCK,
-                   PIL.PngImagePlugin.MAX_TEXT_CHUNK, PIL.PngImagePlugin.MAX_TEXT_MEMORY, PIL.Image.WARN_POSSIBLE_FORMATS),
+                   PIL.PngImagePlugin.MAX_TEXT_CHUNK, PIL.PngImagePlugin.MAX_TEXT_MEMORY, getattr(PIL.Image, "WARN_POSSIBLE_FORMATS", None)),
         "search path": (list(sys.path), list(sys.path_hooks), list(sys.meta_path)),
         "threads": [thread.name for thread in threading.enumerate()],
         "tasks": len(os.listdir("/proc/self/task")),
@@ -241,7 +241,7 @@ def test_closing_in_one_thread_is_a_clear_error_in_the_others(bundle, slices):
         except OrganInferError as e:
             return str(e)
 
-    assert in_threads(4, work) == ["closed", *["this classifier is closed: open another OrganClassifier"] * 3]
+    assert in_threads(4, work) == ["closed", *["this classifier is closed; open another OrganClassifier"] * 3]
     with pytest.raises(OrganInferError, match="is closed"), opened:
         opened.predict(slices[0])
 

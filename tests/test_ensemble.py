@@ -151,7 +151,10 @@ def test_one_row_that_does_not_sum_to_one_is_refused(total, row):
     answer = np.full((3, 4), 0.25)
     answer[row] *= total
     sound = FakeSession(np.full((3, 4), 0.25), "probabilities", "sound.onnx")
-    with pytest.raises(DeviceError, match=r"^bad\.onnx: probabilities expected, .* do not sum to 1$"):
+    with pytest.raises(
+        DeviceError,
+        match=r"^bad\.onnx: expected probabilities, .* does not sum to 1; export the bundle again$",
+    ):
         averaged([sound, FakeSession(answer, "probabilities", "bad.onnx")])
 
 
@@ -166,7 +169,7 @@ def test_rounding_of_a_networks_own_softmax_is_taken_out(total):
 
 def test_a_negative_probability_is_refused_though_the_sum_is_one():
     answer = [[0.5, 0.5, 0.0], [0.6, 0.5, -0.1]]
-    with pytest.raises(DeviceError, match="probabilities expected"):
+    with pytest.raises(DeviceError, match="expected probabilities"):
         averaged([FakeSession(answer, "probabilities")])
 
 
@@ -279,21 +282,21 @@ def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, worker
     assert made == ([workers] if workers else [])
 
 
-@pytest.mark.parametrize(("size", "looked"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
-def test_graphs_of_16_mib_and_more_are_looked_for_in_the_cache(monkeypatch, tmp_path, size, looked):
-    """README.md: graphs of 16 MiB and more are kept."""
+@pytest.mark.parametrize(("size", "used"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
+def test_graphs_of_16_mib_and_more_are_looked_up_in_the_cache(monkeypatch, tmp_path, size, used):
+    """docs/guides/embedding.md: graphs of 16 MiB and more are cached."""
     asked = []
     monkeypatch.setattr(ensemble, "cache_directory", lambda: asked.append(1))
     halves = [types.SimpleNamespace(bytes=size // 2), types.SimpleNamespace(bytes=size - size // 2)]
-    listed = types.SimpleNamespace(manifest=types.SimpleNamespace(forms=lambda device: halves))
-    with ensemble._Kept(listed, "cpu") as kept:
-        assert kept.look("1.0") == (None, None)
-    assert bool(asked) == looked
+    unverified = types.SimpleNamespace(manifest=types.SimpleNamespace(forms=lambda device: halves))
+    with ensemble.CacheLookup(unverified, "cpu") as lookup:
+        assert lookup.result("1.0") == (None, None)
+    assert bool(asked) == used
 
 
 @pytest.fixture
-def kept_with(monkeypatch, tmp_path):
-    """What looks for optimized graphs, on a machine with these distributions, and what it was asked to find."""
+def lookup_with(monkeypatch, tmp_path):
+    """A lookup on a machine with these distributions, in a fake cache that records it."""
 
     def make(device, root=tmp_path, **versions):
         monkeypatch.setattr(ensemble, "cache_directory", lambda: root)
@@ -301,11 +304,11 @@ def kept_with(monkeypatch, tmp_path):
         monkeypatch.setattr(ensemble, "Cache", FakeCache)
         forms = [types.SimpleNamespace(bytes=1 << 24)]
         manifest = types.SimpleNamespace(forms=lambda device: forms)
-        listed = types.SimpleNamespace(
+        unverified = types.SimpleNamespace(
             manifest=manifest, directory=tmp_path, sha256="0", files=lambda: {"a": 1}
         )
-        FakeCache.found.clear()
-        return ensemble._Kept(listed, device)
+        FakeCache.versions.clear()
+        return ensemble.CacheLookup(unverified, device)
 
     return make
 
@@ -313,14 +316,14 @@ def kept_with(monkeypatch, tmp_path):
 class FakeCache:
     """Finds a graph of its version."""
 
-    found: ClassVar[list[str]] = []
+    versions: ClassVar[list[str]] = []
 
     def __init__(self, root, directory, sha256, version):
         self.version = version
 
     def find(self, files):
         assert files == {"a": 1}
-        self.found.append(self.version)
+        self.versions.append(self.version)
         return {"a": self.version}
 
 
@@ -335,19 +338,19 @@ class FakeCache:
         ("cpu", {}, False),
     ],
 )
-def test_optimized_graphs_are_looked_for_while_onnxruntime_loads(kept_with, device, versions, beside):
+def test_optimized_graphs_are_looked_up_while_onnxruntime_loads(lookup_with, device, versions, beside):
     """Except where they may not be needed, or for which version is not known."""
-    with kept_with(device, **versions) as kept:
-        assert (kept._workers is not None) == beside
-        cache, found = kept.look("1.27")
+    with lookup_with(device, **versions) as lookup:
+        assert (lookup._workers is not None) == beside
+        cache, found = lookup.result("1.27")
         assert (cache.version, found) == ("1.27", {"a": "1.27"})
-    assert FakeCache.found == ["1.27"]
+    assert FakeCache.versions == ["1.27"]
     if beside:
         with pytest.raises(RuntimeError, match="after shutdown"):
-            kept._workers.submit(int)
+            lookup._workers.submit(int)
 
 
-def test_nothing_waits_for_graphs_that_are_not_needed(kept_with, monkeypatch):
+def test_nothing_waits_for_graphs_that_are_not_needed(lookup_with, monkeypatch):
     """As on CUDA: what looks for them ends by itself."""
     opened, ended = threading.Event(), threading.Event()
 
@@ -356,23 +359,23 @@ def test_nothing_waits_for_graphs_that_are_not_needed(kept_with, monkeypatch):
         ended.set()
 
     monkeypatch.setattr(FakeCache, "find", find)
-    with kept_with("auto", onnxruntime="1.27"):
+    with lookup_with("auto", onnxruntime="1.27"):
         pass
     assert not ended.is_set()
     opened.set()
     assert ended.wait(30)
 
 
-def test_graphs_of_another_version_than_the_installed_one_are_looked_for_again(kept_with):
-    with kept_with("cpu", onnxruntime="1.27") as kept:
-        assert kept.look("1.26")[1] == {"a": "1.26"}
-    assert sorted(FakeCache.found) == ["1.26", "1.27"]
+def test_graphs_of_another_version_than_the_installed_one_are_looked_up_again(lookup_with):
+    with lookup_with("cpu", onnxruntime="1.27") as lookup:
+        assert lookup.result("1.26")[1] == {"a": "1.26"}
+    assert sorted(FakeCache.versions) == ["1.26", "1.27"]
 
 
-def test_without_a_cache_nothing_is_looked_for(kept_with):
-    with kept_with("cpu", root=None, onnxruntime="1.27") as kept:
-        assert kept._workers is None and kept.look("1.27") == (None, None)
-    assert FakeCache.found == []
+def test_without_a_cache_nothing_is_looked_up(lookup_with):
+    with lookup_with("cpu", root=None, onnxruntime="1.27") as lookup:
+        assert lookup._workers is None and lookup.result("1.27") == (None, None)
+    assert FakeCache.versions == []
 
 
 def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
@@ -412,8 +415,10 @@ def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(tmp_path, 
             super().__init__(np.zeros((3, 11)))
 
     monkeypatch.setattr(ensemble, "Session", FromBytesAlone)
-    monkeypatch.setattr(ensemble._Kept, "look", lambda self, version: (None, {"a.onnx": tmp_path / "kept"}))
+    monkeypatch.setattr(
+        ensemble.CacheLookup, "result", lambda self, version: (None, {"a.onnx": tmp_path / "cached"})
+    )
     open_ensemble(folder, device="cpu", threads=1).close()
     assert opened == [type(tmp_path), bytes]
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and record.getMessage().endswith("made again: damaged")
+    assert record.levelname == "WARNING" and record.getMessage() == "rebuilding the cached graph: damaged"

@@ -10,8 +10,11 @@ from conftest import CLASSES
 from torch import nn
 
 from export import member
-from export.bundle import ORIENTATION, Slices, Trained, check_place, paired, write_bundle
+from export.bundle import Trained, check_place, paired, write_bundle
+from export.bundle_info import ORIENTATION, BundleInfo
 from export.member import ExportError, check_logits, export_member, to_onnx
+from export.model_card import model_card
+from export.variants import Slices
 from train.networks import make_network
 
 RNG = np.random.default_rng(0)
@@ -77,30 +80,33 @@ def test_logits_are_compared_but_for_ties(monkeypatch):
     check_logits(expected, tie, name="m")
     with pytest.raises(ExportError, match="NaN"):
         check_logits(expected, np.full_like(expected, np.nan), name="m")
-    with pytest.raises(ExportError, match=r"gives \(2, 2\), PyTorch \(2, 3\)"):
+    with pytest.raises(ExportError, match=r"returns \(2, 2\), PyTorch \(2, 3\)"):
         check_logits(expected, expected[:, :2], name="m")
     clear = np.array([[1.0, 0.9997, 0.0]], np.float32)
     monkeypatch.setattr(member, "MAX_ABS", 1.0)
-    with pytest.raises(ExportError, match="1 of 1 slices get another class"):
+    with pytest.raises(ExportError, match="1 of 1 slices get a different class"):
         check_logits(clear, clear[:, [1, 0, 2]], name="m")
 
 
 def written(tmp_path, **changes):
     if not (tmp_path / "member.onnx").exists():
         export_member(network_of("small"), tmp_path / "member.onnx", IMAGES, LABELS)
-    arguments = {
+    facts = {
         "dataset": "organamnist",
         "view": "axial",
         "classes": CLASSES,
         "size": 28,
-        "members": [Trained("base", tmp_path / "member.onnx")],
-        "slices": Slices(IMAGES, IMAGES, LABELS, 28),
-        "precisions": ("fp32",),
         "metrics": {"val": {"accuracy": 0.5, "auc": None, "ece": 0.1}},
         "training": {"seed": 1, "data_md5": "0" * 32, "weights": "none", "versions": {}},
         "name": "organamnist-base",
     }
-    return write_bundle(tmp_path / "bundle", **(arguments | changes))
+    return write_bundle(
+        tmp_path / "bundle",
+        BundleInfo(**(facts | changes)),
+        [Trained("base", tmp_path / "member.onnx")],
+        Slices(IMAGES, IMAGES, LABELS, 28),
+        precisions=("fp32",),
+    )
 
 
 def test_a_bundle_opens_and_says_what_it_is(tmp_path):
@@ -129,13 +135,13 @@ def test_a_bundle_replaces_the_one_before(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "member.onnx"]
 
 
-@pytest.mark.parametrize("found", ["thesis.txt", "manifest.json.bak", "notes.md"])
-def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path, found):
+@pytest.mark.parametrize("name", ["thesis.txt", "manifest.json.bak", "notes.md"])
+def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path, name):
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / found).write_text("years of work")
-    with pytest.raises(ExportError, match=f"is no bundle, it holds '{found}'"):
+    (tmp_path / "bundle" / name).write_text("years of work")
+    with pytest.raises(ExportError, match=f"bundle: not a bundle, contains '{name}'"):
         check_place(tmp_path / "bundle")
-    assert (tmp_path / "bundle" / found).read_text() == "years of work"
+    assert (tmp_path / "bundle" / name).read_text() == "years of work"
 
 
 def test_an_empty_directory_and_a_damaged_bundle_are_replaced(tmp_path):
@@ -145,7 +151,7 @@ def test_an_empty_directory_and_a_damaged_bundle_are_replaced(tmp_path):
     (bundle / "base.onnx").write_bytes(b"damaged")
     check_place(bundle)
     (bundle / "keep.md").mkdir()
-    with pytest.raises(ExportError, match=r"is no bundle, it holds 'keep\.md'"):
+    with pytest.raises(ExportError, match=r"not a bundle, contains 'keep\.md'"):
         check_place(bundle)
     written(tmp_path, name="second")
     assert json.loads((bundle / "manifest.json").read_text())["name"] == "second"
@@ -173,10 +179,8 @@ def test_paired_classes_are_the_two_sides_of_an_organ():
 
 
 def test_the_card_of_several_seeds_tells_their_spread(tmp_path):
-    from export.bundle import model_card
-
     seeds = {s: {k: {"mean": 0.9, "std": 0.01} for k in ("accuracy", "auc", "ece")} for s in ("val", "test")}
     metrics = {"val": {"accuracy": 0.91, "auc": 0.99, "ece": 0.02}, "seeds": {"count": 3} | seeds}
     metrics["val_as_listed"] = {"accuracy": 0.91, "ece": 0.01, "ece_uncalibrated": 0.02}
-    card = model_card("name", "organamnist", "axial", 28, [], metrics, {"seed": 2}, 0.5)
-    assert "The seed of 3 that is best on validation" in card and "test accuracy 0.9000 ± 0.0100" in card
+    card = model_card(BundleInfo("name", "organamnist", "axial", CLASSES, 28, metrics, {"seed": 2}), [], 0.5)
+    assert "The best of 3 seeds on validation" in card and "test accuracy 0.9000 ± 0.0100" in card

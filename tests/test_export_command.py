@@ -1,6 +1,5 @@
 """python -m export.all on tiny checkpoints: what is exported, judged and calibrated with what, and what is refused."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -126,14 +125,14 @@ def bundled(monkeypatch):
     """What `write_bundle` was given."""
     given = {}
 
-    def record(directory, **arguments):
-        given.update(arguments, directory=directory)
+    def record(directory, info, members, slices, *, precisions):
+        given.update(vars(info), directory=directory, members=members, slices=slices, precisions=precisions)
 
     monkeypatch.setattr("export.bundle.write_bundle", record)
     return given
 
 
-def test_a_bundle_is_judged_on_validation_calibrated_on_training_and_told_of_all_it_is(
+def test_a_bundle_is_measured_on_validation_and_states_where_it_comes_from(
     checkpoints, bundled, tmp_path, capsys
 ):
     paths = checkpoints("base", weights="b.pt") + checkpoints("batch_norm", weights="a.pt", seed=6)
@@ -144,7 +143,7 @@ def test_a_bundle_is_judged_on_validation_calibrated_on_training_and_told_of_all
     np.testing.assert_array_equal(slices.labels, LABELS["val"])
     np.testing.assert_array_equal(slices.fitted_on[0], np.concatenate([IMAGES["val"], 255 - IMAGES["val"]]))
     np.testing.assert_array_equal(slices.fitted_on[1], np.tile(LABELS["val"], 2))
-    assert bundled["directory"] == tmp_path / "b" and bundled["precisions"] == ["fp32", "int8"]
+    assert bundled["directory"] == tmp_path / "b" and bundled["precisions"] == ("fp32", "int8")
     assert [(m.stage, m.file) for m in bundled["members"]] == [
         (stage, path.with_name("member.onnx"))
         for stage, path in zip(("base", "batch_norm"), paths, strict=True)
@@ -236,7 +235,7 @@ def test_an_unknown_precision_is_refused(precision, checkpoints, capsys):
 
 def test_a_stage_that_is_not_finished_is_refused(checkpoints, capsys):
     paths = checkpoints("base") + checkpoints("batch_norm", finished=False)
-    assert f"{paths[1]} is of a stage that is not finished" in refused(capsys, paths)
+    assert f"{paths[1]}: training of this stage is not finished" in refused(capsys, paths)
     assert not paths[0].with_name("member.onnx").exists()
 
 
@@ -267,7 +266,7 @@ def test_a_place_that_is_no_bundle_is_refused_before_anything_is_done(checkpoint
 
 def raising(error):
     def export(options):
-        assert isinstance(options, argparse.Namespace)
+        assert isinstance(options, command.ExportOptions)
         raise error
 
     return export

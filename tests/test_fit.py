@@ -191,7 +191,7 @@ def test_checkpoints_are_written_at_a_new_best_and_at_the_end(monkeypatch, tmp_p
 
 
 def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path):
-    assert checkpoint.CHECKPOINT_SECONDS == 60  # docs/training.md, "What is written, and resuming"
+    assert checkpoint.CHECKPOINT_SECONDS == 60  # docs/guides/training.md, "What is written, and resuming"
     data = scripted(monkeypatch, [0.7, 0.5, 0.5, 0.5, 0.5, 0.5])
     epochs, clock = saved_epochs(monkeypatch), iter(range(0, 10_000, 25))
     monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))

@@ -52,14 +52,14 @@ def test_a_slice_or_an_array_is_picked_by_its_name(compressed):
     same(decode(data, "first#4"), STACK[4])
     same(decode(data, "second"), GRAY)
     for pick in ("5", "-1", "1.5", "٣", "", "x", "9" * 30):
-        refused(npy(STACK), "no slice .* in it: it has #0 to #4", pick)
-        refused(data, "no slice .* in it: it has #0 to #4", f"first#{pick}")
-    refused(saved(GRAY), "it has #0 alone", "1")
-    refused(data, "no array 'fourth' in it, its arrays: first, second, third", "fourth")
+        refused(npy(STACK), "no slice .*; the file contains #0 to #4", pick)
+        refused(data, "no slice .*; the file contains #0 to #4", f"first#{pick}")
+    refused(saved(GRAY), "the file contains only #0", "1")
+    refused(data, "no array 'fourth'; the file contains: first, second, third", "fourth")
 
 
 def test_what_is_no_stack_is_refused():
-    refused(npy(STACK[:0]), "no slice in it")
+    refused(npy(STACK[:0]), "the file contains no slices")
     refused(npy(STACK[:, :, :3]), "looks like color")
     refused(npy(STACK[None]), r"found uint8 \(1, 5, 9, 7\)")
     refused(npy(STACK.astype(np.float32)), "found float32")
@@ -97,19 +97,21 @@ def zipped(method=zipfile.ZIP_STORED, **members):
 
 
 def test_an_archive_that_is_no_npz_is_refused():
-    refused(zipped(a_txt=b"x", b_npy=npy(GRAY)), "no archive of .npy files alone")
-    refused(zipped(a_npy=npy(GRAY)) + b"x", "truncated, or no archive as numpy.savez writes it")
-    refused(zipped(a_npy=npy(GRAY))[:-5], "truncated, or no archive")
-    refused(b"PK\3\4", "truncated, or no archive")
+    refused(zipped(a_txt=b"x", b_npy=npy(GRAY)), "contains other files than .npy")
+    refused(
+        zipped(a_npy=npy(GRAY)) + b"x", "truncated, or not an archive of up to 4 GiB as numpy.savez writes it"
+    )
+    refused(zipped(a_npy=npy(GRAY))[:-5], "truncated, or not an archive")
+    refused(b"PK\3\4", "truncated, or not an archive")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        refused(zipped(method, a_npy=npy(GRAY)), "compressed otherwise than numpy does it")
+        refused(zipped(method, a_npy=npy(GRAY)), "unsupported compression of a.npy; save it with numpy.savez")
     refused(
         npz(True, a=np.zeros((1000, 1000), np.uint8)),
         "1,000,128 bytes of arrays: too large",
         file_bytes=10_000,
     )
     many = zipped(**{f"{'x' * 900}{i}_npy": b"" for i in range(1200)})
-    refused(many, "too many arrays in it")
+    refused(many, "too many arrays")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -134,13 +136,16 @@ def test_an_archive_is_read_up_to_the_limit_on_its_arrays(limit):
 def test_an_archive_of_over_4_gib_is_refused_by_the_record_before_its_end():
     data = zipped(a_npy=npy(GRAY))
     same(decode(data), GRAY)
-    refused(data[:-22] + b"PK\6\7" + b"\0" * 16 + data[-22:], "numpy.savez writes it .of up to 4 GiB")
+    refused(
+        data[:-22] + b"PK\6\7" + b"\0" * 16 + data[-22:],
+        "not an archive of up to 4 GiB as numpy.savez writes it",
+    )
 
 
 def test_an_archive_whose_list_of_members_is_over_a_mebibyte_is_refused():
     """The length of the list stands in the archive's last record; nothing of it is read."""
     data = bytearray(zipped(a_npy=npy(GRAY)))
-    for size, words in ((1 << 20) + 1, "too many arrays in it"), (1 << 20, "damaged or not supported"):
+    for size, words in ((1 << 20) + 1, "too many arrays"), (1 << 20, "damaged or not supported"):
         data[-10:-6] = size.to_bytes(4, "little")
         refused(bytes(data), words)
 
@@ -151,7 +156,7 @@ def test_two_arrays_of_one_name_are_refused():
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.npy", npy(GRAY))
         archive.writestr("a.npy", npy(STACK[0]))
-    refused(file.getvalue(), "damaged, or no archive of .npy files alone")
+    refused(file.getvalue(), "damaged, or contains other files than .npy")
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
@@ -161,7 +166,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
     for i, (_, read) in enumerate(open_slices(str(path))):
         if i == 4:
             os.truncate(path, path.stat().st_size - 1)
-            with pytest.raises(ImageError, match="it changed while it was read"):
+            with pytest.raises(ImageError, match="the file changed while it was read"):
                 read()
         else:
             same(read(), stack[i])
@@ -170,7 +175,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
 def test_an_npy_of_another_version_is_refused():
     data = bytearray(npy(GRAY))
     data[6] = 3
-    refused(bytes(data), r"\.npy: version \(3, 0\) is not read, save with numpy\.save")
+    refused(bytes(data), r"\.npy: version \(3, 0\) is not supported; save it with numpy\.save")
     file = io.BytesIO()
     np.lib.format.write_array(file, GRAY, version=(2, 0))
     same(decode(file.getvalue()), GRAY)
@@ -180,7 +185,7 @@ def test_an_array_of_three_or_four_in_its_last_axis_looks_like_color_and_others_
     for count in (1, 2, 5):
         assert len(slices(npy(STACK[:, :, :count]))) == 5
     for count in (3, 4):
-        refused(npy(STACK[:, :, :count]), "looks like color: save gray")
+        refused(npy(STACK[:, :, :count]), "looks like color; save gray")
         assert list(slices(npy(STACK[0, :, :count]))) == [""]
 
 
@@ -233,7 +238,7 @@ def test_a_damaged_frame_fails_alone(tmp_path, bundle):
     assert [isinstance(p, Prediction) for p in found] == [True] * 4 + [False]
 
 
-def test_a_turned_page_is_turned_alone():
+def test_only_the_page_with_an_exif_orientation_is_reoriented():
     """A page's orientation does not stay for the next one."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -245,7 +250,7 @@ def test_a_turned_page_is_turned_alone():
     turned, plain = slices(file.getvalue()).values()
     same(turned, np.rot90(GRAY, -1))
     same(plain, STACK[1])
-    assert (turned.warnings, plain.warnings) == (("turned as its EXIF orientation 6 says",), ())
+    assert (turned.warnings, plain.warnings) == (("reoriented by its EXIF orientation (6)",), ())
 
 
 # Their names.

@@ -42,7 +42,7 @@ def expected_pixels():
 
 @pytest.fixture
 def tiny_bundle(tmp_path):
-    """Two members, one of which gives probabilities and has an fp16 form."""
+    """Two members, one of which gives probabilities and has an fp16 variant."""
     graphs = {
         "a.onnx": linear_graph(LOGITS).SerializeToString(),
         "b.onnx": softmax_graph(PROBABILITIES).SerializeToString(),
@@ -84,7 +84,7 @@ def stored(bundle, device):
 
 
 @pytest.mark.parametrize("device, logits", [("cpu", LOGITS), ("cuda", HALF)])
-def test_the_stored_answers_are_the_mean_probabilities_of_the_device_s_forms(device, logits, tiny_bundle):
+def test_the_stored_answers_are_the_mean_probabilities_of_the_device_s_variants(device, logits, tiny_bundle):
     add_golden(tiny_bundle)
     pixels = expected_pixels()
     expected = (softmax(pixels @ logits / TEMPERATURE) + softmax(pixels @ PROBABILITIES)) / 2
@@ -185,5 +185,5 @@ def test_the_module_is_a_command(tiny_bundle):
 def test_the_help_says_what_the_command_does(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "what the networks of a bundle say of the runtime's golden slices" in told
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Store the networks' answers to the golden slices in a bundle's manifest." in text

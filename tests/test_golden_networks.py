@@ -193,7 +193,7 @@ def test_the_three_channel_stem_is_trained_not_its_sum():
     torch.testing.assert_close(stem.grad[:, 0], stem.grad[:, 2])
 
 
-# LeNet-5's widths with 3x3 kernels, and the wider network with 5x5 kernels: README, "Train"
+# LeNet-5's widths with 3x3 kernels, and the wider network with 5x5 kernels: docs/results/reference_study.md
 SHAPES = {
     "small": {"conv1": (6, 1, 3, 3), "conv2": (16, 6, 3, 3), "linear1": (120, 784), "linear2": (84, 120), "head": (11, 84)},
     "big": {"conv1": (24, 1, 5, 5), "conv2": (64, 24, 5, 5), "linear1": (480, 3136), "linear2": (240, 480), "head": (11, 240)},

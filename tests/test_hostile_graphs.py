@@ -7,7 +7,7 @@ from conftest import write_bundle
 from stand_in import CPU
 
 from organ_infer import BundleError, OrganClassifier
-from organ_infer.bundle import onnx_graph as onnx_file
+from organ_infer.bundle import onnx_graph
 from organ_infer.bundle.onnx_graph import _MESSAGES, MalformedFile, Port, check_graph, read_graph
 
 
@@ -107,7 +107,7 @@ def test_external_data_is_refused_wherever_it_lies(tmp_path, install, location):
         (tmp_path / name).write_bytes(b"\0" * 44)
     folder = write_bundle(tmp_path / "b", {"g.onnx": external(location)})
     with pytest.raises(
-        BundleError, match=r"g\.onnx: tensor 'w' keeps its data in another file \(external data\)"
+        BundleError, match=r"g\.onnx: tensor 'w' has its data in another file \(external data\)"
     ):
         OrganClassifier(folder, device="cpu")
     (folder / "w.bin").write_bytes(b"\0" * 44)
@@ -220,8 +220,8 @@ def test_every_axis_of_the_input_and_the_output_counts(at, other):
         graph = field(7, field(11, port("images", 1, *axes)) + field(12, port("logits", 1, None, 3)))
         listed = ", ".join("N" if axis is None else str(axis) for axis in axes)
         assert told(plain(graph=graph)) == (
-            "w: input 'images' must be (N, 1, 4, 4) with N free, as the manifest's size and classes say;"
-            f" found ({listed})"
+            "w: input 'images' must be (N, 1, 4, 4) with N free, to match the manifest,"
+            f" found ({listed}); export the bundle again"
         )
     classes = [None, 3]
     if at < 2 and classes[at] != other:
@@ -233,11 +233,11 @@ def test_every_axis_of_the_input_and_the_output_counts(at, other):
 def test_one_input_and_one_output_of_float32_by_their_names():
     image, answer = field(11, port("images", 1, None, 1, 4, 4)), field(12, port("logits", 1, None, 3))
     for graph, words in {
-        answer: "the one input 'images', found none",
-        image: "the one output 'logits', found none",
-        image + image + answer: "the one input 'images', found 'images', 'images'",
-        image + answer + answer: "the one output 'logits', found 'logits', 'logits'",
-        field(11, port("image", 1, None, 1, 4, 4)) + answer: "the one input 'images', found 'image'",
+        answer: "exactly one input, 'images', found none",
+        image: "exactly one output, 'logits', found none",
+        image + image + answer: "exactly one input, 'images', found 'images', 'images'",
+        image + answer + answer: "exactly one output, 'logits', found 'logits', 'logits'",
+        field(11, port("image", 1, None, 1, 4, 4)) + answer: "exactly one input, 'images', found 'image'",
         field(11, port("images", 10, None, 1, 4, 4))
         + answer: "input 'images' must be float32, found ONNX type 10",
         image + field(12, port("logits", 11, None, 3)): "output 'logits' must be float32, found ONNX type 11",
@@ -252,7 +252,7 @@ def test_one_input_and_one_output_of_float32_by_their_names():
 
 def test_one_graph_and_an_operator_set():
     for data in (plain(graph=b""), plain(opset=b""), plain(more=plain(opset=b""))):
-        assert "not an ONNX model, one graph and its operator set expected" in told(data)
+        assert "not an ONNX model, expected one graph and its operator set" in told(data)
     assert "training information" in told(plain(more=field(20, b"")))
     assert "local functions" in told(plain(more=field(25, b"")))
 
@@ -261,22 +261,22 @@ def test_external_data_is_named_by_its_tensor():
     image, answer = field(11, port("images", 1, None, 1, 4, 4)), field(12, port("logits", 1, None, 3))
     for mark in (field(13, b""), varint(14 << 3) + b"\1", varint(14 << 3) + b"\0" + varint(14 << 3) + b"\1"):
         tensor = field(5, field(8, b"one") + field(8, b"two") + mark)
-        assert "tensor 'two' keeps its data in another file" in told(
+        assert "tensor 'two' has its data in another file" in told(
             plain(graph=field(7, image + tensor + answer))
         )
     inside = field(5, field(8, b"one") + varint(14 << 3) + b"\0")
     assert checked(plain(graph=field(7, image + inside + answer))).external == []
-    assert "tensor '' keeps" in told(plain(graph=field(7, image + field(5, field(13, b"")) + answer)))
+    assert "tensor '' has" in told(plain(graph=field(7, image + field(5, field(13, b"")) + answer)))
 
 
 def test_numbers_have_at_most_ten_bytes_and_keys_at_most_32_bits():
     ten, eleven = b"\xff" * 9 + b"\x01", b"\x80" * 10 + b"\x01"
-    assert read_graph(b"\x08" + ten) and onnx_file._Walk(ten).varint(0, 10) == (2**64 - 1, 10)
-    assert onnx_file._Walk(b"\xff" * 9 + b"\x7f").varint(0, 10) == (
+    assert read_graph(b"\x08" + ten) and onnx_graph._Walk(ten).varint(0, 10) == (2**64 - 1, 10)
+    assert onnx_graph._Walk(b"\xff" * 9 + b"\x7f").varint(0, 10) == (
         2**64 - 1,
         10,
     )  # 70 bits, of which 64 count
-    assert onnx_file._Walk(b"\xac\x02").varint(0, 2) == (300, 2)
+    assert onnx_graph._Walk(b"\xac\x02").varint(0, 2) == (300, 2)
     for data, words in {
         b"\x08" + eleven: "a number of more than 10 bytes",
         b"\x08\x80": "truncated",
@@ -327,8 +327,8 @@ def test_the_walk_is_64_messages_deep_and_not_65():
 
 
 def test_a_million_fields_are_read_and_one_more_is_not(monkeypatch):
-    assert onnx_file.FIELD_LIMIT == 1_000_000
-    monkeypatch.setattr(onnx_file, "FIELD_LIMIT", 100)
+    assert onnx_graph.FIELD_LIMIT == 1_000_000
+    monkeypatch.setattr(onnx_graph, "FIELD_LIMIT", 100)
     assert read_graph(b"\x08\x01" * 100)
     with pytest.raises(MalformedFile, match=r"^more than 100 fields$"):
         read_graph(b"\x08\x01" * 101)

@@ -59,7 +59,7 @@ def test_each_option_sets_its_own_field_and_no_other():
     assert parse(["--check"]) == plain._replace(paths=[], check=True)
 
 
-# The published ranges: docs/errors.md, docs/formats.md and `organ-infer --help`.
+# The published ranges: docs/reference/errors.md, docs/guides/formats.md and `organ-infer --help`.
 RANGES = {"threads": 1024, "batch-size": 4096, "pixel-limit": 65_535**2, "file-limit": 2**50, "top": 1000}
 
 
@@ -139,7 +139,7 @@ def test_the_limits_in_the_help_are_those_that_hold(capsys):
         and f"(default: {PIXEL_LIMIT:,})" in text
         and f"(default: {FILE_LIMIT:,})" in text
     )
-    assert (PIXEL_LIMIT, FILE_LIMIT) == (89_478_485, 268_435_456)  # docs/formats.md, Limits
+    assert (PIXEL_LIMIT, FILE_LIMIT) == (89_478_485, 268_435_456)  # docs/guides/formats.md, Limits
     assert "Exit codes: 0 all images classified, 1 some were not, 2 nothing could be done" in text
     for name in Options._fields:
         option = {"paths": "PATH", "cuda_graphs": "--no-cuda-graphs"}.get(name, f"--{name.replace('_', '-')}")
@@ -185,7 +185,7 @@ def test_a_list_is_cut_at_its_ends_however_its_blocks_fall(names, cuts):
 
 
 def test_a_path_of_a_list_is_taken_up_to_its_limit_and_not_a_byte_more():
-    """65,536 bytes: docs/errors.md."""
+    """65,536 bytes: docs/reference/errors.md."""
     assert NAME_LIMIT == 65_536
     name = b"x" * NAME_LIMIT
     assert list(inputs._pieces([name], b"\n")) == [name]

@@ -89,7 +89,7 @@ def test_every_path_has_its_row_in_order_and_every_bad_one_its_line(bundle, list
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (1, b"")
         assert held_against((tmp_path / "rows").read_text(), paths) == SOME
-        bad = f"organ-infer: error: {tmp_path}/bad.png: no image of a known format"
+        bad = f"organ-infer: error: {tmp_path}/bad.png: unknown image format"
         assert [line[: len(bad)] for line in done.stderr.decode().splitlines()] == [bad] * (SOME // 100)
         (tmp_path / "rows").unlink()
 

@@ -28,13 +28,12 @@ def full():
             "size": 28, "mean": 0.5, "std": 0.5, "resample": "area", "window": [40, 400], "orientation": ["L", "P"],
         },
         "members": [member | {"alternatives": [form]}],
-        "merged": member | {"file": "m.onnx", "output": "probabilities"},
         "combine": "mean_probability",
         "temperature": 1.0,
         "metrics": {},
         "training": {},
         "card": {"file": "CARD.md", "sha256": "0" * 64},
-        "licence": "l",
+        "license": "l",
     }  # fmt: skip
 
 
@@ -87,12 +86,12 @@ NUMBERS = {
 
 
 def allowed(place, value):
-    """Whether the contract (C3) lets this value stand there."""
+    """Whether docs/reference/bundle_format.md allows this value at this place."""
     name = [part for part in place if not isinstance(part, int)][-1]
     if isinstance(place[-1], int):
         name += str(place[-1])
     if value is None:
-        return name in ("merged", "window", "orientation", "val_accuracy")
+        return name in ("window", "orientation", "val_accuracy")
     if isinstance(value, bool):
         return False
     if isinstance(value, (int, float)):
@@ -102,7 +101,7 @@ def allowed(place, value):
             return value in ("x", "1", "axial")
         if name == "view":
             return value == "axial"
-        limit = 200 if name in ("name", "dataset", "licence") else 60
+        limit = 200 if name in ("name", "dataset", "license") else 60
         unpaired = {f"classes{i}" for i in range(11)} - {"classes1", "classes2"}  # not a side of the femur
         free = limit == 200 or name == "stage" or name in unpaired
         return free and bool(value.strip()) and value.isprintable() and len(value) <= limit
@@ -166,7 +165,7 @@ def test_any_depth_of_nesting_is_an_error_of_ours(opening):
         if depth <= 30:
             assert Manifest.from_json(text.replace('"metrics": {}', f'"metrics": {{"m": {value}}}'))
         elif depth > 32:
-            with pytest.raises(BundleError, match=r"nested (at most 32|too)|are read"):
+            with pytest.raises(BundleError, match=r"nested (at most 32|too)|too large"):
                 Manifest.from_json(text.replace('"metrics": {}', f'"metrics": {{"m": {value}}}'))
 
 
@@ -201,13 +200,11 @@ def read(change=None, text=None):
 
 def test_every_value_stands_in_its_field():
     found = read()
-    first, form, merged = (
-        Member(stage="s", file=file, sha256="0" * 64, bytes=5, precision=precision, output=output, val_accuracy=0.5)
-        for file, precision, output in [
-            ("s.onnx", "fp32", "logits"), ("s.fp16.onnx", "fp16", "logits"), ("m.onnx", "fp32", "probabilities"),
-        ]
+    first, half = (
+        Member(stage="s", file=file, sha256="0" * 64, bytes=5, precision=precision, output="logits", val_accuracy=0.5)
+        for file, precision in [("s.onnx", "fp32"), ("s.fp16.onnx", "fp16")]
     )  # fmt: skip
-    first = Member(**{**vars(first), "alternatives": (form,)})
+    first = Member(**{**vars(first), "alternatives": (half,)})
     assert found == Manifest(
         name="n",
         task=Task("d", "axial", tuple(CLASSES), (("femur-left", "femur-right"),)),
@@ -216,16 +213,16 @@ def test_every_value_stands_in_its_field():
         ),
         members=(first,),
         card=Card("CARD.md", "0" * 64),
-        licence="l",
-        merged=merged,
+        license="l",
         combine="mean_probability",
         temperature=1.0,
         metrics={},
         training={},
         format=1,
     )
-    assert list(found.graphs()) == [first, form, merged]
-    assert found.files() == ("s.onnx", "s.fp16.onnx", "m.onnx", "CARD.md")
+    assert list(found.graphs()) == [first, half]
+    assert found.files() == ("s.onnx", "s.fp16.onnx", "CARD.md")
+    assert found.licence == found.license
     assert Manifest.from_json(found.to_json()) == found
     assert list(json.loads(found.to_json())) == [
         *(
@@ -234,18 +231,17 @@ def test_every_value_stands_in_its_field():
             "task",
             "input",
             "members",
-            "merged",
             "combine",
             "temperature",
             "metrics",
             "training",
         ),
-        *("card", "licence"),
+        *("card", "license"),
     ]
 
 
 SMALL = 1e-9
-# field: its least and most, and a step beyond them (docs/contracts: size 4 to 1024, std 0.001 to 100, ...)
+# field: its least and most, and a step beyond them (docs/reference/bundle_format.md)
 BOUNDS = {
     "input.size": (4, 1024, 1),
     "input.mean": (0, 1, SMALL),
@@ -255,7 +251,7 @@ BOUNDS = {
     "temperature": (0.01, 100, SMALL),
     "members.0.bytes": (1, 2**31 - 1, 1),
     "members.0.val_accuracy": (0, 1, SMALL),
-    "merged.bytes": (1, 2**31 - 1, 1),
+    "members.0.alternatives.0.bytes": (1, 2**31 - 1, 1),
 }
 
 
@@ -343,7 +339,7 @@ def test_an_alternative_has_none_itself():
 
 @pytest.mark.parametrize(
     ("place", "most"),
-    [("name", 200), ("licence", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
+    [("name", 200), ("license", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
 )
 def test_a_text_has_from_1_to_its_most_characters(place, most):
     assert taken(place, "x") and taken(place, "x" * most) and taken(place, "é" * most)
@@ -407,15 +403,38 @@ def test_directions_are_at_right_angles():
     assert not taken("input.orientation", ["l", "p"]) and not taken("input.window", [40])
 
 
-def test_a_merged_graph_gives_probabilities_and_a_member_either():
-    assert taken("merged.output", "probabilities") and not taken("merged.output", "logits")
-    assert taken("members.0.output", "probabilities") and not taken("members.0.output", "scores")
+def test_a_member_gives_logits_or_probabilities():
+    assert taken("members.0.output", "logits") and taken("members.0.output", "probabilities")
+    assert not taken("members.0.output", "scores")
 
 
-def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s_precision():
+def test_a_manifest_with_the_keys_of_older_bundles_is_read():
+    """Older bundles have `licence` for `license`, and `merged`, which is always null."""
+
+    def older(whole):
+        whole["licence"] = whole.pop("license")
+        whole["merged"] = None
+
+    assert read(older) == read()
+    assert read(lambda whole: whole.update(merged=None)) == read()
+    assert {"licence", "merged"}.isdisjoint(json.loads(read(older).to_json()))
+    with pytest.raises(BundleError, match="license must be a printable string"):
+        read(lambda whole: whole.update(licence=whole.pop("license") and " "))
+
+
+def test_both_spellings_of_a_key_and_a_merged_graph_are_unknown_keys():
+    with pytest.raises(BundleError, match=r"unknown key 'licence'; valid keys are .*license"):
+        read(lambda whole: whole.update(licence="l"))
+    with pytest.raises(BundleError, match="unknown key 'merged'"):
+        read(lambda whole: whole.update(merged=whole["members"][0] | {"file": "m.onnx"}))
+    with pytest.raises(BundleError, match="key 'license' is missing"):
+        read(lambda whole: whole.pop("license"))
+
+
+def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
     """CUDA gains from fp16 and not from int8: fp16, else fp32, else int8. The CPU runs what is listed."""
 
-    def forms(device, *precisions, merged=False):
+    def variants(device, *precisions):
         def change(whole):
             first, *others = precisions
             member = whole["members"][0] | {"precision": first, "file": f"{first}.onnx"}
@@ -423,21 +442,20 @@ def test_the_graph_for_a_device_is_the_merged_one_or_the_members_in_the_device_s
                 member | {"precision": other, "file": f"{other}.onnx", "alternatives": []} for other in others
             ]
             whole["members"] = [member]
-            whole["merged"] = whole["merged"] if merged else None
 
-        return [form.file for form in read(change).forms(device)]
+        return [entry.file for entry in read(change).forms(device)]
 
-    assert forms("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
-    assert forms("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
-    assert forms("cuda", "int8", "fp32") == ["fp32.onnx"] and forms("cuda", "int8") == ["int8.onnx"]
-    assert forms("cuda", "fp16", "fp32") == ["fp16.onnx"] and forms("cuda", "fp32", "int8") == ["fp32.onnx"]
-    assert forms("cpu", "int8", merged=True) == forms("cuda", "int8", merged=True) == ["m.onnx"]
+    assert variants("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
+    assert variants("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
+    assert variants("cuda", "int8", "fp32") == ["fp32.onnx"] and variants("cuda", "int8") == ["int8.onnx"]
+    assert variants("cuda", "fp16", "fp32") == ["fp16.onnx"]
+    assert variants("cuda", "fp32", "int8") == ["fp32.onnx"]
 
 
 def test_a_manifest_is_read_up_to_a_mebibyte():
     text = json.dumps(full())
     assert read(text=text + " " * ((1 << 20) - len(text)))
-    with pytest.raises(BundleError, match=r"manifest.json: 1,048,577 bytes, at most 1,048,576 are read"):
+    with pytest.raises(BundleError, match=r"manifest.json: too large \(1,048,577 bytes, at most 1,048,576\)"):
         read(text=text + " " * ((1 << 20) + 1 - len(text)))
 
 
@@ -445,7 +463,7 @@ def test_a_manifest_is_read_up_to_a_mebibyte():
 def test_format_1_alone_is_read(value):
     later = isinstance(value, int) and not isinstance(value, bool) and value > 1
     words = (
-        rf"bundle format {value}, this organ-infer reads format 1: a later"
+        rf"bundle format {value}, but this organ-infer reads format 1; upgrade it"
         if later
         else "format must be the number 1"
     )
@@ -506,7 +524,7 @@ def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
     ):
         assert changed != text
         with pytest.raises(
-            BundleError, match=r"changed since it was written, its sha256 is not the one in training\.seal"
+            BundleError, match=r"changed since it was written, its sha256 differs from training\.seal"
         ):
             Manifest.from_json(changed)
     whole = json.loads(text)
@@ -530,7 +548,7 @@ def test_json_is_read_as_the_standard_has_it():
     assert parse_json('{"a": [1, 2.5, null, true, "\\u00e9"]}', "w") == {"a": [1, 2.5, None, True, "é"]}
     assert parse_json("é".join('""').encode(), "w") == "é"
     for text, words in {
-        '{"a": 1, "b": 2, "a": 3}': "key 'a' stands twice",
+        '{"a": 1, "b": 2, "a": 3}': "duplicate key 'a'",
         "NaN": "NaN is not a JSON number",
         "[-Infinity]": "-Infinity is not a JSON number",
         b"\xff": "codec can't decode",
@@ -539,7 +557,7 @@ def test_json_is_read_as_the_standard_has_it():
     }.items():
         with pytest.raises(BundleError, match=rf"^w: not valid JSON \(.*{words}") as told:
             parse_json(text, "w")
-        assert str(told.value).endswith("): export the bundle again")
+        assert str(told.value).endswith("); export the bundle again")
 
 
 def test_a_long_text_is_clipped_to_its_most():
@@ -548,7 +566,7 @@ def test_a_long_text_is_clipped_to_its_most():
     assert clipped("abcdef", 5) == "ab..."
     with pytest.raises(BundleError) as told:
         parse_json(f'{{"{"k" * 300}": 1, "{"k" * 300}": 1}}', "w")
-    assert len(str(told.value)) == len("w: not valid JSON (): export the bundle again") + 120
+    assert len(str(told.value)) == len("w: not valid JSON (); export the bundle again") + 120
 
 
 def test_whole_numbers_are_ints_and_numbers_become_floats():

@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from conftest import CLASSES
 
-from export.bundle import model_card
+from export.bundle_info import BundleInfo
+from export.model_card import model_card
 from organ_infer.bundle.files import Member
 
 METRICS = {
@@ -36,7 +38,8 @@ def card(
     training=TRAINING,
     temperature=0.443,
 ):
-    return model_card("tiny", dataset, view, size, members, metrics, training, temperature)
+    info = BundleInfo("tiny", dataset, view, CLASSES, size, metrics, training)
+    return model_card(info, members, temperature)
 
 
 def flat(text):
@@ -67,10 +70,10 @@ def test_a_split_or_a_figure_that_was_not_measured_is_not_invented():
 def test_calibration_tells_the_error_before_and_after_on_validation():
     text = flat(card())
     assert (
-        "logits are divided by the temperature 0.443, fitted to the forms in use on 1,000 validation slices. "
+        "logits are divided by the temperature 0.443, fitted to the listed variants on 1,000 validation slices. "
         "ECE on validation 0.0514 before, 0.0213 after" in text
     )
-    assert "Together the forms in use reach 0.8312 on validation." in text
+    assert "Together the listed variants reach 0.8312 on validation." in text
 
 
 def test_calibration_on_test_tells_the_error_of_test_before_and_after():
@@ -84,9 +87,9 @@ def test_where_calibration_was_not_measured_on_test_it_warns(test):
     assert "0.0213 after; on other scans expect it to be higher." in text and "on test " not in text
 
 
-def test_every_form_is_listed_with_its_accuracy_the_one_in_use_first():
+def test_every_variant_has_its_accuracy_the_listed_one_first():
     assert (
-        "the one in use on a CPU first: `first` int8 0.8112, fp32 0.8213, fp16 0.8214; `second` fp32 0.8415."
+        "the one listed for CPUs first: `first` int8 0.8112, fp32 0.8213, fp16 0.8214; `second` fp32 0.8415."
         in flat(card())
     )
 
@@ -115,7 +118,8 @@ def test_the_scans_and_slices_are_the_published_ones():
         text = flat(card(dataset=dataset))
         assert f"{dataset} of MedMNIST v2 (MD5 d41d8cd98f)" in text and "one of 11 classes" in text
         assert (
-            f"{train} slices to train, {val} to validate, {test} to test, of 115, 16 and 70 CT scans" in text
+            f"{train} slices for training, {val} for validation, {test} for testing, of 115, 16 and 70 CT scans"
+            in text
         )
 
 
@@ -129,7 +133,7 @@ def test_the_scans_and_slices_are_the_published_ones():
 )
 def test_the_orientation_is_told_where_it_was_established(view, words):
     text = flat(card(view=view, size=64))
-    assert f"{view} view: one of" in text and f"- {view.capitalize()} slices alone" in text
+    assert f"{view} view: one of" in text and f"- Only {view} slices." in text
     assert f"Input: 64 x 64 gray pixels of a crop around one organ, as MedMNIST stores them{words}" in text
 
 
@@ -154,7 +158,7 @@ def test_the_spread_of_seeds_is_told_by_split_and_metric():
     }
     text = flat(card(metrics=METRICS | {"seeds": {"count": 3} | measured}))
     assert (
-        "The seed of 3 that is best on validation; mean and deviation of all: val accuracy 0.8100 ± 0.0110, "
+        "The best of 3 seeds on validation; mean and standard deviation of all: val accuracy 0.8100 ± 0.0110, "
         "val auc 0.8200 ± 0.0120, val ece 0.0300 ± 0.0130, test accuracy 0.7100 ± 0.0210, "
         "test auc 0.7200 ± 0.0220, test ece 0.0400 ± 0.0230." in text
     )

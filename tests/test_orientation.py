@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organ_infer import InputError
-from organ_infer.images.orientation import parse_orientation, plane_of, turn, turnable
+from organ_infer.images.orientation import can_reorient, parse_orientation, plane_of, reorient
 
 # DICOM PS3.3 C.7.6.2.1.1: x grows to the patient's left, y to the back, z to the head. Letter -> (axis, sign).
 TOWARDS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "H": (2, 1), "F": (2, -1)}
@@ -51,7 +51,7 @@ def test_there_are_24_orientations_in_three_planes():
 def test_every_pixel_stays_where_it_was_in_the_patient(pair, shape):
     stored, wanted = pair
     pixels = numbered(shape)
-    assert in_patient(turn(pixels, stored, wanted), wanted) == in_patient(pixels, stored)
+    assert in_patient(reorient(pixels, stored, wanted), wanted) == in_patient(pixels, stored)
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,41 +59,41 @@ def test_every_pixel_stays_where_it_was_in_the_patient(pair, shape):
 def test_flips_and_transposes_commute_with_orientation(pair, shape):
     (rows, columns), wanted = pair
     pixels = numbered(shape)
-    expected = turn(pixels, (rows, columns), wanted)
+    expected = reorient(pixels, (rows, columns), wanted)
     for changed, orientation in (
         (pixels[::-1], (OPPOSITE[rows], columns)),
         (pixels[:, ::-1], (rows, OPPOSITE[columns])),
         (pixels.T, (columns, rows)),
         (pixels[::-1].T, (columns, OPPOSITE[rows])),
     ):
-        np.testing.assert_array_equal(turn(changed, orientation, wanted), expected)
-    np.testing.assert_array_equal(turn(pixels, (rows, columns), wanted[::-1]), expected.T)
+        np.testing.assert_array_equal(reorient(changed, orientation, wanted), expected)
+    np.testing.assert_array_equal(reorient(pixels, (rows, columns), wanted[::-1]), expected.T)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(PAIRS), st.data(), shapes)
-def test_one_turn_after_another_is_one_turn(pair, data, shape):
+def test_reorienting_twice_is_reorienting_once(pair, data, shape):
     first, second = pair
     third = data.draw(st.sampled_from([other for other in ALL if same_plane(other, first)]))
     pixels = numbered(shape)
     np.testing.assert_array_equal(
-        turn(turn(pixels, first, second), second, third), turn(pixels, first, third)
+        reorient(reorient(pixels, first, second), second, third), reorient(pixels, first, third)
     )
-    np.testing.assert_array_equal(turn(turn(pixels, first, second), second, first), pixels)
+    np.testing.assert_array_equal(reorient(reorient(pixels, first, second), second, first), pixels)
 
 
-def test_a_stack_is_turned_slice_by_slice_and_nothing_is_copied():
+def test_a_stack_is_reoriented_slice_by_slice_and_nothing_is_copied():
     stack = numbered((2, 3, 4, 5))
     for stored, wanted in PAIRS:
-        turned = turn(stack, stored, wanted)
-        assert np.shares_memory(turned, stack)
+        reoriented = reorient(stack, stored, wanted)
+        assert np.shares_memory(reoriented, stack)
         for i, j in np.ndindex(2, 3):
-            np.testing.assert_array_equal(turned[i, j], turn(stack[i, j], stored, wanted))
+            np.testing.assert_array_equal(reoriented[i, j], reorient(stack[i, j], stored, wanted))
 
 
-def test_only_slices_of_one_plane_can_be_turned_to_each_other():
+def test_only_slices_of_one_plane_can_be_reoriented_to_each_other():
     for one, other in product(ALL, repeat=2):
-        assert turnable(one, other) is ((one, other) in PAIRS)
+        assert can_reorient(one, other) is ((one, other) in PAIRS)
         assert (plane_of(one) == plane_of(other)) == ((one, other) in PAIRS)
     for orientation in ALL:
         assert PLANES[plane_of(orientation)] == {TOWARDS[letter][0] for letter in orientation}
@@ -106,11 +106,13 @@ def test_24_pairs_of_letters_are_read_and_all_others_are_refused():
             for value in (text, text.lower(), list(letters), letters):
                 assert parse_orientation(value) == letters
         else:
-            with pytest.raises(InputError, match=f"rows then columns .* expected, found '{text}'"):
+            with pytest.raises(
+                InputError, match=f"expected two letters .* rows then columns .*, found '{text}'"
+            ):
                 parse_orientation(text)
 
 
 @pytest.mark.parametrize("value", ["", "L", "LPH", ("L",), ("L", 3), (3, "P"), ["L", "PA"], 7, None, b"LP"])
 def test_what_is_no_pair_of_letters_is_refused(value):
-    with pytest.raises(InputError, match="two letters of L R A P H F at right angles"):
+    with pytest.raises(InputError, match="orientation: expected two letters of L R A P H F at right angles"):
         parse_orientation(value)

@@ -1,4 +1,4 @@
-"""organ_infer._packing against torchvision, NumPy and exact fractions (contracts C1 and C2)."""
+"""organ_infer._packing against torchvision, NumPy and exact fractions (docs/reference/bundle_format.md, "Preprocessing")."""
 
 import sys
 import threading
@@ -25,7 +25,7 @@ def level(request):
 
 
 def weights(length, size):
-    """The matrix (size, length), float64, that resamples one axis: area or linear, written from C1."""
+    """The matrix (size, length), float64, that resamples one axis: area or linear, written from the docs."""
     matrix = np.zeros((size, length))
     for o in range(size):
         if length > size:
@@ -54,7 +54,7 @@ def expected(image, size=28, window=(40, 400)):
 
 
 def assert_close(found, image, size=28, window=(40, 400), mean=0.5, std=0.5):
-    """Equal to the float64 computation but for the roundings to float32 that C1 asks for."""
+    """Equal to the float64 computation but for the roundings to float32 that the docs allow."""
     exact = expected(image, size, window)
     wanted = (exact.astype(np.float32) - np.float32(mean)) / np.float32(std)
     # One ulp of the fraction, for its rounding may fall to the other side, and one of the result. Through a

@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from export import average, member
-from export.forms import Slices, forms_of
 from export.member import (
     ExportError,
     check_logits,
@@ -22,6 +21,7 @@ from export.member import (
 )
 from export.merge import check_merged, merge
 from export.triton import TritonError, _averaging_graph
+from export.variants import Slices, make_variants
 from organ_infer.engine.cpu_count import usable_processors
 from tests.tiny_graphs import SIZE, bright_pixels, linear_graph, packed, softmax
 
@@ -105,14 +105,14 @@ def test_another_class_is_refused_but_for_a_tie(gap, refused, monkeypatch):
     if not refused:
         check_logits(expected, found, name="m")
         return
-    with pytest.raises(ExportError, match="m: 1 of 2 slices get another class than in PyTorch"):
+    with pytest.raises(ExportError, match="m: 1 of 2 slices get a different class than in PyTorch"):
         check_logits(expected, found, name="m")
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 3), (3, 3)])
 def test_logits_of_another_shape_are_refused(shape):
     with pytest.raises(
-        ExportError, match=rf"m: the exported graph gives \({shape[0]}, {shape[1]}\), PyTorch"
+        ExportError, match=rf"m: the exported graph returns \({shape[0]}, {shape[1]}\), PyTorch"
     ):
         check_logits(np.zeros((4, 3), np.float32), np.zeros(shape, np.float32), name="m")
 
@@ -122,7 +122,7 @@ def test_a_gap_of_exactly_the_limit_is_a_tie(monkeypatch):
     monkeypatch.setattr(member, "TIE", 0.25)
     expected = np.array([[0.0, 0.25]], np.float32)
     check_logits(expected, expected[:, ::-1], name="m")
-    with pytest.raises(ExportError, match="1 of 1 slices get another class"):
+    with pytest.raises(ExportError, match="1 of 1 slices get a different class"):
         check_logits(expected * 2, expected[:, ::-1] * 2, name="m")
 
 
@@ -131,7 +131,7 @@ def test_one_logit_that_is_not_finite_is_refused(value):
     expected = np.zeros((4, 3), np.float32)
     found = expected.copy()
     found[3, 2] = value
-    with pytest.raises(ExportError, match="m: the exported graph gives NaN or infinite logits"):
+    with pytest.raises(ExportError, match="m: the exported graph returns NaN or infinite logits"):
         check_logits(expected, found, name="m")
 
 
@@ -186,7 +186,9 @@ def test_operators_of_another_domain_are_not_exported(monkeypatch):
     # an operator set that no node uses is dropped
     assert [entry.domain for entry in to_onnx(Linear(), SIZE).opset_import] == [""]
     model.graph.node.append(helper.make_node("Gelu", ["logits"], ["unused"], domain="com.microsoft"))
-    with pytest.raises(ExportError, match=r"operators of \['com\.microsoft'\]; only standard ones are taken"):
+    with pytest.raises(
+        ExportError, match=r"operators of \['com\.microsoft'\]; only standard ones are accepted"
+    ):
         to_onnx(Linear(), SIZE)
 
 
@@ -278,7 +280,7 @@ def test_what_an_export_needs_and_is_missing_is_named_with_the_command(monkeypat
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"beside training: pip install -e '\.\[train,cpu\]'"):
+    with pytest.raises(ExportError, match=r"for training and export: pip install -e '\.\[train,cpu\]'"):
         member.check_installed()
 
 
@@ -291,18 +293,18 @@ def test_a_session_takes_the_processors_it_may_use_and_does_not_spin():
 
 
 def test_a_rewritten_graph_that_differs_at_batch_1_alone_is_refused(monkeypatch):
-    monkeypatch.setattr("export.forms.rewrite", lambda model: linear_graph(MATRIX, added=0.5))
+    monkeypatch.setattr("export.variants.rewrite", lambda model: linear_graph(MATRIX, added=0.5))
     slices = Slices(SLICES, SLICES, LABELS, SIZE)
     with pytest.raises(ExportError, match=r"base rewritten, at batch 1: logits differ .* 5\.00e-01"):
-        forms_of("base", linear_graph(MATRIX), slices, ("fp32",))
+        make_variants("base", linear_graph(MATRIX), slices, ("fp32",))
 
 
 @pytest.mark.parametrize("place", [0, 300, 599])
 def test_a_rewritten_graph_that_differs_for_one_slice_of_any_batch_is_refused(place, monkeypatch):
     slices, other = differing_at(place)
-    monkeypatch.setattr("export.forms.rewrite", lambda model: other)
+    monkeypatch.setattr("export.variants.rewrite", lambda model: other)
     with pytest.raises(ExportError, match=r"base rewritten: logits differ .* 2\.00e-02"):
-        forms_of("base", linear_graph(MATRIX), Slices(slices, slices, LABELS, SIZE), ("fp32",))
+        make_variants("base", linear_graph(MATRIX), Slices(slices, slices, LABELS, SIZE), ("fp32",))
 
 
 # The merged graph and Triton's averaging graph.

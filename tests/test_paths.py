@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from conftest import child_environment
 
-from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction
-from organ_infer import batching as reading
+from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction, batching
 from organ_infer import classifier as classifier_module
 
 
@@ -73,7 +72,7 @@ def test_a_sequence_is_read_one_batch_ahead_and_any_other_iterable_is_not(bundle
         whole = classifier_module.read_batches
         monkeypatch.setattr(
             classifier_module, "read_batches",
-            lambda some, *rest, **more: (read.extend(some), by.append(threading.current_thread()), whole(some, *rest, **more))[-1],
+            lambda chunk, *rest, **more: (read.extend(chunk), by.append(threading.current_thread()), whole(chunk, *rest, **more))[-1],
         )  # fmt: skip
         results = opened.predict_paths(paths)
         assert read == []
@@ -99,8 +98,8 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
     (tmp_path / "07.png").write_bytes(b"damaged")
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "none.png"]
     found = []
-    for reader in (reading._read_plain, None):
-        monkeypatch.setattr(reading, "_read_plain", reader)
+    for reader in (batching._read_plain, None):
+        monkeypatch.setattr(batching, "_read_plain", reader)
         for size in (1, 7, 64):
             with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
                 found.append([(p.path, getattr(p, "label", p)) for p in opened.predict_paths(paths)])
@@ -111,23 +110,23 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
 @pytest.mark.parametrize("end", ["close", "throw", "closed classifier"])
 def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, end):
     """The thread stops before its next file, though most of its batch is left."""
-    monkeypatch.setattr(reading, "_read_plain", None)
+    monkeypatch.setattr(batching, "_read_plain", None)
     most = 200 if end == "closed classifier" else 100  # files before the batch in which the end comes
     seen, told = [], threading.Event()
-    whole, wait = classifier_module.open_slices, reading._Ahead._wait
+    whole, wait = classifier_module.open_slices, batching._Prefetcher._wait
 
     def held(path, *more):
         seen.append(path)
         assert len(seen) <= most or told.wait(60)
         return whole(path, *more)
 
-    def waits(ahead):
-        if ahead._stop:
+    def waits(prefetcher):
+        if prefetcher._stop:
             told.set()  # the thread is told to stop, and goes on with the file it is at
-        wait(ahead)
+        wait(prefetcher)
 
     monkeypatch.setattr(classifier_module, "open_slices", held)
-    monkeypatch.setattr(reading._Ahead, "_wait", waits)
+    monkeypatch.setattr(batching._Prefetcher, "_wait", waits)
     opened = OrganClassifier(bundle, device="cpu", batch_size=100)
     results = opened.predict_paths([pictures / "s00.png"] * 1000)
     next(results)
@@ -181,12 +180,21 @@ def test_memory_does_not_grow_with_the_pictures(bundle, tmp_path):
 
 def test_a_fork_between_two_results_fails_clearly_and_ends(bundle, pictures):
     code = f"""
-import os, sys, gc
-from organ_infer import OrganClassifier, OrganInferError
+import os, sys, threading
+from organ_infer import OrganClassifier, OrganInferError, classifier
+forked, read_batches = threading.Event(), classifier.read_batches
+
+def held(*given, **options):
+    if threading.current_thread() is not threading.main_thread():
+        forked.wait(20)  # the second batch is being read while the process forks
+    yield from read_batches(*given, **options)
+
 paths = [{str(pictures / "s00.png")!r}] * 64
 opened = OrganClassifier({str(bundle)!r}, device="cpu", batch_size=8)
+classifier.read_batches = held
 results = opened.predict_paths(paths)
 next(results)
+classifier.read_batches = read_batches
 if not (child := os.fork()):
     try:
         list(results)
@@ -197,7 +205,9 @@ if not (child := os.fork()):
     with OrganClassifier({str(bundle)!r}, device="cpu", batch_size=8) as own:
         assert len(list(own.predict_paths(paths))) == 64
     sys.exit(0)
-assert os.waitpid(child, 0)[1] == 0
+status = os.waitpid(child, 0)[1]
+forked.set()
+assert status == 0, status
 assert len(list(results)) == 63
 results = opened.predict_paths(paths)
 next(results)

@@ -444,7 +444,7 @@ def test_an_onnxruntime_without_cuda_skips_the_check(on_cuda):
 def test_cuda_that_is_offered_and_not_granted_fails_the_check(on_cuda):
     result = on_cuda(runtime_checks.cuda_equals_cpu, granted=("CPUExecutionProvider",))
     assert result.verdict == FAILED
-    assert result.reason.startswith("DeviceError: cuda was asked for")
+    assert result.reason.startswith("DeviceError: device cuda: onnxruntime activated")
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,14 @@ def test_nothing_imports_ray_before_it_is_needed():
     assert loaded("import organ_infer, organ_infer.ray", ["ray", "pyarrow", "torch"]) == []
 
 
+def test_the_former_name_of_the_batch_class_works():
+    assert beyond.Classify is beyond.ClassifyBatch
+
+
 def test_a_missing_ray_is_one_line(pictures, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(
-        OrganInferError, match=r"^ray cannot be loaded \(.*\): pip install 'organ-infer\[ray\]'$"
+        OrganInferError, match=r"^ray cannot be loaded \(.*\); pip install 'organ-infer\[ray\]'$"
     ):
         beyond.classify(pictures, tmp_path / "rows")
     assert list(tmp_path.iterdir()) == []
@@ -41,15 +45,15 @@ def test_a_missing_ray_is_one_line(pictures, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"format": "csv"}, "format: one of parquet, jsonl expected, found 'csv'"),
-        ({"workers": 0}, "workers: a number of at least 1 expected, found 0"),
-        ({"workers": 2.5}, "workers: a whole number expected, found 2.5"),
-        ({"workers": float("inf")}, "workers: a whole number expected, found inf"),
-        ({"num_gpus": -1}, "num_gpus: a number of at least 0 expected, found -1"),
-        ({"out": "s3://rows"}, "out: a directory expected, found 's3://rows'"),
-        ({"paths": []}, "paths: no image in it"),
+        ({"format": "csv"}, "format: expected one of parquet, jsonl, found 'csv'"),
+        ({"workers": 0}, "workers: expected a number of at least 1, found 0"),
+        ({"workers": 2.5}, "workers: expected a whole number, found 2.5"),
+        ({"workers": float("inf")}, "workers: expected a whole number, found inf"),
+        ({"num_gpus": -1}, "num_gpus: expected a number of at least 0, found -1"),
+        ({"out": "s3://rows"}, "out: expected a directory, found 's3://rows'"),
+        ({"paths": []}, "paths: contains no images"),
         ({"paths": "no-such-file"}, "no-such-file: cannot be read"),
-        ({"paths": "one.png"}, r"found one image: pass \['one.png'\]"),
+        ({"paths": "one.png"}, r"found one image; pass \['one.png'\]"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options, words, pictures, tmp_path):
@@ -59,7 +63,7 @@ def test_what_cannot_be_meant_is_refused(options, words, pictures, tmp_path):
 
 def test_a_directory_with_something_in_it_is_refused(pictures, tmp_path):
     (tmp_path / "old").write_text("kept")
-    with pytest.raises(InputError, match="not empty; name a directory that is not there yet"):
+    with pytest.raises(InputError, match="not empty; pass a directory that does not exist"):
         beyond.classify(pictures, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
@@ -67,7 +71,12 @@ def test_a_directory_with_something_in_it_is_refused(pictures, tmp_path):
 def test_a_list_and_a_directory_name_the_same_images(pictures, tmp_path):
     names = sorted(str(path) for path in pictures.iterdir())
     (tmp_path / "list").write_text("\n".join(names) + "\r\n\n")
-    assert beyond._names(pictures) == beyond._names(tmp_path / "list") == beyond._names(names) == names
+    assert (
+        beyond._image_paths(pictures)
+        == beyond._image_paths(tmp_path / "list")
+        == beyond._image_paths(names)
+        == names
+    )
 
 
 def test_a_cluster_that_starts_here_reports_to_no_one(monkeypatch):
@@ -87,7 +96,7 @@ def test_a_cluster_that_starts_here_reports_to_no_one(monkeypatch):
 
 
 def test_the_output_goes_away_where_it_is_not_finished(tmp_path):
-    with pytest.raises(KeyboardInterrupt), beyond._appearing(tmp_path / "deep" / "rows") as building:
+    with pytest.raises(KeyboardInterrupt), beyond._complete_directory(tmp_path / "deep" / "rows") as building:
         (building / "part").write_text("half")
         raise KeyboardInterrupt
     assert list((tmp_path / "deep").iterdir()) == []
@@ -164,7 +173,7 @@ def test_rows_stand_in_the_order_of_their_paths_with_a_row_a_slice(arrow, bundle
     ]
     with OrganClassifier(bundle, device="cpu", threads=1) as opened:
         expected = opened.predict(slices[[3, 0, 1, 2, 1, 3, 3]])
-    found = beyond.Classify(bundle, base=tmp_path, threads=1)({"path": np.array(names, object)})
+    found = beyond.ClassifyBatch(bundle, base=tmp_path, threads=1)({"path": np.array(names, object)})
     assert [row["path"] for row in found] == [
         *("a.png", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "three.npy#9.png", "gone"),
         *("a.png", "a.png", "odd\\udcff.png"),
@@ -189,7 +198,7 @@ def test_the_columns_are_the_published_ones_then_a_column_a_class(arrow):
         ("organ_probability", "f4"), ("warnings", ["text"]), ("error", "text"), ("x", "f4"), ("y", "f4"),
     ]  # fmt: skip
     for name in ("path", "error", "index"):
-        with pytest.raises(BundleError, match=f"a class is named {name!r}"):
+        with pytest.raises(BundleError, match=f"class {name!r}: this is the name of another column"):
             beyond._schema(["x", name])
 
 
@@ -213,7 +222,7 @@ def test_a_line_of_json_has_every_key_and_nine_digits():
 def test_paths_go_in_tasks_of_at_most_a_size(arrow):
     names = [f"{i}\udcff" for i in range(7)]
     for size, lengths in {1: [1] * 7, 3: [3, 3, 1], 7: [7], 8: [7]}.items():
-        blocks = beyond._blocks(names, size)
+        blocks = beyond._path_tables(names, size)
         assert [len(block) for block in blocks] == lengths
         assert [os.fsdecode(name) for block in blocks for name in block] == names
 
@@ -223,16 +232,19 @@ def test_an_output_may_be_there_only_as_an_empty_directory(tmp_path, monkeypatch
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nothing")
-    assert beyond._vacant("new") == tmp_path / "new" and beyond._vacant("empty") == tmp_path / "empty"
+    assert (
+        beyond._output_directory("new") == tmp_path / "new"
+        and beyond._output_directory("empty") == tmp_path / "empty"
+    )
     for name in ("file", "link"):
-        with pytest.raises(InputError, match="not empty; name a directory that is not there yet"):
-            beyond._vacant(name)
+        with pytest.raises(InputError, match="not empty; pass a directory that does not exist"):
+            beyond._output_directory(name)
 
 
 def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
     target = tmp_path / "rows"
     for _ in range(2):
-        with beyond._appearing(target) as building:
+        with beyond._complete_directory(target) as building:
             assert building.parent == tmp_path and building.name.startswith(".rows.")
             assert building.stat().st_mode & 0o777 == 0o755
             (building / "part").write_text("whole")
@@ -240,10 +252,13 @@ def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
         assert (target / "part").read_text() == "whole" and [p.name for p in tmp_path.iterdir()] == ["rows"]
         (target / "part").unlink()
     (target / "late").touch()  # something came there meanwhile
-    with pytest.raises(OrganInferError, match="rows: cannot be written"), beyond._appearing(target):
+    with pytest.raises(OrganInferError, match="rows: cannot be written"), beyond._complete_directory(target):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["rows", "late"]
-    with pytest.raises(InputError, match="cannot be written"), beyond._appearing(target / "late" / "rows"):
+    with (
+        pytest.raises(InputError, match="cannot be written"),
+        beyond._complete_directory(target / "late" / "rows"),
+    ):
         pass
 
 
@@ -252,7 +267,7 @@ def test_every_file_is_on_the_disk_before_the_output_appears(tmp_path, monkeypat
     monkeypatch.setattr(
         os, "fsync", lambda number: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
     )
-    with beyond._appearing(tmp_path / "rows") as building:
+    with beyond._complete_directory(tmp_path / "rows") as building:
         for name in ("a", "b"):
             (building / name).write_text(name)
     assert sorted(done) == ["a", "b"]
@@ -294,17 +309,17 @@ def test_a_cluster_that_is_there_is_left_as_it_is_and_one_that_fails_is_told(mon
 def test_a_list_and_a_directory_that_hold_nothing_or_cannot_be_read_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_bytes(b"a\r\n\n\xff\nb")
-    assert beyond._names(tmp_path / "list.txt") == ["a", "\udcff", "b"]
+    assert beyond._image_paths(tmp_path / "list.txt") == ["a", "\udcff", "b"]
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / "a.png").touch()
-    assert beyond._names(str(tmp_path / "folder.png")) == [str(tmp_path / "folder.png" / "a.png")]
-    assert beyond._names((b"a", tmp_path)) == ["a", str(tmp_path)]
+    assert beyond._image_paths(str(tmp_path / "folder.png")) == [str(tmp_path / "folder.png" / "a.png")]
+    assert beyond._image_paths((b"a", tmp_path)) == ["a", str(tmp_path)]
     for paths, words in {
-        "empty": "no image in this directory|no image in it",
+        "empty": "no image in this directory|contains no images",
         "none": "none: cannot be read",
     }.items():
         with pytest.raises(InputError, match=words):
-            beyond._names(tmp_path / paths)
+            beyond._image_paths(tmp_path / paths)
 
 
 @pytest.mark.parametrize(
@@ -346,18 +361,18 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
     assert seen["fn_constructor_kwargs"] == {
         "bundle": str(bundle), "base": str(tmp_path), "device": "cuda", "threads": 2, "tta": True,
     }  # fmt: skip
-    assert (seen["kind"], seen["compute"]) == (beyond.Classify, ("pool", workers))
+    assert (seen["kind"], seen["compute"]) == (beyond.ClassifyBatch, ("pool", workers))
     assert (seen["num_cpus"], seen["num_gpus"]) == (2.5, 0.5)
     assert seen["ray_remote_args_fn"]() == {"max_task_retries": 10}
     if count == 1:
         monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(KeyError("it died")))
-        with pytest.raises(OrganInferError, match="a worker died 11 times over the same 1 images or fewer"):
+        with pytest.raises(OrganInferError, match="a worker died 11 times on the same 1 images or fewer"):
             beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl", num_cpus=0)
         assert seen["fn_constructor_kwargs"] == {
             "bundle": str(bundle), "base": str(tmp_path), "device": "cpu", "threads": 1,
         }  # fmt: skip
         monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(LookupError("lost")))
-        with pytest.raises(OrganInferError, match="Ray could not classify them all: lost"):
+        with pytest.raises(OrganInferError, match="Ray could not classify all images: lost"):
             beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl")
         defaults = seen["num_cpus"], seen["num_gpus"], seen["fn_constructor_kwargs"]["device"]
         assert defaults == (1, 0, "cpu")
@@ -367,7 +382,7 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
 @needs_ray
 def test_a_batch_becomes_rows(bundle, pictures, classifier):
     names = ["s00.png", b"s01.png", "missing.png", os.fsdecode(b"odd\xff.png")]
-    table = beyond.Classify(bundle, base=pictures, threads=1)({"path": np.array(names, object)})
+    table = beyond.ClassifyBatch(bundle, base=pictures, threads=1)({"path": np.array(names, object)})
     assert table.column_names == [*beyond.COLUMNS, *CLASSES]
     first, second, missing, odd = table.to_pylist()
     (expected,) = classifier.predict_paths([pictures / "s00.png"])
@@ -389,7 +404,7 @@ def test_a_file_of_many_slices_has_a_row_each(bundle, slices, tmp_path):
     np.save(tmp_path / "three.npy", slices[:3])
     np.save(tmp_path / "one.npy", slices[3])
     names = ["one.npy", "three.npy", "three.npy#1", "one.npy", "one.npy"]
-    table = beyond.Classify(bundle, base=tmp_path, threads=1)({"path": np.array(names)})
+    table = beyond.ClassifyBatch(bundle, base=tmp_path, threads=1)({"path": np.array(names)})
     assert table["path"].to_pylist() == [
         *("one.npy", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "one.npy", "one.npy")
     ]
@@ -401,7 +416,7 @@ def test_a_class_named_as_a_column_is_refused(pictures, tmp_path):
         manifest["task"] = manifest["task"] | {"classes": ["label", *CLASSES[1:]]}
 
     model = write_bundle(tmp_path / "bundle", {"small.onnx": make_graph()}, change=change)
-    with pytest.raises(BundleError, match="a class is named 'label'"):
+    with pytest.raises(BundleError, match="class 'label': this is the name of another column"):
         beyond.classify(pictures, tmp_path / "rows", bundle=model)
 
 
@@ -432,7 +447,9 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
     notes, marks = tmp_path / "workers", tmp_path / "killed"
     notes.mkdir()
 
-    class Mortal(beyond.Classify):  # local to the test, so Ray sends it by value: workers do not import tests
+    class Mortal(
+        beyond.ClassifyBatch
+    ):  # local to the test, so Ray sends it by value: workers do not import tests
         def __init__(self, *given, **options):
             super().__init__(*given, **options)
             (notes / str(os.getpid())).touch()
@@ -449,7 +466,7 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
                 os.kill(os.getpid(), 9)
             return rows
 
-    monkeypatch.setattr(beyond, "Classify", Mortal)
+    monkeypatch.setattr(beyond, "ClassifyBatch", Mortal)
     monkeypatch.chdir(many)
     names = sorted(path.name for path in many.iterdir())
     out = tmp_path / "rows"
@@ -473,17 +490,17 @@ def test_an_image_that_kills_every_worker_ends_the_run(cluster, bundle, pictures
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 
-    class Mortal(beyond.Classify):
+    class Mortal(beyond.ClassifyBatch):
         def __call__(self, batch):
             if b"killer.png" in list(batch["path"]):
                 (deaths / str(os.getpid())).touch()
                 os.kill(os.getpid(), 9)
             return super().__call__(batch)
 
-    monkeypatch.setattr(beyond, "Classify", Mortal)
+    monkeypatch.setattr(beyond, "ClassifyBatch", Mortal)
     monkeypatch.setattr(beyond, "RETRIES", 2)
     names = [*sorted(map(str, pictures.iterdir()))[:8], "killer.png"]
-    with pytest.raises(OrganInferError, match=r"^a worker died 3 times over the same 3 images or") as caught:
+    with pytest.raises(OrganInferError, match=r"^a worker died 3 times on the same 3 images or") as caught:
         beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1)
     assert len(list(deaths.iterdir())) == 3 and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["deaths"]
@@ -512,7 +529,7 @@ def test_a_network_that_fails_ends_the_run_in_one_line(cluster, pictures, tmp_pa
         bias.raw_data = np.full(11, np.nan, np.float32).tobytes()
 
     model = write_bundle(tmp_path / "bundle", {"small.onnx": make_graph(change=broken)})
-    with pytest.raises(OrganInferError, match=r"^Ray could not classify them all: .*not finite") as caught:
+    with pytest.raises(OrganInferError, match=r"^Ray could not classify all images: .*not finite") as caught:
         beyond.classify(pictures, tmp_path / "rows", bundle=model, workers=1)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -19,8 +19,7 @@ from png_files import chunk
 from test_images import png
 from test_truncation import fctl, fdat, png_of
 
-from organ_infer import ImageError, OrganClassifier
-from organ_infer import batching as reading
+from organ_infer import ImageError, OrganClassifier, batching
 from organ_infer._packing import pack
 from organ_infer.bundle.manifest import Input
 from organ_infer.images import arrays
@@ -54,7 +53,9 @@ MAGIC = {
     ".npz": [b"PK\x03\x04"],
     "DICOM": [bytes(128) + b"DICM"],
 }
-UNKNOWN = "no image of a known format (PNG, JPEG, DICOM, .npy, .npz, TIFF, BMP, GIF, PNM, WebP, JPEG 2000)"
+UNKNOWN = (
+    "unknown image format; supported: PNG, JPEG, DICOM, .npy, .npz, TIFF, BMP, GIF, PNM, WebP, JPEG 2000"
+)
 
 
 def line_of(data):
@@ -90,8 +91,8 @@ def test_a_dicom_file_may_begin_with_any_other_format_s_bytes_but_what_stands_fi
     ("width", "height", "limit", "words"),
     [
         (1, 1, 1, None), (3, 2, 6, None), (3, 2, 5, "3 x 2 pixels: too large, at most 5 pixels"),
-        (65_535, 1, 10**9, None), (1, 65_535, 10**9, None), (65_536, 1, 10**9, "65,535 per side"),
-        (1, 65_536, 10**9, "65,535 per side"), (0, 5, 9, "0 x 5 pixels: the image is empty"),
+        (65_535, 1, 10**9, None), (1, 65_535, 10**9, None), (65_536, 1, 10**9, "65,535 pixels per side are read$"),
+        (1, 65_536, 10**9, "65,535 pixels per side are read$"), (0, 5, 9, "0 x 5 pixels: the image is empty"),
         (5, 0, 9, "the image is empty"), (65_535, 65_535, 65_535**2, None),
     ],
 )  # fmt: skip
@@ -123,14 +124,16 @@ def test_every_format_holds_the_limits_at_the_limit_and_refuses_one_below(name, 
 
     assert set(all_of(pixels=63)) == set(all_of()) == {63}
     with pytest.raises(
-        ImageError, match=r"7 x 9 pixels: too large, at most 62 pixels \(--pixel-limit raises it\)"
+        ImageError,
+        match=r"7 x 9 pixels: too large, at most 62 pixels are read; raise the limit with --pixel-limit or pixel_limit=$",
     ):
         for size in all_of(pixels=62):
             assert size is None
     size = len(data)
     assert set(all_of(file_bytes=size)) == {63}
     with pytest.raises(
-        ImageError, match=rf"^{size:,} bytes: too large, at most {size - 1:,} are read \(--file-limit"
+        ImageError,
+        match=rf"^{size:,} bytes: too large, at most {size - 1:,} are read; raise the limit with --file-limit or file_limit=$",
     ):
         all_of(file_bytes=size - 1)
 
@@ -148,7 +151,7 @@ def test_what_is_compressed_in_a_file_counts_towards_its_limit():
 
 
 def test_the_published_limits_and_types():
-    """docs/formats.md, Limits; what is read becomes one of three types."""
+    """docs/guides/formats.md, Limits; what is read becomes one of three types."""
     assert (PIXEL_LIMIT, FILE_LIMIT, DTYPES) == (89_478_485, 268_435_456, ("uint8", "uint16", "int16"))
     assert (
         Limits() == (89_478_485, 268_435_456)
@@ -158,7 +161,7 @@ def test_the_published_limits_and_types():
 
 
 def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
-    text = (ROOT / "docs" / "formats.md").read_text().split("## Limits")[1]
+    text = (ROOT / "docs" / "guides" / "formats.md").read_text().split("## Limits")[1]
     rows = [
         [cell.strip(" `") for cell in row.split("|")[1:-1]]
         for row in text.splitlines()
@@ -176,7 +179,7 @@ def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
 
 def test_a_file_that_is_not_as_long_as_it_was_is_told():
     for size in (4, 6):
-        with pytest.raises(ImageError, match=r"^it changed while it was read$"):
+        with pytest.raises(ImageError, match=r"^the file changed while it was read$"):
             Source(io.BytesIO(b"12345"), size, FORMATS[0], Limits(), None).read_all()
     assert Source(io.BytesIO(b"12345"), 5, FORMATS[0], Limits(), None).read_all() == b"12345"
 
@@ -233,11 +236,11 @@ def test_a_picked_slice_must_be_one_of_those_there():
     for pick in ("3", "-1", "", "x", "1.0", "١", "²", " 1", "0" * 10, "1" * 5000):
         with pytest.raises(ImageError) as told:
             list(numbered(3, lambda i: i, pick))
-        assert str(told.value) == f"no slice {pick!r} in it: it has #0 to #2"
-    with pytest.raises(ImageError, match=r"no slice '1' in it: it has #0 alone"):
+        assert str(told.value) == f"no slice {pick!r}; the file contains #0 to #2"
+    with pytest.raises(ImageError, match=r"no slice '1'; the file contains only #0"):
         list(numbered(1, lambda i: i, "1"))
     for pick in (None, "0"):
-        with pytest.raises(ImageError, match=r"^no slice in it$"):
+        with pytest.raises(ImageError, match=r"^the file contains no slices$"):
             list(numbered(0, lambda i: i, pick))
 
 
@@ -277,7 +280,7 @@ def test_a_file_is_closed_when_its_last_slice_was_asked_for(tmp_path):
 
 # One batch ahead.
 
-HOW = Input(size=7, mean=0.25, std=0.5, window=(40.0, 400.0))
+SPEC = Input(size=7, mean=0.25, std=0.5, window=(40.0, 400.0))
 
 
 def kept(kind, i):
@@ -310,18 +313,24 @@ def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(coun
         raise ImageError(f"{i} is damaged")
 
     found = []
-    for some in reading.batches(iter(content), size):
-        assert 1 <= len(some) <= size
+    for chunk_paths in batching.path_chunks(iter(content), size):
+        assert 1 <= len(chunk_paths) <= size
         batches = list(
-            reading.read_batches(
-                some, size=size, how=HOW, load=load, turn=lambda piece: piece, plain=0, threads=1
+            batching.read_batches(
+                chunk_paths,
+                batch_size=size,
+                spec=SPEC,
+                load=load,
+                prepare=lambda image: image,
+                plain_pixel_limit=0,
+                threads=1,
             )
         )
         assert [batch.last for batch in batches] == [False] * (len(batches) - 1) + [True]
         assert all(len(batch.names) == size for batch in batches[:-1]) and len(batches[-1].names) <= size
         found += batches
     names = [name for batch in found for name in batch.names]
-    words = [word for batch in found for word in batch.words]
+    outcomes = [outcome for batch in found for outcome in batch.outcomes]
     expected = [
         row
         for path, numbers in content.items()
@@ -331,7 +340,7 @@ def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(coun
             else [(f"{path}#{i}", f"{i} is damaged" if i in damaged else (f"note {i}",)) for i in numbers]
         )
     ]
-    assert list(zip(names, words, strict=True)) == expected
+    assert list(zip(names, outcomes, strict=True)) == expected
     good = [i for numbers in content.values() if numbers for i in numbers if i not in damaged]
     packed = [batch.packed for batch in found if len(batch.packed)]
     assert sum(map(len, packed)) == len(good)
@@ -353,12 +362,19 @@ def test_reading_stops_before_the_next_slice(tmp_path):
         read.clear()
         stop.now = False
 
-        def turn(piece):
+        def prepare(image):
             stop.now = len(read) >= at
-            return piece
+            return image
 
-        options = {"size": 9, "how": HOW, "load": load, "turn": turn, "plain": 0, "threads": 1}
-        return list(reading.read_batches(["a", "b"], lambda: stop.now, **options))
+        options = {
+            "batch_size": 9,
+            "spec": SPEC,
+            "load": load,
+            "prepare": prepare,
+            "plain_pixel_limit": 0,
+            "threads": 1,
+        }
+        return list(batching.read_batches(["a", "b"], lambda: stop.now, **options))
 
     assert run(2) == [] and read == [("a", 0), ("a", 1)]
     assert run(3) == [] and read == [("a", 0), ("a", 1), ("a", 2)]
@@ -368,7 +384,7 @@ def test_reading_stops_before_the_next_slice(tmp_path):
 def one(names, stopped=lambda: False):
     """A reader for `read_ahead` of as many batches as paths, each a name."""
     for i, name in enumerate(names):
-        yield reading.Batch([name], np.empty((0, 1, 7, 7), np.float32), [()], last=i == len(names) - 1)
+        yield batching.Batch([name], np.empty((0, 1, 7, 7), np.float32), [()], last=i == len(names) - 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
@@ -380,7 +396,7 @@ def test_one_batch_is_read_ahead_in_a_thread_and_no_thread_after_the_last(size):
             by.append((batch.names[0], threading.current_thread().name))
             yield batch
 
-    found = reading.read_ahead(paths, size, read)
+    found = batching.read_ahead(paths, size, read)
     assert by == []
     assert next(found).names == ["0"]
     for thread in threading.enumerate():
@@ -397,12 +413,12 @@ def test_an_error_in_the_thread_comes_where_its_batch_would_have(monkeypatch):
         yield from one(names[:1])
         raise ZeroDivisionError
 
-    found = reading.read_ahead(["a", "b"], 2, read)
+    found = batching.read_ahead(["a", "b"], 2, read)
     assert next(found).names == ["a"]
     with pytest.raises(ZeroDivisionError):
         next(found)
     assert list(found) == []
-    assert list(reading.read_ahead([], 2, read)) == []
+    assert list(batching.read_ahead([], 2, read)) == []
 
 
 def test_closing_waits_for_the_slice_under_way_and_begins_no_further_batch():
@@ -417,7 +433,7 @@ def test_closing_waits_for_the_slice_under_way_and_begins_no_further_batch():
             return  # without a batch, as read_batches does
         yield from one(names)
 
-    found = reading.read_ahead([str(i) for i in range(9)], 1, read)
+    found = batching.read_ahead([str(i) for i in range(9)], 1, read)
     next(found)
     assert begun.wait(60)
     found.close()
@@ -426,7 +442,7 @@ def test_closing_waits_for_the_slice_under_way_and_begins_no_further_batch():
 
 def test_a_file_read_in_c_stands_between_others_in_order(tmp_path, monkeypatch):
     """What C takes is not loaded again; what it leaves is, in its place."""
-    if reading._read_plain is None:
+    if batching._read_plain is None:
         pytest.skip("built without zlib: Pillow reads all")
     loaded = []
     for i in range(4):
@@ -437,13 +453,13 @@ def test_a_file_read_in_c_stands_between_others_in_order(tmp_path, monkeypatch):
         return open_slices(path)
 
     def batch(indices, plain):
-        (found,) = reading.read_batches(
-            [tmp_path / f"{i}.png" for i in indices], size=9, how=HOW, load=load, turn=lambda p: p, plain=plain, threads=2
+        (found,) = batching.read_batches(
+            [tmp_path / f"{i}.png" for i in indices], batch_size=9, spec=SPEC, load=load, prepare=lambda image: image, plain_pixel_limit=plain, threads=2
         )  # fmt: skip
         return found
 
     mixed = batch([0, 2, 3], 63)
-    assert loaded == ["2.png"] and mixed.words == [(), (), ()] and mixed.last
+    assert loaded == ["2.png"] and mixed.outcomes == [(), (), ()] and mixed.last
     assert [os.path.basename(name) for name in mixed.names] == ["0.png", "2.png", "3.png"]
     loaded.clear()
     for plain in (0, 62):  # none of so many pixels
@@ -451,9 +467,9 @@ def test_a_file_read_in_c_stands_between_others_in_order(tmp_path, monkeypatch):
     assert loaded == ["0.png", "2.png", "3.png"] * 2
     loaded.clear()
     whole = batch([3, 1, 0], 63)
-    assert loaded == [] and whole.words == [(), (), ()] and whole.last and len(whole.packed) == 3
+    assert loaded == [] and whole.outcomes == [(), (), ()] and whole.last and len(whole.packed) == 3
     np.testing.assert_array_equal(whole.packed[2], mixed.packed[0])
-    monkeypatch.setattr(reading, "_read_plain", None)
+    monkeypatch.setattr(batching, "_read_plain", None)
     np.testing.assert_array_equal(batch([3, 1, 0], 63).packed, whole.packed)
     assert loaded == ["3.png", "1.png", "0.png"]
 
@@ -461,13 +477,15 @@ def test_a_file_read_in_c_stands_between_others_in_order(tmp_path, monkeypatch):
 # Pixels.
 
 
-def test_a_color_picture_is_doubtful_from_a_mean_distance_of_10():
-    """docs/formats.md: red, green and blue apart by 10 of 255 or more on average."""
-    for apart, doubtful in ((9, False), (10, True), (11, True)):
+def test_a_color_image_is_implausible_from_a_mean_distance_of_10():
+    """docs/guides/formats.md: red, green and blue apart by 10 of 255 or more on average."""
+    for apart, implausible in ((9, False), (10, True), (11, True)):
         pixels = np.full((4, 5, 3), 100, np.uint8)
         pixels[..., 1] += np.uint8(apart)
         found = read_pixels(pixels)
-        assert any(word.startswith("implausible: in color") for word in found.warnings) == doubtful, apart
+        assert any(word.startswith("implausible: color image") for word in found.warnings) == implausible, (
+            apart
+        )
     half = np.full((4, 5, 3), 100, np.uint8)
     half[:2, :, 2] -= np.uint8(20)  # 20 in half of the pixels
     assert any(word.startswith("implausible") for word in read_pixels(half).warnings)
@@ -502,11 +520,11 @@ def test_each_frame_keeps_its_own_pixels_in_any_order(tmp_path):
         for i in (4, 0, 3, 3, 1, 2):
             found = slices(data, str(i))[f"#{i}"].pixels
             np.testing.assert_array_equal(found, STACK[i], err_msg=f"{form} {i}")
-        refused(data, r"no slice '5' in it: it has #0 to #4", "5")
+        refused(data, r"no slice '5'; the file contains #0 to #4", "5")
         refused(data, "too large, at most 62 pixels", pixels=62)
     (tmp_path / "a.png").write_bytes(saved(GRAY))
     assert read_image(f"{tmp_path / 'a.png'}#0").pixels.shape == (9, 7)
-    refused(saved(GRAY), "no slice '1' in it: it has #0 alone", "1")
+    refused(saved(GRAY), "no slice '1'; the file contains only #0", "1")
 
 
 def frames(form):
@@ -525,6 +543,6 @@ def test_a_png_has_as_many_frames_as_it_says_or_is_refused():
     stream = zlib.compress(bytes(15))
     for count in (1, 2):
         assert len(slices(claims(count, count))) == count + 1
-        said = f"PNG: it says that it has {count + 2} frames, and has not: truncated or damaged"
-        refused(claims(count + 1, count), said)
-    refused(claims(1_000_000, 0), "PNG: it says that it has 1,000,001 frames")
+        message = f"PNG: header declares {count + 2} frames, but they are missing; the file is truncated"
+        refused(claims(count + 1, count), message)
+    refused(claims(1_000_000, 0), "PNG: header declares 1,000,001 frames")

@@ -15,7 +15,7 @@ from train.recipes import EdgeRecipe, ReferenceRecipe
 from train.report import figures, wording
 from train.stages import LADDER, LISTED, MEMBERS, STAGES, Stage, chosen_stages, epoch_cap
 
-# README, "Train", and docs/training.md, "How the stages are trained": (network, recipe, patience, epochs at most,
+# docs/guides/training.md, "How the stages are trained": (network, recipe, patience, epochs at most,
 # from ImageNet weights)
 PLAIN, AUGMENTED = ReferenceRecipe(augmented=False), ReferenceRecipe(augmented=True)
 PUBLISHED = {
@@ -126,7 +126,7 @@ def jobs(*arguments):
 
 
 def test_every_stage_is_a_job_with_the_documented_defaults():
-    """docs/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
+    """docs/guides/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
     config = TrainConfig(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
     assert jobs() == [
         Job(STAGES["base"], config, OUT / "base"),

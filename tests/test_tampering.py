@@ -79,7 +79,7 @@ def test_a_seal_says_what_was_changed_and_a_damaged_one_is_no_missing_one(tiny):
         assert other != text
         path.write_text(other)
         assert (
-            "manifest.json: changed since it was written, its sha256 is not the one in training.seal"
+            "manifest.json: changed since it was written, its sha256 differs from training.seal"
             in refusal(tiny)
         )
 
@@ -126,7 +126,7 @@ def test_each_file_missing_or_something_else_is_refused(tiny, name, tmp_path):
     (tmp_path / "elsewhere").write_bytes(data)
     for found, make in others.items():
         make()
-        assert refusal(tiny).endswith(f"{name}: must be a regular file, found {found}")
+        assert refusal(tiny).endswith(f"{name}: must be a regular file, found {found}; copy the bundle again")
         path.rmdir() if path.is_dir() else path.unlink()
     path.write_bytes(data)
     assert refusal(tiny) is None

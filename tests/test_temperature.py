@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from export.bundle import Slices, Trained, write_bundle
-from export.forms import logits_of
+from export.bundle import Trained, write_bundle
+from export.bundle_info import BundleInfo
 from export.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperature, mean_softmax
+from export.variants import Slices, logits_of
 from organ_infer import OrganClassifier
 from tests.unequal_splits import Origins, npz_of, unequal_data
 from train import calibration as calibration_module
@@ -183,20 +184,22 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
         path = tmp_path / f"{seed}.onnx"
         path.write_bytes(make_graph(seed=seed))
         members.append(Trained(f"net{seed}", path))
-    said = []
+    lines = []
     bundle = write_bundle(
         tmp_path / "bundle",
-        dataset="organamnist",
-        view="axial",
-        classes=CLASSES,
-        size=28,
-        members=members,
-        slices=Slices(images, images, labels, 28),
+        BundleInfo(
+            name="organamnist-ensemble",
+            dataset="organamnist",
+            view="axial",
+            classes=CLASSES,
+            size=28,
+            metrics={"val": {"accuracy": 0.1, "auc": None, "ece": 0.7}},
+            training={"seed": 1},
+        ),
+        members,
+        Slices(images, images, labels, 28),
         precisions=("fp32",),
-        metrics={"val": {"accuracy": 0.1, "auc": None, "ece": 0.7}},
-        training={"seed": 1},
-        name="organamnist-ensemble",
-        say=said.append,
+        report=lines.append,
     )
     manifest = json.loads((bundle / "manifest.json").read_text())
     with OrganClassifier(bundle, device="cpu") as classifier:
@@ -210,7 +213,7 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
     card = (bundle / "MODEL_CARD.md").read_text()
     for text in (f"temperature {manifest['temperature']:g}", f"{listed['ece_uncalibrated']:.4f} before", f"{listed['ece']:.4f} after"):  # fmt: skip
         assert text in card
-    assert said[-1].startswith(f"temperature {manifest['temperature']:g}: ECE on validation")
+    assert lines[-1].startswith(f"temperature {manifest['temperature']:g}: ECE on validation")
 
 
 def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
@@ -235,7 +238,7 @@ def test_no_more_slices_are_corrupted_than_there_are():
 
 
 def test_1000_slices_are_corrupted_unless_told_otherwise(monkeypatch):
-    """As docs/edge.md says; the corruptions themselves are left out, which take seconds."""
+    """As docs/results/edge.md says; the corruptions themselves are left out, which take seconds."""
     monkeypatch.setattr(calibration_module, "corrupt", lambda images, name, severity: images)
     found = fitted_on(unequal_data({"train": 20, "val": 1207, "test": 30}))
     assert described(found).startswith("1,000 validation slices and 13 corrupted copies")
@@ -281,22 +284,25 @@ def test_a_bundle_is_calibrated_on_what_it_is_told(tmp_path):
     slices = Slices(images, images, right, 28, (images[:150], mixed[:150]))
     bundle = write_bundle(
         tmp_path / "bundle",
-        dataset="organamnist",
-        view="axial",
-        classes=CLASSES,
-        size=28,
-        members=[Trained("net", path)],
-        slices=slices,
+        BundleInfo(
+            name="organamnist-net",
+            dataset="organamnist",
+            view="axial",
+            classes=CLASSES,
+            size=28,
+            metrics={"val": {"accuracy": 1.0, "auc": None, "ece": 0.1}},
+            training={"seed": 1, "temperature_fitted_on": "slices made for this test"},
+        ),
+        [Trained("net", path)],
+        slices,
         precisions=("fp32",),
-        metrics={"val": {"accuracy": 1.0, "auc": None, "ece": 0.1}},
-        training={"seed": 1, "temperature_fitted_on": "slices made for this test"},
-        name="organamnist-net",
-        say=lambda line: None,
+        report=lambda line: None,
     )
     manifest = json.loads((bundle / "manifest.json").read_text())
     expected = fit_temperature([logits_of(path.read_bytes(), images[:150], 28)], mixed[:150])
     assert manifest["temperature"] == expected != 1.0  # validation alone, all right, would give 1
     assert manifest["metrics"]["val_as_listed"]["accuracy"] == 1.0
     assert (
-        "fitted to the forms in use on\nslices made for this test." in (bundle / "MODEL_CARD.md").read_text()
+        "fitted to the listed variants on\nslices made for this test."
+        in (bundle / "MODEL_CARD.md").read_text()
     )

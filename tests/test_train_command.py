@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.bundle import model_card
+from export.bundle_info import BundleInfo
 from export.member import ExportError
+from export.model_card import model_card
 from organ_infer import BundleError
 from tests.checkpoints import finished_checkpoint
 from tests.pages import Page
@@ -66,7 +67,8 @@ def test_data_report_and_card_name_the_view_of_the_data_set(tmp_path, monkeypatc
     (tmp_path / "results.json").write_text(json.dumps({"stages": [], "dataset": {"flag": flag}}))
     page = Page(write_report(tmp_path, data)).text.lower()
     about = {"val_as_listed": {"accuracy": 0.5, "ece": 0.5, "ece_uncalibrated": 0.5}}
-    card = model_card("name", data.flag, data.view, data.size, [], about, {}, 1.0).lower()
+    info = BundleInfo("name", data.flag, data.view, data.classes, data.size, about, {})
+    card = model_card(info, [], 1.0).lower()
     assert data.view == VIEWS[flag]
     for text in (page, card):
         assert VIEWS[flag] in text
@@ -490,8 +492,12 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     """What bundles are written with, by the name of their folder."""
     calls: list[tuple[str, dict[str, Any]]] = []
 
-    def write(place: Path, **about: Any) -> Path:
-        calls.append((place.name, about))
+    def write(
+        place: Path, info: BundleInfo, members: Any, slices: Any, *, precisions: Any, report: Any
+    ) -> Path:
+        calls.append(
+            (place.name, vars(info) | {"members": members, "slices": slices, "precisions": precisions})
+        )
         return place
 
     monkeypatch.setattr(run, "write_bundle", write)

@@ -109,7 +109,7 @@ def test_an_epoch_is_adam_on_the_mean_loss_of_each_batch():
 
 
 def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
-    """README, "Train": Adam (learning rate 1e-3), cross-entropy; nothing else of either is changed."""
+    """docs/guides/training.md: Adam (learning rate 1e-3), cross-entropy; nothing else of either is changed."""
     recipe, network = ReferenceRecipe(augmented=False), small_network()
     optimizer = recipe.optimizer(network)
     assert type(optimizer) is torch.optim.Adam

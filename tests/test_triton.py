@@ -13,7 +13,8 @@ import pytest
 from conftest import CLASSES, DEFAULT, ROOT, child_environment, entry, make_graph, needs_default, write_bundle
 from PIL import Image
 
-from export.triton import KINDS, Serving, main, write_repository
+from export.triton import KINDS, main, write_repository
+from export.triton_config import Serving
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 
@@ -146,10 +147,10 @@ def with_fp16(folder):
     graphs = {f"small.{form}.onnx": make_graph(seed=i) for i, form in enumerate(("int8", "fp32", "fp16"))}
 
     def change(manifest):
-        forms = [
+        entries = [
             entry(data, file) | {"stage": "small", "precision": file[6:10]} for file, data in graphs.items()
         ]
-        manifest["members"] = [forms[0] | {"alternatives": forms[1:]}]
+        manifest["members"] = [entries[0] | {"alternatives": entries[1:]}]
 
     return write_bundle(folder, graphs, change=change), graphs
 
@@ -164,7 +165,7 @@ def with_fp16(folder):
         ("cuda", "int8", "int8"),
     ],
 )
-def test_the_form_follows_the_device_and_the_option(device, precision, file, tmp_path):
+def test_the_variant_follows_the_device_and_the_option(device, precision, file, tmp_path):
     bundle, graphs = with_fp16(tmp_path / "bundle")
     out = tmp_path / "out"
     name = write(bundle, out, device=device, precision=precision)
@@ -190,7 +191,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--precision", "fp16"], "member small has no fp16 form, only fp32"),
+        (["--precision", "fp16"], "member small has no fp16 variant, only fp32"),
         (["--instances", "0"], "--instances: 1 to 4096 expected, found 0"),
         (["--max-batch", "9999"], "--max-batch: 1 to 4096 expected, found 9999"),
         (["--device", "tpu"], "invalid choice"),
@@ -211,7 +212,7 @@ def test_what_is_there_stays(bundle, tmp_path, capsys):
     assert main([str(bundle), str(tmp_path)]) == 2
     assert main([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert "is not empty" in told[0] and "found nothing there" in told[1]
+    assert "is not empty" in told[0] and "no such directory" in told[1]
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
@@ -219,7 +220,7 @@ def test_a_write_that_fails_leaves_nothing(bundle, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "there")
 
-    monkeypatch.setattr("export.triton._ensemble", full)
+    monkeypatch.setattr("export.triton.ensemble_config", full)
     assert main([str(bundle), str(tmp_path / "out")]) == 2
     assert not list(tmp_path.iterdir())
 
@@ -230,7 +231,7 @@ def test_the_command_runs_without_torch(bundle, tmp_path):
         f"from export.triton import main; sys.exit(main([{str(bundle)!r}, {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.endswith("clients ask random\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("clients request the model random\n"), done.stderr
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden"])
@@ -288,7 +289,7 @@ def configurations(out):
 
 
 def test_every_model_is_configured_as_documented(ensemble, tmp_path):
-    """docs/triton.md: 500 microseconds for the members, none for the mean, one thread an instance, zeros as warm-up."""
+    """docs/deploy/triton.md: 500 microseconds for the members, none for the mean, one thread an instance, zeros as warm-up."""
     name = write(ensemble, tmp_path / "out", instances=3, batch=48)
     configs = configurations(tmp_path / "out")
     stages = ["first", "second", "third"]
@@ -370,7 +371,7 @@ def test_a_gpu_has_no_thread_count_and_a_batch_of_one_one_warm_up(bundle, tmp_pa
     "device, precision, file",
     [("cpu", "listed", "int8"), ("cuda", "listed", "fp16"), ("cpu", "fp32", "fp32")],
 )
-def test_the_served_file_is_the_form_of_the_device_byte_for_byte(device, precision, file, tmp_path):
+def test_the_served_file_is_the_variant_of_the_device_byte_for_byte(device, precision, file, tmp_path):
     bundle, graphs = with_fp16(tmp_path / "bundle")
     name = write(bundle, tmp_path / "out", device=device, precision=precision)
     served = tmp_path / "out" / f"{name}-small" / "1" / "model.onnx"

@@ -13,7 +13,7 @@ from png_files import chunk, head
 
 from organ_infer import ImageError
 from organ_infer.images.registry import FORMATS, SUFFIXES, open_slices
-from organ_infer.images.truncation import _png_bytes, check_complete
+from organ_infer.images.truncation import _png_row_bytes, check_complete
 
 SMALL = GRAY[:4, :5]
 STACKED = np.stack([SMALL, SMALL[::-1], SMALL // 2])
@@ -81,7 +81,7 @@ def whole(data, name):
     try:
         check_complete(data, next(row for row in FORMATS if row.name == name))
     except ImageError as e:
-        assert str(e) == f"{name}: truncated or damaged, its end is missing"
+        assert str(e) == f"{name}: the end of the file is missing; it is truncated or damaged"
         return False
     return True
 
@@ -107,7 +107,7 @@ def test_the_rows_of_a_png_are_as_many_bytes_as_its_specification_says(bits):
     for width in range(1, 18):
         for height in range(1, 11):
             for interlaced in (0, 1):
-                found = _png_bytes(width, height, bits, interlaced)
+                found = _png_row_bytes(width, height, bits, interlaced)
                 assert found == scanned(width, height, bits, interlaced), (width, height, interlaced)
 
 
@@ -252,7 +252,7 @@ def test_a_jpeg_2000_codestream_ends_in_its_mark():
 
 
 def test_every_suffix_of_a_directory_s_images_is_a_format_that_is_read(tmp_path):
-    """The names of docs/formats.md, and none twice."""
+    """The names of docs/guides/formats.md, and none twice."""
     listed = [
         "png",
         "jpg",

@@ -446,20 +446,20 @@ def test_the_model_card_has_the_numbers_of_each_split(bundle, run, truth, rows):
         assert cells[1:] == [f"{truth[stage, split][m]:.4f}" for m in ("accuracy", "auc", "ece")]
     text = " ".join(card.split())
     listed, calibration = manifest["metrics"]["val_as_listed"], rows[stage]["calibration"]
-    assert f"temperature {manifest['temperature']:g}, fitted to the forms in use on {FITTED_TEXT}." in text
+    assert f"temperature {manifest['temperature']:g}, fitted to the listed variants on {FITTED_TEXT}." in text
     before, after = f"{truth[stage, 'val']['ece']:.4f}", f"{listed['ece']:.4f}"
     assert f"ECE on validation {before} before, {after} after" in text
     before, after = f"{truth[stage, 'test']['ece']:.4f}", f"{calibration['test_ece']:.4f}"
     assert f"; on test {before} before, {after} after (float32, its own temperature)." in text
     forms = [f"`{m['stage']}` fp32 {truth[m['stage'], 'val']['accuracy']:.4f}" for m in manifest["members"]]
-    assert f"the one in use on a CPU first: {'; '.join(forms)}." in text
-    assert f"the forms in use reach {truth[stage, 'val']['accuracy']:.4f} on validation" in text
+    assert f"the one listed for CPUs first: {'; '.join(forms)}." in text
+    assert f"the listed variants reach {truth[stage, 'val']['accuracy']:.4f} on validation" in text
 
 
 def test_the_model_card_names_the_view_and_the_data(bundle, run):
     _, stage, _, card = bundle
     assert card.startswith(f"# {FLAG}-{stage}\n")
-    assert "coronal view: one of 11 classes" in card and "- Coronal slices alone;" in card
+    assert "coronal view: one of 11 classes" in card and "- Only coronal slices." in card
     assert "axial" not in card.lower() and "sagittal" not in card.lower() and "rows run to" not in card
     assert f"(MD5 {hashlib.md5(run.content).hexdigest()})" in card
     networks = "`base`, `batch_norm`" if stage == "ensemble" else "`edge`"

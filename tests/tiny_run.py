@@ -175,7 +175,7 @@ def _watched(run: TinyRun) -> Iterator[None]:
 
         stack.enter_context(patch.object(owner, name, wrapped))
 
-    def slices(_place: Path, *, slices: Any, **_: Any) -> None:
+    def slices(_place: Path, _info: Any, _members: Any, slices: Any, **_: Any) -> None:
         fitting = dict(zip(("fitting", "fitting_labels"), slices.fitted_on, strict=True))
         note("write_bundle", train=slices.train, val=slices.val, val_labels=slices.labels, **fitting)
 

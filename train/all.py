@@ -122,8 +122,8 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         type=names,
         default=TrainOptions.precision,
         metavar="LIST",
-        help="variants to try for the bundle (default: int8,fp32,fp16); fp32 is always included, int8 and fp16 only if"
-        " their validation accuracy holds",
+        help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16); fp32 is always included,"
+        " int8 and fp16 if validation accepts them",
     )
     add(
         "--parallel",

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.forms import Slices
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from export.variants import Slices
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data
 from train.results_format import Calibration

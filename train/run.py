@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from export.bundle import Trained, write_bundle
-from export.forms import PRECISIONS
+from export.bundle_info import BundleInfo
 from export.member import ExportError, check_installed
+from export.variants import PRECISIONS
 from organ_infer import BundleError
 from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
@@ -251,17 +252,19 @@ def _bundle(
     try:
         return write_bundle(
             directory,
-            dataset=data.flag,
-            view=data.view,
-            classes=data.classes,
-            size=data.size,
-            members=members,
-            slices=calibration.judged_with(data),
-            metrics=_metrics(best, results),
-            training=training,
+            BundleInfo(
+                name=name,
+                dataset=data.flag,
+                view=data.view,
+                classes=data.classes,
+                size=data.size,
+                metrics=_metrics(best, results),
+                training=training,
+            ),
+            members,
+            calibration.judged_with(data),
             precisions=precisions,
-            name=name,
-            say=_say,
+            report=_say,
         )
     except ExportError as e:
         raise RunError(str(e), exit_code=1) from e

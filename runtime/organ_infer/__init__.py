@@ -1,4 +1,4 @@
-"""Which organ does a slice of an abdominal CT show? Networks in ONNX, run by onnxruntime.
+"""Name the organ that a slice of an abdominal CT shows. ONNX networks, run by onnxruntime.
 
     from organ_infer import OrganClassifier
 
@@ -6,7 +6,8 @@
         for prediction in classifier.predict_paths(["slice.png"]):
             print(prediction)
 
-Research software, not a medical device. Importing this package is light: its names load on first use.
+Research software, not a medical device. Importing this package is fast, because each name is
+loaded on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
+_MODULES = {
     "BundleError": "errors",
     "DeviceError": "errors",
     "ImageError": "errors",
@@ -45,10 +46,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
-    elif name in _HOMES:
+    elif name in _MODULES:
         from importlib import import_module
 
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -62,11 +63,12 @@ def __dir__() -> list[str]:
 def _version() -> str:
     from .engine.installed import installed_version
 
-    if found := installed_version("organ-infer"):
-        return found
+    if installed := installed_version("organ-infer"):
+        return installed
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         return version("organ-infer")
-    except PackageNotFoundError:  # the sources on the path, not installed
+    except PackageNotFoundError:
+        # imported from a source tree, not installed
         return "0+unknown"

@@ -1,4 +1,7 @@
-"""Batches of files as a network's input: plain 8-bit gray PNG in C, anything else by `images`, one batch ahead."""
+"""Files to batches of network input. The next batch is read while the current one is classified.
+
+Plain 8-bit gray PNG files are read in C. All other files go through `images`.
+"""
 
 import contextlib
 import os
@@ -18,195 +21,249 @@ from .images.types import Slice, SliceReaders
 
 try:
     from ._reading import read as _read_plain
-except ImportError:  # built where zlib was not found, or not on POSIX
+except ImportError:
+    # built without zlib, or not on POSIX
     _read_plain = None  # type: ignore[assignment]
 
-__all__ = ["Batch", "batches", "pack_slices", "read_ahead", "read_batches"]
+__all__ = ["Batch", "pack_slices", "path_chunks", "read_ahead", "read_batches"]
 
 Path = str | os.PathLike[str]
-Words = tuple[str, ...] | str
-Read = Callable[[list[Path], Callable[[], bool]], Iterator["Batch"]]
+# the warnings of a slice that was read, or the error of one that was not
+Outcome = tuple[str, ...] | str
+# takes a chunk of paths, and a function that says whether to stop
+ReadChunk = Callable[[list[Path], Callable[[], bool]], Iterator["Batch"]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """packed: float32 (M, 1, S, S), the slices that could be read. words: for each of the N names what was said of
-    it, the warnings of a slice or the error of what is none. last: no other batch of the same files follows."""
+    """Slices as network input, with their names.
+
+    Attributes:
+        names: One per slice or failure, N in all.
+        packed: float32 (M, 1, S, S), the slices that could be read, M <= N.
+        outcomes: For each name, the slice's warnings (tuple) or the error (str).
+        last: Whether this is the last batch of the same chunk of paths.
+    """
 
     names: list[str]
     packed: NDArray[np.float32]
-    words: list[Words]
+    outcomes: list[Outcome]
     last: bool = True
 
 
-class _Filling:
-    """A batch that is being filled, slice by slice."""
+class _BatchBuilder:
+    """Collects slices into one batch."""
 
-    def __init__(self, size: int, how: Input) -> None:
-        self._how = how
+    def __init__(self, batch_size: int, spec: Input) -> None:
+        self._spec = spec
         self._names: list[str] = []
-        self._words: list[Words] = []
-        self._packed, self._slices = np.empty((size, 1, how.size, how.size), np.float32), 0
+        self._outcomes: list[Outcome] = []
+        self._packed = np.empty((batch_size, 1, spec.size, spec.size), np.float32)
+        self._count = 0
 
     @property
     def full(self) -> bool:
         return len(self._names) == len(self._packed)
 
-    def add(self, name: str, found: Slice | str | NDArray[np.float32]) -> None:
-        """found: a slice, the error in its place, or one that is packed already, float32 (1, S, S)."""
+    def add(self, name: str, content: Slice | str | NDArray[np.float32]) -> None:
+        """Add one slice. `content` is the slice, the packed slice (1, S, S), or the error."""
         self._names.append(name)
-        if isinstance(found, str):
-            self._words.append(found)
+        if isinstance(content, str):
+            self._outcomes.append(content)
             return
-        if isinstance(found, Slice):
-            pack_slices([found.pixels], self._how, self._packed[self._slices : self._slices + 1])
+        if isinstance(content, Slice):
+            pack_slices([content.pixels], self._spec, self._packed[self._count : self._count + 1])
         else:
-            self._packed[self._slices] = found
-        self._words.append(found.warnings if isinstance(found, Slice) else ())
-        self._slices += 1
+            self._packed[self._count] = content
+        self._outcomes.append(content.warnings if isinstance(content, Slice) else ())
+        self._count += 1
 
-    def batch(self, last: bool) -> Batch:
-        return Batch(self._names, self._packed[: self._slices], self._words, last)
+    def build(self, last: bool) -> Batch:
+        return Batch(self._names, self._packed[: self._count], self._outcomes, last)
 
 
 def read_batches(
     paths: Iterable[Path],
     stopped: Callable[[], bool] = lambda: False,
     *,
-    size: int,
-    how: Input,
+    batch_size: int,
+    spec: Input,
     load: Callable[[str], SliceReaders],
-    turn: Callable[[Slice], Slice],
-    plain: int,
+    prepare: Callable[[Slice], Slice],
+    plain_pixel_limit: int,
     threads: int,
 ) -> Iterator[Batch]:
-    """Every slice of some files read, and packed at once: no more than one decoded picture is held.
+    """Read every slice of some files.
 
-    stopped: asked before each slice that is not read in C; True ends it there. size: slices a batch, and paths, at
-    most. load: the slices of a file. turn: what is done to each, or ImageError. plain: of up to how many pixels the
-    common files may be read in C, as they are stored. threads: for those.
+    Each slice is packed as soon as it is decoded, so only one decoded image is in memory.
+
+    Args:
+        paths: At most `batch_size`.
+        stopped: Called before each slice that is not read in C. Reading ends if it returns True.
+        batch_size: Slices per batch, at most.
+        spec: The manifest's description of the network's input.
+        load: Opens a file and gives its slices. May raise ImageError.
+        prepare: Applied to each slice before it is packed. May raise ImageError.
+        plain_pixel_limit: Plain PNG files of up to so many pixels are read in C, without `load` and
+            `prepare`. 0 turns this off.
+        threads: For reading in C.
+
+    Yields:
+        Batches, in the order of `paths`.
     """
     names = [os.fsdecode(path) for path in paths]
-    done = b""
-    if plain and _read_plain is not None:
-        packed, done = _read_plain(
-            names, how.size, mean=how.mean, std=how.std, pixel_limit=plain, threads=threads
-        )
-        if all(done):
-            yield Batch(names, packed, [()] * len(names))
-            return
-    filling = _Filling(size, how)
+    packed, done = _read_in_c(names, spec, plain_pixel_limit, threads)
+    if done and all(done):
+        yield Batch(names, packed, [()] * len(names))
+        return
+    builder = _BatchBuilder(batch_size, spec)
     for i, path in enumerate(names):
-        for name, found in [(path, packed[i])] if done and done[i] else _slices(path, load, turn, stopped):
-            if filling.full:
-                yield filling.batch(last=False)
-                filling = _Filling(size, how)
-            filling.add(name, found)
+        contents = [(path, packed[i])] if done and done[i] else _read_file(path, load, prepare, stopped)
+        for name, content in contents:
+            if builder.full:
+                yield builder.build(last=False)
+                builder = _BatchBuilder(batch_size, spec)
+            builder.add(name, content)
         if stopped():
             return
-    yield filling.batch(last=True)
+    yield builder.build(last=True)
 
 
-def _slices(
+def _read_in_c(
+    names: list[str], spec: Input, pixel_limit: int, threads: int
+) -> tuple[NDArray[np.float32], bytes]:
+    """Return float32 (N, 1, S, S), and a byte per name: 1 if it was read. No bytes if none were tried."""
+    if not pixel_limit or _read_plain is None:
+        return np.empty((0, 1, spec.size, spec.size), np.float32), b""
+    return _read_plain(
+        names, spec.size, mean=spec.mean, std=spec.std, pixel_limit=pixel_limit, threads=threads
+    )
+
+
+def _read_file(
     path: str,
     load: Callable[[str], SliceReaders],
-    turn: Callable[[Slice], Slice],
+    prepare: Callable[[Slice], Slice],
     stopped: Callable[[], bool],
 ) -> Iterator[tuple[str, Slice | str]]:
-    """Each slice of a file, or the error in its place."""
+    """Yield the name of each slice of a file, with the slice or the error."""
     try:
         for name, read in load(path):
             if stopped():
                 return
             try:
-                yield name, turn(read())
+                yield name, prepare(read())
             except ImageError as e:
                 yield name, str(e)
     except ImageError as e:
         yield path, str(e)
 
 
-def pack_slices(slices: Sequence[NDArray[Any]], how: Input, out: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Slices of one dtype into `out`, float32 (N, 1, S, S)."""
-    window = how.window if slices[0].dtype == np.int16 else None
-    return pack(slices, how.size, mean=how.mean, std=how.std, window=window, out=out)
+def pack_slices(slices: Sequence[NDArray[Any]], spec: Input, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Resample and normalize slices into `out`.
+
+    Args:
+        slices: uint8, uint16 or int16 (HU) arrays (H, W), all of one dtype.
+        spec: The manifest's description of the network's input.
+        out: float32 (N, 1, S, S).
+
+    Returns:
+        `out`.
+    """
+    window = spec.window if slices[0].dtype == np.int16 else None
+    return pack(slices, spec.size, mean=spec.mean, std=spec.std, window=window, out=out)
 
 
-def batches(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
-    """The paths, `size` at a time; no more are taken than are asked for."""
-    left = iter(paths)
-    while batch := list(islice(left, size)):
-        yield batch
+def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
+    """Yield the paths in lists of up to `size`. No more paths are taken than are needed."""
+    remaining = iter(paths)
+    while chunk := list(islice(remaining, size)):
+        yield chunk
 
 
-class _Ahead:
-    """The batches of some paths, each read in a thread that ends with it: nothing is left waiting, whatever becomes
-    of the caller."""
+class _Prefetcher:
+    """Reads the next batch in a thread.
 
-    def __init__(self, paths: Sequence[Path], size: int, read: Read) -> None:
+    Each batch has a thread of its own, which ends with it. No thread is left waiting if the caller
+    stops asking.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, read: ReadChunk) -> None:
         self._stop = False
         self._ended = False
         self._source = self._batches(paths, size, read)
-        self._found: Batch | None = None
+        self._batch: Batch | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def _batches(self, paths: Sequence[Path], size: int, read: Read) -> Generator[Batch, None, None]:
+    def _batches(self, paths: Sequence[Path], size: int, read: ReadChunk) -> Generator[Batch, None, None]:
         taken = 0
-        for some in batches(paths, size):
-            if self._stop:  # read returned early: the batches behind it are not begun
+        for chunk in path_chunks(paths, size):
+            # `read` returned early: do not begin the next chunk
+            if self._stop:
                 return
-            taken += len(some)
-            for batch in read(some, lambda: self._stop):
+            taken += len(chunk)
+            for batch in read(chunk, lambda: self._stop):
                 self._ended = batch.last and taken >= len(paths)
                 yield batch
 
     def start(self) -> None:
-        """Begin with the next one, where one is left."""
+        """Start reading the next batch, if there is one."""
         if not self._ended:
             thread = threading.Thread(target=self._run, name="organ_infer reading")
-            with contextlib.suppress(RuntimeError):  # no more threads: it is read when it is asked for
+            # RuntimeError: no more threads can be started. The caller then reads the batch itself.
+            with contextlib.suppress(RuntimeError):
                 thread.start()
                 self._thread = thread
 
     def _run(self) -> None:
         try:
-            self._found = next(self._source, None)
+            self._batch = next(self._source, None)
         except BaseException as e:
             self._error = e
 
-    def batch(self) -> Batch | None:
-        """The next one. Raises what reading raised."""
+    def next_batch(self) -> Batch | None:
+        """Return the next batch, or None after the last one. Raises what `read` raised."""
         if self._thread is None:
             self._run()
         self._wait()
         if self._error is not None:
             raise self._error
-        found, self._found = self._found, None
-        return found
+        batch, self._batch = self._batch, None
+        return batch
 
     def stop(self) -> None:
-        """End it, before its next slice."""
+        """End reading before the next slice."""
         self._stop = True
         self._wait()
-        with contextlib.suppress(ValueError):  # in a fork, the thread that was at work on it is not there
+        # ValueError: in a forked child the source is still marked as running in the parent's thread
+        with contextlib.suppress(ValueError):
             self._source.close()
 
     def _wait(self) -> None:
         thread, self._thread = self._thread, None
-        if (
-            thread is not None and thread is not threading.current_thread()
-        ):  # which may come by, collecting garbage
+        # garbage collection can call this in the reading thread itself
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
 
-def read_ahead(paths: Sequence[Path], size: int, read: Read) -> Generator[Batch, None, None]:
-    """The batches of `paths` in order, the next one being read while the caller works on one. Closing it, or an
-    exception, ends the reading."""
-    ahead = _Ahead(paths, size, read)
+def read_ahead(paths: Sequence[Path], size: int, read: ReadChunk) -> Generator[Batch, None, None]:
+    """Read the next batch in a thread while the caller works on one.
+
+    Closing the generator, or an exception, ends the reading.
+
+    Args:
+        paths: All paths.
+        size: Paths per call of `read`.
+        read: Gives the batches of a chunk of paths. Its second argument says whether to stop.
+
+    Yields:
+        The batches, in order.
+    """
+    prefetcher = _Prefetcher(paths, size, read)
     try:
-        while batch := ahead.batch():
-            ahead.start()
+        while batch := prefetcher.next_batch():
+            prefetcher.start()
             yield batch
     finally:
-        ahead.stop()
+        prefetcher.stop()

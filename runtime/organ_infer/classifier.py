@@ -1,4 +1,4 @@
-"""OrganClassifier: slices in, predictions out."""
+"""OrganClassifier: slices to predictions."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .batching import Batch, batches, pack_slices, read_ahead, read_batches
+from .batching import Batch, pack_slices, path_chunks, read_ahead, read_batches
 from .bundle.files import Manifest, packaged_bundle
 from .engine.cuda import Placement
 from .engine.devices import parse_device
@@ -18,33 +18,48 @@ from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_mean
 from .errors import ImageError, InputError, OrganInferError, one_line
 from .images.memory import EXPECTED, slices_in_memory
-from .images.orientation import Orientation, parse_orientation, plane_of, turn, turnable
+from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
-from .plausibility import WHOLE_SIDE, pixel_warnings, shape_warnings
+from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
 
 __all__ = ["OrganClassifier"]
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
-PIXEL_MOST, FILE_MOST = 65_535**2, 1 << 50
-PLAIN_FILE = 1 << 20  # bytes of the largest file that is read in C
+# the largest values of `pixel_limit` (pixels) and `file_limit` (bytes)
+PIXEL_LIMIT_MAX, FILE_LIMIT_MAX = 65_535**2, 1 << 50
+# bytes of the largest file that is read in C
+PLAIN_FILE = 1 << 20
 
 
 class OrganClassifier:
-    """The networks of a bundle, ready to classify; a context manager, safe to use from many threads.
+    """Classifies slices with the networks of a bundle.
 
-    bundle: a directory, or None for the packaged one. device: `auto`, `cpu`, `cuda` or `cuda:N`, the GPU with number N
-    of those that CUDA_VISIBLE_DEVICES leaves visible. threads: of onnxruntime, by default what the affinity mask and the
-    container's quota allow. batch_size: slices a run, at most.
-    orientation: how given slices lie ("PL": rows run to the back, columns to the left), to be turned to the model's;
-    by default they are taken as stored. tta: test-time augmentation, each slice's probabilities are the mean over five
-    views, as it is and shifted by one pixel up, down, left and right: five times the work. cuda_graphs: record runs on
-    CUDA as CUDA graphs; False if other threads of the program use CUDA at the same time. No effect on the CPU.
+    It is a context manager, and can be used from several threads at once. It belongs to the process that
+    opened it: a forked child must open its own, and unpickling opens the bundle again.
 
-    Belongs to the process that made it: a forked child makes its own, and unpickling opens the bundle again.
-    Raises BundleError, DeviceError, InputError.
+    Args:
+        bundle: The bundle's directory, or None for the packaged bundle.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. N is the number of a GPU, counted from 0 among those
+            that CUDA_VISIBLE_DEVICES leaves visible.
+        threads: Threads of onnxruntime. By default as many as the process's CPU affinity and the
+            container's CPU quota allow.
+        batch_size: Slices per run of a network, 1 to 4,096.
+        orientation: Orientation of the inputs, to reorient them to the model's. Two letters of
+            L R A P H F: the directions of the patient in which rows, then columns run ("PL": rows to
+            posterior, columns to left). Files that state their own orientation use that one. By default
+            inputs are used as stored.
+        tta: Test-time augmentation. Probabilities are the mean over five views: the slice, and the slice
+            shifted by one pixel up, down, left and right. Takes five times as long.
+        cuda_graphs: Whether to use CUDA graphs. Set it to False if other threads of the program use CUDA
+            at the same time. No effect on the CPU.
+
+    Raises:
+        BundleError: If the bundle is incomplete, altered, or of another format.
+        DeviceError: If onnxruntime is missing, or the device is not available.
+        InputError: If an argument has the wrong type or value.
     """
 
     def __init__(
@@ -58,15 +73,7 @@ class OrganClassifier:
         tta: bool = False,
         cuda_graphs: bool = True,
     ) -> None:
-        try:
-            parse_device(device)
-        except ValueError as e:
-            raise InputError(f"device: {e}") from None
-        if threads is not None:
-            _check_count("threads", threads, THREAD_LIMIT)
-        _check_count("batch_size", batch_size, BATCH_LIMIT)
-        _check_switch("tta", tta)
-        _check_switch("cuda_graphs", cuda_graphs)
+        _check_options(device, threads, batch_size, tta, cuda_graphs)
         self._options: dict[str, Any] = {
             "bundle": None if bundle is None else os.path.abspath(bundle),
             "device": device,
@@ -85,12 +92,13 @@ class OrganClassifier:
         )
         self.manifest: Manifest = self._ensemble.manifest
         self._batch_size, self._tta = batch_size, tta
-        self._given: Orientation | None = self._options["orientation"]
-        if self._given:
-            self._check_turn(self._given, InputError)
+        self._orientation: Orientation | None = self._options["orientation"]
+        if self._orientation:
+            self._check_orientation(self._orientation, InputError)
         organs = self.manifest.task.organs()
         self._organ_names = list(dict.fromkeys(organs))
-        self._organ_of = [self._organ_names.index(organ) for organ in organs]  # of each class
+        # for each class, the index of its organ
+        self._organ_of = [self._organ_names.index(organ) for organ in organs]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,31 +107,54 @@ class OrganClassifier:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """onnxruntime's execution providers as granted, the one in use first."""
+        """onnxruntime's active execution providers, the preferred one first."""
         return self._ensemble.providers
 
     @property
     def placements(self) -> list[tuple[str, Placement]]:
-        """For each network on CUDA, its file and where onnxruntime placed its nodes; empty on the CPU."""
+        """For each network on CUDA, its file and where onnxruntime placed its nodes. Empty on the CPU."""
         return self._ensemble.placements
 
     def predict_proba(self, images: Any) -> NDArray[np.float32]:
-        """float32 (N, classes), rows sum to 1.
+        """Return the probabilities of each class.
 
-        images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays
-        and Pillow images. Raises InputError for anything else, and for none at all.
+        Args:
+            images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence
+                of (H, W) arrays and Pillow images.
+
+        Returns:
+            float32 (N, classes). Each row has a sum of 1.
+
+        Raises:
+            InputError: If `images` is anything else, or empty.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
         """
-        packed = self._packed([piece.pixels for piece in self._slices(images)])
-        return np.concatenate([self._probabilities(some) for some in packed]).astype(np.float32)
+        slices = [image.pixels for image in self._slices(images)]
+        probabilities = [self._probabilities(packed) for packed in self._packed_batches(slices)]
+        return np.concatenate(probabilities).astype(np.float32)
 
     def predict(self, images: Any) -> list[Prediction]:
-        """One Prediction a slice; `images` as in `predict_proba`, one slice gives a list of one."""
+        """Classify slices in memory.
+
+        Args:
+            images: As for `predict_proba`.
+
+        Returns:
+            One Prediction per slice, also for a single slice.
+
+        Raises:
+            InputError: If `images` is anything else, or empty.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
         slices = self._slices(images)
-        found: list[Prediction] = []
-        for packed in self._packed([piece.pixels for piece in slices]):
-            said = [piece.warnings for piece in slices[len(found) : len(found) + len(packed)]]
-            found += self._predictions(packed, [None] * len(packed), said)
-        return found
+        predictions: list[Prediction] = []
+        for packed in self._packed_batches([image.pixels for image in slices]):
+            start = len(predictions)
+            warnings = [image.warnings for image in slices[start : start + len(packed)]]
+            predictions += self._predictions(packed, [None] * len(packed), warnings)
+        return predictions
 
     def predict_paths(
         self,
@@ -132,96 +163,112 @@ class OrganClassifier:
         pixel_limit: int = PIXEL_LIMIT,
         file_limit: int = FILE_LIMIT,
     ) -> Iterator[Prediction | ImageFailure]:
-        """For each path, in order, a Prediction, or an ImageFailure where it cannot be read; for a file of many slices
-        one each, by the names of `path#0`, `path#1`, ..., which can be given as paths too. Lazy: slices are read a
-        batch at a time, and memory does not grow with the number of paths or of slices.
+        """Classify image files, lazily and in order.
 
-        Of a sequence, the next batch is read in a thread meanwhile. Any other iterable is only asked for paths when
-        the results before them have been given, for it may have to wait for them.
+        A file of many slices gives one result per slice, named `path#0`, `path#1`, ... Such a name can be
+        given as a path too. Files are read one batch at a time, so memory does not grow with the number
+        of paths or slices.
 
-        pixel_limit: of a slice; file_limit: bytes of a file, and of what is compressed in it. More is not read.
+        If `paths` is a sequence, the next batch is read in a thread while one is classified. Any other
+        iterable may have to wait for its next path, so it is asked for more only after the results of the
+        paths before were given.
+
+        Args:
+            paths: Image files.
+            pixel_limit: Pixels per slice. Larger slices are refused.
+            file_limit: Bytes per file, and of what it decompresses to. Larger files are refused.
+
+        Returns:
+            An iterator over the results: a Prediction per slice, or an ImageFailure if it cannot be read.
+
+        Raises:
+            InputError: If `paths` is a single path, or a limit is not a positive whole number.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
-            raise InputError(f"a sequence of paths expected, found one ({paths!r}): pass [path]")
-        _check_count("pixel_limit", pixel_limit, PIXEL_MOST)
-        _check_count("file_limit", file_limit, FILE_MOST)
+            raise InputError(f"paths: expected a sequence of paths, found one ({paths!r}); pass [path]")
+        _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
+        _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
         return self._predict_paths(paths, Limits(pixel_limit, file_limit))
 
     def _predict_paths(
         self, paths: Iterable[str | os.PathLike[str]], limits: Limits
     ) -> Iterator[Prediction | ImageFailure]:
-        in_c = self._given is None and limits.file_bytes >= PLAIN_FILE
         read = partial(
             read_batches,
-            size=self._batch_size,
-            how=self.manifest.input,
-            load=lambda name: open_slices(name, limits),
-            turn=self._oriented,
-            plain=min(limits.pixels, WHOLE_SIDE**2 - 1)
-            if in_c
-            else 0,  # larger ones are looked at one by one
+            batch_size=self._batch_size,
+            spec=self.manifest.input,
+            load=lambda path: open_slices(path, limits),
+            prepare=self._prepare,
+            plain_pixel_limit=self._plain_pixel_limit(limits),
             threads=self._threads,
         )
-        found: Generator[Batch, None, None]
+        batches: Generator[Batch, None, None]
         if isinstance(paths, Sequence):
-            found = read_ahead(paths, self._batch_size, read)
+            batches = read_ahead(paths, self._batch_size, read)
         else:
-            found = (batch for some in batches(paths, self._batch_size) for batch in read(some))
-        with closing(found):
-            for batch in found:
+            batches = (batch for chunk in path_chunks(paths, self._batch_size) for batch in read(chunk))
+        with closing(batches):
+            for batch in batches:
                 yield from self._results(batch)
-                self._ensemble.check_process()  # a fork has not the thread that reads
+                # a forked child lacks the reading thread, and would otherwise end early
+                self._ensemble.check_process()
+
+    def _plain_pixel_limit(self, limits: Limits) -> int:
+        """Return up to how many pixels plain PNG files are read in C, which can neither warn nor reorient."""
+        if self._orientation is not None or limits.file_bytes < PLAIN_FILE:
+            return 0
+        return min(limits.pixels, WHOLE_SLICE_SIDE**2 - 1)
 
     def _results(self, batch: Batch) -> Iterator[Prediction | ImageFailure]:
-        whole = [
-            (name, said)
-            for name, said in zip(batch.names, batch.words, strict=True)
-            if not isinstance(said, str)
-        ]
-        predictions = iter(
-            self._predictions(batch.packed, [name for name, _ in whole], [said for _, said in whole])
-            if whole
-            else ()
-        )
-        for name, said in zip(batch.names, batch.words, strict=True):
-            yield ImageFailure(name, said) if isinstance(said, str) else next(predictions)
+        """Yield the result of each name of a batch."""
+        outcomes = list(zip(batch.names, batch.outcomes, strict=True))
+        read = [(name, outcome) for name, outcome in outcomes if not isinstance(outcome, str)]
+        predictions: Iterator[Prediction] = iter(())
+        if read:
+            names, warnings = [name for name, _ in read], [outcome for _, outcome in read]
+            predictions = iter(self._predictions(batch.packed, names, warnings))
+        for name, outcome in outcomes:
+            yield ImageFailure(name, outcome) if isinstance(outcome, str) else next(predictions)
 
-    def _packed(self, slices: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
-        """Slices (H, W) -> float32 (N, 1, S, S), a batch at a time."""
-        for i in range(0, len(slices), self._batch_size):
-            yield self._pack(slices[i : i + self._batch_size])
+    def _packed_batches(self, slices: Sequence[NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
+        """Yield slices (H, W) as float32 (N, 1, S, S), one batch at a time."""
+        for start in range(0, len(slices), self._batch_size):
+            yield self._pack(slices[start : start + self._batch_size])
 
     def _probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
-        """packed: float32 (N, 1, S, S), a batch -> float64 (N, classes)."""
-        answers = self._ensemble.probabilities
-        return shifted_mean(answers, packed) if self._tta else answers(packed)
+        """Run one batch, float32 (N, 1, S, S) -> float64 (N, classes)."""
+        probabilities = self._ensemble.probabilities
+        return shifted_mean(probabilities, packed) if self._tta else probabilities(packed)
 
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """One pass for each dtype among them."""
-        how = self.manifest.input
-        packed = np.empty((len(slices), 1, how.size, how.size), np.float32)
-        dtypes = {piece.dtype for piece in slices}
+        """Pack slices (H, W) into float32 (N, 1, S, S), in one pass per dtype."""
+        spec = self.manifest.input
+        packed = np.empty((len(slices), 1, spec.size, spec.size), np.float32)
+        dtypes = {pixels.dtype for pixels in slices}
         if len(dtypes) == 1:
-            return pack_slices(slices, how, packed)
+            return pack_slices(slices, spec, packed)
         for dtype in dtypes:
-            at = [i for i, piece in enumerate(slices) if piece.dtype == dtype]
-            packed[at] = pack_slices(
-                [slices[i] for i in at], how, np.empty((len(at), *packed.shape[1:]), np.float32)
+            indices = [i for i, pixels in enumerate(slices) if pixels.dtype == dtype]
+            packed[indices] = pack_slices(
+                [slices[i] for i in indices], spec, np.empty((len(indices), *packed.shape[1:]), np.float32)
             )
         return packed
 
     def _predictions(
         self, packed: NDArray[np.float32], paths: Sequence[str | None], warnings: Sequence[tuple[str, ...]]
     ) -> list[Prediction]:
-        """packed: float32 (N, 1, S, S), a batch."""
+        """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
         rows = self._probabilities(packed)
-        doubts = pixel_warnings(packed, self.manifest.input)
-        merged = np.zeros((len(rows), len(self._organ_names)))  # (N, organs), the two sides added
+        implausible = pixel_warnings(packed, self.manifest.input)
+        # (N, organs), the two sides added
+        merged = np.zeros((len(rows), len(self._organ_names)))
         for column, organ in zip(rows.T, self._organ_of, strict=True):
             merged[:, organ] += column
         organs = merged.argmax(axis=1)
-        beside = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)
-        columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, beside)
+        organ_probabilities = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)
+        columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, organ_probabilities)
         return [
             Prediction(
                 path=path,
@@ -230,61 +277,70 @@ class OrganClassifier:
                 probability=probabilities[index],
                 probabilities=tuple(probabilities),
                 organ=self._organ_names[organ],
-                organ_probability=probability,
-                warnings=said + doubt,
+                organ_probability=organ_probability,
+                warnings=read_warnings + slice_warnings,
             )
-            for path, said, doubt, index, probabilities, organ, probability in zip(
-                paths, warnings, doubts, *(column.tolist() for column in columns), strict=True
+            for path, read_warnings, slice_warnings, index, probabilities, organ, organ_probability in zip(
+                paths, warnings, implausible, *(column.tolist() for column in columns), strict=True
             )
         ]
 
-    # Input.
+    # Input
 
     def _slices(self, images: Any) -> list[Slice]:
-        """`images` checked and oriented, one Slice each."""
+        """Return the slices of `images`, checked and reoriented."""
         slices: list[Slice] = []
-        for where, piece in slices_in_memory(images):
+        for where, image in slices_in_memory(images):
             try:
-                slices.append(self._oriented(piece))
+                slices.append(self._prepare(image))
             except ImageError as e:
                 raise InputError(f"{where}: {e}") from e
         if not slices:
-            raise InputError(f"images: no slice in it; {EXPECTED}")
+            raise InputError(f"images: empty; {EXPECTED}")
         return slices
 
-    def _oriented(self, piece: Slice) -> Slice:
-        """Turned as the model takes it: by what the file says, else by `orientation=`, else as stored. What its size
-        says is added to what was said of it. Raises ImageError."""
-        if piece.pixels.dtype == np.int16 and self.manifest.input.window is None:
+    def _prepare(self, image: Slice) -> Slice:
+        """Reorient a slice to the model, and add the warnings about its size.
+
+        The file's own orientation comes first, then the option `orientation`. Without either, the slice
+        is used as stored.
+
+        Raises:
+            ImageError: If the model does not take the slice's units or orientation.
+        """
+        if image.pixels.dtype == np.int16 and self.manifest.input.window is None:
             raise ImageError(
-                "Hounsfield units (int16), and this model takes no window: pass 8- or 16-bit gray"
+                "Hounsfield units (int16) are not supported by this model, which has no window;"
+                " pass 8- or 16-bit gray"
             )
-        pixels, given = piece.pixels, piece.orientation or self._given
-        said = piece.warnings + shape_warnings(*pixels.shape)
-        if given is not None:
-            self._check_turn(given, ImageError)
-            wanted = self.manifest.input.orientation
-            assert wanted is not None
-            pixels = turn(pixels, given, wanted)
-        return Slice(pixels, said)
+        pixels, orientation = image.pixels, image.orientation or self._orientation
+        warnings = image.warnings + shape_warnings(*pixels.shape)
+        if orientation is not None:
+            self._check_orientation(orientation, ImageError)
+            model_orientation = self.manifest.input.orientation
+            assert model_orientation is not None
+            pixels = reorient(pixels, orientation, model_orientation)
+        return Slice(pixels, warnings)
 
-    def _check_turn(self, given: Orientation, error: type[OrganInferError]) -> None:
-        wanted = self.manifest.input.orientation
-        lies = "".join(given)
-        if wanted is None:
+    def _check_orientation(self, orientation: Orientation, error: type[OrganInferError]) -> None:
+        """Raise `error` if inputs of this orientation cannot be reoriented to the model."""
+        model_orientation = self.manifest.input.orientation
+        letters = "".join(orientation)
+        if model_orientation is None:
             raise error(
-                f"orientation {lies}: how this model's {self.manifest.task.view} slices lie has not been established,"
-                " so nothing can be turned to it: pass PNG or arrays as the model was trained on, without orientation"
+                f"orientation {letters}: this model does not define an orientation, so inputs cannot be"
+                " reoriented; pass PNG or arrays oriented as in training, without orientation"
             )
-        if not turnable(given, wanted):
+        if not can_reorient(orientation, model_orientation):
             raise error(
-                f"orientation {lies}: a slice in the {plane_of(given)} plane, this model's is {plane_of(wanted)}"
+                f"orientation {letters}: expected a slice in the {plane_of(model_orientation)} plane,"
+                f" found one in the {plane_of(orientation)} plane"
             )
 
-    # Its life.
+    # Lifetime
 
     def close(self) -> None:
-        """Free the networks; once closed, or twice, is fine."""
+        """Free the networks. Closing twice has no effect."""
         self._ensemble.close()
 
     def __enter__(self) -> "OrganClassifier":
@@ -301,15 +357,27 @@ class OrganClassifier:
         return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
 
 
-def _reopen(kind: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
-    return kind(**options)
+def _reopen(cls: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:
+    return cls(**options)
+
+
+def _check_options(device: Any, threads: Any, batch_size: Any, tta: Any, cuda_graphs: Any) -> None:
+    try:
+        parse_device(device)
+    except ValueError as e:
+        raise InputError(f"device: {e}") from None
+    if threads is not None:
+        _check_count("threads", threads, THREAD_LIMIT)
+    _check_count("batch_size", batch_size, BATCH_LIMIT)
+    _check_switch("tta", tta)
+    _check_switch("cuda_graphs", cuda_graphs)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InputError(f"{name}: a whole number from 1 to {most:,} expected, found {value!r}")
+        raise InputError(f"{name}: expected a whole number from 1 to {most:,}, found {value!r}")
 
 
 def _check_switch(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise InputError(f"{name}: True or False expected, found {one_line(repr(value))}")
+        raise InputError(f"{name}: expected True or False, found {one_line(repr(value))}")

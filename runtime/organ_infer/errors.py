@@ -1,4 +1,4 @@
-"""The errors this package raises; each carries one line: what was expected, what was found, where, what to do."""
+"""The errors that this package raises. Each message is one line."""
 
 __all__ = [
     "BundleError",
@@ -12,33 +12,36 @@ __all__ = [
 
 
 class OrganInferError(Exception):
-    """Base of every error that organ_infer raises on purpose."""
+    """Base class of every error that organ_infer raises on purpose."""
 
 
 class BundleError(OrganInferError):
-    """A bundle that is incomplete, altered, or of a form this version does not read."""
+    """The bundle is incomplete, altered, or in a format that this version does not read."""
 
 
 class ImageError(OrganInferError):
-    """A file that cannot be read as a slice."""
+    """A file cannot be read as a slice."""
 
 
 class InputError(OrganInferError, ValueError):
-    """An argument that cannot be classified: wrong type, rank, dtype, or nothing at all."""
+    """An argument has the wrong type, shape, dtype or value, or is empty."""
 
 
 class DeviceError(OrganInferError):
-    """onnxruntime is missing, a device was not granted, or a network gave no usable answer."""
+    """onnxruntime is missing, the device is not available, or a network gave unusable output."""
 
 
 def one_line(error: BaseException | str) -> str:
-    """The error's text on one line, its type's name where it has no text."""
+    """Return the error's text on one line, or the name of its type if it has no text."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
 
 
 def printable(text: str) -> str:
-    """For a terminal or a line of text: control characters escaped, odd bytes of a file name kept."""
+    """Escape control characters, for a terminal or one line of text.
+
+    Undecodable bytes of a file name (surrogates from `os.fsdecode`) are kept.
+    """
     if text.isprintable():
         return text
     return "".join(

@@ -1,7 +1,7 @@
-"""Plausibility checks: warnings for slices that can hardly be a crop around one organ (docs/formats.md).
+"""Plausibility checks: warnings for slices that are hardly a crop around one organ (docs/guides/formats.md).
 
-The checks look at the network's input, so they hold for every kind of image. No slice of OrganAMNIST's validation split
-comes near their thresholds.
+All checks but the size and color checks run on the network's input, so they hold for every kind of image.
+No slice of OrganAMNIST's validation split comes near their thresholds.
 """
 
 from functools import lru_cache
@@ -11,59 +11,71 @@ from numpy.typing import NDArray
 
 from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SIDE", "pixel_warnings", "shape_warnings"]
+__all__ = ["WHOLE_SLICE_SIDE", "pixel_warnings", "shape_warnings"]
 
-WHOLE_SIDE = 400  # pixels: a crop around one organ is smaller on one side at least, at CT's usual resolution
-BLACK, WHITE = 0.02, 0.98  # from black, 0, to white, 1
-LEAST_SPAN = 0.25  # from the darkest pixel to the brightest; validation: 0.44 and more
-MOST_CLIPPED = 0.9  # share of pixels that are black or white; validation: 0.84 at most
-MOST_BLACK_EDGE = 0.9  # share of the outermost pixels that are black; validation: 0.82 at most
+# Pixels. At CT's usual resolution, at least one side of a crop around one organ is shorter.
+WHOLE_SLICE_SIDE = 400
+# Pixels up to BLACK count as black, pixels from WHITE on as white. Black is 0, white is 1.
+BLACK, WHITE = 0.02, 0.98
+# Difference between the brightest and the darkest pixel. Validation: 0.44 and more.
+MIN_SPAN = 0.25
+# Share of pixels that are black or white. Validation: 0.84 at most.
+CLIPPED_LIMIT = 0.9
+# Share of the border's pixels that are black. Validation: 0.82 at most.
+BLACK_BORDER_LIMIT = 0.9
 
 
 def shape_warnings(height: int, width: int) -> tuple[str, ...]:
-    """Warnings from a slice's size in pixels."""
-    if min(height, width) < WHOLE_SIDE:
+    """Return the warnings about a slice's size.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+    """
+    if min(height, width) < WHOLE_SLICE_SIDE:
         return ()
-    return (f"implausible: {width} x {height} pixels, as of a whole slice, not of a crop around one organ",)
+    return (f"implausible: {width} x {height} pixels; likely a whole slice, crop it around one organ",)
 
 
 def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:
-    """Warnings from the pixels of each slice.
+    """Return the warnings about each slice's pixels.
 
     Args:
         packed: float32 (N, 1, S, S), the network's input.
-        spec: How it was normalized.
+        spec: The manifest's description of that input.
     """
-    lines = packed.reshape(len(packed), -1)
+    pixels = packed.reshape(len(packed), -1)
     low, high = (np.float32((value - spec.mean) / spec.std) for value in (BLACK, WHITE))
-    black, ring = lines <= low, _edge(spec.size)
-    span = (lines.max(axis=1) - lines.min(axis=1)) * spec.std
-    clipped = _count(black | (lines >= high)) / lines.shape[1]
-    edge = _count(black.take(ring, axis=1)) / len(ring)
-    odd = (span < LEAST_SPAN) | (clipped >= MOST_CLIPPED) | (edge >= MOST_BLACK_EDGE)
-    if not odd.any():
+    black, border = pixels <= low, _border_indices(spec.size)
+    span = (pixels.max(axis=1) - pixels.min(axis=1)) * spec.std
+    clipped = _count_true(black | (pixels >= high)) / pixels.shape[1]
+    black_border = _count_true(black.take(border, axis=1)) / len(border)
+    implausible = (span < MIN_SPAN) | (clipped >= CLIPPED_LIMIT) | (black_border >= BLACK_BORDER_LIMIT)
+    if not implausible.any():
         return [()] * len(packed)
     warnings: list[tuple[str, ...]] = [()] * len(packed)
-    for i in np.flatnonzero(odd):
-        if span[i] < LEAST_SPAN:
-            why = f"its pixels span {span[i]:.0%} of black to white: a constant image, or a wrong window"
-        elif clipped[i] >= MOST_CLIPPED:
-            why = f"{clipped[i]:.0%} of its pixels are black or white: a wrong window, or no CT slice"
+    for i in np.flatnonzero(implausible):
+        if span[i] < MIN_SPAN:
+            reason = f"pixels span {span[i]:.0%} of black to white; likely a constant image or a wrong window"
+        elif clipped[i] >= CLIPPED_LIMIT:
+            reason = (
+                f"{clipped[i]:.0%} of the pixels are black or white; likely a wrong window or no CT slice"
+            )
         else:
-            why = "black all around, as of a whole slice, not of a crop around one organ"
-        warnings[i] = (f"implausible: {why}",)
+            reason = "black border; likely a whole slice, crop it around one organ"
+        warnings[i] = (f"implausible: {reason}",)
     return warnings
 
 
-def _count(true: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Per row. (np.count_nonzero along an axis takes three times as long.)"""
-    counts: NDArray[np.int32] = np.add.reduce(true, axis=1, dtype=np.int32)
+def _count_true(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Count per row. `np.count_nonzero` along an axis takes three times as long."""
+    counts: NDArray[np.int32] = np.add.reduce(mask, axis=1, dtype=np.int32)
     return counts
 
 
 @lru_cache
-def _edge(size: int) -> NDArray[np.intp]:
-    """Where the outermost pixels of (S, S) are in a row of S * S."""
+def _border_indices(size: int) -> NDArray[np.intp]:
+    """Indices of the outermost pixels of (S, S) in a flat row of S * S."""
     rows, columns = np.indices((size, size))
     ends = (0, size - 1)
     return np.flatnonzero(np.isin(rows, ends) | np.isin(columns, ends))

@@ -1,11 +1,11 @@
-"""Past one machine: actors of Ray Data, each with a classifier of its own (extra `ray`).
+"""Classification on several machines, by actors of Ray Data (extra `ray`). Each has its own classifier.
 
     from organ_infer.ray import classify
 
     classify("crops/", "rows/", workers=8)
 
-Every node sees the images, the bundle and the output under the same paths, as on a shared file system, and has this
-package installed.
+Every node must have this package installed, and see the images, the bundle and the output under the
+same paths, as on a shared file system.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,29 +23,45 @@ from typing import Any
 
 from .classifier import OrganClassifier
 from .errors import BundleError, InputError, OrganInferError, one_line
+from .files import atomic_directory
 from .images.discovery import images_below
 from .images.registry import SUFFIXES
 from .results import ImageFailure, Prediction
 
-__all__ = ["Classify", "classify"]
+__all__ = ["Classify", "ClassifyBatch", "classify"]
 
 StrPath = str | os.PathLike[str]
 
-BLOCK = 1024  # paths a task, at most: what is done again when a worker is lost
-SPREAD = 4  # tasks a worker, at least
-RETRIES = 10  # of a batch whose worker died: an image that kills every worker must not be tried for ever
-FILE_ROWS = 1 << 16  # rows a file, about
+# paths per task, at most. If a worker dies, its task is repeated.
+TASK_PATHS = 1024
+# tasks per worker, at least
+TASKS_PER_WORKER = 4
+# retries of a batch whose worker died. An image that kills every worker must not be tried forever.
+RETRIES = 10
+# rows per output file, about
+FILE_ROWS = 1 << 16
 USAGE_VARIABLE = "RAY_USAGE_STATS_ENABLED"
 COLUMNS = ("path", "label", "index", "probability", "organ", "organ_probability", "warnings", "error")
 
 
-class Classify:
-    """For Ray Data's `map_batches`: batches with a column `path` (str, or bytes as of `os.fsencode`) become rows.
+class ClassifyBatch:
+    """A callable class for Ray Data's `map_batches`: a column of paths becomes rows of results.
 
-    A row a slice (of a file of many: `path#0`, `path#1`, ...): path, label, index, probability, organ,
-    organ_probability, warnings, error, and a column a class with its probability. Of an image that cannot be read all
-    but path, warnings and error are null; `error` is null for the others. Relative paths start at `base`. options: of
-    OrganClassifier.
+    There is one row per slice (`path#0`, `path#1`, ... for a file of many), with the columns path, label,
+    index, probability, organ, organ_probability, warnings and error, and one column per class with its
+    probability. If an image cannot be read, all columns but path, warnings and error are null. Otherwise
+    error is null.
+
+    Args:
+        bundle: The bundle's directory, or None for the packaged bundle.
+        base: Directory at which relative paths start.
+        device: As for OrganClassifier.
+        **options: Further arguments of OrganClassifier.
+
+    Raises:
+        BundleError: Also if a class has the name of another column.
+        DeviceError: As OrganClassifier.
+        InputError: As OrganClassifier.
     """
 
     def __init__(
@@ -58,23 +72,32 @@ class Classify:
         self._schema = _schema(self._classifier.classes)
 
     def __call__(self, batch: Any) -> Any:
-        """A batch of NumPy columns -> pyarrow.Table, a row a slice, in order."""
+        """Classify one batch.
+
+        Args:
+            batch: NumPy columns. `path` has str, or bytes as from `os.fsencode`.
+
+        Returns:
+            A pyarrow.Table with one row per slice, in order.
+        """
         names = [os.fsdecode(name) for name in batch["path"]]
-        whole = [os.path.join(self._base, name) for name in names]
-        rows, at = [], 0
-        for result in self._classifier.predict_paths(whole):
-            found = result.path or ""
-            while found != whole[at] and not found.startswith(f"{whole[at]}#"):
-                at += 1  # a file of many slices has many results, path#0, path#1, ...
-            rows.append(self._row(names[at] + found[len(whole[at]) :], result))
+        paths = [os.path.join(self._base, name) for name in names]
+        rows, index = [], 0
+        for result in self._classifier.predict_paths(paths):
+            result_path = result.path or ""
+            # a file of many slices has many results, path#0, path#1, ...
+            while result_path != paths[index] and not result_path.startswith(f"{paths[index]}#"):
+                index += 1
+            rows.append(self._row(names[index] + result_path[len(paths[index]) :], result))
         return _arrow().Table.from_pylist(rows, schema=self._schema)
 
     def _row(self, name: str, result: Prediction | ImageFailure) -> dict[str, Any]:
-        path = name.encode("utf-8", "backslashreplace").decode()  # a column of text holds no other bytes
+        # a column of text holds only UTF-8
+        path = name.encode("utf-8", "backslashreplace").decode()
         if isinstance(result, ImageFailure):
             return {"path": path, "warnings": [], "error": result.error}
-        found = dict(zip(self._classifier.classes, result.probabilities, strict=True))
-        return found | {
+        probabilities = dict(zip(self._classifier.classes, result.probabilities, strict=True))
+        return probabilities | {
             "path": path,
             "label": result.label,
             "index": result.index,
@@ -84,6 +107,10 @@ class Classify:
             "warnings": list(result.warnings),
             "error": None,
         }
+
+
+# former name
+Classify = ClassifyBatch
 
 
 def classify(
@@ -97,111 +124,125 @@ def classify(
     num_gpus: float = 0,
     **options: Any,
 ) -> None:
-    """Classify images on `workers` actors into the directory `out`, which appears whole or not at all: a row a path,
-    a file of many slices has one a slice (`Classify`), in no particular order.
+    """Classify images on several workers and write the rows into a directory.
 
-    paths: a sequence of paths, a directory (its images, as the command takes them), or a text file of paths, one a
-    line. format: `parquet`, or `jsonl` (the command's lines and `error`, every key in every line). num_cpus, num_gpus:
-    an actor's share; it runs on as many threads as CPUs, and on CUDA where it has a share of a GPU. options: of
-    OrganClassifier, as orientation or tta.
+    The directory appears only when it is complete. It has one row per slice (see ClassifyBatch), in no
+    particular order. The run uses the cluster that this process is connected to, else the one at
+    RAY_ADDRESS, else it starts one on this machine. A worker that dies is replaced, and its batch is
+    repeated. The run ends with an error if the workers of one batch die eleven times.
 
-    A worker that dies is replaced and its batch done again, by Ray Data's own means; the run ends in an error where a
-    batch's workers die eleven times. Runs on the
-    cluster that this process is connected to, else on RAY_ADDRESS's, else on this machine. Raises OrganInferError.
+    Args:
+        paths: A sequence of paths, a directory (its images, chosen as by the command), or a text file
+            with one path per line.
+        out: The directory to write. It must not exist, or be empty.
+        bundle: The bundle's directory, or None for the packaged bundle.
+        workers: Number of workers (Ray actors).
+        format: `parquet`, or `jsonl` (the command's JSON lines with `error`, and all keys in every line).
+        num_cpus: CPUs per worker, which are its threads.
+        num_gpus: GPUs per worker. Above 0, workers run on CUDA.
+        **options: Further arguments of OrganClassifier, such as `orientation` or `tta`.
+
+    Raises:
+        InputError: If an argument is wrong, or `out` is not empty.
+        BundleError: If the bundle cannot be used.
+        OrganInferError: If Ray is not installed, or the run fails.
     """
-    if format not in _WRITERS:
-        raise InputError(f"format: one of {', '.join(_WRITERS)} expected, found {format!r}")
-    for name, value, least in ("workers", workers, 1), ("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise InputError(f"{name}: a number of at least {least} expected, found {value!r}")
-    if not isinstance(workers, int):
-        raise InputError(f"workers: a whole number expected, found {workers!r}")
-    target = _vacant(out)
-    names = _names(paths)
+    _check_arguments(workers, format, num_cpus, num_gpus)
+    target = _output_directory(out)
+    names = _image_paths(paths)
     ray = _ray()
-    threads = max(1, int(num_cpus))
-    chosen = None if bundle is None else os.path.abspath(bundle)
-    with OrganClassifier(chosen, device="cpu", threads=1, **options) as tried:  # what is wrong is told here
-        classes = tried.classes
+    bundle = None if bundle is None else os.path.abspath(bundle)
+    # errors in the options are raised here, not in a worker
+    with OrganClassifier(bundle, device="cpu", threads=1, **options) as classifier:
+        classes = classifier.classes
         _schema(classes)
-    size = min(BLOCK, math.ceil(len(names) / (SPREAD * workers)))
-    with _cluster(ray), _appearing(target) as building:
-        rows = ray.data.from_arrow(_blocks(names, size)).map_batches(
-            Classify,
-            fn_constructor_kwargs={
-                "bundle": chosen,
-                "base": os.getcwd(),
-                "device": "cuda" if num_gpus else "cpu",
-                "threads": threads,
-                **options,
-            },
+    size = min(TASK_PATHS, math.ceil(len(names) / (TASKS_PER_WORKER * workers)))
+    constructor_options = {
+        "bundle": bundle,
+        "base": os.getcwd(),
+        "device": "cuda" if num_gpus else "cpu",
+        "threads": max(1, int(num_cpus)),
+        **options,
+    }
+    with _cluster(ray), _complete_directory(target) as building:
+        rows = ray.data.from_arrow(_path_tables(names, size)).map_batches(
+            ClassifyBatch,
+            fn_constructor_kwargs=constructor_options,
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=size,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
-        try:
+        with _run_errors(ray, size):
             _WRITERS[format](rows, str(building), classes)
-        except ray.exceptions.RayActorError as e:
-            raise OrganInferError(
-                f"a worker died {RETRIES + 1} times over the same {size} images or fewer ({_reason(e)}): look for one"
-                " that ends the process, or for memory that ran out"
-            ) from e
-        except ray.exceptions.RayError as e:
-            raise OrganInferError(f"Ray could not classify them all: {_reason(e)}") from e
 
 
-# What comes in.
+# Input
 
 
-def _names(paths: StrPath | Sequence[StrPath]) -> list[str]:
+def _check_arguments(workers: Any, format: Any, num_cpus: Any, num_gpus: Any) -> None:
+    if format not in _WRITERS:
+        raise InputError(f"format: expected one of {', '.join(_WRITERS)}, found {format!r}")
+    for name, value, least in ("workers", workers, 1), ("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+            raise InputError(f"{name}: expected a number of at least {least}, found {value!r}")
+    if not isinstance(workers, int):
+        raise InputError(f"workers: expected a whole number, found {workers!r}")
+
+
+def _image_paths(paths: StrPath | Sequence[StrPath]) -> list[str]:
     if isinstance(paths, (str, os.PathLike)):
         where = os.fspath(paths)
         if where.lower().endswith(SUFFIXES) and not os.path.isdir(where):
             raise InputError(
-                f"a directory, a list of paths or a text file expected, found one image: pass [{where!r}]"
+                "paths: expected a directory, a list of paths or a text file, found one image;"
+                f" pass [{where!r}]"
             )
         try:
-            names = _images(where) if os.path.isdir(where) else _lines(where)
+            names = _paths_in_directory(where) if os.path.isdir(where) else _paths_in_file(where)
         except OSError as e:
             raise InputError(f"{where}: cannot be read ({e.strerror})") from e
     else:
         where, names = "paths", [os.fsdecode(path) for path in paths]
     if not names:
-        raise InputError(f"{where}: no image in it")
+        raise InputError(f"{where}: contains no images")
     return names
 
 
-def _images(directory: str) -> list[str]:
-    found = list(images_below(directory, False))
-    if wrong := [item.error for item in found if item.error is not None]:
-        raise InputError(f"{directory}: {wrong[0]}")
-    return [item.path for item in found]
+def _paths_in_directory(directory: str) -> list[str]:
+    candidates = list(images_below(directory, False))
+    if errors := [candidate.error for candidate in candidates if candidate.error is not None]:
+        raise InputError(f"{directory}: {errors[0]}")
+    return [candidate.path for candidate in candidates]
 
 
-def _lines(file: str) -> list[str]:
-    with open(file, "rb") as lines:
-        found = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
-        return [name for name in found if name]
+def _paths_in_file(path: str) -> list[str]:
+    with open(path, "rb") as lines:
+        names = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
+        return [name for name in names if name]
 
 
-def _blocks(names: list[str], size: int) -> list[Any]:
-    """The paths as tables of one column and at most `size` rows, each a task's."""
+def _path_tables(names: list[str], size: int) -> list[Any]:
+    """Return the paths as tables of one column and at most `size` rows. Each is one task."""
     column = _arrow().array([os.fsencode(name) for name in names], _arrow().binary())
     table = _arrow().table({"path": column})
     return [table.slice(start, size) for start in range(0, len(names), size)]
 
 
-# What goes out.
+# Output
 
 
 def _schema(classes: Sequence[str]) -> Any:
-    """The rows' columns, the same in every batch whatever is null in it. Raises BundleError."""
+    """Return the rows' columns, which are the same in every batch, even if all values are null.
+
+    Raises:
+        BundleError: If a class has the name of another column.
+    """
     taken = sorted({*classes} & {*COLUMNS})
     if taken:
         raise BundleError(
-            f"a class is named {taken[0]!r}, as a column of the rows is: rename it in the bundle"
+            f"class {taken[0]!r}: this is the name of another column; rename the class in the bundle"
         )
     arrow = _arrow()
     text, number = arrow.string(), arrow.float32()
@@ -210,7 +251,7 @@ def _schema(classes: Sequence[str]) -> Any:
 
 
 def _write_parquet(rows: Any, directory: str, classes: Sequence[str]) -> None:
-    rows.write_parquet(directory, min_rows_per_file=FILE_ROWS, ray_remote_args=_BESIDE)
+    rows.write_parquet(directory, min_rows_per_file=FILE_ROWS, ray_remote_args=_WRITE_RESOURCES)
 
 
 def _write_lines(rows: Any, directory: str, classes: Sequence[str]) -> None:
@@ -220,19 +261,21 @@ def _write_lines(rows: Any, directory: str, classes: Sequence[str]) -> None:
                 file.write(_json_line(row, classes))
 
     sink = Lines(directory, file_format="jsonl", min_rows_per_file=FILE_ROWS)
-    rows.write_datasink(sink, ray_remote_args=_BESIDE)
+    rows.write_datasink(sink, ray_remote_args=_WRITE_RESOURCES)
 
 
 _WRITERS: dict[str, Callable[[Any, str, Sequence[str]], None]] = {
     "parquet": _write_parquet,
     "jsonl": _write_lines,
 }
-_BESIDE = {"num_cpus": 0}  # writing waits for no CPU: the actors may hold them all
+# Writing does not wait for a CPU, because the workers may hold all of them.
+_WRITE_RESOURCES = {"num_cpus": 0}
 
 
 def _json_line(row: dict[str, Any], classes: Sequence[str]) -> bytes:
+    # nine digits are exact for float32
     numbers = {
-        name: None if value is None else float(f"{value:.9g}")  # nine digits name a float32 exactly
+        name: None if value is None else float(f"{value:.9g}")
         for name, value in row.items()
         if isinstance(value, float) or name in classes
     }
@@ -242,71 +285,75 @@ def _json_line(row: dict[str, Any], classes: Sequence[str]) -> bytes:
     return (json.dumps(line, ensure_ascii=False) + "\n").encode()
 
 
-def _vacant(out: StrPath) -> Path:
-    """`out` as an absolute path at which nothing is but perhaps an empty directory. Raises InputError."""
+def _output_directory(out: StrPath) -> Path:
+    """Return `out` as an absolute path.
+
+    Raises:
+        InputError: If something other than an empty directory is there.
+    """
     if "://" in os.fspath(out):
         raise InputError(
-            f"out: a directory expected, found {os.fspath(out)!r}: mount it, or write the rows yourself"
+            f"out: expected a directory, found {os.fspath(out)!r};"
+            " mount it, or use ClassifyBatch and write the rows yourself"
         )
     path = Path(os.path.abspath(out))
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: not empty; name a directory that is not there yet")
+        raise InputError(f"{path}: not empty; pass a directory that does not exist")
     return path
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A directory beside `target` that takes its place when the block ends, and goes away where it does not."""
+def _complete_directory(target: Path) -> Iterator[Path]:
+    """`atomic_directory` with this package's errors."""
+    stack = contextlib.ExitStack()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        building = stack.enter_context(atomic_directory(target))
     except OSError as e:
         raise InputError(f"{target}: cannot be written ({e.strerror})") from e
-    building.chmod(0o755)
     try:
-        yield building
-        for file in building.iterdir():
-            with open(file, "rb+") as written:
-                os.fsync(written.fileno())
-        if target.exists():
-            target.rmdir()
-        os.replace(building, target)
+        with stack:
+            yield building
     except OSError as e:
         raise OrganInferError(f"{target}: cannot be written ({one_line(e)})") from e
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
-# Ray.
+# Ray
 
 
 def _ray() -> ModuleType:
-    """ray with ray.data. Raises OrganInferError with the command that installs it."""
+    """Return ray, with ray.data loaded.
+
+    Raises:
+        OrganInferError: If it is not installed, with the command that installs it.
+    """
     try:
         importlib.import_module("ray.data")
     except ImportError as e:
-        raise OrganInferError(f"ray cannot be loaded ({one_line(e)}): pip install 'organ-infer[ray]'") from e
+        raise OrganInferError(f"ray cannot be loaded ({one_line(e)}); pip install 'organ-infer[ray]'") from e
     return importlib.import_module("ray")
 
 
 def _arrow() -> ModuleType:
-    return importlib.import_module("pyarrow")  # comes with ray[data]
+    # a dependency of ray[data]
+    return importlib.import_module("pyarrow")
 
 
 @contextlib.contextmanager
 def _cluster(ray: ModuleType) -> Iterator[None]:
-    """Connected to a cluster; to one of its own for the time of the block where there is none."""
+    """Connect to a cluster for the block, or start one if there is none. A connected cluster is kept."""
     if ray.is_initialized():
         yield
         return
-    asked = os.environ.get(USAGE_VARIABLE)
-    os.environ[USAGE_VARIABLE] = asked or "0"  # a cluster that starts here reports nothing to anyone
+    usage_setting = os.environ.get(USAGE_VARIABLE)
+    # a cluster that starts here sends no usage statistics, unless the variable says otherwise
+    os.environ[USAGE_VARIABLE] = usage_setting or "0"
     try:
         ray.init()
-    except Exception as e:  # Ray's own have no common base here
+    except Exception as e:
+        # exceptions of ray.init have no common base class
         raise OrganInferError(f"no Ray cluster could be started or reached: {_reason(e)}") from e
     finally:
-        if asked is None:
+        if usage_setting is None:
             os.environ.pop(USAGE_VARIABLE, None)
     try:
         yield
@@ -314,8 +361,22 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _run_errors(ray: ModuleType, size: int) -> Iterator[None]:
+    """Convert Ray's exceptions to OrganInferError. `size`: images per task."""
+    try:
+        yield
+    except ray.exceptions.RayActorError as e:
+        raise OrganInferError(
+            f"a worker died {RETRIES + 1} times on the same {size} images or fewer ({_reason(e)});"
+            " look for an image that ends the process, or for a lack of memory"
+        ) from e
+    except ray.exceptions.RayError as e:
+        raise OrganInferError(f"Ray could not classify all images: {_reason(e)}") from e
+
+
 def _reason(error: BaseException) -> str:
-    """What happened in a worker, of a text with tracebacks: Ray's errors keep the first cause nowhere else."""
+    """Return the first cause in a worker. Ray's exceptions have it only in a text with tracebacks."""
     text = str(error)
-    named = re.search(r"^(?:organ_infer\.errors\.\w+: |(?=[\w.]+Error: ))(.+)$", text, re.MULTILINE)
-    return one_line(named[1] if named else text or error)
+    cause = re.search(r"^(?:organ_infer\.errors\.\w+: |(?=[\w.]+Error: ))(.+)$", text, re.MULTILINE)
+    return one_line(cause[1] if cause else text or error)

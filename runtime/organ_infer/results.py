@@ -1,4 +1,4 @@
-"""What a classified slice comes back as."""
+"""The results of classification: one Prediction or ImageFailure per slice."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,30 @@ __all__ = ["ImageFailure", "Prediction"]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One classified slice.
+    """The result for one slice.
 
-    `organ` is the class without its side where the model pairs sides ("femur" of "femur-left" and
-    "femur-right"): the one with the highest probability after the two sides' are added, so it need
-    not be `label`'s organ.
+    For models that pair left and right classes, `organ` is the organ without its side ("femur" for
+    "femur-left" and "femur-right"). It has the highest probability after both sides are added, so it
+    can differ from the organ of `label`.
+
+    Attributes:
+        path: The path as given, with `#0`, `#1`, ... for files of many slices. None for arrays and
+            Pillow images.
+        label: The class with the highest probability.
+        index: Index of `label` in `OrganClassifier.classes`.
+        probability: Probability of `label`, 0 to 1.
+        probabilities: Probabilities of all classes, in the order of `OrganClassifier.classes`. Their
+            sum is 1.
+        organ: The organ with the highest probability.
+        organ_probability: Probability of `organ`, 0 to 1.
+        warnings: Every conversion of the input, and anything implausible about it.
     """
 
-    path: str | None  # as given; None for an array or a Pillow image
+    path: str | None
     label: str
     index: int
     probability: float
-    probabilities: tuple[float, ...]  # in class order; they sum to 1
+    probabilities: tuple[float, ...]
     organ: str
     organ_probability: float
     warnings: tuple[str, ...] = ()
@@ -26,7 +38,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """A path that could not be classified, and why, in one line."""
+    """The result for a path that could not be classified.
+
+    Attributes:
+        path: The path as given, with `#0`, `#1`, ... for one slice of a file of many.
+        error: The reason, one line.
+    """
 
     path: str
     error: str

@@ -45,6 +45,7 @@ def write_ensemble(directory: Path) -> Ensemble:
     import onnxruntime
 
     from export import bundle
+    from export.bundle_info import BundleInfo
     from export.member import to_onnx
     from train.stages import STAGES
 
@@ -60,16 +61,18 @@ def write_ensemble(directory: Path) -> Ensemble:
         patch.setattr(bundle, "fit_temperature", lambda *_: 1.0)
         written = bundle.write_bundle(
             directory / "bundle",
-            dataset="organamnist",
-            view="axial",
-            classes=CLASSES,
-            size=28,
-            members=[bundle.Trained(stage, directory / f"{stage}.onnx") for stage in graphs],
+            BundleInfo(
+                name="random-ensemble",
+                dataset="organamnist",
+                view="axial",
+                classes=CLASSES,
+                size=28,
+                metrics={"val": {"accuracy": 0.5}},
+                training={"seed": 1, "data_md5": "0" * 32, "weights": "none"},
+            ),
+            [bundle.Trained(stage, directory / f"{stage}.onnx") for stage in graphs],
             # Random weights answer every slice alike, so that every precision is accepted.
-            slices=bundle.Slices(images, images[:8], np.zeros(8, np.int64), 28),
-            metrics={"val": {"accuracy": 0.5}},
-            training={"seed": 1, "data_md5": "0" * 32, "weights": "none"},
-            name="random-ensemble",
+            bundle.Slices(images, images[:8], np.zeros(8, np.int64), 28),
             precisions=("fp32", "int8", "fp16") if cuda else ("fp32", "int8"),
         )
     return Ensemble(networks, graphs, written)
@@ -110,10 +113,9 @@ def with_precision(bundle: Path, precision: str, device: str, directory: Path) -
     manifest = read_manifest(bundle)
     if chosen_precision(manifest, device) == precision:
         return bundle
-    listed = (manifest.merged,) if manifest.merged else manifest.members
-    entries = tuple(entry for each in listed if (entry := _in_precision(each, precision)))
-    assert len(entries) == len(listed), f"{bundle}: not every member has {precision}"
-    only = replace(manifest, merged=entries[0]) if manifest.merged else replace(manifest, members=entries)
+    entries = tuple(entry for each in manifest.members if (entry := _in_precision(each, precision)))
+    assert len(entries) == len(manifest.members), f"{bundle}: not every member has {precision}"
+    only = replace(manifest, members=entries)
     directory.mkdir()
     for name in only.files():
         _link(bundle / name, directory / name)

@@ -3,7 +3,7 @@
 FILE: organamnist.npz. Each score's threshold lets 1 % of the validation slices pass for odd; the table tells the share of
 each kind of odd picture beyond it. The distances are Mahalanobis's to the nearest class mean of the training split, with
 one covariance (Lee et al., NeurIPS 2018), of the packaged float32 network's logits and of what its last layer gets;
-energy is Liu et al.'s (NeurIPS 2020). Warned: the share that gets a `doubtful:` warning. Test is not touched.
+energy is Liu et al.'s (NeurIPS 2020). Warned: the share that gets a `implausible:` warning. Test is not touched.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sessions.py [threads] [spinning] [batches] [bundle] [four] [memory]
 
-Prints a Markdown table for each part (docs/sessions.md holds what was found): `bundle` and `four` race ways to keep memory and
+Prints a Markdown table for each part (docs/deploy/sessions.md holds what was found): `bundle` and `four` race ways to keep memory and
 threads, with the bundle's networks and with four of random weights. Contestants take turns in one process with a pause
 between, in which threads that spin come to rest; medians of many turns. Run it on a machine that does nothing else.
 """

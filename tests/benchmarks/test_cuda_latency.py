@@ -28,7 +28,7 @@ from tests.benchmarks.test_latency import (
 
 # Of a small network and of a large one.
 ROUNDS = (101, 21)
-# How far a probability may be from float32 on the CPU (docs/check.md).
+# How far a probability may be from float32 on the CPU (docs/reference/check.md).
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 2e-2}
 
 

@@ -4,7 +4,7 @@
 
 The packaged bundle, an ensemble of the real shapes with random weights, and the bundle that
 ORGAN_INFER_BENCHMARK_BUNDLE names, each on the CPU and on CUDA in the precision that it chooses there and in float32.
-The slices are the examples over and over. docs/performance.md shows how to compare two commits.
+The slices are the examples over and over. docs/results/performance.md shows how to compare two commits.
 """
 
 import os

@@ -75,10 +75,10 @@ BUNDLES = (
 TESTS: dict[str, tuple[str, ...]] = {
     "export/average.py": (
         "test_export",
-        "test_forms",
+        "test_variants",
     ),
     "export/golden.py": ("test_check",),
-    "export/quantize.py": ("test_forms",),
+    "export/quantize.py": ("test_variants",),
     "export/temperature.py": (
         "test_metrics",
         "test_temperature",
@@ -93,7 +93,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
         "test_session",
-        "test_shifts",
+        "test_tta",
     ),
     "runtime/organ_infer/cli/command.py": (
         "test_cli",
@@ -106,9 +106,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_dicom",
         "test_frames",
     ),
-    "runtime/organ_infer/plausibility.py": ("test_doubts",),
+    "runtime/organ_infer/plausibility.py": ("test_plausibility",),
     "runtime/organ_infer/engine/ensemble.py": (
-        "test_cache",
+        "test_graph_cache",
         "test_classifier",
         "test_cuda",
         "test_session",

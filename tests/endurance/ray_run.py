@@ -85,7 +85,7 @@ def worker_pids() -> list[int]:
                 title = (entry / "cmdline").read_bytes()
             except OSError:  # it ended meanwhile
                 continue
-            if b"MapWorker(MapBatches(Classify))" in title:
+            if b"MapWorker(MapBatches(ClassifyBatch))" in title:
                 found.append(int(entry.name))
     return found
 

@@ -2,7 +2,7 @@
 
 Starts organ-infer on many paths and stops it at moments drawn over the length of a whole run: by SIGINT, SIGTERM and
 SIGKILL, with --output and without, and by closing the pipe that it writes to. Holds against it: the exit code, whole lines
-that are the first rows in order, FILE only with all of them, and no line on standard error but the contract's. Prints a row a
+that are the first rows in order, FILE only with all of them, and no line on standard error but those of docs/reference/errors.md. Prints a row a
 way, and ends in 1 where one of them failed.
 """
 

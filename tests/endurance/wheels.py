@@ -124,7 +124,7 @@ def check_wheel(table: Table, wheel: Path, top: str) -> None:
     info = {name for name in names if name.startswith(f"{top}.dist-info/")}
     compiled = {f"organ_infer/{name}.abi3.so" for name in ("_packing", "_reading")}
     table.names("wheel: package", names - info, package_files() | compiled)
-    licences = {
+    licenses = {
         f"{top}.dist-info/licenses/{name}"
         for name in ("LICENSE", "runtime/organ_infer/default/MODEL_CARD.md")
     }
@@ -132,9 +132,9 @@ def check_wheel(table: Table, wheel: Path, top: str) -> None:
         f"{top}.dist-info/{name}"
         for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt")
     }
-    table.names("wheel: metadata and licences", info, licences | more)
+    table.names("wheel: metadata and licenses", info, licenses | more)
     table.row(
-        "wheel: licence expression",
+        "wheel: license expression",
         "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0\n" in metadata,
         ", ".join(re.findall(r"^License-Expression: (.+)$", metadata, re.M)) or "none",
     )

@@ -1,7 +1,7 @@
 """Augmentation for crops of CT slices, one batch at a time on its device. Each slice draws its own parameters.
 
 The crops are aligned to the organ's bounding box and sharp, because a spline resampled them. So shifts are whole
-pixels. Rotation and scale are off by default, because smoothing costs accuracy (docs/edge.md). Slices are never
+pixels. Rotation and scale are off by default, because smoothing costs accuracy (docs/results/edge.md). Slices are never
 flipped left to right.
 
 All functions take normalized slices x, float32 (N, 1, S, S) in -1 to 1, and a generator on x's device.

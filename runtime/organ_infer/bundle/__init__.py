@@ -1,1 +1,1 @@
-"""A model on disk: the manifest, the files it lists, its ONNX graphs and its golden answers."""
+"""A model on disk: its manifest, the listed files, the ONNX graphs and the golden answers."""

@@ -1,8 +1,8 @@
-"""Golden answers: what the networks of a bundle said of some drawn slices where they were made, kept in the manifest
-(`metrics.golden`), to be asked for again on another device.
+"""Golden answers: the probabilities of a bundle's networks for fixed drawn slices, computed where the bundle was made.
 
-One file of int8 gave 74.76 % on two processors and 68.95 % on a third (intel/neural-compressor's table): a network that
-is whole can still answer otherwise.
+The manifest stores them (`metrics.golden`), so that another machine can compare its own answers. A file that is intact
+can still answer differently: one int8 file of https://github.com/intel/neural-compressor scored 74.76 % on two
+processors and 68.95 % on a third.
 """
 
 import hashlib
@@ -18,50 +18,73 @@ from .precision import BY_NAME
 
 __all__ = ["GOLDEN", "golden_answers", "golden_rows", "golden_slices", "tolerance"]
 
-GOLDEN = "golden"  # the key in `metrics`
+# The key in `metrics`.
+GOLDEN = "golden"
 COUNT = 16
 
 
 def golden_slices() -> list[NDArray[Any]]:
-    """The slices that are asked about, the same everywhere: tiles and a brighter disc, of 28 to 64 pixels a side, uint8
-    and uint16 in turn. Real networks are unsure of them, so that small differences show."""
-    found: list[NDArray[Any]] = []
+    """The fixed slices, the same on every machine: gray tiles with a brighter disc.
+
+    Real networks are unsure about them, so that small differences in arithmetic become visible.
+
+    Returns:
+        16 arrays (H, W) with sides of 28 to 64 pixels, alternately uint8 and uint16.
+    """
+    slices: list[NDArray[Any]] = []
     for i in range(COUNT):
-        drawn = np.frombuffer(hashlib.shake_256(b"organ_infer %d" % i).digest(64), np.uint8).astype(np.int64)
-        height, width = 28 + drawn[49:51] % 5 * 9
+        random = np.frombuffer(hashlib.shake_256(b"organ_infer %d" % i).digest(64), np.uint8).astype(np.int64)
+        height, width = 28 + random[49:51] % 5 * 9
         y, x = np.mgrid[:height, :width]
-        pixels = drawn[:49].reshape(7, 7)[y * 7 // height, x * 7 // width] % 200 // 2
-        inside = (y - drawn[51] % height) ** 2 + (x - drawn[52] % width) ** 2 < (6 + drawn[53] % 12) ** 2
-        pixels = np.where(inside, pixels // 2 + 100 + drawn[54] % 56, pixels)
-        found.append(pixels.astype(np.uint8) if i % 2 == 0 else (pixels * 257).astype(np.uint16))
-    return found
+        pixels = random[:49].reshape(7, 7)[y * 7 // height, x * 7 // width] % 200 // 2
+        disc = (y - random[51] % height) ** 2 + (x - random[52] % width) ** 2 < (6 + random[53] % 12) ** 2
+        pixels = np.where(disc, pixels // 2 + 100 + random[54] % 56, pixels)
+        slices.append(pixels.astype(np.uint8) if i % 2 == 0 else (pixels * 257).astype(np.uint16))
+    return slices
 
 
 def golden_rows(probabilities: NDArray[np.float64]) -> list[str]:
-    """Answers (slices, classes) as the manifest holds them, a text a slice."""
+    """Golden answers in the form that the manifest stores.
+
+    Args:
+        probabilities: float64 (slices, classes).
+
+    Returns:
+        One string per slice: its probabilities with six digits, separated by spaces.
+    """
     return [" ".join(f"{value:.6f}" for value in row) for row in probabilities.tolist()]
 
 
 def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | None:
-    """The stored probabilities of `golden_slices()` (slices, classes) for the forms that `device` runs, or None where the
-    bundle holds none. Raises BundleError where they are not what they should be."""
+    """The stored answers to `golden_slices()`.
+
+    Args:
+        manifest: Of the bundle.
+        device: `cpu` or `cuda`, which may run different variants of the networks.
+
+    Returns:
+        Probabilities, float64 (slices, classes), or None if the bundle stores none.
+
+    Raises:
+        BundleError: The stored answers have another shape or are not probabilities.
+    """
     stored = manifest.metrics.get(GOLDEN)
     if stored is None:
         return None
     shape = (COUNT, len(manifest.task.classes))
     try:
-        found = np.array([[float(value) for value in row.split()] for row in stored[device]])
-        right = found.shape == shape and bool((np.abs(found.sum(axis=1) - 1) < 1e-3).all())
+        answers = np.array([[float(value) for value in row.split()] for row in stored[device]])
+        valid = answers.shape == shape and bool((np.abs(answers.sum(axis=1) - 1) < 1e-3).all())
     except (AttributeError, KeyError, TypeError, ValueError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise BundleError(
-            f"{MANIFEST_FILE}: metrics.{GOLDEN}.{device} must be {shape[0]} texts of {shape[1]} probabilities:"
+            f"{MANIFEST_FILE}: metrics.{GOLDEN}.{device} must be {shape[0]} strings of {shape[1]} probabilities;"
             " export the bundle again"
         )
-    return found
+    return answers
 
 
 def tolerance(manifest: Manifest, device: str) -> float:
-    """The widest of the forms that `device` runs."""
-    return max(BY_NAME[form.precision].tolerance for form in manifest.forms(device))
+    """The largest accepted difference from a golden answer: the widest among the variants that `device` runs."""
+    return max(BY_NAME[variant.precision].tolerance for variant in manifest.forms(device))

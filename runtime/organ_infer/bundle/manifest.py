@@ -1,7 +1,7 @@
 """A bundle's manifest.json as frozen dataclasses whose field names are the JSON keys.
 
-`Manifest.from_json` checks every field for presence, type and range and refuses unknown keys at every level;
-`Manifest.to_json` writes only what `from_json` would accept.
+`Manifest.from_json` checks every field for presence, type and range, and refuses unknown keys at every level.
+`Manifest.to_json` writes only what `from_json` accepts.
 """
 
 import hashlib
@@ -18,27 +18,38 @@ from .precision import BY_NAME
 __all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Task"]
 
 FORMAT = 1
-MANIFEST_LIMIT = 1 << 20  # bytes
-CARD_LIMIT = 1 << 20  # bytes
-GRAPH_LIMIT = (1 << 31) - 1  # bytes: protobuf holds no more
+# Bytes.
+MANIFEST_LIMIT = 1 << 20
+CARD_LIMIT = 1 << 20
+# Bytes; protobuf cannot hold more.
+GRAPH_LIMIT = (1 << 31) - 1
 CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
 OUTPUTS = ("logits", "probabilities")
-AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}  # DICOM letter -> patient axis
+# DICOM letter -> axis of the patient.
+AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}
 
-# A checksum of the manifest's own text, in `training`: no other file can hold it (C3). Its 64 digits count as zeros.
+# The checksum of the manifest's own text. It is stored in `training`, because a bundle has no other place for it. To
+# compute it, its 64 digits are replaced by zeros.
 SEAL = "seal"
-SEAL_WORDS = "sha256 of this file with zeros here: "
-SEALED = re.compile(SEAL_WORDS + "([0-9a-f]{64})")
+SEAL_PREFIX = "sha256 of this file with zeros here: "
+SEAL_PATTERN = re.compile(SEAL_PREFIX + "([0-9a-f]{64})")
 
-# the keys in the order they are written
-ORDER = "format name task input members merged combine temperature metrics training card licence"
+# The keys in the order in which they are written.
+ORDER = "format name task input members combine temperature metrics training card license"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is classified: `paired` holds the classes that are two sides of one organ."""
+    """What the model classifies.
+
+    Attributes:
+        dataset: The data set that it was trained on.
+        view: The plane of the slices: axial, coronal or sagittal.
+        classes: The names of the classes, in the order of the model's output.
+        paired: Pairs of classes that are the two sides of one organ.
+    """
 
     dataset: str
     view: str
@@ -46,18 +57,23 @@ class Task:
     paired: tuple[tuple[str, str], ...] = ()
 
     def organs(self) -> tuple[str, ...]:
-        """For each class, the organ it belongs to: its name without the side where it is paired."""
+        """The organ of each class: the name of the class, without the side if the class is paired."""
         sided = {name for pair in self.paired for name in pair}
         return tuple(name.rpartition("-")[0] if name in sided else name for name in self.classes)
 
 
 @dataclass(frozen=True)
 class Input:
-    """How a slice becomes a network's input (C1).
+    """How a slice becomes the input of a network (docs/reference/bundle_format.md, "Preprocessing").
 
-    `window` is [level, width] in HU for int16 slices, or null where the model takes none. `orientation`
-    names the patient direction in which the row index and the column index grow, as DICOM letters, or is
-    null where it has not been established.
+    Attributes:
+        size: Height and width of the input in pixels.
+        mean: Subtracted from gray values scaled to 0 to 1.
+        std: The divisor after that.
+        resample: The resampling method.
+        window: (level, width) in HU for int16 slices, or None if the model does not take them.
+        orientation: The directions of the patient in which the row index and the column index increase, as DICOM
+            letters, or None if it is not known.
     """
 
     size: int
@@ -70,7 +86,18 @@ class Input:
 
 @dataclass(frozen=True)
 class Member:
-    """One ONNX graph: a network that is averaged, another form of it, or all of them merged."""
+    """One ONNX graph: a member of the ensemble, or another variant of a member.
+
+    Attributes:
+        stage: The training stage that it comes from.
+        file: The file name in the bundle.
+        sha256: The SHA-256 of the file.
+        bytes: The size of the file.
+        precision: The number format of the weights (`precision.PRECISIONS`).
+        output: What the graph returns, `logits` or `probabilities`.
+        val_accuracy: The accuracy on the validation slices, or None.
+        alternatives: Other variants of the same network.
+    """
 
     stage: str
     file: str
@@ -84,7 +111,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Card:
-    """The model card's file."""
+    """The file of the model card and its SHA-256."""
 
     file: str
     sha256: str
@@ -99,42 +126,49 @@ class Manifest:
     input: Input
     members: tuple[Member, ...]
     card: Card
-    licence: str
-    merged: Member | None = None
+    license: str
     combine: str = "mean_probability"
     temperature: float = 1.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def licence(self) -> str:
+        """The former name of `license`."""
+        return self.license
+
     def graphs(self) -> Iterator[Member]:
-        """Every graph the manifest lists: members, the merged one, and their alternatives."""
-        for entry in (*self.members, *([self.merged] if self.merged else [])):
+        """Every graph the manifest lists: members and their alternatives."""
+        for entry in self.members:
             yield entry
             yield from entry.alternatives
 
     def forms(self, device: str) -> tuple[Member, ...]:
-        """The graphs to run on `device` (`cpu` or `cuda`): the merged one where there is one, else the members.
+        """The graphs to run on `device` (`cpu` or `cuda`), one per member.
 
-        A listed graph is the form that was chosen for the CPU; on CUDA, where int8 gains nothing, its fp16 or else
-        its fp32 form is taken.
+        A listed graph is the variant chosen for the CPU. CUDA runs its fp16 variant, or else its fp32 variant, because
+        int8 gains nothing there.
         """
-        listed = (self.merged,) if self.merged else self.members
         if device == "cpu":
-            return listed
+            return self.members
         return tuple(
-            min((entry, *entry.alternatives), key=lambda form: BY_NAME[form.precision].cuda_rank)
-            for entry in listed
+            min((entry, *entry.alternatives), key=lambda variant: BY_NAME[variant.precision].cuda_rank)
+            for entry in self.members
         )
 
     def files(self) -> tuple[str, ...]:
-        """The names of all files of the bundle but manifest.json."""
+        """The names of all files of the bundle except manifest.json."""
         return (*(entry.file for entry in self.graphs()), self.card.file)
 
     def to_json(self) -> str:
-        """The manifest as text, checked as a reader would check it. Raises BundleError."""
+        """The manifest as JSON text with its checksum, checked by reading it again.
+
+        Raises:
+            BundleError: A value is not plain JSON, or `from_json` would refuse it.
+        """
         values = asdict(self)
-        blank = SEAL_WORDS + "0" * 64
+        blank = SEAL_PREFIX + "0" * 64
         values["training"] = {**values["training"], SEAL: blank}
         try:
             text = json.dumps(
@@ -142,17 +176,30 @@ class Manifest:
             )
             digest = hashlib.sha256(f"{text}\n".encode()).hexdigest()
         except (TypeError, ValueError, RecursionError) as e:
-            raise BundleError(f"manifest: {e}: every value must be plain, finite JSON") from e
+            raise BundleError(f"manifest: {e}; every value must be plain, finite JSON") from e
         before, _, after = text.rpartition(blank)
-        text = f"{before}{SEAL_WORDS}{digest}{after}\n"
+        text = f"{before}{SEAL_PREFIX}{digest}{after}\n"
         Manifest.from_json(text)
         return text
 
     @staticmethod
     def from_json(text: str | bytes, where: str = MANIFEST_FILE) -> "Manifest":
-        """Read and check a manifest; `where` names it in errors. Raises BundleError."""
+        """Read and check a manifest.
+
+        Args:
+            text: The content of manifest.json.
+            where: The name of the file in errors.
+
+        Returns:
+            The manifest. Its `training` does not contain the checksum.
+
+        Raises:
+            BundleError: The text is not JSON, a field is wrong, or the text was changed since it was written.
+        """
         if len(text) > MANIFEST_LIMIT:
-            raise BundleError(f"{where}: {len(text):,} bytes, at most {MANIFEST_LIMIT:,} are read")
+            raise BundleError(
+                f"{where}: too large ({len(text):,} bytes, at most {MANIFEST_LIMIT:,}); export the bundle again"
+            )
         return _Reader(where).manifest(parse_json(text, where), text)
 
 
@@ -161,11 +208,21 @@ def _blanked(data: bytes, digits: bytes) -> bytes:
     return before + b"0" * len(digits) + after
 
 
+def _with_current_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """Older bundles write `license` as `licence`, and have the key `merged`, which is always null."""
+    current = dict(data)
+    if "licence" in current and "license" not in current:
+        current["license"] = current.pop("licence")
+    if "merged" in current and current["merged"] is None:
+        del current["merged"]
+    return current
+
+
 class _Reader(FieldReader):
-    # The parts.
+    """Reads the parts of a manifest."""
 
     def keys(self, value: Any, key: str, kind: type) -> dict[str, Any]:
-        """`value` as an object with exactly the dataclass's fields as keys."""
+        """An object that has exactly the fields of the dataclass `kind` as keys."""
         valid = sorted(part.name for part in fields(kind))
         prefix = f"{key}." if key else ""
         if not isinstance(value, dict):
@@ -173,11 +230,11 @@ class _Reader(FieldReader):
         for name in value:
             if name not in valid:
                 raise BundleError(
-                    f"{self.where}: unknown key {clipped(prefix + name)!r}; valid ones are {', '.join(valid)}"
+                    f"{self.where}: unknown key {clipped(prefix + name)!r}; valid keys are {', '.join(valid)}"
                 )
         for name in valid:
             if name not in value:
-                raise BundleError(f"{self.where}: key {prefix + name!r} is missing: export the bundle again")
+                raise BundleError(f"{self.where}: key {prefix + name!r} is missing; export the bundle again")
         return value
 
     def manifest(self, data: Any, text: str | bytes) -> Manifest:
@@ -185,7 +242,7 @@ class _Reader(FieldReader):
             raise self.refuse("the manifest", "an object", data)
         if "format" in data:
             self.format(data["format"])
-        top = self.keys(data, "", Manifest)
+        top = self.keys(_with_current_keys(data), "", Manifest)
         training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
@@ -195,41 +252,39 @@ class _Reader(FieldReader):
             task=task,
             input=self.input(top["input"], "input"),
             members=tuple(self.member(entry, f"members[{i}]") for i, entry in enumerate(members)),
-            merged=self.optional(top["merged"], "merged", self.member),
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
             temperature=self.number(top["temperature"], "temperature", 0.01, 100),
             metrics=self.open_object(top["metrics"], "metrics"),
             training=training,
             card=self.card(top["card"], "card"),
-            licence=self.text(top["licence"], "licence"),
+            license=self.text(top["license"], "license"),
         )
-        if manifest.merged and manifest.merged.output != "probabilities":
-            raise self.refuse("merged.output", "probabilities (the members' mean)", manifest.merged.output)
-        names = [
-            name.lower() for name in manifest.files()
-        ]  # two names that differ in case are one file elsewhere
+        # On some file systems, two names that differ only in case are one file.
+        names = [name.lower() for name in manifest.files()]
         for name in names:
             if names.count(name) > 1:
-                raise BundleError(f"{self.where}: file {name!r} is listed twice: one file a graph")
+                raise BundleError(f"{self.where}: file {name!r} is listed twice; export the bundle again")
         return replace(manifest, training=self.unsealed(training, text))
 
     def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
-        """`training` without the seal, which must be the text's own. One without is not required to have it; a key or a
-        value that was damaged still tells by the other."""
+        """`training` without the seal. A manifest without a seal is accepted, one with a wrong seal is not.
+
+        Key and value each identify the seal, so that damage to one of them does not remove it.
+        """
         marks = {
             key: value
             for key, value in training.items()
-            if key == SEAL or (isinstance(value, str) and value.startswith(SEAL_WORDS))
+            if key == SEAL or (isinstance(value, str) and value.startswith(SEAL_PREFIX))
         }
         if not marks:
             return training
         value = marks.get(SEAL)
-        found = SEALED.fullmatch(value) if len(marks) == 1 and isinstance(value, str) else None
+        match = SEAL_PATTERN.fullmatch(value) if len(marks) == 1 and isinstance(value, str) else None
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        if found is None or hashlib.sha256(_blanked(data, found[1].encode())).hexdigest() != found[1]:
+        if match is None or hashlib.sha256(_blanked(data, match[1].encode())).hexdigest() != match[1]:
             raise BundleError(
-                f"{self.where}: changed since it was written, its sha256 is not the one in training.{SEAL}: copy or export"
-                f" the bundle again, or take that key out if the change is meant"
+                f"{self.where}: changed since it was written, its sha256 differs from training.{SEAL}; copy or export"
+                f" the bundle again, or remove that key if the change is intended"
             )
         return {key: value for key, value in training.items() if key != SEAL}
 
@@ -238,20 +293,20 @@ class _Reader(FieldReader):
             raise self.refuse("format", f"the number {FORMAT}", value)
         if value != FORMAT:
             raise BundleError(
-                f"{self.where}: bundle format {clipped(str(value))}, this organ-infer reads format {FORMAT}: a later release reads it"
-                " (pip install --upgrade organ-infer)"
+                f"{self.where}: bundle format {clipped(str(value))}, but this organ-infer reads format {FORMAT};"
+                " upgrade it: pip install --upgrade organ-infer"
             )
 
     def task(self, value: Any, key: str) -> Task:
-        found = self.keys(value, key, Task)
-        listed = self.sequence(found["classes"], f"{key}.classes", 2, CLASS_LIMIT, "class names")
-        classes = tuple(self.class_name(name, f"{key}.classes[{i}]") for i, name in enumerate(listed))
+        parts = self.keys(value, key, Task)
+        names = self.sequence(parts["classes"], f"{key}.classes", 2, CLASS_LIMIT, "class names")
+        classes = tuple(self.class_name(name, f"{key}.classes[{i}]") for i, name in enumerate(names))
         if len(set(classes)) != len(classes):
-            raise self.refuse(f"{key}.classes", "names that all differ", listed)
-        pairs = self.sequence(found["paired"], f"{key}.paired", 0, CLASS_LIMIT, "pairs")
+            raise self.refuse(f"{key}.classes", "names that all differ", names)
+        pairs = self.sequence(parts["paired"], f"{key}.paired", 0, CLASS_LIMIT, "pairs")
         task = Task(
-            dataset=self.text(found["dataset"], f"{key}.dataset"),
-            view=self.one_of(found["view"], f"{key}.view", VIEWS),
+            dataset=self.text(parts["dataset"], f"{key}.dataset"),
+            view=self.one_of(parts["view"], f"{key}.view", VIEWS),
             classes=classes,
             paired=tuple(self.pair(pair, f"{key}.paired[{i}]", classes) for i, pair in enumerate(pairs)),
         )
@@ -261,34 +316,34 @@ class _Reader(FieldReader):
         for stem in {name.rpartition("-")[0] for name in sided}:
             if stem in classes:
                 raise self.refuse(
-                    f"{key}.paired", f"pairs whose organ is no class itself ({stem!r} is one)", pairs
+                    f"{key}.paired", f"pairs whose organ is not itself a class ({stem!r} is one)", pairs
                 )
         return task
 
     def class_name(self, value: Any, key: str) -> str:
         name = self.text(value, key, limit=60)
         if any(c.isspace() or c == "," for c in name):
-            raise self.refuse(key, "a name without spaces and commas", value)
+            raise self.refuse(key, "a name without spaces or commas", value)
         return name
 
     def pair(self, value: Any, key: str, classes: tuple[str, ...]) -> tuple[str, str]:
-        listed = self.sequence(value, key, 2, 2, "class names")
-        first, second = (self.one_of(name, f"{key}[{i}]", classes) for i, name in enumerate(listed))
+        names = self.sequence(value, key, 2, 2, "class names")
+        first, second = (self.one_of(name, f"{key}[{i}]", classes) for i, name in enumerate(names))
         stems = {name.rpartition("-")[0] for name in (first, second)}
         sides = {name.rpartition("-")[2] for name in (first, second)}
         if len(stems) != 1 or sides != {"left", "right"} or "" in stems:
-            raise self.refuse(key, "an organ's two sides, ORGAN-left and ORGAN-right", value)
+            raise self.refuse(key, "the two sides of an organ, ORGAN-left and ORGAN-right", value)
         return first, second
 
     def input(self, value: Any, key: str) -> Input:
-        found = self.keys(value, key, Input)
+        parts = self.keys(value, key, Input)
         return Input(
-            size=self.integer(found["size"], f"{key}.size", 4, 1024),
-            mean=self.number(found["mean"], f"{key}.mean", 0, 1),
-            std=self.number(found["std"], f"{key}.std", 1e-3, 100),
-            resample=self.one_of(found["resample"], f"{key}.resample", ["area"]),
-            window=self.optional(found["window"], f"{key}.window", self.window),
-            orientation=self.optional(found["orientation"], f"{key}.orientation", self.orientation),
+            size=self.integer(parts["size"], f"{key}.size", 4, 1024),
+            mean=self.number(parts["mean"], f"{key}.mean", 0, 1),
+            std=self.number(parts["std"], f"{key}.std", 1e-3, 100),
+            resample=self.one_of(parts["resample"], f"{key}.resample", ["area"]),
+            window=self.optional(parts["window"], f"{key}.window", self.window),
+            orientation=self.optional(parts["orientation"], f"{key}.orientation", self.orientation),
         )
 
     def window(self, value: Any, key: str) -> tuple[float, float]:
@@ -296,25 +351,25 @@ class _Reader(FieldReader):
         return self.number(level, f"{key}[0]", -32768, 32767), self.number(width, f"{key}[1]", 1, 65535)
 
     def orientation(self, value: Any, key: str) -> tuple[str, str]:
-        listed = self.sequence(value, key, 2, 2, "DICOM letters (L R A P H F)")
-        rows, columns = (self.one_of(letter, f"{key}[{i}]", tuple(AXES)) for i, letter in enumerate(listed))
+        letters = self.sequence(value, key, 2, 2, "DICOM letters (L R A P H F)")
+        rows, columns = (self.one_of(letter, f"{key}[{i}]", tuple(AXES)) for i, letter in enumerate(letters))
         if AXES[rows] == AXES[columns]:
-            raise self.refuse(key, "two directions at right angles (as L and P)", value)
+            raise self.refuse(key, "two perpendicular directions, such as L and P", value)
         return rows, columns
 
     def member(self, value: Any, key: str, *, nested: bool = False) -> Member:
-        found = self.keys(value, key, Member)
-        most = 0 if nested else 16
-        alternatives = self.sequence(found["alternatives"], f"{key}.alternatives", 0, most, "entries")
+        parts = self.keys(value, key, Member)
+        limit = 0 if nested else 16
+        alternatives = self.sequence(parts["alternatives"], f"{key}.alternatives", 0, limit, "entries")
         return Member(
-            stage=self.text(found["stage"], f"{key}.stage", limit=60),
-            file=self.file_name(found["file"], f"{key}.file"),
-            sha256=self.sha256(found["sha256"], f"{key}.sha256"),
-            bytes=self.integer(found["bytes"], f"{key}.bytes", 1, GRAPH_LIMIT),
-            precision=self.one_of(found["precision"], f"{key}.precision", tuple(BY_NAME)),
-            output=self.one_of(found["output"], f"{key}.output", OUTPUTS),
+            stage=self.text(parts["stage"], f"{key}.stage", limit=60),
+            file=self.file_name(parts["file"], f"{key}.file"),
+            sha256=self.sha256(parts["sha256"], f"{key}.sha256"),
+            bytes=self.integer(parts["bytes"], f"{key}.bytes", 1, GRAPH_LIMIT),
+            precision=self.one_of(parts["precision"], f"{key}.precision", tuple(BY_NAME)),
+            output=self.one_of(parts["output"], f"{key}.output", OUTPUTS),
             val_accuracy=self.optional(
-                found["val_accuracy"], f"{key}.val_accuracy", lambda v, k: self.number(v, k, 0, 1)
+                parts["val_accuracy"], f"{key}.val_accuracy", lambda v, k: self.number(v, k, 0, 1)
             ),
             alternatives=tuple(
                 self.member(entry, f"{key}.alternatives[{i}]", nested=True)
@@ -323,7 +378,7 @@ class _Reader(FieldReader):
         )
 
     def card(self, value: Any, key: str) -> Card:
-        found = self.keys(value, key, Card)
+        parts = self.keys(value, key, Card)
         return Card(
-            self.file_name(found["file"], f"{key}.file"), self.sha256(found["sha256"], f"{key}.sha256")
+            self.file_name(parts["file"], f"{key}.file"), self.sha256(parts["sha256"], f"{key}.sha256")
         )

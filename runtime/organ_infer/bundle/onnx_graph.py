@@ -1,8 +1,11 @@
-"""What an ONNX file holds, read from its protobuf wire format before onnxruntime sees a byte of it.
+"""Checks of an ONNX file, read from its protobuf wire format before onnxruntime sees a byte of it.
 
-Refused: weights in other files (external data), operators outside the ONNX standard's own domain, a file that is
-not one whole model, and a graph whose input or output is not the contract's. Field numbers are those of onnx.proto
-(onnx/onnx 1.18, IR version 11); the encoding is that of protobuf.dev/programming-guides/encoding.
+Refused are weights in other files (external data), operators outside the domain of the ONNX standard, files that are
+not one complete model, and graphs with another input or output than the manifest describes.
+
+The field numbers are those of onnx.proto (onnx 1.18, IR version 11,
+https://github.com/onnx/onnx/blob/v1.18.0/onnx/onnx.proto). The encoding is described at
+https://protobuf.dev/programming-guides/encoding/.
 """
 
 from dataclasses import dataclass, field
@@ -12,14 +15,20 @@ from ..errors import BundleError
 
 __all__ = ["DOMAINS", "GraphInfo", "MalformedFile", "Port", "check_graph", "read_graph"]
 
-DOMAINS = ("", "ai.onnx")  # the operators of the ONNX standard; "" is its usual spelling
-FIELD_LIMIT = 1_000_000  # fields read in one file; weights belong in raw_data, one field a tensor
-DEPTH_LIMIT = 64  # nested messages (a subgraph costs three)
-KEY_LIMIT = 0xFFFF_FFFF  # a field's number and wire type
-FLOAT = 1  # TensorProto.DataType
+# The domain of the operators of the ONNX standard. The empty string is its usual spelling.
+DOMAINS = ("", "ai.onnx")
+# Fields in one file. Weights belong in raw_data, one field per tensor.
+FIELD_LIMIT = 1_000_000
+# Nested messages. A subgraph needs three.
+DEPTH_LIMIT = 64
+# The key of a field, which holds its number and wire type.
+KEY_LIMIT = 0xFFFF_FFFF
+# float32 in TensorProto.DataType.
+FLOAT = 1
 
-# message -> field number -> (name, kind); kind is a message here, or "text", "int", "bytes" (noted, not kept).
-# Fields that are not named cannot hold a tensor, a graph or a domain, and are skipped.
+# Message -> field number -> (name, kind). The kind is another message of this table, "text", "int", or "bytes", of which
+# only the presence is recorded. Fields that are not in the table cannot hold a tensor, a graph or a domain, and are
+# skipped.
 _MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "Model": {
         7: ("graph", "Graph"),
@@ -59,16 +68,23 @@ _MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "Dim": {1: ("dim_value", "int"), 2: ("dim_param", "text")},
 }
 
-Values = dict[str, list[Any]]  # a message's known fields by name, every occurrence of each
+# The known fields of a message by name, with every occurrence of each.
+Values = dict[str, list[Any]]
 
 
 class MalformedFile(Exception):
-    """The bytes are not a protobuf message of this kind."""
+    """The bytes are not a valid ModelProto."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """A graph's input or output: element type by ONNX's number, and its axes (None where free)."""
+    """An input or output of a graph.
+
+    Attributes:
+        name: Its name.
+        elem_type: The number of its element type in TensorProto.DataType, or None if it is not one tensor.
+        shape: The length of each axis, None for a free one. None if the shape is not given.
+    """
 
     name: str
     elem_type: int | None
@@ -77,10 +93,21 @@ class Port:
 
 @dataclass
 class GraphInfo:
-    """What the check needs of a file."""
+    """What the check needs to know about a file.
 
-    domains: set[str] = field(default_factory=set)  # of operator sets, functions and nodes
-    external: list[str] = field(default_factory=list)  # tensors whose data lies elsewhere
+    Attributes:
+        domains: The domains of all operator sets, functions and nodes.
+        external: The names of tensors whose data is in another file.
+        inputs: The inputs of the main graph that are not weights.
+        outputs: The outputs of the main graph.
+        graphs: The number of main graphs.
+        opsets: The number of operator sets.
+        functions: The number of local functions.
+        training: Whether there is training information.
+    """
+
+    domains: set[str] = field(default_factory=set)
+    external: list[str] = field(default_factory=list)
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     graphs: int = 0
@@ -90,50 +117,64 @@ class GraphInfo:
 
 
 def check_graph(data: bytes, *, where: str, size: int, classes: int, output: str) -> GraphInfo:
-    """Refuse a file that is not one self-contained graph from `images` (N, 1, size, size) to `output` (N, classes).
+    """Check that a file is one self-contained graph from `images` to `output`, both float32.
 
-    Raises BundleError.
+    Args:
+        data: The content of the ONNX file.
+        where: The name of the file in errors.
+        size: Height and width of the input in pixels, which has the shape (N, 1, size, size).
+        classes: The number of classes. The output has the shape (N, classes).
+        output: The name of the output.
+
+    Returns:
+        What the file contains.
+
+    Raises:
+        BundleError: The file is anything else.
     """
     try:
         info = read_graph(data)
     except MalformedFile as e:
-        raise BundleError(f"{where}: not a valid ONNX file ({e}): export the bundle again") from e
+        raise BundleError(f"{where}: not a valid ONNX file ({e}); export the bundle again") from e
     if info.graphs != 1 or not info.opsets:
         raise BundleError(
-            f"{where}: not an ONNX model, one graph and its operator set expected: export it again"
+            f"{where}: not an ONNX model, expected one graph and its operator set; export the bundle again"
         )
     if info.external:
         raise BundleError(
-            f"{where}: tensor {info.external[0]!r} keeps its data in another file (external data):"
-            " export with all weights in the one file"
+            f"{where}: tensor {info.external[0]!r} has its data in another file (external data);"
+            " export the model with all weights in one file"
         )
     foreign = sorted(info.domains - set(DOMAINS))
     if foreign:
         raise BundleError(
-            f"{where}: operators of the domain {foreign[0]!r}, only those of the ONNX standard are run: export it again"
+            f"{where}: operators of the domain {foreign[0]!r} are not supported;"
+            " export the model with operators of the ONNX standard only"
         )
     if info.training or info.functions:
         raise BundleError(
-            f"{where}: holds training information or local functions: export a plain inference graph"
+            f"{where}: contains training information or local functions; export a plain inference graph"
         )
     _check_port("input", info.inputs, "images", (None, 1, size, size), where)
     _check_port("output", info.outputs, output, (None, classes), where)
     return info
 
 
-def _check_port(kind: str, found: list[Port], name: str, shape: tuple[int | None, ...], where: str) -> None:
-    if [port.name for port in found] != [name]:
-        listed = ", ".join(repr(port.name) for port in found) or "none"
+def _check_port(kind: str, ports: list[Port], name: str, shape: tuple[int | None, ...], where: str) -> None:
+    if [port.name for port in ports] != [name]:
+        names = ", ".join(repr(port.name) for port in ports) or "none"
         raise BundleError(
-            f"{where}: the graph must have the one {kind} {name!r}, found {listed}: export it again"
+            f"{where}: the graph must have exactly one {kind}, {name!r}, found {names}; export the bundle again"
         )
-    port = found[0]
+    port = ports[0]
     if port.elem_type != FLOAT:
-        raise BundleError(f"{where}: {kind} {name!r} must be float32, found ONNX type {port.elem_type}")
+        raise BundleError(
+            f"{where}: {kind} {name!r} must be float32, found ONNX type {port.elem_type}; export the bundle again"
+        )
     if port.shape != shape:
         raise BundleError(
-            f"{where}: {kind} {name!r} must be {_axes(shape)} with N free, as the manifest's size and classes say;"
-            f" found {_axes(port.shape or ())}"
+            f"{where}: {kind} {name!r} must be {_axes(shape)} with N free, to match the manifest,"
+            f" found {_axes(port.shape or ())}; export the bundle again"
         )
 
 
@@ -142,79 +183,99 @@ def _axes(shape: tuple[int | None, ...]) -> str:
 
 
 def read_graph(data: bytes) -> GraphInfo:
-    """Walk a ModelProto with every subgraph, function and attribute in it. Raises MalformedFile."""
+    """Read a ModelProto with every subgraph, function and attribute in it.
+
+    Args:
+        data: The content of the ONNX file.
+
+    Returns:
+        What the file contains.
+
+    Raises:
+        MalformedFile: The bytes are not a valid ModelProto, or exceed a limit.
+    """
     walk = _Walk(data)
     walk.message("Model", 0, len(data), 0)
     return walk.info
 
 
 class _Walk:
+    """Reads messages recursively and collects what the check needs in `info`."""
+
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.fields = 0
         self.info = GraphInfo()
 
-    def varint(self, at: int, end: int) -> tuple[int, int]:
+    def varint(self, offset: int, end: int) -> tuple[int, int]:
+        """A number of variable length, and the offset behind it."""
         value = shift = 0
-        while at < end:
-            byte = self.data[at]
-            at += 1
+        while offset < end:
+            byte = self.data[offset]
+            offset += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                return value & 0xFFFF_FFFF_FFFF_FFFF, at
+                return value & 0xFFFF_FFFF_FFFF_FFFF, offset
             shift += 7
             if shift >= 70:
                 raise MalformedFile("a number of more than 10 bytes")
         raise MalformedFile("truncated")
 
-    def message(self, kind: str, at: int, end: int, depth: int) -> Values:
-        """Read one message from data[at:end]."""
+    def message(self, kind: str, offset: int, end: int, depth: int) -> Values:
+        """Read one message from data[offset:end]."""
         if depth > DEPTH_LIMIT:
             raise MalformedFile("nested too deeply")
         known = _MESSAGES[kind]
         values: Values = {}
-        while at < end:
+        while offset < end:
             self.fields += 1
             if self.fields > FIELD_LIMIT:
                 raise MalformedFile(f"more than {FIELD_LIMIT:,} fields")
-            key, at = self.varint(at, end)
-            if key > KEY_LIMIT:  # read in 32 bits elsewhere, as another field's
-                raise MalformedFile("a field number of more than 29 bits")
-            number, wire = key >> 3, key & 7
-            start, value = at, 0
-            if wire == 0:
-                value, at = self.varint(at, end)
-            elif wire == 2:
-                length, start = self.varint(at, end)
-                at = start + length
-            elif wire in (1, 5):
-                at += 8 if wire == 1 else 4
-            if number == 0 or wire not in (0, 1, 2, 5):
-                raise MalformedFile(f"field {number} of wire type {wire}")
-            if at > end:
-                raise MalformedFile("truncated")
+            number, wire, value, start, offset = self.field(offset, end)
             if number not in known:
                 continue
-            name, what = known[number]
-            if wire != (0 if what == "int" else 2):
+            name, content_kind = known[number]
+            if wire != (0 if content_kind == "int" else 2):
                 raise MalformedFile(f"{kind}.{name} of wire type {wire}")
-            content = value if what == "int" else self.content(what, start, at, depth)
+            content = value if content_kind == "int" else self.content(content_kind, start, offset, depth)
             values.setdefault(name, []).append(content)
-        self.note(kind, values, depth)
+        self.collect(kind, values, depth)
         return values
 
-    def content(self, what: str, start: int, end: int, depth: int) -> Any:
-        if what == "bytes":
+    def field(self, offset: int, end: int) -> tuple[int, int, int, int, int]:
+        """One field: its number, its wire type, its value if it is a number, and where its content starts and ends."""
+        key, start = self.varint(offset, end)
+        if key > KEY_LIMIT:
+            # Other readers drop the bits above 32 and see another field.
+            raise MalformedFile("a field number of more than 29 bits")
+        number, wire = key >> 3, key & 7
+        value, stop = 0, start
+        if wire == 0:
+            value, stop = self.varint(start, end)
+        elif wire == 2:
+            length, start = self.varint(start, end)
+            stop = start + length
+        elif wire in (1, 5):
+            stop = start + (8 if wire == 1 else 4)
+        if number == 0 or wire not in (0, 1, 2, 5):
+            raise MalformedFile(f"field {number} of wire type {wire}")
+        if stop > end:
+            raise MalformedFile("truncated")
+        return number, wire, value, start, stop
+
+    def content(self, kind: str, start: int, end: int, depth: int) -> Any:
+        """The content of a field that is not a number."""
+        if kind == "bytes":
             return None
-        if what == "text":
+        if kind == "text":
             try:
                 return self.data[start:end].decode("utf-8")
             except UnicodeDecodeError as e:
                 raise MalformedFile("a name that is not UTF-8") from e
-        return self.message(what, start, end, depth + 1)
+        return self.message(kind, start, end, depth + 1)
 
-    def note(self, kind: str, values: Values, depth: int) -> None:
-        """Keep what the check asks for."""
+    def collect(self, kind: str, values: Values, depth: int) -> None:
+        """Add what the check needs to `info`."""
         info = self.info
         if kind in ("Opset", "Function", "Node"):
             info.domains.update(values.get("domain", []))
@@ -236,7 +297,8 @@ class _Walk:
 def _port(value: Values) -> Port:
     name = "".join(value.get("name", [])[-1:])
     tensors = [tensor for kind in value.get("type", []) for tensor in kind.get("tensor_type", [])]
-    if len(tensors) != 1:  # a sequence, a map, or none at all
+    if len(tensors) != 1:
+        # A sequence, a map, or nothing.
         return Port(name, None, None)
     elements = tensors[0].get("elem_type", [])
     shapes = tensors[0].get("shape", [])

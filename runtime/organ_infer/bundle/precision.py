@@ -11,7 +11,7 @@ class Precision(NamedTuple):
     Attributes:
         name: In manifests and on the command line.
         tolerance: Largest difference of a probability from a golden answer that is accepted on a device
-            (docs/check.md says what was measured, and why).
+            (docs/reference/check.md says what was measured, and why).
         cuda_rank: On CUDA, the variant with the lowest rank is used. int8 gains nothing there.
     """
 

@@ -1,4 +1,4 @@
-"""organ-infer: images in, one line of result each out. Exit codes and formats are the contract's (C5)."""
+"""organ-infer: images in, one line of result each out. Formats, exit codes: docs/reference/command.md."""
 
 import os
 import signal

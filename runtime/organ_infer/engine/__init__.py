@@ -1,1 +1,1 @@
-"""Networks under onnxruntime: sessions on CPU and CUDA, the averaged ensemble, the cache of optimized graphs."""
+"""Networks in onnxruntime: sessions on CPU and CUDA, the averaged ensemble, the cache of optimized graphs."""

@@ -1,4 +1,4 @@
-"""How many threads this process may use: the affinity mask and the container's quota, not the machine's count."""
+"""How many processors this process may use: the affinity mask and the container's quota, not the machine's count."""
 
 import math
 import os
@@ -8,20 +8,28 @@ __all__ = ["usable_processors"]
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """Processors this process may keep busy at once, at least 1; `root` is where /proc and /sys are."""
+    """The number of processors that this process may keep busy at once.
+
+    Args:
+        root: The directory that contains /proc and /sys.
+
+    Returns:
+        At least 1.
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota(root)
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Processors granted by the control groups this process is in (version 2, then 1), or None where unlimited."""
+    """The processors that the control groups of this process allow (version 2 or 1), or None without a limit."""
     quotas = []
     for group in _cgroup_paths(root):
-        for folder in (group, *group.parents):  # a limit anywhere above holds too
-            found = _quota_in(folder)
-            if found is not None:
-                quotas.append(found)
+        # A limit of any group above applies, too.
+        for folder in (group, *group.parents):
+            quota = _quota_in(folder)
+            if quota is not None:
+                quotas.append(quota)
             if folder in (root / "sys/fs/cgroup", root):
                 break
     return min(quotas, default=None)
@@ -40,15 +48,16 @@ def _cgroup_paths(root: Path) -> list[Path]:
 
 
 def _quota_in(folder: Path) -> float | None:
-    quota, _, period = _text(folder / "cpu.max").partition(" ")
-    if not quota:
-        quota = _text(folder / "cpu.cfs_quota_us")
+    time, _, period = _text(folder / "cpu.max").partition(" ")
+    if not time:
+        time = _text(folder / "cpu.cfs_quota_us")
         period = _text(folder / "cpu.cfs_period_us")
     try:
-        found = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # absent, or "max"
+        quota = int(time) / int(period)
+    except (ValueError, ZeroDivisionError):
+        # No such file, or "max".
         return None
-    return found if found > 0 else None
+    return quota if quota > 0 else None
 
 
 def _text(path: Path) -> str:

@@ -1,13 +1,15 @@
-"""CUDA in onnxruntime: granted or not and why, its options, fixed batch sizes, device buffers that are kept, CUDA graphs.
-All of it runs on one thread (`cuda_thread`).
+"""CUDA in onnxruntime: whether it is active, its options, fixed batch sizes, reused device buffers, CUDA graphs.
 
-Tested against a fake that computes on the CPU; not yet run on a GPU. tests/benchmarks/test_cuda_latency.py measures what
-a GPU gains.
+All work on the GPU runs on one thread (`cuda_thread`). This module is tested against a fake that computes on the CPU. It
+has not been run on a GPU yet. tests/benchmarks/test_cuda_latency.py measures what a GPU gains.
 
-Not used, and why. `user_compute_stream` wants the address of a CUDA stream, which onnxruntime gives to no Python
-program for its own sessions. `tunable_op_enable` and an exhaustive `cudnn_conv_algo_search` time kernels for each new
-shape, so the first runs take seconds and two processes may choose differently. `prefer_nhwc` changes the kernels and
-has not been measured.
+Options that are not used:
+
+- `user_compute_stream` needs the address of a CUDA stream, which onnxruntime does not expose to Python for its own
+  sessions.
+- `tunable_op_enable` and an exhaustive `cudnn_conv_algo_search` time kernels for each new shape. The first runs would
+  take seconds, and two processes might choose different kernels.
+- `prefer_nhwc` changes the kernels and has not been measured.
 """
 
 import contextlib
@@ -34,7 +36,7 @@ __all__ = [
     "HARMLESS_OPERATORS",
     "BoundSession",
     "Placement",
-    "check_granted",
+    "check_active_provider",
     "choose_device",
     "preload",
     "provider_options",
@@ -43,61 +45,93 @@ __all__ = [
 logger = logging.getLogger("organ_infer")
 
 CUDA = "CUDAExecutionProvider"
-BATCHES = (1, 4, 16, 64, 256)  # slices a run, padded up to one: each new shape tunes and allocates anew
+# Slices per run. A batch is padded to the next size, because CUDA tunes kernels and allocates memory for each new shape.
+BATCHES = (1, 4, 16, 64, 256)
 
 _OPTIONS = {
-    "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search takes seconds a shape (onnxruntime 19838)
-    "arena_extend_strategy": "kSameAsRequested",  # doubling took gigabytes for a small model (onnxruntime 11627)
-    "use_tf32": "0",  # its 10-bit mantissa breaks the parity of float32
+    # An exhaustive search takes seconds per shape (https://github.com/microsoft/onnxruntime/issues/19838).
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Doubling took gigabytes for a small model (https://github.com/microsoft/onnxruntime/issues/11627).
+    "arena_extend_strategy": "kSameAsRequested",
+    # TF32 has a 10-bit mantissa, which breaks the parity of float32.
+    "use_tf32": "0",
 }
 
 
-# Operators that may stay on the CPU: they compute shapes, which onnxruntime keeps there on purpose, or turn the few
+# Operators that may stay on the CPU. They compute shapes, which onnxruntime leaves there on purpose, or turn the few
 # numbers of an answer into probabilities. All others carry the network's work.
 HARMLESS_OPERATORS = frozenset(
     {"Cast", "Concat", "Constant", "ConstantOfShape", "Gather", "Reshape", "Shape", "Size", "Slice"}
     | {"Squeeze", "Unsqueeze", "Softmax", "LogSoftmax"}
 )
 
-CLOSED = "this classifier is closed: open another OrganClassifier"
+CLOSED = "this classifier is closed; open another OrganClassifier"
 
 
 def provider_options(capture: bool, number: int = 0) -> dict[str, str]:
-    """onnxruntime's options for the GPU `number`; `capture` allows runs to be recorded as CUDA graphs."""
+    """onnxruntime's options for the CUDA provider.
+
+    Args:
+        capture: Whether runs may be recorded as CUDA graphs.
+        number: The number of the GPU.
+
+    Returns:
+        Option -> value.
+    """
     options = {**_OPTIONS, "device_id": str(number)}
     return {**options, "enable_cuda_graph": "1"} if capture else options
 
 
 def choose_device(ort: ModuleType, device: str) -> str:
-    """`cpu`, `cuda` or `cuda:N`. Raises DeviceError if CUDA is asked for and this onnxruntime does not offer it."""
+    """Choose between CPU and CUDA by what this onnxruntime offers.
+
+    Args:
+        ort: The onnxruntime module.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        DeviceError: CUDA was requested and this onnxruntime does not offer it.
+    """
     kind = parse_device(device).kind
     if kind == "cpu":
         return "cpu"
     available = ort.get_available_providers()
     if CUDA in available:
         return "cuda" if kind == "auto" else device
+    level = logging.INFO
     if both_wheels_installed():
-        reason = f"onnxruntime and onnxruntime-gpu are both installed and hide each other: {reinstall_text()}"
+        level = logging.WARNING
+        reason = (
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
+        )
     else:
         reason = (
-            f"this onnxruntime offers {', '.join(available)}: pip install 'organ-infer[gpu]' in its place"
+            f"this onnxruntime offers only {', '.join(available)};"
+            " for CUDA uninstall it, then pip install 'organ-infer[gpu]'"
         )
     if kind == "cuda":
-        raise DeviceError(f"cuda was asked for but is not available, {reason}")
-    level = logging.WARNING if reason.startswith("onnxruntime and") else logging.INFO
+        raise DeviceError(f"device {device}: CUDA is not available, {reason}")
     logger.log(level, "running on the CPU: %s", reason)
     return "cpu"
 
 
 class Placement:
-    """Where onnxruntime placed the nodes of a network: counts and operators by execution provider."""
+    """Where onnxruntime placed the nodes of a network: operators by execution provider."""
 
     def __init__(self, nodes: Mapping[str, Sequence[str]]) -> None:
-        """nodes: execution provider -> the operator of each node on it; empty if onnxruntime does not say."""
+        """Wrap what onnxruntime reports.
+
+        Args:
+            nodes: Execution provider -> the operator of each of its nodes. Empty if onnxruntime reports nothing.
+        """
         self._nodes = nodes
 
     @property
     def total(self) -> int:
+        """The number of nodes."""
         return sum(map(len, self._nodes.values()))
 
     @property
@@ -107,12 +141,12 @@ class Placement:
 
     @property
     def harmful(self) -> list[str]:
-        """Those of `elsewhere` that are not harmless."""
+        """Those of `elsewhere` that are not in HARMLESS_OPERATORS."""
         return [kind for kind in self.elsewhere if kind not in HARMLESS_OPERATORS]
 
     def __str__(self) -> str:
         if not self.total:
-            return "onnxruntime does not say where its nodes run"
+            return "onnxruntime does not report where its nodes run"
         on_cpu = self.elsewhere
         names = f"; on the CPU: {_names(on_cpu)}" if on_cpu else ""
         return f"{self.total - len(on_cpu)} of {self.total} nodes on CUDA{names}"
@@ -122,38 +156,53 @@ def _names(operators: Sequence[str]) -> str:
     return ", ".join(sorted({*operators}))
 
 
-def check_granted(session: "BoundSession", where: str) -> None:
-    """Raise DeviceError unless the session runs on CUDA: the provider is there, and nodes have been placed on it. Warn
-    if nodes remain on the CPU that carry the network's work."""
-    granted = session.get_providers()
-    if granted[:1] != [CUDA]:
+def check_active_provider(session: "BoundSession", where: str) -> None:
+    """Check that a session runs on CUDA: the provider is active and has nodes to run.
+
+    A warning is logged if nodes remain on the CPU that carry the network's work.
+
+    Args:
+        session: The opened network.
+        where: The name of its file in messages.
+
+    Raises:
+        DeviceError: CUDA is not the active execution provider, or every node runs on the CPU.
+    """
+    active = session.get_providers()
+    if active[:1] != [CUDA]:
         raise DeviceError(
-            f"cuda was asked for, onnxruntime granted {', '.join(granted) or 'none'}: {advice()}"
+            f"device cuda: onnxruntime activated {', '.join(active) or 'no execution provider'}; {advice()}"
         )
-    placed = session.placement
-    if placed.total and len(placed.elsewhere) == placed.total:
+    placement = session.placement
+    if placement.total and len(placement.elsewhere) == placement.total:
         raise DeviceError(
-            f"cuda was asked for, onnxruntime runs all of {where} on the CPU ({_names(placed.elsewhere)}):"
-            " export the bundle again in float32 or use --device cpu"
+            f"device cuda: onnxruntime runs all of {where} on the CPU ({_names(placement.elsewhere)});"
+            " export the bundle again in float32, or use --device cpu"
         )
-    if placed.harmful:
+    if placement.harmful:
         logger.warning(
             "%s: %d of %d nodes run on the CPU and slow CUDA down (%s); export the bundle again in float32",
             where,
-            len(placed.harmful),
-            placed.total,
-            _names(placed.harmful),
+            len(placement.harmful),
+            placement.total,
+            _names(placement.harmful),
         )
-    elif placed.elsewhere:
-        logger.info("cuda: %s: on the CPU remain %s", where, _names(placed.elsewhere))
+    elif placement.elsewhere:
+        logger.info("%s: harmless nodes remain on the CPU (%s)", where, _names(placement.elsewhere))
 
 
 _preloaded: ModuleType | None = None
 
 
 def preload(ort: ModuleType) -> None:
-    """Load CUDA from NVIDIA's wheels, where onnxruntime does not look by itself, once per process; not if torch has
-    loaded the same major version of CUDA already. On the CUDA thread alone."""
+    """Load CUDA's libraries from NVIDIA's wheels, where onnxruntime does not look by itself.
+
+    This happens once per process, and not if torch has loaded the same major version of CUDA already. Call it on the CUDA
+    thread only.
+
+    Args:
+        ort: The onnxruntime module.
+    """
     global _preloaded
     if ort is _preloaded or not hasattr(ort, "preload_dlls") or _torch_brings_cuda(ort):
         return
@@ -162,14 +211,14 @@ def preload(ort: ModuleType) -> None:
         try:
             ort.preload_dlls()
         except Exception as e:
-            # What is missing is missed when the session is opened, and reported then.
+            # A missing library makes the session fail, and that error is reported.
             print(e)
     if text.getvalue().strip():
         logger.debug("preload_dlls: %s", one_line(text.getvalue()))
 
 
 def _torch_brings_cuda(ort: ModuleType) -> bool:
-    # Builds of torch for the CPU alone have None here.
+    # CPU-only builds of torch have None here.
     version = getattr(getattr(sys.modules.get("torch"), "version", None), "cuda", None)
     major = _major(version)
     return bool(major) and major == _major(getattr(ort, "cuda_version", None))
@@ -181,7 +230,7 @@ def _major(version: Any) -> str:
 
 @contextlib.contextmanager
 def _printed() -> Iterator[io.StringIO]:
-    """What onnxruntime prints while it loads libraries, kept off the caller's standard output."""
+    """Collect what onnxruntime prints, so that it does not reach the caller's standard output."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         yield text
@@ -189,19 +238,28 @@ def _printed() -> Iterator[io.StringIO]:
 
 @dataclass
 class _Buffers:
-    """What is kept for one batch size: the batch on the host and on the device, the answer on the device, and the
-    binding of the two to the session. `pinned` is the host's memory where CUDA gave it."""
+    """The memory of one batch size.
 
-    host: NDArray[np.float32]  # (size, 1, S, S)
-    pinned: Any  # OrtValue, or None
-    input: Any  # OrtValue (size, 1, S, S)
-    output: Any  # OrtValue (size, classes)
-    binding: Any  # IOBinding
-    graph: Any  # RunOptions that name this size's graph
+    Attributes:
+        host: The batch on the host, float32 (size, 1, S, S).
+        pinned: The OrtValue that owns `host`, if CUDA provided its memory, or None.
+        input: The batch on the device, an OrtValue of the same shape.
+        output: The answer on the device, an OrtValue (size, classes).
+        binding: The IOBinding of `input` and `output` to the session.
+        graph: The RunOptions that name the CUDA graph of this size.
+        captured: Whether that graph is recorded.
+    """
+
+    host: NDArray[np.float32]
+    pinned: Any
+    input: Any
+    output: Any
+    binding: Any
+    graph: Any
     captured: bool = False
 
     def put(self, images: NDArray[np.float32]) -> None:
-        """Copy a batch to the device, zeros after it."""
+        """Copy a batch to the device, padded with zeros."""
         count = len(images)
         if self.pinned is None and count == len(self.host):
             self.input.update_inplace(images)
@@ -212,68 +270,93 @@ class _Buffers:
 
 
 class BoundSession:
-    """A network on CUDA whose batches and answers lie in device buffers, made once for each of BATCHES.
+    """A network on CUDA whose batches and answers are in device buffers, allocated once for each size in BATCHES.
 
-    Stands where an InferenceSession would: `run` and `get_providers`, from any thread. Everything on the device belongs
-    to `_Network`, which the CUDA thread alone uses (`cuda_thread`), also to free it when this object is gone.
+    It has the methods `run` and `get_providers` of an InferenceSession, for any thread. Everything on the device belongs
+    to `_Network`, which only the CUDA thread uses (`cuda_thread`), also to free it when this object is gone.
     """
 
     def __init__(
         self,
         ort: ModuleType,
-        opened: Callable[[bool], Any],
+        open_session: Callable[[bool], Any],
         *,
         output: str,
         classes: int,
         capture: bool = True,
         number: int = 0,
     ) -> None:
-        """`opened` makes the InferenceSession, told whether it is to capture graphs; `number` is the GPU's. Raises what
-        `opened` raises."""
+        """Open the network.
+
+        Args:
+            ort: The onnxruntime module.
+            open_session: Creates the InferenceSession. Its argument says whether to capture CUDA graphs.
+            output: The name of the graph's output.
+            classes: The number of classes.
+            capture: Whether to try CUDA graphs.
+            number: The number of the GPU.
+
+        Raises:
+            DeviceError: Whatever `open_session` raises.
+        """
         from .cuda_thread import Released, call
 
-        self._network = _Network(ort, opened, output=output, classes=classes, capture=capture, number=number)
-        # Before anything is opened: an interrupted caller leaves nothing behind.
+        self._network = _Network(
+            ort, open_session, output=output, classes=classes, capture=capture, number=number
+        )
+        # Before anything is opened, so that an interrupted caller leaves nothing behind.
         self._released = Released(self, self._network.free)
         call(self._network.open)
 
     @property
     def captured(self) -> tuple[int, ...]:
         """The batch sizes that run as CUDA graphs."""
-        return tuple(sorted(size for size, kept in list(self._network.kept.items()) if kept.captured))
+        return tuple(
+            sorted(size for size, buffers in list(self._network.buffers.items()) if buffers.captured)
+        )
 
     @property
     def placement(self) -> Placement:
+        """Where the nodes of the network run."""
         return self._network.placement
 
     def get_providers(self) -> list[str]:
+        """The active execution providers, as InferenceSession.get_providers."""
         return self._network.providers
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[Any]]:
-        """As InferenceSession.run, for the one input `images`; any number of them, in runs of BATCHES."""
+        """As InferenceSession.run, for one input and one output.
+
+        Args:
+            outputs: Ignored; the output is that of the constructor.
+            feed: {"images": float32 (N, 1, S, S)} for any N. The images run in batches of the sizes in BATCHES.
+
+        Returns:
+            One array, (N, classes).
+        """
         from .cuda_thread import call
 
         return [call(partial(self._network.run, feed["images"]))]
 
     def close(self) -> None:
-        """Free what is on the device and wait for that. Closing twice is fine."""
+        """Free the device memory and wait for that. Closing twice is fine."""
         from .cuda_thread import wait
 
         wait(self._released.now())
 
 
 class _Network:
-    """What a BoundSession has on the device. Used by the CUDA thread alone.
+    """What a BoundSession has on the device. Only the CUDA thread uses it.
 
-    If the network can be recorded as a CUDA graph (every node on CUDA, no control flow), each batch size is, after a
-    plain run, and the graph is kept only once it has repeated that run's answer. If any of that is refused, the session
-    is opened again without graphs.
+    If onnxruntime can record the network as a CUDA graph (every node on CUDA, no control flow), a graph is recorded for
+    each batch size after a plain run. The graph is used only if its replay repeats the answer of that run. If any of
+    this fails, the session is opened again without graphs.
     """
 
     def __init__(
         self,
         ort: ModuleType,
-        opened: Callable[[bool], Any],
+        open_session: Callable[[bool], Any],
         *,
         output: str,
         classes: int,
@@ -281,12 +364,13 @@ class _Network:
         number: int,
     ) -> None:
         self._ort = ort
-        self._opened = opened
+        self._open_session = open_session
         self._output = output
         self._classes = classes
         self._number = number
         self.capture = capture
-        self.kept: dict[int, _Buffers] = {}
+        # By batch size.
+        self.buffers: dict[int, _Buffers] = {}
         self.providers: list[str] = []
         self.placement = Placement({})
         self._session: Any = None
@@ -294,6 +378,7 @@ class _Network:
         self._freed = False
 
     def open(self) -> None:
+        """Open the session, with CUDA graphs if onnxruntime accepts them."""
         refusal = None
         if self.capture:
             try:
@@ -303,86 +388,93 @@ class _Network:
         if self._session is None:
             self._open(False)
         if refusal is not None:
-            # Only now: a device that does not open at all has refused more than graphs.
+            # Not earlier: a device that does not open at all has refused more than graphs.
             logger.info("cuda: running without CUDA graphs: %s", refusal)
 
     def _open(self, capture: bool) -> None:
         self.capture = capture
-        self._session = self._opened(capture)
+        self._session = self._open_session(capture)
         self._plain = self._ort.RunOptions()
         if capture:
-            # Neither captures nor replays.
+            # This number means neither capture nor replay.
             self._plain.add_run_config_entry("gpu_graph_id", "-1")
         self.providers = list(self._session.get_providers())
         self.placement = Placement(self._placed_nodes())
 
     def _placed_nodes(self) -> dict[str, list[str]]:
-        """Provider -> the operators that run there; empty where onnxruntime does not tell (its pull request 26781)."""
-        placed: dict[str, list[str]] = {}
+        """Execution provider -> its operators.
+
+        Empty for versions of onnxruntime that do not report it (https://github.com/microsoft/onnxruntime/pull/26781).
+        """
+        nodes: dict[str, list[str]] = {}
         if hasattr(self._session, "get_provider_graph_assignment_info"):
             for part in self._session.get_provider_graph_assignment_info():
-                placed.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
-        return placed
+                nodes.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+        return nodes
 
     def free(self) -> None:
-        """Buffers first: their bindings refer to the session."""
+        """Free the device memory."""
         self._freed = True
-        self.kept.clear()
+        # Buffers first, because their bindings refer to the session.
+        self.buffers.clear()
         self._session = self._plain = None
 
     def run(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """images: float32 (N, 1, S, S) -> (N, classes), in runs of BATCHES."""
+        """images: float32 (N, 1, S, S) -> (N, classes), in batches of the sizes in BATCHES."""
         if self._freed:
             raise OrganInferError(CLOSED)
         if self._session is None:
-            # Opening it again without graphs failed; the GPU may have memory by now.
+            # Opening it again without graphs failed. The GPU may have free memory by now.
             self._open(False)
         largest = BATCHES[-1]
-        parts = []
+        answers = []
         for start in range(0, len(images), largest):
-            part = images[start : start + largest]
-            parts.append(self._answer(part)[: len(part)])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            batch = images[start : start + largest]
+            answers.append(self._run_batch(batch)[: len(batch)])
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
-    def _answer(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """The answer of the next fixed size, its first rows those of `images`."""
+    def _run_batch(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """The answer for the next fixed size. Its first rows are those of `images`."""
         size = next(size for size in BATCHES if size >= len(images))
-        kept = self.kept.get(size) or self._keep(size, images.shape[1:])
-        kept.put(images)
+        buffers = self.buffers.get(size) or self._allocate(size, images.shape[1:])
+        buffers.put(images)
         if not self.capture:
-            self._session.run_with_iobinding(kept.binding, self._plain)
-        elif kept.captured:
-            self._session.run_with_iobinding(kept.binding, kept.graph)
+            self._session.run_with_iobinding(buffers.binding, self._plain)
+        elif buffers.captured:
+            self._session.run_with_iobinding(buffers.binding, buffers.graph)
         else:
-            recorded, refusal = self._record(size, kept)
+            answer, refusal = self._record(size, buffers)
             if refusal is not None:
-                # It would keep the refused session on the device beside the next one.
-                del kept
-                self._give_up(refusal)
-            return recorded
-        answer: NDArray[Any] = kept.output.numpy()  # from the device: a copy of its own
-        return answer
+                # This reference would keep the refused session on the device beside the next one.
+                del buffers
+                self._disable_graphs(refusal)
+            return answer
+        # A copy from the device.
+        copied: NDArray[Any] = buffers.output.numpy()
+        return copied
 
-    def _keep(self, size: int, shape: tuple[int, ...]) -> _Buffers:
+    def _allocate(self, size: int, shape: tuple[int, ...]) -> _Buffers:
         value = self._ort.OrtValue.ortvalue_from_shape_and_type
-        given = value([size, *shape], np.float32, "cuda", self._number)
-        answer = value([size, self._classes], np.float32, "cuda", self._number)
-        pinned = self._pinned([size, *shape], given)
+        device_input = value([size, *shape], np.float32, "cuda", self._number)
+        device_output = value([size, self._classes], np.float32, "cuda", self._number)
+        pinned = self._pinned([size, *shape], device_input)
         host = np.empty((size, *shape), np.float32) if pinned is None else pinned.numpy()
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input("images", given)
-        binding.bind_ortvalue_output(self._output, answer)
+        binding.bind_ortvalue_input("images", device_input)
+        binding.bind_ortvalue_output(self._output, device_output)
         graph = self._ort.RunOptions()
         graph.add_run_config_entry("gpu_graph_id", str(size))
-        kept = self.kept[size] = _Buffers(host, pinned, given, answer, binding, graph)
+        buffers = _Buffers(host, pinned, device_input, device_output, binding, graph)
+        self.buffers[size] = buffers
         logger.debug("cuda: buffers for batches of %d, %s", size, "pageable" if pinned is None else "pinned")
-        return kept
+        return buffers
 
-    def _pinned(self, shape: list[int], given: Any) -> Any:
-        """Host memory that the GPU reads itself, as an OrtValue that NumPy writes to; None where there is none.
+    def _pinned(self, shape: list[int], device_input: Any) -> Any:
+        """Host memory that the GPU reads directly, as an OrtValue that NumPy can write to; None if there is none.
 
-        onnxruntime's device names have no pinned memory ("cuda" and "cpu" alone). Since its pull request 28038 an
-        allocator can be named by the device's own description instead, where CUDA is a plug-in that offers one.
+        onnxruntime's device names, "cuda" and "cpu", do not include pinned memory. Since
+        https://github.com/microsoft/onnxruntime/pull/28038 an allocator can be selected by the description of the device
+        instead, if CUDA is a plug-in that has one.
         """
         try:
             for device in self._ort.get_ep_devices():
@@ -392,42 +484,52 @@ class _Network:
                         value = self._ort.OrtValue
                         pinned = value.ortvalue_from_shape_and_type(shape, np.float32, memory_info=info)
                         pinned.numpy()[:] = 0
-                        given.update_inplace(pinned)  # a copy that is refused is refused here
+                        # A trial copy, which raises here if copies from this memory are not possible.
+                        device_input.update_inplace(pinned)
                         return pinned
-        except Exception as e:  # an older onnxruntime, or it has no such allocator
+        except Exception as e:
+            # An older onnxruntime, or one without such an allocator.
             logger.debug("cuda: no pinned memory (%s)", shorten(e))
         return None
 
     # CUDA graphs.
 
-    def _record(self, size: int, kept: _Buffers) -> tuple[NDArray[Any], str | None]:
-        """The answer to the batch that lies in `kept`, by a plain run that also allocates all that this size needs;
-        then record a graph and see that it repeats the answer. Also returns why there can be no graph, or None."""
+    def _record(self, size: int, buffers: _Buffers) -> tuple[NDArray[Any], str | None]:
+        """Run the batch in `buffers`, record a CUDA graph, and check that its replay repeats the answer.
+
+        The first run is plain and also allocates everything that this size needs.
+
+        Returns:
+            The answer, and the reason why there can be no graph, or None.
+        """
         run = self._session.run_with_iobinding
-        run(kept.binding, self._plain)
-        answer: NDArray[Any] = kept.output.numpy()
+        run(buffers.binding, self._plain)
+        answer: NDArray[Any] = buffers.output.numpy()
         try:
-            run(kept.binding, kept.graph)  # records
-            kept.output.update_inplace(np.full_like(answer, np.nan))
-            run(kept.binding, kept.graph)  # replays
-            again = kept.output.numpy()
-        except Exception as e:  # onnxruntime's own exceptions share no base class but Exception
+            # Records.
+            run(buffers.binding, buffers.graph)
+            buffers.output.update_inplace(np.full_like(answer, np.nan))
+            # Replays.
+            run(buffers.binding, buffers.graph)
+            replayed = buffers.output.numpy()
+        except Exception as e:
+            # onnxruntime's exceptions have no common base class except Exception.
             return answer, shorten(e)
-        if not np.allclose(again, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
-            return answer, f"its answer differed by up to {np.abs(again - answer).max()}"
-        kept.captured = True
+        if not np.allclose(replayed, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
+            return answer, f"its answer differed by up to {np.abs(replayed - answer).max()}"
+        buffers.captured = True
         logger.debug("cuda: batches of %d run as a CUDA graph", size)
         return answer, None
 
-    def _give_up(self, reason: str) -> None:
-        """Go on without graphs, in a session that never began to record one."""
+    def _disable_graphs(self, reason: str) -> None:
+        """Continue without graphs, in a new session that never began to record one."""
         logger.info("cuda: running without CUDA graphs: %s", reason)
-        self.kept.clear()
+        self.buffers.clear()
         self._session = self._plain = None
         self._open(False)
 
 
 def _has_number(device: Any, number: int) -> bool:
-    """Whether an OrtEpDevice is the GPU `number`. Where its provider does not number it, the first one is 0."""
-    named = {**(getattr(device, "ep_metadata", None) or {}), **(getattr(device, "ep_options", None) or {})}
-    return str(named.get("device_id", 0)) == str(number)
+    """Whether an OrtEpDevice is the GPU `number`. A device without a number counts as GPU 0."""
+    options = {**(getattr(device, "ep_metadata", None) or {}), **(getattr(device, "ep_options", None) or {})}
+    return str(options.get("device_id", 0)) == str(number)

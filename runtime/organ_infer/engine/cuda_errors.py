@@ -1,6 +1,6 @@
-"""onnxruntime's errors on CUDA in one short line, with what to do about them.
+"""onnxruntime's errors on CUDA as one short line, with advice.
 
-onnxruntime writes some 1,000 characters around the one part that says what happened: C++ signatures, files, host name.
+onnxruntime writes some 1,000 characters around the one part that matters: C++ signatures, file names, the host name.
 """
 
 import re
@@ -12,8 +12,8 @@ from .ort import both_wheels_installed, reinstall_text
 
 __all__ = ["advice", "describe", "shorten"]
 
-# What stays of a text, the first that is found.
-_KEPT = (
+# The part of onnxruntime's text to report: the first match.
+_ESSENTIALS = (
     # onnxruntime's CudaCall: "%s failure %d: %s ; GPU=%d ; hostname=%s ; file=%s ; line=%d ; expr=%s; %s"
     re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND|CUSPARSE|NCCL)\w* failure -?\d+: .*?(?= ; |$)", re.I),
     re.compile(r"Invalid device ID: .*?\(exclusive\)"),
@@ -23,11 +23,19 @@ _KEPT = (
 
 
 class _Advice(NamedTuple):
-    failures: str  # a regular expression for the short text
-    advice: str  # {driver}: the installed driver's version after a space, or nothing
+    """One row of the table.
+
+    Attributes:
+        failures: A regular expression for the short text.
+        advice: The cause and what to do. {driver} stands for the version of the installed driver after a space, or
+            for nothing.
+    """
+
+    failures: str
+    advice: str
 
 
-# One row per kind of failure; the first that matches counts. The numbers are those of cudaError_t.
+# One row per kind of failure. The first row that matches counts. The numbers are those of cudaError_t.
 _ADVICE = (
     _Advice(
         r"CUDA failure 35:",
@@ -76,16 +84,30 @@ _DEFAULT = (
 
 
 def shorten(error: BaseException | str) -> str:
-    """The error's text on one line; of a failure in CUDA or its libraries only `CUDA failure N: text`."""
+    """The text of an error on one line.
+
+    Args:
+        error: What onnxruntime raised, or its text.
+
+    Returns:
+        Only `CUDA failure N: text` for a failure in CUDA or its libraries, otherwise the whole text.
+    """
     text = one_line(error)
-    for pattern in _KEPT:
+    for pattern in _ESSENTIALS:
         if match := pattern.search(text):
             return match[0]
     return text
 
 
 def describe(error: BaseException | str) -> str | None:
-    """What to do about this failure, or None for one that the table does not list."""
+    """The cause of a failure and what to do.
+
+    Args:
+        error: What onnxruntime raised, or its text.
+
+    Returns:
+        One line, or None if the table does not list the failure.
+    """
     text = shorten(error)
     for row in _ADVICE:
         if re.search(row.failures, text, re.I):
@@ -95,9 +117,18 @@ def describe(error: BaseException | str) -> str | None:
 
 
 def advice(error: BaseException | str = "") -> str:
-    """What to do if CUDA is offered but does not start."""
-    if found := describe(error):
-        return found
+    """What to do if CUDA is available but does not start.
+
+    Args:
+        error: What onnxruntime raised, or nothing if it only activated another execution provider.
+
+    Returns:
+        One line: the advice for this error, or else general advice.
+    """
+    if known := describe(error):
+        return known
     if both_wheels_installed():
-        return f"onnxruntime and onnxruntime-gpu are both installed and hide each other: {reinstall_text()}"
+        return (
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
+        )
     return _DEFAULT

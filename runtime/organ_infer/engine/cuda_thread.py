@@ -32,6 +32,8 @@ EXIT_SECONDS = 30.0
 
 
 class _Worker:
+    """The thread and its queue."""
+
     def __init__(self) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="organ_infer_cuda", daemon=True)
@@ -95,10 +97,20 @@ def _started() -> _Worker:
 
 
 def call(task: Callable[[], T]) -> T:
-    """Run `task` on the CUDA thread and wait for it; its exceptions are raised here.
+    """Run a task on the CUDA thread and wait for it.
 
-    Called from the CUDA thread itself, it runs `task` at once. If the wait is interrupted (KeyboardInterrupt), a task
-    that has not begun is canceled, and one that has begun runs to its end on the CUDA thread.
+    On the CUDA thread itself the task runs at once. If the wait is interrupted (KeyboardInterrupt), a task that has not
+    begun is canceled, and one that has begun runs to its end on the CUDA thread.
+
+    Args:
+        task: A function without arguments.
+
+    Returns:
+        What the task returns.
+
+    Raises:
+        Exception: Whatever the task raises.
+        DeviceError: The CUDA thread cannot be started.
     """
     worker = _started()
     if threading.current_thread() is worker.thread:
@@ -117,7 +129,11 @@ def call(task: Callable[[], T]) -> T:
 
 
 def wait(future: "Future[Any] | None") -> None:
-    """Wait for a submitted task, except on the CUDA thread itself, which runs it next."""
+    """Wait for a submitted task, except on the CUDA thread itself, which runs it next.
+
+    Args:
+        future: The task, or None if there is nothing to wait for.
+    """
     if future is not None and not (_worker and threading.current_thread() is _worker.thread):
         future.result()
 
@@ -130,14 +146,23 @@ class Released:
     """
 
     def __init__(self, owner: object, release: Callable[[], None]) -> None:
-        """`release` must not refer to `owner`, which must keep this object."""
+        """Register the release.
+
+        Args:
+            owner: The object to watch. It must hold a reference to this object.
+            release: Frees what belongs to the owner. It must not hold a reference to the owner.
+        """
         self._finalizer = weakref.finalize(owner, _submit, os.getpid(), release)
         # `_release_all` does it: later, nothing would run `release`.
         self._finalizer.atexit = False
         _live.add(self)
 
     def now(self) -> "Future[None] | None":
-        """Release at once; None if it was released before."""
+        """Release at once.
+
+        Returns:
+            The submitted task to wait for, or None if there is none.
+        """
         return self._finalizer()
 
 
@@ -153,7 +178,10 @@ def _submit(pid: int, release: Callable[[], None]) -> "Future[None] | None":
 
 
 def _release_all() -> None:
-    """At the end of the interpreter. The thread stays for handlers that run later and use a classifier."""
+    """Release everything at the end of the interpreter.
+
+    The thread stays for handlers that run later and use a classifier.
+    """
     futures = [released.now() for released in list(_live)]
     for future in futures:
         if future is not None:
@@ -168,7 +196,7 @@ def _never_destroy(thing: object) -> None:
 
 
 def _after_fork() -> None:
-    """In a forked child: the thread did not come along, and what it has queued is never destroyed."""
+    """Reset the module in a forked child, which has no copy of the thread. What was queued is never destroyed."""
     global _worker, _starting
     _never_destroy(_worker)
     _worker, _starting = None, threading.Lock()

@@ -1,4 +1,4 @@
-"""Device names: `auto`, `cpu`, `cuda`, or `cuda:N` for the GPU with number N. Nothing heavy is imported here."""
+"""Device names: `auto`, `cpu`, `cuda`, or `cuda:N` for the GPU with number N. This module imports nothing heavy."""
 
 import re
 from typing import NamedTuple
@@ -9,14 +9,29 @@ _NAME = re.compile(r"(auto|cpu|cuda)|cuda:(0|[1-9][0-9]{0,2})")
 
 
 class Device(NamedTuple):
-    """A parsed device name."""
+    """A parsed device name.
 
-    kind: str  # auto, cpu or cuda
-    number: int = 0  # of the GPU; counts the GPUs that CUDA_VISIBLE_DEVICES leaves visible
+    Attributes:
+        kind: auto, cpu or cuda.
+        number: The number of the GPU, counted from 0 among those that CUDA_VISIBLE_DEVICES leaves visible.
+    """
+
+    kind: str
+    number: int = 0
 
 
 def parse_device(name: object) -> Device:
-    """Parse a device name. Raises ValueError for any other text or type."""
+    """Parse a device name.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        ValueError: It is anything else.
+    """
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
         raise ValueError(f"auto, cpu, cuda or cuda:N expected, found {name!r}")

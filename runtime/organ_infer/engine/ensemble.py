@@ -1,20 +1,19 @@
-"""The networks of a bundle on one device, side by side: packed slices in, their mean probabilities out."""
+"""The networks of a bundle on one device: packed slices in, the mean of their probabilities out."""
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.files import Listed, Manifest, Member, list_bundle
+from ..bundle.files import Manifest, Member, UnverifiedBundle, list_bundle
 from ..errors import DeviceError, OrganInferError
-from .cuda import Placement
+from .cuda import CLOSED, Placement
 from .devices import parse_device
 from .graph_cache import Cache, cache_directory, graph_files
 from .installed import installed_version
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ensemble", "open_ensemble"]
 
-CACHED_FROM = 1 << 24  # bytes of graphs: less is optimised in less time than it takes to find it
+# Bytes of graphs. Optimizing smaller ones takes less time than looking them up.
+CACHE_THRESHOLD = 1 << 24
 
 Probabilities = NDArray[np.float64]
 
@@ -33,30 +33,59 @@ Probabilities = NDArray[np.float64]
 def open_ensemble(
     directory: str | os.PathLike[str], *, device: str, threads: int, cuda_graphs: bool = True
 ) -> "Ensemble":
-    """Open the graphs that a bundle holds for `device` (`auto`, `cpu`, `cuda` or `cuda:N`). Raises BundleError,
-    DeviceError."""
-    listed = list_bundle(directory)
-    with _Kept(listed, device) as kept:  # looked for while onnxruntime loads
+    """Open the graphs that a bundle has for a device.
+
+    Args:
+        directory: The bundle.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: The number of threads for all networks together.
+        cuda_graphs: Whether CUDA may record runs as CUDA graphs.
+
+    Returns:
+        The opened networks.
+
+    Raises:
+        BundleError: The bundle is not what its manifest says.
+        DeviceError: onnxruntime is missing, cannot open a graph, or does not activate the device.
+    """
+    bundle = list_bundle(directory)
+    # The lookup runs while onnxruntime loads.
+    with CacheLookup(bundle, device) as lookup:
         ort = import_onnxruntime()
         chosen = choose_device(ort, device)
         if chosen != "cpu":
             try:
-                return _opened(listed, ort, chosen, threads, None, cuda_graphs)
+                return _Opener(bundle, chosen, threads, cuda_graphs).from_bundle(None)
             except DeviceError as e:
                 if device != "auto":
                     raise
                 logger.warning("running on the CPU: %s", e)
-        return _opened(listed, ort, "cpu", threads, kept)
+        cache, graphs = lookup.result(ort.__version__)
+        opener = _Opener(bundle, "cpu", threads, False)
+        if graphs is not None and all(entry.file in graphs for entry in opener.variants):
+            try:
+                return opener.from_cache(graphs)
+            except DeviceError as e:
+                logger.warning("rebuilding the cached graph: %s", e)
+        return opener.from_bundle(cache)
 
 
-class _Kept:
-    """The optimised graphs of a bundle in the cache; the hashing of them goes on beside the import of onnxruntime."""
+class CacheLookup:
+    """Looks up the optimized graphs of a bundle in the cache, on a thread of its own if they will be needed.
 
-    def __init__(self, listed: Listed, device: str) -> None:
-        self._listed = listed
-        self._root = (
-            cache_directory() if sum(e.bytes for e in listed.manifest.forms("cpu")) >= CACHED_FROM else None
-        )
+    A context manager. Leaving it does not wait for a lookup whose result nobody asked for.
+    """
+
+    def __init__(self, bundle: UnverifiedBundle, device: str) -> None:
+        """Start the lookup.
+
+        Args:
+            bundle: The bundle.
+            device: The requested device, `auto`, `cpu`, `cuda` or `cuda:N`.
+        """
+        self._bundle = bundle
+        size = sum(entry.bytes for entry in bundle.manifest.forms("cpu"))
+        self._root = cache_directory() if size >= CACHE_THRESHOLD else None
         self._version = installed_version("onnxruntime")
         self._workers: ThreadPoolExecutor | None = None
         if (
@@ -66,103 +95,112 @@ class _Kept:
             and not installed_version("onnxruntime-gpu")
         ):
             self._workers = _workers(1)
-            self._found = self._workers.submit(self._find, self._version)
+            self._future = self._workers.submit(self._find, self._version)
 
-    def __enter__(self) -> "_Kept":
+    def __enter__(self) -> "CacheLookup":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._workers is not None:
             self._workers.shutdown(wait=False)
 
-    def look(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
-        """The bundle's cache for this version of onnxruntime, and what it holds."""
+    def result(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
+        """The result of the lookup.
+
+        Args:
+            version: The version of onnxruntime, which was only guessed until it was loaded.
+
+        Returns:
+            The cache of the bundle, or None if it has none. The path of each optimized graph by the name of the bundle's
+            file, or None if they are not cached.
+        """
         if self._workers is not None and version == self._version:
-            return self._found.result()
+            return self._future.result()
         return self._find(version)
 
     def _find(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
         if self._root is None:
             return None, None
-        cache = Cache(self._root, self._listed.directory, self._listed.sha256, version)
-        return cache, cache.find(self._listed.files())
+        cache = Cache(self._root, self._bundle.directory, self._bundle.sha256, version)
+        return cache, cache.find(self._bundle.files())
 
 
-def _opened(
-    listed: Listed,
-    ort: ModuleType,
-    device: str,
-    threads: int,
-    looked: _Kept | None,
-    cuda_graphs: bool = False,
-) -> "Ensemble":
-    kind = parse_device(device).kind
-    forms = listed.manifest.forms(kind)
-    side_by_side = min(len(forms), threads) if device == "cpu" else 1
-    share = max(1, threads // side_by_side)
-    names = [entry.file for entry in forms]
-    cache, kept = looked.look(ort.__version__) if looked else (None, None)
+class _Opener:
+    """Opens the sessions of a bundle on one device, `cpu`, `cuda` or `cuda:N`."""
 
-    def session(entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None) -> Session:
+    def __init__(self, bundle: UnverifiedBundle, device: str, threads: int, cuda_graphs: bool) -> None:
+        self._bundle = bundle
+        self._device = device
+        self._kind = parse_device(device).kind
+        self._threads = threads
+        self._cuda_graphs = cuda_graphs
+        self.variants = bundle.manifest.forms(self._kind)
+        self._parallel = min(len(self.variants), threads) if device == "cpu" else 1
+
+    def from_cache(self, graphs: Mapping[str, Path]) -> "Ensemble":
+        """Open optimized graphs, by the name of the bundle's file."""
+        with _workers(self._threads) as workers:
+            sessions = list(
+                workers.map(lambda entry: self._session(entry, graphs[entry.file]), self.variants)
+            )
+        return self._ensemble(sessions)
+
+    def from_bundle(self, cache: Cache | None) -> "Ensemble":
+        """Verify and open the graphs of the bundle, and add their optimized graphs to the cache if there is one."""
+        names = [entry.file for entry in self.variants]
+        new_entry = (
+            contextlib.nullcontext() if cache is None else cache.new_entry(self._bundle.files(), names)
+        )
+        sessions: list[Session] = []
+        try:
+            with new_entry as folder:
+                for entry, data in self._bundle.verified(self._kind).graphs:
+                    sessions.append(self._optimized(entry, data, folder))
+        except BaseException:
+            # If a GPU is too small for all members, its memory must be free now, not when the error is forgotten.
+            for session in sessions:
+                session.close()
+            raise
+        return self._ensemble(sessions)
+
+    def _optimized(self, entry: Member, data: bytes, folder: Path | None) -> Session:
+        """Open a graph and save its optimized graph in `folder`."""
+        if folder is None:
+            return self._session(entry, data)
+        graph_file, weights_file = graph_files(entry.file)
+        try:
+            return self._session(entry, data, (folder / graph_file, weights_file))
+        except DeviceError as e:
+            # For example because the disk is full. Without saving, the graph either opens or fails for its own reason.
+            logger.info("%s: the optimized graph was not cached (%s)", entry.file, e)
+            (folder / graph_file).unlink(missing_ok=True)
+            return self._session(entry, data)
+
+    def _session(self, entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None) -> Session:
         return Session(
             graph,
             output=entry.output,
-            classes=len(listed.manifest.task.classes),
-            where=str(listed.directory / entry.file),
-            device=device,
-            threads=share,
+            classes=len(self._bundle.manifest.task.classes),
+            where=str(self._bundle.directory / entry.file),
+            device=self._device,
+            threads=max(1, self._threads // self._parallel),
             save=save,
-            capture=cuda_graphs,
+            capture=self._cuda_graphs,
         )
 
-    if kept is not None and all(name in kept for name in names):
-        try:
-            with _workers(threads) as workers:
-                sessions = list(workers.map(lambda entry: session(entry, kept[entry.file]), forms))
-            return Ensemble(listed.manifest, forms, sessions, side_by_side)
-        except DeviceError as e:
-            logger.warning("the cached form of this bundle is made again: %s", e)
-    sessions = []
-    try:
-        with _making(cache, listed, names) as folder:
-            for entry, data in listed.verified(kind).graphs:
-                if folder is None:
-                    sessions.append(session(entry, data))
-                    continue
-                optimised, weights = graph_files(entry.file)
-                try:
-                    sessions.append(session(entry, data, (folder / optimised, weights)))
-                except (
-                    DeviceError
-                ) as e:  # as where the disk is full; without saving it either opens or fails as it is
-                    logger.info("the optimised form of %s was not kept: %s", entry.file, e)
-                    (folder / optimised).unlink(missing_ok=True)
-                    sessions.append(session(entry, data))
-    except BaseException:
-        # The memory of a GPU that is too small for all members is needed by others, not when the error is forgotten.
-        for opened in sessions:
-            opened.close()
-        raise
-    return Ensemble(listed.manifest, forms, sessions, side_by_side)
-
-
-@contextlib.contextmanager
-def _making(cache: Cache | None, listed: Listed, names: list[str]) -> Iterator[Path | None]:
-    if cache is None:
-        yield None
-        return
-    with cache.making(listed.files(), names) as folder:
-        yield folder
+    def _ensemble(self, sessions: list[Session]) -> "Ensemble":
+        return Ensemble(self._bundle.manifest, self.variants, sessions, self._parallel)
 
 
 def _workers(count: int) -> "ThreadPoolExecutor":
-    from concurrent.futures import ThreadPoolExecutor  # a single network does without
+    # Imported here because a single network needs no thread pool and starts sooner without this module.
+    from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(count, thread_name_prefix="organ_infer")
 
 
 def _caller(sessions: Sequence[Session]) -> Callable[[Callable[[], Any]], Any]:
-    """What runs all networks on a batch: on CUDA its thread, which gets the whole call as one task."""
+    """The function that runs all networks on a batch. On CUDA the whole call is one task of the CUDA thread."""
     if sessions[0].placement is None:
         return lambda task: task()
     from .cuda_thread import call
@@ -171,21 +209,29 @@ def _caller(sessions: Sequence[Session]) -> Callable[[Callable[[], Any]], Any]:
 
 
 class Ensemble:
-    """Opened networks whose probabilities are averaged; safe to use from many threads, tied to its process."""
+    """Opened networks whose probabilities are averaged. Any thread may use it, but only in the process that opened it."""
 
     def __init__(
-        self, manifest: Manifest, forms: Sequence[Member], sessions: list[Session], side_by_side: int
+        self, manifest: Manifest, variants: Sequence[Member], sessions: list[Session], parallel: int
     ) -> None:
-        """side_by_side: how many networks run at the same time, each on its share of the threads."""
+        """Combine opened networks.
+
+        Args:
+            manifest: Of the bundle.
+            variants: The manifest's entry of each network.
+            sessions: The networks, in the same order.
+            parallel: How many networks run at the same time, each on its share of the threads.
+        """
         self.manifest = manifest
         self.providers = sessions[0].providers
         self._sessions = sessions
         self._call = _caller(sessions)
-        # the dearest first, so that the cheap ones fill what is left
-        self._order = sorted(range(len(forms)), key=lambda i: -forms[i].bytes)
-        self._workers = _workers(side_by_side) if side_by_side > 1 else None
+        # The most expensive network first, so that cheaper ones fill the remaining time.
+        self._order = sorted(range(len(variants)), key=lambda i: -variants[i].bytes)
+        self._workers = _workers(parallel) if parallel > 1 else None
         self._pid = os.getpid()
-        self._counting, self._running = threading.RLock(), 0  # predictions under way
+        # The number of predictions in progress, and its lock.
+        self._running, self._lock = 0, threading.RLock()
         self._closed = False
 
     @property
@@ -200,34 +246,50 @@ class Ensemble:
         return self._closed
 
     def probabilities(self, packed: NDArray[np.float32]) -> Probabilities:
-        """packed: float32 (N, 1, S, S) -> float64 (N, classes), the mean over the networks."""
-        self.check_process()  # a fork has neither the lock's holder nor the workers
-        with self._counting:
+        """Classify packed slices.
+
+        Args:
+            packed: float32 (N, 1, S, S), normalized as the manifest says.
+
+        Returns:
+            The mean over the networks, float64 (N, classes).
+
+        Raises:
+            DeviceError: A network failed or gave no usable answer.
+            OrganInferError: The ensemble is closed, or belongs to another process.
+        """
+        # First, because a forked child has neither the holder of the lock nor the workers.
+        self.check_process()
+        with self._lock:
             if self._closed:
-                raise OrganInferError("this classifier is closed: open another OrganClassifier")
+                raise OrganInferError(CLOSED)
             self._running += 1
         try:
             if self._workers is None:
-                found: list[Probabilities] = self._call(partial(self._of_all, packed))
+                answers: list[Probabilities] = self._call(partial(self._run_all, packed))
             else:
-                waiting = {i: self._workers.submit(self._of, self._sessions[i], packed) for i in self._order}
-                found = [waiting[i].result() for i in range(len(self._sessions))]
+                futures = {i: self._workers.submit(self._run, self._sessions[i], packed) for i in self._order}
+                answers = [futures[i].result() for i in range(len(self._sessions))]
         finally:
-            with self._counting:
+            with self._lock:
                 self._running -= 1
                 self._free()
-        return sum(found[1:], start=found[0]) / len(found)
+        return sum(answers[1:], start=answers[0]) / len(answers)
 
     def check_process(self) -> None:
-        """Raises OrganInferError in another process than the one that opened the networks."""
+        """Check that this is the process that opened the networks.
+
+        Raises:
+            OrganInferError: It is another process, such as a forked child.
+        """
         self._sessions[0].check_process()
 
     def close(self) -> None:
-        """Free the networks, once the predictions under way in other threads have ended. Closing twice is fine."""
+        """Free the networks, after predictions in progress in other threads. Closing twice is fine."""
         if os.getpid() != self._pid:
             self._closed = True
             return
-        with self._counting:
+        with self._lock:
             self._closed = True
             self._free()
 
@@ -238,16 +300,18 @@ class Ensemble:
             for session in self._sessions:
                 session.close()
 
-    def _of_all(self, packed: NDArray[np.float32]) -> list[Probabilities]:
-        return [self._of(session, packed) for session in self._sessions]
+    def _run_all(self, packed: NDArray[np.float32]) -> list[Probabilities]:
+        return [self._run(session, packed) for session in self._sessions]
 
-    def _of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
-        """One network's probabilities, float64 (N, classes)."""
+    def _run(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
+        """The probabilities of one network, float64 (N, classes)."""
         answer = session.run(packed).astype(np.float64)
         if session.output == "logits":
             answer /= self.manifest.temperature
             answer = np.exp(answer - answer.max(axis=1, keepdims=True))
         elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:
-            raise DeviceError(f"{session.where}: probabilities expected, the network's do not sum to 1")
+            raise DeviceError(
+                f"{session.where}: expected probabilities, but the output does not sum to 1; export the bundle again"
+            )
         total: Probabilities = answer.sum(axis=1, keepdims=True)
         return answer / total

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and GPUs of this machine, from the driver's own file and nvidia-smi; neither has to exist."""
+"""The NVIDIA driver and GPUs of this machine, from the driver's own file and nvidia-smi. Neither has to exist."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 __all__ = ["VISIBLE_VARIABLE", "driver_version", "list_gpus"]
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
+# The longest time that nvidia-smi may take.
 SECONDS = 10
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def driver_version() -> str | None:
-    """The version of the installed driver, or None if it is not found."""
+    """The version of the installed NVIDIA driver, or None if there is none."""
     try:
         match = re.search(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", _DRIVER_FILE.read_text())
     except OSError:
@@ -23,7 +24,11 @@ def driver_version() -> str | None:
 
 
 def list_gpus() -> list[str] | str:
-    """One line per GPU (number, name, memory), or the reason why there is none."""
+    """The GPUs that nvidia-smi lists.
+
+    Returns:
+        One line per GPU with its number, name and memory, or the reason why there is none.
+    """
     rows = _query("index,name,memory.total,memory.free")
     if isinstance(rows, str):
         return rows

@@ -1,10 +1,11 @@
-"""What is derived from a bundle, kept between processes: its graphs as onnxruntime optimised them, and which files
-were verified.
+"""The cache of optimized graphs, shared by all processes of a user.
 
-An optimised graph opens in milliseconds, its weights mapped from the file; optimising a ResNet at load takes seconds.
-An entry belongs to one bundle in one place, one version of onnxruntime and one kind of processor. It is private to
-the user, and held against its own hashes each time it is used. Nothing here is ever required: whatever goes wrong, the
-bundle is read and optimised anew. ORGAN_INFER_CACHE names the directory (empty: no cache), else platformdirs does.
+An optimized graph opens in milliseconds with its weights mapped from the file, while optimizing a ResNet takes seconds.
+An entry belongs to one bundle in one place, one version of onnxruntime and one kind of processor. It also records which
+files of the bundle were verified. Entries are private to the user, and their checksums are compared at every use.
+
+The cache is never required. If anything is wrong with it, the bundle is read and optimized again. ORGAN_INFER_CACHE names
+its directory, an empty value switches it off, and by default platformdirs chooses the directory.
 """
 
 import contextlib
@@ -17,122 +18,171 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import one_line
+from ..files import partial_directory, sha256_of
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 
 logger = logging.getLogger("organ_infer")
 
 VARIABLE = "ORGAN_INFER_CACHE"
-PREFIX, PARTIAL = "bundle-", ".bundle-"  # of entries, and of what is still being made
+# Of the names of entries.
+PREFIX = "bundle-"
+# Increased if the files of an entry change their meaning.
+ENTRY_FORMAT = 2
 RECORD = "record.json"
-RECORD_LIMIT = 1 << 20  # bytes
-KEPT = 8  # entries; the one not used for the longest goes first
-HASHED_AT_ONCE = 4  # files
-ABANDONED = 3600  # seconds after which what was being made is taken for a killed process's
+# Bytes.
+RECORD_LIMIT = 1 << 20
+# Entries beyond this number are removed, the least recently used first.
+ENTRY_LIMIT = 8
+# Files that are hashed at the same time.
+HASH_THREADS = 4
+# Seconds after which an unfinished entry counts as left behind by a killed process.
+ABANDONED = 3600
 
 
 def cache_directory() -> Path | None:
-    """Where derived files go; None where there is to be no cache, or no place for it."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return Path(named).absolute() if named else None
+    """The directory of the cache, or None if it is switched off or there is no place for it."""
+    setting = os.environ.get(VARIABLE)
+    if setting is not None:
+        return Path(setting).absolute() if setting else None
     try:
         from platformdirs import user_cache_path
 
         return user_cache_path("organ_infer", appauthor=False)
-    except (ImportError, OSError, RuntimeError):  # RuntimeError: no home directory
+    except (ImportError, OSError, RuntimeError):
+        # RuntimeError means that there is no home directory.
         return None
 
 
 def describe_cache() -> str:
-    """Where the cache is and what it holds, in words."""
+    """One line for a report: the directory of the cache and its content, or why it is not used."""
     root = cache_directory()
     if root is None:
-        return f"none ({VARIABLE} is empty)" if os.environ.get(VARIABLE) == "" else "none (no place for it)"
+        switched_off = os.environ.get(VARIABLE) == ""
+        return f"none ({VARIABLE} is empty)" if switched_off else "none (no directory for it)"
     try:
-        if not _safe_root(root):
-            return f"{root}, not used: other users may write there (chmod go-w it)"
+        if not _is_safe_root(root):
+            return f"{root}, not used: other users may write to it (run chmod go-w on it)"
         entries = list(root.glob(f"{PREFIX}*"))
         size = sum(path.stat().st_size for entry in entries for path in entry.iterdir())
     except FileNotFoundError:
-        return f"{root}, not there yet"
+        return f"{root}, not created yet"
     except OSError as e:
         return f"{root}, not used: {one_line(e)}"
     return f"{root}, {len(entries)} bundles, {size / 1e6:.1f} MB"
 
 
 def graph_files(name: str) -> tuple[str, str]:
-    """The files of a bundle's graph in an entry: the optimised graph and its weights."""
-    return f"{name}.optimised", f"{name}.weights"
+    """The names of the files in an entry that belong to one graph of the bundle.
+
+    Args:
+        name: The name of the bundle's file.
+
+    Returns:
+        The name of the optimized graph, and that of its weights.
+    """
+    return f"{name}.optimized", f"{name}.weights"
 
 
 class Cache:
-    """The derived files of one bundle."""
+    """The cached graphs of one bundle."""
 
     def __init__(self, root: Path, bundle: Path, sha256: str, onnxruntime: str) -> None:
-        """root: the cache directory, made when something is kept; sha256: of the bundle's manifest, which names every
-        other file's; onnxruntime: its version."""
-        about = json.dumps([1, str(bundle.resolve()), sha256, onnxruntime, _processor()])
+        """Identify the entry of a bundle. Nothing is read or written yet.
+
+        Args:
+            root: The directory of the cache, which need not exist.
+            bundle: The directory of the bundle.
+            sha256: The SHA-256 of the bundle's manifest.json, which lists that of every other file.
+            onnxruntime: The version of onnxruntime.
+        """
+        identity = json.dumps([ENTRY_FORMAT, str(bundle.resolve()), sha256, onnxruntime, _processor()])
         self.root = root
-        self.entry = root / f"{PREFIX}{hashlib.sha256(about.encode()).hexdigest()[:32]}"
+        self.entry = root / f"{PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
-    def find(self, files: Iterable[Path], *, told: bool = False) -> dict[str, Path] | None:
-        """The optimised graphs by the name of the bundle's file, where `files` are the very ones that were verified
-        when they were made; else None. `files`: all that the bundle lists; told: damage has been warned of before."""
-        from concurrent.futures import ThreadPoolExecutor  # small bundles are not cached, and do without
+    def find(self, files: Iterable[Path], *, warned: bool = False) -> dict[str, Path] | None:
+        """Look up the optimized graphs.
 
+        Args:
+            files: All files of the bundle.
+            warned: Whether damage to the entry was reported before, so that it is only logged as DEBUG now.
+
+        Returns:
+            The path of each optimized graph by the name of the bundle's file. None if there is no entry, it is damaged,
+            or `files` changed since they were verified for it.
+        """
         try:
-            if not (_safe_root(self.root) and _private(self.entry)):
+            record = self._record(files)
+            if record is None or not self._is_intact(record["sha256"], warned):
                 return None
-            record = json.loads(_read(self.entry / RECORD))
-            if record["bundle"] != _identities(files):
-                return None
-            paths = [self.entry / name for name in record["sha256"]]
-            if not all(map(_private, paths)):
-                return None
-            with ThreadPoolExecutor(HASHED_AT_ONCE) as workers:
-                for path, found in zip(paths, workers.map(_sha256, paths), strict=True):
-                    if found != record["sha256"][path.name]:
-                        level = logging.DEBUG if told else logging.WARNING
-                        logger.log(level, "%s in the cache is damaged: the bundle is optimised anew", path)
-                        return None
-            with contextlib.suppress(OSError):  # as where the cache is read-only
-                os.utime(self.entry)  # used just now
+            # The time of the last use. The cache may be read-only.
+            with contextlib.suppress(OSError):
+                os.utime(self.entry)
             return {name: self.entry / graph_files(name)[0] for name in record["graphs"]}
         except FileNotFoundError:
             return None
-        except Exception as e:  # what a stranger or a crash left there may be anything
-            logger.info("no optimised graphs from the cache (%s)", one_line(e))
+        except Exception as e:
+            # The entry may contain anything, after a crash for example.
+            logger.info("the cached graphs are not used (%s)", one_line(e))
             return None
 
-    @contextlib.contextmanager
-    def making(self, files: Iterable[Path], graphs: Iterable[str]) -> Iterator[Path | None]:
-        """A directory to save optimised graphs in, as `graph_files` names them; it becomes the entry at the end, where
-        all of them are there. None where nothing can be kept. To be entered before `files` are read and verified."""
-        import tempfile  # imported where something is made: a small bundle does without, and starts sooner
+    def _record(self, files: Iterable[Path]) -> Any:
+        """The content of record.json, or None if the entry does not belong to `files` or others may write to it."""
+        if not (_is_safe_root(self.root) and _is_private(self.entry)):
+            return None
+        record = json.loads(_read_private(self.entry / RECORD))
+        return record if record["bundle"] == _identities(files) else None
 
-        folder, files = None, list(files)
-        try:
-            identities = _identities(files)
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _safe_root(self.root):
-                raise OSError("other users may write there: chmod go-w it")
-            folder = Path(tempfile.mkdtemp(prefix=PARTIAL, suffix=".partial", dir=self.root))
-        except OSError as e:
-            logger.info("nothing is kept in the cache %s (%s)", self.root, one_line(e))
-        try:
+    def _is_intact(self, checksums: dict[str, str], warned: bool) -> bool:
+        """Whether the files of the entry are private and have these checksums."""
+        # Imported here because small bundles are not cached and start sooner without this module.
+        from concurrent.futures import ThreadPoolExecutor
+
+        paths = [self.entry / name for name in checksums]
+        if not all(map(_is_private, paths)):
+            return False
+        with ThreadPoolExecutor(HASH_THREADS) as workers:
+            for path, sha256 in zip(paths, workers.map(sha256_of, paths), strict=True):
+                if sha256 != checksums[path.name]:
+                    level = logging.DEBUG if warned else logging.WARNING
+                    logger.log(level, "%s: damaged; rebuilding the cached graph", path)
+                    return False
+        return True
+
+    @contextlib.contextmanager
+    def new_entry(self, files: Iterable[Path], graphs: Iterable[str]) -> Iterator[Path | None]:
+        """Create the entry of the bundle. Enter this before `files` are read and verified.
+
+        Args:
+            files: All files of the bundle.
+            graphs: The names of the bundle's graphs that are optimized.
+
+        Yields:
+            A directory in which to save the optimized graphs under the names of `graph_files`, or None if the cache
+            cannot be written. When the block ends, the directory becomes the entry if it has all graphs.
+        """
+        files = list(files)
+        with contextlib.ExitStack() as stack:
+            folder = None
+            try:
+                identities = _identities(files)
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if not _is_safe_root(self.root):
+                    raise OSError("other users may write to it; run chmod go-w on it")
+                folder = stack.enter_context(partial_directory(self.entry))
+            except OSError as e:
+                self._log_failure(e)
             yield folder
             if folder is not None:
-                self._keep(folder, files, identities, list(graphs))
-        finally:
-            if folder is not None:
-                _remove(folder)
+                self._publish(folder, files, identities, list(graphs))
 
-    def _keep(
+    def _publish(
         self, folder: Path, files: list[Path], identities: dict[str, list[int]], graphs: list[str]
     ) -> None:
+        """Make `folder` the entry if it has all graphs, and no other process was faster."""
         try:
             names = [name for graph in graphs for name in graph_files(graph) if (folder / name).exists()]
             if not all((folder / graph_files(graph)[0]).exists() for graph in graphs):
@@ -140,32 +190,37 @@ class Cache:
             record = {
                 "bundle": identities,
                 "graphs": graphs,
-                "sha256": {name: _sha256(folder / name) for name in names},
+                "sha256": {name: sha256_of(folder / name) for name in names},
             }
             (folder / RECORD).write_text(json.dumps(record))
             for name in (*names, RECORD):
                 (folder / name).chmod(0o600)
-            if self.find(files, told=True) is not None:
-                return  # another process was first, and others may be opening what it left
+            if self.find(files, warned=True) is not None:
+                # The entry of another process, whose files others may be opening.
+                return
             old = folder / "old"
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.entry, old)
             os.rename(folder, self.entry)
             _remove(self.entry / old.name)
         except OSError as e:
-            logger.info("nothing is kept in the cache %s (%s)", self.root, one_line(e))
-        with contextlib.suppress(OSError):  # as where another process does the same
-            self._sweep()
+            self._log_failure(e)
+        # Another process may be removing the same entries.
+        with contextlib.suppress(OSError):
+            self._remove_old_entries()
 
-    def _sweep(self) -> None:
-        """Remove the entries that were not used for the longest, and what a killed process left."""
-        used = {
+    def _log_failure(self, error: OSError) -> None:
+        logger.info("%s: the optimized graphs were not cached (%s)", self.root, one_line(error))
+
+    def _remove_old_entries(self) -> None:
+        """Remove the least recently used entries, and unfinished ones of killed processes."""
+        last_use = {
             path: path.stat().st_mtime for path in self.root.glob(f"{PREFIX}*") if (path / RECORD).is_file()
         }
-        kept = sorted(used, key=used.__getitem__)[-KEPT:]
-        begun = {path: path.stat().st_mtime for path in self.root.glob(f"{PARTIAL}*.partial")}
-        abandoned = [path for path, at in begun.items() if at < time.time() - ABANDONED]
-        for path in {*used, *abandoned} - {*kept}:
+        recent = sorted(last_use, key=last_use.__getitem__)[-ENTRY_LIMIT:]
+        begun = {path: path.stat().st_mtime for path in self.root.glob(f".{PREFIX}*.partial")}
+        abandoned = [path for path, start in begun.items() if start < time.time() - ABANDONED]
+        for path in {*last_use, *abandoned} - {*recent}:
             _remove(path)
 
 
@@ -176,22 +231,22 @@ def _remove(folder: Path) -> None:
 
 
 def _identities(files: Iterable[Path]) -> dict[str, list[int]]:
-    """What changes when a file is written or replaced, by name."""
-    found = {}
+    """By file name, the numbers of which at least one changes if a file is written or replaced."""
+    identities = {}
     for path in files:
         status = path.lstat()
-        found[path.name] = [
+        identities[path.name] = [
             status.st_dev,
             status.st_ino,
             status.st_size,
             status.st_mtime_ns,
             status.st_ctime_ns,
         ]
-    return found
+    return identities
 
 
-def _safe_root(root: Path) -> bool:
-    """Whether no other user can rename what lies in `root`: it is this user's or root's, and closed or sticky."""
+def _is_safe_root(root: Path) -> bool:
+    """Whether no other user can rename entries: the directory belongs to this user or root, and is closed or sticky."""
     status = root.stat()
     if not hasattr(os, "getuid"):
         return True
@@ -199,8 +254,8 @@ def _safe_root(root: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and bool(closed)
 
 
-def _private(path: Path) -> bool:
-    """Whether nobody but this user can have written `path`; not a link."""
+def _is_private(path: Path) -> bool:
+    """Whether only this user can have written `path`, and it is not a link."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return False
@@ -209,23 +264,18 @@ def _private(path: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def _read(path: Path) -> bytes:
-    if not _private(path):
-        raise OSError(f"others may write {path}: chmod go-w it")
+def _read_private(path: Path) -> bytes:
+    if not _is_private(path):
+        raise OSError(f"other users may write to {path}; run chmod go-w on it")
     with path.open("rb") as file:
         return file.read(RECORD_LIMIT)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _processor() -> str:
-    """The kind of processor: an optimised graph holds layouts chosen for its instructions."""
+    """The kind of processor. An optimized graph has memory layouts that were chosen for its instructions."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        told = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-        if told:
-            return "\n".join(told)
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        lines = [line for line in first if line.startswith(("model name", "flags", "Features", "CPU part"))]
+        if lines:
+            return "\n".join(lines)
     return f"{platform.machine()} {platform.processor()}"

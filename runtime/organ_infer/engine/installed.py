@@ -1,5 +1,7 @@
-"""Which distributions are installed, by the names of their .dist-info directories. importlib.metadata says the same,
-but importing it takes longer than starting Python."""
+"""Versions of installed distributions, read from the names of their .dist-info directories.
+
+importlib.metadata gives the same versions, but importing it takes longer than starting Python.
+"""
 
 import os
 import sys
@@ -8,7 +10,14 @@ __all__ = ["installed_version"]
 
 
 def installed_version(name: str) -> str | None:
-    """The version of the distribution `name`, the first on sys.path, or None."""
+    """The version of an installed distribution.
+
+    Args:
+        name: The name of the distribution, such as `onnxruntime-gpu`.
+
+    Returns:
+        The version of the first one on sys.path, or None if it is not installed.
+    """
     start, end = name.replace("-", "_") + "-", ".dist-info"
     for folder in sys.path:
         try:

@@ -1,4 +1,4 @@
-"""Loading onnxruntime: its usage statistics off, and plain words where it is missing or installed wrongly."""
+"""Import of onnxruntime with its usage statistics off, and clear errors if it is missing or installed wrongly."""
 
 import contextlib
 import importlib
@@ -13,27 +13,36 @@ __all__ = ["TELEMETRY_VARIABLE", "both_wheels_installed", "import_onnxruntime", 
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
-# Set by the command, whose process is its own: onnxruntime's default logger, one for all sessions of a process, is
-# silenced, for what it writes to standard error about a GPU that does not start is raised as well.
+# Whether to silence onnxruntime's default logger, which all sessions of a process share. Only the command sets this,
+# because it owns its process. The logger writes to standard error what is raised as well, such as a GPU that fails.
 silent = False
 
 
 def import_onnxruntime() -> ModuleType:
-    """The onnxruntime module. Raises DeviceError with the command that installs it."""
+    """Import onnxruntime.
+
+    Returns:
+        The module.
+
+    Raises:
+        DeviceError: It is missing or broken. The message has the command that installs it.
+    """
     try:
         with _no_telemetry():
             onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as e:
         if getattr(e, "name", None) == "onnxruntime":
             raise DeviceError(
-                "onnxruntime is not installed: pip install 'organ-infer[cpu]' (or [gpu])"
+                "onnxruntime is not installed; pip install 'organ-infer[cpu]' (or [gpu])"
             ) from e
-        raise DeviceError(f"onnxruntime cannot be loaded ({one_line(e)}): {reinstall_text()}") from e
-    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of the two wheels is uninstalled
-        raise DeviceError(f"onnxruntime is installed incompletely: {reinstall_text()}")
-    getattr(
-        onnxruntime, "disable_telemetry_events", lambda: None
-    )()  # where the program had imported it before
+        raise DeviceError(f"onnxruntime cannot be loaded ({one_line(e)}); {reinstall_text()}") from e
+    # Uninstalling one of two installed wheels leaves an incomplete package.
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise DeviceError(f"onnxruntime is installed incompletely; {reinstall_text()}")
+    # The program may have imported it before, with its statistics on. Older versions have no such function.
+    disable_telemetry = getattr(onnxruntime, "disable_telemetry_events", None)
+    if disable_telemetry is not None:
+        disable_telemetry()
     if silent:
         onnxruntime.set_default_logger_severity(4)
     return onnxruntime
@@ -41,22 +50,26 @@ def import_onnxruntime() -> ModuleType:
 
 @contextlib.contextmanager
 def _no_telemetry() -> Iterator[None]:
-    """onnxruntime from 1.29 on sends usage statistics unless this is set while it loads (its pull request 27379); its
-    uploader also hangs a forked child that ends by sys.exit."""
-    asked = os.environ.get(TELEMETRY_VARIABLE)
-    if asked is None:
+    """Set the variable that switches usage statistics off while onnxruntime loads.
+
+    onnxruntime 1.29 and later send them otherwise (https://github.com/microsoft/onnxruntime/pull/27379). The thread that
+    sends them also blocks a forked child that ends by sys.exit.
+    """
+    own_value = os.environ.get(TELEMETRY_VARIABLE)
+    if own_value is None:
         os.environ[TELEMETRY_VARIABLE] = "1"
     try:
         yield
     finally:
-        if asked is None:
+        if own_value is None:
             os.environ.pop(TELEMETRY_VARIABLE, None)
 
 
 def reinstall_text() -> str:
+    """The commands that repair an installation with both wheels, or with parts of one."""
     return "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'organ-infer[cpu]' or 'organ-infer[gpu]'"
 
 
 def both_wheels_installed() -> bool:
-    """Whether onnxruntime and onnxruntime-gpu lie over each other in this environment."""
+    """Whether both onnxruntime and onnxruntime-gpu are installed. They overwrite each other's files."""
     return all(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))

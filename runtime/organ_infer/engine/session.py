@@ -1,8 +1,9 @@
-"""One network in onnxruntime: the device really granted, threads, memory, batches, answers checked."""
+"""One network in onnxruntime: its execution provider, threads and memory, and checks of its answers."""
 
 import ctypes
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,14 @@ THREAD_LIMIT = 1024
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads` as asked for, else what the affinity mask and the container's quota allow."""
+    """The number of threads to use.
+
+    Args:
+        threads: The requested number, or None.
+
+    Returns:
+        The requested number, or else what the affinity mask and the container's quota allow.
+    """
     return usable_processors() if threads is None else threads
 
 
@@ -41,8 +49,10 @@ _hooked = False
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: a session's threads did not come along and its destructor would wait for them for ever,
-    so it is never destroyed."""
+    """Make sure that a forked child never destroys the sessions of its parent.
+
+    The child has no copy of their threads, and the destructor of a session would wait for these forever.
+    """
     for session in list(_live):
         if session._run is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._run))
@@ -57,7 +67,7 @@ def _watch(session: "Session") -> None:
 
 
 class Session:
-    """One graph opened on one device; safe to use from many threads, tied to the process that opened it."""
+    """One graph opened on one device. Any thread may use it, but only in the process that opened it."""
 
     def __init__(
         self,
@@ -71,101 +81,135 @@ class Session:
         save: tuple[Path, str] | None = None,
         capture: bool = True,
     ) -> None:
-        """`graph`: an ONNX model's verified bytes, or the path of one that was optimised before. `device` is `cpu`,
-        `cuda` or `cuda:N`, `capture` lets CUDA record graphs; `where` names the graph in errors; `save`: where to leave the
-        optimised form, and the name of the file beside it for its weights. Raises DeviceError."""
+        """Open a graph.
+
+        Args:
+            graph: The verified bytes of an ONNX model, or the path of an optimized graph.
+            output: The name of the graph's output.
+            classes: The number of classes.
+            where: The name of the graph in errors.
+            device: `cpu`, `cuda` or `cuda:N`.
+            threads: The number of threads for one run.
+            save: Where to write the optimized graph, and the name of the file for its weights in the same directory.
+            capture: Whether CUDA may record runs as CUDA graphs.
+
+        Raises:
+            DeviceError: onnxruntime is missing, cannot open the graph, or does not activate the device.
+        """
         self.output = output
         self.classes = classes
         self.where = where
         self._pid = os.getpid()
         ort = import_onnxruntime()
-        self._run: Any  # an InferenceSession, or what stands for one
+        # An InferenceSession or a BoundSession.
+        self._run: Any
         self.placement: cuda.Placement | None = None
         if device == "cpu":
-            self._run = _open(ort, graph, where, device, threads, save=save)
+            self._run = _open_cpu_session(ort, graph, where, threads, save)
         else:
-            self._run = cuda.BoundSession(
-                ort,
-                lambda capture: _open(ort, graph, where, device, threads, capture=capture),
-                output=output,
-                classes=classes,
-                capture=capture,
-                number=parse_device(device).number,
-            )
-            try:
-                cuda.check_granted(self._run, where)
-            except DeviceError:
-                self.close()
-                raise
+            self._run = self._open_cuda(ort, graph, device, threads, capture)
             self.placement = self._run.placement
         self.providers: tuple[str, ...] = tuple(self._run.get_providers())
         _watch(self)
 
+    def _open_cuda(
+        self, ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool
+    ) -> cuda.BoundSession:
+        session = cuda.BoundSession(
+            ort,
+            lambda capture: _open_cuda_session(ort, graph, device, threads, capture),
+            output=self.output,
+            classes=self.classes,
+            capture=capture,
+            number=parse_device(device).number,
+        )
+        try:
+            cuda.check_active_provider(session, self.where)
+        except DeviceError:
+            session.close()
+            raise
+        return session
+
     def run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """images: float32 (N, 1, S, S) -> the graph's output, float32 (N, classes), every value finite."""
-        run = self._run
-        if run is None:
+        """Run the graph on a batch.
+
+        Args:
+            images: float32 (N, 1, S, S).
+
+        Returns:
+            The output of the graph, float32 (N, classes), all values finite.
+
+        Raises:
+            DeviceError: onnxruntime failed, or the output has another shape or type, or is not finite.
+            OrganInferError: The session is closed, or belongs to another process.
+        """
+        session = self._run
+        if session is None:
             raise OrganInferError(CLOSED)
         self.check_process()
         try:
-            answer = run.run([self.output], {"images": images})[0]
+            answer = session.run([self.output], {"images": images})[0]
         except OrganInferError:
             raise
-        except Exception as e:  # onnxruntime's own exceptions share no base class but Exception
-            if self.placement is None:
-                raise DeviceError(f"{self.where}: onnxruntime failed ({one_line(e)})") from e
-            known = describe(e)
-            raise DeviceError(
-                f"{self.where}: onnxruntime failed ({shorten(e)}){f': {known}' if known else ''}"
-            ) from e
+        except Exception as e:
+            # onnxruntime's exceptions have no common base class except Exception.
+            raise self._failure(e) from e
         if answer.shape != (len(images), self.classes) or answer.dtype != np.float32:
             raise DeviceError(
-                f"{self.where}: float32 ({len(images)}, {self.classes}) expected, the network gave"
-                f" {answer.dtype} {answer.shape}: export the bundle again"
+                f"{self.where}: expected float32 ({len(images)}, {self.classes}) from the network, found"
+                f" {answer.dtype} {answer.shape}; export the bundle again"
             )
         if not np.isfinite(answer).all():
             raise DeviceError(
-                f"{self.where}: the network gave a value that is not finite: export the bundle again"
+                f"{self.where}: the network returned a value that is not finite; export the bundle again"
             )
         return np.asarray(answer, dtype=np.float32)
 
+    def _failure(self, error: Exception) -> DeviceError:
+        if self.placement is None:
+            return DeviceError(f"{self.where}: onnxruntime failed ({one_line(error)})")
+        known = describe(error)
+        return DeviceError(
+            f"{self.where}: onnxruntime failed ({shorten(error)}){f': {known}' if known else ''}"
+        )
+
     def check_process(self) -> None:
-        """Raises OrganInferError in another process than the one that opened the session."""
+        """Check that this is the process that opened the session.
+
+        Raises:
+            OrganInferError: It is another process, such as a forked child.
+        """
         if os.getpid() != self._pid:
             raise OrganInferError(
-                f"this classifier was opened in process {self._pid} and does not work in its fork {os.getpid()}:"
+                f"this classifier was opened in process {self._pid} and does not work in its fork {os.getpid()};"
                 " open an OrganClassifier in the child, or start workers with multiprocessing's 'spawn'"
             )
 
     def close(self) -> None:
-        """Free the network; a run under way in another thread ends first. Closing twice is fine."""
-        run, self._run = self._run, None
-        if isinstance(run, cuda.BoundSession):
-            run.close()
+        """Free the network, after a run in progress in another thread. Closing twice is fine."""
+        session, self._run = self._run, None
+        if isinstance(session, cuda.BoundSession):
+            session.close()
 
 
-def _open(
-    ort: ModuleType,
-    graph: bytes | Path,
-    where: str,
-    device: str,
-    threads: int,
-    *,
-    capture: bool = False,
-    save: tuple[Path, str] | None = None,
+def _open_cuda_session(ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool) -> Any:
+    options = _common_options(ort, graph, threads)
+    # A memory pattern allocates in the second run, when a CUDA graph may be recorded.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    number = parse_device(device).number
+    cuda.preload(ort)
+    try:
+        return _create_session(ort, graph, options, [(CUDA, cuda.provider_options(capture, number)), CPU])
+    except Exception as e:
+        # onnxruntime's exceptions have no common base class except Exception.
+        raise DeviceError(f"device {device}: CUDA failed ({shorten(e)}): {advice(e)}") from e
+
+
+def _open_cpu_session(
+    ort: ModuleType, graph: bytes | Path, where: str, threads: int, save: tuple[Path, str] | None
 ) -> Any:
-    options = ort.SessionOptions()
-    # Always set: a count of its own makes onnxruntime pin threads, which fails in containers (onnxruntime 8313).
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.load_model_format", "ONNX"
-    )  # never onnxruntime's own, unchecked format
-    options.log_severity_level = 4  # what goes wrong is raised, not printed
-    if isinstance(graph, Path):  # optimised before
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = _common_options(ort, graph, threads)
     if save is not None:
         path, weights = save
         options.optimized_model_filepath = os.fspath(path)
@@ -173,30 +217,50 @@ def _open(
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
-    if device == "cpu":
-        # The packaged network after batches of 1 to 512: 82 MiB resident, with the arena 175, with patterns alone
-        # 259; the time a slice differed by less than a tenth between the first two (onnxruntime 1.32, two threads).
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        providers: list[Any] = [CPU]
-    else:
-        options.enable_mem_pattern = False  # it allocates in a second run, when a graph may be recorded
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [(CUDA, cuda.provider_options(capture, parse_device(device).number)), CPU]
-        cuda.preload(ort)
+    # The packaged network after batches of 1 to 512: 82 MiB resident, 175 with the arena, 259 with patterns alone. The
+    # time per slice differed by less than a tenth between the first two (onnxruntime 1.32, two threads).
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
     try:
-        # Without its fallback, which prints to standard output and goes on with the CPU.
-        model = os.fspath(graph) if isinstance(graph, Path) else graph
-        try:
-            return ort.InferenceSession(model, sess_options=options, providers=providers, enable_fallback=0)
-        except RuntimeError as e:
-            if "use_per_session_threads" not in str(e):
-                raise
-            logger.info("threads are those of onnxruntime's global pool, which this program made")
-            options.use_per_session_threads = False  # beside that pool onnxruntime allows no other
-            options.intra_op_num_threads = options.inter_op_num_threads = 0
-            return ort.InferenceSession(model, sess_options=options, providers=providers, enable_fallback=0)
-    except Exception as e:  # as in run()
-        if device != "cpu":
-            raise DeviceError(f"cuda was asked for but failed ({shorten(e)}): {advice(e)}") from e
-        raise DeviceError(f"{where}: onnxruntime cannot open it ({one_line(e)})") from e
+        return _create_session(ort, graph, options, [CPU])
+    except Exception as e:
+        # onnxruntime's exceptions have no common base class except Exception.
+        raise DeviceError(f"{where}: onnxruntime cannot open this network ({one_line(e)})") from e
+
+
+def _common_options(ort: ModuleType, graph: bytes | Path, threads: int) -> Any:
+    """SessionOptions for every device."""
+    options = ort.SessionOptions()
+    # Always set. With a number of its own onnxruntime pins threads, which fails in containers
+    # (https://github.com/microsoft/onnxruntime/issues/8313).
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Never onnxruntime's own format, which nothing here checks.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # Errors are raised, so they need not be printed.
+    options.log_severity_level = 4
+    if isinstance(graph, Path):
+        # Optimized before.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _create_session(ort: ModuleType, graph: bytes | Path, options: Any, providers: list[Any]) -> Any:
+    """An InferenceSession, in onnxruntime's global thread pool if the program has created one."""
+    model = os.fspath(graph) if isinstance(graph, Path) else graph
+    # The fallback would print to standard output and continue on the CPU.
+    create = partial(
+        ort.InferenceSession, model, sess_options=options, providers=providers, enable_fallback=0
+    )
+    try:
+        return create()
+    except RuntimeError as e:
+        if "use_per_session_threads" not in str(e):
+            raise
+    # Beside a global pool onnxruntime allows no other threads.
+    logger.info("using the threads of onnxruntime's global pool, which this program created")
+    options.use_per_session_threads = False
+    options.intra_op_num_threads = options.inter_op_num_threads = 0
+    return create()

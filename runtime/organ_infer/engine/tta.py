@@ -1,4 +1,4 @@
-"""Test-time augmentation: a slice is asked about five times, moved by no more than a pixel."""
+"""Test-time augmentation: the mean over a slice and four copies of it, shifted by one pixel."""
 
 from collections.abc import Callable
 
@@ -11,18 +11,28 @@ __all__ = ["shifted_mean"]
 
 
 def shifted_mean(
-    answers: Callable[[NDArray[np.float32]], Probabilities], packed: NDArray[np.float32]
+    predict: Callable[[NDArray[np.float32]], Probabilities], packed: NDArray[np.float32]
 ) -> Probabilities:
-    """The mean of what `answers` gives for the slices as they are and shifted by one pixel up, down, left and right,
-    the edge repeated: float64 (N, classes).
+    """The mean answer for slices as they are and shifted by one pixel up, down, left and right.
 
-    packed: float32 (N, 1, S, S), not written to. answers: from such an array to float64 (N, classes), called five
-    times; one shifted copy is held at a time. Raises what `answers` raises.
+    The edge of a shifted slice is repeated. One shifted copy is in memory at a time.
+
+    Args:
+        predict: Maps an array like `packed` to probabilities, float64 (N, classes). It is called five times.
+        packed: Packed slices, float32 (N, 1, S, S). They are not modified.
+
+    Returns:
+        Probabilities, float64 (N, classes).
+
+    Raises:
+        Exception: Whatever `predict` raises.
     """
-    at = np.arange(packed.shape[-1])
-    after, before = np.minimum(at + 1, at[-1]), np.maximum(at - 1, 0)  # where each pixel comes from
-    rows = [answers(packed)]
+    index = np.arange(packed.shape[-1])
+    # Where each pixel comes from: its next or its previous neighbor.
+    following, previous = np.minimum(index + 1, index[-1]), np.maximum(index - 1, 0)
+    answers = [predict(packed)]
     for axis in (2, 3):
-        for source in (after, before):
-            rows.append(answers(np.take(packed, source, axis=axis)))  # C-contiguous, as [..., source] is not
-    return np.asarray(np.mean(rows, axis=0))
+        for source in (following, previous):
+            # The result of np.take is C-contiguous. That of packed[..., source] is not.
+            answers.append(predict(np.take(packed, source, axis=axis)))
+    return np.asarray(np.mean(answers, axis=0))

@@ -1,1 +1,1 @@
-"""One slice from one file or object: formats, decoding, orientation."""
+"""Files and objects to slices: formats, decoding, orientation."""

@@ -1,8 +1,9 @@
-"""DICOM to slices, through pydicom (the extra `dicom`): CT in Hounsfield units, turned by what the file says."""
+"""DICOM to slices with pydicom (extra `dicom`): CT in Hounsfield units, and the orientation in the file."""
 
 import io
 import math
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,51 +14,56 @@ from .types import SIGNATURE_BYTES, Slice, SliceReaders, Source, check_size, num
 
 __all__ = ["read_dicom"]
 
-BLOCK = 1 << 20  # bytes inflated at once
-FRAGMENT = 8  # bytes, at least, of a compressed frame
-DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax whose whole dataset is compressed
-STRAIGHT = math.cos(math.radians(25))  # the least cosine of the angle to an axis of the patient
-_DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))  # x, y, z of DICOM's patient, growing and falling
+# bytes inflated at a time
+BLOCK = 1 << 20
+# least bytes of a compressed frame
+FRAGMENT = 8
+# transfer syntax whose whole dataset is compressed
+DEFLATED = "1.2.840.10008.1.2.1.99"
+# least cosine of the angle between a slice's axis and the nearest patient axis
+MIN_COSINE = math.cos(math.radians(25))
+# letters of the patient axes x, y and z, growing and falling
+_DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))
 
 
 def read_dicom(source: Source) -> SliceReaders:
-    """The frames of one DICOM file. CT becomes int16 HU (rescale slope and intercept; MONOCHROME1 changes only how HU
-    are shown); an image without a rescale is read as it is shown, inverted where MONOCHROME1. Raises ImageError."""
-    try:
-        import pydicom
-        from pydicom.pixels.utils import pixel_array
-    except ImportError as e:
-        raise ImageError("DICOM needs pydicom 3: pip install 'organ-infer[dicom]'") from e
-    data = source.read_all()
-    _check_deflated(data, source.limits.file_bytes)
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    if "PixelData" not in dataset:
-        raise ImageError("DICOM: no pixel data in it")
-    check_size(int(dataset.Columns), int(dataset.Rows), source.limits.pixels)
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise ImageError("DICOM: color is not read, a CT slice is gray")
-    if (shown := dataset.PhotometricInterpretation) not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ImageError(f"DICOM: {shown} is not read, a CT slice is gray")
-    if "ModalityLUTSequence" in dataset:
-        raise ImageError("DICOM: a table of units (Modality LUT) in the place of a rescale slope is not read")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    _check_decoder(syntax)
-    count, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
-    least = FRAGMENT if syntax.is_encapsulated else int(dataset.Rows) * int(dataset.Columns) * bits // 8
-    if count > 1 and count * least > len(dataset.PixelData):
-        raise ImageError(f"DICOM: {count:,} frames in {len(dataset.PixelData):,} bytes: truncated or damaged")
+    """Yield the frames of one DICOM file.
 
-    def read(i: int) -> Slice:
-        return _frame(dataset, i, np.asarray(pixel_array(dataset, index=i)))
+    With a rescale slope or intercept, pixels become int16 HU. MONOCHROME1 changes only how HU are
+    displayed, not their values. Without a rescale, pixels become gray as displayed, which inverts
+    MONOCHROME1.
+
+    Raises:
+        ImageError: If pydicom is missing or the file cannot be read as CT slices.
+    """
+    dcmread, pixel_array = _load_pydicom()
+    data = source.read_all()
+    _check_deflated_size(data, source.limits.file_bytes)
+    dataset = dcmread(io.BytesIO(data))
+    _check_dataset(dataset, source.limits.pixels)
+    count = _frame_count(dataset)
+
+    def read(index: int) -> Slice:
+        return _frame(dataset, index, np.asarray(pixel_array(dataset, index=index)))
 
     if count == 1 and source.selector is None:
-        yield "", lambda: read(0)
+        yield "", partial(read, 0)
     else:
         yield from numbered(count, read, source.selector)
 
 
-def _check_deflated(data: bytes, limit: int) -> None:
-    """pydicom inflates without a limit: here it is tried within one first."""
+def _load_pydicom() -> tuple[Any, Any]:
+    """Return `dcmread` and `pixel_array`."""
+    try:
+        import pydicom
+        from pydicom.pixels.utils import pixel_array
+    except ImportError as e:
+        raise ImageError("DICOM: needs pydicom 3; pip install 'organ-infer[dicom]'") from e
+    return pydicom.dcmread, pixel_array
+
+
+def _check_deflated_size(data: bytes, limit: int) -> None:
+    """Inflate a deflated dataset within a limit. pydicom has none."""
     from pydicom.filereader import read_dataset
 
     if DEFLATED.encode() not in data:
@@ -66,13 +72,32 @@ def _check_deflated(data: bytes, limit: int) -> None:
     file.seek(SIGNATURE_BYTES)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     if meta.get("TransferSyntaxUID") != DEFLATED:
-        raise ImageError("DICOM: which transfer syntax it has is not clear")
-    stream, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), data[file.tell() :], 0
-    while rest and not stream.eof:
-        size += len(stream.decompress(rest, BLOCK))
-        rest = stream.unconsumed_tail
+        raise ImageError("DICOM: the transfer syntax is ambiguous")
+    stream, tail, size = zlib.decompressobj(-zlib.MAX_WBITS), data[file.tell() :], 0
+    while tail and not stream.eof:
+        size += len(stream.decompress(tail, BLOCK))
+        tail = stream.unconsumed_tail
         if size > limit:
-            raise ImageError(f"DICOM: it inflates to more than {limit:,} bytes (--file-limit raises it)")
+            raise ImageError(
+                f"DICOM: inflates to more than {limit:,} bytes;"
+                " raise the limit with --file-limit or file_limit="
+            )
+
+
+def _check_dataset(dataset: Any, pixel_limit: int) -> None:
+    """Refuse a dataset that does not hold gray pixels that can be decoded here."""
+    if "PixelData" not in dataset:
+        raise ImageError("DICOM: no pixel data")
+    check_size(int(dataset.Columns), int(dataset.Rows), pixel_limit)
+    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise ImageError("DICOM: color is not supported; CT slices are gray")
+    if (photometric := dataset.PhotometricInterpretation) not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError(
+            f"DICOM: photometric interpretation {photometric} is not supported; CT slices are gray"
+        )
+    if "ModalityLUTSequence" in dataset:
+        raise ImageError("DICOM: a Modality LUT is not supported; only rescale slope and intercept are")
+    _check_decoder(dataset.file_meta.TransferSyntaxUID)
 
 
 def _check_decoder(syntax: Any) -> None:
@@ -81,73 +106,106 @@ def _check_decoder(syntax: Any) -> None:
     if not syntax.is_encapsulated:
         return
     try:
-        found = get_decoder(syntax).is_available
+        available = get_decoder(syntax).is_available
     except NotImplementedError:
-        found = False
-    if not found:
+        available = False
+    if not available:
         raise ImageError(
-            f"DICOM: no decoder for {syntax.name} is installed: pip install pylibjpeg pylibjpeg-libjpeg"
+            f"DICOM: no decoder for {syntax.name} is installed; pip install pylibjpeg pylibjpeg-libjpeg"
             " pylibjpeg-openjpeg"
         )
 
 
-def _frame(dataset: Any, i: int, stored: Any) -> Slice:
-    notes: list[str] = []
-    units = _group(dataset, i, "PixelValueTransformationSequence")
-    if "RescaleSlope" in units or "RescaleIntercept" in units:
-        slope = float(units.get("RescaleSlope", 1) or 1)
-        hounsfield = np.rint(stored * slope + float(units.get("RescaleIntercept", 0) or 0))
-        if not np.isfinite(hounsfield).all():
-            raise ImageError("DICOM: rescale slope or intercept is not a finite number")
-        values: Any = np.clip(hounsfield, -32_768, 32_767).astype(np.int16)
-        if (kind := units.get("RescaleType") or "HU") != "HU":
-            notes.append(f"units of {kind} read as HU")
+def _frame_count(dataset: Any) -> int:
+    """Return the number of frames that the header declares, if the pixel data can hold them."""
+    count, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
+    encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    least = FRAGMENT if encapsulated else int(dataset.Rows) * int(dataset.Columns) * bits // 8
+    if count > 1 and count * least > len(dataset.PixelData):
+        raise ImageError(
+            f"DICOM: header declares {count:,} frames, found {len(dataset.PixelData):,} bytes of pixels;"
+            " the file is truncated or damaged"
+        )
+    return count
+
+
+def _frame(dataset: Any, index: int, stored: Any) -> Slice:
+    """Return one frame in HU or gray, with its orientation. `stored` is what the decoder gives, (H, W)."""
+    warnings: list[str] = []
+    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence")
+    if "RescaleSlope" in rescale or "RescaleIntercept" in rescale:
+        pixels = _hounsfield(rescale, stored, warnings)
     else:
-        values = _shown(dataset, stored, notes)
+        pixels = _displayed_gray(dataset, stored, warnings)
     if dataset.get("Modality", "CT") != "CT":
-        notes.append(f"modality {dataset.Modality}, not CT")
-    cosines = _group(dataset, i, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    if (lies := _orientation(cosines)) is None:
-        notes.append("no ImageOrientationPatient: how it lies is not said")
-    return Slice(values, tuple(notes), lies)
+        warnings.append(f"modality {dataset.Modality}, not CT")
+    plane = _functional_group(dataset, index, "PlaneOrientationSequence")
+    orientation = _orientation(plane.get("ImageOrientationPatient"))
+    if orientation is None:
+        warnings.append(
+            "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
+        )
+    return Slice(pixels, tuple(warnings), orientation)
 
 
-def _group(dataset: Any, i: int, sequence: str) -> Any:
-    """Where an attribute of frame `i` stands: in its own functional group, in one shared by all, or in the dataset."""
+def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
+    """Return where a frame's attributes are: its own functional group, the shared one, or the dataset."""
     own, shared = (dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared"))
-    for item in (*own[i : i + 1], *shared[:1]):
-        if found := item.get(sequence):
-            return found[0]
+    for group in (*own[index : index + 1], *shared[:1]):
+        if items := group.get(sequence):
+            return items[0]
     return dataset
 
 
-def _shown(dataset: Any, stored: Any, notes: list[str]) -> Any:
+def _hounsfield(rescale: Any, stored: Any, warnings: list[str]) -> Any:
+    """Return int16 HU. `rescale` holds slope and intercept."""
+    slope = float(rescale.get("RescaleSlope", 1) or 1)
+    hounsfield = np.rint(stored * slope + float(rescale.get("RescaleIntercept", 0) or 0))
+    if not np.isfinite(hounsfield).all():
+        raise ImageError("DICOM: rescale slope or intercept is not a finite number")
+    if (kind := rescale.get("RescaleType") or "HU") != "HU":
+        warnings.append(f"rescale type {kind} read as HU")
+    return np.clip(hounsfield, -32_768, 32_767).astype(np.int16)
+
+
+def _displayed_gray(dataset: Any, stored: Any, warnings: list[str]) -> Any:
+    """Return uint8 or uint16 gray, scaled from the stored bits."""
     bits = int(dataset.BitsStored)
     if int(dataset.PixelRepresentation) or bits > 16:
         raise ImageError("DICOM: signed or 32-bit pixels without a rescale slope have no known unit")
-    notes.append(f"no rescale slope: read as {bits}-bit gray, not as HU")
-    top = (1 << bits) - 1
+    warnings.append(f"no rescale slope; read as {bits}-bit gray, not as HU")
+    highest = (1 << bits) - 1
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        notes.append("inverted: the file says that 0 is white")
-        stored = top - stored.astype(np.int64)
+        warnings.append("inverted, because 0 is white in this file")
+        stored = highest - stored.astype(np.int64)
     if bits <= 8:
-        return np.rint(stored * (255 / top)).astype(np.uint8)
-    return np.rint(stored * (65_535 / top)).astype(np.uint16)
+        return np.rint(stored * (255 / highest)).astype(np.uint8)
+    return np.rint(stored * (65_535 / highest)).astype(np.uint16)
 
 
 def _orientation(cosines: Any) -> Orientation | None:
-    """From ImageOrientationPatient: three cosines of the growing column index, then three of the growing row index."""
+    """Convert ImageOrientationPatient.
+
+    Args:
+        cosines: Three of the direction in which the column index grows, then three of the row index.
+    """
     if cosines is None or len(cosines) != 6:
         return None
-    values = np.asarray([float(cosine) for cosine in cosines]).reshape(2, 3)
-    with np.errstate(invalid="ignore", over="ignore"):  # of no length, or not finite: NaN, which is refused
-        cosine = np.abs(values).max(axis=1) / np.linalg.norm(values, axis=1)
-    if not (cosine >= STRAIGHT).all():
-        raise ImageError("DICOM: an oblique slice, more than 25 degrees off the patient's axes")
+    directions = np.asarray([float(cosine) for cosine in cosines]).reshape(2, 3)
+    # a direction of length 0, or not finite, gives NaN, which is refused
+    with np.errstate(invalid="ignore", over="ignore"):
+        nearest = np.abs(directions).max(axis=1) / np.linalg.norm(directions, axis=1)
+    if not (nearest >= MIN_COSINE).all():
+        raise ImageError(
+            "DICOM: oblique slice, more than 25 degrees off the patient axes; resample the volume to them"
+        )
+    axes = np.abs(directions).argmax(axis=1)
+    if axes[0] == axes[1]:
+        raise ImageError(
+            "DICOM: invalid ImageOrientationPatient; rows and columns run along the same patient axis"
+        )
     columns, rows = (
         _DIRECTIONS[axis][0 if direction[axis] > 0 else 1]
-        for axis, direction in zip(np.abs(values).argmax(axis=1), values, strict=True)
+        for axis, direction in zip(axes, directions, strict=True)
     )
-    if rows in _DIRECTIONS[int(np.abs(values[0]).argmax())]:
-        raise ImageError("DICOM: its rows and its columns run along one axis of the patient")
     return rows, columns

@@ -13,49 +13,51 @@ from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, check_size
 
 __all__ = ["EXPECTED", "slices_in_memory"]
 
-EXPECTED = "an array (H, W) or (N, H, W), a Pillow image, or a sequence of them one slice each expected"
+EXPECTED = (
+    "expected an array (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays and Pillow images"
+)
 
 
 def slices_in_memory(images: Any) -> Iterator[tuple[str, Slice]]:
-    """Every slice of `images`, with the words that name it in a message (`images`, `images[3]`).
+    """Yield every slice of `images`, with its name for messages (`images`, `images[3]`).
 
     Args:
-        images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays
-            and Pillow images.
+        images: uint8, uint16 or int16 (HU) arrays (H, W) or (N, H, W), a Pillow image, or a sequence
+            of (H, W) arrays and Pillow images.
 
     Raises:
         InputError: For anything else. The message says what to pass instead.
     """
     if isinstance(images, np.ndarray) or _is_pillow_image(images):
-        yield from _slices_of_one(images, "images", stack=True)
+        yield from _slices_of_one(images, "images", allow_stack=True)
         return
     if isinstance(images, (str, bytes, os.PathLike)):
-        raise InputError(f"images: pixels expected, found the path {images!r}: use predict_paths([path])")
+        raise InputError(f"images: expected pixels, found the path {images!r}; use predict_paths([path])")
     try:
-        listed = list(images)
+        sequence = list(images)
     except TypeError as e:
         raise InputError(f"images: {EXPECTED}, found {type(images).__name__}") from e
-    for i, image in enumerate(listed):
-        yield from _slices_of_one(image, f"images[{i}]", stack=False)
+    for i, image in enumerate(sequence):
+        yield from _slices_of_one(image, f"images[{i}]", allow_stack=False)
 
 
-def _slices_of_one(image: Any, where: str, *, stack: bool) -> Iterator[tuple[str, Slice]]:
+def _slices_of_one(image: Any, where: str, *, allow_stack: bool) -> Iterator[tuple[str, Slice]]:
     if _is_pillow_image(image):
         yield where, _slice_of_pillow_image(image, where)
         return
     if not isinstance(image, np.ndarray):
         raise InputError(f"{where}: {EXPECTED}, found {type(image).__name__}")
     if image.dtype.name not in DTYPES:
-        raise InputError(f"{where}: {', '.join(DTYPES)} expected, found {image.dtype}{_advice(image)}")
+        raise InputError(f"{where}: expected {', '.join(DTYPES)}, found {image.dtype}; {_advice(image)}")
     if np.ma.is_masked(image):
-        raise InputError(f"{where}: a masked array, and a network sees every pixel: pass image.filled(0)")
-    if image.ndim not in ((2, 3) if stack else (2,)):
-        raise InputError(f"{where}: {EXPECTED}, found {image.ndim} axes {image.shape}{_advice(image)}")
+        raise InputError(f"{where}: masked pixels are not supported; pass image.filled(0)")
+    if image.ndim not in ((2, 3) if allow_stack else (2,)):
+        raise InputError(f"{where}: {EXPECTED}, found {image.ndim} axes {image.shape}; {_advice(image)}")
     if image.ndim == 3 and image.shape[-1] in (3, 4):
-        raise InputError(f"{where}: {image.shape} looks like color{_advice(image)}")
+        raise InputError(f"{where}: {image.shape} looks like color; {_advice(image)}")
     for pixels in image if image.ndim == 3 else [image]:
         if 0 in pixels.shape or max(pixels.shape) > SIDE_LIMIT:
-            raise InputError(f"{where}: 1 to 65,535 pixels per side expected, found {pixels.shape}")
+            raise InputError(f"{where}: expected 1 to 65,535 pixels per side, found {pixels.shape}")
         yield where, Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
 
 
@@ -68,7 +70,8 @@ def _slice_of_pillow_image(image: Any, where: str) -> Slice:
         return slice_of_image(image)
     except MemoryError:
         raise
-    except Exception as e:  # Pillow raises almost anything for a damaged image that is not loaded yet
+    except Exception as e:
+        # Pillow raises almost anything for a damaged image that is not loaded yet
         raise InputError(f"{where}: {one_line(e)}") from e
 
 
@@ -79,12 +82,12 @@ def _is_pillow_image(image: Any) -> bool:
 
 
 def _advice(image: NDArray[Any]) -> str:
-    """What to pass instead."""
+    """Return what to pass instead."""
     if image.ndim >= 3 and image.shape[-1] in (3, 4):
-        return ": pass gray (H, W), or a Pillow image, which is converted"
+        return "pass gray (H, W), or a Pillow image, which is converted"
     if image.dtype == bool:
-        return ": pass image.astype('uint8') * 255"
+        return "pass image.astype('uint8') * 255"
     if image.dtype.kind == "f":
-        rest = " after removing NaN" if np.isnan(image).any() else ""
-        return f": pass gray of 0 to 255 as uint8, or HU as int16{rest}"
-    return ": pass uint8 gray, uint16 gray, or int16 Hounsfield units"
+        suffix = " after removing NaN" if np.isnan(image).any() else ""
+        return f"pass gray of 0 to 255 as uint8, or HU as int16{suffix}"
+    return "pass uint8 gray, uint16 gray, or int16 Hounsfield units"

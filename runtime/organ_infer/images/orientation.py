@@ -1,4 +1,4 @@
-"""How a slice lies: the patient direction in which its rows and its columns run, as DICOM letters."""
+"""In-plane orientation: the patient directions in which a slice's rows and columns run, as DICOM letters."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from ..bundle.manifest import AXES
 from ..errors import InputError
 
-__all__ = ["LETTERS_TEXT", "Orientation", "parse_orientation", "plane_of", "turn", "turnable"]
+__all__ = ["LETTERS_TEXT", "Orientation", "can_reorient", "parse_orientation", "plane_of", "reorient"]
 
-Orientation = tuple[str, str]  # (direction of the growing row index, of the growing column index)
+# (direction in which the row index grows, direction in which the column index grows)
+Orientation = tuple[str, str]
 
 LETTERS_TEXT = "two letters of L R A P H F at right angles, rows then columns (PL is the usual axial display)"
 _PLANES = {
@@ -21,31 +22,44 @@ _PLANES = {
 
 
 def parse_orientation(value: str | Sequence[str]) -> Orientation:
-    """ "PL" or ("P", "L") as an orientation. Raises InputError."""
+    """Return "PL" or ("P", "L"), in upper or lower case, as an orientation.
+
+    Raises:
+        InputError: If `value` is not two letters at right angles.
+    """
     letters = tuple(value) if isinstance(value, (str, Sequence)) else ()
     if len(letters) != 2 or any(not isinstance(letter, str) for letter in letters):
-        raise InputError(f"orientation: {LETTERS_TEXT} expected, found {value!r}")
+        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {value!r}")
     rows, columns = (letter.upper() for letter in letters)
     if rows not in AXES or columns not in AXES or AXES[rows] == AXES[columns]:
-        raise InputError(f"orientation: {LETTERS_TEXT} expected, found {value!r}")
+        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {value!r}")
     return rows, columns
 
 
 def plane_of(orientation: Orientation) -> str:
-    """axial, coronal or sagittal."""
+    """Return `axial`, `coronal` or `sagittal`."""
     return _PLANES[frozenset(AXES[letter] for letter in orientation)]
 
 
-def turnable(given: Orientation, wanted: Orientation) -> bool:
-    """Whether a slice that lies as `given` can be turned, within its plane, to lie as `wanted`."""
-    return {AXES[letter] for letter in given} == {AXES[letter] for letter in wanted}
+def can_reorient(source: Orientation, target: Orientation) -> bool:
+    """Return whether both orientations are of the same plane."""
+    return {AXES[letter] for letter in source} == {AXES[letter] for letter in target}
 
 
-def turn(pixels: NDArray[np.generic], given: Orientation, wanted: Orientation) -> NDArray[np.generic]:
-    """A view of pixels (..., H, W) turned from `given` to `wanted`, which must be `turnable`."""
-    if AXES[given[0]] != AXES[wanted[0]]:
+def reorient(pixels: NDArray[np.generic], source: Orientation, target: Orientation) -> NDArray[np.generic]:
+    """Flip and transpose a slice or a stack of slices.
+
+    Args:
+        pixels: (..., H, W), any dtype.
+        source: Orientation of `pixels`.
+        target: Orientation of the result, in the same plane (`can_reorient`).
+
+    Returns:
+        A view of `pixels`.
+    """
+    if AXES[source[0]] != AXES[target[0]]:
         pixels = pixels.swapaxes(-1, -2)
-        given = (given[1], given[0])
-    rows = slice(None) if given[0] == wanted[0] else slice(None, None, -1)
-    columns = slice(None) if given[1] == wanted[1] else slice(None, None, -1)
+        source = (source[1], source[0])
+    rows = slice(None) if source[0] == target[0] else slice(None, None, -1)
+    columns = slice(None) if source[1] == target[1] else slice(None, None, -1)
     return pixels[..., rows, columns]

@@ -1,7 +1,7 @@
-"""Files to slices: the table of formats, and the only place that opens an image file (docs/formats.md).
+"""Files to slices: the format table, and the only place that opens image files (docs/guides/formats.md).
 
-A file is read once, within a limit, and what is checked is what is decoded. A file may hold many slices: they are read
-one at a time. Every failure is an ImageError of one line.
+A file is read once, within a limit, and the checked bytes are the decoded bytes. The slices of a stack
+are read one at a time. Every failure is an ImageError of one line.
 """
 
 import io
@@ -14,12 +14,13 @@ from importlib import import_module
 from typing import BinaryIO
 
 from ..errors import ImageError, one_line
+from ..files import open_flags
 from . import truncation
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
 __all__ = ["FORMATS", "SUFFIXES", "decode_slices", "open_slices", "split_selector"]
 
-# A format that is not in this table is never opened: decoders of some formats run programs.
+# Files of any other format are never decoded, because decoders of some formats run programs.
 FORMATS: tuple[Format, ...] = (
     Format(
         name="PNG",
@@ -117,18 +118,19 @@ SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 
 
 def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
-    """The slices of a file, in order.
+    """Yield the slices of a file, in order.
 
     Args:
         path: A file of a format in FORMATS, or `file#selector` for one of its slices.
-        limits: The most that is read.
+        limits: The most that may be read.
 
     Yields:
-        (name, read) per slice. Call `read` before taking the next pair. The name of a file's only slice is `path`. The
-        slices of a stack are named `path#0`, `path#1`, ... and those of an .npz `path#array#0`.
+        (name, read) per slice. Call `read` before taking the next pair. The name of a file's only slice
+        is `path`. The slices of a stack are named `path#0`, `path#1`, ... and those of an .npz
+        `path#array#0`.
 
     Raises:
-        ImageError: Here and from `read`.
+        ImageError: If the file or the slice cannot be read. `read` raises it too.
     """
     name, selector = split_selector(path)
     with _open_regular_file(name, limits.file_bytes) as (file, size):
@@ -137,12 +139,22 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
 
 
 def decode_slices(data: bytes, limits: Limits = DEFAULT_LIMITS, selector: str | None = None) -> SliceReaders:
-    """As `open_slices`, for the bytes of a file. The names are those behind the path."""
+    """Yield the slices of a file's bytes, as `open_slices` does. The names lack the path.
+
+    Args:
+        data: The file's content.
+        limits: The most that may be read.
+        selector: The slice to read (the text after `#` in its name), or None for all.
+    """
     return _slice_readers(io.BytesIO(data), len(data), limits, selector)
 
 
 def split_selector(path: str) -> tuple[str, str | None]:
-    """`a.tif#3` as (`a.tif`, `3`) if the first is a file and the whole path does not exist."""
+    """Split `a.tif#3` into (`a.tif`, `3`), if `a.tif` is a file and `a.tif#3` does not exist.
+
+    Returns:
+        The file's path and the selector, or `path` and None.
+    """
     end = len(path)
     if "#" in path and not os.path.lexists(path):
         while (end := path.rfind("#", 0, end)) > 0:
@@ -155,10 +167,10 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
     # read() returns None for a file of /proc that would block
     head = file.read(SIGNATURE_BYTES) or b""
     if not head:
-        raise ImageError("an empty file")
+        raise ImageError("the file is empty")
     row = next((row for row in FORMATS if row.matches(head)), None)
     if row is None:
-        raise ImageError(f"no image of a known format ({', '.join(row.title for row in FORMATS)})")
+        raise ImageError(f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}")
     file.seek(0)
     with _decoder_errors(row.name):
         module, _, function = row.reader.partition(":")
@@ -174,7 +186,7 @@ def _read(name: str, read: Callable[[], Slice]) -> Slice:
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an ImageError: decoders of hostile bytes raise almost anything."""
+    """Convert any exception of a decoder to ImageError. Decoders of hostile bytes raise almost anything."""
     try:
         yield
     except ImageError:
@@ -187,10 +199,8 @@ def _decoder_errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size. Nothing else is opened, and nothing blocks."""
-    flags = os.O_RDONLY
-    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"):
-        flags |= getattr(os, name, 0)
+    """Open a regular file without blocking, and give it with its size. Nothing else is opened."""
+    flags = open_flags(os.O_RDONLY, "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
     try:
         # before opening: opening alone can act on a device
         _regular_file_size(os.stat(path))
@@ -198,12 +208,14 @@ def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
             size = _regular_file_size(os.fstat(file.fileno()))
             if size > limit:
                 raise ImageError(
-                    f"{size:,} bytes: too large, at most {limit:,} are read (--file-limit raises it)"
+                    f"{size:,} bytes: too large, at most {limit:,} are read;"
+                    " raise the limit with --file-limit or file_limit="
                 )
             yield file, size
     except FileNotFoundError as e:
         raise ImageError("no such file") from e
-    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as e:
+        # ValueError: a NUL in the path
         raise ImageError(f"cannot be read ({getattr(e, 'strerror', None) or one_line(e)})") from e
 
 

@@ -1,6 +1,7 @@
-"""Whether the bytes of an image file reach the end that its format prescribes.
+"""Checks that an image file is complete.
 
-For the formats for which Pillow decodes a truncated file as a smaller or partly black image without an error.
+They exist for the formats for which Pillow decodes a truncated file, without an error, as a smaller or
+partly black image.
 """
 
 import struct
@@ -18,7 +19,9 @@ __all__ = [
     "tiff_is_complete",
 ]
 
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
+# channels by color type
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# Adam7: first column, first row, and the steps between columns and rows of each pass
 _PNG_PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -28,15 +31,25 @@ _PNG_PASSES = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-_BLOCK = 1 << 16  # bytes given to zlib, and taken from it, at a time
-# count of tags, bytes of a tag, where the next page is; and where the first one is named
+# bytes given to zlib, and taken from it, at a time
+_BLOCK = 1 << 16
+# by version: struct code of the tag count, bytes per tag, struct code of an offset, and where the
+# offset of the first page is stored
 _TIFF = {42: ("H", 12, "I", 4), 43: ("Q", 20, "Q", 8)}
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
 _JP2_CODE, _J2K_START, _J2K_END = b"jp2c", b"\xff\x4f", b"\xff\xd9"
 
 
 def check_complete(data: bytes, row: Format) -> None:
-    """Raise ImageError if `data`, a file of the format `row`, ends early."""
+    """Refuse a truncated file.
+
+    Args:
+        data: The file's bytes.
+        row: Its format.
+
+    Raises:
+        ImageError: If the end is missing.
+    """
     if row.is_complete is None:
         return
     try:
@@ -44,108 +57,114 @@ def check_complete(data: bytes, row: Format) -> None:
     except (IndexError, KeyError, struct.error, zlib.error):
         complete = False
     if not complete:
-        raise ImageError(f"{row.name}: truncated or damaged, its end is missing")
+        raise ImageError(f"{row.name}: the end of the file is missing; it is truncated or damaged")
 
 
 def png_is_complete(data: bytes) -> bool:
-    """Every frame's stream is whole and has its rows, no fewer and no more; data: with chunks that were verified."""
+    """Return whether each frame's stream is complete and has exactly the rows that the header declares.
+
+    Args:
+        data: A PNG file whose chunks were verified.
+    """
     width, height, depth, kind, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * _PNG_CHANNELS[kind]
-    frames = [_Stream(_png_bytes(width, height, bits, interlaced))]
-    whole, at, palette, name = memoryview(data), 8, kind != 3, b""
-    while name != b"IEND":  # what lies behind it is no part of the picture
-        length, name = struct.unpack_from(">I4s", data, at)
-        palette = palette or name == b"PLTE"
+    frames = [_FrameStream(_png_row_bytes(width, height, bits, interlaced))]
+    view, offset, has_palette, name = memoryview(data), 8, kind != 3, b""
+    # bytes after IEND do not belong to the image
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, offset)
+        has_palette = has_palette or name == b"PLTE"
         if name == b"IDAT":
-            frames[0].take(whole[at + 8 : at + 8 + length])
-        elif name == b"fcTL" and frames[0].begun:  # one before IDAT is of the first frame
-            width, height = struct.unpack_from(">II", data, at + 12)
-            frames.append(_Stream(_png_bytes(width, height, bits, interlaced)))
+            frames[0].feed(view[offset + 8 : offset + 8 + length])
+        elif name == b"fcTL" and frames[0].started:
+            # an fcTL before IDAT describes the first frame, any other starts a new one
+            width, height = struct.unpack_from(">II", data, offset + 12)
+            frames.append(_FrameStream(_png_row_bytes(width, height, bits, interlaced)))
         elif name == b"fdAT":
-            frames[-1].take(whole[at + 12 : at + 8 + length])
-        at += 12 + length
-    return palette and all(frame.whole for frame in frames)
+            frames[-1].feed(view[offset + 12 : offset + 8 + length])
+        offset += 12 + length
+    return has_palette and all(frame.complete for frame in frames)
 
 
-def _png_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
-    """Of a frame's rows, each with the byte that names its filter; bits: of a pixel."""
-    found = 0
+def _png_row_bytes(width: int, height: int, bits: int, interlaced: int) -> int:
+    """Return the bytes of a frame's rows, each with its filter byte. `bits` is per pixel."""
+    total = 0
     for x, y, dx, dy in _PNG_PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = len(range(x, width, dx)), len(range(y, height, dy))
-        found += rows * (1 + (columns * bits + 7) // 8) if columns else 0
-    return found
+        total += rows * (1 + (columns * bits + 7) // 8) if columns else 0
+    return total
 
 
-class _Stream:
-    """A frame's deflated rows as they come, counted and not kept."""
+class _FrameStream:
+    """Inflates a frame's rows and counts their bytes, without storing them."""
 
     def __init__(self, size: int) -> None:
-        self._left, self._inflating, self.begun = size, zlib.decompressobj(), False
+        self._missing, self._inflating, self.started = size, zlib.decompressobj(), False
 
-    def take(self, piece: memoryview) -> None:
-        self.begun = True
-        for at in range(0, len(piece), _BLOCK):
-            rest: bytes | memoryview = piece[at : at + _BLOCK]
-            while self._left >= 0 and not self._inflating.eof:
-                found = len(self._inflating.decompress(rest, _BLOCK))
-                self._left -= found
-                rest = self._inflating.unconsumed_tail
-                if not rest and found < _BLOCK:
+    def feed(self, data: memoryview) -> None:
+        self.started = True
+        for start in range(0, len(data), _BLOCK):
+            tail: bytes | memoryview = data[start : start + _BLOCK]
+            while self._missing >= 0 and not self._inflating.eof:
+                inflated = len(self._inflating.decompress(tail, _BLOCK))
+                self._missing -= inflated
+                tail = self._inflating.unconsumed_tail
+                if not tail and inflated < _BLOCK:
                     break
 
     @property
-    def whole(self) -> bool:
-        """Whether it had exactly the rows it should, and ended as it should."""
-        return self._left == 0 and self._inflating.eof
+    def complete(self) -> bool:
+        """Whether the stream ended, with exactly the expected bytes."""
+        return self._missing == 0 and self._inflating.eof
 
 
 def tiff_is_complete(data: bytes) -> bool:
-    """Every page in the chain has all its tags."""
+    """Return whether every page in the chain has all its tags."""
     order = "<" if data[:2] == b"II" else ">"
     count, tag, link, first = _TIFF[struct.unpack_from(order + "H", data, 2)[0]]
     seen = {0}
-    (at,) = struct.unpack_from(order + link, data, first)
-    while at not in seen:
-        seen.add(at)
-        (tags,) = struct.unpack_from(order + count, data, at)
-        (at,) = struct.unpack_from(order + link, data, at + struct.calcsize(count) + tags * tag)
+    (offset,) = struct.unpack_from(order + link, data, first)
+    while offset not in seen:
+        seen.add(offset)
+        (tags,) = struct.unpack_from(order + count, data, offset)
+        (offset,) = struct.unpack_from(order + link, data, offset + struct.calcsize(count) + tags * tag)
     return True
 
 
 def gif_is_complete(data: bytes) -> bool:
-    """Blocks up to the one that says that it is the last."""
+    """Return whether the blocks reach the trailer."""
 
-    def palette(flags: int) -> int:
+    def palette_bytes(flags: int) -> int:
         return 6 << (flags & 7) if flags & 0x80 else 0
 
-    at = 13 + palette(data[10])
-    while (kind := data[at]) != _GIF_END:
+    offset = 13 + palette_bytes(data[10])
+    while (kind := data[offset]) != _GIF_END:
         if kind not in (_GIF_EXTENSION, _GIF_IMAGE):
             return False
-        at += 2 if kind == _GIF_EXTENSION else 11 + palette(data[at + 9])
-        while data[at]:
-            at += data[at] + 1
-        at += 1
+        offset += 2 if kind == _GIF_EXTENSION else 11 + palette_bytes(data[offset + 9])
+        while data[offset]:
+            offset += data[offset] + 1
+        offset += 1
     return True
 
 
 def pnm_is_complete(data: bytes) -> bool:
-    """In digits: white space behind the last number, which could be the first part of one."""
+    """Return whether pixels in ASCII digits end in white space. The last number could be cut otherwise."""
     return data[:2] not in (b"P2", b"P3") or data[-1:].isspace()
 
 
 def jpeg2000_is_complete(data: bytes) -> bool:
-    """The code ends in its own mark."""
+    """Return whether the codestream has its end marker."""
     if data[:2] == _J2K_START:
         return data.rstrip(b"\0").endswith(_J2K_END)
-    at = 0
+    offset = 0
     while True:
-        size, kind = struct.unpack_from(">I4s", data, at)
+        size, kind = struct.unpack_from(">I4s", data, offset)
         if size == 1:
-            (size,) = struct.unpack_from(">Q", data, at + 8)
-        end = at + size if size else len(data)
+            (size,) = struct.unpack_from(">Q", data, offset + 8)
+        end = offset + size if size else len(data)
         if kind == _JP2_CODE:
             return end <= len(data) and data[end - 2 : end] == _J2K_END
-        if end <= at:
+        if end <= offset:
             return False
-        at = end
+        offset = end

@@ -25,9 +25,12 @@ __all__ = [
     "numbered",
 ]
 
-FILE_LIMIT = 1 << 28  # bytes
-PIXEL_LIMIT = 89_478_485  # Pillow's own: a quarter of a gigabyte of 24-bit pixels
-SIDE_LIMIT = 65_535  # pixels
+# bytes
+FILE_LIMIT = 1 << 28
+# pixels; Pillow's own limit, a quarter of a gigabyte of 24-bit pixels
+PIXEL_LIMIT = 89_478_485
+# pixels
+SIDE_LIMIT = 65_535
 DTYPES = ("uint8", "uint16", "int16")
 # The first bytes of a file name its format. DICOM's signature is the last: 4 bytes at offset 128.
 SIGNATURE_BYTES = 132
@@ -39,8 +42,8 @@ class Slice:
 
     Attributes:
         pixels: uint8 or uint16 gray, or int16 Hounsfield units, (H, W).
-        warnings: Every conversion on the way, and anything suspicious.
-        orientation: Of the pixels, if the file states it.
+        warnings: Every conversion, and anything suspicious.
+        orientation: Orientation of `pixels`, if the file states it.
     """
 
     pixels: NDArray[Any]
@@ -83,16 +86,19 @@ class Format(NamedTuple):
     is_complete: Callable[[bytes], bool] | None = None
 
     def matches(self, head: bytes) -> bool:
+        """Return whether `head`, the first SIGNATURE_BYTES of a file, has one of the signatures."""
         return any(head[offset : offset + len(magic)] == magic for offset, magic in self.signatures)
 
 
 class Source(NamedTuple):
-    """What a format's reader is given.
+    """An open file, as given to a format's reader.
 
     Attributes:
         file: Open for reading, at its start.
         size: Bytes.
-        selector: Which of the file's slices was asked for (the text behind `#`), or None for all.
+        format: The file's row of the format table.
+        limits: The most that may be read.
+        selector: The slice to read (the text after `#` in its name), or None for all.
     """
 
     file: BinaryIO
@@ -102,41 +108,59 @@ class Source(NamedTuple):
     selector: str | None
 
     def read_all(self) -> bytes:
+        """Return the file's bytes.
+
+        Raises:
+            ImageError: If there are more or fewer than `size`.
+        """
         data = self.file.read(self.size + 1)
         if len(data) != self.size:
-            raise ImageError("it changed while it was read")
+            raise ImageError("the file changed while it was read")
         return data
 
 
 def numbered(count: int, read: Callable[[int], Slice], selector: str | None) -> SliceReaders:
-    """`#0` to `#count-1`, or only the selected one.
+    """Yield the slices of a stack, named `#0` to `#count-1`, or only the selected one.
+
+    Args:
+        count: Slices in the stack.
+        read: Takes an index and returns the slice.
+        selector: An index as text, or None for all.
 
     Raises:
-        ImageError: If there is no slice, or not the selected one.
+        ImageError: If the stack is empty or has no such slice.
     """
     if count < 1:
-        raise ImageError("no slice in it")
+        raise ImageError("the file contains no slices")
     if selector is None:
         for i in range(count):
             yield f"#{i}", partial(read, i)
         return
     if not (selector.isascii() and selector.isdigit() and len(selector) < 10 and int(selector) < count):
-        raise ImageError(
-            f"no slice {selector!r} in it: it has {'#0 alone' if count == 1 else f'#0 to #{count - 1}'}"
-        )
+        available = "only #0" if count == 1 else f"#0 to #{count - 1}"
+        raise ImageError(f"no slice {selector!r}; the file contains {available}")
     yield f"#{selector}", partial(read, int(selector))
 
 
 def check_size(width: int, height: int, limit: int) -> None:
-    """Refuse, before decoding, an image that is empty, has too many pixels or is longer than 65,535 on a side.
+    """Refuse an image that is empty or too large, before it is decoded.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+        limit: Pixels per image. The limit per side is always 65,535.
 
     Raises:
         ImageError: With the size and the limit.
     """
     if width < 1 or height < 1:
         raise ImageError(f"{width} x {height} pixels: the image is empty")
-    if width * height > limit or max(width, height) > SIDE_LIMIT:
+    if max(width, height) > SIDE_LIMIT:
         raise ImageError(
-            f"{width} x {height} pixels: too large, at most {limit:,} pixels (--pixel-limit raises it) and"
-            f" {SIDE_LIMIT:,} per side are read"
+            f"{width} x {height} pixels: too large, at most {SIDE_LIMIT:,} pixels per side are read"
+        )
+    if width * height > limit:
+        raise ImageError(
+            f"{width} x {height} pixels: too large, at most {limit:,} pixels are read;"
+            " raise the limit with --pixel-limit or pixel_limit="
         )

@@ -105,13 +105,12 @@ def _written(directory: Path, graphs: dict[str, bytes], precision: str, temperat
             "orientation": ["L", "P"],
         },
         "members": members,
-        "merged": None,
         "combine": "mean_probability",
         "temperature": temperature,
         "metrics": {},
         "training": {},
         "card": {"file": "MODEL_CARD.md", "sha256": hashlib.sha256(card).hexdigest()},
-        "licence": "none",
+        "license": "none",
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory

@@ -1,0 +1,140 @@
+"""The model card of a bundle, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from export.bundle_info import ORIENTATION, BundleInfo
+
+if TYPE_CHECKING:
+    from organ_infer.bundle.files import Member
+
+DIRECTIONS = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head", "F": "feet"}
+
+
+def model_card(info: BundleInfo, members: Sequence[Member], temperature: float) -> str:
+    """Describe a bundle: what it is, its data, its measurements and its limits.
+
+    Args:
+        info: The facts about the bundle. Its metrics include `val_as_listed`, with `accuracy`, `ece` and
+            `ece_uncalibrated`.
+        members: The manifest's members, with their alternatives.
+        temperature: Divides the logits.
+
+    Returns:
+        The card as Markdown.
+    """
+    from medmnist import INFO
+
+    training, metrics, view = info.training, info.metrics, info.view
+    listed = metrics["val_as_listed"]
+    networks = ", ".join(f"`{member.stage}`" for member in members)
+    averaged = " Their probabilities are averaged." if len(members) > 1 else ""
+    smoke = "\n**A smoke run: these figures mean nothing.**\n" if training.get("smoke") else ""
+    published = INFO[info.dataset]["n_samples"]
+    return f"""# {info.name}
+
+Research software, not a medical device. Not for diagnosis.
+{smoke}
+Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[info.dataset]["label"])} classes.
+Networks: {networks}, trained {_start(training)}, seed {training.get("seed")}.{averaged}{_recipe(training)}
+Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedMNIST stores them{_orientation(view)}.
+
+| {info.dataset}, {info.size} px | accuracy | AUC | ECE |
+|---|---|---|---|
+{_metric_rows(metrics)}
+
+Validation selected the epoch of stages that stop early, and the seed. The test split was evaluated once, at the end.
+{_seeds(metrics)}
+
+These are the figures of the float32 networks, before calibration. {_variants(members)}
+Together the listed variants reach {_number(listed["accuracy"])} on validation.
+
+Calibration: logits are divided by the temperature {temperature:g}, fitted to the listed variants on
+{training.get("temperature_fitted_on", "validation")}. ECE on
+validation {_number(listed["ece_uncalibrated"])} before, {_number(listed["ece"])} after{_calibration_on_test(metrics)}.
+
+## Data
+
+{info.dataset} of MedMNIST v2 (MD5 {training.get("data_md5")}): {published["train"]:,} slices for training,
+{published["val"]:,} for validation, {published["test"]:,} for testing, of 115, 16 and 70 CT scans. CC BY 4.0. Yang et al.,
+"MedMNIST v2", Scientific Data 2023, derived from LiTS: Bilic et al., "The Liver Tumor Segmentation Benchmark", Medical
+Image Analysis 2023. This model is derived from that data and has its license.
+
+## Limits
+
+- Only {view} slices. The answer for another view or body part means nothing.
+- The slice must be a crop to the bounding box of one organ, in the orientation of MedMNIST. For a whole slice, another
+  crop or a rotated one the answer is wrong, without a warning.
+- Neighboring slices of a scan look alike. The spread between patients is wider than the slice counts suggest.
+"""
+
+
+def _start(training: Mapping[str, Any]) -> str:
+    weights = training.get("weights", "none")
+    return "from scratch" if weights == "none" else f"from ImageNet weights ({weights})"
+
+
+def _recipe(training: Mapping[str, Any]) -> str:
+    """A paragraph on how the network was trained, if `training` has a recipe."""
+    recipe = training.get("recipe")
+    if not recipe:
+        return ""
+    settings = ", ".join(f"{key} {value}" for key, value in recipe["settings"].items())
+    return f"\n\n{recipe['network']}; {recipe['epochs']} epochs. Recipe: {settings}.\n"
+
+
+def _orientation(view: str) -> str:
+    """The orientation of a view's slices, in words; empty if it is unknown."""
+    letters = ORIENTATION.get(view)
+    if letters is None:
+        return ""
+    rows, columns = (DIRECTIONS[letter] for letter in letters)
+    return f" (rows run to the patient's {rows}, columns to the {columns})"
+
+
+def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"| {split} | {' | '.join(_number(metrics[split].get(key)) for key in ('accuracy', 'auc', 'ece'))} |"
+        for split in ("train", "val", "test")
+        if split in metrics
+    )
+
+
+def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results of the other seeds, if there were any."""
+    seeds = metrics.get("seeds")
+    if not seeds:
+        return "One seed."
+    spread = ", ".join(
+        f"{split} {key} {_number(seeds[split][key]['mean'])} ± {_number(seeds[split][key]['std'])}"
+        for split in ("val", "test")
+        for key in ("accuracy", "auc", "ece")
+    )
+    return f"The best of {seeds['count']} seeds on validation; mean and standard deviation of all: {spread}."
+
+
+def _variants(members: Sequence[Member]) -> str:
+    """The validation accuracy of each member's variants, the listed one first."""
+    accuracies = []
+    for member in members:
+        variants = ", ".join(
+            f"{variant.precision} {_number(variant.val_accuracy)}"
+            for variant in (member, *member.alternatives)
+        )
+        accuracies.append(f"`{member.stage}` {variants}")
+    return f"Accuracy of each variant on validation, the one listed for CPUs first: {'; '.join(accuracies)}."
+
+
+def _calibration_on_test(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The effect of calibration on other scans, if it was measured."""
+    calibrated = metrics.get("test", {}).get("ece_calibrated")
+    if calibrated is None:
+        return "; on other scans expect it to be higher"
+    before = metrics["test"]["ece"]
+    return f"; on test {_number(before)} before, {_number(calibrated)} after (float32, its own temperature)"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

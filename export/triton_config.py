@@ -1,0 +1,115 @@
+"""The configurations of Triton's models, config.pbtxt.
+
+They are the text form of ModelConfig (https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the models are served.
+
+    Attributes:
+        kind: Of Triton's instance groups, `KIND_CPU` or `KIND_GPU`.
+        instances: Per model.
+        batch: Most slices per batch.
+    """
+
+    kind: str
+    instances: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model: the tensor's name and its shape without the batch. All are float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model of an ensemble. `inputs` and `outputs`: the ensemble's tensor by the model's port."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def model_config(name: str, inputs: Sequence[Port], output: Port, serving: Serving, delay: int) -> str:
+    """Write the configuration of a model that onnxruntime runs.
+
+    Args:
+        name: Of the model.
+        inputs: Its inputs.
+        output: Its output, whose labels are in labels.txt.
+        serving: How it is served.
+        delay: Microseconds that a request waits for others to join its batch.
+
+    Returns:
+        config.pbtxt.
+    """
+    threads = 'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
+    return (
+        f'name: "{name}"\nplatform: "onnxruntime_onnx"\n'
+        + _ports(inputs, output, serving)
+        + f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}\n"
+        + f"instance_group [ {{ kind: {serving.kind} count: {serving.instances} }} ]\n"
+        + (threads if serving.kind == "KIND_CPU" else "")
+        + "".join(_warmup(inputs, batch) for batch in sorted({1, serving.batch}))
+    )
+
+
+def ensemble_config(name: str, images: Port, output: Port, serving: Serving, steps: Sequence[Step]) -> str:
+    """Write the configuration of an ensemble, which sends each batch through its steps.
+
+    Args:
+        name: Of the ensemble.
+        images: Its input.
+        output: Its output, whose labels are in labels.txt.
+        serving: How it is served.
+        steps: Its models.
+
+    Returns:
+        config.pbtxt.
+    """
+
+    def tensor_map(direction: str, tensors: Mapping[str, str]) -> str:
+        return "".join(
+            f'    {direction} {{ key: "{port}" value: "{tensor}" }}\n' for port, tensor in tensors.items()
+        )
+
+    listed = "".join(
+        f'  step {{\n    model_name: "{step.model}"\n    model_version: -1\n'
+        + tensor_map("input_map", step.inputs)
+        + tensor_map("output_map", step.outputs)
+        + "  }\n"
+        for step in steps
+    )
+    ports = _ports([images], output, serving)
+    return f'name: "{name}"\nplatform: "ensemble"\n{ports}ensemble_scheduling {{\n{listed}}}\n'
+
+
+def _ports(inputs: Sequence[Port], output: Port, serving: Serving) -> str:
+    def tensor(port: Port) -> str:
+        return f'name: "{port.name}" data_type: TYPE_FP32 dims: {list(port.shape)}'
+
+    return (
+        f"max_batch_size: {serving.batch}\n"
+        + "".join(f"input [ {{ {tensor(port)} }} ]\n" for port in inputs)
+        + f'output [ {{ {tensor(output)} label_filename: "labels.txt" }} ]\n'
+    )
+
+
+def _warmup(inputs: Sequence[Port], batch: int) -> str:
+    """A request of zeros before the model reports ready, so that memory of the first request is allocated by then."""
+    listed = "".join(
+        f'  inputs {{ key: "{port.name}" value {{ data_type: TYPE_FP32 dims: {list(port.shape)} zero_data: true }} }}\n'
+        for port in inputs
+    )
+    return f'model_warmup [ {{\n  name: "batch {batch}"\n  batch_size: {batch}\n{listed}}} ]\n'

@@ -1,0 +1,217 @@
+"""The variants of a member in a bundle: rewritten float32, int8 and fp16, each measured on validation.
+
+A variant of fewer bits is accepted only if it loses little validation accuracy. The variant for CPUs is listed first:
+int8 if it is accepted, else fp32. The others are its alternatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from export.member import BATCH, ExportError, check_logits, open_session
+from export.quantize import to_fp16, to_int8
+from export.rewrite import rewrite
+
+INT8_SAMPLES = 512  # training slices
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The slices that variants are converted, measured and calibrated with.
+
+    Attributes:
+        train: uint8 (N, H, W), training slices.
+        val: uint8 (N, H, W), validation slices.
+        labels: int (N,), the labels of `val`.
+        size: Height and width of the networks' input, pixels.
+        fitted_on: Slices, uint8 (N, H, W), and labels, int (N,), that the temperature is fitted on. None: `val`.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    labels: np.ndarray
+    size: int
+    fitted_on: tuple[np.ndarray, np.ndarray] | None = None
+
+    def int8_samples(self) -> np.ndarray:
+        """Return float32 (N, 1, S, S): packed training slices, evenly spaced over the split, at most INT8_SAMPLES."""
+        from organ_infer._packing import pack
+
+        step = max(1, len(self.train) // INT8_SAMPLES)
+        return pack(self.train[::step][:INT8_SAMPLES], self.size)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One row of the table of precisions.
+
+    Attributes:
+        name: In manifests and on the command line. The runtime has a row of the same name
+            (`organ_infer.bundle.precision`).
+        file_suffix: Between the stage and `.onnx` in file names.
+        convert: Returns the rewritten float32 graph in this precision. None for float32 itself.
+        max_accuracy_loss: The largest loss of validation accuracy against float32 that is accepted.
+        preferred_on_cpu: Whether an accepted variant is listed before float32.
+    """
+
+    name: str
+    file_suffix: str
+    convert: Callable[[onnx.ModelProto, Slices], onnx.ModelProto] | None
+    max_accuracy_loss: float
+    preferred_on_cpu: bool = False
+
+
+PRECISIONS = {
+    row.name: row
+    for row in (
+        Precision(
+            "int8",
+            ".int8",
+            lambda model, slices: to_int8(model, slices.int8_samples()),
+            max_accuracy_loss=0.002,
+            preferred_on_cpu=True,
+        ),
+        Precision("fp32", "", None, max_accuracy_loss=0.0),
+        Precision("fp16", ".fp16", lambda model, _: to_fp16(model), max_accuracy_loss=0.002),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant of a member, as onnxruntime computes it.
+
+    Attributes:
+        precision: The name of its precision.
+        content: The ONNX file.
+        logits: float32 (N, classes), of the validation slices.
+        val_accuracy: On the validation slices.
+        fitting_logits: float32 (N, classes), of the slices that the temperature is fitted on. None for a variant that
+            is never listed first.
+    """
+
+    precision: str
+    content: bytes
+    logits: np.ndarray
+    val_accuracy: float
+    fitting_logits: np.ndarray | None = None
+
+
+def make_variants(
+    stage: str,
+    model: onnx.ModelProto,
+    slices: Slices,
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    *,
+    report: Callable[[str], None] = print,
+) -> list[Variant]:
+    """Convert an exported member to each precision and keep the accepted variants.
+
+    Args:
+        stage: The member's name, for messages.
+        model: `images` float32 (N, 1, S, S) to `logits` (N, classes), as export.member writes it.
+        slices: What the variants are converted and measured with.
+        precisions: Names of the precisions to try. fp32 is always included.
+        report: Called with one line per variant tried, accepted or not.
+
+    Returns:
+        The accepted variants, the one for CPUs first.
+
+    Raises:
+        ExportError: The rewritten graph is not the network.
+    """
+    rewritten = rewrite(model)
+    exact = _exact_variant(stage, model, rewritten, slices)
+    preferred: list[Variant] = []
+    others: list[Variant] = []
+    for row in PRECISIONS.values():
+        if row.convert is None or row.name not in precisions:
+            continue
+        variant = _converted_variant(stage, row, rewritten, slices, report)
+        if variant is not None and _is_accepted(stage, row, variant, exact, report):
+            (preferred if row.preferred_on_cpu else others).append(variant)
+    return [*preferred, exact, *others]
+
+
+def _exact_variant(stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices) -> Variant:
+    """The rewritten float32 graph, after a comparison with the exported one. Raises ExportError."""
+    expected = logits_of(model.SerializeToString(), slices.val, slices.size)
+    content = rewritten.SerializeToString()
+    logits, fitting_logits = _validation_and_fitting_logits(content, slices)
+    check_logits(expected, logits, name=f"{stage} rewritten")
+    first_alone = logits_of(content, slices.val[:1], slices.size)
+    check_logits(expected[:1], first_alone, name=f"{stage} rewritten, at batch 1")
+    return Variant("fp32", content, logits, _accuracy(logits, slices.labels), fitting_logits)
+
+
+def _converted_variant(
+    stage: str, row: Precision, rewritten: onnx.ModelProto, slices: Slices, report: Callable[[str], None]
+) -> Variant | None:
+    """The graph in another precision, measured; None, and a report, if it cannot be converted or run."""
+    assert row.convert is not None
+    fitting_logits = None
+    try:
+        content = row.convert(rewritten, slices).SerializeToString()
+        if row.preferred_on_cpu:
+            logits, fitting_logits = _validation_and_fitting_logits(content, slices)
+        else:
+            logits = logits_of(content, slices.val, slices.size)
+        accuracy = _accuracy(logits, slices.labels)
+    except Exception as e:  # the tools of onnx and onnxruntime share no base class
+        report(f"{stage}: no {row.name} variant: {' '.join(str(e).split())[:200]}")
+        return None
+    return Variant(row.name, content, logits, accuracy, fitting_logits)
+
+
+def _is_accepted(
+    stage: str, row: Precision, variant: Variant, exact: Variant, report: Callable[[str], None]
+) -> bool:
+    # 1 - 0.998 is more than 0.002 in floating point
+    loss = round(exact.val_accuracy - variant.val_accuracy, 9)
+    accepted = loss <= row.max_accuracy_loss
+    verdict = "accepted" if accepted else "not accepted"
+    report(
+        f"{stage}: {row.name} {verdict}, validation accuracy {variant.val_accuracy:.4f}, "
+        f"fp32 {exact.val_accuracy:.4f}"
+    )
+    return accepted
+
+
+def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
+    """A graph's logits, float32 (N, classes), of the validation slices and of those the temperature is fitted on."""
+    if slices.fitted_on is None:
+        logits = logits_of(content, slices.val, slices.size)
+        return logits, logits
+    logits = logits_of(content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size)
+    return logits[: len(slices.val)], logits[len(slices.val) :]
+
+
+def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
+    """Run a graph with onnxruntime.
+
+    Args:
+        content: The ONNX file.
+        images: uint8 (N, H, W).
+        size: Height and width of the graph's input, pixels.
+
+    Returns:
+        Its logits, float32 (N, classes).
+    """
+    from organ_infer._packing import pack
+
+    session = open_session(content)
+    parts = [
+        session.run(["logits"], {"images": pack(images[start : start + BATCH], size)})[0]
+        for start in range(0, len(images), BATCH)
+    ]
+    return np.concatenate(parts)
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    if not np.isfinite(logits).all():
+        raise ExportError("it returns NaN or infinite logits")
+    return float((logits.argmax(1) == labels).mean())

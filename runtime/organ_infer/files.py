@@ -1,0 +1,118 @@
+"""Files that others may have written or may be reading: safe open flags, checksums, directories that appear whole."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["atomic_directory", "open_flags", "partial_directory", "sha256_of"]
+
+
+def open_flags(access: int, *names: str) -> int:
+    """Flags for `os.open`.
+
+    Args:
+        access: The flags that every platform has, such as `os.O_RDONLY`.
+        names: Further flags by name, such as "O_NOFOLLOW". A flag that this platform lacks is left out.
+
+    Returns:
+        All flags combined.
+    """
+    flags = access
+    for name in names:
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file.
+
+    Args:
+        path: The file. It is read in pieces.
+
+    Returns:
+        64 lower-case hexadecimal digits, as in manifest.json.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def partial_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target`, in which to build a directory that has to appear whole.
+
+    Rename it to `target` as the last step of the block. It is removed when the block ends and it is still there.
+
+    Args:
+        target: The final path. Its parent must exist.
+
+    Yields:
+        The path of an empty directory, `.NAME.RANDOM.partial`, that only this user can enter.
+
+    Raises:
+        OSError: The directory cannot be created.
+    """
+    # Imported here because most programs build no directory and start sooner without these modules.
+    import shutil
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Create a directory that appears at `target` when the block ends, with all its files on the disk.
+
+    The files are written in a hidden directory beside `target`, which is renamed at the end. If the block raises, the
+    hidden directory is removed and `target` stays as it was.
+
+    Args:
+        target: The final path. Missing parent directories are created. An empty directory there is replaced.
+        replace: Also replace a directory that is not empty. Other processes then see the old directory, the new one
+            or, for a moment, none.
+
+    Yields:
+        The hidden directory, to write into.
+
+    Raises:
+        OSError: A directory cannot be created, or `target` cannot be replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with partial_directory(target) as building:
+        building.chmod(0o755)
+        yield building
+        _flush(building)
+        if replace and target.exists():
+            _replace(building, target)
+        else:
+            if target.exists():
+                target.rmdir()
+            os.replace(building, target)
+
+
+def _flush(directory: Path) -> None:
+    """Flush the files of a directory and of its subdirectories to the disk."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _replace(new: Path, target: Path) -> None:
+    with partial_directory(target) as folder:
+        old = folder / target.name
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            os.replace(old, target)
+            raise
