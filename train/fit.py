@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -341,14 +341,8 @@ def _network_name(stage: Stage) -> str:
     return stage.network
 
 
-def network_of(checkpoint: Checkpoint | Mapping[str, Any]) -> nn.Module:
-    """The network of a checkpoint with its weights, on the CPU; of a finished stage the best weights.
-
-    Args:
-        checkpoint: as `read_checkpoint` returns it, or the dictionary that is stored.
-    """
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = Checkpoint.from_dict(checkpoint)
+def network_of(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint with its weights, on the CPU; of a finished stage the best weights."""
     facts = checkpoint.facts
     network = make_network(facts.network, classes=len(facts.classes), size=facts.size, seed=facts.seed)
     network.load_state_dict(checkpoint.state)
