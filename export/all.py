@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
     from export.bundle import Trained
+    from train.checkpoint import Checkpoint, StageFacts
     from train.data import Data
 
 
@@ -41,18 +42,16 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A finished checkpoint: what the export needs of it, and all of it as `state`."""
+class CheckpointFile:
+    """A finished checkpoint and its path."""
 
     path: Path
-    stage: str
-    dataset: str
-    size: int
-    stored: int
-    smoke: bool
-    seed: int
-    weights: str
-    state: dict[str, Any]
+    checkpoint: Checkpoint
+
+    @property
+    def facts(self) -> StageFacts:
+        """What was trained on what."""
+        return self.checkpoint.facts
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         from export.member import ExportError
-        from train.record import RunError
+        from train.errors import RunError
     except ImportError as e:
         return _missing(e)
     try:
@@ -175,7 +174,7 @@ def export(options: ExportOptions) -> None:
     _check_options(options)
     checkpoints = [_load(path) for path in options.checkpoints]
     _check_checkpoints(checkpoints, options)
-    first = checkpoints[0]
+    first = checkpoints[0].facts
     data = load_data(first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored)
     data = calibration.fitted_on(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
@@ -190,7 +189,7 @@ def _check_options(options: ExportOptions) -> None:
     from export.bundle import check_place
     from export.member import ExportError
     from export.variants import PRECISIONS
-    from train.record import RunError
+    from train.errors import RunError
 
     if options.bundle:
         try:
@@ -202,34 +201,24 @@ def _check_options(options: ExportOptions) -> None:
             raise RunError(f"--precision: {precision!r} is none of {', '.join(PRECISIONS)}")
 
 
-def _load(path: Path) -> Checkpoint:
-    from train.record import RunError, load_checkpoint
+def _load(path: Path) -> CheckpointFile:
+    """Read a checkpoint; RunError if its stage is not finished."""
+    from train.checkpoint import read_checkpoint
+    from train.errors import RunError
 
-    state = load_checkpoint(path)
-    # older checkpoints lack the stored size: their slices were not resampled
-    state = {"stored": state["size"]} | state
-    if not state["finished"]:
+    checkpoint = read_checkpoint(path)
+    if not checkpoint.finished:
         raise RunError(
             f"{path}: training of this stage is not finished; continue it with python -m train.all"
         )
-    return Checkpoint(
-        path=path,
-        stage=state["stage"],
-        dataset=state["dataset"],
-        size=state["size"],
-        stored=state["stored"],
-        smoke=state["smoke"],
-        seed=state["seed"],
-        weights=state["weights"],
-        state=state,
-    )
+    return CheckpointFile(path, checkpoint)
 
 
-def _check_checkpoints(checkpoints: Sequence[Checkpoint], options: ExportOptions) -> None:
+def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOptions) -> None:
     """Raise RunError if the checkpoints cannot be exported together."""
-    from train.record import RunError
+    from train.errors import RunError
 
-    stages = [checkpoint.stage for checkpoint in checkpoints]
+    stages = [checkpoint.facts.stage for checkpoint in checkpoints]
     if (options.bundle or options.merged or options.out) and len(set(stages)) < len(stages):
         repeated = next(stage for stage in stages if stages.count(stage) > 1)
         raise RunError(
@@ -238,12 +227,12 @@ def _check_checkpoints(checkpoints: Sequence[Checkpoint], options: ExportOptions
     first = checkpoints[0]
     for checkpoint in checkpoints:
         for key in ("dataset", "size", "stored", "smoke"):
-            value, expected = getattr(checkpoint, key), getattr(first, key)
+            value, expected = getattr(checkpoint.facts, key), getattr(first.facts, key)
             if value != expected:
                 raise RunError(f"{checkpoint.path} has {key} {value}, {first.path} has {expected}")
 
 
-def _export_member(checkpoint: Checkpoint, options: ExportOptions, data: Data) -> Exported:
+def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Data) -> Exported:
     from export.bundle import Trained
     from export.member import export_member
     from export.variants import logits_of
@@ -251,10 +240,12 @@ def _export_member(checkpoint: Checkpoint, options: ExportOptions, data: Data) -
     from train.fit import network_of
 
     file = (
-        options.out / f"{checkpoint.stage}.onnx" if options.out else checkpoint.path.with_name("member.onnx")
+        options.out / f"{checkpoint.facts.stage}.onnx"
+        if options.out
+        else checkpoint.path.with_name("member.onnx")
     )
     parity = export_member(
-        network_of(checkpoint.state), file, data.images["val"], data.labels["val"], size=data.size
+        network_of(checkpoint.checkpoint), file, data.images["val"], data.labels["val"], size=data.size
     )
     fitting_logits = None
     if options.merged:
@@ -263,7 +254,7 @@ def _export_member(checkpoint: Checkpoint, options: ExportOptions, data: Data) -
         f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
         f"accuracy {parity.accuracy:.4f}"
     )
-    return Exported(Trained(checkpoint.stage, file), parity.logits, fitting_logits)
+    return Exported(Trained(checkpoint.facts.stage, file), parity.logits, fitting_logits)
 
 
 def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
@@ -290,7 +281,7 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
 def _write_bundle(
     directory: Path,
     options: ExportOptions,
-    checkpoints: Sequence[Checkpoint],
+    checkpoints: Sequence[CheckpointFile],
     members: Sequence[Exported],
     data: Data,
 ) -> None:
@@ -302,8 +293,8 @@ def _write_bundle(
     from train.fit import probabilities
     from train.metrics import measure
 
-    name = checkpoints[0].stage if len(checkpoints) == 1 else "ensemble"
-    weights = sorted({checkpoint.weights for checkpoint in checkpoints} - {"none"})
+    name = checkpoints[0].facts.stage if len(checkpoints) == 1 else "ensemble"
+    weights = sorted({checkpoint.facts.weights for checkpoint in checkpoints} - {"none"})
     measured = measure(mean_probabilities([probabilities(m.logits) for m in members]), data.labels["val"])
     info = BundleInfo(
         name=f"{data.flag}-{name}",
@@ -311,14 +302,14 @@ def _write_bundle(
         view=data.view,
         classes=data.classes,
         size=data.size,
-        metrics={"val": {key: measured[key] for key in ("accuracy", "auc", "ece")}},
+        metrics={"val": measured.for_manifest()},
         training={
-            "seed": checkpoints[0].seed,
+            "seed": checkpoints[0].facts.seed,
             "data_md5": data.md5,
             "weights": "; ".join(weights) or "none",
             "versions": {},
             "temperature_fitted_on": calibration.described(data),
-            "smoke": checkpoints[0].smoke,
+            "smoke": checkpoints[0].facts.smoke,
         },
     )
     write_bundle(
@@ -328,7 +319,7 @@ def _write_bundle(
         calibration.judged_with(data),
         precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
     )
-    print(f"{directory}: {len(members)} members, validation accuracy {measured['accuracy']:.4f}")
+    print(f"{directory}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,20 @@ def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.n
     return mean
 
 
+def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
+    """The bin of each top probability among equal bins from 0 to 1.
+
+    Args:
+        confidence: float (N,), top probabilities. One on an edge counts to the bin below it.
+        bins: how many.
+
+    Returns:
+        int (N,), from 0 to bins - 1.
+    """
+    places: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return places
+
+
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
     """Compute the expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
 
@@ -69,6 +83,6 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels
-    bin_of_slice = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_of_slice, weights=correct - confidence.astype(np.float64), minlength=bins)
+    which = confidence_bins(confidence, bins)
+    gaps = np.bincount(which, weights=correct - confidence.astype(np.float64), minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))

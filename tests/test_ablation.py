@@ -9,11 +9,13 @@ from conftest import ROOT
 from test_fit import CPU, made_data
 
 from train import fit, record
+from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS
 from train.devices import precision
 from train.edge import ablate
 from train.edge.chains import chains, held_out
-from train.edge.method import Edge
+from train.errors import RunError, StageFailed
+from train.recipes import EdgeRecipe
 from train.stages import STAGES
 
 
@@ -81,8 +83,8 @@ class Watched:
         monkeypatch.setattr(fit, "network_of", lambda state: torch.nn.Identity())
         monkeypatch.setattr(fit, "evaluate", self.evaluate)
 
-    def fit(self, stage, data, recipe, device, directory, *, method, say):
-        self.trained.append((stage, data, recipe, directory, method))
+    def fit(self, stage, data, config, device, directory, *, recipe, say):
+        self.trained.append((stage, data, config, directory, recipe))
         say("trained")
         return {}
 
@@ -102,7 +104,7 @@ def contents(images):
 def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
     assert ablate.main(["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe"]) == 0
-    [(stage, kept, recipe, directory, method)] = watched.trained
+    [(stage, kept, config, directory, recipe)] = watched.trained
     trained, held = contents(kept.images["train"]), contents(watched.measured[0])
     every = contents(data.images["train"])
     assert len(set(every)) == 240 and sorted(trained + held) == sorted(every)
@@ -112,15 +114,17 @@ def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(dat
     labels = dict(zip(every, data.labels["train"].tolist(), strict=True))
     assert [labels[image] for image in trained] == kept.labels["train"].tolist()
     assert contents(kept.images["val"]) == contents(data.images["val"])
-    assert stage == STAGES["edge"] and method == Edge() and directory == tmp_path / "the_recipe" / "seed-1"
-    assert recipe == fit.Recipe(seed=1, batch_size=128, max_epochs=8, weights="none")
+    assert (
+        stage == STAGES["edge"] and recipe == EdgeRecipe() and directory == tmp_path / "the_recipe" / "seed-1"
+    )
+    assert config == TrainConfig(seed=1, batch_size=128, max_epochs=8, weights="none")
     scores = record.read_json(directory / "scores.json")
     assert scores["held_out"] == np.mean([labels[image] == 0 for image in held])
 
 
 def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
-    scores = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    scores = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     val, labels = data.images["val"], data.labels["val"]
     chosen = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 31, 34, 37, 40, 43, 47, 50, 53, 56, 59]  # 20 of 60, evenly
     assert contents(watched.measured[1]) == contents(val)
@@ -140,7 +144,7 @@ def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
 def test_all_validation_slices_are_corrupted_if_there_are_fewer(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
     monkeypatch.setattr(ablate, "CORRUPTED", 1000)
-    ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     assert contents(watched.corrupted[0][0]) == contents(data.images["val"])
 
 
@@ -149,10 +153,10 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert ablate.main([]) == 0
     assert watched.asked == (("organamnist",), {"directory": None})
-    assert [(method, recipe.seed) for _, _, recipe, _, method in watched.trained] == [
-        (method, seed) for seed in (1, 2, 3) for method in ablate.VARIANTS.values()
+    assert [(recipe, config.seed) for _, _, config, _, recipe in watched.trained] == [
+        (recipe, seed) for seed in (1, 2, 3) for recipe in ablate.VARIANTS.values()
     ]
-    assert all(recipe.max_epochs == 8 for _, _, recipe, _, _ in watched.trained)
+    assert all(config.max_epochs == 8 for _, _, config, _, _ in watched.trained)
     directories = sorted(path.name for path in (tmp_path / "runs" / "ablation").iterdir())
     assert directories == sorted(name.replace(" ", "_") for name in ablate.VARIANTS)
     printed = capsys.readouterr().out.splitlines()
@@ -163,25 +167,29 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
 
 def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
-    first = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
-    again = ablate.judge("v", Edge(), 3, data, data, 2, tmp_path, CPU)
+    first = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
+    again = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     assert len(watched.trained) == 1 and first.items() <= again.items()
     for changed in (
         {"epochs": 3},
-        {"method": Edge(shift=1)},
-        {"kept": dataclasses.replace(data, md5="1" * 32)},
+        {"recipe": EdgeRecipe(shift=1)},
+        {"data": dataclasses.replace(data, md5="1" * 32)},
     ):
-        arguments = {"name": "v", "method": Edge(), "seed": 3, "kept": data, "held": data, "epochs": 2}
-        with pytest.raises(record.RunError, match="is of another recipe, data set or number of epochs"):
+        arguments = {"name": "v", "recipe": EdgeRecipe(), "seed": 3, "data": data, "held": data, "epochs": 2}
+        with pytest.raises(RunError, match="is of another recipe, data set or number of epochs"):
             ablate.judge(**arguments | changed, out=tmp_path, device=CPU)
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (KeyboardInterrupt(), 130, "ablate: stopped; the same command goes on from the last finished epoch"),
-        (fit.StageFailed("edge: out of memory"), 1, "ablate: error: edge: out of memory"),
-        (record.RunError("no data"), 2, "ablate: error: no data"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "ablate: stopped; rerun the same command to continue from the last finished epoch",
+        ),
+        (StageFailed("edge: out of memory"), 1, "ablate: error: edge: out of memory"),
+        (RunError("no data"), 2, "ablate: error: no data"),
     ],
 )
 def test_what_breaks_off_says_so_and_has_an_exit_code(
@@ -203,7 +211,8 @@ def test_help_says_what_the_command_is_for(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0
     assert (
-        "what each ingredient of the edge network's recipe is worth" in text and "Each variant is" not in text
+        "Measure what each ingredient of the edge network's recipe contributes." in text
+        and "The baseline is" not in text
     )
 
 
@@ -217,20 +226,20 @@ def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
 def test_each_variant_changes_one_ingredient_of_the_reference():
     """docs/results/edge.md, "What each ingredient is worth": the reference is the recipe without erasing and other windows."""
     reference = dataclasses.asdict(ablate.VARIANTS["reference"])
-    assert reference == dataclasses.asdict(Edge()) | {"erase": 0.0, "intensity": 0.0}
+    assert reference == dataclasses.asdict(EdgeRecipe()) | {"erase": 0.0, "intensity": 0.0}
     changed = {
-        name: {key: value for key, value in dataclasses.asdict(method).items() if value != reference[key]}
-        for name, method in ablate.VARIANTS.items()
+        name: {key: value for key, value in dataclasses.asdict(recipe).items() if value != reference[key]}
+        for name, recipe in ablate.VARIANTS.items()
     }
     assert changed == {
         "reference": {},
-        "no cutting": {"cut": 0.0},
-        "no mirroring": {"mirror": 0.0},
+        "no cutting": {"cutmix": 0.0},
+        "no mirroring": {"flip_front_back": 0.0},
         "no shifts": {"shift": 0},
-        "no averaged weights": {"averaged": None},
+        "no averaged weights": {"ema_decay": None},
         "no label smoothing": {"smoothing": 0.0},
         "with erasing": {"erase": 0.5},
-        "with mixing": {"mix": 0.5},
+        "with mixing": {"mixup": 0.5},
         "with rotation and scale": {"affine": 1.0},
         "with another window": {"intensity": 0.3},
         "with noise": {"noise": 0.05},

@@ -7,7 +7,7 @@ from scipy import ndimage, stats
 from torchvision.transforms import RandomErasing, RandomPerspective, RandomRotation
 from torchvision.transforms.functional import InterpolationMode, _get_perspective_coeffs, perspective, rotate
 
-from train.augment import _perspectives, _rectangles, augment, normalise
+from train.augment import _perspectives, _rectangles, augment, normalize
 
 UNLIKELY = 1e-4  # a test of two distributions refuses equal ones this often; the draws are seeded
 
@@ -24,7 +24,7 @@ def test_normalise_is_to_tensor_and_normalize_bit_for_bit():
 
     every = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     expected = Compose([ToTensor(), Normalize([0.5], [0.5])])(every[0].numpy())
-    assert torch.equal(normalise(every)[0], expected)
+    assert torch.equal(normalize(every)[0], expected)
 
 
 def test_same_seed_same_batch_and_another_seed_another():

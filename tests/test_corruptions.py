@@ -278,7 +278,7 @@ def test_no_more_than_a_mebipixel_is_corrupted_at_a_time(monkeypatch):
 def test_what_it_cannot_corrupt_is_refused():
     with pytest.raises(ValueError, match="unknown corruption 'fog'; choose from pixelate, "):
         corrupt(SLICES, "fog", 1)
-    with pytest.raises(ValueError, match="severity is 1 to 5, found 0"):
+    with pytest.raises(ValueError, match="severity must be 1 to 5, found 0"):
         corrupt(SLICES, "pixelate", 0)
     with pytest.raises(ValueError, match=r"expected uint8 \(N, S, S\), found float32 \(5, 28, 28\)"):
         corrupt(SLICES.astype(np.float32), "pixelate", 1)

@@ -18,9 +18,10 @@ from tests.at_hand import DATA, needs_organamnist
 from tests.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
-from train.data import DATASETS, SIZES, default_directory, load_data, published
-from train.download import download, md5_of
-from train.record import RunError
+from train.data import default_directory, load_data, published
+from train.datasets import DATASETS, SIZES
+from train.download import digest_of, download
+from train.errors import RunError
 
 
 def medmnist_file(size=28):
@@ -409,7 +410,7 @@ def test_the_lock_of_a_download_is_given_back(server, tmp_path):
 def test_md5_is_hashlibs(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # RFC 1321, appendix A.5
-    assert md5_of(tmp_path / "file") == "900150983cd24fb0d6963f7d28e17f72"
+    assert digest_of(tmp_path / "file", "md5") == "900150983cd24fb0d6963f7d28e17f72"
 
 
 def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
@@ -529,7 +530,7 @@ def test_the_first_and_the_last_class_are_taken(tmp_path, monkeypatch):
     labels = np.tile([0, 10], 20)[:, None].astype(np.uint8)
     arrays = dict(np.load(io.BytesIO(CONTENT))) | {"train_labels": labels}
     np.savez(tmp_path / "organsmnist.npz", **arrays)
-    known = published("organsmnist", 28) | {"md5": md5_of(tmp_path / "organsmnist.npz")}
+    known = published("organsmnist", 28) | {"md5": digest_of(tmp_path / "organsmnist.npz", "md5")}
     monkeypatch.setattr(data_module, "published", lambda flag, size: known)
     assert load_data("organsmnist", directory=tmp_path).counts["train"] == [20, *[0] * 9, 20]
 
@@ -550,11 +551,11 @@ def test_a_directory_in_place_of_the_file_is_named(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, algorithm):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "organsmnist.npz").write_bytes(CONTENT)
-    monkeypatch.setattr(data_module, "md5_of", refuse)
+    monkeypatch.setattr(data_module, "digest_of", refuse)
     with pytest.raises(RunError, match=r"cannot read .*organsmnist.npz: Permission denied"):
         load_data("organsmnist", directory=tmp_path)
 

@@ -8,7 +8,7 @@ import torch
 from train import devices
 from train.arguments import device_name
 from train.devices import choose_device, device_line, precision, runs_on, why_no_gpu
-from train.record import RunError
+from train.errors import RunError
 
 GPU = torch.device("cuda", 0)
 CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
@@ -267,7 +267,7 @@ def test_a_gap_in_the_build_is_closed_by_an_upgrade(gpus):
 
 
 def test_an_architecture_of_another_form_is_named():
-    with pytest.raises(RunError, match="this PyTorch lists an architecture of unknown form, 'gfx942'"):
+    with pytest.raises(RunError, match="this PyTorch lists an unknown kind of architecture, 'gfx942'"):
         runs_on((9, 0), ["gfx942"])
 
 

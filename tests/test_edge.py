@@ -7,14 +7,14 @@ from at_hand import DATA, needs_organamnist
 from test_fit import CPU, made_data, without_seconds
 
 from train import fit, record
-from train.average import Average
-from train.edge import ablate, augment
+from train.config import TrainConfig
+from train.edge import ablate
 from train.edge.chains import chains, held_out
-from train.edge.method import Edge
-from train.edge.network import ResidualNetwork
-from train.fit import Recipe
-from train.networks import count_parameters, make_network
-from train.record import RunError
+from train.ema import ModelEma
+from train.errors import RunError
+from train.networks import ResidualNetwork, count_parameters, make_network
+from train.recipes import EdgeRecipe
+from train.recipes import edge_augment as augment
 from train.stages import STAGES
 
 
@@ -41,7 +41,7 @@ def test_shifts_are_whole_pixels_with_the_edge_repeated():
 
 def test_mirroring_keeps_the_patients_sides():
     x = slices(400)
-    seen = augment.mirror(x, 0.25, generator())
+    seen = augment.flip_front_back(x, 0.25, generator())
     same = torch.tensor([torch.equal(a, b) for a, b in zip(seen, x, strict=True)])
     flipped = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(seen, x, strict=True)])  # columns
     assert (same ^ flipped).all() and 0.15 < flipped.float().mean() < 0.35
@@ -63,8 +63,8 @@ def test_erasing_puts_middle_gray_in_one_rectangle():
         lambda x, g: augment.affine(x, 10, 0.1, g),
         lambda x, g: augment.intensity(x, 0.3, g),
         lambda x, g: augment.noise(x, 0.1, g),
-        lambda x, g: Edge(affine=1).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
-        lambda x, g: Edge(noise=0.1, cut=0).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
+        lambda x, g: EdgeRecipe(affine=1).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
+        lambda x, g: EdgeRecipe(noise=0.1, cutmix=0).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
     ],
 )
 def test_changes_keep_shape_and_range_and_follow_the_generator(change):
@@ -79,7 +79,7 @@ def test_changes_keep_shape_and_range_and_follow_the_generator(change):
 def test_a_square_of_another_slice_takes_its_share_of_the_target():
     x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)  # each slice its own gray
     targets = torch.eye(400)
-    seen, shares = augment.cut(x, targets, 0.5, generator())
+    seen, shares = augment.cutmix(x, targets, 0.5, generator())
     torch.testing.assert_close(shares.sum(1), torch.ones(400))
     cut = 0
     for i in range(400):
@@ -92,12 +92,12 @@ def test_a_square_of_another_slice_takes_its_share_of_the_target():
             assert shares[i, j] == pytest.approx(float(other.float().mean()), abs=1e-6)
             assert other.any(1).sum() == other.any(0).sum()  # a square
     assert 150 < cut < 230
-    assert torch.equal(augment.cut(x, targets, 0.0, generator())[0], x)
+    assert torch.equal(augment.cutmix(x, targets, 0.0, generator())[0], x)
 
 
 def test_mixing_weighs_slices_and_targets_alike():
     x = torch.arange(1.0, 401).view(400, 1, 1, 1).expand(400, 1, 28, 28)
-    seen, shares = augment.mix(x, torch.eye(400), 0.5, generator())
+    seen, shares = augment.mixup(x, torch.eye(400), 0.5, generator())
     torch.testing.assert_close(seen[:, 0, 0, 0], shares @ torch.arange(1.0, 401))
     torch.testing.assert_close(shares.sum(1), torch.ones(400))
     assert shares.diagonal().min() >= 0.5 and 150 < (shares.diagonal() < 1).sum() < 230
@@ -109,7 +109,7 @@ def test_rotation_without_angle_and_scale_changes_nothing():
 
 
 def test_the_learning_rate_rises_then_falls_to_nearly_nothing():
-    recipe = Edge(peak=1.0)
+    recipe = EdgeRecipe(peak=1.0)
     rates = [recipe.learning_rate(done / 100) for done in range(101)]
     assert rates[20] == 1.0 and rates[0] == rates[100] == 1e-3
     assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
@@ -118,7 +118,7 @@ def test_the_learning_rate_rises_then_falls_to_nearly_nothing():
 
 def test_weight_decay_is_for_weights_alone():
     network = make_network("edge", classes=11, size=28, seed=1)
-    with_decay, without = Edge().optimiser(network).param_groups
+    with_decay, without = EdgeRecipe().optimizer(network).param_groups
     assert with_decay["weight_decay"] > 0 and without["weight_decay"] == 0
     assert all(p.ndim > 1 for p in with_decay["params"]) and all(p.ndim == 1 for p in without["params"])
     assert sum(p.numel() for g in (with_decay, without) for p in g["params"]) == count_parameters(network)
@@ -126,7 +126,7 @@ def test_weight_decay_is_for_weights_alone():
 
 def test_the_average_follows_weights_and_running_statistics():
     network = make_network("edge", classes=11, size=28, seed=1)
-    average = Average(network, 0.5)
+    average = ModelEma(network, 0.5)
     start = network.head.bias.detach().clone()
     with torch.no_grad():
         network.head.bias += 1
@@ -135,7 +135,7 @@ def test_the_average_follows_weights_and_running_statistics():
     average.update(network)
     torch.testing.assert_close(average.network.head.bias.detach(), start + 0.5)
     torch.testing.assert_close(average.network.norm.running_mean, torch.full((32,), 0.5))
-    first = Average(network, 0.999)
+    first = ModelEma(network, 0.999)
     with torch.no_grad():
         network.head.bias += 11
     first.update(network)  # in the first step most of the average is new
@@ -162,18 +162,18 @@ def small(monkeypatch):
 
 
 def test_edge_keeps_its_last_weights_and_a_killed_run_ends_the_same(small, tmp_path, monkeypatch):
-    data, recipe = made_data(), Recipe(1, 64, 3, "none")
+    data, config = made_data(), TrainConfig(1, 64, 3, "none")
 
     def run(directory):
-        return fit.fit(STAGES["edge"], data, recipe, CPU, directory, say=lambda line: None)
+        return fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
 
     whole = run(tmp_path / "whole")
-    method = fit.method_of(STAGES["edge"], "axial")
-    assert whole["best_epoch"] == 3 and whole["recipe"]["method"] == method.described()
+    recipe = STAGES["edge"].recipe_for("axial")
+    assert whole.best_epoch == 3 and whole.facts.settings.method == recipe.described()
     # four steps an epoch: the slice left over joins the fourth
-    rates = [row["learning_rate"] for row in whole["history"]]
-    assert rates == [method.learning_rate((epoch + 3 / 4) / 3) for epoch in range(3)]
-    assert whole["history"][-1]["train_loss"] < whole["history"][0]["train_loss"]
+    rates = [row["learning_rate"] for row in whole.history]
+    assert rates == [recipe.learning_rate((epoch + 3 / 4) / 3) for epoch in range(3)]
+    assert whole.history[-1]["train_loss"] < whole.history[0]["train_loss"]
 
     class Killed(BaseException):
         pass
@@ -190,12 +190,12 @@ def test_edge_keeps_its_last_weights_and_a_killed_run_ends_the_same(small, tmp_p
             run(tmp_path / "killed")
     monkeypatch.setattr(record, "save_checkpoint", save)
     again = run(tmp_path / "killed")
-    assert without_seconds(again["history"]) == without_seconds(whole["history"])
-    assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
+    assert without_seconds(again.history) == without_seconds(whole.history)
+    assert all(torch.equal(again.state[key], value) for key, value in whole.state.items())
 
 
 def test_a_part_of_every_slice_is_erased_after_cutting():
-    still = Edge(mirror=0, shift=0, cut=0, intensity=0, erase=1.0)
+    still = EdgeRecipe(flip_front_back=0, shift=0, cutmix=0, intensity=0, erase=1.0)
     labels = torch.arange(64) % 3
     x, targets = still.prepare(slices(), labels, 3, generator())
     assert torch.equal(targets.argmax(1), labels)
@@ -206,7 +206,7 @@ def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypa
     data, seen = made_data(), []
     real = fit.evaluate
     monkeypatch.setattr(fit, "evaluate", lambda network, x: seen.append(x) or real(network, x))
-    ablate.judge("v", Edge(erase=0.0, intensity=0.0), 1, data, data, 1, tmp_path, CPU)
+    ablate.judge("v", EdgeRecipe(erase=0.0, intensity=0.0), 1, data, data, 1, tmp_path, CPU)
     held, plain, mirrored = seen[1:4]  # the first is the epoch's own
     assert held is data.images["train"] and np.array_equal(plain, data.images["val"])
     assert np.array_equal(mirrored, data.images["val"][:, :, ::-1]) and len(seen) == 4 + 13
@@ -215,17 +215,20 @@ def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypa
 def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
     data = made_data()
     stage = STAGES["edge"]
-    fit.fit(stage, data, Recipe(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
+    fit.fit(stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
     state = record.load_checkpoint(tmp_path / "checkpoint.pt")
-    record.save_checkpoint(tmp_path / "checkpoint.pt", state | {"finished": False})
+    record.save_checkpoint(
+        tmp_path / "checkpoint.pt",
+        state | {"finished": False, "optimiser": {}, "best": None, "best_accuracy": 0.5},
+    )
     with pytest.raises(RunError, match="was trained with another method; use --fresh"):
-        fit.fit(stage, data, Recipe(1, 64, 1, "none"), CPU, tmp_path, method=Edge(shift=1))
+        fit.fit(stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, recipe=EdgeRecipe(shift=1))
 
 
 def test_only_axial_slices_are_mirrored():
-    assert fit.method_of(STAGES["edge"], "axial").mirror > 0
-    assert fit.method_of(STAGES["edge"], "sagittal").mirror == 0
-    assert fit.method_of(STAGES["edge"], "coronal").mirror == 0
+    assert STAGES["edge"].recipe_for("axial").flip_front_back > 0
+    assert STAGES["edge"].recipe_for("sagittal").flip_front_back == 0
+    assert STAGES["edge"].recipe_for("coronal").flip_front_back == 0
 
 
 def test_chains_join_what_is_alike_within_a_class():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from train.edge import augment
-from train.edge.method import Edge
+from train.recipes import EdgeRecipe
+from train.recipes import edge_augment as augment
 
 UNLIKELY = 1e-4  # a test of a distribution refuses the right one this often; the draws are seeded
 MANY = 4000
@@ -165,7 +165,7 @@ def cut_slices(probability, n=MANY, seed=0):
     """Slices whose gray is their number, after `cut`: the pasted pixels, from which slice, and the targets."""
     x = torch.arange(n, dtype=torch.float32).view(n, 1, 1, 1).expand(n, 1, 28, 28)
     classes = torch.arange(n) % 7
-    seen, targets = augment.cut(
+    seen, targets = augment.cutmix(
         x, torch.nn.functional.one_hot(classes, 7).float(), probability, generator(seed)
     )
     pasted = (seen != x)[:, 0].numpy()
@@ -191,9 +191,9 @@ def test_squares_are_uniform_in_area_and_place():
 
 def test_targets_are_shared_by_area_with_the_slice_that_was_pasted():
     pasted, source, classes, targets = cut_slices(0.5)
-    cut = pasted.any((1, 2))
+    cutmix = pasted.any((1, 2))
     # one side in 28 squared is none
-    assert happens(cut, 0.5 * (1 - 1 / 28**2))
+    assert happens(cutmix, 0.5 * (1 - 1 / 28**2))
     expected = np.zeros_like(targets)
     for i, (mask, pixels) in enumerate(zip(pasted, source, strict=True)):
         share = mask.mean()
@@ -209,7 +209,7 @@ def test_targets_are_shared_by_area_with_the_slice_that_was_pasted():
 def test_mixing_takes_up_to_a_half_of_another_slice():
     n = MANY
     x = torch.rand(n, 1, 2, 2, generator=generator(3))
-    seen, shares = augment.mix(x, torch.eye(n), 0.5, generator())
+    seen, shares = augment.mixup(x, torch.eye(n), 0.5, generator())
     other = 1 - shares.diagonal().numpy()
     mixed = other > 0
     assert happens(mixed, 0.5) and is_uniform(other[mixed], 0, 0.5)
@@ -235,25 +235,27 @@ PUBLISHED = {
 
 
 def test_the_recipe_is_the_published_one():
-    assert Edge().described() == PUBLISHED
-    assert Edge(averaged=None).described() == {k: v for k, v in PUBLISHED.items() if k != "averaged"}
+    assert EdgeRecipe().described() == PUBLISHED
+    assert EdgeRecipe(ema_decay=None).described() == {k: v for k, v in PUBLISHED.items() if k != "averaged"}
 
 
 def test_a_batch_is_prepared_by_the_ingredients_in_their_order():
-    recipe = Edge(mirror=0.3, shift=3, affine=0.5, cut=0.4, mix=0.6, intensity=0.2, noise=0.1, erase=0.7)
+    recipe = EdgeRecipe(
+        flip_front_back=0.3, shift=3, affine=0.5, cutmix=0.4, mixup=0.6, intensity=0.2, noise=0.1, erase=0.7
+    )
     x, labels = torch.rand(64, 1, 28, 28, generator=generator(2)) * 2 - 1, torch.arange(64) % 5
     found, found_targets = recipe.prepare(x, labels, 5, generator(4))
     g = generator(4)
-    x = augment.shift(augment.mirror(x, 0.3, g), 3, g)
+    x = augment.shift(augment.flip_front_back(x, 0.3, g), 3, g)
     x = augment.affine(x, 5.0, 0.05, g)  # 10 degrees and a tenth at strength 1
-    x, targets = augment.cut(x, torch.eye(5)[labels], 0.4, g)
-    x, targets = augment.mix(x, targets, 0.6, g)
+    x, targets = augment.cutmix(x, torch.eye(5)[labels], 0.4, g)
+    x, targets = augment.mixup(x, targets, 0.6, g)
     x = augment.erase(augment.noise(augment.intensity(x, 0.2, g), 0.1, g), 0.7, 0.25, g)
     torch.testing.assert_close(found, x, rtol=0, atol=0)
     torch.testing.assert_close(found_targets, targets, rtol=0, atol=0)
 
 
-INGREDIENTS = ("mirror", "shift", "affine", "cut", "mix", "intensity", "noise", "erase")
+INGREDIENTS = ("flip_front_back", "shift", "affine", "cutmix", "mixup", "intensity", "noise", "erase")
 
 
 @pytest.mark.parametrize("left_in", INGREDIENTS)
@@ -264,9 +266,9 @@ def test_an_ingredient_of_strength_zero_is_not_drawn(left_in, monkeypatch):
         monkeypatch.setattr(augment, name, lambda *a, name=name, real=real: called.append(name) or real(*a))
     strengths = dict.fromkeys(INGREDIENTS, 0) | {left_in: 1}
     x, labels = torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 1])
-    _, targets = Edge(**strengths).prepare(x, labels, 3, generator())
+    _, targets = EdgeRecipe(**strengths).prepare(x, labels, 3, generator())
     assert called == [left_in]
-    if left_in not in ("cut", "mix"):
+    if left_in not in ("cutmix", "mixup"):
         assert torch.equal(targets, torch.eye(3)[labels])
 
 
@@ -278,9 +280,9 @@ def test_the_loss_is_smoothed_cross_entropy_summed_over_slices():
     expected = 0.0
     for row, target in zip(log, targets.tolist(), strict=True):
         expected -= sum((0.9 * t + 0.1 / 3) * p for t, p in zip(target, row, strict=True))
-    assert float(Edge().loss(logits, targets)) == pytest.approx(expected, rel=1e-6)
+    assert float(EdgeRecipe().loss(logits, targets)) == pytest.approx(expected, rel=1e-6)
     plain = -log[0][0] - 0.25 * log[1][0] - 0.75 * log[1][2]
-    assert float(Edge(smoothing=0.0).loss(logits, targets)) == pytest.approx(plain, rel=1e-6)
+    assert float(EdgeRecipe(smoothing=0.0).loss(logits, targets)) == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_the_loss_is_smoothed_cross_entropy_summed_over_slices():
     ],
 )
 def test_the_learning_rate_at_points_computed_by_hand(done, rate):
-    assert Edge().learning_rate(done) == pytest.approx(rate, rel=1e-9)
+    assert EdgeRecipe().learning_rate(done) == pytest.approx(rate, rel=1e-9)
 
 
 def test_weights_decay_and_biases_and_normalization_do_not():
@@ -310,7 +312,7 @@ def test_weights_decay_and_biases_and_normalization_do_not():
             self.head = torch.nn.Linear(2, 3)
 
     network = Network()
-    optimizer = Edge(decay=0.07, peak=0.02).optimiser(network)
+    optimizer = EdgeRecipe(decay=0.07, peak=0.02).optimizer(network)
     assert type(optimizer) is torch.optim.AdamW and optimizer.defaults["betas"] == (0.9, 0.999)
     decayed, kept = (
         {name for name, p in network.named_parameters() if any(p is q for q in group["params"])}

@@ -17,7 +17,7 @@ from export import member
 from export.member import ExportError
 from tests.tiny_graphs import SIZE, linear_graph, packed, softmax
 from train.data import Data
-from train.record import RunError
+from train.errors import RunError
 
 CLASSES = [f"organ{i}" for i in range(11)]
 RNG = np.random.default_rng(31)
@@ -48,7 +48,7 @@ def checkpoints(tmp_path, monkeypatch):
 
     monkeypatch.setattr("train.data.load_data", data)
     monkeypatch.setattr("train.record.load_checkpoint", lambda path: states[path])
-    monkeypatch.setattr("train.fit.network_of", lambda state: Linear(MATRICES[state["network"]]))
+    monkeypatch.setattr("train.fit.network_of", lambda checkpoint: Linear(MATRICES[checkpoint.facts.network]))
     monkeypatch.setattr(member, "to_onnx", lambda network, size: linear_graph(network.matrix))
     monkeypatch.setattr("train.calibration.CORRUPTIONS", {"negative": None})
     monkeypatch.setattr("train.calibration.corrupt", lambda images, name, severity: 255 - images)
@@ -61,6 +61,8 @@ def checkpoints(tmp_path, monkeypatch):
             states[path] = {
                 "stage": stage, "network": stage, "dataset": "organamnist", "size": SIZE, "stored": SIZE,
                 "classes": CLASSES, "data_md5": "0" * 32, "smoke": False, "seed": 5, "finished": True, "weights": "none",
+                "parameters": 1, "recipe": {"batch_size": 8, "max_epochs": 1, "method": {}}, "state": {}, "best_epoch": 1,
+                "history": [], "optimiser": {}, "best": {}, "best_accuracy": 0.5,
             } | changes  # fmt: skip
             paths.append(path)
         make.states, make.asked = states, asked

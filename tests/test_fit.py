@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from train import fit, record
-from train.batches import cut
+from train import checkpoint, fit, record
+from train.batches import split_order
+from train.config import TrainConfig
 from train.data import Data
-from train.fit import Recipe, StageFailed
-from train.record import HISTORY_COLUMNS, RunError
+from train.errors import RunError, StageFailed
+from train.learner import Learner
+from train.record import HISTORY_COLUMNS
 from train.results import opened
 from train.stages import STAGES, Stage
 
@@ -38,8 +40,8 @@ def data():
 
 
 def trained(stage, data, directory, **changes):
-    recipe = dataclasses.replace(Recipe(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes)
-    return fit.fit(stage, data, recipe, CPU, directory, say=lambda line: None)
+    config = dataclasses.replace(TrainConfig(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes)
+    return fit.fit(stage, data, config, CPU, directory, say=lambda line: None)
 
 
 def without_seconds(history):
@@ -48,10 +50,10 @@ def without_seconds(history):
 
 @pytest.mark.parametrize("stage", ["base", "augmentation", "batch_norm"])
 def test_a_stage_learns_and_leaves_its_files(stage, data, tmp_path):
-    state = trained(STAGES[stage], data, tmp_path)
+    done = trained(STAGES[stage], data, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "history.csv"]
-    assert state["history"][-1]["train_loss"] < state["history"][0]["train_loss"]
-    assert max(row["val_accuracy"] for row in state["history"]) > 0.9
+    assert done.history[-1]["train_loss"] < done.history[0]["train_loss"]
+    assert max(row["val_accuracy"] for row in done.history) > 0.9
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert tuple(rows[0]) == HISTORY_COLUMNS and len(rows) == 3
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
@@ -83,22 +85,22 @@ def scripted(monkeypatch, accuracies):
 
 def test_early_stopping_waits_five_epochs_and_restores_the_best(monkeypatch, tmp_path):
     data = scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.7, 0.69, 0.1, 0.99])
-    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=100)
-    assert len(state["history"]) == 7 and state["best_epoch"] == 2  # only strictly better counts
-    start = fit.starting_network(STAGES["early_stopping"], data, Recipe(1, 64, 1, "none"))[0]
-    torch.testing.assert_close(state["state"]["head.bias"], start.head.bias.detach() + 2)
+    done = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=100)
+    assert len(done.history) == 7 and done.best_epoch == 2  # only strictly better counts
+    start = fit.starting_network(STAGES["early_stopping"], data, TrainConfig(1, 64, 1, "none"))[0]
+    torch.testing.assert_close(done.state["head.bias"], start.head.bias.detach() + 2)
 
 
 def test_base_runs_its_five_epochs_and_keeps_the_last(monkeypatch, tmp_path):
     data = scripted(monkeypatch, [0.9, 0.1, 0.2, 0.3, 0.4, 0.99])
-    state = trained(STAGES["base"], data, tmp_path, max_epochs=STAGES["base"].max_epochs)
-    assert len(state["history"]) == 5 and state["best_epoch"] == 5
+    done = trained(STAGES["base"], data, tmp_path, max_epochs=STAGES["base"].max_epochs)
+    assert len(done.history) == 5 and done.best_epoch == 5
 
 
 @pytest.mark.parametrize("stage", ["batch_norm", "augmentation"])
 def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path, monkeypatch):
     whole = trained(STAGES[stage], data, tmp_path / "whole")
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     save, finished = record.save_checkpoint, 0
     for _ in range(4):
         monkeypatch.setattr(record, "save_checkpoint", killed_after(1, save))
@@ -107,9 +109,9 @@ def test_killed_after_any_epoch_the_next_run_ends_the_same(stage, data, tmp_path
         finished += 1
     monkeypatch.setattr(record, "save_checkpoint", save)
     again = trained(STAGES[stage], data, tmp_path / "killed")
-    assert finished == 4 and again["finished"]
-    assert without_seconds(again["history"]) == without_seconds(whole["history"])
-    assert all(torch.equal(again["state"][key], value) for key, value in whole["state"].items())
+    assert finished == 4 and again.finished
+    assert without_seconds(again.history) == without_seconds(whole.history)
+    assert all(torch.equal(again.state[key], value) for key, value in whole.state.items())
 
 
 def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypatch):
@@ -123,33 +125,33 @@ def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypat
         match="was trained in bf16 so far, and --amp off trains in fp32 on cpu; continue with --amp bf16, or start over",
     ):
         trained(STAGES["base"], data, tmp_path, amp="off")
-    state = trained(STAGES["base"], data, tmp_path, amp="bf16")
-    assert state["finished"] and len(state["history"]) == 3 and state["recipe"]["precision"] == "bf16"
+    done = trained(STAGES["base"], data, tmp_path, amp="bf16")
+    assert done.finished and len(done.history) == 3 and done.facts.settings.precision == "bf16"
 
 
 @pytest.mark.parametrize("amp", ["fp16", "bf16", "off"])
 def test_every_precision_learns(data, tmp_path, amp):
-    state = trained(STAGES["base"], data, tmp_path, amp=amp)
-    assert state["recipe"]["precision"] == {"off": "fp32"}.get(amp, amp)
-    assert state["history"][-1]["train_loss"] < state["history"][0]["train_loss"]
-    assert all(value.dtype != torch.float16 for value in state["state"].values())
+    done = trained(STAGES["base"], data, tmp_path, amp=amp)
+    assert done.facts.settings.precision == {"off": "fp32"}.get(amp, amp)
+    assert done.history[-1]["train_loss"] < done.history[0]["train_loss"]
+    assert all(value.dtype != torch.float16 for value in done.state.values())
 
 
 def test_fp16_scales_the_loss_and_keeps_the_scale(data, tmp_path, monkeypatch):
     """A step whose gradients overflow is left out, and the scale halved; a checkpoint holds the scale."""
-    network = fit.starting_network(STAGES["batch_norm"], data, Recipe(1, 64, 1, "none"))[0]
-    learner = fit.Learner.of(network, fit.method_of(STAGES["batch_norm"], "axial"), precision="fp16")
-    assert learner.scaler.is_enabled() and not fit.Learner.of(network, learner.method).scaler.is_enabled()
+    network = fit.starting_network(STAGES["batch_norm"], data, TrainConfig(1, 64, 1, "none"))[0]
+    learner = Learner.of(network, STAGES["batch_norm"].recipe_for("axial"), precision="fp16")
+    assert learner.scaler.is_enabled() and not Learner.of(network, learner.recipe).scaler.is_enabled()
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = {key: value.clone() for key, value in network.named_parameters()}
     images = torch.from_numpy(data.images["train"][:64])
     labels = torch.from_numpy(data.labels["train"][:64])
-    recipe = Recipe(1, 64, 1, "none", amp="fp16")
-    fit.train_epoch(learner, images, labels, 3, STAGES["batch_norm"], recipe, 1)
+    config = TrainConfig(1, 64, 1, "none", amp="fp16")
+    fit.train_epoch(learner, images, labels, 3, STAGES["batch_norm"], config, 1)
     assert all(torch.equal(value, before[key]) for key, value in network.named_parameters())
     assert learner.scaler.get_scale() == 2.0**99
-    other = fit.Learner.of(network, learner.method, precision="fp16")
-    other.load_state_dict(fit._copied(learner.state_dict()))
+    other = Learner.of(network, learner.recipe, precision="fp16")
+    other.restore(network.state_dict(), learner.resume_state(None, 0.0))
     assert other.scaler.get_scale() == 2.0**99
 
 
@@ -184,12 +186,12 @@ def saved_epochs(monkeypatch):
 def test_checkpoints_are_written_at_a_new_best_and_at_the_end(monkeypatch, tmp_path):
     data = scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.8, 0.1])
     epochs = saved_epochs(monkeypatch)
-    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
-    assert epochs == [1, 2, 5, "end"] and len(state["history"]) == 6
+    done = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
+    assert epochs == [1, 2, 5, "end"] and len(done.history) == 6
 
 
 def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path):
-    assert fit.CHECKPOINT_SECONDS == 60  # docs/guides/training.md, "What is written, and resuming"
+    assert checkpoint.CHECKPOINT_SECONDS == 60  # docs/guides/training.md, "What is written, and resuming"
     data = scripted(monkeypatch, [0.7, 0.5, 0.5, 0.5, 0.5, 0.5])
     epochs, clock = saved_epochs(monkeypatch), iter(range(0, 10_000, 25))
     monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
@@ -216,7 +218,7 @@ def test_an_epoch_that_was_not_written_is_when_training_breaks_off(monkeypatch, 
         trained(STAGES["early_stopping"], data, tmp_path, max_epochs=6)
     assert epochs == [1, 3]
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
-    start = fit.starting_network(STAGES["early_stopping"], data, Recipe(1, 64, 1, "none"))[0]
+    start = fit.starting_network(STAGES["early_stopping"], data, TrainConfig(1, 64, 1, "none"))[0]
     torch.testing.assert_close(kept["state"]["head.bias"], start.head.bias.detach() + 3)
     assert [row["val_accuracy"] for row in kept["history"]] == [0.7, 0.6, 0.5] and kept["best_epoch"] == 1
 
@@ -231,8 +233,8 @@ def test_the_seconds_of_a_stage_hold_its_checkpoints(monkeypatch, tmp_path):
         save(path, state)
 
     monkeypatch.setattr(record, "save_checkpoint", slow)
-    state = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=3)
-    assert [row["seconds"] for row in state["history"]] == [0, 10, 20]
+    done = trained(STAGES["early_stopping"], data, tmp_path, max_epochs=3)
+    assert [row["seconds"] for row in done.history] == [0, 10, 20]
 
 
 def test_validation_keeps_cudnn_on_and_its_float32_full(data, monkeypatch):
@@ -291,20 +293,20 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
 )
 def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(data, tmp_path, changes, named):
     first = trained(STAGES["base"], data, tmp_path, max_epochs=1)
-    assert first["finished"]
+    assert first.finished
     with pytest.raises(RunError, match=f"was trained with another {named}; use --fresh to start over"):
         trained(STAGES["base"], data, tmp_path, **changes)
     other = dataclasses.replace(data, md5="1" * 32)
     with pytest.raises(RunError, match="was trained with another data_md5"):
         trained(STAGES["base"], other, tmp_path, max_epochs=1)
-    assert trained(STAGES["base"], data, tmp_path, max_epochs=1)["history"] == first["history"]
+    assert trained(STAGES["base"], data, tmp_path, max_epochs=1).history == first.history
 
 
 def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monkeypatch):
-    from train import networks
+    from train.networks import weights
 
     stage = Stage("resnet50", "resnet50", pretrained=True)
-    recipe = Recipe(1, 64, 1, "imagenet")
+    config = TrainConfig(1, 64, 1, "imagenet")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     asked = []
 
@@ -313,21 +315,21 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
         path.parent.mkdir()
         path.write_bytes(b"not the weights")
 
-    monkeypatch.setattr(networks, "download", fetch)
+    monkeypatch.setattr(weights, "download", fetch)
     for _ in range(2):
         with pytest.raises(
             RunError, match=r"resnet50-0676ba61.pth is not torchvision's: its SHA-256 begins with"
         ):
-            fit.starting_network(stage, data, recipe)
+            fit.starting_network(stage, data, config)
     assert asked == [("resnet50-0676ba61.pth", "0676ba61", "sha256")]
 
     def refuse(*_, **__):
         raise RunError("no network")
 
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").unlink()
-    monkeypatch.setattr(networks, "download", refuse)
+    monkeypatch.setattr(weights, "download", refuse)
     with pytest.raises(RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"):
-        fit.starting_network(stage, data, recipe)
+        fit.starting_network(stage, data, config)
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path):
@@ -380,28 +382,28 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path):
 
 
 def test_the_last_batch_of_one_joins_the_one_before():
-    sizes = [len(b) for b in cut(torch.arange(257), 128, at_least=2)]
+    sizes = [len(b) for b in split_order(torch.arange(257), 128, at_least=2)]
     assert sizes == [128, 129]
-    assert [len(b) for b in cut(torch.arange(258), 128, at_least=2)] == [128, 128, 2]
-    assert [len(b) for b in cut(torch.arange(1), 128, at_least=2)] == [1]
+    assert [len(b) for b in split_order(torch.arange(258), 128, at_least=2)] == [128, 128, 2]
+    assert [len(b) for b in split_order(torch.arange(1), 128, at_least=2)] == [1]
 
 
 def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, data):
     stage = Stage("resnet50", "resnet50", pretrained=True)
-    recipe = Recipe(1, 64, 1, "imagenet", weights_dir=tmp_path)
+    config = TrainConfig(1, 64, 1, "imagenet", weights_dir=tmp_path)
     with pytest.raises(
         RunError, match=r"no resnet50.pth or resnet50-0676ba61.pth in .*fetch https://.*--weights none"
     ):
-        fit.starting_network(stage, data, recipe)
+        fit.starting_network(stage, data, config)
     import torchvision
 
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
-    network, source = fit.starting_network(stage, data, recipe)
+    network, source = fit.starting_network(stage, data, config)
     assert source.startswith("resnet50.pth (sha256 ") and network.resnet.fc.out_features == 3
-    assert fit.starting_network(stage, data, dataclasses.replace(recipe, weights="none"))[1] == "none"
+    assert fit.starting_network(stage, data, dataclasses.replace(config, weights="none"))[1] == "none"
     (tmp_path / "resnet50.pth").write_bytes(b"broken")
     with pytest.raises(RunError, match=r"resnet50.pth is not a readable PyTorch weights file"):
-        fit.starting_network(stage, data, recipe)
+        fit.starting_network(stage, data, config)
 
 
 def test_results_of_another_version_s_stages_are_refused(tmp_path):
@@ -447,7 +449,7 @@ def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(filelock, "FileLock", Fallback)
     with record.locked(tmp_path):
         assert capsys.readouterr().err == (
-            f"train: note: {tmp_path} is on a file system without flock, so that a killed run leaves its lock behind;"
+            f"train: note: {tmp_path} is on a file system without flock, so a killed run leaves its lock behind;"
             f" remove {tmp_path / '.lock'} then\n"
         )
     monkeypatch.setattr(filelock, "FileLock", None_)

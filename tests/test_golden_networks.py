@@ -9,10 +9,9 @@ import torchvision
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
-from train import networks
-from train.edge.network import ResidualNetwork
-from train.networks import GrayResNet, SmallMapConv2d, find_weights, make_network
-from train.record import RunError
+from train.errors import RunError
+from train.networks import GrayResNet, ResidualNetwork, SmallMapConv2d, find_weights, make_network
+from train.networks import weights as weights_module
 
 
 def convolution(x, weight, bias=None, stride=1):
@@ -324,7 +323,7 @@ def test_downloaded_weights_are_read_once_their_digest_agrees(tmp_path, monkeypa
 
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda network: Entry)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(networks, "download", fetch)
+    monkeypatch.setattr(weights_module, "download", fetch)
     (tmp_path / "hub").mkdir()
     for _ in range(2):  # the second time from the cache
         weights, source = find_weights("resnet50", None)

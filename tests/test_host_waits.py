@@ -14,9 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from train import average, batches, devices, fit, method
-from train.edge import method as edge_method
+from train import batches, devices, ema, fit
+from train.config import TrainConfig
+from train.learner import Learner
 from train.networks import SmallMapConv2d, make_network
+from train.recipes import edge as edge_recipe
+from train.recipes import edge_augment, reference
 from train.stages import STAGES
 
 
@@ -84,17 +87,17 @@ def epoch_on_pretended_cuda(monkeypatch):
         raise LossReached
 
     def run(stage, network):
-        recipe = fit.Recipe(1, 64, 3, "none", amp="off")
+        config = TrainConfig(1, 64, 3, "none", amp="off")
         with FakeTensorMode(allow_non_fake_inputs=True):
-            method = fit.method_of(stage, "axial")
+            recipe = stage.recipe_for("axial")
             on_pretended_cuda(network)
-            learner = fit.Learner(network, method, method.optimiser(network))
+            learner = Learner(network, recipe, recipe.optimizer(network))
             images = torch.empty((256, 28, 28), dtype=torch.uint8, device="cuda")
             labels = torch.empty(256, dtype=torch.int64, device="cuda")
             monkeypatch.setattr(fit.torch, "Generator", NoGenerator)
             monkeypatch.setattr(torch.Tensor, "backward", loss_reached)
             with Operations() as operations, pytest.raises(LossReached):
-                fit.train_epoch(learner, images, labels, 11, stage, recipe, 1)
+                fit.train_epoch(learner, images, labels, 11, stage, config, 1)
             monkeypatch.undo()
         return operations
 
@@ -112,7 +115,7 @@ def test_no_operation_of_a_step_waits_for_the_gpu(epoch_on_pretended_cuda, name)
 
 def test_the_average_of_weights_waits_for_nothing():
     network = make_network("edge", classes=11, size=28, seed=1)
-    kept = average.Average(network, 0.9)
+    kept = ema.ModelEma(network, 0.9)
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_pretended_cuda(network)
         on_pretended_cuda(kept.network)
@@ -155,10 +158,10 @@ def test_small_maps_are_convolved_as_they_are_on_a_gpu(device):
 # What is called between the start of an epoch and its end, by file.
 STEP = {
     fit: ["train_epoch"],
-    batches: ["cut"],
-    method: ["Study"],
-    edge_method: ["Edge"],
-    average: ["Average"],
+    batches: ["split_order"],
+    reference: ["ReferenceRecipe"],
+    edge_recipe: ["EdgeRecipe"],
+    ema: ["ModelEma"],
 }
 WAITING_CALLS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize"}
 WAITING_FUNCTIONS = {"torch.tensor", "torch.as_tensor", "torch.from_numpy"}
@@ -183,7 +186,6 @@ def waiting_calls(function):
 
 def step_functions():
     from train import augment
-    from train.edge import augment as edge_augment
 
     named = [getattr(module, name) for module, names in STEP.items() for name in names]
     public = [

@@ -26,10 +26,10 @@ def sure_of(predicted, classes):
 
 def test_accuracy_precision_recall_f1_by_hand():
     m = measure(PROBABILITIES, LABELS)
-    assert m["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
-    assert m["accuracy"] == m["recall"] == pytest.approx(4 / 6)
-    assert m["precision"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert m["f1"] == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
+    assert m.confusion == [[2, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert m.accuracy == m.recall == pytest.approx(4 / 6)
+    assert m.precision == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert m.f1 == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
 
 
 def test_unequal_classes_are_weighted_by_their_support():
@@ -37,20 +37,20 @@ def test_unequal_classes_are_weighted_by_their_support():
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 2])
     m = measure(sure_of(np.array([0, 0, 0, 0, 1, 1, 2, 2]), 3), labels)
     # by class: precision 4/4, 1/2, 1/2; recall 4/5, 1/2, 1/1; F1 8/9, 1/2, 2/3
-    assert m["confusion"] == [[4, 1, 0], [0, 1, 1], [0, 0, 1]]
-    assert m["precision"] == pytest.approx((5 * 1 + 2 * 1 / 2 + 1 * 1 / 2) / 8)
-    assert m["recall"] == m["accuracy"] == pytest.approx(6 / 8)
-    assert m["f1"] == pytest.approx((5 * 8 / 9 + 2 * 1 / 2 + 1 * 2 / 3) / 8)
+    assert m.confusion == [[4, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert m.precision == pytest.approx((5 * 1 + 2 * 1 / 2 + 1 * 1 / 2) / 8)
+    assert m.recall == m.accuracy == pytest.approx(6 / 8)
+    assert m.f1 == pytest.approx((5 * 8 / 9 + 2 * 1 / 2 + 1 * 2 / 3) / 8)
 
 
 def test_a_class_that_is_never_predicted_has_precision_and_f1_zero():
     labels = np.array([0, 0, 0, 0, 0, 1, 1, 2])
     m = measure(sure_of(np.array([0, 0, 0, 0, 1, 1, 0, 0]), 4), labels)
     # class 2 occurs and is never predicted; class 3 neither occurs nor is predicted
-    assert m["confusion"] == [[4, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    assert m["precision"] == pytest.approx((5 * 4 / 6 + 2 * 1 / 2 + 1 * 0) / 8)
-    assert m["recall"] == pytest.approx(5 / 8)
-    assert m["f1"] == pytest.approx((5 * 8 / 11 + 2 * 1 / 2 + 1 * 0) / 8)
+    assert m.confusion == [[4, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert m.precision == pytest.approx((5 * 4 / 6 + 2 * 1 / 2 + 1 * 0) / 8)
+    assert m.recall == pytest.approx(5 / 8)
+    assert m.f1 == pytest.approx((5 * 8 / 11 + 2 * 1 / 2 + 1 * 0) / 8)
 
 
 def by_counting(probabilities, labels):
@@ -82,16 +82,16 @@ def split_answers(draw):
 def test_precision_recall_and_f1_are_those_counted_by_class(answers):
     probabilities, labels = answers
     m = measure(probabilities, labels)
-    assert [m["precision"], m["recall"], m["f1"]] == pytest.approx(by_counting(probabilities, labels))
-    confusion = np.array(m["confusion"])
+    assert [m.precision, m.recall, m.f1] == pytest.approx(by_counting(probabilities, labels))
+    confusion = np.array(m.confusion)
     assert (confusion.sum(1) == np.bincount(labels, minlength=probabilities.shape[1])).all()
-    assert m["accuracy"] == pytest.approx(confusion.trace() / len(labels))
+    assert m.accuracy == pytest.approx(confusion.trace() / len(labels))
 
 
 def test_auc_is_the_unweighted_mean_of_one_against_the_rest():
     # class 0: scores of the true 0.8 0.6 against 0.2 0.1 0.0 0.5, all above: 1; class 1: 0.7 0.4 against
     # 0.1 0.3 0.5 0.1: 7 of 8 pairs; class 2: 0.4 0.9 against four of 0.1: 1
-    assert measure(PROBABILITIES, LABELS)["auc"] == pytest.approx((1 + 7 / 8 + 1) / 3)
+    assert measure(PROBABILITIES, LABELS).auc == pytest.approx((1 + 7 / 8 + 1) / 3)
 
 
 def rank_statistic(probabilities, labels):
@@ -121,12 +121,12 @@ def test_auc_of_unequal_classes_by_the_rank_statistic():
     labels = np.repeat(np.arange(4), [40, 12, 5, 1])
     probabilities = generator.dirichlet(np.ones(4), len(labels)).round(2)
     expected = rank_statistic(probabilities, labels)
-    assert measure(probabilities, labels)["auc"] == pytest.approx(expected)
+    assert measure(probabilities, labels).auc == pytest.approx(expected)
 
 
 def test_auc_without_a_class_is_undefined_and_null():
     assert area_under_curve(PROBABILITIES, np.array([0, 0, 1, 1, 1, 1])) is None
-    assert measure(PROBABILITIES, np.zeros(6, int))["auc"] is None
+    assert measure(PROBABILITIES, np.zeros(6, int)).auc is None
     assert area_under_curve(np.ones((3, 1)), np.zeros(3, int)) is None
 
 
@@ -150,7 +150,7 @@ def test_ece_has_15_bins_of_unequal_fill():
     # sums of (right - probability): 1 - 4 * 0.62, 1 - 0.68, 1 - 0.87 - 0.93, 1 - 0.97
     by_hand = (1.48 + 0.32 + 0.80 + 0.03) / 8
     assert expected_calibration_error(p, labels) == pytest.approx(by_hand)
-    assert measure(p, labels)["ece"] == pytest.approx(by_hand)
+    assert measure(p, labels).ece == pytest.approx(by_hand)
     for bins in {*range(1, 31)} - {15}:
         assert expected_calibration_error(p, labels, bins) != pytest.approx(by_hand), bins
 

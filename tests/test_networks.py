@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from train.errors import RunError
 from train.networks import NETWORKS, GrayResNet, SmallMapConv2d, count_parameters, make_network
-from train.record import RunError
 from train.stages import LADDER, STAGES, chosen_stages
 
 SIZES = {

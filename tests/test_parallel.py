@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from train import parallel
+from train.errors import RunError
 from train.parallel import ALONE, Group
-from train.record import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -153,7 +153,7 @@ def test_a_process_that_has_ended_is_reported_by_the_others(monkeypatch, call):
         getattr(Group(0, 2), call)(*arguments)
     assert failed.value.exit_code == 1
     assert str(failed.value) == (
-        "another process of this run has ended, its own message says why (Connection closed by peer)"
+        "another process of this run ended, see its own message (Connection closed by peer)"
     )
 
 
@@ -268,6 +268,6 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(tmp_path, share):
     assert done.returncode != 0 and time.monotonic() - begun < 100
     assert "made to fail" in done.stderr and "train: error: " in done.stderr
     # the healthy rank is ended by torchrun, or loses its peer while it waits for it, whichever comes first
-    ended = ("train: stopped", "another process of this run has ended")
+    ended = ("train: stopped", "another process of this run ended")
     assert any(words in done.stderr for words in ended)
     assert "Traceback" not in done.stderr.partition("torch/distributed/elastic")[0]

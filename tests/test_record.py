@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from train import record
-from train.record import RunError
+from train.errors import RunError
 
 
 def names(directory):

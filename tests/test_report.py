@@ -13,12 +13,16 @@ import pytest
 from PIL import Image
 
 from tests.pages import Page
-from train.record import RunError
+from tests.result_rows import robustness_entry, stage_result
+from train import metrics
+from train.errors import RunError
+from train.json_format import to_json
 from train.report import measures, write_report
 from train.report.__main__ import main
 from train.report.pictures import samples
 from train.report.published import PUBLISHED, STUDY
 from train.report.run import read
+from train.results_format import Results
 
 CLASSES = ["kidney-left", "kidney-right", "liver", "<b>spleen & co</b>"]
 SPLITS = {"train": 24, "val": 12, "test": 16}
@@ -36,15 +40,9 @@ def make_split(flag: str = "organamnist", size: int = 8) -> SimpleNamespace:
 def make_entry(
     name: str, split: SimpleNamespace, *, seed: int = 1, offset: float = 0.0, auc: float | None = 0.9
 ):
-    """An entry of results.json whose every metric is a number of its own."""
-    entry = {"name": name, "network": "small", "parameters": 106239, "seed": seed, "weights": "none"}
-    entry |= {
-        "epochs": 3,
-        "best_epoch": 2,
-        "seconds": 12.5,
-        "seconds_per_epoch": 4.0,
-        "val_merged": "unknown key",
-    }
+    """A row of results.json, as JSON, whose every metric is a number of its own."""
+    about = {"parameters": 106239, "epochs": 3, "best_epoch": 2, "seconds": 12.5, "seconds_per_epoch": 4.0}
+    entry = to_json(stage_result(name, seed, **about))
     for i, part in enumerate(SPLITS):
         confusion = np.diag(np.bincount(split.labels[part]))
         confusion[0, 0] -= 1
@@ -185,10 +183,10 @@ def test_a_hostile_stage_name_stays_in_the_report(tmp_path):
 
 def test_the_study_stands_beside_organsmnist_only(two_stages, tmp_path):
     _, axial, _ = two_stages
-    assert not axial.rows_of("the study")
+    assert not axial.rows_of("reference study")
     split = make_split("organsmnist")
     page = Page(write_report(make_run(tmp_path, split, [make_entry("base", split)]), split))
-    (study,) = page.rows_of("the study")
+    (study,) = page.rows_of("reference study")
     assert study[1:] == [f"{value:.3f}" for s in SPLITS for value in STUDY["base"][s]]
 
 
@@ -212,7 +210,7 @@ def test_a_smoke_run_says_so_everywhere_and_no_other_does(two_stages, tmp_path):
     np.savez(run_dir / "base" / "probabilities.npz", **short)
     page = Page(write_report(run_dir, split))
     assert any(a.get("class") == "smoke" and a.get("role") == "alert" for _, a in page.elements)
-    assert "Its figures mean nothing." in page.text
+    assert "These figures mean nothing." in page.text
     assert "SMOKE RUN" in page.text
     assert "true" in (run_dir / "results.csv").read_text()
 
@@ -220,7 +218,7 @@ def test_a_smoke_run_says_so_everywhere_and_no_other_does(two_stages, tmp_path):
 def test_missing_files_and_metrics_leave_dashes_and_words(tmp_path):
     split = make_split()
     entry = make_entry("ensemble", split)
-    entry["test"] = dict.fromkeys((*METRICS, "confusion"))
+    entry["test"] = None
     del entry["train"]
     run_dir = make_run(tmp_path, split, [entry])
     (run_dir / "ensemble" / "history.csv").unlink()
@@ -228,8 +226,28 @@ def test_missing_files_and_metrics_leave_dashes_and_words(tmp_path):
     page = Page(write_report(run_dir, split))
     cells = page.rows_of("ensemble")[0][1:]
     assert cells[:4] == cells[8:] == ["–"] * 4
-    assert "Test has not been looked at yet." in page.text
+    assert "Test has not been evaluated yet." in page.text
     assert not {"None", "nan"} & set(re.split(r"\W+", page.text))
+
+
+@pytest.mark.parametrize("place", ["run", "stage", "metrics", "robustness"])
+def test_an_unknown_key_is_named_with_its_place(tmp_path, place):
+    split = make_split()
+    entry, measured, extra = make_entry("base", split), make_measured("base"), {}
+    places = {"run": extra, "stage": entry, "metrics": entry["val"], "robustness": measured}
+    places[place]["val_merged"] = 0.5
+    run_dir = make_run(tmp_path, split, [entry], **extra)
+    (run_dir / "robustness.json").write_text(json.dumps({"format": 1, "stages": [measured]}))
+    shown = {
+        "run": r"results\.json",
+        "stage": r"results\.json: stages\[0\]",
+        "metrics": r"results\.json: stages\[0\]: val",
+        "robustness": r"robustness\.json: stages\[0\]",
+    }
+    with pytest.raises(
+        RunError, match=rf"{shown[place]}: unknown key 'val_merged'; read it with the version"
+    ):
+        write_report(run_dir, split)
 
 
 def test_stages_begun_but_not_finished_are_shown_as_such(tmp_path):
@@ -240,7 +258,7 @@ def test_stages_begun_but_not_finished_are_shown_as_such(tmp_path):
     page = Page(write_report(run_dir, split))
     assert "no stage is measured yet" in page.text
     assert "3 epochs so far" in page.text
-    assert "Not run, or not finished yet: base, early_stopping" in page.text
+    assert "Not run or not finished: base, early_stopping" in page.text
 
 
 def test_several_seeds_show_mean_and_deviation(tmp_path):
@@ -276,8 +294,8 @@ def test_the_most_confident_mistakes_come_first():
 
 def test_merging_sides_counts_an_organ_once():
     confusion = np.array([[5, 3, 1, 0], [2, 6, 0, 0], [0, 1, 4, 0], [0, 0, 0, 0]])
-    assert measures.side_merged_accuracy(confusion, CLASSES) == (5 + 3 + 2 + 6 + 4) / 22
-    assert measures.side_merged_accuracy(np.zeros((4, 4), int), CLASSES) is None
+    assert metrics.side_merged_accuracy(confusion, CLASSES) == (5 + 3 + 2 + 6 + 4) / 22
+    assert metrics.side_merged_accuracy(np.zeros((4, 4), int), CLASSES) is None
 
 
 def test_per_class_figures_of_a_class_never_seen_are_undefined():
@@ -350,17 +368,18 @@ def test_calibration_over_several_seeds_is_their_mean(tmp_path):
 
 
 def make_measured(name: str, *, accuracy: float = 0.8, split: str = "test", slices: int = 9) -> dict:
-    """An entry of robustness.json of two corruptions."""
-    return {
-        "name": name,
-        "split": split,
-        "slices": slices,
-        "split_slices": SPLITS[split],
-        "clean_accuracy": accuracy + 0.1,
-        "mean_corrupted_accuracy": accuracy - 0.05,
-        "mean_balanced_error": 0.3217,
-        "accuracy": {"shot_noise": [accuracy] * 5, "contrast_up": [accuracy - 0.1 * i for i in range(5)]},
-    }
+    """An entry of robustness.json of two corruptions, as JSON."""
+    entry = robustness_entry(
+        name,
+        split=split,
+        slices=slices,
+        split_slices=SPLITS[split],
+        clean_accuracy=accuracy + 0.1,
+        mean_corrupted_accuracy=accuracy - 0.05,
+        mean_balanced_error=0.3217,
+        accuracy={"shot_noise": [accuracy] * 5, "contrast_up": [accuracy - 0.1 * i for i in range(5)]},
+    )
+    return to_json(entry)
 
 
 def test_robustness_is_shown_where_it_was_measured(two_stages, tmp_path):
@@ -402,7 +421,7 @@ def test_how_the_stages_were_trained_stands_in_the_report(two_stages):
         "loss cross-entropy",
         "with probability 0.5 each: rotation by up to 30 degrees, erasing of 2 % to 33 % of the area at an aspect ratio of"
         " 0.3 to 3.3, perspective distortion 0.5",
-        "composed into one warp with one bilinear look-up",
+        "rotation and perspective are one warp with one bilinear interpolation",
         "stops after 5 epochs, keeping the last weights",
     ):
         assert words in text, words
@@ -412,12 +431,10 @@ def test_when_each_stage_stops():
     from train.report.wording import stopping
 
     def of(name, *, smoke=False, **caps):
-        run = SimpleNamespace(results={"settings": {"max_epochs": caps}}, smoke=smoke)
+        run = SimpleNamespace(results=Results(settings={"max_epochs": caps}), smoke=smoke)
         return stopping(SimpleNamespace(name=name), run)
 
-    patient = (
-        "after 5 epochs without a better validation accuracy, and after {} at most, keeping the best weights"
-    )
+    patient = "after 5 epochs without a better validation accuracy, at the latest after {}, keeping the best weights"
     assert of("batch_norm") == of("resnet50") == patient.format(100)
     assert of("edge") == "after 24 epochs, keeping the last weights"
     assert of("ensemble") == of("of another version") == "–"
@@ -444,13 +461,18 @@ def test_several_seeds_are_listed_one_by_one_and_one_is_not(two_stages, tmp_path
     assert head == ["stage", "seed", "train", "validation", "test"]
     expected = [[e["name"], str(e["seed"]), *(f"{e[s]['accuracy']:.3f}" for s in SPLITS)] for e in entries]
     assert lines == expected
-    assert "Shown is seed 2, the best of the stage on validation." in page.text
-    assert "The matrices show seed 2, the best on validation; the curves all seeds." in page.text
-    assert "Bars are one standard deviation over 2 seeds." in page.text
-    assert "Every value is a mean over seeds 1, 2" in page.text and "One seed was run" not in page.text
+    assert "This section shows seed 2, the best of the stage on validation." in page.text
+    assert "The matrices show seed 2, the best on validation. The curves show all seeds." in page.text
+    assert "Error bars: one standard deviation over 2 seeds." in page.text
+    assert "Every value is the mean over seeds 1, 2" in page.text and "Only one seed" not in page.text
     alone = two_stages[1]
-    assert SEEDS_TABLE not in alone.tables and "One seed was run" in alone.text
-    for words in ("Shown is seed", "The matrices show seed", "standard deviation", "mean over seeds"):
+    assert SEEDS_TABLE not in alone.tables and "Only one seed was run" in alone.text
+    for words in (
+        "This section shows seed",
+        "The matrices show seed",
+        "standard deviation",
+        "mean over seeds",
+    ):
         assert words not in alone.text
 
 
@@ -485,24 +507,25 @@ def test_the_studys_rows_stand_under_their_stages_in_the_scores_alone(two_stages
     page = Page(write_report(make_run(tmp_path, split, entries), split))
     assert [row[0].removesuffix("chosen") for row in page.table(SCORES_TABLE)[2:]] == [
         "base",
-        "the study",
+        "reference study",
         "resnet50",
-        "the study",
+        "reference study",
         "edge",
     ]
     # of the members of its ensemble the study gives the validation accuracy alone, in its text
-    assert page.rows_of("the study")[1][1:] == ["–"] * 4 + ["0.912", "–", "–", "–"] + ["–"] * 4
-    assert len(page.rows_of("the study")) == 2
-    assert "Under each stage stand the study’s values" in page.text and "dashed, the study’s" in page.text
-    assert "Hollow marks without a line are members of the ensemble." in page.text
+    assert page.rows_of("reference study")[1][1:] == ["–"] * 4 + ["0.912", "–", "–", "–"] + ["–"] * 4
+    assert len(page.rows_of("reference study")) == 2
+    name = "the reference study (C. Mariño, 2022)"
+    assert f"The rows under the stages are from {name}" in page.text and f"Dashed lines: {name}." in page.text
+    assert "Hollow markers: members of the ensemble." in page.text
     other = two_stages[1]  # of another data set
-    assert "the study’s" not in other.text and "Hollow marks" in other.text
+    assert name not in other.text and "Hollow markers" in other.text
 
 
 def test_without_members_no_marks_are_hollow(tmp_path):
     split = make_split()
     page = Page(write_report(make_run(tmp_path, split, [make_entry("base", split)]), split))
-    assert "Hollow marks" not in page.text
+    assert "Hollow markers" not in page.text
 
 
 def test_slices_are_counted_as_recorded_of_the_whole_file_or_else_as_they_are(tmp_path):
@@ -528,7 +551,7 @@ def test_a_split_without_mistakes_says_so_and_has_no_sheet(tmp_path):
     right["test"] = np.roll(right["test"], 1, axis=1)
     np.savez(run_dir / "base" / "probabilities.npz", **right)
     page = Page(write_report(run_dir, split))
-    assert page.texts["p"].count("None: every slice was named rightly.") == 1
+    assert page.texts["p"].count("None: every slice is classified correctly.") == 1
     assert not (run_dir / "report" / "mistakes_val.png").exists()
     assert (run_dir / "report" / "mistakes_test.png").exists()
     assert len([alt for alt, _ in page.images if " of test: " in alt]) == 12
@@ -546,8 +569,8 @@ def test_probabilities_of_one_split_are_shown_without_the_other(tmp_path):
     np.savez(run_dir / "base" / "probabilities.npz", train=wrong)
     page = Page(write_report(run_dir, split))
     assert not any(name.startswith("Reliability") for name in page.drawings())
-    assert "No probabilities were kept, so there is no reliability diagram." in page.text
-    assert "No probabilities were kept, so no mistakes can be shown." in page.text
+    assert "No reliability diagram: the probabilities of this stage are not in its directory." in page.text
+    assert "No mistakes shown: the probabilities of this stage are not in its directory." in page.text
 
 
 def test_corrupted_slices_of_test_and_of_more_slices_come_first(tmp_path):
@@ -577,7 +600,7 @@ def test_a_run_without_stages_has_no_charts_but_its_data_and_published_results(t
     assert not page.drawings() and SCORES_TABLE not in page.tables
     assert "No stage has finished yet." in page.texts["p"]
     assert {path.name for path in (run_dir / "report").iterdir()} == {"index.html"}
-    assert "Not run, or not finished yet: base, early_stopping, big, augmentation, batch_norm" in page.text
+    assert "Not run or not finished: base, early_stopping, big, augmentation, batch_norm" in page.text
     assert not any(row[0].startswith("this run") for row in page.table("Published test results"))
 
 

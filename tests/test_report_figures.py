@@ -16,9 +16,11 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.result_rows import split_metrics, stage_result
 from train.report import figures
 from train.report.measures import Reliability
 from train.report.run import Row, Run, Stage
+from train.results_format import MeanStd, Results, StageSummary
 
 CLASSES = ("kidney-left", "kidney-right", "liver")
 # unbalanced, not symmetric: the first class is taken for the second, never the other way
@@ -28,8 +30,8 @@ NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 def row(name: str, seed: int = 1, *, epochs: int = 0, best: int | None = None, **accuracy: float) -> Row:
     """A stage with a seed; its history falls and rises by numbers of its own."""
-    entry = {split: {"accuracy": value} for split, value in accuracy.items()} | {"best_epoch": best}
-    made = Row(name, seed, Path("/nowhere"), entry, CLASSES)
+    scores = {split: split_metrics(accuracy=value) for split, value in accuracy.items()}
+    made = Row(Path("/nowhere"), stage_result(name, seed, best_epoch=best, **scores), CLASSES)
     columns = {"train_loss": 2.0, "val_loss": 3.0, "train_accuracy": 0.3, "val_accuracy": 0.2}
     made.__dict__["history"] = [
         {"epoch": float(epoch)} | {key: start + seed / 100 + epoch / 1000 for key, start in columns.items()}
@@ -39,7 +41,7 @@ def row(name: str, seed: int = 1, *, epochs: int = 0, best: int | None = None, *
 
 
 def run_of(*stages: Stage) -> Run:
-    return Run(Path("/nowhere"), {}, stages, ())
+    return Run(Path("/nowhere"), Results(), stages, ())
 
 
 def lines_of(axes: Any, split: str) -> list[Any]:
@@ -113,7 +115,7 @@ def test_stages_are_joined_and_members_of_the_ensemble_stand_alone(split, joined
 
 
 def test_each_split_has_a_color_and_a_marker_of_its_own():
-    assert len(set(figures.COLOURS.values())) == len(set(figures.MARKERS.values())) == 3
+    assert len(set(figures.COLORS.values())) == len(set(figures.MARKERS.values())) == 3
     assert figures.LABELS == NAMES
 
 
@@ -127,7 +129,7 @@ def test_the_reference_studys_accuracies_are_dashed_in_the_color_of_their_split(
         assert points(study) == [(0, base), (2, ensemble)] and study.get_linestyle() == "--"
         assert study.get_markerfacecolor() == "none" and lines_of(axes, split)[0].get_linestyle() == "-"
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["train", "validation", "test", "the study"]
+    assert names == ["train", "validation", "test", "reference study"]
     assert_legible(figure)
 
 
@@ -403,7 +405,7 @@ def test_names_stand_in_the_ladders_order_and_unknown_ones_last():
 def simple() -> Figure:
     figure = Figure(figsize=(4.6, 3.0))
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color=figures.COLOURS["val"])
+    axes.plot([0, 1], [0, 1], color=figures.COLORS["val"])
     axes.set_title("a title", color=figures.INK)
     return figure
 
@@ -454,7 +456,7 @@ def test_a_figure_for_the_page_scales_to_its_width_and_is_named(inlined):
 
 def test_a_figure_for_the_page_takes_colors_and_font_from_the_style_sheet(inlined):
     assert "var(--series-val)" in inlined and "var(--ink)" in inlined and "var(--sans)" in inlined
-    for color in (*figures.COLOURS.values(), figures.INK, figures.MUTED, figures.GRID, figures.FILL):
+    for color in (*figures.COLORS.values(), figures.INK, figures.MUTED, figures.GRID, figures.FILL):
         assert color not in inlined
     assert "DejaVu" not in inlined
     style = (Path(figures.__file__).parent / "style.css").read_text()
@@ -495,7 +497,7 @@ def test_the_grid_of_the_stages_is_horizontal_alone_and_the_matrix_has_none():
 
 
 def test_a_summary_gives_the_means_of_the_chart():
-    summary = {"val": {"accuracy": {"mean": 0.5, "std": 0.25}}}
+    summary = StageSummary("base", [1, 2], val={"accuracy": MeanStd(0.5, 0.25)})
     rows = (row("base", 1, train=0.8, val=0.7, test=0.6), row("base", 2, train=0.9, val=0.8, test=0.8))
     with figures.drawing():
         (axes,) = figures.accuracy_by_stage(run_of(Stage("base", rows, summary)), with_study=False).axes
@@ -542,7 +544,7 @@ def test_the_look_of_the_chart_of_stages():
     rungs, members, study = lines_of(axes, "val")[0], lines_of(axes, "val")[1], lines_of(axes, "val")[-1]
     assert (look(rungs), look(study)) == ((1.8, 5), (1, 3.5))
     assert members.get_markersize() == 4.5
-    (named,) = [line for line in axes.lines if line.get_label() == "the study"]
+    (named,) = [line for line in axes.lines if line.get_label() == "reference study"]
     assert dashes(study) == dashes(named) == DASHED and look(named)[0] == 1
     assert len(named.get_xdata()) == 0
     for container in axes.containers:

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.stats import binom
 from sklearn.metrics import precision_recall_fscore_support
 
+from train import metrics
 from train.report import measures, pictures
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
@@ -70,14 +71,14 @@ def test_per_class_figures_are_scikit_learns(given):
     ],
 )
 def test_the_organ_of_a_class_is_its_name_without_the_side(label, organ):
-    assert measures.organ_of(label) == organ
+    assert metrics.organ_of(label) == organ
 
 
 def test_merging_sides_needs_a_name_for_each_class():
     confusion = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]])
-    assert measures.side_merged_accuracy(confusion, ("a-left", "a-right", "b")) == 4 / 5
-    assert measures.side_merged_accuracy(confusion, ("a-left", "a-right")) is None
-    assert measures.side_merged_accuracy(np.diag([1, 0]), ("a", "b")) == 1.0
+    assert metrics.side_merged_accuracy(confusion, ("a-left", "a-right", "b")) == 4 / 5
+    assert metrics.side_merged_accuracy(confusion, ("a-left", "a-right")) is None
+    assert metrics.side_merged_accuracy(np.diag([1, 0]), ("a", "b")) == 1.0
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(80, 20), (3, 97), (900, 100), (1, 0)])

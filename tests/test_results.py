@@ -10,17 +10,21 @@ from torch import nn
 
 from export.member import Parity
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from tests.checkpoints import finished_checkpoint
+from tests.result_rows import split_metrics, stage_result
 from tests.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module
 from train.calibration import SPLIT, fitted_on
-from train.fit import Recipe
+from train.config import TrainConfig
 from train.jobs import Job
+from train.json_format import to_json
 from train.metrics import measure
 from train.results import measure_stage, measure_test, summary
+from train.results_format import MeanStd, Results
 from train.stages import STAGES
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(seed=1, batch_size=64, max_epochs=2, weights="none")
+CONFIG = TrainConfig(seed=1, batch_size=64, max_epochs=2, weights="none")
 
 
 class ReadsTheCorner(nn.Module):
@@ -62,37 +66,29 @@ def exported(monkeypatch):
         path.write_bytes(b"an exported network")
         return Parity(len(images), 1e-6, 0.5, np.zeros((len(images), 11), np.float32))
 
-    history = [{"seconds": 2.0}, {"seconds": 4.0}]
-    state = {
-        "network": "small",
-        "parameters": 1,
-        "history": history,
-        "best_epoch": 2,
-        "weights": "none",
-        "recipe": {"precision": "fp32"},
-    }
+    checkpoint = finished_checkpoint(seconds=(2.0, 4.0), best_epoch=2)
     monkeypatch.setattr(results_module, "export_member", export)
-    monkeypatch.setattr(results_module, "trained", lambda job: (ReadsTheCorner(), state))
+    monkeypatch.setattr(results_module, "trained", lambda job: (ReadsTheCorner(), checkpoint))
     return calls
 
 
 @pytest.fixture
 def measured(data, exported, tmp_path):
     """The results of one network, measured on train and validation, then on test; and its directory."""
-    job, results = Job(STAGES["base"], RECIPE, tmp_path / "base"), {"stages": []}
+    job, results = Job(STAGES["base"], CONFIG, tmp_path / "base"), Results()
     job.directory.mkdir()
     measure_stage(job, data, CPU, results)
-    assert results["stages"][0]["test"] is None
+    assert results.stages[0].test is None
     measure_test(job, data, CPU, results)
-    return results["stages"][0], job.directory
+    return results.stages[0], job.directory
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_each_split_is_measured_on_its_own_slices_and_labels(data, measured, split):
     row, _ = measured
     others = [confusion_of(data, other) for other in LENGTHS if other != split]
-    assert row[split]["confusion"] == confusion_of(data, split) not in others
-    assert row[split]["accuracy"] == (answers_of(data, split) == data.labels[split]).mean()
+    assert row.on(split).confusion == confusion_of(data, split) not in others
+    assert row.on(split).accuracy == (answers_of(data, split) == data.labels[split]).mean()
 
 
 def test_the_export_is_compared_on_validation(data, measured, exported):
@@ -118,16 +114,16 @@ def test_the_calibration_is_fitted_on_the_corrupted_copies_and_judged_on_validat
         split: expected_calibration_error(mean_softmax([logits[split]], temperature), data.labels[split])
         for split in ("val", "test")
     }
-    assert row["calibration"]["temperature"] == temperature != 1
-    assert row["calibration"]["val_ece"] == pytest.approx(errors["val"], abs=1e-6)
-    assert row["calibration"]["test_ece"] == pytest.approx(errors["test"], abs=1e-6)
+    assert row.calibration.temperature == temperature != 1
+    assert row.calibration.val_ece == pytest.approx(errors["val"], abs=1e-6)
+    assert row.calibration.test_ece == pytest.approx(errors["test"], abs=1e-6)
     assert abs(errors["val"] - errors["test"]) > 1e-3
-    assert row["calibration"]["fitted_on"].startswith("5 validation slices and 13 corrupted copies")
+    assert row.calibration.fitted_on.startswith("5 validation slices and 13 corrupted copies")
 
 
 def test_seconds_are_summed_over_the_epochs(measured):
     row, _ = measured
-    assert (row["seconds"], row["seconds_per_epoch"], row["epochs"], row["best_epoch"]) == (6.0, 3.0, 2, 2)
+    assert (row.seconds, row.seconds_per_epoch, row.epochs, row.best_epoch) == (6.0, 3.0, 2, 2)
 
 
 MEMBERS = STAGES["ensemble"].members
@@ -147,15 +143,16 @@ def ensemble(data, tmp_path):
             member[split] = sureness * (np.eye(11)[shown] + generator.normal(0, 0.3, (len(labels), 11)))
         logits.append(member)
     probabilities = [{s: mean_softmax([z]).astype(np.float32) for s, z in m.items()} for m in logits]
-    row = {"seed": 1, "parameters": 10, "epochs": 3, "seconds": 5.0, "seconds_per_epoch": 2.0, "test": {}}
-    results = {"stages": [row | {"name": n, "weights": w} for n, w in zip(MEMBERS, "abbn", strict=True)]}
+    about = {"parameters": 10, "epochs": 3, "seconds": 5.0, "seconds_per_epoch": 2.0}
+    rows = [stage_result(name, weights=w, **about) for name, w in zip(MEMBERS, "abbn", strict=True)]
+    results = Results(stages=rows)
     for name, kept in zip(MEMBERS, probabilities, strict=True):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "probabilities.npz", **kept)
-    job = Job(STAGES["ensemble"], RECIPE, tmp_path / "ensemble")
+    job = Job(STAGES["ensemble"], CONFIG, tmp_path / "ensemble")
     measure_stage(job, data, CPU, results)
     measure_test(job, data, CPU, results)
-    return probabilities, results["stages"][-1]
+    return probabilities, results.stages[-1]
 
 
 def test_an_ensemble_is_measured_by_the_mean_of_its_members(data, ensemble):
@@ -163,9 +160,9 @@ def test_an_ensemble_is_measured_by_the_mean_of_its_members(data, ensemble):
     for split in LENGTHS:
         mean = np.mean([member[split].astype(float) for member in probabilities], axis=0)
         expected = measure(mean.astype(np.float32), data.labels[split])
-        assert row[split] == expected, split
-    assert row["parameters"] == 40 and row["epochs"] == 12 and row["seconds_per_epoch"] == 8.0
-    assert row["weights"] == "a; b; n"
+        assert row.on(split) == expected, split
+    assert row.parameters == 40 and row.epochs == 12 and row.seconds_per_epoch == 8.0
+    assert row.weights == "a; b; n"
 
 
 def test_an_ensemble_is_calibrated_on_its_members_and_not_on_their_mean(data, ensemble):
@@ -173,27 +170,29 @@ def test_an_ensemble_is_calibrated_on_its_members_and_not_on_their_mean(data, en
     logits = [np.log(member[SPLIT].astype(float).clip(1e-38)) for member in probabilities]
     temperature = fit_temperature(logits, data.labels[SPLIT])
     of_mean = fit_temperature([np.log(mean_softmax(logits))], data.labels[SPLIT])
-    assert row["calibration"]["temperature"] == pytest.approx(temperature, abs=0.002)
+    assert row.calibration.temperature == pytest.approx(temperature, abs=0.002)
     assert abs(of_mean - temperature) > 0.1
 
 
 def test_the_rows_are_valid_json(measured):
-    assert json.loads(json.dumps(measured[0], allow_nan=False)) == measured[0]
+    row = to_json(measured[0])
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
 
 
 def test_the_summary_is_the_mean_and_the_samples_deviation_over_seeds():
     def row(name, seed, accuracy, auc=0.5):
-        metrics = dict.fromkeys(("accuracy", "precision", "recall", "f1", "ece"), accuracy) | {"auc": auc}
-        return {"name": name, "seed": seed, "train": metrics, "val": metrics, "test": metrics}
+        others = dict.fromkeys(("precision", "recall", "f1", "ece"), accuracy) | {"auc": auc}
+        metrics = split_metrics(accuracy, **others)
+        return stage_result(name, seed, train=metrics, val=metrics, test=metrics)
 
     first, second = summary(
         [row("base", 1, 0.5), row("base", 2, 0.8), row("base", 3, 0.8), row("big", 1, 0.9, None)]
     )
-    assert (first["name"], first["seeds"], second["seeds"]) == ("base", [1, 2, 3], [1])
+    assert (first.name, first.seeds, second.seeds) == ("base", [1, 2, 3], [1])
     # deviations of -0.2, 0.1, 0.1 from 0.7; divided by two, not three
-    assert first["test"]["accuracy"] == {"mean": pytest.approx(0.7), "std": pytest.approx(0.03**0.5)}
-    assert second["test"]["accuracy"] == {"mean": 0.9, "std": None}
-    assert second["test"]["auc"] == {"mean": None, "std": None}
+    assert first.test["accuracy"] == MeanStd(pytest.approx(0.7), pytest.approx(0.03**0.5))
+    assert second.test["accuracy"] == MeanStd(0.9, None)
+    assert second.test["auc"] == MeanStd(None, None)
 
 
 def test_the_tiny_splits_are_unequal_in_every_way():

@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from train import calibration, fit, results
+from tests.checkpoints import finished_checkpoint
+from tests.result_rows import split_metrics, stage_result
+from train import calibration, results
+from train.config import TrainConfig
 from train.data import Data
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
-from train.record import RunError
+from train.json_format import to_json
+from train.options import TrainOptions
+from train.results_format import Calibration, Dataset, ExportCheck, MeanStd, Results, StageResult
 from train.stages import LADDER, STAGES
 
 CPU = torch.device("cpu")
@@ -33,8 +39,8 @@ def data() -> Data:
     return calibration.fitted_on(made, 4)
 
 
-def recipe(seed: int = 1) -> fit.Recipe:
-    return fit.Recipe(seed=seed, batch_size=128, max_epochs=3, weights="none")
+def config(seed: int = 1) -> TrainConfig:
+    return TrainConfig(seed=seed, batch_size=128, max_epochs=3, weights="none")
 
 
 def wrongly(labels: np.ndarray, *wrong: int) -> np.ndarray:
@@ -49,7 +55,16 @@ def wrongly(labels: np.ndarray, *wrong: int) -> np.ndarray:
 
 def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, data):
     found = results.opened(tmp_path, data, CPU, SETTINGS | {"smoke": True})
-    assert found["dataset"] == {
+    assert list(to_json(found)) == [
+        "format",
+        "smoke",
+        "dataset",
+        "device",
+        "versions",
+        "settings",
+        "stages",
+    ]
+    assert to_json(found)["dataset"] == {
         "flag": "organcmnist",
         "size": 28,
         "resample_from": None,
@@ -57,31 +72,32 @@ def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, da
         "counts": data.counts,
         "classes": ["liver", "spleen"],
     }
-    assert (found["format"], found["smoke"], found["stages"]) == (1, True, [])
-    assert found["settings"] == SETTINGS | {"smoke": True} and found["device"].startswith("cpu (")
-    assert found["versions"]["numpy"] == np.__version__ and "python" in found["versions"]
-    assert found["versions"].keys() <= {"python", *results.VERSIONS}
+    assert (found.format, found.smoke, found.stages) == (1, True, [])
+    assert found.settings == SETTINGS | {"smoke": True} and found.device.startswith("cpu (")
+    assert found.versions["numpy"] == np.__version__ and "python" in found.versions
+    assert found.versions.keys() <= {"python", *results.VERSIONS}
 
 
 def test_slices_of_a_larger_file_are_said_to_be_resampled_from_it(tmp_path, data):
     large = {split: np.zeros((n, 64, 64), np.uint8) for split, n in COUNTS.items()}
     resampled = Data("organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts)
-    found = results.opened(tmp_path, resampled, CPU, SETTINGS)["dataset"]
-    assert (found["size"], found["resample_from"]) == (28, 64)
+    found = results.opened(tmp_path, resampled, CPU, SETTINGS).dataset
+    assert found is not None and (found.size, found.resample_from) == (28, 64)
 
 
 def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
-    old = {"settings": SETTINGS, "stages": [{"name": "base", "seed": 1}], "device": "another", "summary": [1]}
-    (tmp_path / "results.json").write_text(json.dumps(old))
+    summary = [{"name": "base", "seeds": [1]}]
+    old = {"settings": SETTINGS, "stages": [to_json(stage_result("base"))], "device": "another"}
+    (tmp_path / "results.json").write_text(json.dumps(old | {"summary": summary}))
     found = results.opened(tmp_path, data, CPU, SETTINGS | {"amp": "off"})  # of each stage alone
-    assert found["stages"] == old["stages"]
-    assert found["device"] != "another" and found["settings"]["amp"] == "off" and "summary" not in found
+    assert found.stages == [stage_result("base")]
+    assert found.device != "another" and found.settings["amp"] == "off" and "summary" not in to_json(found)
 
 
 def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, data):
     old = {key: value for key, value in SETTINGS.items() if key != "deterministic"}
     (tmp_path / "results.json").write_text(json.dumps({"settings": old}))
-    assert results.opened(tmp_path, data, CPU, SETTINGS)["stages"] == []
+    assert results.opened(tmp_path, data, CPU, SETTINGS).stages == []
     with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
         results.opened(tmp_path, data, CPU, SETTINGS | {"deterministic": True})
 
@@ -92,7 +108,11 @@ def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, 
         ([], "is not a results file of this program"),
         ({"settings": []}, "is not a results file of this program"),
         ({"settings": SETTINGS | {"batch_size": 64}}, "was trained with batch_size 64, this run has 128"),
-        ({"settings": SETTINGS, "stages": [{"name": "other"}]}, "has a stage 'other', of another version"),
+        (
+            {"settings": SETTINGS, "stages": [to_json(stage_result("other"))]},
+            "has a stage 'other', of another version",
+        ),
+        ({"settings": SETTINGS, "stages": [{"name": "base"}]}, r"stages\[0\]: no key 'seed'"),
     ],
 )
 def test_results_of_another_run_are_refused(tmp_path, data, content, words):
@@ -127,18 +147,10 @@ def job(tmp_path, data, monkeypatch) -> Job:
     """A trained stage: 2 of 9 wrong on train, 1 of 6 on validation, 3 of 7 on test. Exports are counted."""
     wrong = {"train": (0, 3), "val": (5,), "test": (0, 1, 6), calibration.SPLIT: (0, 9)}
     answers = {len(data.labels[s]): wrongly(data.labels[s], *places) for s, places in wrong.items()}
-    made = Job(STAGES["base"], recipe(), tmp_path / "base")
+    made = Job(STAGES["base"], config(), tmp_path / "base")
     made.directory.mkdir()
-    history = [{"seconds": 2.0}, {"seconds": 4.0}, {"seconds": 3.0}]
-    state = {
-        "network": "small",
-        "parameters": 77,
-        "history": history,
-        "best_epoch": 2,
-        "weights": "none",
-        "recipe": {"precision": "bf16"},
-    }
-    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), state))
+    checkpoint = finished_checkpoint(seconds=(2.0, 4.0, 3.0), best_epoch=2, parameters=77, precision="bf16")
+    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), checkpoint))
     exports: list[Path] = []
 
     def export(_: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int) -> Any:
@@ -153,52 +165,53 @@ def job(tmp_path, data, monkeypatch) -> Job:
 
 
 def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job, data):
-    found: dict[str, Any] = {
-        "stages": [{"name": "base", "seed": 2}, {"name": "base", "seed": 1, "old": True}]
-    }
+    found = Results(stages=[stage_result("base", 2), stage_result("base", 1, network="old")])
     results.measure_stage(job, data, CPU, found)
-    other, row = found["stages"]
-    assert other == {"name": "base", "seed": 2} and "old" not in row
-    assert (row["train"]["accuracy"], row["val"]["accuracy"], row["test"]) == (7 / 9, 5 / 6, None)
-    assert (row["epochs"], row["best_epoch"], row["seconds"], row["seconds_per_epoch"]) == (3, 2, 9.0, 3.0)
-    assert (row["network"], row["parameters"], row["precision"]) == ("small", 77, "bf16")
-    assert row["export"] == {"max_abs": 1e-6, "val_accuracy": 0.8, "slices": 6}
+    other, row = found.stages
+    assert other == stage_result("base", 2)
+    assert (row.train.accuracy, row.val.accuracy, row.test) == (7 / 9, 5 / 6, None)
+    assert (row.epochs, row.best_epoch, row.seconds, row.seconds_per_epoch) == (3, 2, 9.0, 3.0)
+    assert (row.network, row.parameters, row.precision) == ("small", 77, "bf16")
+    assert row.export == ExportCheck(max_abs=1e-6, val_accuracy=0.8, slices=6)
     results.measure_test(job, data, CPU, found)
-    assert row["test"]["accuracy"] == 4 / 7
+    assert row.test.accuracy == 4 / 7
     # 0.75 for each slice, and each right or wrong
-    assert row["test"]["ece"] == pytest.approx(0.75 - 4 / 7) and row["val"]["ece"] == pytest.approx(
-        5 / 6 - 0.75
-    )
+    assert row.test.ece == pytest.approx(0.75 - 4 / 7) and row.val.ece == pytest.approx(5 / 6 - 0.75)
     # 54 of 56 slices right: the best temperature says so
-    assert row["calibration"]["fitted_on"].startswith("4 validation slices and 13 corrupted copies")
-    share = 3 ** (1 / row["calibration"]["temperature"])
+    assert row.calibration.fitted_on.startswith("4 validation slices and 13 corrupted copies")
+    share = 3 ** (1 / row.calibration.temperature)
     assert share / (share + 1) == pytest.approx(54 / 56, abs=1e-3)
-    assert row["calibration"]["test_ece"] == pytest.approx(54 / 56 - 4 / 7, abs=1e-3)
-    assert row["calibration"]["val_ece"] == pytest.approx(54 / 56 - 5 / 6, abs=1e-3)
+    assert row.calibration.test_ece == pytest.approx(54 / 56 - 4 / 7, abs=1e-3)
+    assert row.calibration.val_ece == pytest.approx(54 / 56 - 5 / 6, abs=1e-3)
+    # the keys of results.json, in their order
+    assert list(to_json(row)) == [
+        *("name", "seed", "network", "parameters", "epochs", "best_epoch", "seconds", "seconds_per_epoch"),
+        *("weights", "precision", "export", "train", "val", "test", "calibration"),
+    ]
     with np.load(job.directory / "probabilities.npz") as kept:
         assert set(kept) == {"train", "val", "test", calibration.SPLIT}
         assert np.allclose(kept["test"], wrongly(data.labels["test"], 0, 1, 6))
 
 
 def test_a_stage_that_is_measured_is_not_measured_again(job, data, monkeypatch):
-    found: dict[str, Any] = {"stages": []}
+    found = Results()
     results.measure_stage(job, data, CPU, found)
     results.measure_test(job, data, CPU, found)
-    before = json.dumps(found)
+    before = json.dumps(to_json(found))
     with monkeypatch.context() as patched:
         patched.setattr(results, "trained", None)
         patched.setattr(results, "calibration", None)
         results.measure_stage(job, data, CPU, found)
         results.measure_test(job, data, CPU, found)
-    assert json.dumps(found) == before and len(results.exports) == 1
+    assert json.dumps(to_json(found)) == before and len(results.exports) == 1
 
 
 @pytest.mark.parametrize("lost", ["row", "member.onnx", "probabilities.npz", calibration.SPLIT])
 def test_a_stage_is_measured_anew_if_part_of_it_is_lost(job, data, lost):
-    found: dict[str, Any] = {"stages": []}
+    found = Results()
     results.measure_stage(job, data, CPU, found)
     if lost == "row":
-        found["stages"] = []
+        found.stages = []
     elif lost == calibration.SPLIT:
         with np.load(job.directory / "probabilities.npz") as kept:
             arrays = {split: kept[split] for split in kept if split != lost}
@@ -206,39 +219,40 @@ def test_a_stage_is_measured_anew_if_part_of_it_is_lost(job, data, lost):
     else:
         (job.directory / lost).unlink()
     results.measure_stage(job, data, CPU, found)
-    assert len(results.exports) == 2 and len(found["stages"]) == 1
+    assert len(results.exports) == 2 and len(found.stages) == 1
     with np.load(job.directory / "probabilities.npz") as kept:
         assert calibration.SPLIT in kept
 
 
 @pytest.mark.parametrize("lost", ["row", "probabilities"])
 def test_test_is_measured_anew_if_its_row_or_its_probabilities_are_lost(job, data, lost):
-    found: dict[str, Any] = {"stages": []}
+    found = Results()
     results.measure_stage(job, data, CPU, found)
     results.measure_test(job, data, CPU, found)
-    (row,) = found["stages"]
+    (row,) = found.stages
     if lost == "row":
-        row["test"] = None
+        row.test = None
     else:
-        row["test"] = {"accuracy": 0.0}
+        row.test = split_metrics(0.0)
         with np.load(job.directory / "probabilities.npz") as kept:
             arrays = {split: kept[split] for split in kept if split != "test"}
         np.savez(job.directory / "probabilities.npz", **arrays)
     results.measure_test(job, data, CPU, found)
-    assert row["test"]["accuracy"] == 4 / 7
+    assert row.test.accuracy == 4 / 7
     with np.load(job.directory / "probabilities.npz") as kept:
         assert len(kept["test"]) == COUNTS["test"]
 
 
 def test_a_calibration_on_other_slices_is_made_anew(job, data):
-    found: dict[str, Any] = {"stages": []}
+    found = Results()
     results.measure_stage(job, data, CPU, found)
     results.measure_test(job, data, CPU, found)
-    (row,) = found["stages"]
-    expected = row["calibration"]
-    row["calibration"] = {"temperature": 9.0, "fitted_on": "validation"}
-    results.measure_test(job, data, CPU, found)
-    assert row["calibration"] == expected
+    (row,) = found.stages
+    expected = row.calibration
+    for fitted_on in ("validation", None):
+        row.calibration = Calibration(9.0, 0.5, 0.5, fitted_on)
+        results.measure_test(job, data, CPU, found)
+        assert row.calibration == expected
 
 
 def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkeypatch):
@@ -253,30 +267,31 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
         arrays = {split: wrongly(labels, *places) for split, labels in data.labels.items()}
         sure = {"base": 1.0, "big": 0.5}[name]  # base is the surer one
         np.savez(place / "probabilities.npz", **{s: 0.5 + (a - 0.5) * sure for s, a in arrays.items()})
-        row = {"name": name, "seed": seed, "parameters": 10 * seed, "epochs": seed, "seconds": 2.0 * seed}
-        rows.append(row | {"seconds_per_epoch": 0.5, "weights": {"base": "none", "big": "ImageNet"}[name]})
-    found: dict[str, Any] = {"stages": rows}
-    job = Job(STAGES["ensemble"], recipe(2), tmp_path / "ensemble" / "seed-2")
+        about = {"parameters": 10 * seed, "epochs": seed, "seconds": 2.0 * seed, "seconds_per_epoch": 0.5}
+        weights = {"base": "none", "big": "ImageNet"}[name]
+        rows.append(stage_result(name, seed, weights=weights, **about))
+    found = Results(stages=rows)
+    job = Job(STAGES["ensemble"], config(2), tmp_path / "ensemble" / "seed-2")
     job.directory.mkdir(parents=True)
     results.measure_stage(job, data, CPU, found)
     results.measure_test(job, data, CPU, found)
-    row = found["stages"][-1]
-    assert (row["name"], row["seed"], row["network"]) == ("ensemble", 2, "mean probability of base, big")
-    assert (row["parameters"], row["epochs"], row["seconds"], row["seconds_per_epoch"]) == (40, 4, 8.0, 1.0)
-    assert (row["best_epoch"], row["weights"]) == (None, "ImageNet") and "export" not in row
+    row = found.stages[-1]
+    assert (row.name, row.seed, row.network) == ("ensemble", 2, "mean probability of base, big")
+    assert (row.parameters, row.epochs, row.seconds, row.seconds_per_epoch) == (40, 4, 8.0, 1.0)
+    assert (row.best_epoch, row.weights) == (None, "ImageNet")
+    assert not {"export", "precision"} & set(to_json(row)) and to_json(row)["best_epoch"] is None
     # the surer member decides: slices 0 and 1 are wrong in each split
     for split, count in COUNTS.items():
-        assert row[split]["accuracy"] == pytest.approx((count - 2) / count)
+        assert row.on(split).accuracy == pytest.approx((count - 2) / count)
     with np.load(job.directory / "probabilities.npz") as kept:
         assert set(kept) == {"train", "val", "test"} and kept["test"].dtype == np.float32
         assert sorted({float(p) for p in kept["test"].max(1)}) == pytest.approx([0.5625, 0.6875])
-    rows[:] = found["stages"][:-1]
-    for name, weights in (("base", "ImageNet"), ("big", "other")):
-        for member in rows:
-            member["weights"] = weights if member["name"] == name else member["weights"]
-    found = {"stages": rows}
+    rows = found.stages[:-1]
+    for member in rows:
+        member.weights = {"base": "ImageNet", "big": "other"}[member.name]
+    found = Results(stages=rows)
     results.measure_stage(job, data, CPU, found)
-    assert found["stages"][-1]["weights"] == "ImageNet; other"
+    assert found.stages[-1].weights == "ImageNet; other"
 
 
 def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_once(
@@ -285,15 +300,14 @@ def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_onc
     monkeypatch.setitem(STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",)))
     (tmp_path / "base").mkdir()
     np.savez(tmp_path / "base" / "probabilities.npz", **{s: wrongly(y, 0) for s, y in data.labels.items()})
-    about = {"parameters": 1, "epochs": 1, "seconds": 1.0, "seconds_per_epoch": 1.0, "weights": "none"}
-    found: dict[str, Any] = {"stages": [{"name": "base", "seed": 1} | about]}
-    job = Job(STAGES["ensemble"], recipe(), tmp_path / "ensemble")
+    found = Results(stages=[stage_result("base")])
+    job = Job(STAGES["ensemble"], config(), tmp_path / "ensemble")
     job.directory.mkdir()
     results.measure_stage(job, data, CPU, found)
-    assert found["stages"][-1]["weights"] == "none"
-    found["stages"][-1]["mark"] = True
+    row = found.stages[-1]
+    assert row.weights == "none"
     results.measure_stage(job, data, CPU, found)
-    assert found["stages"][-1]["mark"] and len(found["stages"]) == 2
+    assert found.stages[-1] is row and len(found.stages) == 2
 
 
 def test_an_export_that_is_not_the_network_ends_the_run_with_1(job, data, monkeypatch):
@@ -304,45 +318,46 @@ def test_an_export_that_is_not_the_network_ends_the_run_with_1(job, data, monkey
 
     monkeypatch.setattr(results, "export_member", export)
     with pytest.raises(RunError, match="export of base: logits differ") as raised:
-        results.measure_stage(job, data, CPU, {"stages": []})
+        results.measure_stage(job, data, CPU, Results())
     assert raised.value.exit_code == 1
 
 
 # over seeds
 
 
-def scored(name: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    others = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": accuracy / 2, "ece": 0.1 * seed}
+def scored(name: str, seed: int, accuracy: float, **more: Any) -> StageResult:
     splits = {
-        split: {"accuracy": accuracy - i / 10} | others for i, split in enumerate(("train", "val", "test"))
+        split: split_metrics(accuracy - i / 10, auc=accuracy / 2, ece=0.1 * seed)
+        for i, split in enumerate(("train", "val", "test"))
     }
-    about = {"name": name, "seed": seed, "parameters": 12_345, "epochs": 7, "best_epoch": 3}
-    return about | {"seconds_per_epoch": 1.25} | splits | more
+    about = {"parameters": 12_345, "epochs": 7, "best_epoch": 3, "seconds_per_epoch": 1.25}
+    return stage_result(name, seed, **about | splits | more)
 
 
 def test_the_summary_is_the_mean_and_the_sample_deviation_by_stage_and_split():
     rows = [scored("base", 1, 0.9), scored("big", 1, 0.7), scored("base", 2, 0.6), scored("base", 4, 0.6)]
     base, big = results.summary(rows)
-    assert (base["name"], base["seeds"], big["name"], big["seeds"]) == ("base", [1, 2, 4], "big", [1])
+    assert (base.name, base.seeds, big.name, big.seeds) == ("base", [1, 2, 4], "big", [1])
     for i, split in enumerate(("train", "val", "test")):
-        assert base[split]["accuracy"]["mean"] == pytest.approx(0.7 - i / 10)
-        assert base[split]["accuracy"]["std"] == pytest.approx(0.03**0.5)
-        assert base[split]["auc"]["mean"] == pytest.approx(0.35)
-        assert base[split]["ece"]["mean"] == pytest.approx(0.7 / 3)
-        assert big[split]["accuracy"] == {"mean": pytest.approx(0.7 - i / 10), "std": None}
-        assert set(base[split]) == {"accuracy", "precision", "recall", "f1", "auc", "ece"}
+        assert base.on(split)["accuracy"].mean == pytest.approx(0.7 - i / 10)
+        assert base.on(split)["accuracy"].std == pytest.approx(0.03**0.5)
+        assert base.on(split)["auc"].mean == pytest.approx(0.35)
+        assert base.on(split)["ece"].mean == pytest.approx(0.7 / 3)
+        assert big.on(split)["accuracy"] == MeanStd(pytest.approx(0.7 - i / 10), None)
+        assert list(base.on(split)) == ["accuracy", "precision", "recall", "f1", "auc", "ece"]
+    assert to_json(big)["val"]["auc"] == {"mean": 0.35, "std": None}
 
 
 def test_the_summary_of_what_one_seed_lacks_is_not_known():
     rows = [scored("base", 1, 0.9), scored("base", 2, 0.6, test=None)]
-    rows[0]["val"]["auc"] = None
+    rows[0].val = split_metrics(0.8, auc=None)
     (base,) = results.summary(rows)
-    assert base["test"]["accuracy"] == base["val"]["auc"] == {"mean": None, "std": None}
-    assert base["val"]["accuracy"]["mean"] == pytest.approx(0.65)
+    assert base.test["accuracy"] == base.val["auc"] == MeanStd(None, None)
+    assert base.val["accuracy"].mean == pytest.approx(0.65)
 
 
-def about(rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"dataset": {"flag": "organcmnist"}, "device": "cpu", "stages": rows} | more
+def about(rows: list[StageResult], **more: Any) -> Results:
+    return Results(dataset=Dataset(flag="organcmnist"), device="cpu", stages=rows, **more)
 
 
 def test_the_table_has_a_line_for_each_stage():
@@ -392,41 +407,40 @@ def test_an_unknown_stage_has_no_number_of_epochs():
         epoch_caps(["nope=3"])
 
 
-def options(**changed: Any) -> argparse.Namespace:
-    usual = {"seed": 1, "seeds": 1, "batch_size": 128, "weights": "imagenet", "weights_dir": None}
-    return argparse.Namespace(**usual | {"smoke": False, "amp": "auto"} | changed)
+def options(**changed: Any) -> TrainOptions:
+    return TrainOptions(**changed)
 
 
 def test_a_job_for_each_stage_with_the_studys_settings():
     # the reference study: batches of 128, at most 100 epochs, base 5; edge 24
     jobs = plan(list(LADDER), options(), {}, Path("runs"))
-    epochs = {job.stage.name: job.recipe.max_epochs for job in jobs}
+    epochs = {job.stage.name: job.config.max_epochs for job in jobs}
     assert epochs == dict.fromkeys(STAGES, 100) | {"base": 5, "edge": 24}
     assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
-    assert {(job.recipe.seed, job.recipe.batch_size, job.recipe.weights) for job in jobs} == {
+    assert {(job.config.seed, job.config.batch_size, job.config.weights) for job in jobs} == {
         (1, 128, "imagenet")
     }
-    assert not any(job.recipe.smoke for job in jobs) and jobs[0].recipe.amp == "auto"
+    assert not any(job.config.smoke for job in jobs) and jobs[0].config.amp == "auto"
 
 
 def test_a_job_for_each_seed_in_a_directory_of_its_own():
     stages = [STAGES["base"], STAGES["edge"]]
     given = options(seed=5, seeds=2, amp="off", weights_dir=Path("w"), batch_size=7)
     jobs = plan(stages, given, {"base": 2}, Path("runs"))
-    assert [(job.stage.name, job.recipe.seed, job.recipe.max_epochs, job.directory) for job in jobs] == [
+    assert [(job.stage.name, job.config.seed, job.config.max_epochs, job.directory) for job in jobs] == [
         ("base", 5, 2, Path("runs/base/seed-5")),
         ("base", 6, 2, Path("runs/base/seed-6")),
         ("edge", 5, 24, Path("runs/edge/seed-5")),
         ("edge", 6, 24, Path("runs/edge/seed-6")),
     ]
-    assert {(j.recipe.amp, j.recipe.weights_dir, j.recipe.batch_size) for j in jobs} == {
+    assert {(j.config.amp, j.config.weights_dir, j.config.batch_size) for j in jobs} == {
         ("off", Path("w"), 7)
     }
 
 
 def test_a_smoke_run_starts_from_scratch_for_two_epochs():
     (job,) = plan([STAGES["resnet50"]], options(smoke=True), {}, Path("runs"))
-    assert (job.recipe.smoke, job.recipe.weights, job.recipe.max_epochs) == (True, "none", 2)
+    assert (job.config.smoke, job.config.weights, job.config.max_epochs) == (True, "none", 2)
 
 
 @pytest.mark.parametrize(
@@ -439,4 +453,4 @@ def test_a_smoke_run_starts_from_scratch_for_two_epochs():
     ],
 )
 def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, expected):
-    assert member_of(Job(STAGES["ensemble"], recipe(), Path(directory)), "base") == Path(expected)
+    assert member_of(Job(STAGES["ensemble"], config(), Path(directory)), "base") == Path(expected)

@@ -13,10 +13,13 @@ from sklearn.metrics import balanced_accuracy_score
 
 from export.temperature import mean_softmax
 from organ_infer._packing import pack
+from tests.result_rows import robustness_entry, split_metrics, stage_result
 from tests.unequal_splits import Origins, content_of, unequal_data
 from train import record, robustness
 from train.corruptions import CORRUPTIONS, corrupt
-from train.record import RunError
+from train.errors import RunError
+from train.json_format import to_json
+from train.results_format import CorruptionScores, Dataset, Results, write_results
 from train.robustness import corrupted_accuracy, main, measure_robustness, table
 
 MEMBERS = ("batch_norm", "resnet50", "resnet101", "resnet152")
@@ -27,7 +30,7 @@ def make_data():
 
 
 def row(name, seed=1, accuracy=0.5):
-    return {"name": name, "seed": seed, "val": {"accuracy": accuracy}}
+    return stage_result(name, seed, val=split_metrics(accuracy))
 
 
 def make_run(directory, *names):
@@ -36,10 +39,15 @@ def make_run(directory, *names):
         if name != "ensemble":
             (directory / name).mkdir()
             (directory / name / "member.onnx").write_bytes(make_graph(seed=i))
-    dataset = {"flag": "organamnist", "size": 28, "md5": "0123"}
-    results = {"format": 1, "smoke": False, "dataset": dataset, "stages": [row(name) for name in names]}
-    (directory / "results.json").write_text(json.dumps(results))
+    dataset = Dataset(flag="organamnist", size=28, md5="0123")
+    results = Results(dataset=dataset, stages=[row(name) for name in names])
+    write_results(directory, results)
     return results
+
+
+def stored(directory):
+    """The entries of robustness.json."""
+    return json.loads((directory / "robustness.json").read_text())["stages"]
 
 
 @pytest.fixture
@@ -55,6 +63,12 @@ def quiet(line):
     pass
 
 
+# in the place of a measurement
+SCORES = CorruptionScores(
+    0.5, 0.5, 0.5, 0.5, accuracy={"shot_noise": [0.5] * 5}, balanced_error={"shot_noise": [0.5] * 5}
+)
+
+
 def test_accuracy_and_balanced_error_by_hand():
     """A network that goes by brightness alone: right or wrong as the corruptions move a slice over its threshold."""
     images = np.repeat(np.array([60, 100, 140, 200], np.uint8), 784).reshape(4, 28, 28)
@@ -66,14 +80,17 @@ def test_accuracy_and_balanced_error_by_hand():
 
     said = []
     found = corrupted_accuracy(predict, images, labels, say=said.append)
-    assert (found["clean_accuracy"], found["clean_balanced_error"]) == (0.75, pytest.approx(1 / 6))
-    assert list(found["accuracy"]) == list(found["balanced_error"]) == list(CORRUPTIONS)
+    assert (found.clean_accuracy, found.clean_balanced_error) == (0.75, pytest.approx(1 / 6))
+    assert list(found.accuracy) == list(found.balanced_error) == list(CORRUPTIONS)
     # 140 falls below at every step, 200 at 0.65 and below
-    assert found["accuracy"]["brightness_down"] == [1, 1, 1, 0.75, 0.75]
-    assert found["balanced_error"]["brightness_down"] == [0, 0, 0, 0.5, 0.5]
-    assert found["accuracy"]["pixelate"] == [0.75] * 5
-    for kind, key in (("accuracy", "mean_corrupted_accuracy"), ("balanced_error", "mean_balanced_error")):
-        assert found[key] == pytest.approx(np.mean([found[kind][name] for name in CORRUPTIONS]))
+    assert found.accuracy["brightness_down"] == [1, 1, 1, 0.75, 0.75]
+    assert found.balanced_error["brightness_down"] == [0, 0, 0, 0.5, 0.5]
+    assert found.accuracy["pixelate"] == [0.75] * 5
+    for values, mean in (
+        (found.accuracy, found.mean_corrupted_accuracy),
+        (found.balanced_error, found.mean_balanced_error),
+    ):
+        assert mean == pytest.approx(np.mean([values[name] for name in CORRUPTIONS]))
     assert len(said) == 13 and said[8].split() == [
         "brightness_down",
         "1.0000",
@@ -121,21 +138,23 @@ def test_the_figures_of_a_copy_stand_at_its_severity_and_the_means_are_theirs():
 
     found = corrupted_accuracy(predict, images, labels)
     places = np.arange(1, 66).reshape(13, 5)
-    assert (found["clean_accuracy"], found["clean_balanced_error"]) == (0, 1)
+    assert (found.clean_accuracy, found.clean_balanced_error) == (0, 1)
     for name, row in zip(CORRUPTIONS, places, strict=True):
-        assert found["accuracy"][name] == pytest.approx(row / 80)
+        assert found.accuracy[name] == pytest.approx(row / 80)
         recalls = np.minimum(row, 60) / 60, np.maximum(row - 60, 0) / 20
-        assert found["balanced_error"][name] == pytest.approx(1 - np.mean(recalls, axis=0))
-    assert found["mean_corrupted_accuracy"] == pytest.approx(33 / 80)
-    errors = [value for values in found["balanced_error"].values() for value in values]
-    assert found["mean_balanced_error"] == pytest.approx(sum(errors) / 65)
+        assert found.balanced_error[name] == pytest.approx(1 - np.mean(recalls, axis=0))
+    assert found.mean_corrupted_accuracy == pytest.approx(33 / 80)
+    errors = [value for values in found.balanced_error.values() for value in values]
+    assert found.mean_balanced_error == pytest.approx(sum(errors) / 65)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_split_is_measured_with_its_own_labels(tmp_path, monkeypatch, split):
     measured = []
     monkeypatch.setattr(
-        robustness, "corrupted_accuracy", lambda predict, *arguments, say: measured.append(arguments) or {}
+        robustness,
+        "corrupted_accuracy",
+        lambda predict, *arguments, say: measured.append(arguments) or SCORES,
     )
     data, results = make_data(), make_run(tmp_path, "base")
     measure_robustness(tmp_path, data, results, ["base"], split=split, slices=7, seed=3, say=quiet)
@@ -150,10 +169,10 @@ def test_another_seed_is_measured_anew_and_recorded(tmp_path, counted):
     (again,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, say=quiet)
     assert again == first and len(counted) == 66
     (second,) = measure_robustness(tmp_path, data, results, ["base"], seed=2, say=quiet)
-    assert (first["corruption_seed"], second["corruption_seed"]) == (1, 2) and len(counted) == 2 * 66
-    noisy = {name for name in CORRUPTIONS if first["accuracy"][name] != second["accuracy"][name]}
+    assert (first.corruption_seed, second.corruption_seed) == (1, 2) and len(counted) == 2 * 66
+    noisy = {name for name in CORRUPTIONS if first.accuracy[name] != second.accuracy[name]}
     assert noisy <= {"gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise"}
-    kept = json.loads((tmp_path / "robustness.json").read_text())["stages"]
+    kept = stored(tmp_path)
     assert [entry["corruption_seed"] for entry in kept] == [2]
 
 
@@ -168,7 +187,7 @@ def test_the_noise_is_that_of_seed_0_unless_told_otherwise(tmp_path):
     corrupted_accuracy(predict, images, labels)
     assert content_of(corrupt(images, "shot_noise", 2, 0)) in asked
     (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
-    assert entry["corruption_seed"] == 0
+    assert entry.corruption_seed == 0
 
 
 def test_more_slices_than_a_batch_are_answered_in_their_order(tmp_path):
@@ -189,7 +208,7 @@ def test_the_figures_of_another_data_set_are_dropped(tmp_path, counted):
         counted.clear()
         (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
         kept = json.loads((tmp_path / "robustness.json").read_text())
-        assert len(counted) == 66 and kept["stages"] == [entry] and kept["format"] == 1
+        assert len(counted) == 66 and kept["stages"] == [to_json(entry)] and kept["format"] == 1
 
 
 def test_a_single_seed_may_lie_in_a_directory_of_its_own(tmp_path):
@@ -199,7 +218,7 @@ def test_a_single_seed_may_lie_in_a_directory_of_its_own(tmp_path):
     own.mkdir()
     (own / "member.onnx").write_bytes(make_graph(seed=9))
     (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
-    assert entry["members"] == {"base": hashlib.sha256(make_graph(seed=9)).hexdigest()}
+    assert entry.members == {"base": hashlib.sha256(make_graph(seed=9)).hexdigest()}
 
 
 def test_the_balanced_error_is_scikit_learns():
@@ -218,7 +237,7 @@ def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
     data = make_data()
     results = make_run(tmp_path, *MEMBERS, "ensemble")
     entries = measure_robustness(tmp_path, data, results, [*MEMBERS, "ensemble"], say=quiet)
-    assert [entry["name"] for entry in entries] == [*MEMBERS, "ensemble"]
+    assert [entry.name for entry in entries] == [*MEMBERS, "ensemble"]
     assert len(counted) == 4 * 66  # the ensemble asks for what its members have answered
     logits = []
     for i in range(4):
@@ -229,11 +248,22 @@ def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
         copy = corrupt(data.images["test"], "jpeg_compression", 4)
         logits.append(session.session.run(["logits"], {"images": pack(copy)})[0])
     expected = (mean_softmax(logits).argmax(1) == data.labels["test"]).mean()
-    assert entries[-1]["accuracy"]["jpeg_compression"][3] == expected
+    assert entries[-1].accuracy["jpeg_compression"][3] == expected
     kept = json.loads((tmp_path / "robustness.json").read_text())
-    assert kept["stages"] == entries and kept["smoke"] is False
+    assert kept["stages"] == to_json(entries) and kept["smoke"] is False
+    # the keys of an entry, in their order
+    assert list(kept["stages"][-1]) == [
+        *("name", "seed", "members", "split", "slices", "split_slices", "corruption_seed", "clean_accuracy"),
+        *(
+            "clean_balanced_error",
+            "mean_corrupted_accuracy",
+            "mean_balanced_error",
+            "accuracy",
+            "balanced_error",
+        ),
+    ]
     assert kept["dataset"] == {"flag": "organamnist", "size": 28, "md5": "0123"}
-    assert list(entries[-1]["members"]) == list(MEMBERS)
+    assert list(entries[-1].members) == list(MEMBERS)
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*.partial"))
 
 
@@ -253,15 +283,15 @@ def test_only_what_changed_is_measured_again(tmp_path, counted):
     assert measured("base", split="val")[0] == ["base"]
     (tmp_path / "big" / "member.onnx").write_bytes(make_graph(seed=7))
     ran, again = measured("base", "big")
-    assert ran == ["big"] and again[0] == first[0] and again[1]["members"] != first[1]["members"]
+    assert ran == ["big"] and again[0] == first[0] and again[1].members != first[1].members
     (tmp_path / "base" / "member.onnx").write_bytes(make_graph(seed=8))
     assert measured("base")[0] == ["base"]
-    kept = json.loads((tmp_path / "robustness.json").read_text())["stages"]
+    kept = stored(tmp_path)
     # the one of the split val was of another network
     assert [(entry["name"], entry["split"]) for entry in kept] == [("big", "test"), ("base", "test")]
     counted.clear()
-    assert measure_robustness(tmp_path, data, results, ["big"], slices=20, say=quiet)[0]["slices"] == 20
-    assert counted and len(json.loads((tmp_path / "robustness.json").read_text())["stages"]) == 3
+    assert measure_robustness(tmp_path, data, results, ["big"], slices=20, say=quiet)[0].slices == 20
+    assert counted and len(stored(tmp_path)) == 3
 
 
 def test_a_stage_that_is_finished_outlives_a_later_failure(tmp_path, monkeypatch):
@@ -270,10 +300,10 @@ def test_a_stage_that_is_finished_outlives_a_later_failure(tmp_path, monkeypatch
     (tmp_path / "big" / "member.onnx").write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"cannot open .*big/member\.onnx"):
         measure_robustness(tmp_path, data, results, ["base", "big"], slices=5, say=quiet)
-    kept = json.loads((tmp_path / "robustness.json").read_text())["stages"]
+    kept = stored(tmp_path)
     assert [entry["name"] for entry in kept] == ["base"]
     (tmp_path / "big" / "member.onnx").unlink()
-    with pytest.raises(RunError, match=r"no member\.onnx in .*big: give the command that trained it again"):
+    with pytest.raises(RunError, match=r"big: no member\.onnx; rerun the command that trained the stage"):
         measure_robustness(tmp_path, data, results, ["big"], slices=5, say=quiet)
 
 
@@ -284,13 +314,13 @@ def test_the_slices_are_spread_over_the_split(tmp_path, monkeypatch):
 
     def keep(predict, images, labels, seed, *, say):
         seen.append(images[:, 0, 0].tolist())
-        return {}
+        return SCORES
 
     monkeypatch.setattr(robustness, "corrupted_accuracy", keep)
     results = make_run(tmp_path, "base")
     for slices in (4, 1, None):
         (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=slices, say=quiet)
-        assert (entry["slices"], entry["split_slices"]) == (len(seen[-1]), 40)
+        assert (entry.slices, entry.split_slices) == (len(seen[-1]), 40)
     assert seen == [[0, 13, 26, 39], [0], list(range(40))]
 
 
@@ -299,9 +329,9 @@ def test_of_several_seeds_the_best_on_validation_is_measured(tmp_path):
     for seed in (5, 6):
         (tmp_path / "base" / f"seed-{seed}").mkdir(parents=True)
         (tmp_path / "base" / f"seed-{seed}" / "member.onnx").write_bytes(make_graph(seed=seed))
-    results = {"smoke": True, "stages": [row("base", 5, 0.4), row("base", 6, 0.6)]}
+    results = Results(smoke=True, stages=[row("base", 5, 0.4), row("base", 6, 0.6)])
     (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
-    assert entry["seed"] == 6
+    assert entry.seed == 6
     assert json.loads((tmp_path / "robustness.json").read_text())["smoke"] is True
 
 
@@ -363,7 +393,8 @@ def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
     def entry(name, first):
         figures = ("clean_accuracy", "mean_corrupted_accuracy", "mean_balanced_error")
         accuracy = {c: [first + 0.01 * i, first, first, first, first] for i, c in enumerate(CORRUPTIONS)}
-        return {"name": name, "accuracy": accuracy} | {f: first + 0.1 * i for i, f in enumerate(figures)}
+        means = {figure: first + 0.1 * i for i, figure in enumerate(figures)}
+        return robustness_entry(name, accuracy=accuracy, **means)
 
     lines = table([entry("base", 0.5), entry("early_stopping", 0.25)]).splitlines()
     # 18, then columns as wide as the longest name and two more
@@ -386,7 +417,7 @@ def test_progress_is_told_a_line_per_corruption_with_the_stage(tmp_path):
     said = []
     results = make_run(tmp_path, "base")
     (entry,) = measure_robustness(tmp_path, make_data(), results, ["base"], slices=5, say=said.append)
-    values = "".join(f"{value:>8.4f}" for value in entry["accuracy"]["jpeg_compression"])
+    values = "".join(f"{value:>8.4f}" for value in entry.accuracy["jpeg_compression"])
     assert len(said) == 13 and said[1] == f"base           jpeg_compression  {values}"
 
 
@@ -401,8 +432,9 @@ def test_a_smoke_runs_slices_are_the_first_and_its_figures_are_said_to_mean_noth
     data = unequal_data({"train": 300, "val": 290, "test": 270})
     monkeypatch.setattr(robustness, "load_data", lambda flag, **options: data)
     for smoke, total in ((True, 256), (False, 270)):
-        results = make_run(tmp_path, "base") | {"smoke": smoke}
-        (tmp_path / "results.json").write_text(json.dumps(results))
+        results = make_run(tmp_path, "base")
+        results.smoke = smoke
+        write_results(tmp_path, results)
         assert main([str(tmp_path), "--slices", "3", "--device", "cpu"]) == 0
         out = capsys.readouterr().out
         assert f"3 of the {total} slices of test" in out
@@ -457,7 +489,11 @@ def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, m
         (OSError(28, "No space left on device", "a.json"), 2, "error: No space left on device: a.json"),
         (OSError(28, "No space left on device"), 2, "error: No space left on device: {run}"),
         (OSError("no number"), 2, "error: no number: {run}"),
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on from the last finished stage"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; rerun the same command to resume after the last finished stage",
+        ),
     ],
 )
 def test_what_stops_the_command_is_one_line_and_a_code(
@@ -480,7 +516,7 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     """The GPU is pretended: where the network is sent, and that its answers are the exported network's."""
     import torch
 
-    from train import fit, record
+    from train import fit
 
     data, results = make_data(), make_run(tmp_path, "base")
     exported = robustness._Network(tmp_path / "base" / "member.onnx", data, robustness.CPU, shared=False)
@@ -491,11 +527,11 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
             sent.append(device)
             return self
 
-    monkeypatch.setattr(record, "load_checkpoint", lambda path: {"from": path})
-    monkeypatch.setattr(fit, "network_of", lambda state: state["from"].name == "checkpoint.pt" and Network())
+    monkeypatch.setattr(robustness, "read_checkpoint", lambda path: path)
+    monkeypatch.setattr(fit, "network_of", lambda path: path.name == "checkpoint.pt" and Network())
     monkeypatch.setattr(fit, "evaluate", lambda network, images: exported._logits_exported(images))
     gpu = torch.device("cuda", 0)
     on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, say=quiet)
     assert sent == [gpu]
-    (tmp_path / robustness.FILE).unlink()
+    (tmp_path / "robustness.json").unlink()
     assert measure_robustness(tmp_path, data, results, ["base"], say=quiet) == on_gpu and sent == [gpu]

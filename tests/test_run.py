@@ -242,7 +242,9 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
     finally:
         first.kill()
     assert (
-        first.returncode == 143 and "goes on from the last finished epoch" in said and "Traceback" not in said
+        first.returncode == 143
+        and "to continue from the last finished epoch" in said
+        and "Traceback" not in said
     )
 
 

@@ -2,48 +2,65 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
-from train import fit
 from train.all import parse_arguments
+from train.config import TrainConfig
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan
-from train.record import RunError
-from train.stages import LADDER, RUNGS, STAGES, chosen_stages, epoch_cap
+from train.recipes import EdgeRecipe, ReferenceRecipe
+from train.report import figures, wording
+from train.stages import LADDER, LISTED, MEMBERS, STAGES, Stage, chosen_stages, epoch_cap
 
-# docs/guides/training.md, "How the stages are trained": (network, augmented, patience, epochs at most,
-# from ImageNet weights, method)
+# docs/guides/training.md, "How the stages are trained": (network, recipe, patience, epochs at most,
+# from ImageNet weights)
+PLAIN, AUGMENTED = ReferenceRecipe(augmented=False), ReferenceRecipe(augmented=True)
 PUBLISHED = {
-    "base": ("small", False, None, 5, False, "study"),
-    "early_stopping": ("small", False, 5, 100, False, "study"),
-    "big": ("big", False, 5, 100, False, "study"),
-    "augmentation": ("big", True, 5, 100, False, "study"),
-    "batch_norm": ("big_batch_norm", True, 5, 100, False, "study"),
-    "resnet50": ("resnet50", True, 5, 100, True, "study"),
-    "resnet101": ("resnet101", True, 5, 100, True, "study"),
-    "resnet152": ("resnet152", True, 5, 100, True, "study"),
-    "edge": ("edge", False, None, 24, False, "edge"),
+    "base": ("small", PLAIN, None, 5, False),
+    "early_stopping": ("small", PLAIN, 5, 100, False),
+    "big": ("big", PLAIN, 5, 100, False),
+    "augmentation": ("big", AUGMENTED, 5, 100, False),
+    "batch_norm": ("big_batch_norm", AUGMENTED, 5, 100, False),
+    "resnet50": ("resnet50", AUGMENTED, 5, 100, True),
+    "resnet101": ("resnet101", AUGMENTED, 5, 100, True),
+    "resnet152": ("resnet152", AUGMENTED, 5, 100, True),
+    "edge": ("edge", EdgeRecipe(), None, 24, False),
 }
 
 
 def test_the_ladder_is_the_published_one():
     rows = {
-        s.name: (s.network, s.augmented, s.patience, s.max_epochs, s.pretrained, s.method)
+        s.name: (s.network, s.recipe, s.patience, s.max_epochs, s.pretrained)
         for s in LADDER
         if s.name != "ensemble"
     }
     assert rows == PUBLISHED and all(not STAGES[name].members for name in PUBLISHED)
     ensemble = STAGES["ensemble"]
-    assert ensemble.network is None and not ensemble.pretrained and not ensemble.augmented
+    assert ensemble.network is None and not ensemble.pretrained and ensemble.recipe is None
     assert ensemble.members == ("batch_norm", "resnet50", "resnet101", "resnet152")
     assert [s.name for s in LADDER] == [*list(PUBLISHED)[:-1], "ensemble", "edge"]
-    assert RUNGS == ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
+    assert LISTED == ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
 
 
-def test_the_documentation_names_every_rung():
+def test_what_the_rows_say_beside_their_training():
+    """What was asked of names before: which stages users name, and which are measured on corrupted slices."""
+    assert MEMBERS == ("resnet50", "resnet101", "resnet152")
+    assert [s.name for s in LADDER if s.robustness] == ["ensemble", "edge"]
+    assert [s.name for s in LADDER if s.card] == ["edge"]
+    assert all(s.title.endswith(".") for s in LADDER)
+
+
+def test_a_stage_without_a_network_has_no_recipe():
+    with pytest.raises(ValueError, match="stage ensemble trains no network of its own"):
+        STAGES["ensemble"].recipe_for("axial")
+
+
+def test_the_documentation_names_every_listed_stage():
     text = (ROOT / "README.md").read_text()
-    assert all(f"\n| `{rung}` | " in text for rung in RUNGS)
+    assert all(f"\n| `{name}` | " in text for name in LISTED)
 
 
 def caps(*given, stage, smoke=False):
@@ -110,15 +127,15 @@ def jobs(*arguments):
 
 def test_every_stage_is_a_job_with_the_documented_defaults():
     """docs/guides/training.md: batches of 128, seed 1, ImageNet weights, --amp auto."""
-    recipe = fit.Recipe(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
+    config = TrainConfig(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
     assert jobs() == [
-        Job(STAGES["base"], recipe, OUT / "base"),
-        Job(STAGES["edge"], dataclasses.replace(recipe, max_epochs=24), OUT / "edge"),
+        Job(STAGES["base"], config, OUT / "base"),
+        Job(STAGES["edge"], dataclasses.replace(config, max_epochs=24), OUT / "edge"),
     ]
 
 
 def test_a_stages_seeds_follow_each_other_in_directories_of_their_own():
-    found = [(job.stage.name, job.recipe.seed, job.directory) for job in jobs("--seed", "4", "--seeds", "2")]
+    found = [(job.stage.name, job.config.seed, job.directory) for job in jobs("--seed", "4", "--seeds", "2")]
     assert found == [
         ("base", 4, OUT / "base" / "seed-4"),
         ("base", 5, OUT / "base" / "seed-5"),
@@ -127,7 +144,7 @@ def test_a_stages_seeds_follow_each_other_in_directories_of_their_own():
     ]
 
 
-def test_options_reach_the_recipe():
+def test_options_reach_the_configuration():
     chosen = [
         "--batch-size",
         "64",
@@ -140,13 +157,13 @@ def test_options_reach_the_recipe():
         "--amp",
         "fp16",
     ]
-    base, edge = (job.recipe for job in jobs(*chosen))
-    assert base == fit.Recipe(1, 64, 5, "none", weights_dir=Path("w"), smoke=False, amp="fp16")
+    base, edge = (job.config for job in jobs(*chosen))
+    assert base == TrainConfig(1, 64, 5, "none", weights_dir=Path("w"), smoke=False, amp="fp16")
     assert edge == dataclasses.replace(base, max_epochs=3)
 
 
 def test_a_smoke_run_starts_from_scratch():
-    assert [job.recipe for job in jobs("--smoke")] == [fit.Recipe(1, 128, 2, "none", smoke=True)] * 2
+    assert [job.config for job in jobs("--smoke")] == [TrainConfig(1, 128, 2, "none", smoke=True)] * 2
 
 
 @pytest.mark.parametrize(
@@ -160,15 +177,35 @@ def test_a_smoke_run_starts_from_scratch():
     ],
 )
 def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, member):
-    job = Job(STAGES["ensemble"], fit.Recipe(3, 1, 1, "none"), Path(directory))
+    job = Job(STAGES["ensemble"], TrainConfig(3, 1, 1, "none"), Path(directory))
     assert member_of(job, "big") == Path(member)
 
 
 def test_the_rungs_bring_every_stage():
-    assert chosen_stages(list(RUNGS)) == list(LADDER)
+    assert chosen_stages(list(LISTED)) == list(LADDER)
     assert [stage.name for stage in chosen_stages(["edge"])] == ["edge"]
 
 
 def test_a_stage_that_is_none_is_named():
     with pytest.raises(RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "):
         chosen_stages(["base", "huge"])
+
+
+def test_a_new_stage_is_one_row(monkeypatch):
+    """Command line, number of epochs and report follow from the row."""
+    row = Stage("tiny", "small", ReferenceRecipe(augmented=True), "A made-up stage.", max_epochs=9)
+    monkeypatch.setitem(STAGES, row.name, row)
+    assert chosen_stages(["tiny", "base"]) == [STAGES["base"], row]
+    assert caps("tiny=2", stage="tiny") == 2 and caps("99", stage="tiny") == 9
+    assert wording.augmented(SimpleNamespace(name="tiny")) == "yes"
+    assert figures.by_ladder(["tiny", "edge"]) == ["edge", "tiny"]
+
+
+def test_the_cap_of_a_new_average_is_for_its_members_that_are_not_listed(monkeypatch):
+    hidden = Stage("hidden", "small", ReferenceRecipe(), listed=False)
+    average = Stage("pair", None, members=("big", "hidden"))
+    for row in (hidden, average):
+        monkeypatch.setitem(STAGES, row.name, row)
+    assert caps("pair=3", stage="hidden") == 3 and caps("pair=3", stage="big") == 100
+    assert caps("ensemble=3", stage="hidden") == 100
+    assert chosen_stages(["pair"]) == [STAGES["big"], hidden, average]

@@ -152,27 +152,27 @@ def test_kept_probabilities_calibrate_as_their_logits_would():
     logits = {s: [5 * first[rows], second[rows]] for s, rows in halves.items()}
     members = [{s: mean_softmax([logits[s][i]]).astype(np.float32) for s in halves} for i in (0, 1)]
     found = calibration(members, {s: labels[rows] for s, rows in halves.items()})
-    assert found["temperature"] == pytest.approx(
+    assert found.temperature == pytest.approx(
         fit_temperature(logits[SPLIT], labels[halves[SPLIT]]), abs=0.002
     )
     errors = {}
     for split in ("val", "test"):
         rows = halves[split]
         errors[split] = expected_calibration_error(
-            mean_softmax(logits[split], found["temperature"]), labels[rows]
+            mean_softmax(logits[split], found.temperature), labels[rows]
         )
-        assert found[f"{split}_ece"] == pytest.approx(errors[split], abs=1e-4)
+        assert getattr(found, f"{split}_ece") == pytest.approx(errors[split], abs=1e-4)
     assert abs(errors["val"] - errors["test"]) > 2e-4  # one is not taken for the other
-    assert list(found) == ["temperature", "val_ece", "test_ece"]
+    assert found.fitted_on is None
     of_mean = fit_temperature([np.log(mean_softmax(logits[SPLIT]))], labels[halves[SPLIT]])
-    assert abs(of_mean - found["temperature"]) > 0.1
+    assert abs(of_mean - found.temperature) > 0.1
 
 
 def test_probabilities_of_zero_are_no_infinite_logits():
     member = {s: np.eye(3, dtype=np.float32) for s in ("val", SPLIT, "test")}
     wrong = np.array([0, 1, 1])
     found = calibration([member], {"val": wrong, SPLIT: wrong, "test": np.array([0, 1, 2])})
-    assert LOWEST <= found["temperature"] <= HIGHEST and np.isfinite(list(found.values())).all()
+    assert LOWEST <= found.temperature <= HIGHEST and np.isfinite([found.val_ece, found.test_ece]).all()
 
 
 def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,13 +22,17 @@ from export.bundle_info import BundleInfo
 from export.member import ExportError
 from export.model_card import model_card
 from organ_infer import BundleError
+from tests.checkpoints import finished_checkpoint
 from tests.pages import Page
+from tests.result_rows import split_metrics, stage_result
 from train import all as command
 from train import calibration, run
 from train.data import Data, load_data
-from train.record import RunError
+from train.errors import RunError
+from train.options import TrainOptions
 from train.report import write_report
 from train.report.__main__ import main as report
+from train.results_format import Calibration, MeanStd, Results, StageResult, StageSummary
 from train.stages import STAGES
 
 # MedMNIST v2: "OrganAMNIST ... axial, OrganCMNIST ... coronal, OrganSMNIST ... sagittal" views
@@ -79,7 +83,7 @@ def test_data_report_and_card_name_the_view_of_the_data_set(tmp_path, monkeypatc
 
 
 def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
-    found = vars(command.parse_arguments([]))
+    found = dataclasses.asdict(command.parse_arguments([]))
     assert found == {
         "dataset": "organsmnist",
         "data_dir": None,
@@ -92,10 +96,10 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "seed": 1,
         "seeds": 1,
         "batch_size": 128,
-        "max_epochs": [],
+        "max_epochs": (),
         "weights": "imagenet",
         "weights_dir": None,
-        "precision": "int8,fp32,fp16",
+        "precision": ("int8", "fp32", "fp16"),
         "parallel": "stages",
         "deterministic": False,
         "smoke": False,
@@ -123,10 +127,12 @@ def test_every_option_is_taken_as_it_is_given():
     }
     words = [word for pair in given.items() for word in pair]
     flags = ["--deterministic", "--smoke", "--fresh", "--max-epochs", "3", "--max-epochs", "base=2"]
-    found = vars(command.parse_arguments([*words, *flags]))
+    found = dataclasses.asdict(command.parse_arguments([*words, *flags]))
+    assert found.pop("stages") == ("base",) and found.pop("precision") == ("fp32",)
     for option, text in given.items():
-        assert str(found.pop(option.removeprefix("--").replace("-", "_"))) == text
-    assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ["3", "base=2"]}
+        if option not in ("--stages", "--precision"):
+            assert str(found.pop(option.removeprefix("--").replace("-", "_"))) == text
+    assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ("3", "base=2")}
 
 
 def test_every_published_size_of_slices_is_taken():
@@ -165,7 +171,7 @@ def test_help_says_what_the_command_does_and_how_it_is_used(capsys):
         command.main(["--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "Train every stage of the ladder, export each, and leave a bundle and a report." in text
+    assert "Train every stage, export each to ONNX, and write a bundle and a report." in text
     for line in command.EPILOG.splitlines():
         assert line in text
     assert "Research software, not a medical device." in text
@@ -175,7 +181,7 @@ def test_help_says_what_the_command_does_and_how_it_is_used(capsys):
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def stop(_: argparse.Namespace) -> None:
+    def stop(_: TrainOptions) -> None:
         raise error
 
     monkeypatch.setattr(run, "run", stop)
@@ -190,10 +196,14 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             OSError(28, "No space left on device", "runs/x"),
             1,
-            "train: error: No space left on device: runs/x; what was finished before is kept",
+            "train: error: No space left on device: runs/x; finished stages are kept",
         ),
-        (OSError("gone"), 1, "train: error: gone: there; what was finished before is kept"),
-        (KeyboardInterrupt(), 130, "train: stopped; the same command goes on from the last finished epoch"),
+        (OSError("gone"), 1, "train: error: gone: there; finished stages are kept"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "train: stopped; rerun the same command to continue from the last finished epoch",
+        ),
     ],
 )
 def test_what_ends_a_run_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, words):
@@ -207,7 +217,7 @@ def test_what_ends_a_run_is_one_line_and_an_exit_code(monkeypatch, capsys, error
 def test_a_signal_stops_the_run_and_the_handlers_are_put_back(monkeypatch, capsys, number):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
 
-    def work(_: argparse.Namespace) -> None:
+    def work(_: TrainOptions) -> None:
         signal.raise_signal(number)
         raise AssertionError("not stopped")
 
@@ -250,7 +260,7 @@ def test_an_unforeseen_error_is_shown_and_ends_the_process_with_1(monkeypatch, c
 # what is found before the first epoch
 
 
-def options(folder: Path, *more: str) -> argparse.Namespace:
+def options(folder: Path, *more: str) -> TrainOptions:
     place = ["--dataset", "organcmnist", "--data-dir", str(folder), "--out", str(folder / "runs")]
     return command.parse_arguments([*place, "--device", "cpu", "--stages", "base", *more])
 
@@ -285,8 +295,8 @@ def test_weights_that_are_missing_are_missed_before_training_and_not_sought_for_
     tmp_path,
 ):
     def job(name: str) -> SimpleNamespace:
-        recipe = SimpleNamespace(seed=1, weights="imagenet", weights_dir=tmp_path)
-        return SimpleNamespace(stage=STAGES[name], recipe=recipe, directory=tmp_path / name)
+        config = SimpleNamespace(seed=1, weights="imagenet", weights_dir=tmp_path)
+        return SimpleNamespace(stage=STAGES[name], config=config, directory=tmp_path / name)
 
     data = SimpleNamespace(classes=["a", "b"], size=28)
     run._check_weights([job("base")], data)
@@ -306,20 +316,16 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
     seen = SimpleNamespace(steps=[], data=None, fitted=[], settings=None)
     seen.md5 = medmnist_file(tmp_path, "organcmnist", monkeypatch)
 
-    def measured(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-        seen.steps.append(f"measure {job.stage.name} {job.recipe.seed}")
-        seen.data, seen.settings = data, results["settings"]
-        scores = {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "auc": 0.5, "ece": 0.5}
-        row = {"name": job.stage.name, "seed": job.recipe.seed, "parameters": 1, "epochs": 1, "best_epoch": 1}
-        row |= {"seconds_per_epoch": 1.0, "train": scores, "val": scores, "test": None}
-        results["stages"].insert(0, row)
+    def measured(job: Any, data: Data, device: torch.device, results: Results) -> None:
+        seen.steps.append(f"measure {job.stage.name} {job.config.seed}")
+        seen.data, seen.settings = data, results.settings
+        scores = split_metrics()
+        results.stages.insert(0, stage_result(job.stage.name, job.config.seed, train=scores, val=scores))
 
-    def tested(job: Any, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-        seen.steps.append(f"test {job.stage.name} {job.recipe.seed}")
-        row = next(
-            r for r in results["stages"] if (r["name"], r["seed"]) == (job.stage.name, job.recipe.seed)
-        )
-        row["test"] = row["val"]
+    def tested(job: Any, data: Data, device: torch.device, results: Results) -> None:
+        seen.steps.append(f"test {job.stage.name} {job.config.seed}")
+        (row,) = (row for row in results.rows_of(job.stage.name) if row.seed == job.config.seed)
+        row.test = row.val
 
     def fit(stage: Any, data: Data, recipe: Any, device: Any, directory: Path, **_: Any) -> None:
         seen.steps.append(f"fit {stage.name} {recipe.seed}")
@@ -452,7 +458,7 @@ def test_stages_are_dealt_out_to_the_processes(monkeypatch, size, rank, trained)
     fitted, waited = [], []
     monkeypatch.setattr(run.fit, "fit", lambda stage, *_, **__: fitted.append(stage.name))
     jobs = [
-        SimpleNamespace(stage=STAGES[name], recipe=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
         for name in ("base", "big", "ensemble", "edge")
     ]
     group = SimpleNamespace(size=size, rank=rank, wait=lambda: waited.append(True))
@@ -464,7 +470,7 @@ def test_batches_are_shared_by_all_processes_of_every_stage(monkeypatch):
     fitted = []
     monkeypatch.setattr(run.fit, "fit", lambda stage, *_, group, **__: fitted.append((stage.name, group)))
     jobs = [
-        SimpleNamespace(stage=STAGES[name], recipe=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
         for name in ("base", "ensemble", "big")
     ]
     group = SimpleNamespace(size=2, rank=1)
@@ -498,26 +504,28 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str = "none") -> dict[str, Any]:
+def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str = "none") -> StageResult:
     """A row whose numbers differ by split and seed."""
-    splits = {
-        split: {"accuracy": val - i / 10, "auc": 0.9 - i / 10 - seed / 100, "ece": 0.01 * (i + seed)}
+    splits: dict[str, Any] = {
+        split: split_metrics(val - i / 10, auc=0.9 - i / 10 - seed / 100, ece=0.01 * (i + seed))
         for i, split in enumerate(("val", "train", "test"))
     }
-    errors = {"temperature": 2.0, "val_ece": 0.071 * seed, "test_ece": 0.083 * seed, "fitted_on": "x"}
-    row = {"name": name, "seed": seed, "weights": weights, "parameters": 4_321, "epochs": 8} | splits
-    return row | {"calibration": errors} | ({} if test else {"test": None})
+    splits |= {} if test else {"test": None}
+    errors = Calibration(2.0, val_ece=0.071 * seed, test_ece=0.083 * seed, fitted_on="x")
+    about: dict[str, Any] = {"weights": weights, "parameters": 4_321, "epochs": 8, "calibration": errors}
+    return stage_result(name, seed, **about, **splits)
 
 
-def results_with(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"smoke": False, "versions": {"torch": "2"}, "device": "cpu", "stages": list(rows)} | more
+def results_with(*rows: StageResult, **more: Any) -> Results:
+    return Results(versions={"torch": "2"}, device="cpu", stages=list(rows), **more)
 
 
 def member(directory: Path, place: str) -> Path:
     folder = directory / place
     folder.mkdir(parents=True)
     (folder / "member.onnx").write_bytes(place.encode())
-    torch.save({"network": "edge", "recipe": {"method": {"peak": 0.25}}}, folder / "checkpoint.pt")
+    checkpoint = finished_checkpoint("edge", "edge", method={"peak": 0.25})
+    torch.save(checkpoint.to_dict(), folder / "checkpoint.pt")
     return folder / "member.onnx"
 
 
@@ -584,15 +592,15 @@ def test_of_several_seeds_the_best_on_validation_is_bundled_with_what_others_rea
     for seed in (4, 5, 6):
         member(tmp_path, f"edge/seed-{seed}")
     rows = [scored("edge", 4, 0.6), scored("edge", 5, 0.8), scored("edge", 6, 0.7), scored("base", 4, 0.99)]
-    rows[0]["test"] = {"accuracy": 0.99, "auc": 0.99, "ece": 0.0}
-    spread = {key: {"mean": 0.5, "std": 0.1} for key in ("accuracy", "auc", "ece", "f1")}
-    about = {"name": "edge", "seeds": [4, 5, 6], "train": spread, "val": spread, "test": spread}
-    results = results_with(*rows, summary=[about | {"name": "base", "seeds": [4]}, about])
+    rows[0].test = split_metrics(0.99, auc=0.99, ece=0.0)
+    spread = {key: MeanStd(0.5, 0.1) for key in ("accuracy", "auc", "ece", "f1")}
+    about = StageSummary("edge", [4, 5, 6], train=spread, val=spread, test=spread)
+    results = results_with(*rows, summary=[replace(about, name="base", seeds=[4]), about])
     run._bundle(tmp_path / "bundle", "edge", data, results, 3, ["fp32"])
     ((_, written_with),) = written
     assert [m.file for m in written_with["members"]] == [tmp_path / "edge" / "seed-5" / "member.onnx"]
     assert written_with["training"]["seed"] == 5 and written_with["metrics"]["val"]["accuracy"] == 0.8
-    kept = {key: spread[key] for key in ("accuracy", "auc", "ece")}
+    kept = {key: {"mean": 0.5, "std": 0.1} for key in ("accuracy", "auc", "ece")}
     assert written_with["metrics"]["seeds"] == {"count": 3, "val": kept, "test": kept}
     assert written_with["training"]["recipe"] == {
         "network": "A residual network of 4,321 parameters",
@@ -611,6 +619,15 @@ def test_the_name_of_a_bundle_says_what_it_is(tmp_path, data, written, size, smo
     run._bundle(tmp_path / "bundle", "big", replace(data, size=size), results, 1, ["fp32"])
     ((_, about),) = written
     assert about["name"] == name and about["training"]["smoke"] == smoke and "recipe" not in about["training"]
+
+
+def test_a_seed_that_is_not_measured_on_test_is_not_bundled(tmp_path, data, written):
+    for seed in (4, 5):
+        member(tmp_path, f"big/seed-{seed}")
+    results = results_with(scored("big", 4, 0.6), scored("big", 5, 0.9, test=False))
+    run._bundle(tmp_path / "bundle", "big", data, results, 2, ["fp32"])
+    ((_, about),) = written
+    assert about["training"]["seed"] == 4
 
 
 def test_a_bundle_that_cannot_be_written_ends_the_run_with_1(tmp_path, data, monkeypatch):

@@ -16,20 +16,19 @@ from hypothesis import strategies as st
 from test_fit import CLASSES, CPU, made_data, without_seconds
 from torch import nn
 
-from train import fit, networks, record
+from train import checkpoint, fit, networks, progress, record
 from train.augment import augment
-from train.average import Average
-from train.batches import cut
-from train.edge.method import Edge
-from train.edge.network import ResidualNetwork
-from train.fit import Learner, Recipe
-from train.method import Study
-from train.networks import make_network
+from train.batches import split_order
+from train.config import TrainConfig
+from train.ema import ModelEma
+from train.learner import Learner
+from train.networks import ResidualNetwork, make_network
 from train.parallel import ALONE, Group
+from train.recipes import EdgeRecipe, ReferenceRecipe
 from train.stages import STAGES
 
 STAGE = STAGES["base"]
-RECIPE = Recipe(seed=1, batch_size=32, max_epochs=4, weights="none", amp="off")
+CONFIG = TrainConfig(seed=1, batch_size=32, max_epochs=4, weights="none", amp="off")
 
 
 def numbered(n=70):
@@ -47,7 +46,7 @@ def numbers_of(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorder(Study):
+class Recorder(ReferenceRecipe):
     """The study's method, which notes every batch before and after it was prepared."""
 
     augmented: bool = False
@@ -66,10 +65,10 @@ def small_network(seed=1):
     return make_network("small", classes=3, size=28, seed=seed)
 
 
-def run_epoch(network=None, method=None, *, images=None, stage=STAGE, recipe=RECIPE, epoch=1, group=ALONE):
-    learner = Learner.of(network or small_network(), method or Recorder())
+def run_epoch(network=None, recipe=None, *, images=None, stage=STAGE, config=CONFIG, epoch=1, group=ALONE):
+    learner = Learner.of(network or small_network(), recipe or Recorder())
     images, labels = images or numbered()
-    return learner, fit.train_epoch(learner, images, labels, 3, stage, recipe, epoch, group)
+    return learner, fit.train_epoch(learner, images, labels, 3, stage, config, epoch, group)
 
 
 def adam_by_hand(network, batches, rates):
@@ -96,41 +95,41 @@ def adam_by_hand(network, batches, rates):
 
 def test_an_epoch_is_adam_on_the_mean_loss_of_each_batch():
     """Batches of 32, 32 and 6: the means over an epoch count slices, not batches."""
-    method, epoch = Recorder(), 3
-    learner, (loss, accuracy) = run_epoch(method=method, epoch=epoch)
-    assert [len(targets) for _, _, targets in method.seen] == [32, 32, 6]
+    recipe, epoch = Recorder(), 3
+    learner, (loss, accuracy) = run_epoch(recipe=recipe, epoch=epoch)
+    assert [len(targets) for _, _, targets in recipe.seen] == [32, 32, 6]
     by_hand = small_network()
     # of 4 epochs two are done
     rates = [1e-3 * (1 + (2 + step / 3) / 4) for step in range(3)]
-    loss_sum, hits = adam_by_hand(by_hand, [(x, targets) for _, x, targets in method.seen], rates)
+    loss_sum, hits = adam_by_hand(by_hand, [(x, targets) for _, x, targets in recipe.seen], rates)
     assert loss == pytest.approx(loss_sum / 70, rel=1e-5) and accuracy == pytest.approx(hits / 70)
     for (name, found), expected in zip(learner.network.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=name)
-    assert learner.optimiser.param_groups[0]["lr"] == pytest.approx(rates[-1])
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1])
 
 
 def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
     """docs/guides/training.md: Adam (learning rate 1e-3), cross-entropy; nothing else of either is changed."""
-    method, network = Study(augmented=False), small_network()
-    optimizer = method.optimiser(network)
+    recipe, network = ReferenceRecipe(augmented=False), small_network()
+    optimizer = recipe.optimizer(network)
     assert type(optimizer) is torch.optim.Adam
     [group] = optimizer.param_groups
     published = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     assert {key: group[key] for key in published} == published
     assert len(group["params"]) == len(list(network.parameters()))
-    assert [method.learning_rate(done) for done in (0.0, 0.3, 1.0)] == [1e-3] * 3
-    assert method.described() == {"learning_rate": 1e-3} and method.averaged is None
+    assert [recipe.learning_rate(done) for done in (0.0, 0.3, 1.0)] == [1e-3] * 3
+    assert recipe.described() == {"learning_rate": 1e-3} and recipe.ema_decay is None
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
     expected = math.log(1 + math.exp(-2) + math.exp(-3)) + math.log(3)
-    assert float(method.loss(logits, torch.tensor([0, 2]))) == pytest.approx(expected)
+    assert float(recipe.loss(logits, torch.tensor([0, 2]))) == pytest.approx(expected)
 
 
 def test_only_augmented_stages_are_augmented():
     x = torch.rand(8, 1, 28, 28)
     labels = torch.arange(8) % 3
-    same, targets = Study(augmented=False).prepare(x, labels, 3, torch.Generator().manual_seed(0))
+    same, targets = ReferenceRecipe(augmented=False).prepare(x, labels, 3, torch.Generator().manual_seed(0))
     assert same is x and targets is labels
-    changed, targets = Study(augmented=True).prepare(x, labels, 3, torch.Generator().manual_seed(0))
+    changed, targets = ReferenceRecipe(augmented=True).prepare(x, labels, 3, torch.Generator().manual_seed(0))
     assert torch.equal(changed, augment(x, torch.Generator().manual_seed(0))) and targets is labels
 
 
@@ -140,7 +139,7 @@ def test_only_augmented_stages_are_augmented():
 def test_batches_hold_every_slice_once_in_order(full, size, rest, at_least):
     rest = max(min(rest, size - 1), full == 0)
     n = full * size + rest
-    batches = cut(torch.arange(n), size, at_least)
+    batches = split_order(torch.arange(n), size, at_least)
     assert torch.cat(batches).tolist() == list(range(n))
     joins = full > 0 and rest < at_least
     expected = [size] * full + ([] if joins else [rest])
@@ -150,18 +149,18 @@ def test_batches_hold_every_slice_once_in_order(full, size, rest, at_least):
 
 
 def order_of(**changes):
-    method = Recorder()
-    run_epoch(method=method, **changes)
-    return list(itertools.chain.from_iterable(numbers_of(x) for x, _, _ in method.seen))
+    recipe = Recorder()
+    run_epoch(recipe=recipe, **changes)
+    return list(itertools.chain.from_iterable(numbers_of(x) for x, _, _ in recipe.seen))
 
 
 def test_every_epoch_sees_every_slice_once_with_its_label():
     images, labels = numbered(300)
     for epoch in (1, 2):
-        method = Recorder()
-        run_epoch(method=method, images=(images, labels), epoch=epoch)
+        recipe = Recorder()
+        run_epoch(recipe=recipe, images=(images, labels), epoch=epoch)
         seen = [
-            (number, int(y)) for x, _, ys in method.seen for number, y in zip(numbers_of(x), ys, strict=True)
+            (number, int(y)) for x, _, ys in recipe.seen for number, y in zip(numbers_of(x), ys, strict=True)
         ]
         assert sorted(seen) == list(enumerate(labels.tolist()))
 
@@ -169,13 +168,13 @@ def test_every_epoch_sees_every_slice_once_with_its_label():
 def test_the_order_follows_seed_stage_and_epoch():
     first = order_of()
     assert first == order_of() and first != sorted(first)
-    assert first == order_of(recipe=dataclasses.replace(RECIPE, max_epochs=9, batch_size=7))
+    assert first == order_of(config=dataclasses.replace(CONFIG, max_epochs=9, batch_size=7))
     others = [
         order_of(epoch=2),
-        order_of(recipe=dataclasses.replace(RECIPE, seed=2)),
+        order_of(config=dataclasses.replace(CONFIG, seed=2)),
         order_of(stage=STAGES["early_stopping"]),
-        order_of(recipe=dataclasses.replace(RECIPE, seed=11), epoch=1),
-        order_of(recipe=dataclasses.replace(RECIPE, seed=1), epoch=11),
+        order_of(config=dataclasses.replace(CONFIG, seed=11), epoch=1),
+        order_of(config=dataclasses.replace(CONFIG, seed=1), epoch=11),
     ]
     assert len({tuple(order) for order in [first, *others]}) == 6
 
@@ -192,14 +191,14 @@ def test_augmentation_follows_seed_stage_and_epoch():
     """Per slice, as the order of the slices differs too."""
 
     def augmented(**changes):
-        method = Recorder(augmented=True)
-        run_epoch(method=method, **changes)
-        pairs = [(n, y) for x, ys, _ in method.seen for n, y in zip(numbers_of(x), ys, strict=True)]
+        recipe = Recorder(augmented=True)
+        run_epoch(recipe=recipe, **changes)
+        pairs = [(n, y) for x, ys, _ in recipe.seen for n, y in zip(numbers_of(x), ys, strict=True)]
         return torch.stack([y for _, y in sorted(pairs, key=lambda pair: pair[0])])
 
     first = augmented()
     assert torch.equal(first, augmented())
-    for changes in ({"epoch": 2}, {"recipe": dataclasses.replace(RECIPE, seed=2)}, {"stage": STAGES["big"]}):
+    for changes in ({"epoch": 2}, {"config": dataclasses.replace(CONFIG, seed=2)}, {"stage": STAGES["big"]}):
         differ = (first != augmented(**changes)).flatten(1).any(1)
         assert differ.float().mean() > 0.8
 
@@ -208,7 +207,7 @@ def test_torchs_own_generator_changes_nothing():
     results = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        learner, scores = run_epoch(method=Recorder(augmented=True))
+        learner, scores = run_epoch(recipe=Recorder(augmented=True))
         results.append((scores, learner.network.state_dict()))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(value, results[1][1][key]) for key, value in results[0][1].items())
@@ -218,7 +217,7 @@ def test_torchs_own_generator_changes_nothing():
 class PlainDescent(Recorder):
     """Gradient descent, whose step is linear in the gradient."""
 
-    def optimiser(self, network):
+    def optimizer(self, network):
         return torch.optim.SGD(network.parameters(), lr=0.1)
 
 
@@ -237,10 +236,10 @@ class Pretended(Group):
 
 def test_two_processes_share_each_batch_and_average_to_the_gradient_of_one():
     start = small_network().state_dict()
-    one_batch = dataclasses.replace(RECIPE, batch_size=71)
-    alone, (loss, accuracy) = run_epoch(method=PlainDescent(), recipe=one_batch, images=numbered(71))
+    one_batch = dataclasses.replace(CONFIG, batch_size=71)
+    alone, (loss, accuracy) = run_epoch(recipe=PlainDescent(), config=one_batch, images=numbered(71))
     shares = [
-        run_epoch(method=PlainDescent(), recipe=one_batch, images=numbered(71), group=Pretended(rank, 2))
+        run_epoch(recipe=PlainDescent(), config=one_batch, images=numbered(71), group=Pretended(rank, 2))
         for rank in (0, 1)
     ]
     # each process sums over its rows, 36 and 35, and divides by all
@@ -265,9 +264,9 @@ def test_two_processes_share_each_batch_and_average_to_the_gradient_of_one():
     ],
 )
 def test_a_batch_too_small_for_every_process_to_normalize_joins_the_one_before(group, rest, sizes):
-    method, recipe = Recorder(), dataclasses.replace(RECIPE, batch_size=33)
-    run_epoch(method=method, recipe=recipe, images=numbered(66 + rest), group=group)
-    assert [len(x) for x, _, _ in method.seen] == sizes
+    recipe, config = Recorder(), dataclasses.replace(CONFIG, batch_size=33)
+    run_epoch(recipe=recipe, config=config, images=numbered(66 + rest), group=group)
+    assert [len(x) for x, _, _ in recipe.seen] == sizes
 
 
 class Wrapped(nn.Module):
@@ -290,11 +289,11 @@ def test_the_wrapped_network_is_trained_and_its_own_weights_are_averaged(small_e
             wrapped.append(Wrapped(network))
             return wrapped[-1]
 
-    data, recipe = made_data(n=64), dataclasses.replace(RECIPE, max_epochs=2)
-    arguments = STAGES["edge"], data, recipe, CPU
+    data, config = made_data(n=64), dataclasses.replace(CONFIG, max_epochs=2)
+    arguments = STAGES["edge"], data, config, CPU
     plain = fit.fit(*arguments, tmp_path / "plain", say=lambda line: None)
     done = fit.fit(*arguments, tmp_path / "wrapped", say=lambda line: None, group=Wrapping())
-    assert equal(done["state"], plain["state"])
+    assert equal(done.state, plain.state)
     assert [network.calls for network in wrapped] == [4]  # two epochs of two batches, none of validation
 
 
@@ -387,14 +386,16 @@ def equal(one, other):
 def test_the_weights_that_are_validated_are_those_that_are_kept(small_edge, tmp_path, monkeypatch, averaged):
     """The average if there is one; the network itself goes on from its own."""
     seen, states, save = watched_evaluations(monkeypatch), [], record.save_checkpoint
-    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(
-        record, "save_checkpoint", lambda path, state: states.append(fit._copied(state)) or save(path, state)
+        record,
+        "save_checkpoint",
+        lambda path, state: states.append(checkpoint.copied(state)) or save(path, state),
     )
     data = made_data(n=64)
-    done = fit.fit(STAGES["edge"], data, dataclasses.replace(RECIPE, max_epochs=2), CPU, tmp_path, method=Edge(averaged=averaged), say=lambda line: None)  # fmt: skip
+    done = fit.fit(STAGES["edge"], data, dataclasses.replace(CONFIG, max_epochs=2), CPU, tmp_path, recipe=EdgeRecipe(ema_decay=averaged), say=lambda line: None)  # fmt: skip
     assert len(seen) == 2 and not equal(*seen)
-    assert equal(done["state"], seen[-1]) and equal(fit.network_of(done).state_dict(), seen[-1])
+    assert equal(done.state, seen[-1]) and equal(fit.network_of(done).state_dict(), seen[-1])
     for state, validated in zip(states[:2], seen, strict=True):
         assert equal(state["best"], validated)
         assert equal(state["state"], validated) == (averaged is None)
@@ -406,15 +407,15 @@ def test_the_average_of_weights_follows_every_step():
     """After `train_epoch`: the average of the network's weights after each of the three steps."""
     states = []
 
-    class Watched(Average):
+    class Watched(ModelEma):
         def update(self, network):
             states.append(network.head.bias.detach().clone())
             super().update(network)
 
     learner = Learner.of(small_network(), Recorder())
-    learner.average = Watched(learner.network, 0.15)
+    learner.ema = Watched(learner.network, 0.15)
     start = learner.network.head.bias.detach().clone()
-    fit.train_epoch(learner, *numbered(), 3, STAGE, RECIPE, 1)
+    fit.train_epoch(learner, *numbered(), 3, STAGE, CONFIG, 1)
     expected = start
     for state in states:
         expected = 0.15 * expected + 0.85 * state
@@ -429,7 +430,7 @@ def test_the_average_is_shorter_over_the_first_steps(values, decay):
     (https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage)."""
     layer = nn.Linear(1, 1, bias=False)
     layer.register_buffer("count", torch.tensor(5))
-    average = Average(layer, decay)
+    average = ModelEma(layer, decay)
     expected = layer.weight.item()
     for step, value in enumerate(values, start=1):
         with torch.no_grad():
@@ -440,13 +441,13 @@ def test_the_average_is_shorter_over_the_first_steps(values, decay):
         expected = kept * expected + (1 - kept) * value
     assert average.network.weight.item() == pytest.approx(expected, abs=1e-4)
     assert average.network.count == 5  # whole numbers have no average
-    other = Average(layer, decay)
+    other = ModelEma(layer, decay)
     other.load_state_dict(average.state_dict())
     assert other.steps == len(values) and torch.equal(other.network.weight, average.network.weight)
 
 
 def test_the_average_is_of_one_network():
-    average = Average(nn.Sequential(nn.Linear(2, 2)), 0.9)
+    average = ModelEma(nn.Sequential(nn.Linear(2, 2)), 0.9)
     assert not average.network.training
     with pytest.raises(ValueError, match="zip"):
         average.update(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
@@ -456,7 +457,7 @@ class Killed(BaseException):
     pass
 
 
-def runs_killed_after(epochs, data, recipe, directory, whole):
+def runs_killed_after(epochs, data, config, directory, whole):
     """Train to the end with a kill after each of `epochs`; the finished checkpoint must be `whole`."""
     save = record.save_checkpoint
     left = sorted(epochs)
@@ -469,13 +470,13 @@ def runs_killed_after(epochs, data, recipe, directory, whole):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "save_checkpoint", save_then_die)
-        patch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
         for _ in epochs:
             with pytest.raises(Killed):
-                fit.fit(STAGES["edge"], data, recipe, CPU, directory, say=lambda line: None)
-        again = fit.fit(STAGES["edge"], data, recipe, CPU, directory, say=lambda line: None)
-    assert without_seconds(again["history"]) == without_seconds(whole["history"])
-    assert equal(again["state"], whole["state"])
+                fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
+        again = fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
+    assert without_seconds(again.history) == without_seconds(whole.history)
+    assert equal(again.state, whole.state)
 
 
 def test_a_run_killed_after_any_epochs_ends_as_one_that_was_not(monkeypatch):
@@ -483,23 +484,23 @@ def test_a_run_killed_after_any_epochs_ends_as_one_that_was_not(monkeypatch):
         return ResidualNetwork(4, 4, (4,), classes=classes, seed=seed)
 
     monkeypatch.setitem(networks.NETWORKS, "edge", network)
-    data, recipe = made_data(n=40), dataclasses.replace(RECIPE, max_epochs=5)
+    data, config = made_data(n=40), dataclasses.replace(CONFIG, max_epochs=5)
     with tempfile.TemporaryDirectory() as directory:
-        whole = fit.fit(STAGES["edge"], data, recipe, CPU, Path(directory), say=lambda line: None)
+        whole = fit.fit(STAGES["edge"], data, config, CPU, Path(directory), say=lambda line: None)
 
     @given(st.sets(st.integers(1, 5)))
     @settings(deadline=None, max_examples=6)
     def killed_after(epochs):
         with tempfile.TemporaryDirectory() as directory:
-            runs_killed_after(epochs, data, recipe, Path(directory), whole)
+            runs_killed_after(epochs, data, config, Path(directory), whole)
 
     killed_after()
 
 
 def test_a_checkpoint_records_what_was_trained_on_what(tmp_path):
     data = dataclasses.replace(made_data(n=40), md5="abc")
-    recipe = dataclasses.replace(RECIPE, max_epochs=1, seed=4, smoke=True)
-    fit.fit(STAGES["augmentation"], data, recipe, CPU, tmp_path, say=lambda line: None)
+    config = dataclasses.replace(CONFIG, max_epochs=1, seed=4, smoke=True)
+    fit.fit(STAGES["augmentation"], data, config, CPU, tmp_path, say=lambda line: None)
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
     about = {key: value for key, value in kept.items() if key not in ("state", "history")}
     assert about == {
@@ -544,15 +545,15 @@ def test_an_epoch_is_reported_with_its_losses_accuracy_and_time(monkeypatch, tmp
     data = scripted(monkeypatch, [WORSE, BETTER, WORSE])
     now, lines = itertools.count(step=20.0), []
     monkeypatch.setattr(fit.time, "perf_counter", lambda: next(now))
-    recipe = dataclasses.replace(RECIPE, max_epochs=3)
-    done = fit.fit(STAGES["early_stopping"], data, recipe, CPU, tmp_path, say=lines.append)
+    config = dataclasses.replace(CONFIG, max_epochs=3)
+    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, say=lines.append)
 
     def log_loss(gain, right):
         return -math.log((math.exp(gain) if right else 1) / (math.exp(gain) + 2))
 
     worse = log_loss(2, True) + log_loss(1, False) + log_loss(3, False) + log_loss(1, False)
     better = log_loss(2, True) + log_loss(1, True) + log_loss(3, True) + log_loss(1, False)
-    rows = done["history"]
+    rows = done.history
     assert [row["val_loss"] for row in rows] == pytest.approx([worse / 4, better / 4, worse / 4], rel=1e-5)
     assert [row["val_accuracy"] for row in rows] == [0.25, 0.75, 0.25]
     assert [(row["epoch"], row["train_loss"], row["train_accuracy"]) for row in rows] == [
@@ -584,7 +585,7 @@ def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
     history = [*(history * 50)[: epochs - 1], history[0] | {"seconds": 100.0}]
     mean = np.mean([row["seconds"] for row in history])
     history[-1]["seconds"] += (100.0 - mean) * epochs
-    line = fit._progress_line(STAGES[stage], Recipe(1, 1, 100, "none"), history, best, 0.5)
+    line = progress.progress_line(STAGES[stage], 100, history, best, 0.5)
     assert line.endswith(f" left {left}")
 
 
@@ -593,21 +594,21 @@ def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
     [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3600, "1:00:00"), (7325, "2:02:05")],
 )
 def test_durations_are_shown_as_a_clock(seconds, shown):
-    assert fit._clock(seconds) == shown
+    assert progress.clock(seconds) == shown
 
 
 def test_a_first_epoch_that_is_never_right_is_still_the_best(monkeypatch, tmp_path):
     data = scripted(monkeypatch, [answer([1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0])] * 6)
-    recipe = dataclasses.replace(RECIPE, max_epochs=50)
-    done = fit.fit(STAGES["early_stopping"], data, recipe, CPU, tmp_path, say=lambda line: None)
-    assert (done["best_epoch"], len(done["history"])) == (1, 6) and "head.bias" in done["state"]
+    config = dataclasses.replace(CONFIG, max_epochs=50)
+    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, say=lambda line: None)
+    assert (done.best_epoch, len(done.history)) == (1, 6) and "head.bias" in done.state
 
 
 def test_a_learner_without_more_has_no_average_and_scales_nothing():
-    network, method = small_network(), Study(augmented=False)
-    learner = Learner(network, method, method.optimiser(network))
-    assert learner.average is None and learner.validated is network and not learner.scaler.is_enabled()
-    assert learner.state_dict()["average"] is None
+    network, recipe = small_network(), ReferenceRecipe(augmented=False)
+    learner = Learner(network, recipe, recipe.optimizer(network))
+    assert learner.ema is None and learner.validated is network and not learner.scaler.is_enabled()
+    assert learner.resume_state(None, 0.5).ema is None
 
 
 def test_a_second_process_writes_nothing_and_follows_the_first(monkeypatch, tmp_path):
@@ -624,9 +625,9 @@ def test_a_second_process_writes_nothing_and_follows_the_first(monkeypatch, tmp_
         def wait(self):
             waits.append(1)
 
-    done = fit.fit(STAGES["early_stopping"], data, dataclasses.replace(RECIPE, max_epochs=50), CPU, tmp_path, say=lines.append, group=Second(1, 2))  # fmt: skip
-    assert [row["val_accuracy"] for row in done["history"]] == [0.5, 0.75] + [0.25] * 5
-    assert done["best_epoch"] == 2 and not list(tmp_path.iterdir()) and not lines
+    done = fit.fit(STAGES["early_stopping"], data, dataclasses.replace(CONFIG, max_epochs=50), CPU, tmp_path, say=lines.append, group=Second(1, 2))  # fmt: skip
+    assert [row["val_accuracy"] for row in done.history] == [0.5, 0.75] + [0.25] * 5
+    assert done.best_epoch == 2 and not list(tmp_path.iterdir()) and not lines
     assert len(waits) == 7 + 1  # after every epoch, and at the end
 
 
@@ -650,17 +651,17 @@ def test_imagenet_weights_are_loaded_into_pretrained_stages_that_begin(monkeypat
     asked = []
     monkeypatch.setattr(fit, "find_weights", lambda *a: asked.append(a) or ({"a": 1}, "the source"))
     stage, data = STAGES["resnet50"], made_data(n=4)
-    recipe = Recipe(1, 32, 1, "imagenet", weights_dir=Path("somewhere"))
-    network, source = fit.starting_network(stage, data, recipe)
+    config = TrainConfig(1, 32, 1, "imagenet", weights_dir=Path("somewhere"))
+    network, source = fit.starting_network(stage, data, config)
     assert (network.loaded, source, asked) == (
         ({"a": 1}, "the source"),
         "the source",
         [("resnet50", Path("somewhere"))],
     )
     for arguments, options in (
-        ((stage, data, recipe), {"fresh": False}),
-        ((stage, data, dataclasses.replace(recipe, weights="none")), {}),
-        ((dataclasses.replace(stage, pretrained=False), data, recipe), {}),
+        ((stage, data, config), {"fresh": False}),
+        ((stage, data, dataclasses.replace(config, weights="none")), {}),
+        ((dataclasses.replace(stage, pretrained=False), data, config), {}),
     ):
         network, source = fit.starting_network(*arguments, **options)
         assert network.loaded is None and source == "none"
@@ -677,20 +678,20 @@ def test_a_resumed_stage_needs_no_imagenet_weights_and_still_names_them(monkeypa
         raise Killed
 
     monkeypatch.setattr(record, "save_checkpoint", save_then_die)
-    arguments = STAGES["resnet50"], made_data(n=4), Recipe(1, 32, 2, "imagenet"), CPU, tmp_path
+    arguments = STAGES["resnet50"], made_data(n=4), TrainConfig(1, 32, 2, "imagenet"), CPU, tmp_path
     lines = []
     with pytest.raises(Killed):
         fit.fit(*arguments, say=lines.append)
     monkeypatch.setattr(record, "save_checkpoint", save)
     monkeypatch.setattr(fit, "find_weights", None)
     done = fit.fit(*arguments, say=lines.append)
-    assert done["weights"] == "the source" and len(done["history"]) == 2
-    assert lines[0] == "resnet50: goes on after epoch 1"
+    assert done.facts.weights == "the source" and len(done.history) == 2
+    assert lines[0] == "resnet50: continues after epoch 1"
 
 
 def test_methods_belong_to_their_stages():
-    assert fit.method_of(STAGES["base"], "axial") == Study(augmented=False)
-    assert fit.method_of(STAGES["batch_norm"], "coronal") == Study(augmented=True)
-    assert fit.method_of(STAGES["edge"], "axial") == Edge()
+    assert STAGES["base"].recipe_for("axial") == ReferenceRecipe(augmented=False)
+    assert STAGES["batch_norm"].recipe_for("coronal") == ReferenceRecipe(augmented=True)
+    assert STAGES["edge"].recipe_for("axial") == EdgeRecipe()
     for view in ("coronal", "sagittal"):
-        assert fit.method_of(STAGES["edge"], view) == Edge(mirror=0.0)
+        assert STAGES["edge"].recipe_for(view) == EdgeRecipe(flip_front_back=0.0)

@@ -498,10 +498,10 @@ def test_the_scores_stand_under_the_split_and_metric_they_are_of(page, truth):
 
 
 def test_ranking_calibration_and_sides_stand_under_their_split(page, truth):
-    label = "AUC, ECE and side-merged accuracy by stage and split"
+    label = "AUC, ECE and left-right merged accuracy by stage and split"
     splits, columns, *_ = page.table(label)
     assert [name.split()[0] for name in splits] == ["stage", "train", "validation", "test"]
-    assert page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "sides merged"] * 3
+    assert page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "left-right merged"] * 3
     for stage in STAGES:
         metrics = ("auc", "ece", "side_merged")
         assert page.row(label, stage) == shown([truth[stage, s][m] for s in SPLITS for m in metrics])
@@ -546,8 +546,8 @@ def test_the_headline_is_of_test_and_says_how_the_stage_was_chosen(page, truth):
     assert page.texts["h1"] == [f"The ensemble is right on {100 * test:.1f} % of the test slices"]
     (lede,) = [text for text in page.texts["p"] if text.startswith("It is the best stage")]
     found = re.fullmatch(
-        r"It is the best stage on validation, at (.+?)\. Test was looked at once, at the end, and never chosen by: "
-        r"accuracy (.+?) \(95 % interval (.+?)\)\. That is (.+?) (above|below) the 0\.905 published for the official "
+        r"It is the best stage on validation, with accuracy (.+?)\. Test was evaluated once, after every choice was "
+        r"made: accuracy (.+?) \(95 % interval (.+?)\)\. That is (.+?) (above|below) the 0\.905 published for the official "
         r"network at 28 pixels\.",
         lede,
     )
@@ -583,7 +583,7 @@ def test_the_key_figures_are_of_the_split_they_name(page, truth):
         ("validation accuracy", f"{best['val']['accuracy']:.3f}"),
         ("test accuracy", f"{best['test']['accuracy']:.3f}"),
         ("test AUC", f"{best['test']['auc']:.3f}"),
-        ("test, sides merged", f"{best['test']['side_merged']:.3f}"),
+        ("test, left-right merged", f"{best['test']['side_merged']:.3f}"),
         ("test ECE", f"{best['test']['ece']:.3f}"),
     ]
 
@@ -647,20 +647,20 @@ def wrong_slices(run: TinyRun, split: str) -> list[tuple[int, str, str, float]]:
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_surest_mistakes_are_judged_by_their_own_splits_labels(page, run, split):
     expected = wrong_slices(run, split)
-    alts = [f"slice {i} of {NAMES[split]}: {true} taken for {said}" for i, true, said, _ in expected]
+    alts = [f"slice {i} of {NAMES[split]}: {true} predicted as {said}" for i, true, said, _ in expected]
     found = [(alt, image) for alt, image in page.images if f" of {NAMES[split]}: " in alt]
     assert [alt for alt, _ in found] == alts and len(alts) > 5
     for (_, image), (i, *_) in zip(found, expected, strict=True):
         assert np.array_equal(image, run.images[split][i])
     texts = ["".join(text.split()) for text in page.texts["li"]]
     for i, true, said, probability in expected:
-        assert f"{said}{probability:.3f}truly{true}no.{i}" in texts
+        assert f"{said}{probability:.3f}true:{true}no.{i}" in texts
 
 
 def test_the_contact_sheets_show_the_same_mistakes(run):
     for (images, captions), split in zip(run.sheets, ("val", "test"), strict=True):
         expected = wrong_slices(run, split)
-        assert captions == [f"{said} {p:.3f}\ntruly {true}, no. {i}" for i, true, said, p in expected]
+        assert captions == [f"{said} {p:.3f}\ntrue: {true}, no. {i}" for i, true, said, p in expected]
         assert all(
             np.array_equal(image, run.images[split][i])
             for image, (i, *_) in zip(images, expected, strict=True)
@@ -706,7 +706,7 @@ def test_the_page_names_the_view_the_stages_that_did_not_run_and_the_record(page
     for stage in STAGES:
         assert pairs["parameters", f"{rows[stage]['parameters']:,}"] == 1
         assert pairs["network", rows[stage]["network"]] == 1
-        assert pairs["seconds", f"{rows[stage]['seconds']:.1f} s"] >= 1
+        assert pairs["time", f"{rows[stage]['seconds']:.1f} s"] >= 1
     assert Counter(text for name, text in page.pairs if name == "best epoch") == Counter(
         str(rows[stage]["best_epoch"]) for stage in NETWORKS
     )
@@ -732,13 +732,13 @@ def test_captions_and_names_of_figures_hold_the_numbers_drawn(page, run, rows, t
             true, said = np.unravel_index(off.argmax(), off.shape)
             assert (
                 f"Confusion matrix of {stage} on {NAMES[split]}: {np.trace(matrix)} of {SPLITS[split]} slices right; most "
-                f"often {LABELS[true]} was taken for {LABELS[said]}, {off.max()} times." in drawings
+                f"often {LABELS[true]} was predicted as {LABELS[said]}, {off.max()} times." in drawings
             )
             assert f"{stage} on {NAMES[split]}, {SPLITS[split]} slices." in page.texts["figcaption"]
     calibration = rows["ensemble"]["calibration"]
     before = [f"{truth['ensemble', split]['ece']:.3f}" for split in ("val", "test")]
     assert page.texts["figcaption"][1].endswith(
-        f"ECE {before[0]} on validation, {before[1]} on test; at a temperature of {calibration['temperature']:.3f}, "
+        f"ECE {before[0]} on validation, {before[1]} on test; with temperature {calibration['temperature']:.3f}: "
         f"{calibration['val_ece']:.3f} and {calibration['test_ece']:.3f}."
     )
 

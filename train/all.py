@@ -1,7 +1,6 @@
-"""python -m train.all: train every stage of the ladder, export each, and leave a bundle and a report.
+"""python -m train.all: train every stage, export each to ONNX, and write a bundle and a report.
 
-Everything goes under OUT/DATASET. A run that was stopped, at any moment, goes on where it was when the same command
-is given again.
+Everything goes under OUT/DATASET. Rerun the same command to resume an interrupted run.
 """
 
 from __future__ import annotations
@@ -15,37 +14,59 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from train.arguments import device_name, natural, positive
+from train.arguments import device_name, names, natural, positive
+from train.datasets import DATASETS, SIZES
+from train.options import TrainOptions
 
 EPILOG = """\
 examples:
-  python -m train.all                                    the study's data set, OrganSMNIST; everything
+  python -m train.all                                    every stage on OrganSMNIST, the reference study's data set
   python -m train.all --dataset organamnist --stages base,batch_norm
-  python -m train.all --smoke                            a few batches of everything, to prove the line
-  torchrun --nproc-per-node 4 -m train.all               the networks side by side, one a GPU
+  python -m train.all --smoke                            a few batches of everything, to try the pipeline
+  torchrun --nproc-per-node 4 -m train.all               several networks at a time, one per GPU
 
-exit codes: 0 done; 1 a stage failed; 2 usage, data, weights, device or a directory in use; 130, 143 after a signal.
+exit codes: 0 done; 1 a stage failed; 2 usage, data, weights, device or directory in use; 130, 143 after a signal.
 Research software, not a medical device."""
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line as a namespace; argparse ends the program with 2 for what it cannot take."""
+def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
+    """Parse the command line; argparse exits with 2 for invalid options.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m train.all",
-        description=__doc__.split("\n\n")[0].split(": ", 1)[1].capitalize(),
+        description="Train every stage, export each to ONNX, and write a bundle and a report.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", default="organsmnist", help="organsmnist (default), organamnist or organcmnist")
+    add(
+        "--dataset",
+        default=TrainOptions.dataset,
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)} (default: {TrainOptions.dataset})",
+    )
     add(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where the data set is or goes (default: medmnist's own folder)",
+        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
     )
-    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="where everything goes (default: runs)")
-    add("--stages", metavar="LIST", help="names with commas between (default: all, base to edge)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="directory for all output (default: runs)",
+    )
+    add(
+        "--stages",
+        type=names,
+        metavar="LIST",
+        help="stage names separated by commas (default: all, base to edge)",
+    )
     add(
         "--device",
         type=device_name,
@@ -57,16 +78,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--amp",
         choices=("auto", "bf16", "fp16", "off"),
         default="auto",
-        help="precision of the forward pass: auto (default: bf16 if the device computes it natively, else float32), bf16,"
+        help="precision of the forward pass: auto (default: bf16 if the device supports it natively, else float32), bf16,"
         " fp16 with loss scaling, or off for float32",
     )
-    add("--size", type=int, default=28, choices=(28, 64, 128, 224), help="pixels a side (default: 28)")
+    add("--size", type=int, default=28, choices=SIZES, help="pixels per side (default: 28)")
     add(
         "--resample-from",
         type=int,
-        choices=(64, 128, 224),
+        choices=SIZES[1:],
         metavar="SIZE",
-        help="make the slices from the file of 64, 128 or 224 px, as the runtime resamples (area averages)",
+        help="resample the slices from the file of 64, 128 or 224 px, by area averages as the runtime does",
     )
     add("--seed", type=natural, default=1, help="default: 1")
     add(
@@ -74,7 +95,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=positive,
         default=1,
         metavar="K",
-        help="repeat each stage with K seeds, from --seed on",
+        help="train each stage with K seeds, counted up from --seed (default: 1)",
     )
     add("--batch-size", type=positive, default=128, help="default: 128")
     add(
@@ -82,40 +103,54 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="N",
-        help="at most N epochs a stage, or STAGE=N for one of them (ensemble=N: its ResNets); may be repeated",
+        help="at most N epochs per stage, or STAGE=N for one stage (ensemble=N: its ResNets); may be repeated",
     )
-    add("--weights", choices=("imagenet", "none"), default="imagenet", help="what the ResNets start from")
+    add(
+        "--weights",
+        choices=("imagenet", "none"),
+        default="imagenet",
+        help="starting weights of the ResNets (default: imagenet)",
+    )
     add(
         "--weights-dir",
         type=Path,
         metavar="DIR",
-        help="resnet50.pth and so on, where they cannot be downloaded",
+        help="directory of resnet50.pth and so on (default: download them)",
     )
     add(
         "--precision",
-        default="int8,fp32,fp16",
+        type=names,
+        default=TrainOptions.precision,
         metavar="LIST",
-        help="precisions to try for the bundle, separated by commas; fp32 is always included, int8 and fp16 if validation"
-        " accepts them",
+        help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16); fp32 is always included,"
+        " int8 and fp16 if validation accepts them",
     )
     add(
         "--parallel",
         choices=("stages", "batches"),
         default="stages",
-        help="what several processes share (torchrun)",
+        help="how several processes of torchrun share the work: each trains stages of its own (default), or all share the"
+        " batches of each stage",
     )
-    add("--deterministic", action="store_true", help="equal results from run to run on CUDA too (slower)")
+    add("--deterministic", action="store_true", help="reproducible results on CUDA as well (slower)")
     add(
         "--smoke",
         action="store_true",
-        help="a few batches of every stage, from scratch; the figures mean nothing",
+        help="train a few batches of every stage from scratch; the results mean nothing",
     )
-    add("--fresh", action="store_true", help="start over: forget what the directory holds")
-    return parser.parse_args(arguments)
+    add(
+        "--fresh",
+        action="store_true",
+        help="start over: remove the results of earlier runs from the directory",
+    )
+    given = vars(parser.parse_args(arguments))
+    # an empty --stages stands for all of them
+    stages = None if given["stages"] == ("",) else given["stages"]
+    return TrainOptions(**given | {"max_epochs": tuple(given["max_epochs"]), "stages": stages})
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     options = parse_arguments(arguments)
     received: list[int] = []
 
@@ -124,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    from train.record import RunError
+    from train.errors import RunError
 
     try:
         from train.run import run
@@ -134,7 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train: error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        print("train: stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print(
+            "train: stopped; rerun the same command to continue from the last finished epoch", file=sys.stderr
+        )
         return 128 + (received[0] if received else signal.SIGINT)
     except ImportError as e:
         print(
@@ -144,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as e:
         where = e.filename or options.out
-        print(f"train: error: {e.strerror or e}: {where}; what was finished before is kept", file=sys.stderr)
+        print(f"train: error: {e.strerror or e}: {where}; finished stages are kept", file=sys.stderr)
         return 1
     finally:
         for number, handler in before.items():
@@ -154,9 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_and_exit() -> NoReturn:
-    """Run the command and end the process.
+    """Run the command and exit.
 
-    A process that failed in a group leaves at once: an orderly end would wait for the others, which wait for it.
+    A process that failed in a group exits at once: an orderly exit would wait for the other processes, which wait
+    for this one.
     """
     try:
         code = main()

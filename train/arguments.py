@@ -14,6 +14,7 @@ def device_name(text: str) -> str:
 
 
 def positive(text: str) -> int:
+    """A whole number from 1 on."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
@@ -21,7 +22,13 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
+    """A whole number from 0 on."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
     return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(text.split(","))

@@ -1,8 +1,8 @@
-"""Augmentation of a batch on its device: each slice draws its own rotation, erasing and perspective.
+"""Augmentation of the reference study: each slice of a batch draws its own rotation, erasing and perspective.
 
 The distributions are those of torchvision's RandomRotation(30), RandomErasing(scale=(0.02, 0.33), ratio=(0.3, 3.3))
 and RandomPerspective(0.5), each with probability 0.5 and in this order. The three are composed into one warp with one
-bilinear look-up, where torchvision samples twice. Whatever falls outside is filled with normalised 0.
+bilinear look-up, while torchvision samples twice. Pixels from outside the slice are filled with normalized 0.
 """
 
 from __future__ import annotations
@@ -21,16 +21,30 @@ ERASE_TRIES = 10
 DISTORTION = 0.5
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, S, S) to float32 (N, 1, S, S) in -1 to 1, as ToTensor and Normalize([0.5], [0.5]) do; float32 (N, S, S)
-    is taken as normalised already."""
+def normalize(images: Tensor) -> Tensor:
+    """Normalize slices as torchvision's ToTensor and Normalize([0.5], [0.5]) do.
+
+    Args:
+        images: uint8 (N, S, S), or float32 (N, S, S) that is normalized already.
+
+    Returns:
+        float32 (N, 1, S, S) in -1 to 1.
+    """
     if images.dtype == torch.float32:
         return images.unsqueeze(1)
     return images.unsqueeze(1).float().div_(255).sub_(0.5).div_(0.5)
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment normalised slices x: float32 (N, 1, S, S); `generator` lives on x's device."""
+    """Augment normalized slices.
+
+    Args:
+        x: float32 (N, 1, S, S) in -1 to 1.
+        generator: on x's device.
+
+    Returns:
+        float32 (N, 1, S, S).
+    """
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 12 + 4 * ERASE_TRIES, generator=generator, device=x.device)
     chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective
@@ -40,14 +54,14 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     homography = torch.where(chosen[:, 2, None, None], homography, identity)
     top, left, height, width = _rectangles(draws[:, 12:], size)
 
-    centres = torch.arange(size, device=x.device, dtype=torch.float32) + 0.5
-    v, u = torch.meshgrid(centres, centres, indexing="ij")
+    centers = torch.arange(size, device=x.device, dtype=torch.float32) + 0.5
+    v, u = torch.meshgrid(centers, centers, indexing="ij")
     output = torch.stack([u, v, torch.ones_like(u)]).flatten(1)  # (3, S*S), x then y
-    q = homography @ output  # (N, 3, S*S), where the perspective looks
+    q = homography @ output  # (N, 3, S*S), input pixels of the perspective
     depth = q[:, 2]
     qx, qy = q[:, 0] / depth, q[:, 1] / depth
 
-    # erased before the perspective: a look-up into the rectangle, or beyond the frame, finds the fill
+    # erasing comes before the perspective: a look-up inside the rectangle or outside the slice gives the fill
     column, row = qx.floor(), qy.floor()
     erased = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
     outside = (qx < 0) | (qx >= size) | (qy < 0) | (qy >= size) | (depth <= 0)
@@ -63,12 +77,12 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _perspectives(draws: Tensor, size: int) -> Tensor:
-    """Homographies (N, 3, 3) that look up, for corners moved inwards by whole pixels, where they came from.
+    """Homographies (N, 3, 3) from output to input pixels, for corners moved inwards by whole pixels.
 
-    The unit square to a quadrilateral in closed form, and its inverse as the adjugate (Heckbert 1989).
+    The map of the unit square to a quadrilateral is in closed form, its inverse is the adjugate (Heckbert 1989).
     """
     reach = int(DISTORTION * (size // 2)) + 1
-    step = (draws * reach).floor()  # 0 to reach - 1, eight a slice
+    step = (draws * reach).floor()  # 0 to reach - 1, eight per slice
     far = size - 1
     x0, y0 = step[:, 0], step[:, 1]  # top left
     x1, y1 = far - step[:, 2], step[:, 3]  # top right

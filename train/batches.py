@@ -1,4 +1,4 @@
-"""An epoch's order cut into batches."""
+"""Splits an epoch's order into batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import torch
 from torch import Tensor
 
 
-def cut(order: Tensor, size: int, at_least: int) -> list[Tensor]:
-    """The batches of an epoch; a last one too small to normalise over joins the one before it."""
-    batches = list(order.split(size))
+def split_order(order: Tensor, size: int, at_least: int) -> list[Tensor]:
+    """The batches of an epoch.
+
+    Args:
+        order: indices of slices, int64 (N,).
+        size: slices per batch.
+        at_least: slices that batch normalization needs; a smaller last batch joins the one before it.
+
+    Returns:
+        Indices by batch, int64 each.
+    """
+    batches = list(torch.split(order, size))
     if len(batches) > 1 and len(batches[-1]) < at_least:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches

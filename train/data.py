@@ -1,4 +1,4 @@
-"""A MedMNIST data set: found or downloaded, its MD5 checked, read into arrays."""
+"""Reads a MedMNIST data set, downloaded if it is missing, after a check of its MD5."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from train.download import download, md5_of
-from train.record import RunError
+from train.datasets import DATASETS, SIZES
+from train.download import digest_of, download
+from train.errors import RunError
 
-DATASETS = {"organsmnist": "sagittal", "organamnist": "axial", "organcmnist": "coronal"}
-SIZES = (28, 64, 128, 224)
 SPLITS = ("train", "val", "test")
-SMOKE_SLICES = 256  # a split
+# slices of each split in a smoke run
+SMOKE_SLICES = 256
 
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits. images: uint8 (N, H, W) as the file stores them, by split; labels: int64 (N,) by split.
+    """The splits of a data set.
 
-    `size` is that of the networks' input, `stored` that of the file. `counts` are the slices of each class in the whole file, by split, also where a smoke run uses fewer.
+    Args:
+        flag: its name in the table.
+        view: of its slices.
+        size: pixels per side of the networks' input.
+        md5: of its file.
+        classes: class names, by index.
+        images: uint8 (N, H, W) as the file stores them, by split.
+        labels: class indices, int64 (N,), by split.
+        counts: slices of each class in the whole file, by split; a smoke run uses fewer.
     """
 
     flag: str
@@ -36,24 +44,32 @@ class Data:
 
     @property
     def stored(self) -> int:
-        """Pixels a side of the slices in the file; larger than `size` where they are resampled."""
+        """Pixels per side of the slices in the file; larger than `size` if they are resampled."""
         return int(self.images["train"].shape[-1])
 
     def network_images(self, split: str) -> np.ndarray:
-        """A split as networks are trained on it: uint8 (N, S, S) as stored, or, where the file's slices are larger,
-        float32 (N, S, S), normalised and resampled by the runtime's own routine."""
+        """A split as networks are trained on it, see `as_network_images`."""
         return self.as_network_images(self.images[split])
 
     def as_network_images(self, images: np.ndarray) -> np.ndarray:
-        """Slices uint8 (N, H, W) of the stored size as networks take them (see `network_images`)."""
+        """Slices as networks take them.
+
+        Args:
+            images: uint8 (N, H, W) of the stored size.
+
+        Returns:
+            The images, or if the stored size is larger than the networks' input, float32 (N, S, S) in -1 to 1,
+            normalized and resampled by the runtime's own routine.
+        """
         if self.stored == self.size:
             return images
         from organ_infer._packing import pack
 
-        return pack(images, self.size)[:, 0]
+        packed: np.ndarray = pack(images, self.size)  # (N, 1, S, S)
+        return packed[:, 0]
 
     def smoke(self) -> Data:
-        """The first slices of each split, to prove the line."""
+        """The first slices of each split, for a smoke run."""
         return replace(
             self,
             images={split: a[:SMOKE_SLICES] for split, a in self.images.items()},
@@ -69,7 +85,15 @@ def default_directory() -> Path:
 
 
 def published(flag: str, size: int) -> dict[str, Any]:
-    """What medmnist publishes of a file: `url`, `md5`, `classes`, `n_samples`, `name`."""
+    """What medmnist publishes about a file.
+
+    Args:
+        flag: the data set's name.
+        size: pixels per side.
+
+    Returns:
+        `name`, `url`, `md5`, `classes` (names by index) and `n_samples` (by split).
+    """
     from medmnist import INFO
 
     info, suffix = INFO[flag], "" if size == 28 else f"_{size}"
@@ -85,12 +109,19 @@ def published(flag: str, size: int) -> dict[str, Any]:
 def load_data(
     flag: str, *, size: int = 28, directory: Path | None = None, resample_from: int | None = None
 ) -> Data:
-    """Load a data set, downloading it where `directory` (medmnist's own by default) does not hold it yet.
+    """Load a data set; it is downloaded if `directory` does not have its file.
 
-    resample_from: the larger file to take slices of `size` from, by area averaging as the runtime resamples.
+    Args:
+        flag: a name of the table.
+        size: pixels per side of the networks' input.
+        directory: of the file; by default medmnist's own.
+        resample_from: pixels per side of a larger file to resample the slices from, by area averages.
 
-    Raises RunError for an unknown name or size, a file whose MD5 is not the published one (expected and found
-    are named, with the address to fetch it from), or where the download fails.
+    Returns:
+        The three splits, with images as the file stores them.
+
+    Raises:
+        RunError: the name or the size is unknown, the file's MD5 is not the published one, or the download failed.
     """
     if flag not in DATASETS:
         raise RunError(f"unknown data set {flag!r}; choose from {', '.join(DATASETS)}")
@@ -108,20 +139,21 @@ def load_data(
     elif not path.is_file():
         raise RunError(f"{path} is not a file")
     try:
-        found = md5_of(path)
+        digest = digest_of(path, "md5")
     except OSError as e:
         raise RunError(f"cannot read {path}: {e.strerror}") from e
-    if found != known["md5"]:
+    if digest != known["md5"]:
         raise RunError(
-            f"{path} is not the published file: expected MD5 {known['md5']}, found {found}; "
+            f"{path} is not the published file: expected MD5 {known['md5']}, found {digest}; "
             f"remove it to download it again, or fetch {known['url']}"
         )
     images, labels = _read(path, stored, len(known["classes"]))
     counts = {split: np.bincount(labels[split], minlength=len(known["classes"])).tolist() for split in SPLITS}
-    return Data(flag, DATASETS[flag], size, found, known["classes"], images, labels, counts)
+    return Data(flag, DATASETS[flag].view, size, digest, known["classes"], images, labels, counts)
 
 
 def _read(path: Path, size: int, classes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Images and labels by split; RunError if the file is not a MedMNIST file of this size."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images = {split: file[f"{split}_images"] for split in SPLITS}
@@ -129,10 +161,10 @@ def _read(path: Path, size: int, classes: int) -> tuple[dict[str, np.ndarray], d
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise RunError(f"{path} is not a MedMNIST file: {e}") from e
     for split in SPLITS:
-        a, y = images[split], labels[split]
-        if a.dtype != np.uint8 or a.shape != (len(y), size, size):
+        x, y = images[split], labels[split]
+        if x.dtype != np.uint8 or x.shape != (len(y), size, size):
             raise RunError(
-                f"{path}: {split} holds {a.dtype} {a.shape}, expected uint8 ({len(y)}, {size}, {size})"
+                f"{path}: {split} holds {x.dtype} {x.shape}, expected uint8 ({len(y)}, {size}, {size})"
             )
         if not len(y) or y.min() < 0 or y.max() >= classes:
             raise RunError(f"{path}: {split} has labels outside 0 to {classes - 1}")

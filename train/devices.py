@@ -1,4 +1,4 @@
-"""The device that trains: which one, whether this PyTorch can run on it, and the precision of the forward pass."""
+"""Chooses the device to train on, checks that this PyTorch runs on it, and chooses the precision of the forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional as F
 
-from train.record import RunError
+from train.errors import RunError
 
 # The last PyTorch on the package index whose default build runs on sm_50 to sm_90 and on drivers for CUDA 12, and the
 # last onnxruntime-gpu whose extras bring CUDA 12.
@@ -20,14 +20,17 @@ NEWEST = "pip install --upgrade torch torchvision"
 
 
 def choose_device(asked: str, *, deterministic: bool = False) -> torch.device:
-    """The device of this process: under torchrun each process has a GPU of its own while there are enough.
+    """The device of this process. Under torchrun each process gets its own GPU if there are enough.
 
     Args:
-        asked: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` takes the CPU if no GPU can be used, and warns on standard error.
-        deterministic: choose deterministic algorithms; must be set before CUDA is first used.
+        asked: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` uses the CPU if no GPU is usable, with a warning on standard error.
+        deterministic: whether to use deterministic algorithms; takes effect only before CUDA is first used.
+
+    Returns:
+        A device that ran a convolution.
 
     Raises:
-        RunError: `cuda` was asked for and there is no such GPU, or this PyTorch does not run on it.
+        RunError: there is no such GPU, or this PyTorch does not run on it.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -50,14 +53,18 @@ def choose_device(asked: str, *, deterministic: bool = False) -> torch.device:
 
 
 def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:
-    """Why `torch.cuda.is_available()` is false, and what to do."""
+    """Why `torch.cuda.is_available()` is false, and what to do.
+
+    Args:
+        environment: environment variables; by default those of this process.
+    """
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this PyTorch ({torch.__version__}) is built for the CPU only; install one built for CUDA: {NEWEST}"
     hidden = environment.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU; unset it"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as e:  # RuntimeError or AssertionError, by version
         text = " ".join(str(e).split())
         if "too old" in text:
@@ -67,18 +74,24 @@ def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def check_gpu(device: torch.device) -> None:
-    """Raise RunError, with the line to install, unless this PyTorch has code for the GPU and runs a kernel there."""
+    """Check that this PyTorch has code for a GPU and runs a kernel on it.
+
+    Raises:
+        RunError: it does not; the message has the command to install one that does.
+    """
     name = f"{device} ({torch.cuda.get_device_name(device)})"
     capability = torch.cuda.get_device_capability(device)
     built_for = torch.cuda.get_arch_list()
     if torch.version.hip is None and not runs_on(capability, built_for):
-        found = f"{name} has compute capability {capability[0]}.{capability[1]}, this PyTorch ({torch.__version__})"
+        mismatch = f"{name} has compute capability {capability[0]}.{capability[1]}, this PyTorch ({torch.__version__})"
         remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST
-        raise RunError(f"{found} is built for {', '.join(built_for)}; {remedy}")
+        raise RunError(f"{mismatch} is built for {', '.join(built_for)}; {remedy}")
     try:
         x = torch.ones(2, 1, 4, 4, device=device, requires_grad=True)
-        F.conv2d(x, torch.ones(1, 1, 3, 3, device=device)).sum().backward()
-        works = x.grad is not None and float(x.grad.sum()) == 72  # 2 slices x 4 outputs x 9 taps
+        total = F.conv2d(x, torch.ones(1, 1, 3, 3, device=device)).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        # 2 slices x 4 outputs x 9 taps
+        works = x.grad is not None and float(x.grad.sum()) == 72
     except RuntimeError as e:
         raise RunError(f"{name} does not run a convolution ({str(e).splitlines()[0]}); {PINNED}") from e
     if not works:
@@ -88,8 +101,12 @@ def check_gpu(device: torch.device) -> None:
 def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Whether code built for these architectures runs on a GPU.
 
-    `sm_86` runs on 8.6 and later minor versions of 8, `compute_90` is compiled at load for 9.0 and everything later,
-    and the suffix of `sm_90a` ties code to that very version. An empty list says nothing, so True.
+    `sm_86` runs on 8.6 and later minor versions of 8. `compute_90` is compiled at load for 9.0 and everything later.
+    `sm_90a` runs on exactly 9.0.
+
+    Args:
+        capability: the GPU's compute capability, major and minor.
+        built_for: architectures as PyTorch lists them; an empty list counts as a match.
     """
     for name in built_for:
         kind, major, minor, suffix = _parsed(name)
@@ -108,22 +125,25 @@ def _parsed(name: str) -> tuple[str, int, int, str]:
     """`sm_90a` as ("sm", 9, 0, "a")."""
     matched = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
     if matched is None:
-        raise RunError(f"this PyTorch lists an architecture of unknown form, {name!r}")
+        raise RunError(f"this PyTorch lists an unknown kind of architecture, {name!r}")
     return matched[1], int(matched[2]), int(matched[3]), matched[4]
 
 
 def precision(device: torch.device, amp: str = "auto") -> str:
-    """What the forward pass of training computes in: `bf16` or `fp16` (autocast), or `fp32`.
+    """The precision of the forward pass of training: `bf16` or `fp16` (autocast), or `fp32`.
 
-    `auto` takes bf16 if `device` computes it natively, else fp32. The others are taken as asked for, so that a run
-    can continue on another kind of device.
+    Args:
+        device: where the network is trained.
+        amp: a value of --amp. `auto` chooses bf16 if the device supports it natively, else fp32. Other values apply
+            to every device, so that a run can continue on another kind of device.
     """
     if amp != "auto":
         return "fp32" if amp == "off" else amp
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        native = available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         # on x86 the check above is also true if bfloat16 is emulated
         if platform.machine() in ("x86_64", "AMD64"):
             native = native and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -144,10 +164,10 @@ def device_name(device: torch.device) -> str:
 
 def device_line(device: torch.device, amp: str) -> str:
     """The first line of a run: the device, its name, the precision."""
-    where = device_name(device)
+    shown = device_name(device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        where = f"{device}, {where}, compute capability {major}.{minor}"
+        shown = f"{device}, {shown}, compute capability {major}.{minor}"
     chosen = precision(device, amp)
-    how = "full precision" if chosen == "fp32" else "mixed precision"
-    return f"device  {where}; {how} ({chosen}, --amp {amp})"
+    kind = "full precision" if chosen == "fp32" else "mixed precision"
+    return f"device  {shown}; {kind} ({chosen}, --amp {amp})"

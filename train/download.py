@@ -1,4 +1,4 @@
-"""Fetching a large file: resumed where it broke off, checked before it takes its name."""
+"""Downloads large files: resumed after an interruption, and checked before they get their name."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from train.record import RunError
+from train.errors import RunError
 
-CHUNK = 1 << 20  # bytes
-TIMEOUT = 30  # seconds without a byte
-
-
-def md5_of(path: Path) -> str:
-    """MD5 of a file's bytes, in hexadecimal."""
-    return _digest(path, "md5")
+# bytes
+CHUNK = 1 << 20
+# seconds without a byte
+TIMEOUT = 30
 
 
-def _digest(path: Path, algorithm: str) -> str:
+def digest_of(path: Path, algorithm: str) -> str:
+    """The digest of a file's bytes in hexadecimal, by any algorithm of hashlib (`md5`, `sha256`)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def download(url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4) -> None:
-    """Fetch `url` to `path` through `path` + ".part", going on where an earlier attempt broke off, unless another process
-    has done so meanwhile.
+    """Download a file through `path` + ".part", which a later attempt resumes.
 
-    digest: in hexadecimal, or its first digits. Raises RunError, naming the address, where the server cannot be reached or
-    the digest differs in the end.
+    Of several processes one downloads, and the others wait for it.
+
+    Args:
+        url: its address.
+        path: where the file goes; nothing is done if it exists once the lock is held.
+        digest: expected digest in hexadecimal, or its first digits.
+        algorithm: of the digest, by hashlib's name.
+        attempts: how often to try.
+
+    Raises:
+        RunError: the server cannot be reached, or the digest differs; the message names the address.
     """
     part = path.with_name(path.name + ".part")
     by_hand = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
-    lock = FileLock(path.with_name(f".{path.name}.lock"))  # of several processes one fetches, the others wait
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -54,14 +60,15 @@ def download(url: str, path: Path, digest: str, *, algorithm: str = "md5", attem
 
 
 def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
-    """Why it could not be fetched; nothing where it could."""
+    """Download a file; why it failed, or an empty string."""
     reason = ""
     for _ in range(attempts):
         try:
             complete = _fetch_rest(url, part)
         except urllib.error.HTTPError as e:
             reason = f"the server answered {e.code} {e.reason}"
-            if e.code == 416:  # the part is longer than the file: start over
+            # the part is longer than the file: start over
+            if e.code == 416:
                 part.unlink(missing_ok=True)
                 continue
             if e.code < 500:
@@ -69,7 +76,7 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
         except urllib.error.URLError as e:
             reason = str(e.reason)
         except http.client.HTTPException as e:
-            reason = f"an answer that is not HTTP's ({type(e).__name__})"
+            reason = f"invalid HTTP response ({type(e).__name__})"
         except OSError as e:
             if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
                 raise RunError(
@@ -77,12 +84,12 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
                 ) from e
             reason = str(e) or type(e).__name__
         else:
-            found = _digest(part, algorithm)
-            if found.startswith(digest):
+            actual = digest_of(part, algorithm)
+            if actual.startswith(digest):
                 os.replace(part, path)
                 return ""
             reason = (
-                f"expected {algorithm.upper()} {digest}, found {found}"
+                f"expected {algorithm.upper()} {digest}, found {actual}"
                 if complete
                 else "the connection broke off"
             )
@@ -92,24 +99,25 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
 
 
 def _fetch_rest(url: str, part: Path) -> bool:
-    """Append what is missing of `url` to `part`; whether the file is complete as far as the server said."""
+    """Append the rest of a file to `part`; whether it is complete by the length that the server gave."""
     from tqdm import tqdm
 
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "organ-infer-train"})
     if start:
         request.add_header("Range", f"bytes={start}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        if start and answer.status != 206:  # the server sends the whole file again
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        # the server sends the whole file again
+        if start and response.status != 206:
             start = 0
-        length = answer.headers.get("Content-Length")
+        length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         name = part.name.removesuffix(".part")
         with (
             part.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=name) as bar,
         ):
-            while chunk := answer.read(CHUNK):
+            while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()

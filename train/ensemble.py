@@ -1,4 +1,4 @@
-"""The average of trained networks: the mean of their probabilities (never of their logits)."""
+"""The average of trained networks: the mean of their probabilities, not of their logits."""
 
 from __future__ import annotations
 
@@ -6,5 +6,13 @@ import numpy as np
 
 
 def mean_probabilities(members: list[np.ndarray]) -> np.ndarray:
-    """Mean over members of float32 (N, classes) probabilities, summed in float64, as float32."""
-    return np.mean(np.stack(members).astype(np.float64), axis=0).astype(np.float32)
+    """Average the probabilities of several networks.
+
+    Args:
+        members: float32 (N, classes) each.
+
+    Returns:
+        float32 (N, classes), summed in float64.
+    """
+    mean: np.ndarray = np.mean(np.stack(members).astype(np.float64), axis=0).astype(np.float32)
+    return mean

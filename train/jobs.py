@@ -1,27 +1,41 @@
-"""What is to be run: each stage with each seed, its recipe and its directory."""
+"""The jobs of a run: each stage with each seed, its settings and its directory."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from train import fit
-from train.record import RunError
+from train.config import TrainConfig
+from train.errors import RunError
+from train.options import TrainOptions
 from train.stages import STAGES, Stage, epoch_cap
 
 
 @dataclass(frozen=True)
 class Job:
-    """One stage with one seed, and the directory it writes to."""
+    """One stage with one seed.
+
+    Args:
+        stage: a row of `train.stages`.
+        config: its settings.
+        directory: where its files go.
+    """
 
     stage: Stage
-    recipe: fit.Recipe
+    config: TrainConfig
     directory: Path
 
 
-def epoch_caps(given: list[str]) -> dict[str, int]:
-    """--max-epochs as {stage or "all": N}."""
+def epoch_caps(given: Sequence[str]) -> dict[str, int]:
+    """--max-epochs as {stage or "all": N}.
+
+    Args:
+        given: each `N` or `STAGE=N`, or several separated by commas.
+
+    Raises:
+        RunError: an entry is neither, or names no stage.
+    """
     caps = {}
     for text in (part for entry in given for part in entry.split(",")):
         name, _, number = text.rpartition("=")
@@ -33,15 +47,23 @@ def epoch_caps(given: list[str]) -> dict[str, int]:
     return dict(sorted(caps.items()))
 
 
-def plan(
-    stages: list[Stage], options: argparse.Namespace, caps: dict[str, int], directory: Path
-) -> list[Job]:
-    """The jobs of `stages`, in their order, a stage's seeds after each other."""
+def plan(stages: Sequence[Stage], options: TrainOptions, caps: dict[str, int], directory: Path) -> list[Job]:
+    """The jobs of a run.
+
+    Args:
+        stages: in the order to run.
+        options: of the command line.
+        caps: as `epoch_caps` returns them.
+        directory: of the run; each stage has a directory in it, and each of several seeds one below that.
+
+    Returns:
+        One job per stage and seed; the seeds of a stage follow each other.
+    """
     jobs = []
     for stage in stages:
         cap = epoch_cap(stage, caps, smoke=options.smoke)
         for seed in range(options.seed, options.seed + options.seeds):
-            recipe = fit.Recipe(
+            config = TrainConfig(
                 seed=seed,
                 batch_size=options.batch_size,
                 max_epochs=cap,
@@ -50,13 +72,13 @@ def plan(
                 smoke=options.smoke,
                 amp=options.amp,
             )
-            place = directory / stage.name
-            jobs.append(Job(stage, recipe, place if options.seeds == 1 else place / f"seed-{seed}"))
+            stage_dir = directory / stage.name
+            jobs.append(Job(stage, config, stage_dir if options.seeds == 1 else stage_dir / f"seed-{seed}"))
     return jobs
 
 
 def member_of(job: Job, name: str) -> Path:
-    """The directory of an ensemble's member, beside the ensemble's own."""
+    """The directory of an average's member, for the average's job and the member's name."""
     parts = job.directory.parts
     return Path(
         *(name if part == job.stage.name and i >= len(parts) - 2 else part for i, part in enumerate(parts))

@@ -1,28 +1,45 @@
-"""How good a set of probabilities is: scikit-learn's metrics, MedMNIST's AUC, the calibration error."""
+"""The quality of probabilities: scikit-learn's metrics, MedMNIST's AUC, the expected calibration error."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from export.temperature import expected_calibration_error
+from train.results_format import SplitMetrics
 
 
 def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """MedMNIST's AUC: the unweighted mean over classes of one against the rest; None where a class is absent."""
+    """MedMNIST's AUC: the unweighted mean over classes of one class against the rest.
+
+    Args:
+        probabilities: float (N, classes).
+        labels: int (N,).
+
+    Returns:
+        The mean area, 0 to 1; None if a class is absent or the only one.
+    """
     classes = range(probabilities.shape[1])
     if any((labels == c).all() or not (labels == c).any() for c in classes):
         return None
     return float(np.mean([roc_auc_score(labels == c, probabilities[:, c]) for c in classes]))
 
 
-def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The metrics of a split as they stand in results.json; undefined ones are None.
+def measure(probabilities: np.ndarray, labels: np.ndarray) -> SplitMetrics:
+    """Measure the probabilities of one split.
 
-    probabilities: float (N, C), rows sum to 1; labels: int (N,). Precision, recall and F1 are weighted by support.
+    Args:
+        probabilities: float (N, classes); rows sum to 1.
+        labels: int (N,).
+
+    Returns:
+        The metrics as results.json holds them. Precision, recall and F1 are weighted by support.
+
+    Raises:
+        ValueError: the shapes do not match, there are no slices, or a probability is NaN or infinite.
     """
     if probabilities.ndim != 2 or len(probabilities) != len(labels) or not len(labels):
         raise ValueError(
@@ -33,16 +50,42 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     predicted = probabilities.argmax(1)
     classes = np.arange(probabilities.shape[1])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose
+        # classes absent from a small split are counted as zero, on purpose
+        warnings.simplefilter("ignore")
         precision, recall, f1, _ = precision_recall_fscore_support(
             labels, predicted, labels=classes, average="weighted", zero_division=0
         )
-    return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "auc": area_under_curve(probabilities, labels),
-        "ece": expected_calibration_error(probabilities, labels),
-        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
-    }
+    return SplitMetrics(
+        accuracy=float(accuracy_score(labels, predicted)),
+        precision=float(precision),
+        recall=float(recall),
+        f1=float(f1),
+        auc=area_under_curve(probabilities, labels),
+        ece=expected_calibration_error(probabilities, labels),
+        confusion=confusion_matrix(labels, predicted, labels=classes).tolist(),
+    )
+
+
+def organ_of(label: str) -> str:
+    """The organ a class belongs to: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
+    for side in ("-left", "-right"):
+        if label.endswith(side):
+            return label[: -len(side)]
+    return label
+
+
+def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
+    """The share of slices whose predicted class belongs to the right organ, whichever side.
+
+    Args:
+        confusion: int (classes, classes) counts, rows true, columns predicted.
+        classes: the names of the classes, in the matrix's order.
+
+    Returns:
+        The share, 0 to 1; None without slices, or if names and matrix differ in length.
+    """
+    total = int(confusion.sum())
+    if total == 0 or len(classes) != len(confusion):
+        return None
+    organs = np.array([organ_of(label) for label in classes])
+    return int(confusion[organs[:, None] == organs[None, :]].sum()) / total

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: either each trains stages of its own, or all share the batches of each stage."""
+"""Several processes under torchrun: each trains stages of its own, or all share the batches of each stage."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from organ_infer.engine.cpu_count import usable_processors
-from train.record import RunError
+from train.errors import RunError
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train one network together; of one process by default, where every call is a no-op."""
+    """The processes that train one network together. In a group of one process, the default, every call is a no-op."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what the group leaves behind."""
+        """Whether this process writes the group's files."""
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network whose backward pass averages gradients over the group (DistributedDataParallel).
+        """Wrap a network so that its backward pass averages gradients over the group (DistributedDataParallel).
 
-        Batch normalisation takes its statistics from each process's share of a batch.
+        Batch normalization takes its statistics from each process's share of a batch.
         """
         if self.size == 1:
             return network
@@ -59,7 +59,7 @@ class Group:
         return box[0]
 
     def wait(self) -> None:
-        """Until every process of the group has come here. Signals are handled meanwhile."""
+        """Wait until every process of the group has called this. Signals are handled meanwhile."""
         if self.size > 1:
             with _others_needed():
                 barrier = torch.distributed.barrier(async_op=True)
@@ -70,13 +70,13 @@ class Group:
 
 @contextlib.contextmanager
 def _others_needed() -> Iterator[None]:
-    """Communication, whose errors say that another process has ended."""
+    """Raise RunError if communication fails, because another process ended."""
     try:
         yield
     except RuntimeError as e:
         reason = str(e).splitlines()[0]
         raise RunError(
-            f"another process of this run has ended, its own message says why ({reason})", exit_code=1
+            f"another process of this run ended, see its own message ({reason})", exit_code=1
         ) from e
 
 
@@ -90,9 +90,17 @@ def launched() -> Group:
 
 
 def check(group: Group, device: torch.device, share: str) -> None:
-    """Raise RunError if the processes of this machine cannot share its GPUs as asked for.
+    """Check that the processes of this machine can share its GPUs.
 
     NCCL takes one process per GPU. With `--parallel stages` several processes can train on one GPU.
+
+    Args:
+        group: the processes of the run.
+        device: of this process.
+        share: the value of --parallel.
+
+    Raises:
+        RunError: there are fewer GPUs than processes that share batches.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
     if group.size > 1 and share == "batches" and device.type == "cuda":
@@ -107,8 +115,13 @@ def check(group: Group, device: torch.device, share: str) -> None:
 def join(group: Group, device: torch.device, share: str) -> None:
     """Set up communication between the group's processes.
 
-    NCCL if they share batches on CUDA. Otherwise gloo: to share stages takes barriers only, and several processes may
+    NCCL if they share batches on CUDA, otherwise gloo: sharing stages needs barriers only, and several processes may
     then use one GPU.
+
+    Args:
+        group: the processes of the run.
+        device: of this process.
+        share: the value of --parallel.
     """
     if group.size == 1:
         return
@@ -124,7 +137,7 @@ def join(group: Group, device: torch.device, share: str) -> None:
 
 
 def leave(group: Group) -> None:
-    """Undo `join` after success. NCCL's shutdown waits for every process, so a failed one must not call it."""
+    """Undo `join` after success. NCCL's shutdown waits for every process, so a failed process must not call it."""
     if group.size > 1:
         torch.distributed.destroy_process_group()
 
@@ -135,9 +148,9 @@ def joined() -> bool:
 
 
 def use_all_processors() -> None:
-    """Compute on every processor again once this process is alone.
+    """Use every processor again once this process is alone.
 
-    torchrun sets OMP_NUM_THREADS=1 for its processes (pytorch.org/docs/stable/elastic/run.html).
+    torchrun sets OMP_NUM_THREADS=1 for its processes (https://pytorch.org/docs/stable/elastic/run.html).
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(usable_processors())

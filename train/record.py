@@ -1,6 +1,7 @@
-"""What a run leaves behind: results.json, history.csv, checkpoints, and the lock on their directory.
+"""The files of a run: JSON, history.csv, checkpoints, and the lock on their directory.
 
-Every file appears whole or not at all: it is written beside its place, flushed to the disk and renamed.
+Every file appears whole or not at all: it is written under another name in the same directory, flushed to the disk and
+renamed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+from train.errors import RunError
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -29,18 +32,15 @@ HISTORY_COLUMNS = (
 )
 
 
-class RunError(Exception):
-    """A run cannot start or go on; one line for the user and the exit code of the command."""
+def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Write a file that appears whole or not at all.
 
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    Args:
+        path: of the file. Missing directories are created.
+        save: called with a temporary file in the same directory, open for writing bytes.
 
-
-def atomic_save(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Call `save(file)` on a temporary file beside `path`, flush it to the disk, rename it to `path`.
-
-    Raises OSError where the disk is full or the directory read-only; `path` is then as it was before.
+    Raises:
+        OSError: the disk is full or the directory read-only. `path` is then as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -57,7 +57,8 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], None]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
+    # the rename itself must survive a power cut
+    if hasattr(os, "O_DIRECTORY"):
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -68,25 +69,30 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], None]) -> None:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`, whole or not at all."""
     content = data.encode() if isinstance(data, str) else data
-    atomic_save(path, lambda file: file.write(content) and None)
+    atomic_save(path, lambda file: file.write(content))
 
 
 def sweep_partials(directory: Path) -> None:
-    """Remove what killed writers left in `directory` and below; only under the run's lock."""
+    """Remove what killed writers left in `directory` and below. Call it only under the run's lock."""
     for partial in list(directory.rglob(".*.partial")):
-        if partial.is_dir() and not partial.is_symlink():  # a bundle that was being made
+        # a directory is a bundle that was being written
+        if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; NaN and infinities raise ValueError, what is undefined must be None."""
+    """Write `value` as JSON, whole or not at all.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity; undefined values must be None.
+    """
     atomic_write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of this run; RunError names the file where it is no JSON."""
+    """Read a JSON file of a run. Raises RunError if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -94,7 +100,13 @@ def read_json(path: Path) -> Any:
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write one row an epoch, columns `HISTORY_COLUMNS`; seconds of training and validation, losses in nats."""
+    """Write history.csv.
+
+    Args:
+        path: of the file.
+        rows: a row per epoch with the columns `HISTORY_COLUMNS`. Losses are in nats; the seconds are those of training
+            and validation.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -103,14 +115,19 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save a checkpoint of tensors and plain values, readable with `weights_only=True`."""
+    """Save a checkpoint of tensors and plain values, readable with `weights_only=True`.
+
+    Raises:
+        OSError: as `atomic_save`.
+    """
     import torch
 
     def save(file: BinaryIO) -> None:
         watched = _Watched(file)
         try:
-            torch.save(state, watched)
-        except RuntimeError:  # torch hides a full disk behind an error of its own
+            torch.save(state, cast(BinaryIO, watched))
+        except RuntimeError:
+            # torch hides a full disk behind an error of its own
             if watched.error:
                 raise watched.error from None
             raise
@@ -119,10 +136,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 class _Watched:
-    """A file that remembers what the system said when a write failed."""
+    """A file that remembers the system's error when a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
@@ -136,14 +154,19 @@ class _Watched:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU; RunError names a file that is no checkpoint. Runs no code from the file."""
+    """Load a checkpoint onto the CPU. Runs no code from the file.
+
+    Raises:
+        RunError: there is no such file, or it is not a checkpoint of this program.
+    """
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"no checkpoint at {path}") from e
-    except Exception as e:  # torch raises many kinds for a damaged file
+    # torch raises many kinds of errors for a damaged file
+    except Exception as e:
         raise RunError(
             f"{path} is not a readable checkpoint ({type(e).__name__}); start over with --fresh"
         ) from e
@@ -154,10 +177,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's directory; it dies with the process. RunError where another run holds it.
+    """Hold the lock of a run's directory; it ends with the process.
 
-    On a file system without flock, as some network ones, filelock falls back to a lock file, which a killed process
-    leaves behind; a note on standard error names it.
+    On a file system without flock, such as some network ones, filelock falls back to a lock file. A killed process
+    leaves it behind, so a note on standard error names it.
+
+    Raises:
+        RunError: another run holds the lock, or the directory cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -170,12 +196,13 @@ def locked(directory: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         if any("flock" in str(warning.message) for warning in caught):
             print(
-                f"train: note: {directory} is on a file system without flock, so that a killed run leaves its lock behind;"
+                f"train: note: {directory} is on a file system without flock, so a killed run leaves its lock behind;"
                 f" remove {path} then",
                 file=sys.stderr,
                 flush=True,
             )
-    except NotImplementedError as e:  # older versions of filelock have no fallback
+    # older versions of filelock have no fallback
+    except NotImplementedError as e:
         raise RunError(f"{directory} is on a file system without flock; choose another --out") from e
     except Timeout as e:
         raise RunError(f"another run is using {directory}; wait for it, or choose another --out") from e

@@ -1,4 +1,4 @@
-"""results.json: a row a stage and seed, measured on train and validation, and once, at the end, on test."""
+"""The rows of results.json: measures each stage on train and validation, and once, at the end, on test."""
 
 from __future__ import annotations
 
@@ -14,12 +14,25 @@ from torch import nn
 from export.member import ExportError, export_member
 from train import fit, record
 from train.calibration import SPLIT, calibration, described
+from train.checkpoint import Checkpoint, read_checkpoint
 from train.data import Data
 from train.devices import device_name
 from train.ensemble import mean_probabilities
+from train.errors import RunError
 from train.jobs import Job, member_of
 from train.metrics import measure
-from train.record import RunError
+from train.results_format import (
+    METRICS,
+    RESULTS_FILE,
+    SPLITS,
+    Dataset,
+    ExportCheck,
+    MeanStd,
+    Results,
+    StageResult,
+    StageSummary,
+    results_from_json,
+)
 from train.stages import STAGES
 
 VERSIONS = (
@@ -34,193 +47,268 @@ VERSIONS = (
     "numpy",
 )
 
-
 # settings that older runs did not record, with the value they had
-SETTINGS_ADDED = {"deterministic": False}
-# each stage records its precision, and is continued in that one alone, whichever --amp led to it
+SETTINGS_ADDED: dict[str, object] = {"deterministic": False}
+# each stage records its precision, and is resumed in that one alone, whichever --amp led to it
 NOT_COMPARED = ("amp",)
+PROBABILITIES_FILE = "probabilities.npz"
 
 
-def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
-    """The results so far; RunError names the first setting that differs from those of this run."""
-    path = directory / "results.json"
-    fresh = {
-        "format": 1,
-        "smoke": settings["smoke"],
-        "dataset": {
-            "flag": data.flag,
-            "size": data.size,
-            "resample_from": None if data.stored == data.size else data.stored,
-            "md5": data.md5,
-            "counts": data.counts,
-            "classes": data.classes,
-        },
-        "device": device_name(device),
-        "versions": _versions(),
-        "settings": settings,
-        "stages": [],
-    }
+def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, object]) -> Results:
+    """Read the results of a run that is resumed, or begin new ones.
+
+    Args:
+        directory: of the run, with results.json if it is resumed.
+        data: the data set, which the results name.
+        device: the device of this run.
+        settings: the options of this run, by name.
+
+    Returns:
+        The rows that are there, with the device, versions and settings of this run.
+
+    Raises:
+        RunError: results.json is of another program or version, or a setting differs from this run's. The message
+            names the first that does.
+    """
+    path = directory / RESULTS_FILE
+    results = Results(
+        smoke=bool(settings["smoke"]),
+        dataset=Dataset(
+            flag=data.flag,
+            size=data.size,
+            resample_from=None if data.stored == data.size else data.stored,
+            md5=data.md5,
+            counts=data.counts,
+            classes=data.classes,
+        ),
+        device=device_name(device),
+        versions=_versions(),
+        settings=settings,
+    )
     if not path.exists():
-        return fresh
-    old = record.read_json(path)
-    if not isinstance(old, dict) or not isinstance(old.get("settings"), dict):
+        return results
+    content = record.read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise RunError(
             f"{path} is not a results file of this program; move it away or start over with --fresh"
         )
-    before = SETTINGS_ADDED | old["settings"]
+    _check_settings(directory, content["settings"], settings)
+    results.stages = results_from_json(content, path).stages
+    if unknown := [row.name for row in results.stages if row.name not in STAGES]:
+        raise RunError(
+            f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
+        )
+    return results
+
+
+def _check_settings(directory: Path, recorded: dict[str, object], settings: dict[str, object]) -> None:
+    """Raise RunError for the first setting that differs from what the run's directory was trained with."""
+    before = SETTINGS_ADDED | recorded
     for key, value in settings.items():
         if key not in NOT_COMPARED and before.get(key) != value:
             raise RunError(
                 f"{directory} was trained with {key} {before.get(key)}, this run has {value}; "
                 f"use --fresh to start over, or another --out"
             )
-    rows = old.get("stages", [])
-    if unknown := [row["name"] for row in rows if row["name"] not in STAGES]:
-        raise RunError(
-            f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
-        )
-    return fresh | {"stages": rows}
 
 
-def measure_stage(job: Job, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-    """Measure a trained stage on train and validation, export and verify it; its row in results. A network is asked
-    about the slices that its temperature is fitted on as well (train.calibration.fitted_on)."""
-    member = job.directory / "member.onnx"
-    kept = job.directory / "probabilities.npz"
-    splits = ("train", "val", SPLIT) if job.stage.network else ("train", "val")
-    whole = kept.exists() and set(splits) <= set(np.load(kept).files)
-    if row_of(results, job) and whole and (member.exists() or not job.stage.network):
+def measure_stage(job: Job, data: Data, device: torch.device, results: Results) -> None:
+    """Measure a trained stage on train and validation, and put its row into the results.
+
+    A network is exported and verified, and also run on the slices that its temperature is fitted on
+    (`train.calibration.fitted_on`). Nothing is done if the row and the files of the stage are there.
+
+    Args:
+        job: the stage, already trained.
+        data: with the split `train.calibration.SPLIT`.
+        device: where PyTorch runs the network.
+        results: get the row, in place of an older one.
+
+    Raises:
+        RunError: the exported network does not answer as PyTorch's. Exit code 1.
+    """
+    if row_of(results, job) and _has_files(job):
         return
     if job.stage.network:
-        network, state = trained(job)
-        try:
-            parity = export_member(network, member, data.images["val"], data.labels["val"], size=data.size)
-        except ExportError as e:
-            raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
-        network.to(device)
-        found = {s: fit.probabilities(fit.evaluate(network, data.network_images(s))) for s in splits}
-        seconds = [epoch["seconds"] for epoch in state["history"]]
-        row = {
-            "network": state["network"],
-            "parameters": state["parameters"],
-            "epochs": len(state["history"]),
-            "best_epoch": state["best_epoch"],
-            "seconds": sum(seconds),
-            "seconds_per_epoch": sum(seconds) / len(seconds),
-            "weights": state["weights"],
-            "precision": state["recipe"].get("precision"),
-            "export": {"max_abs": parity.max_abs, "val_accuracy": parity.accuracy, "slices": parity.slices},
-        }
-        print(
-            f"{job.stage.name:<14} exported: {parity.slices} slices through onnxruntime, logits within "
-            f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}",
-            flush=True,
-        )
+        row, probabilities = _measured_network(job, data, device)
     else:
-        members = [member_of(job, name) for name in job.stage.members]
-        found = {
-            s: mean_probabilities([np.load(m / "probabilities.npz")[s] for m in members]) for s in splits
-        }
-        rows = [row_of(results, Job(STAGES[name], job.recipe, job.directory)) for name in job.stage.members]
-        row = {
-            "network": "mean probability of " + ", ".join(job.stage.members),
-            "parameters": sum(r["parameters"] for r in rows),
-            "epochs": sum(r["epochs"] for r in rows),
-            "best_epoch": None,
-            "seconds": sum(r["seconds"] for r in rows),
-            "seconds_per_epoch": sum(r["seconds_per_epoch"] for r in rows),
-            "weights": "; ".join(dict.fromkeys(r["weights"] for r in rows if r["weights"] != "none"))
-            or "none",
-        }
-    record.atomic_save(kept, lambda file: np.savez(file, **found))
-    results["stages"] = [r for r in results["stages"] if not _is_of(r, job)]
-    results["stages"].append(
-        {"name": job.stage.name, "seed": job.recipe.seed}
-        | row
-        | {split: measure(found[split], data.labels[split]) for split in ("train", "val")}
-        | {"test": None}
+        row, probabilities = _averaged_members(job, results)
+    _save_probabilities(job, probabilities)
+    row.train = measure(probabilities["train"], data.labels["train"])
+    row.val = measure(probabilities["val"], data.labels["val"])
+    results.stages = [*(r for r in results.stages if not _is_of(r, job)), row]
+
+
+def _has_files(job: Job) -> bool:
+    """Whether everything that `measure_stage` leaves in the stage's directory is there."""
+    path = job.directory / PROBABILITIES_FILE
+    splits = {"train", "val", SPLIT} if job.stage.network else {"train", "val"}
+    complete = path.exists() and splits <= set(np.load(path).files)
+    return complete and (not job.stage.network or (job.directory / "member.onnx").exists())
+
+
+def _measured_network(
+    job: Job, data: Data, device: torch.device
+) -> tuple[StageResult, dict[str, np.ndarray]]:
+    """The row of a single network without its metrics, and its probabilities by split; exports the network."""
+    network, checkpoint = trained(job)
+    path = job.directory / "member.onnx"
+    try:
+        parity = export_member(network, path, data.images["val"], data.labels["val"], size=data.size)
+    except ExportError as e:
+        raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
+    print(
+        f"{job.stage.name:<14} exported: {parity.slices} slices through onnxruntime, logits within "
+        f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}",
+        flush=True,
     )
+    network.to(device)
+    probabilities = {
+        split: fit.probabilities(fit.evaluate(network, data.network_images(split)))
+        for split in ("train", "val", SPLIT)
+    }
+    facts = checkpoint.facts
+    seconds = [epoch["seconds"] for epoch in checkpoint.history]
+    row = StageResult(
+        name=job.stage.name,
+        seed=job.config.seed,
+        network=facts.network,
+        parameters=facts.parameters,
+        epochs=len(checkpoint.history),
+        best_epoch=checkpoint.best_epoch,
+        seconds=sum(seconds),
+        seconds_per_epoch=sum(seconds) / len(seconds),
+        weights=facts.weights,
+        precision=facts.settings.precision,
+        export=ExportCheck(max_abs=parity.max_abs, val_accuracy=parity.accuracy, slices=parity.slices),
+    )
+    return row, probabilities
 
 
-def measure_test(job: Job, data: Data, device: torch.device, results: dict[str, Any]) -> None:
-    """Measure a stage on test, and its calibration, where it has not been."""
-    row, kept = row_of(results, job), job.directory / "probabilities.npz"
-    members = [member_of(job, name) / kept.name for name in job.stage.members]
-    found = dict(np.load(kept))
-    if not row["test"] or "test" not in found:
+def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str, np.ndarray]]:
+    """The row of an ensemble without its metrics, and its probabilities by split."""
+    files = [np.load(member_of(job, name) / PROBABILITIES_FILE) for name in job.stage.members]
+    probabilities = {split: mean_probabilities([file[split] for file in files]) for split in ("train", "val")}
+    rows = [_row(results, name, job.config.seed) for name in job.stage.members]
+    row = StageResult(
+        name=job.stage.name,
+        seed=job.config.seed,
+        network="mean probability of " + ", ".join(job.stage.members),
+        parameters=sum(row.parameters for row in rows),
+        epochs=sum(row.epochs for row in rows),
+        best_epoch=None,
+        seconds=sum(row.seconds for row in rows),
+        seconds_per_epoch=sum(row.seconds_per_epoch for row in rows),
+        weights="; ".join(dict.fromkeys(row.weights for row in rows if row.weights != "none")) or "none",
+    )
+    return row, probabilities
+
+
+def measure_test(job: Job, data: Data, device: torch.device, results: Results) -> None:
+    """Measure a stage on test, and fit its temperature, unless the row holds both.
+
+    Args:
+        job: a stage that `measure_stage` has measured.
+        data: with the split `train.calibration.SPLIT`.
+        device: where PyTorch runs the network.
+        results: hold the stage's row, which is completed.
+    """
+    row = _row(results, job.stage.name, job.config.seed)
+    path = job.directory / PROBABILITIES_FILE
+    members = [member_of(job, name) / PROBABILITIES_FILE for name in job.stage.members]
+    probabilities = dict(np.load(path))
+    if not row.test or "test" not in probabilities:
         if job.stage.network:
             network, _ = trained(job)
-            found["test"] = fit.probabilities(fit.evaluate(network.to(device), data.network_images("test")))
+            logits = fit.evaluate(network.to(device), data.network_images("test"))
+            probabilities["test"] = fit.probabilities(logits)
         else:
-            found["test"] = mean_probabilities([np.load(member)["test"] for member in members])
-        record.atomic_save(kept, lambda file: np.savez(file, **found))
-        row["test"] = measure(found["test"], data.labels["test"])
-    if row.get("calibration", {}).get("fitted_on") != described(data):
-        fitted = calibration([np.load(member) for member in members or (kept,)], data.labels)
-        row["calibration"] = fitted | {"fitted_on": described(data)}
+            probabilities["test"] = mean_probabilities([np.load(member)["test"] for member in members])
+        _save_probabilities(job, probabilities)
+        row.test = measure(probabilities["test"], data.labels["test"])
+    if row.calibration is None or row.calibration.fitted_on != described(data):
+        networks = [np.load(member) for member in members or (path,)]
+        row.calibration = calibration(networks, data.labels, fitted_on=described(data))
 
 
-def _is_of(row: dict[str, Any], job: Job) -> bool:
-    return row["name"] == job.stage.name and row["seed"] == job.recipe.seed
+def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray]) -> None:
+    """Write float32 (N, classes) by split into the stage's directory."""
+    arrays: dict[str, Any] = probabilities
+    record.atomic_save(job.directory / PROBABILITIES_FILE, lambda file: np.savez(file, **arrays))
 
 
-def row_of(results: dict[str, Any], job: Job) -> dict[str, Any] | None:
-    return next((row for row in results["stages"] if _is_of(row, job)), None)
+def _is_of(row: StageResult, job: Job) -> bool:
+    return row.name == job.stage.name and row.seed == job.config.seed
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation (of the sample) over seeds, a row a stage."""
-    summary = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        same = [row for row in rows if row["name"] == name]
-        entry: dict[str, Any] = {"name": name, "seeds": [row["seed"] for row in same]}
-        for split in ("train", "val", "test"):
-            entry[split] = {}
-            for key in ("accuracy", "precision", "recall", "f1", "auc", "ece"):
-                values = [row[split][key] for row in same if row[split] and row[split][key] is not None]
-                known = len(values) == len(same)
-                entry[split][key] = {
-                    "mean": float(np.mean(values)) if known else None,
-                    "std": float(np.std(values, ddof=1)) if known and len(values) > 1 else None,
-                }
-        summary.append(entry)
-    return summary
+def _row(results: Results, name: str, seed: int) -> StageResult:
+    """The row of a stage and seed that has been measured."""
+    return next(row for row in results.stages if (row.name, row.seed) == (name, seed))
 
 
-def table(results: dict[str, Any]) -> str:
-    """The summary that ends a run: a row a stage and seed."""
+def row_of(results: Results, job: Job) -> StageResult | None:
+    """The row of a stage and seed; None if it has not been measured."""
+    return next((row for row in results.stages if _is_of(row, job)), None)
+
+
+def summary(rows: list[StageResult]) -> list[StageSummary]:
+    """Mean and sample standard deviation over seeds, a row per stage.
+
+    A metric that is undefined for one of the seeds has no mean, and one of a single seed no deviation.
+    """
+    summaries = []
+    for name in dict.fromkeys(row.name for row in rows):
+        of_stage = [row for row in rows if row.name == name]
+        splits = {split: {key: _mean_std(of_stage, split, key) for key in METRICS} for split in SPLITS}
+        summaries.append(StageSummary(name, [row.seed for row in of_stage], **splits))
+    return summaries
+
+
+def _mean_std(rows: list[StageResult], split: str, metric: str) -> MeanStd:
+    on_split = [row.on(split) for row in rows]
+    values = [getattr(metrics, metric) for metrics in on_split if metrics]
+    known = [value for value in values if value is not None]
+    if len(known) < len(rows):
+        return MeanStd(None, None)
+    return MeanStd(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None)
+
+
+def table(results: Results) -> str:
+    """The table that ends a run: a line per stage and seed, then the means over seeds."""
     head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'best':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
-    lines = ["", f"{results['dataset']['flag']}, accuracy on {results['device']}", head, "-" * len(head)]
-    several = len({row["seed"] for row in results["stages"]}) > 1
-    for row in results["stages"]:
-        name = f"{row['name']} #{row['seed']}" if several else row["name"]
-        accuracy = "".join(
-            f"{row[s]['accuracy']:>9.4f}" if row[s] else f"{'–':>9}" for s in ("train", "val", "test")
-        )
+    flag = results.dataset.flag if results.dataset else ""
+    lines = ["", f"{flag}, accuracy on {results.device}", head, "-" * len(head)]
+    several = len({row.seed for row in results.stages}) > 1
+    for row in results.stages:
+        name = f"{row.name} #{row.seed}" if several else row.name
+        on_splits = [row.on(split) for split in SPLITS]
+        accuracy = "".join(f"{m.accuracy:>9.4f}" if m else f"{'–':>9}" for m in on_splits)
         lines.append(
-            f"{name:<15}{row['parameters']:>12,}{row['epochs']:>8}{row['best_epoch'] or '':>6}"
-            f"{row['seconds_per_epoch']:>9.1f}{accuracy}"
+            f"{name:<15}{row.parameters:>12,}{row.epochs:>8}{row.best_epoch or '':>6}"
+            f"{row.seconds_per_epoch:>9.1f}{accuracy}"
         )
-    for entry in results.get("summary", []):
-        mean, std = entry["test"]["accuracy"]["mean"], entry["test"]["accuracy"]["std"]
-        if std is not None:
+    for entry in results.summary:
+        accuracy_on_test = entry.test["accuracy"]
+        if accuracy_on_test.std is not None:
             lines.append(
-                f"{entry['name']:<15}test accuracy {mean:.4f} ± {std:.4f} over {len(entry['seeds'])} seeds"
+                f"{entry.name:<15}test accuracy {accuracy_on_test.mean:.4f} ± {accuracy_on_test.std:.4f}"
+                f" over {len(entry.seeds)} seeds"
             )
     return "\n".join(lines)
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the packages that are installed."""
+    versions = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def trained(job: Job) -> tuple[nn.Module, dict[str, Any]]:
+def trained(job: Job) -> tuple[nn.Module, Checkpoint]:
     """The network of a finished stage with its best weights, on the CPU, and its checkpoint."""
-    state = record.load_checkpoint(job.directory / "checkpoint.pt")
-    return fit.network_of(state), state
+    checkpoint = read_checkpoint(job.directory / "checkpoint.pt")
+    return fit.network_of(checkpoint), checkpoint

@@ -1,7 +1,7 @@
-"""python -m train.robustness RUN_DIR: the exported networks of a run on corrupted slices (MedMNIST-C).
+"""Measure the exported networks of a run on corrupted slices (MedMNIST-C): python -m train.robustness RUN_DIR.
 
-Balanced error is 1 minus the balanced accuracy, the mean over severities and then over corruptions. MedMNIST-C gives it
-relative to AlexNet's; those figures are of 224 pixels, so here it stands as it is.
+Balanced error is 1 minus the balanced accuracy, averaged over severities and then over corruptions. MedMNIST-C divides
+it by AlexNet's. AlexNet's values there are of 224 pixels, so here the error stands as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,25 @@ from export.member import BATCH, open_session
 from organ_infer._packing import pack
 from train import fit, record
 from train.arguments import device_name
+from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
 from train.devices import choose_device
+from train.download import digest_of
 from train.ensemble import mean_probabilities
-from train.record import RunError
+from train.errors import RunError
+from train.results_format import (
+    CorruptionScores,
+    Dataset,
+    Results,
+    RobustnessEntry,
+    RobustnessTask,
+    read_results,
+    read_robustness,
+    write_robustness,
+)
 from train.stages import STAGES
 
-FILE = "robustness.json"
 SPLITS = ("val", "test")
 CPU = torch.device("cpu")
 
@@ -40,27 +52,31 @@ def corrupted_accuracy(
     seed: int = 0,
     *,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Accuracy and balanced error on the slices as they are and on the 65 corrupted copies.
+) -> CorruptionScores:
+    """Measure accuracy and balanced error on the slices as they are and on their 65 corrupted copies.
 
-    predict: uint8 (N, S, S) to a score a class, (N, C); labels: int (N,). `accuracy` and `balanced_error` hold five
-    values a corruption, mildest first; their means are over severities, then corruptions.
+    Args:
+        predict: from uint8 (N, S, S) to a score per class, float (N, classes).
+        images: uint8 (N, S, S).
+        labels: int (N,).
+        seed: of the noise.
+        say: gets a line of accuracies per corruption.
     """
-    clean = _scores(predict(images), labels)
+    clean_accuracy, clean_error = _scores(predict(images), labels)
     accuracy: dict[str, list[float]] = {}
     error: dict[str, list[float]] = {}
     for name in CORRUPTIONS:
-        found = [_scores(predict(corrupt(images, name, s, seed)), labels) for s in SEVERITIES]
-        accuracy[name], error[name] = map(list, zip(*found, strict=True))
+        scores = [_scores(predict(corrupt(images, name, s, seed)), labels) for s in SEVERITIES]
+        accuracy[name], error[name] = map(list, zip(*scores, strict=True))
         say(f"{name:<18}" + "".join(f"{value:>8.4f}" for value in accuracy[name]))
-    return {
-        "clean_accuracy": clean[0],
-        "clean_balanced_error": clean[1],
-        "mean_corrupted_accuracy": float(np.mean(list(accuracy.values()))),
-        "mean_balanced_error": float(np.mean(list(error.values()))),
-        "accuracy": accuracy,
-        "balanced_error": error,
-    }
+    return CorruptionScores(
+        clean_accuracy=clean_accuracy,
+        clean_balanced_error=clean_error,
+        mean_corrupted_accuracy=float(np.mean(list(accuracy.values()))),
+        mean_balanced_error=float(np.mean(list(error.values()))),
+        accuracy=accuracy,
+        balanced_error=error,
+    )
 
 
 def _scores(answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -70,10 +86,18 @@ def _scores(answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(right.mean()), float(1 - np.mean(recalls))
 
 
+@dataclass(frozen=True)
+class _Measurement:
+    """A stage to measure, and the exported networks that it averages."""
+
+    task: RobustnessTask
+    files: list[Path]
+
+
 def measure_robustness(
     directory: Path,
     data: Data,
-    results: dict[str, Any],
+    results: Results,
     names: Sequence[str],
     *,
     split: str = "test",
@@ -81,95 +105,110 @@ def measure_robustness(
     seed: int = 0,
     device: torch.device = CPU,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """The entries of robustness.json of the stages `names`, measured where they are not there yet.
+) -> list[RobustnessEntry]:
+    """Measure stages on corrupted slices, unless robustness.json holds the same measurement.
 
-    A stage is its exported float32 network, an ensemble the mean probability of its members; of several seeds the best
-    on validation, and nothing where `results` has none. slices: so many, spread evenly over the split; None takes all.
-    seed: of the noise. device: on the CPU onnxruntime runs the exported networks; on a GPU PyTorch runs those they were
-    exported from, whose logits agree (export.member). The file is written after each stage; an entry of equal networks,
-    split and slices stands as it is.
-    Raises RunError.
+    A stage is its exported float32 network, an ensemble the mean probability of its members. Of several seeds the one
+    that is best on validation is measured. The file is written after each stage.
+
+    Args:
+        directory: of the run.
+        data: the data set of the run.
+        results: of the run.
+        names: the stages. Those that `results` lacks are passed over.
+        split: "val" or "test".
+        slices: how many slices to take, spread evenly over the split; None takes all.
+        seed: of the noise.
+        device: on the CPU onnxruntime runs the exported networks. On a GPU PyTorch runs those that they were exported
+            from, whose logits agree (`export.member`).
+        say: gets a line per stage and corruption.
+
+    Returns:
+        The entry of each stage, in the order of `names`.
+
+    Raises:
+        RunError: an exported network is missing or cannot be opened, or robustness.json is not readable.
     """
-    path = directory / FILE
     total = len(data.labels[split])
     count = min(slices or total, total)
     chosen = np.linspace(0, total - 1, count).round().astype(int)
     images, labels = data.images[split][chosen], data.labels[split][chosen]
-    wanted = {}
-    for name in names:
-        if (row := _best(results, name)) is not None:
-            files = {
-                stage: _member(directory, stage, row["seed"]) for stage in STAGES[name].members or (name,)
-            }
-            wanted[name] = (
-                {
-                    "name": name,
-                    "seed": row["seed"],
-                    "members": {
-                        stage: hashlib.sha256(file.read_bytes()).hexdigest() for stage, file in files.items()
-                    },
-                    "split": split,
-                    "slices": count,
-                    "split_slices": total,
-                    "corruption_seed": seed,
-                },
-                list(files.values()),
-            )
-    entries = _kept(path, data)
-    todo = [(about, files) for about, files in wanted.values() if not _found(entries, about)]
-    needed = [file for _, files in todo for file in files]
-    networks = {file: _Network(file, data, device, shared=needed.count(file) > 1) for file in needed}
-    for about, files in todo:
-
-        def predict(slices: np.ndarray, files: list[Path] = files) -> np.ndarray:
-            return mean_probabilities([networks[file](slices) for file in files])
-
-        def tell(line: str, name: str = about["name"]) -> None:
-            say(f"{name:<15}{line}")
-
-        found = corrupted_accuracy(predict, images, labels, seed, say=tell)
-        entries = [entry for entry in entries if not _outdated(entry, about)] + [about | found]
-        dataset = {"flag": data.flag, "size": data.size, "md5": data.md5}
-        whole = {"format": 1, "smoke": results["smoke"], "dataset": dataset, "stages": entries}
-        record.write_json(path, whole)
-    return [_found(entries, about) for about, _ in wanted.values()]
+    measurements = [
+        _measurement(directory, results, name, split, count, total, seed)
+        for name in names
+        if results.best_row(name)
+    ]
+    entries = read_robustness(directory, md5=data.md5)
+    todo = [m for m in measurements if not _entry_of(entries, m.task)]
+    predict = _Networks([file for m in todo for file in m.files], data, device)
+    for measurement in todo:
+        task = measurement.task
+        scores = corrupted_accuracy(
+            predict.mean_of(measurement.files),
+            images,
+            labels,
+            seed,
+            say=lambda line, name=task.name: say(f"{name:<15}{line}"),  # type: ignore[misc]
+        )
+        entries = [entry for entry in entries if not _is_outdated(entry, task)]
+        entries.append(RobustnessEntry.of(task, scores))
+        dataset = Dataset(flag=data.flag, size=data.size, md5=data.md5)
+        write_robustness(directory, results.smoke, dataset, entries)
+    return [entry for m in measurements if (entry := _entry_of(entries, m.task))]
 
 
-def _best(results: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The row of a stage; of several seeds the best on validation."""
-    rows = [row for row in results["stages"] if row["name"] == name]
-    return max(rows, key=lambda row: row["val"]["accuracy"], default=None)
+def _measurement(
+    directory: Path, results: Results, name: str, split: str, count: int, total: int, seed: int
+) -> _Measurement:
+    """What there is to measure of a stage: its seed that is best on validation."""
+    row = results.best_row(name)
+    assert row is not None
+    files = {stage: _member(directory, stage, row.seed) for stage in STAGES[name].members or (name,)}
+    task = RobustnessTask(
+        name=name,
+        seed=row.seed,
+        members={stage: digest_of(file, "sha256") for stage, file in files.items()},
+        split=split,
+        slices=count,
+        split_slices=total,
+        corruption_seed=seed,
+    )
+    return _Measurement(task, list(files.values()))
 
 
 def _member(directory: Path, stage: str, seed: int) -> Path:
     """The exported network of a stage, which must be there."""
-    places = (directory / stage / f"seed-{seed}", directory / stage)
-    for place in places:
-        if (place / "member.onnx").is_file():
-            return place / "member.onnx"
-    raise RunError(f"no member.onnx in {places[-1]}: give the command that trained it again")
+    folders = (directory / stage / f"seed-{seed}", directory / stage)
+    for folder in folders:
+        if (folder / "member.onnx").is_file():
+            return folder / "member.onnx"
+    raise RunError(f"{folders[-1]}: no member.onnx; rerun the command that trained the stage")
 
 
-def _kept(path: Path, data: Data) -> list[dict[str, Any]]:
-    """What the file holds of this data set."""
-    old = record.read_json(path) if path.exists() else {}
-    known = isinstance(old, dict) and (old.get("dataset") or {}).get("md5") == data.md5
-    return old.get("stages", []) if known else []
+def _entry_of(entries: list[RobustnessEntry], task: RobustnessTask) -> RobustnessEntry | None:
+    return next((entry for entry in entries if entry.task == task), None)
 
 
-def _found(entries: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any] | None:
-    return next((entry for entry in entries if about.items() <= entry.items()), None)
+def _is_outdated(entry: RobustnessEntry, task: RobustnessTask) -> bool:
+    """Whether a task replaces an entry: the same measurement, or an entry of other networks."""
+    same = (entry.split, entry.slices) == (task.split, task.slices)
+    return entry.name == task.name and (same or entry.members != task.members)
 
 
-def _outdated(entry: dict[str, Any], about: dict[str, Any]) -> bool:
-    """Whether an entry gives way to the one described by `about`: the same measurement, or one of other networks."""
-    same = all(entry.get(key) == about[key] for key in ("split", "slices"))
-    return entry.get("name") == about["name"] and (same or entry.get("members") != about["members"])
+class _Networks:
+    """The exported networks of several stages; those that stages share answer each copy once."""
+
+    def __init__(self, files: list[Path], data: Data, device: torch.device) -> None:
+        """files: of every stage; a file that occurs more than once is shared."""
+        self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}
+
+    def mean_of(self, files: list[Path]) -> Callable[[np.ndarray], np.ndarray]:
+        """The mean probability of some networks, as a function of uint8 (N, S, S)."""
+        return lambda images: mean_probabilities([self.networks[file](images) for file in files])
 
 
 class _Network:
-    """An exported network, opened when it is needed; a shared one keeps its answers for the next stage that asks."""
+    """An exported network, opened when it is needed. A shared one keeps its answers for the next stage."""
 
     def __init__(self, file: Path, data: Data, device: torch.device, *, shared: bool) -> None:
         self.file, self.data, self.device = file, data, device
@@ -181,7 +220,7 @@ class _Network:
         """float32 (N, classes) probabilities of uint8 (N, H, W)."""
         if self.answers is None:
             return self._run(images)
-        key = hashlib.sha256(images).digest()
+        key = hashlib.sha256(np.ascontiguousarray(images).data).digest()
         if key not in self.answers:
             self.answers[key] = self._run(images)
         return self.answers[key]
@@ -192,8 +231,8 @@ class _Network:
 
     def _logits_on_gpu(self, images: np.ndarray) -> np.ndarray:
         if self.network is None:
-            state = record.load_checkpoint(self.file.with_name("checkpoint.pt"))
-            self.network = fit.network_of(state).to(self.device)
+            checkpoint = read_checkpoint(self.file.with_name("checkpoint.pt"))
+            self.network = fit.network_of(checkpoint).to(self.device)
         return fit.evaluate(self.network, self.data.as_network_images(images))
 
     def _logits_exported(self, images: np.ndarray) -> np.ndarray:
@@ -207,14 +246,14 @@ class _Network:
         return np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
 
 
-def table(entries: list[dict[str, Any]]) -> str:
-    """A column a stage: clean and mean accuracy, the balanced error, and the mean accuracy by corruption."""
-    names = [entry["name"] for entry in entries]
+def table(entries: list[RobustnessEntry]) -> str:
+    """A column per stage: clean and mean accuracy, the balanced error, and the mean accuracy by corruption."""
+    names = [entry.name for entry in entries]
     rows = {
-        "clean": [entry["clean_accuracy"] for entry in entries],
-        "mean corrupted": [entry["mean_corrupted_accuracy"] for entry in entries],
-        "balanced error": [entry["mean_balanced_error"] for entry in entries],
-    } | {name: [float(np.mean(entry["accuracy"][name])) for entry in entries] for name in CORRUPTIONS}
+        "clean": [entry.clean_accuracy for entry in entries],
+        "mean corrupted": [entry.mean_corrupted_accuracy for entry in entries],
+        "balanced error": [entry.mean_balanced_error for entry in entries],
+    } | {name: [float(np.mean(entry.accuracy[name])) for entry in entries] for name in CORRUPTIONS}
     width = max(7, *map(len, names)) + 2
     lines = [f"{'':<18}" + "".join(f"{name:>{width}}" for name in names)]
     for name, values in rows.items():
@@ -228,14 +267,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.robustness",
         description="Measure the exported networks of a run on the 65 corrupted copies of a split (MedMNIST-C).",
-        epilog="What is measured is kept in RUN_DIR/robustness.json; python -m train.report shows it.",
+        epilog="Results are kept in RUN_DIR/robustness.json; python -m train.report shows them.",
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="the directory of a data set, as runs/organsmnist")
+    add("run_dir", type=Path, metavar="RUN_DIR", help="directory of a data set, such as runs/organsmnist")
     add("--data-dir", type=Path, metavar="DIR", help="where the data set is (default: medmnist's own folder)")
     add("--split", choices=SPLITS, default="test", help="default: test")
-    add("--stages", metavar="LIST", help="names with commas between (default: all that were measured)")
-    add("--slices", type=int, metavar="N", help="so many slices, spread evenly over the split (default: all)")
+    add("--stages", metavar="LIST", help="comma-separated names (default: every stage of the run)")
+    add(
+        "--slices",
+        type=int,
+        metavar="N",
+        help="number of slices, spread evenly over the split (default: all)",
+    )
     add("--device", type=device_name, default="auto", help="auto (default), cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
     try:
@@ -248,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "train.robustness: stopped; the same command goes on from the last finished stage",
+            "train.robustness: interrupted; rerun the same command to resume after the last finished stage",
             file=sys.stderr,
         )
         return 130
@@ -256,31 +300,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace) -> str:
-    """Do what the command line asks; the table."""
-    from train.report.run import read
-
-    results = read(options.run_dir).results
-    trained = list(dict.fromkeys(row["name"] for row in results["stages"]))
-    names = options.stages.split(",") if options.stages else trained
-    if unknown := [name for name in trained if name not in STAGES]:
-        raise RunError(f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program")
-    for name in names:
-        if name not in trained:
-            raise RunError(
-                f"--stages: {name!r} is not in {options.run_dir}; it has {', '.join(trained) or 'none'}"
-            )
-    if not names:
-        raise RunError(f"{options.run_dir} has no finished stage yet")
+    """Measure what the command line asks for; returns the table."""
+    results = read_results(options.run_dir)
+    names = _chosen_names(options, results)
     if options.slices is not None and options.slices < 1:
         raise RunError(f"--slices takes 1 or more, found {options.slices}")
-    about = results["dataset"]
+    dataset = results.dataset or Dataset()
     data = load_data(
-        about["flag"],
-        size=about["size"],
+        dataset.flag,
+        size=dataset.size,
         directory=options.data_dir,
-        resample_from=about.get("resample_from"),
+        resample_from=dataset.resample_from,
     )
-    data = data.smoke() if results["smoke"] else data
+    data = data.smoke() if results.smoke else data
     device = choose_device(options.device)
     with record.locked(options.run_dir):
         entries = measure_robustness(
@@ -293,9 +325,25 @@ def _measure(options: argparse.Namespace) -> str:
             device=device,
         )
     first = entries[0]
-    head = f"\n{data.flag}, {first['slices']:,} of the {first['split_slices']:,} slices of {options.split}"
-    last = "\nA smoke run: the figures above mean nothing." if results["smoke"] else ""
+    head = f"\n{data.flag}, {first.slices:,} of the {first.split_slices:,} slices of {options.split}"
+    last = "\nA smoke run: the figures above mean nothing." if results.smoke else ""
     return f"{head}\n{table(entries)}{last}"
+
+
+def _chosen_names(options: argparse.Namespace, results: Results) -> list[str]:
+    """The stages of --stages, or all that the run has. Raises RunError for one that it has not."""
+    trained = list(dict.fromkeys(row.name for row in results.stages))
+    names: list[str] = options.stages.split(",") if options.stages else trained
+    if unknown := [name for name in trained if name not in STAGES]:
+        raise RunError(f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program")
+    for name in names:
+        if name not in trained:
+            raise RunError(
+                f"--stages: {name!r} is not in {options.run_dir}; it has {', '.join(trained) or 'none'}"
+            )
+    if not names:
+        raise RunError(f"{options.run_dir} has no finished stage yet")
+    return names
 
 
 if __name__ == "__main__":

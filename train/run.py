@@ -1,12 +1,12 @@
-"""A whole run: the stages in order, each trained, measured and exported; then test, the bundle, the report."""
+"""A whole run: trains, measures and exports every stage, then measures test and writes the bundle and the report."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,201 +17,248 @@ from export.bundle_info import BundleInfo
 from export.member import ExportError, check_installed
 from export.variants import PRECISIONS
 from organ_infer import BundleError
-from organ_infer.bundle.files import open_bundle, sha256_of
+from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
+from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
+from train.download import digest_of
+from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan
-from train.record import RunError
+from train.json_format import to_json
+from train.options import TrainOptions
 from train.results import measure_stage, measure_test, opened, summary, table
+from train.results_format import (
+    MANIFEST_METRICS,
+    RESULTS_FILE,
+    ROBUSTNESS_FILE,
+    SPLITS,
+    Results,
+    StageResult,
+    write_results,
+)
 from train.robustness import measure_robustness
-from train.stages import RUNGS, STAGES, chosen_stages
+from train.stages import LISTED, STAGES, Stage, chosen_stages
 
-ROBUST = ("ensemble", "edge")  # stages whose accuracy on corrupted slices is measured
 # slices that are corrupted: of test, and of validation for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
-def run(options: argparse.Namespace) -> None:
-    """Do what the command line asks. Raises RunError; what can be found wrong beforehand is found before an epoch."""
-    stages = chosen_stages(options.stages.split(",") if options.stages else list(RUNGS))
-    caps = epoch_caps(options.max_epochs)
-    precisions = options.precision.split(",")
-    if unknown := [name for name in precisions if name not in PRECISIONS]:
-        raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
-    device = devices.choose_device(options.device, deterministic=options.deterministic)
-    group = parallel.launched()
-    parallel.check(group, device, options.parallel)
-    least = 2 * (group.size if options.parallel == "batches" else 1)  # slices that batch normalisation needs
-    if options.batch_size < least:
-        raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
-    importlib.import_module("train.report.page")  # what a run needs at its end is missed now
-    try:
-        check_installed()
-    except ExportError as e:
-        raise RunError(str(e)) from e
-    if group.first:
-        print(devices.device_line(device, options.amp), flush=True)
+@dataclass(frozen=True)
+class Plan:
+    """The command line, checked: what to train, where, and the precisions of the bundle."""
+
+    options: TrainOptions
+    stages: list[Stage]
+    # most epochs by stage, or "all"
+    caps: dict[str, int]
+    precisions: Sequence[str]
+    device: torch.device
+    # the processes of this run
+    group: parallel.Group
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the data set below --out."""
+        options = self.options
+        suffix = "" if options.size == 28 else f"_{options.size}"
+        if options.resample_from:
+            suffix += f"_from_{options.resample_from}"
+        return options.out / f"{options.dataset}{suffix}"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The options that results.json records, and that a resumed run must have in common."""
+        options = self.options
+        return {
+            "seed": options.seed,
+            "seeds": options.seeds,
+            "size": options.size,
+            "resample_from": options.resample_from,
+            "batch_size": options.batch_size,
+            "weights": "none" if options.smoke else options.weights,
+            "smoke": options.smoke,
+            "max_epochs": self.caps,
+            "deterministic": options.deterministic,
+            "amp": options.amp,
+        }
+
+    def jobs(self) -> list[Job]:
+        """Every stage with every seed."""
+        return plan(self.stages, self.options, self.caps, self.directory)
+
+
+def run(options: TrainOptions) -> None:
+    """Train, measure and export the stages, then write the bundle and the report.
+
+    Args:
+        options: the command line of `train.all`.
+
+    Raises:
+        RunError: whatever can be found before the first epoch is found there.
+    """
+    checked = _checked(options)
+    if checked.group.first:
+        print(devices.device_line(checked.device, options.amp), flush=True)
     data = load_data(
         options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
     )
     if options.smoke:
         data = data.smoke()
-    suffix = "" if options.size == 28 else f"_{options.size}"
-    if options.resample_from:
-        suffix += f"_from_{options.resample_from}"
-    directory = options.out / f"{options.dataset}{suffix}"
-    settings = {
-        "seed": options.seed,
-        "seeds": options.seeds,
-        "size": options.size,
-        "resample_from": options.resample_from,
-        "batch_size": options.batch_size,
-        "weights": "none" if options.smoke else options.weights,
-        "smoke": options.smoke,
-        "max_epochs": caps,
-        "deterministic": options.deterministic,
-        "amp": options.amp,
-    }
-    if not group.first:
-        parallel.join(group, device, options.parallel)
-        _train_all(plan(stages, options, caps, directory), data, device, group, options.parallel)
-        parallel.leave(group)
+    if not checked.group.first:
+        _train_in_group(checked, checked.jobs(), data)
         return
-    with record.locked(directory):
-        if options.fresh:
-            _clear(directory)
-        record.sweep_partials(directory)
-        results = opened(directory, data, device, settings)
-        jobs = plan(stages, options, caps, directory)
+    with record.locked(checked.directory):
+        results = _begin(checked, data)
+        jobs = checked.jobs()
         _check_weights(jobs, data)
-        _write_results(directory, results)
-        parallel.join(group, device, options.parallel)
-        _train_all(jobs, data, device, group, options.parallel)
-        parallel.leave(group)
+        write_results(checked.directory, results)
+        _train_in_group(checked, jobs, data)
         parallel.use_all_processors()
         data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
-        for job in jobs:
-            measure_stage(job, data, device, results)
-            _write_results(directory, results)
-        for job in jobs:  # test, once, when every choice has been made
-            measure_test(job, data, device, results)
-        results["stages"].sort(key=lambda row: (list(STAGES).index(row["name"]), row["seed"]))
-        if options.seeds > 1:
-            results["summary"] = summary(results["stages"])
-        _write_results(directory, results)
-        _measure_robustness(directory, data, results, device)
-        bundle = _bundles(directory, data, results, options.seeds, precisions)
-        _write_report(directory, data)
-        print(table(results))
-        print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
-        print(f"use it  organ-infer --bundle {bundle} images/*.png")
-        if options.smoke:
-            print("A smoke run: the figures above mean nothing.")
+        _measure_all(checked, jobs, data, results)
+        _measure_robustness(checked.directory, data, results, checked.device)
+        bundle = _bundles(checked.directory, data, results, options.seeds, checked.precisions)
+        _write_report(checked.directory, data)
+        _print_outcome(checked.directory, results, bundle)
+
+
+def _checked(options: TrainOptions) -> Plan:
+    """Check the command line and what the end of the run needs. Raises RunError."""
+    stages = chosen_stages(options.stages or LISTED)
+    caps = epoch_caps(options.max_epochs)
+    precisions = options.precision
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+    device = devices.choose_device(options.device, deterministic=options.deterministic)
+    group = parallel.launched()
+    parallel.check(group, device, options.parallel)
+    # batch normalization needs two slices per process
+    least = 2 * (group.size if options.parallel == "batches" else 1)
+    if options.batch_size < least:
+        raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
+    # a package that is missing at the end of a run is missed now
+    importlib.import_module("train.report.page")
+    try:
+        check_installed()
+    except ExportError as e:
+        raise RunError(str(e)) from e
+    return Plan(options, stages, caps, precisions, device, group)
+
+
+def _begin(checked: Plan, data: Data) -> Results:
+    """Clear or tidy the run's directory, and read the results that are there."""
+    if checked.options.fresh:
+        _clear(checked.directory)
+    record.sweep_partials(checked.directory)
+    return opened(checked.directory, data, checked.device, checked.settings)
+
+
+def _measure_all(checked: Plan, jobs: list[Job], data: Data, results: Results) -> None:
+    """Measure every stage on train and validation, then on test, once, when every choice has been made."""
+    for job in jobs:
+        measure_stage(job, data, checked.device, results)
+        write_results(checked.directory, results)
+    for job in jobs:
+        measure_test(job, data, checked.device, results)
+    results.stages.sort(key=lambda row: (list(STAGES).index(row.name), row.seed))
+    if checked.options.seeds > 1:
+        results.summary = summary(results.stages)
+    write_results(checked.directory, results)
+
+
+def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
+    """Print the table, and where report and bundle are."""
+    print(table(results))
+    print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
+    print(f"use it  organ-infer --bundle {bundle} images/*.png")
+    if results.smoke:
+        print("A smoke run: the figures above mean nothing.")
 
 
 def _clear(directory: Path) -> None:
     """Remove what runs leave in `directory`, and nothing else."""
-    for name in ("results.json", "results.csv", "robustness.json"):
+    for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE):
         (directory / name).unlink(missing_ok=True)
-    for name in ("bundle", "bundle-ensemble", "report", *STAGES):
+    averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
+    for name in ("bundle", *averages, "report", *STAGES):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _check_weights(jobs: list[Job], data: Data) -> None:
-    """Load the ImageNet weights of every stage that has not begun, so that a missing file is found at once."""
+    """Load the ImageNet weights of every stage that has not begun, so that a missing file is noticed at once."""
     for job in jobs:
         if job.stage.pretrained and not (job.directory / "checkpoint.pt").exists():
-            fit.starting_network(job.stage, data, job.recipe)
+            fit.starting_network(job.stage, data, job.config)
+
+
+def _train_in_group(checked: Plan, jobs: list[Job], data: Data) -> None:
+    """Train the networks with the other processes of the run."""
+    share = checked.options.parallel
+    parallel.join(checked.group, checked.device, share)
+    _train_all(jobs, data, checked.device, checked.group, share)
+    parallel.leave(checked.group)
 
 
 def _train_all(jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str) -> None:
-    """Train the jobs that are single networks: all by every process together, or each by one process."""
+    """Train the jobs with a network: each by all processes together, or each by one process."""
     jobs = [job for job in jobs if job.stage.network]
     if share == "batches":
         for job in jobs:
-            fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say, group=group)
+            fit.fit(job.stage, data, job.config, device, job.directory, say=_say, group=group)
         return
-    # the dearest networks first, dealt out in turn
+    # the most expensive networks first, dealt out in turn
     order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
     for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.recipe, device, job.directory, say=_say)
+        fit.fit(job.stage, data, job.config, device, job.directory, say=_say)
     group.wait()
 
 
-def _write_results(directory: Path, results: dict[str, Any]) -> None:
-    record.write_json(directory / "results.json", results)
+def _measure_robustness(directory: Path, data: Data, results: Results, device: torch.device) -> None:
+    """Measure the stages marked for it that were trained; python -m train.robustness does any stage and all slices."""
+    names = [stage.name for stage in STAGES.values() if stage.robustness]
+    slices = SMOKE_CORRUPTED if results.smoke else CORRUPTED
+    measure_robustness(directory, data, results, names, slices=slices, device=device, say=lambda line: None)
 
 
-def _measure_robustness(directory: Path, data: Data, results: dict[str, Any], device: torch.device) -> None:
-    """Of the ensemble and of edge, where they are; the command python -m train.robustness does any stage and all slices."""
-    slices = SMOKE_CORRUPTED if results["smoke"] else CORRUPTED
-    measure_robustness(directory, data, results, ROBUST, slices=slices, device=device, say=lambda line: None)
+def _bundles(directory: Path, data: Data, results: Results, seeds: int, precisions: Sequence[str]) -> Path:
+    """Write the bundle of the run, and return its directory.
 
-
-def _bundles(
-    directory: Path, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
-) -> Path:
-    """The bundle: `edge` once it is trained, then the ensemble has one of its own beside it; before that the ensemble;
-    before that the last single network."""
-    names = [row["name"] for row in results["stages"] if row["test"]]
-    if "edge" in names and "ensemble" in names:
-        _bundle(directory / "bundle-ensemble", "ensemble", data, results, seeds, precisions)
-    last = next((name for name in ("edge", "ensemble") if name in names), names[-1])
+    It holds the last measured stage of the ladder. Averages before that stage get a bundle each, `bundle-NAME`.
+    """
+    measured = {row.name for row in results.stages if row.test}
+    *before, last = (name for name in STAGES if name in measured)
+    for name in before:
+        if STAGES[name].members:
+            _bundle(directory / f"bundle-{name}", name, data, results, seeds, precisions)
     return _bundle(directory / "bundle", last, data, results, seeds, precisions)
 
 
 def _bundle(
-    place: Path, last: str, data: Data, results: dict[str, Any], seeds: int, precisions: Sequence[str]
+    directory: Path, last: str, data: Data, results: Results, seeds: int, precisions: Sequence[str]
 ) -> Path:
-    """The bundle of the stage `last` at `place`; of several seeds the best on validation."""
-    rows = [row for row in results["stages"] if row["test"]]
-    directory = place.parent
-    best = max((row for row in rows if row["name"] == last), key=lambda row: row["val"]["accuracy"])
+    """Write the bundle of the stage `last` unless it is there; of several seeds the best on validation."""
+    best = results.best_row(last, tested=True)
+    assert best is not None
     members = []
-    for name in STAGES[last].members or (last,):
-        home = directory / name if seeds == 1 else directory / name / f"seed-{best['seed']}"
-        members.append(Trained(name, home / "member.onnx"))
+    for stage in STAGES[last].members or (last,):
+        trained_in = directory.parent / stage
+        folder = trained_in if seeds == 1 else trained_in / f"seed-{best.seed}"
+        members.append(Trained(stage, folder / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
-    name = f"{data.flag}{suffix}-{last}{'-smoke' if results['smoke'] else ''}"
-    training = {
-        "seed": best["seed"],
-        "data_md5": data.md5,
-        "weights": best["weights"],
-        "versions": results["versions"],
-        "device": results["device"],
-        "smoke": results["smoke"],
-        "precisions_tried": list(precisions),
-        "temperature_fitted_on": calibration.described(data),
-        "members": {member.stage: sha256_of(member.file) for member in members},
-    }
-    keys = ("accuracy", "auc", "ece")
-    metrics: dict[str, Any] = {s: {key: best[s][key] for key in keys} for s in ("train", "val", "test")}
-    for split in ("val", "test"):
-        metrics[split]["ece_calibrated"] = best["calibration"][f"{split}_ece"]
-    entry = next((entry for entry in results.get("summary", []) if entry["name"] == last), None)
-    if entry:
-        spread = {s: {key: entry[s][key] for key in keys} for s in ("val", "test")}
-        metrics["seeds"] = {"count": len(entry["seeds"])} | spread
-    if STAGES[last].method == "edge":
-        training["recipe"] = {
-            "network": f"A residual network of {best['parameters']:,} parameters",
-            "epochs": best["epochs"],
-            "settings": record.load_checkpoint(members[0].file.with_name("checkpoint.pt"))["recipe"][
-                "method"
-            ],
-        }
-    if _is_current(place, name, training):
-        return place
+    name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
+    training = _training_record(best, members, data, results, precisions)
+    if _is_current(directory, name, training):
+        return directory
     try:
         return write_bundle(
-            place,
+            directory,
             BundleInfo(
                 name=name,
                 dataset=data.flag,
                 view=data.view,
                 classes=data.classes,
                 size=data.size,
-                metrics=metrics,
+                metrics=_metrics(best, results),
                 training=training,
             ),
             members,
@@ -223,8 +270,50 @@ def _bundle(
         raise RunError(str(e), exit_code=1) from e
 
 
+def _training_record(
+    row: StageResult, members: list[Trained], data: Data, results: Results, precisions: Sequence[str]
+) -> dict[str, Any]:
+    """What the manifest tells of a stage's training."""
+    training: dict[str, Any] = {
+        "seed": row.seed,
+        "data_md5": data.md5,
+        "weights": row.weights,
+        "versions": results.versions,
+        "device": results.device,
+        "smoke": results.smoke,
+        "precisions_tried": list(precisions),
+        "temperature_fitted_on": calibration.described(data),
+        "members": {member.stage: digest_of(member.file, "sha256") for member in members},
+    }
+    if STAGES[row.name].card:
+        checkpoint = read_checkpoint(members[0].file.with_name("checkpoint.pt"))
+        training["recipe"] = {
+            "network": f"{STAGES[row.name].card} of {row.parameters:,} parameters",
+            "epochs": row.epochs,
+            "settings": dict(checkpoint.facts.settings.method),
+        }
+    return training
+
+
+def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
+    """The metrics of the manifest: those of the row by split, and their means over seeds if there are several."""
+    metrics: dict[str, Any] = {}
+    for split in SPLITS:
+        measured = row.on(split)
+        assert measured is not None
+        metrics[split] = measured.for_manifest()
+    if row.calibration:
+        metrics["val"]["ece_calibrated"] = row.calibration.val_ece
+        metrics["test"]["ece_calibrated"] = row.calibration.test_ece
+    entry = next((entry for entry in results.summary if entry.name == row.name), None)
+    if entry:
+        spread = {s: {key: to_json(entry.on(s)[key]) for key in MANIFEST_METRICS} for s in ("val", "test")}
+        metrics["seeds"] = {"count": len(entry.seeds)} | spread
+    return metrics
+
+
 def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
-    """Whether the bundle that is there is whole and was made from the same networks."""
+    """Whether the bundle that is there is complete and was made from the same networks."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:

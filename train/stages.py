@@ -1,66 +1,159 @@
-"""The ladder as rows: what each stage adds to the one before, and nothing else about it; and past it, `edge`."""
+"""The stages as one table: what each adds to the one before it, and how the report presents it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from train.record import RunError
+from train.errors import RunError
+from train.recipes import EdgeRecipe, Recipe, ReferenceRecipe
 
 SMOKE_EPOCHS = 2
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One rung. `network` names a row of `train.networks.NETWORKS`; None is an average of `members`, which
-    are trained before it."""
+    """One stage: a network and its recipe, or the average of other stages.
+
+    Args:
+        name: on the command line, in file names and in results.
+        network: a row of `train.networks.NETWORKS`; None for an average of `members`.
+        recipe: how the network is trained; None for an average.
+        title: one sentence for the report: what this stage adds.
+        listed: whether users name the stage; the others are trained as members of an average.
+        robustness: whether a run measures the stage on corrupted slices.
+        patience: epochs without a better validation accuracy before training stops; None trains all of `max_epochs`.
+        max_epochs: epochs at most.
+        pretrained: whether the network starts from ImageNet weights, unless `--weights none` is given.
+        members: the stages that are averaged; they are trained first.
+        card: what the model card calls the network; if empty, the card has no paragraph about its recipe.
+    """
 
     name: str
     network: str | None
-    augmented: bool = False
-    patience: int | None = 5  # epochs without a better validation accuracy; None runs all of max_epochs
+    recipe: Recipe | None = None
+    title: str = ""
+    listed: bool = True
+    robustness: bool = False
+    patience: int | None = 5
     max_epochs: int = 100
-    pretrained: bool = False  # starts from ImageNet weights, unless --weights none
+    pretrained: bool = False
     members: tuple[str, ...] = ()
-    method: str = "study"  # or "edge", the recipe of train.edge
+    card: str = ""
+
+    def recipe_for(self, view: str) -> Recipe:
+        """The recipe for slices of a view."""
+        if self.recipe is None:
+            raise ValueError(f"stage {self.name} trains no network of its own")
+        return self.recipe.for_view(view)
 
 
 LADDER = (
-    Stage("base", "small", patience=None, max_epochs=5),
-    Stage("early_stopping", "small"),
-    Stage("big", "big"),
-    Stage("augmentation", "big", augmented=True),
-    Stage("batch_norm", "big_batch_norm", augmented=True),
-    Stage("resnet50", "resnet50", augmented=True, pretrained=True),
-    Stage("resnet101", "resnet101", augmented=True, pretrained=True),
-    Stage("resnet152", "resnet152", augmented=True, pretrained=True),
-    Stage("ensemble", None, members=("batch_norm", "resnet50", "resnet101", "resnet152")),
-    Stage("edge", "edge", method="edge", patience=None, max_epochs=24),
+    Stage(
+        "base",
+        "small",
+        ReferenceRecipe(),
+        "Two small convolutions, trained for a fixed number of epochs.",
+        patience=None,
+        max_epochs=5,
+    ),
+    Stage(
+        "early_stopping",
+        "small",
+        ReferenceRecipe(),
+        "The same network, stopped when validation no longer improves; the best weights are restored.",
+    ),
+    Stage("big", "big", ReferenceRecipe(), "More and larger filters, wider linear layers."),
+    Stage(
+        "augmentation",
+        "big",
+        ReferenceRecipe(augmented=True),
+        "The same network on randomly rotated, partly erased and perspective-distorted slices.",
+    ),
+    Stage(
+        "batch_norm",
+        "big_batch_norm",
+        ReferenceRecipe(augmented=True),
+        "Batch normalization after every layer but the last.",
+    ),
+    Stage(
+        "resnet50",
+        "resnet50",
+        ReferenceRecipe(augmented=True),
+        "A member of the ensemble.",
+        listed=False,
+        pretrained=True,
+    ),
+    Stage(
+        "resnet101",
+        "resnet101",
+        ReferenceRecipe(augmented=True),
+        "A member of the ensemble.",
+        listed=False,
+        pretrained=True,
+    ),
+    Stage(
+        "resnet152",
+        "resnet152",
+        ReferenceRecipe(augmented=True),
+        "A member of the ensemble.",
+        listed=False,
+        pretrained=True,
+    ),
+    Stage(
+        "ensemble",
+        None,
+        title="The mean of the softmax outputs of batch_norm and the three ResNets.",
+        robustness=True,
+        members=("batch_norm", "resnet50", "resnet101", "resnet152"),
+    ),
+    Stage(
+        "edge",
+        "edge",
+        EdgeRecipe(),
+        "Beyond the reference study: one small network with its own recipe.",
+        robustness=True,
+        patience=None,
+        max_epochs=24,
+        card="A residual network",
+    ),
 )
 
 STAGES = {stage.name: stage for stage in LADDER}
 
-# the rungs that a user names; members come with them
-RUNGS = ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
+# the stages that users name; members come with their average
+LISTED = tuple(stage.name for stage in LADDER if stage.listed)
+MEMBERS = tuple(stage.name for stage in LADDER if not stage.listed)
 
 
 def epoch_cap(stage: Stage, caps: Mapping[str, int], *, smoke: bool) -> int:
-    """At most so many epochs: `caps` is --max-epochs by stage, `ensemble` for its ResNets, or `all`."""
+    """The epochs that a stage trains at most.
+
+    Args:
+        stage: a row of the table.
+        caps: --max-epochs by stage name, or `all`. The cap of an average applies to its members that are not listed.
+        smoke: whether this is a smoke run.
+    """
     asked = caps.get(stage.name)
-    if asked is None and stage.pretrained and stage.name in STAGES["ensemble"].members:
-        asked = caps.get("ensemble")
+    if asked is None and not stage.listed:
+        averages = [other.name for other in STAGES.values() if stage.name in other.members]
+        asked = next((caps[name] for name in averages if name in caps), None)
     default = SMOKE_EPOCHS if smoke else stage.max_epochs
     return min(stage.max_epochs, asked or caps.get("all") or default)
 
 
-def chosen_stages(names: list[str]) -> list[Stage]:
-    """The stages to run for the names given with --stages, in the ladder's order, members before what needs them.
+def chosen_stages(names: Sequence[str]) -> list[Stage]:
+    """The stages to run, in the ladder's order, with the members of averages.
 
-    Raises RunError for a name that is no stage.
+    Args:
+        names: as given with --stages.
+
+    Raises:
+        RunError: a name is no stage.
     """
-    wanted = set()
+    wanted: set[str] = set()
     for name in names:
         if name not in STAGES:
             raise RunError(f"unknown stage {name!r}; choose from {', '.join(STAGES)}")
         wanted.update((name, *STAGES[name].members))
-    return [stage for stage in LADDER if stage.name in wanted]
+    return [stage for stage in STAGES.values() if stage.name in wanted]

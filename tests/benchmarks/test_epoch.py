@@ -15,7 +15,9 @@ from torchvision import transforms
 from tests.at_hand import DATA, needs_organamnist
 from tests.benchmarks.comparison import compare
 from train import fit
+from train.config import TrainConfig
 from train.data import load_data
+from train.learner import Learner
 from train.networks import make_network
 from train.stages import STAGES
 
@@ -85,10 +87,10 @@ def our_epoch(data, network):
     trained = copy.deepcopy(network).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(trained.parameters(), fused=True)
     x, y = map(torch.from_numpy, data)
-    recipe = fit.Recipe(seed=1, batch_size=128, max_epochs=1, weights="none")
-    learner = fit.Learner(trained, fit.method_of(STAGES["batch_norm"], "axial"), optimizer)
+    config = TrainConfig(seed=1, batch_size=128, max_epochs=1, weights="none")
+    learner = Learner(trained, STAGES["batch_norm"].recipe_for("axial"), optimizer)
     epochs = itertools.count()
-    return lambda: fit.train_epoch(learner, x, y, 11, STAGES["batch_norm"], recipe, next(epochs))
+    return lambda: fit.train_epoch(learner, x, y, 11, STAGES["batch_norm"], config, next(epochs))
 
 
 def options(workers):

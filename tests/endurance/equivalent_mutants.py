@@ -194,12 +194,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "draws[:, :3] <= PROBABILITY",
         ): "one draw in 16 million",
     },
-    "train/average.py": {
-        (
-            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
-            "False",
-        ): "each pair holds two",
-    },
     "train/batches.py": {
         (
             "if len(batches) > 1 and len(batches[-1]) < at_least:",
@@ -208,11 +202,11 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/corruptions.py": {
         (
-            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, color))",
             "drawn <= amount / 2",
         ): "a number drawn is never exactly that",
         (
-            "return _gray(np.where(drawn < amount, drawn < amount / 2, colour))",
+            "return _gray(np.where(drawn < amount, drawn < amount / 2, color))",
             "drawn <= amount",
         ): "a number drawn is never exactly that",
     },
@@ -238,19 +232,13 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "a GPU of the lowest version runs",
     },
     "train/download.py": {
-        ("CHUNK = 1 << 20  # bytes", "2"): "the same bytes in other pieces",
-        ("CHUNK = 1 << 20  # bytes", "21"): "the same bytes in other pieces",
+        ("CHUNK = 1 << 20", "2"): "the same bytes in other pieces",
+        ("CHUNK = 1 << 20", "21"): "the same bytes in other pieces",
         ("path.parent.mkdir(parents=True, exist_ok=True)", "pass"): "filelock makes the directory too",
         (
             "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",
-    },
-    "train/edge/augment.py": {
-        (
-            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
-            "draws[:, 1:] <= probability",
-        ): "one draw in 16 million",
     },
     "train/edge/chains.py": {
         (
@@ -258,11 +246,11 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
         (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "np.random.default_rng(seed).random(chain.max() + 1) <= share",
         ): "a draw of exactly the share does not happen",
         (
-            "return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "2",
         ): "one draw more than there are chains",
         (
@@ -270,38 +258,41 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "2",
         ): "NumPy takes every negative number for the rest",
     },
-    "train/edge/method.py": {
+    "train/ema.py": {
+        (
+            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "False",
+        ): "each pair holds two",
+    },
+    "train/fit.py": {
+        ("best: dict[str, Tensor] | None = None", "1"): "the first epoch is the best so far",
+        ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
+        ("learner.optimizer.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
+    },
+    "train/metrics.py": {
+        (
+            'warnings.simplefilter("ignore")',
+            "pass",
+        ): "with zero_division given scikit-learn does not warn",
+    },
+    "train/recipes/edge.py": {
         ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
         (
             "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
             "done <= warm",
         ): "both are 1 there",
     },
-    "train/fit.py": {
+    "train/recipes/edge_augment.py": {
         (
-            "best: dict[str, Tensor] | None = None  # the weights that are kept, on the CPU",
-            "1",
-        ): "the first epoch is the best so far",
-        ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
-        ("learner.optimiser.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
+            "share = draws[:, :1] / 2 * (draws[:, 1:] < probability)",
+            "draws[:, 1:] <= probability",
+        ): "one draw in 16 million",
     },
-    "train/method.py": {
+    "train/recipes/reference.py": {
         (
             "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
             "False",
         ): "the same steps, slower",
-    },
-    "train/metrics.py": {
-        (
-            'warnings.simplefilter("ignore")  # classes absent from a small split are counted as zero, on purpose',
-            "pass",
-        ): "with zero_division given scikit-learn does not warn",
-    },
-    "train/record.py": {
-        (
-            "atomic_save(path, lambda file: file.write(content) and None)",
-            "1",
-        ): "what it returns is not looked at",
     },
     "train/report/__init__.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "train.data is imported anyway, later",
@@ -318,10 +309,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/report/pictures.py": {
         (
-            "0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)",
-            "len(found) >= count + 2",
-        ): "both are count + 2 there",
-        (
             "if max(picture.size) > LARGEST:",
             "max(picture.size) >= LARGEST",
         ): "resized to the size that it has",
@@ -330,10 +317,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "train/robustness.py": {
         ("say: Callable[[str], None] = lambda line: None,", "1"): "what it returns is not looked at",
         ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",
-        ("accuracy[name], error[name] = map(list, zip(*found, strict=True))", "False"): "each is a pair",
+        ("accuracy[name], error[name] = map(list, zip(*scores, strict=True))", "False"): "each is a pair",
         (
-            "networks = {file: _Network(file, data, device, shared=needed.count(file) > 1) for file in needed}",
-            "needed.count(file) >= 1",
+            "self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}",
+            "files.count(file) >= 1",
         ): "answers are kept that nobody asks for again",
     },
 }

@@ -180,6 +180,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_results",
         "test_temperature",
     ),
+    "train/checkpoint.py": (
+        "test_fit",
+        "test_training",
+    ),
     "train/data.py": ("test_data",),
     "train/download.py": ("test_data",),
     "train/jobs.py": (
@@ -189,7 +193,38 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_stages",
         "test_whole_run",
     ),
-    "train/method.py": (
+    "train/learner.py": (
+        "test_edge",
+        "test_fit",
+    ),
+    "train/networks/init.py": ("test_golden_networks",),
+    "train/networks/plain.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/edge.py": (
+        "test_edge",
+        "test_golden_networks",
+    ),
+    "train/networks/registry.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/resnet.py": (
+        "test_golden_networks",
+        "test_networks",
+    ),
+    "train/networks/weights.py": ("test_fit",),
+    "train/options.py": ("test_train_command",),
+    "train/progress.py": ("test_fit",),
+    "train/recipes/edge.py": (
+        "test_ablation",
+        "test_edge",
+        "test_edge_augment",
+        "test_training",
+    ),
+    "train/recipes/edge_augment.py": ("test_host_waits",),
+    "train/recipes/reference.py": (
         "test_fit",
         "test_training",
     ),
@@ -198,6 +233,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_record",
     ),
     "train/report/__init__.py": ("test_whole_run",),
+    "train/report/comparison.py": (
+        "test_report",
+        "test_whole_run",
+    ),
     "train/report/figures.py": (
         "test_report",
         "test_whole_run",
@@ -213,6 +252,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/report/wording.py": (
         "test_report",
         "test_whole_run",
+    ),
+    "train/results_format.py": (
+        "test_report",
+        "test_results",
     ),
     "train/results.py": (
         "test_results",

@@ -1,1 +1,1 @@
-"""Past the study: one small network with a recipe of its own, and how each ingredient was judged."""
+"""The ablation of the edge network's recipe."""

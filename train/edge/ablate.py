@@ -1,10 +1,10 @@
-"""python -m train.edge.ablate: what each ingredient of the edge network's recipe is worth.
+"""python -m train.edge.ablate: measure what each ingredient of the edge network's recipe contributes.
 
-Each variant is the reference, the recipe without erasing and other windows, with one ingredient taken away or added,
-or the recipe itself, trained for 8 epochs on three quarters of the training split. They are judged on the chains of
-slices that were held out, on validation as it is, mirrored front to back, and corrupted (the third severity of each of
-MedMNIST-C's corruptions). Test is never touched. What was trained before is not trained again, so the command can be
-stopped, and run several times beside itself with --only.
+The baseline is the recipe without erasing and intensity changes. Each variant adds or removes one ingredient of the
+baseline, or is the recipe itself. All are trained for 8 epochs on three quarters of the training split. They are
+measured on the held-out chains of slices, and on validation as stored, flipped front to back, and corrupted (the third
+severity of each of MedMNIST-C's corruptions). Test is never used. Finished variants are not trained again: rerun the
+command to continue, or run it several times in parallel with --only.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ import numpy as np
 import torch
 
 from train import fit, record
-from train.arguments import positive
+from train.arguments import names, positive
+from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
 from train.devices import choose_device, device_line
 from train.edge.chains import chains, held_out
-from train.edge.method import Edge
-from train.record import RunError
+from train.errors import RunError
+from train.recipes import EdgeRecipe
 from train.stages import STAGES
 
-REFERENCE = Edge(erase=0.0, intensity=0.0)
+BASELINE = EdgeRecipe(erase=0.0, intensity=0.0)
 VARIANTS = {
-    "reference": REFERENCE,
-    "no cutting": replace(REFERENCE, cut=0.0),
-    "no mirroring": replace(REFERENCE, mirror=0.0),
-    "no shifts": replace(REFERENCE, shift=0),
-    "no averaged weights": replace(REFERENCE, averaged=None),
-    "no label smoothing": replace(REFERENCE, smoothing=0.0),
-    "with erasing": replace(REFERENCE, erase=0.5),
-    "with mixing": replace(REFERENCE, mix=0.5),
-    "with rotation and scale": replace(REFERENCE, affine=1.0),
-    "with another window": replace(REFERENCE, intensity=0.3),
-    "with noise": replace(REFERENCE, noise=0.05),
-    "the recipe": Edge(),
+    "reference": BASELINE,
+    "no cutting": replace(BASELINE, cutmix=0.0),
+    "no mirroring": replace(BASELINE, flip_front_back=0.0),
+    "no shifts": replace(BASELINE, shift=0),
+    "no averaged weights": replace(BASELINE, ema_decay=None),
+    "no label smoothing": replace(BASELINE, smoothing=0.0),
+    "with erasing": replace(BASELINE, erase=0.5),
+    "with mixing": replace(BASELINE, mixup=0.5),
+    "with rotation and scale": replace(BASELINE, affine=1.0),
+    "with another window": replace(BASELINE, intensity=0.3),
+    "with noise": replace(BASELINE, noise=0.05),
+    "the recipe": EdgeRecipe(),
 }
 SCORES = {
     "held_out": "held-out chains",
@@ -49,49 +50,86 @@ SCORES = {
     "val_mirrored": "validation mirrored",
     "val_corrupted": "validation corrupted",
 }
-SEVERITY, CORRUPTED = 3, 1000  # slices
+# of MedMNIST-C's five, and slices of validation
+SEVERITY, CORRUPTED = 3, 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m train.edge.ablate", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--dataset", default="organamnist")
-    add("--data-dir", type=Path, metavar="DIR")
-    add("--out", type=Path, default=Path("runs/ablation"), metavar="DIR")
-    add("--seeds", type=positive, default=3, metavar="K")
-    add("--epochs", type=positive, default=8, metavar="N")
-    add("--only", metavar="LIST", help=f"some of: {', '.join(VARIANTS)}")
-    options = parser.parse_args(arguments)
-    names = options.only.split(",") if options.only else list(VARIANTS)
+    """Run the command and return its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+    """
+    options = _parser().parse_args(arguments)
+    variants = options.only or tuple(VARIANTS)
     try:
-        for name in names:
-            if name not in VARIANTS:
-                raise RunError(f"--only: {name!r} is none of {', '.join(VARIANTS)}")
-        data = load_data(options.dataset, directory=options.data_dir)
-        kept, held = split(data)
+        if unknown := [name for name in variants if name not in VARIANTS]:
+            raise RunError(f"--only: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
+        data, held = split(load_data(options.dataset, directory=options.data_dir))
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
         for seed in range(1, options.seeds + 1):
-            for name in names:
-                judge(name, VARIANTS[name], seed, kept, held, options.epochs, options.out, device)
+            for name in variants:
+                judge(name, VARIANTS[name], seed, data, held, options.epochs, options.out, device)
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
     except KeyboardInterrupt:
-        print("ablate: stopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print(
+            "ablate: stopped; rerun the same command to continue from the last finished epoch",
+            file=sys.stderr,
+        )
         return 130
-    print(table(options.out, names, options.seeds))
+    print(table(options.out, variants, options.seeds))
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.edge.ablate",
+        description="Measure what each ingredient of the edge network's recipe contributes.",
+    )
+    add = parser.add_argument
+    add("--dataset", default="organamnist", help="default: organamnist")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/ablation"),
+        metavar="DIR",
+        help="directory for all output (default: runs/ablation)",
+    )
+    add("--seeds", type=positive, default=3, metavar="K", help="seeds per variant (default: 3)")
+    add("--epochs", type=positive, default=8, metavar="N", help="epochs per variant (default: 8)")
+    add(
+        "--only",
+        type=names,
+        metavar="LIST",
+        help=f"variants separated by commas (default: all): {', '.join(VARIANTS)}",
+    )
+    return parser
+
+
 def split(data: Data) -> tuple[Data, Data]:
-    """The data with three quarters of its training slices, and with the held out quarter as its training split."""
+    """Split off a quarter of the training slices.
+
+    Args:
+        data: a whole data set.
+
+    Returns:
+        The data with three quarters of its training slices, and with the other quarter as its training split.
+    """
     out = held_out(chains(data.images["train"], data.labels["train"]))
     return _only(data, ~out), _only(data, out)
 
 
 def _only(data: Data, chosen: np.ndarray) -> Data:
+    """The data with the chosen training slices, bool (N,)."""
     return replace(
         data,
         images=data.images | {"train": data.images["train"][chosen]},
@@ -101,53 +139,76 @@ def _only(data: Data, chosen: np.ndarray) -> Data:
 
 def judge(
     name: str,
-    method: Edge,
+    recipe: EdgeRecipe,
     seed: int,
-    kept: Data,
+    data: Data,
     held: Data,
     epochs: int,
     out: Path,
     device: torch.device,
 ) -> dict[str, float]:
-    """Train a variant with a seed and measure it, where that has not been done: accuracies by SCORES."""
-    place = out / name.replace(" ", "_") / f"seed-{seed}"
-    done = place / "scores.json"
-    about = {"data_md5": kept.md5, "epochs": epochs, "method": method.described()}
-    if done.exists():
-        scores = record.read_json(done)
-        if {key: scores.get(key) for key in about} != about:
-            raise RunError(f"{done} is of another recipe, data set or number of epochs; use another --out")
-        return scores
+    """Train a variant with a seed and measure it, unless its scores are already there.
+
+    Args:
+        name: of the variant, for its directory and its output lines.
+        recipe: of the variant.
+        seed: of the run.
+        data: the data to train and validate on.
+        held: the data whose training split was held out.
+        epochs: to train.
+        out: directory of the ablation.
+        device: where the network is trained.
+
+    Returns:
+        Accuracies, 0 to 1, by the keys of SCORES.
+
+    Raises:
+        RunError: the scores that are there are of another recipe, data set or number of epochs.
+    """
+    directory = out / name.replace(" ", "_") / f"seed-{seed}"
+    file = directory / "scores.json"
+    about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.described()}
+    if file.exists():
+        stored: dict[str, float] = record.read_json(file)
+        if {key: stored.get(key) for key in about} != about:
+            raise RunError(f"{file} is of another recipe, data set or number of epochs; use another --out")
+        return stored
 
     def say(line: str) -> None:
         print(f"{name}, {line}", flush=True)
 
-    recipe = fit.Recipe(seed, 128, epochs, "none")
-    state = fit.fit(STAGES["edge"], kept, recipe, device, place, method=method, say=say)
-    network = fit.network_of(state).to(device)
+    config = TrainConfig(seed, 128, epochs, "none")
+    checkpoint = fit.fit(STAGES["edge"], data, config, device, directory, recipe=recipe, say=say)
+    network = fit.network_of(checkpoint).to(device)
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
         return float((fit.evaluate(network, images).argmax(1) == labels).mean())
 
-    val, labels = kept.network_images("val"), kept.labels["val"]
-    some = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
+    val, labels = data.network_images("val"), data.labels["val"]
+    chosen = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
     scores = {
         "held_out": accuracy(held.network_images("train"), held.labels["train"]),
         "val": accuracy(val, labels),
         "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
         "val_corrupted": float(
-            np.mean([accuracy(corrupt(val[some], c, SEVERITY), labels[some]) for c in CORRUPTIONS])
+            np.mean([accuracy(corrupt(val[chosen], c, SEVERITY), labels[chosen]) for c in CORRUPTIONS])
         ),
     }
-    record.write_json(done, about | scores)
+    record.write_json(file, about | scores)
     say(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
 
 
-def table(out: Path, names: Sequence[str], seeds: int) -> str:
-    """Mean and standard deviation over the seeds, a row a variant, as Markdown."""
+def table(out: Path, variants: Sequence[str], seeds: int) -> str:
+    """Mean and standard deviation over the seeds, as a Markdown table.
+
+    Args:
+        out: directory of the ablation.
+        variants: names, one row each.
+        seeds: how many, counted from 1.
+    """
     lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
-    for name in names:
+    for name in variants:
         files = [out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)]
         rows = [record.read_json(file) for file in files]
         cells = [_cell([row[key] for row in rows]) for key in SCORES]

@@ -1,37 +1,57 @@
-"""A yardstick harder than validation, which 16 scans saturate: chains of like slices held out of the training split.
+"""Chains of similar slices, held out of the training split: a harder test than validation, which has 16 scans.
 
-Slices of one scan and organ resemble their neighbours. Each slice is joined to its two nearest of the same class where
-they lie closer than NEAR; what hangs together is a chain, of one scan more often than not.
+Slices of one scan and organ resemble their neighbors. Each slice is joined to the two nearest slices of its class if
+they are closer than NEAR. A connected group is a chain; most chains come from one scan.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-NEAR = 33.0  # root mean square difference of the gray values of 0 to 255
+# root mean square difference of gray values, 0 to 255
+NEAR = 33.0
 
 
 def chains(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """images uint8 (N, S, S), labels int (N,) -> the chain of each slice, int64 (N,)."""
+    """Group similar slices.
+
+    Args:
+        images: uint8 (N, S, S).
+        labels: class indices, int (N,).
+
+    Returns:
+        The number of each slice's chain, counted from 0, int64 (N,).
+    """
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import NearestNeighbors
 
     flat = images.reshape(len(images), -1).astype(np.float32)
-    found = np.zeros(len(images), np.int64)
+    chain_of = np.zeros(len(images), np.int64)
     count = 0
     for label in np.unique(labels):
-        at = np.flatnonzero(labels == label)
-        search = NearestNeighbors(n_neighbors=min(3, len(at)), algorithm="brute").fit(flat[at])
-        graph = search.kneighbors_graph(flat[at], mode="distance")  # each slice is its own nearest
-        # 1 joins: of equal slices the distance itself is 0, which the graph takes for no edge
+        members = np.flatnonzero(labels == label)
+        search = NearestNeighbors(n_neighbors=min(3, len(members)), algorithm="brute").fit(flat[members])
+        # each slice is its own nearest
+        graph = search.kneighbors_graph(flat[members], mode="distance")
+        # 1 stands for an edge: the distance of equal slices is 0, which the graph takes for no edge
         graph.data = (graph.data < NEAR * np.sqrt(flat.shape[1])).astype(np.float32)
         graph.eliminate_zeros()
         number, chain = connected_components(graph, directed=False)
-        found[at] = count + chain
+        chain_of[members] = count + chain
         count += number
-    return found
+    return chain_of
 
 
 def held_out(chain: np.ndarray, share: float = 0.25, seed: int = 7) -> np.ndarray:
-    """Which slices belong to the `share` of chains that is held out, bool (N,)."""
-    return (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]
+    """Choose the chains to hold out.
+
+    Args:
+        chain: as `chains` returns it, int64 (N,).
+        share: of the chains, 0 to 1.
+        seed: of the choice.
+
+    Returns:
+        Whether each slice is held out, bool (N,).
+    """
+    chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]
+    return chosen

@@ -1,4 +1,4 @@
-"""`python -m train.report RUN_DIR`: write the report of a run again, finished or not."""
+"""Rewrite the report of a run, finished or not: `python -m train.report RUN_DIR`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import argparse
 import sys
 from pathlib import Path
 
-from train.record import RunError
+from train.errors import RunError
 from train.report import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m train.report", description=__doc__)
-    parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="the directory of a data set, as runs/organsmnist"
+    """Run the command; its exit code: 0 done, 2 nothing could be done."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.report", description="Rewrite the report of a run, finished or not."
     )
     parser.add_argument(
-        "--data-dir", type=Path, help="where the MedMNIST files lie (default: medmnist's own folder)"
+        "run_dir", type=Path, metavar="RUN_DIR", help="directory of a data set, such as runs/organsmnist"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, help="where the MedMNIST files are (default: medmnist's own folder)"
     )
     options = parser.parse_args(arguments)
     try:
         from train.data import load_data
-        from train.report import run
+        from train.results_format import read_results
 
-        dataset = run.read(options.run_dir).results.get("dataset") or {}
-        if "flag" not in dataset:
+        dataset = read_results(options.run_dir).dataset
+        if dataset is None or not dataset.flag:
             raise RunError(f"{options.run_dir}/results.json does not name its data set")
         split = load_data(
-            dataset["flag"],
-            size=dataset.get("size", 28),
+            dataset.flag,
+            size=dataset.size,
             directory=options.data_dir,
-            resample_from=dataset.get("resample_from"),
+            resample_from=dataset.resample_from,
         )
         page = write_report(options.run_dir, split)
     except RunError as e:

@@ -1,6 +1,6 @@
-"""The charts, drawn with matplotlib's figure objects, and their SVG made fit for a page of any colour scheme.
+"""The charts, drawn with matplotlib's figure objects, and their SVG for a page in light or dark mode.
 
-Each function returns a Figure some 4.6 inches wide: at that width its text is still legible on a phone.
+Each function returns a Figure about 4.6 inches wide. At that width its text is still legible on a phone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,25 +19,27 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from train.report.measures import Reliability
-from train.report.published import LADDER, MEMBERS, STUDY
-from train.report.run import SPLITS, Row, Run
+from train.report.published import STUDY
+from train.report.run import SPLITS, Row, Run, Unfinished
+from train.stages import MEMBERS, STAGES
 
-# Okabe and Ito's blue and vermilion beside a gray: told apart with any colour vision, and in gray by their markers.
+# Okabe and Ito's blue and vermilion, and a gray: distinct for any color vision, and in gray by their markers.
 INK, MUTED, GRID, FILL = "#1c1f23", "#5b626d", "#dcd9d1", "#0b6aa6"
-COLOURS = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}
+COLORS = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}
 MARKERS = {"train": "s", "val": "o", "test": "^"}
 LABELS = {"train": "train", "val": "validation", "test": "test"}
-# On the page a colour becomes the style sheet's variable, so that dark mode and print follow.
+# On the page a color becomes the style sheet's variable, so dark mode and print follow.
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FILL: "fill"} | {
-    colour: f"series-{split}" for split, colour in COLOURS.items()
+    color: f"series-{split}" for split, color in COLORS.items()
 }
-WIDTH = 4.6  # inches
+# inches
+WIDTH = 4.6
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The settings of every figure; the caller's own matplotlib settings are put back."""
-    settings = {
+    """Draw with the settings of every figure; the caller's own matplotlib settings are restored."""
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,
         "font.family": "DejaVu Sans",
@@ -63,34 +66,19 @@ def drawing() -> Iterator[None]:
 
 
 def accuracy_by_stage(run: Run, *, with_study: bool) -> Figure:
-    """Train, validation and test accuracy of every stage; members of the ensemble stand unjoined."""
+    """Plot train, validation and test accuracy of every stage.
+
+    Args:
+        run: at least one stage. Members of the ensemble are marks without a line; several seeds have error bars.
+        with_study: also plot the accuracies of the reference study, dashed.
+    """
     stages = run.stages
     figure = Figure(figsize=(WIDTH, 3.45))
     axes = figure.add_axes((0.105, 0.21, 0.875, 0.69))
-    rungs = [i for i, stage in enumerate(stages) if stage.name not in MEMBERS]
     for split in SPLITS:
-        colour, marker = COLOURS[split], MARKERS[split]
-        means, spreads = zip(*(stage.value(split, "accuracy") for stage in stages), strict=True)
-        y = np.array([math.nan if mean is None else mean for mean in means])
-        axes.plot(rungs, y[rungs], color=colour, marker=marker, ms=5, lw=1.8, label=LABELS[split])
-        others = [i for i in range(len(stages)) if i not in rungs]
-        axes.plot(others, y[others], ls="", color=colour, marker=marker, ms=4.5, mfc="none")
-        if any(spread is not None for spread in spreads):
-            axes.errorbar(
-                range(len(stages)),
-                y,
-                yerr=[s or 0.0 for s in spreads],
-                fmt="none",
-                ecolor=colour,
-                capsize=2.5,
-                lw=1,
-            )
-        if with_study:
-            known = [i for i in rungs if stages[i].name in STUDY]
-            study = [STUDY[stages[i].name][split][0] for i in known]
-            axes.plot(known, study, color=colour, marker=marker, ms=3.5, lw=1, ls=(0, (3, 2)), mfc="none")
+        _accuracy(axes, run, split, with_study=with_study)
     if with_study:
-        axes.plot([], [], color=MUTED, lw=1, ls=(0, (3, 2)), label="the study")
+        axes.plot([], [], color=MUTED, lw=1, ls=(0, (3, 2)), label="reference study")
     axes.set_xticks(
         range(len(stages)), [stage.name for stage in stages], rotation=35, ha="right", rotation_mode="anchor"
     )
@@ -101,8 +89,30 @@ def accuracy_by_stage(run: Run, *, with_study: bool) -> Figure:
     return figure
 
 
-def curves(rows: Sequence[Row]) -> Figure:
-    """Loss above, accuracy below, by epoch; several seeds as thin lines; the kept epoch as a vertical line."""
+def _accuracy(axes: Axes, run: Run, split: str, *, with_study: bool) -> None:
+    """Plot the accuracy of every stage on one split."""
+    stages, color, marker = run.stages, COLORS[split], MARKERS[split]
+    joined = [i for i, stage in enumerate(stages) if stage.name not in MEMBERS]
+    members = [i for i in range(len(stages)) if i not in joined]
+    means, deviations = zip(*(stage.value(split, "accuracy") for stage in stages), strict=True)
+    y = np.array([math.nan if mean is None else mean for mean in means])
+    axes.plot(joined, y[joined], color=color, marker=marker, ms=5, lw=1.8, label=LABELS[split])
+    axes.plot(members, y[members], ls="", color=color, marker=marker, ms=4.5, mfc="none")
+    if any(deviation is not None for deviation in deviations):
+        bars = [deviation or 0.0 for deviation in deviations]
+        axes.errorbar(range(len(stages)), y, yerr=bars, fmt="none", ecolor=color, capsize=2.5, lw=1)
+    if with_study:
+        known = [i for i in joined if stages[i].name in STUDY]
+        study = [STUDY[stages[i].name][split][0] for i in known]
+        axes.plot(known, study, color=color, marker=marker, ms=3.5, lw=1, ls=(0, (3, 2)), mfc="none")
+
+
+def curves(rows: Sequence[Row | Unfinished]) -> Figure:
+    """Plot loss and, below it, accuracy by epoch.
+
+    Args:
+        rows: the seeds of a stage. Several are thin lines; the kept epoch of a single one is a vertical line.
+    """
     figure = Figure(figsize=(WIDTH, 4.3))
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     figure.subplots_adjust(left=0.115, right=0.985, top=0.94, bottom=0.095, hspace=0.2)
@@ -112,10 +122,10 @@ def curves(rows: Sequence[Row]) -> Figure:
                 _curve(axes, row, f"{split}_{metric}", split, thin=len(rows) > 1)
         axes.tick_params(length=0)
         axes.set_title(metric, loc="left", fontsize=9, color=INK, pad=5)
-    kept = rows[0].entry.get("best_epoch") if len(rows) == 1 else None
-    if kept is not None:
+    best_epoch = rows[0].best_epoch if len(rows) == 1 else None
+    if best_epoch is not None:
         for axes in (loss, accuracy):
-            axes.axvline(kept, color=MUTED, lw=0.9, ls=(0, (2, 2)))
+            axes.axvline(best_epoch, color=MUTED, lw=0.9, ls=(0, (2, 2)))
     accuracy.set_xlabel("epoch")
     accuracy.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = loss.get_legend_handles_labels()
@@ -131,27 +141,34 @@ def curves(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, row: Row, column: str, split: str, *, thin: bool) -> None:
+def _curve(axes: Axes, row: Row | Unfinished, column: str, split: str, *, thin: bool) -> None:
     epochs = [line["epoch"] for line in row.history]
     values = [line.get(column, math.nan) for line in row.history]
-    style = {"lw": 1, "alpha": 0.75, "ms": 2} if thin else {"lw": 1.7, "ms": 3}
+    style: dict[str, Any] = {"lw": 1, "alpha": 0.75, "ms": 2} if thin else {"lw": 1.7, "ms": 3}
     marker = MARKERS[split] if len(epochs) <= 30 else None
-    axes.plot(epochs, values, color=COLOURS[split], marker=marker, label=LABELS[split], **style)
+    axes.plot(epochs, values, color=COLORS[split], marker=marker, label=LABELS[split], **style)
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts, rows true and columns predicted, shaded by the root of the share of the row."""
+    """Draw a confusion matrix, shaded by the square root of the share of the row.
+
+    Args:
+        matrix: int (classes, classes) counts, rows true, columns predicted.
+        classes: the names of the classes, in the matrix's order.
+    """
     n = len(matrix)
     figure = Figure(figsize=(WIDTH, WIDTH))
     axes = figure.add_axes((0.215, 0.005, 0.78, 0.78))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     digits = max(len(str(matrix.max(initial=0))), 3)
-    size = min(8.0, WIDTH * 72 * 0.78 / n / (0.66 * digits))  # a digit is 0.64 of its size wide
+    # a digit is 0.64 of its size wide
+    size = min(8.0, WIDTH * 72 * 0.78 / n / (0.66 * digits))
     for i, j in np.argwhere(matrix > 0):
-        shade = round(0.95 * math.sqrt(shares[i, j]), 3)  # the root, or rare confusions would not be seen
+        # the square root makes rare confusions visible
+        shade = round(0.95 * math.sqrt(shares[i, j]), 3)
         axes.add_patch(Rectangle((j, i), 1, 1, fc=FILL, alpha=shade, lw=0, clip_on=False))
-        colour = "white" if shade > 0.75 else INK
-        axes.text(j + 0.5, i + 0.52, str(matrix[i, j]), ha="center", va="center", size=size, color=colour)
+        color = "white" if shade > 0.75 else INK
+        axes.text(j + 0.5, i + 0.52, str(matrix[i, j]), ha="center", va="center", size=size, color=color)
     axes.set(xlim=(0, n), ylim=(n, 0), aspect="equal")
     axes.set_xticks(np.arange(n) + 0.5, classes, rotation=90, color=INK)
     axes.set_yticks(np.arange(n) + 0.5, classes, color=INK)
@@ -164,15 +181,19 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability_diagram(points: dict[str, Reliability]) -> Figure:
-    """Share right against mean top probability, bin by bin; the share of slices in each bin below."""
+    """Plot the share of right slices against the mean top probability by bin, and below it the share of slices.
+
+    Args:
+        points: by split.
+    """
     figure = Figure(figsize=(WIDTH, 4.6))
     upper = figure.add_axes((0.12, 0.33, 0.865, 0.60))
     lower = figure.add_axes((0.12, 0.09, 0.865, 0.18), sharex=upper)
     upper.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls=(0, (2, 2)), label="perfect")
     for split, p in points.items():
-        colour, marker = COLOURS[split], MARKERS[split]
-        upper.plot(p.confidence, p.accuracy, color=colour, marker=marker, ms=4.5, lw=1.6, label=LABELS[split])
-        lower.plot(p.confidence, p.counts / p.counts.sum(), color=colour, marker=marker, ms=3.5, lw=1.2)
+        color, marker = COLORS[split], MARKERS[split]
+        upper.plot(p.confidence, p.accuracy, color=color, marker=marker, ms=4.5, lw=1.6, label=LABELS[split])
+        lower.plot(p.confidence, p.counts / p.counts.sum(), color=color, marker=marker, ms=3.5, lw=1.2)
     upper.set(xlim=(0, 1.02), ylim=(0, 1.02))
     upper.set_title("share right", loc="left", fontsize=9, color=INK, pad=5)
     upper.tick_params(length=0, labelbottom=False)
@@ -185,7 +206,13 @@ def reliability_diagram(points: dict[str, Reliability]) -> Figure:
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 4) -> Figure:
-    """Slices with a caption under each, as one picture for use outside the page."""
+    """Draw slices with a caption under each, as one picture for use outside the page.
+
+    Args:
+        images: uint8 (S, S).
+        captions: as many.
+        columns: slices per row.
+    """
     rows = max(math.ceil(len(images) / columns), 1)
     figure = Figure(figsize=(1.5 * columns, 1.95 * rows))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -201,13 +228,13 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
 
 
 def by_ladder(names: Sequence[str]) -> list[str]:
-    """Names in the ladder's order, unknown ones last."""
-    order = {name: i for i, name in enumerate(LADDER)}
+    """Sort names of stages in the ladder's order, unknown ones last."""
+    order = {name: i for i, name in enumerate(STAGES)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as a standalone SVG; `name` keeps its ids apart from those of other figures on a page."""
+    """The figure as a standalone SVG; `name` makes its ids differ from those of other figures on a page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -222,18 +249,20 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
 
 
 def inline(svg: str, alt: str) -> str:
-    """An SVG of `to_svg` for the page: no fixed size, colours and font the style sheet's, `alt` as its name."""
+    """Adapt an SVG of `to_svg` to the page: no fixed size, colors and font of the style sheet, `alt` as its name."""
     body = svg[svg.index("<svg") :]
     attributes, body = body[: body.index(">")], body[body.index(">") + 1 :]
     view_box = re.search(r'viewBox="([^"]*)"', attributes)
     width = re.search(r'width="([\d.]+)pt"', attributes)
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"<defs>\s*</defs>", "", body)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)  # repeated from figure to figure, and nothing refers to them
+    # ids of groups are repeated from figure to figure, and nothing refers to them
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"'?DejaVu Sans'?(?:, [^;\"]*)?", "var(--sans)", body)
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    body = re.sub(r' transform="rotate\(-?0 [^"]*"|<g/>', "", body)  # turned by nothing; empty
+    for color, variable in VARIABLES.items():
+        body = body.replace(color, f"var(--{variable})")
+    # rotations by zero, and empty groups
+    body = re.sub(r' transform="rotate\(-?0 [^"]*"|<g/>', "", body)
     body = re.sub(r"\n\s*", "\n", body)
     body = re.sub(r"\n+", "\n", body)
     alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,53 +1,34 @@
-"""What the report works out from confusion matrices and probabilities, and the comparison table as CSV."""
+"""What the report computes itself from confusion matrices and probabilities."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.temperature import ECE_BINS as BINS
-
-if TYPE_CHECKING:
-    from train.report.run import Run
-
-METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece", "ece_calibrated", "side_merged")
-CSV_COLUMNS = ("dataset", "size", "smoke", "stage", "seed", "split", *METRICS)
-CSV_RECORD = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
-
-
-def organ_of(label: str) -> str:
-    """The organ a class belongs to: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
-    for side in ("-left", "-right"):
-        if label.endswith(side):
-            return label[: -len(side)]
-    return label
-
-
-def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
-    """The share of slices whose predicted class belongs to the right organ, whichever side."""
-    total = int(confusion.sum())
-    if total == 0 or len(classes) != len(confusion):
-        return None
-    organs = np.array([organ_of(label) for label in classes])
-    return int(confusion[organs[:, None] == organs[None, :]].sum()) / total
+from export.temperature import confidence_bins
 
 
 def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:
-    """Precision, recall, F1 and support of each class; None where there is nothing to divide by."""
+    """Precision, recall, F1 and support of each class.
+
+    Args:
+        confusion: int (classes, classes) counts, rows true, columns predicted.
+
+    Returns:
+        A dict per class; a value is None if there is nothing to divide by.
+    """
     rows: list[dict[str, float | None]] = []
     for i in range(len(confusion)):
-        hit, true, said = int(confusion[i, i]), int(confusion[i].sum()), int(confusion[:, i].sum())
+        hits, support = int(confusion[i, i]), int(confusion[i].sum())
+        predicted = int(confusion[:, i].sum())
         rows.append(
             {
-                "precision": hit / said if said else None,
-                "recall": hit / true if true else None,
-                "f1": 2 * hit / (true + said) if true + said else None,
-                "support": true,
+                "precision": hits / predicted if predicted else None,
+                "recall": hits / support if support else None,
+                "f1": 2 * hits / (support + predicted) if support + predicted else None,
+                "support": support,
             }
         )
     return rows
@@ -56,8 +37,15 @@ def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:
 def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tuple[float, float] | None:
     """The 95 % percentile bootstrap interval of the accuracy, slices drawn with replacement.
 
-    Right or wrong is all that counts of a slice, so drawing n slices anew is one binomial draw. Slices of one
-    scan resemble each other: the interval is narrower than the truth.
+    A slice counts only as right or wrong, so a bootstrap sample of n slices is one binomial draw. Slices of one scan
+    resemble each other: the true uncertainty is larger than the interval.
+
+    Args:
+        confusion: int (classes, classes) counts, rows true, columns predicted; None if not known.
+        draws: number of bootstrap samples.
+
+    Returns:
+        Low and high, 0 to 1; None without slices.
     """
     if confusion is None or (total := int(confusion.sum())) == 0:
         return None
@@ -69,7 +57,7 @@ def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tupl
 
 @dataclass(frozen=True)
 class Mistake:
-    """A slice that was taken for another class: its row in the split, class indices, top probability."""
+    """A wrongly classified slice: its row in the split, class indices, top probability."""
 
     index: int
     true: int
@@ -78,9 +66,12 @@ class Mistake:
 
 
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> list[Mistake]:
-    """The `count` wrong slices with the highest top probability, highest first; earlier slices first of equals.
+    """The wrong slices with the highest top probability, highest first; of equals the earlier slice first.
 
-    probabilities: (N, classes). labels: (M,) with M >= N, for a smoke run evaluates the first slices only.
+    Args:
+        probabilities: float (N, classes).
+        labels: int (M,) with M >= N, because a smoke run evaluates only the first slices.
+        count: how many to return at most.
     """
     if len(probabilities) == 0:
         return []
@@ -93,19 +84,27 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of each bin that holds slices: mean top probability, share right, number of slices."""
+    """The points of a reliability diagram: for each bin that holds slices, float or int (bins,)."""
 
+    # mean top probability
     confidence: np.ndarray
+    # share of slices that are right
     accuracy: np.ndarray
+    # number of slices
     counts: np.ndarray
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
-    """The reliability diagram's points, in 15 equal bins of the top probability, closed on the right."""
+    """Compute the reliability diagram, in 15 equal bins of the top probability, closed on the right.
+
+    Args:
+        probabilities: float (N, classes).
+        labels: int (M,) with M >= N, because a smoke run evaluates only the first slices.
+    """
     truth = np.asarray(labels).reshape(-1)[: len(probabilities)]
     top = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == truth
-    bins = np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = confidence_bins(top)
     counts = np.bincount(bins, minlength=BINS)
     filled = counts > 0
     return Reliability(
@@ -113,27 +112,3 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> Reliability:
         np.bincount(bins, right, BINS)[filled] / counts[filled],
         counts[filled],
     )
-
-
-def comparison_csv(run: Run, split: Any) -> str:
-    """results.csv: one row a stage, seed and split, with every metric; what is undefined is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, (*CSV_COLUMNS, *CSV_RECORD, "temperature"), lineterminator="\n")
-    writer.writeheader()
-    for stage in run.stages:
-        for row in stage.rows:
-            for name in ("train", "val", "test"):
-                writer.writerow(
-                    {
-                        "dataset": split.flag,
-                        "size": split.size,
-                        "smoke": "true" if run.smoke else "false",
-                        "stage": row.name,
-                        "seed": row.seed,
-                        "split": name,
-                        **{metric: row.metric(name, metric) for metric in METRICS},
-                        **{key: row.entry.get(key) for key in CSV_RECORD},
-                        "temperature": row.temperature,
-                    }
-                )
-    return text.getvalue()

@@ -1,9 +1,10 @@
-"""Gathers what the page shows and fills the template; the only module that knows both."""
+"""Collects what the page shows and fills the template; the only module that knows both."""
 
 from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +13,99 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from train.data import Data
 from train.report import figures, measures, pictures, wording
 from train.report.published import (
     DATASET_TITLES,
-    LADDER,
-    MEMBERS,
     PUBLISHED,
     SCANS,
+    STUDY_CITATION,
     STUDY_DATASET,
     STUDY_METRICS,
+    STUDY_NAME,
 )
 from train.report.published import study_values as study_of
-from train.report.run import SPLITS, Row, Run, Stage
+from train.report.run import SPLITS, Run, Stage, Unfinished
+from train.results_format import RobustnessEntry
+from train.stages import MEMBERS, STAGES
 
-SAMPLES = 4  # slices a class
-MISTAKES = 12  # pictures a split
+# slices per class
+SAMPLES = 4
+# pictures per split
+MISTAKES = 12
+
+# splits that no network is trained on
+EVALUATED: tuple[str, ...] = ("val", "test")
+
+# the content of files beside the page, by name
+Files = dict[str, bytes | str]
 
 
-def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
-    """The page, and the figures beside it by file name."""
-    files: dict[str, bytes | str] = {}
-    best = run.best
+def render(run: Run, split: Data) -> tuple[str, Files]:
+    """Render the report.
+
+    Args:
+        run: what the directory holds.
+        split: the data set, with the images and labels of its splits.
+
+    Returns:
+        The page as HTML, and the figures beside it by file name.
+    """
+    files: Files = {}
     with figures.drawing():
-        context = {
-            "run": run,
-            "split": split,
-            "title": DATASET_TITLES.get(split.flag, split.flag),
-            "smoke": run.smoke,
-            "splits": SPLITS,
-            "best": best,
-            "headline": wording.headline(run, split),
-            "key_figures": wording.key_figures(best),
-            "chart": _stage_chart(run, split, files),
-            "scores": _metric_table(run, split, STUDY_METRICS, with_study=True),
-            "more_scores": _metric_table(run, split, ("auc", "ece", "side_merged"), with_study=False),
-            "seed_rows": [row for stage in run.stages for row in stage.rows] if len(run.seeds) > 1 else [],
-            "calibration_rows": _calibration_rows(run),
-            "test_rows": _test_rows(run),
-            "published": PUBLISHED.get(split.flag, ()),
-            "with_study": split.flag == STUDY_DATASET,
-            "with_members": any(stage.name in MEMBERS for stage in run.stages),
-            "data_rows": _data_rows(run, split),
-            "training": wording.training(run),
-            "stages": [_stage_section(stage, run, split, files) for stage in run.stages],
-            "unfinished": [_unfinished_section(row, files) for row in run.unfinished],
-            "not_run": [name for name in LADDER if name not in {s.name for s in run.stages}],
-            "per_class": _per_class(best, split),
-            "mistakes": _mistakes(best, split, files),
-            "reliability": _reliability(best, split, files),
-            "robustness": _robustness(run),
-            "record": wording.record(run, split),
-            "scans": SCANS.get(split.flag),
-        }
+        context = _outcome(run, split, files) | _tables(run, split) | _details(run, split, files)
+    return _environment().get_template("page.html.jinja").render(context), files
+
+
+def _outcome(run: Run, split: Data, files: Files) -> dict[str, Any]:
+    """What the head of the page shows, and what every section refers to."""
+    return {
+        "run": run,
+        "split": split,
+        "title": DATASET_TITLES.get(split.flag, split.flag),
+        "smoke": run.smoke,
+        "splits": SPLITS,
+        "best": run.best,
+        "headline": wording.headline(run, split),
+        "key_figures": wording.key_figures(run.best),
+        "chart": _stage_chart(run, split, files),
+        "with_study": split.flag == STUDY_DATASET,
+        "study_name": STUDY_NAME,
+        "study_citation": STUDY_CITATION,
+        "with_members": any(stage.name in MEMBERS for stage in run.stages),
+        "not_run": [name for name in STAGES if name not in {stage.name for stage in run.stages}],
+        "scans": SCANS.get(split.flag),
+    }
+
+
+def _tables(run: Run, split: Data) -> dict[str, Any]:
+    """The tables over all stages, and those that need no stage."""
+    return {
+        "scores": _metric_table(run, split, STUDY_METRICS, with_study=True),
+        "more_scores": _metric_table(run, split, ("auc", "ece", "side_merged"), with_study=False),
+        "seed_rows": [row for stage in run.stages for row in stage.rows] if len(run.seeds) > 1 else [],
+        "calibration_rows": _calibration_rows(run),
+        "test_rows": _test_rows(run),
+        "published": PUBLISHED.get(split.flag, ()),
+        "data_rows": _data_rows(run, split),
+        "robustness": _robustness(run),
+    }
+
+
+def _details(run: Run, split: Data, files: Files) -> dict[str, Any]:
+    """What the page shows of the best stage and of each stage, and how the run was made."""
+    return {
+        "training": wording.training(run),
+        "stages": [_stage_section(stage, run, split, files) for stage in run.stages],
+        "unfinished": [_unfinished_section(stage, files) for stage in run.unfinished],
+        "per_class": _per_class(run.best, split),
+        "mistakes": _mistakes(run.best, split, files),
+        "reliability": _reliability(run.best, split, files),
+        "record": wording.record(run, split),
+    }
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,32 +119,33 @@ def render(run: Run, split: Any) -> tuple[str, dict[str, bytes | str]]:
         "duration": wording.duration,
         "anchor": anchor,
     }
-    return environment.get_template("page.html.jinja").render(context), files
+    return environment
 
 
 def anchor(name: str) -> str:
-    """A stage's name as part of a file name or of an address on the page."""
+    """Turn a stage's name into a part of a file name or of an address on the page."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-") or "stage"
 
 
-def _add(files: dict[str, bytes | str], name: str, figure: Figure, alt: str, *, png: bool = False) -> Markup:
-    """Keep a figure as a file, and return it for the page."""
+def _add(files: Files, name: str, figure: Figure, alt: str, *, png: bool = False) -> Markup:
+    """Add a figure to the files, and return it for the page."""
     svg = figures.to_svg(figure, name)
     files[f"{name}.svg"] = svg
     if png:
         files[f"{name}.png"] = figures.to_png(figure)
-    return Markup(figures.inline(svg, alt))  # built by matplotlib, which escapes what it is given
+    # matplotlib built it, and escapes what it is given
+    return Markup(figures.inline(svg, alt))
 
 
-def _stage_chart(run: Run, split: Any, files: dict[str, bytes | str]) -> Markup | None:
+def _stage_chart(run: Run, split: Data, files: Files) -> Markup | None:
     if not run.stages:
         return None
     figure = figures.accuracy_by_stage(run, with_study=split.flag == STUDY_DATASET)
     return _add(files, "accuracy_by_stage", figure, wording.chart_alt(run), png=True)
 
 
-def _metric_table(run: Run, split: Any, metrics: tuple[str, ...], *, with_study: bool) -> dict[str, Any]:
-    """Rows of cells, split by split; under a stage the study's values where there are any."""
+def _metric_table(run: Run, split: Data, metrics: tuple[str, ...], *, with_study: bool) -> dict[str, Any]:
+    """Rows of cells, split by split; under a stage the reference study's values, if it has any."""
     rows = []
     for stage in run.stages:
         cells = [(name, *stage.value(name, metric)) for name in SPLITS for metric in metrics]
@@ -126,7 +169,7 @@ def _metric_table(run: Run, split: Any, metrics: tuple[str, ...], *, with_study:
 
 
 def _calibration_rows(run: Run) -> list[dict[str, Any]]:
-    """The temperature of each stage and ECE before and after it; empty where no stage has one."""
+    """The temperature of each stage, and ECE before and after it; empty if no stage has one."""
     rows = [
         {
             "name": stage.name,
@@ -144,16 +187,17 @@ def _calibration_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _test_rows(run: Run) -> list[dict[str, Any]]:
+    """Test accuracy of each stage with its interval, and the counts behind it."""
     rows = []
     for stage in run.stages:
         matrix = stage.shown.confusion("test")
-        accuracy, spread = stage.value("test", "accuracy")
+        accuracy, deviation = stage.value("test", "accuracy")
         rows.append(
             {
                 "name": stage.name,
                 "best": run.best is not None and stage.name == run.best.name,
                 "accuracy": accuracy,
-                "spread": spread,
+                "deviation": deviation,
                 "interval": measures.accuracy_interval(matrix),
                 "right": None if matrix is None else int(np.trace(matrix)),
                 "slices": None if matrix is None else int(matrix.sum()),
@@ -162,9 +206,10 @@ def _test_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _data_rows(run: Run, split: Any) -> dict[str, Any]:
+def _data_rows(run: Run, split: Data) -> dict[str, Any]:
     """Counts of every class by split, with sample slices of train."""
-    recorded = (run.results.get("dataset") or {}).get("counts") or {}
+    # those of the whole file, of which a smoke run uses only a part
+    recorded = run.dataset.counts
     classes = len(split.classes)
     counts = {
         name: np.asarray(recorded.get(name) or np.bincount(split.labels[name], minlength=classes))
@@ -185,7 +230,7 @@ def _data_rows(run: Run, split: Any) -> dict[str, Any]:
     return {"rows": rows, "totals": [(name, int(counts[name].sum())) for name in SPLITS]}
 
 
-def _stage_section(stage: Stage, run: Run, split: Any, files: dict[str, bytes | str]) -> dict[str, Any]:
+def _stage_section(stage: Stage, run: Run, split: Data, files: Files) -> dict[str, Any]:
     shown, name = stage.shown, anchor(stage.name)
     trained = [row for row in stage.rows if row.history]
     matrices = []
@@ -198,7 +243,7 @@ def _stage_section(stage: Stage, run: Run, split: Any, files: dict[str, bytes | 
         matrices.append((part, int(matrix.sum()), _add(files, f"{name}_confusion_{part}", figure, alt)))
     return {
         "name": stage.name,
-        "about": LADDER.get(stage.name, ""),
+        "about": STAGES[stage.name].title if stage.name in STAGES else "",
         "facts": wording.facts(stage, run),
         "seed": shown.seed if len(stage.rows) > 1 else None,
         "curves": _add(
@@ -210,18 +255,18 @@ def _stage_section(stage: Stage, run: Run, split: Any, files: dict[str, bytes | 
     }
 
 
-def _unfinished_section(row: Row, files: dict[str, bytes | str]) -> dict[str, Any]:
+def _unfinished_section(stage: Unfinished, files: Files) -> dict[str, Any]:
     curves = None
-    if row.history:
-        figure = figures.curves([row])
-        curves = _add(files, f"{anchor(row.name)}_curves", figure, wording.curves_alt(row.name, [row]))
-    return {"name": row.name, "epochs": len(row.history), "curves": curves}
+    if stage.history:
+        figure = figures.curves([stage])
+        curves = _add(files, f"{anchor(stage.name)}_curves", figure, wording.curves_alt(stage.name, [stage]))
+    return {"name": stage.name, "epochs": len(stage.history), "curves": curves}
 
 
-def _per_class(best: Stage | None, split: Any) -> list[dict[str, Any]]:
+def _per_class(best: Stage | None, split: Data) -> list[dict[str, Any]]:
     if best is None:
         return []
-    tables = {part: best.shown.confusion(part) for part in ("val", "test")}
+    tables = {part: best.shown.confusion(part) for part in EVALUATED}
     columns = {part: measures.per_class(matrix) for part, matrix in tables.items() if matrix is not None}
     unknown = {"precision": None, "recall": None, "f1": None, "support": None}
     return [
@@ -233,63 +278,73 @@ def _per_class(best: Stage | None, split: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _mistakes(best: Stage | None, split: Any, files: dict[str, bytes | str]) -> dict[str, Any] | None:
-    """Pictures of the most confident mistakes by split; None where no probabilities were kept."""
+def _mistakes(best: Stage | None, split: Data, files: Files) -> dict[str, list[dict[str, Any]]] | None:
+    """Pictures of the most confident mistakes by split; None if no probabilities were kept."""
     probabilities = best.shown.probabilities if best else {}
-    found = {}
-    for part in ("val", "test"):
-        if part not in probabilities:
-            continue
-        rows = measures.confident_mistakes(probabilities[part], split.labels[part], MISTAKES)
-        shown = [
-            {
-                "image": pictures.data_uri(split.images[part][m.index]),
-                "index": m.index,
-                "true": split.classes[m.true],
-                "predicted": split.classes[m.predicted],
-                "probability": m.probability,
-            }
-            for m in rows
-        ]
-        if shown:
-            captions = [
-                f"{m['predicted']} {wording.number(m['probability'])}\ntruly {m['true']}, no. {m['index']}"
-                for m in shown
-            ]
-            sheet = figures.contact_sheet([split.images[part][m.index] for m in rows], captions)
+    by_split = {
+        part: measures.confident_mistakes(probabilities[part], split.labels[part], MISTAKES)
+        for part in EVALUATED
+        if part in probabilities
+    }
+    for part, mistakes in by_split.items():
+        if mistakes:
+            images = [split.images[part][m.index] for m in mistakes]
+            sheet = figures.contact_sheet(images, [_caption(m, split.classes) for m in mistakes])
             files[f"mistakes_{part}.png"] = figures.to_png(sheet, dpi=120)
-        found[part] = shown
-    return found or None
+    return {part: [_mistake(m, part, split) for m in mistakes] for part, mistakes in by_split.items()} or None
+
+
+def _caption(mistake: measures.Mistake, classes: Sequence[str]) -> str:
+    """The text under a mistake on the contact sheet."""
+    return (
+        f"{classes[mistake.predicted]} {wording.number(mistake.probability)}\n"
+        f"true: {classes[mistake.true]}, no. {mistake.index}"
+    )
+
+
+def _mistake(mistake: measures.Mistake, part: str, split: Data) -> dict[str, Any]:
+    """A mistake as the page shows it."""
+    return {
+        "image": pictures.data_uri(split.images[part][mistake.index]),
+        "index": mistake.index,
+        "true": split.classes[mistake.true],
+        "predicted": split.classes[mistake.predicted],
+        "probability": mistake.probability,
+    }
 
 
 def _robustness(run: Run) -> list[dict[str, Any]]:
-    """Tables of the corrupted slices: one pair for each split and number of slices, test and more slices first."""
-    names = figures.by_ladder(list(dict.fromkeys(entry["name"] for entry in run.robustness)))
-    entries = sorted(run.robustness, key=lambda entry: names.index(entry["name"]))
-    kinds = {(entry["split"], entry["slices"]) for entry in entries}
-    tables = []
-    for part, slices in sorted(kinds, key=lambda kind: (kind[0] != "test", -kind[1])):
-        same = [entry for entry in entries if (entry["split"], entry["slices"]) == (part, slices)]
-        tables.append(
-            {
-                "split": part,
-                "slices": slices,
-                "of": same[0]["split_slices"],
-                "entries": same,
-                "corruptions": [
-                    (name.replace("_", " "), [statistics.fmean(entry["accuracy"][name]) for entry in same])
-                    for name in same[0]["accuracy"]
-                ],
-            }
-        )
-    return tables
+    """Tables of the corrupted slices: one pair per split and number of slices, test and more slices first."""
+    names = figures.by_ladder(list(dict.fromkeys(entry.name for entry in run.robustness)))
+    by_slices: dict[tuple[str, int], list[RobustnessEntry]] = {}
+    for entry in sorted(run.robustness, key=lambda entry: names.index(entry.name)):
+        by_slices.setdefault((entry.split, entry.slices), []).append(entry)
+    order = sorted(by_slices, key=lambda key: (key[0] != "test", -key[1]))
+    return [
+        {
+            "split": part,
+            "slices": slices,
+            "of": by_slices[part, slices][0].split_slices,
+            "entries": by_slices[part, slices],
+            "corruptions": _by_corruption(by_slices[part, slices]),
+        }
+        for part, slices in order
+    ]
 
 
-def _reliability(best: Stage | None, split: Any, files: dict[str, bytes | str]) -> Markup | None:
+def _by_corruption(entries: list[RobustnessEntry]) -> list[tuple[str, list[float]]]:
+    """The mean accuracy over severities of each entry, by corruption."""
+    return [
+        (name.replace("_", " "), [statistics.fmean(entry.accuracy[name]) for entry in entries])
+        for name in entries[0].accuracy
+    ]
+
+
+def _reliability(best: Stage | None, split: Data, files: Files) -> Markup | None:
     probabilities = best.shown.probabilities if best else {}
     points = {
         part: measures.reliability(probabilities[part], split.labels[part])
-        for part in ("val", "test")
+        for part in EVALUATED
         if part in probabilities and len(probabilities[part])
     }
     if best is None or not points:

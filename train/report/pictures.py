@@ -8,11 +8,16 @@ import io
 import numpy as np
 from PIL import Image
 
-LARGEST = 96  # pixels a side on the page; larger slices are reduced to keep the page small
+# pixels per side on the page; larger slices are reduced to keep the page small
+LARGEST = 96
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A uint8 (S, S) slice as a PNG in a data address."""
+    """Encode a slice as a PNG in a data URI.
+
+    Args:
+        image: uint8 (H, W).
+    """
     picture = Image.fromarray(np.ascontiguousarray(image))
     if max(picture.size) > LARGEST:
         picture = picture.resize((LARGEST, LARGEST), Image.Resampling.BOX)
@@ -22,12 +27,18 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def samples(labels: np.ndarray, index: int, count: int) -> list[int]:
-    """Up to `count` slices of class `index`, evenly spaced through the split, so that they come from several scans."""
-    found = np.flatnonzero(labels == index)
-    if len(found) == 0:
-        return []
-    places = np.linspace(
-        0, len(found) - 1, min(count, len(found)) + 2 if len(found) > count + 2 else len(found)
-    )
-    chosen = places[1:-1] if len(found) > count + 2 else places[:count]
-    return [int(found[round(place)]) for place in chosen]
+    """Choose slices of a class, evenly spaced through the split so that they come from several scans.
+
+    Args:
+        labels: int (N,).
+        index: of the class.
+        count: how many to choose at most.
+
+    Returns:
+        Indices into `labels`, ascending.
+    """
+    of_class = np.flatnonzero(labels == index)
+    if len(of_class) <= count + 2:
+        return [int(i) for i in of_class[:count]]
+    places = np.linspace(0, len(of_class) - 1, count + 2)[1:-1]
+    return [int(of_class[round(place)]) for place in places]

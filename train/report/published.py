@@ -1,16 +1,22 @@
-"""What others have published on the same data sets: the study this ladder starts from, and later results.
+"""Published results on the same data sets: the reference study that the ladder reproduces, and later results.
 
-Accuracies are on test unless a split is named. `None` is what a source does not give.
+The reference study is C. Mariño, "Trabajo Final: Aprendizaje Profundo para Análisis de Imágenes Biomédicas", 2022.
+Accuracies are on test unless a split is named. None marks what a source does not give.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.datasets import DATASETS
+
 STUDY_DATASET = "organsmnist"
 STUDY_METRICS = ("accuracy", "precision", "recall", "f1")
 
-# The study's Table 10, OrganSMNIST at 28 px: accuracy, weighted precision, recall, F1.
+STUDY_NAME = "the reference study (C. Mariño, 2022)"
+STUDY_CITATION = "C. Mariño, “Trabajo Final: Aprendizaje Profundo para Análisis de Imágenes Biomédicas”, 2022"
+
+# The reference study's Table 10, OrganSMNIST at 28 px: accuracy, weighted precision, recall, F1.
 STUDY: dict[str, dict[str, tuple[float, float, float, float]]] = {
     "base": {
         "train": (0.774, 0.779, 0.774, 0.774),
@@ -44,18 +50,20 @@ STUDY: dict[str, dict[str, tuple[float, float, float, float]]] = {
     },
 }
 
-# Of the members alone the study gives the validation accuracy only.
+# The reference study gives only the validation accuracy of the members.
 STUDY_MEMBERS_VAL = {"resnet50": 0.912, "resnet101": 0.897, "resnet152": 0.892}
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published test result; `chosen_on` is the split its network was chosen on, None where not known."""
+    """One published test result."""
 
     source: str
-    pixels: str  # as the network saw the slices
+    # of the network's input
+    pixels: str
     accuracy: float
     auc: float | None = None
+    # the split that the network was chosen on; None if not stated
     chosen_on: str | None = None
     note: str = ""
 
@@ -63,7 +71,7 @@ class Published:
 _OFFICIAL = "MedMNIST v2, official ResNet-18 or -50"
 _DOERRICH = "Doerrich et al., Scientific Reports 2025"
 
-# 28 px and chosen on validation first: those are what a run of this ladder can be held against.
+# 28 px and chosen on validation first: a run of this ladder can be compared with those.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "organamnist": (
         Published(_OFFICIAL, "28", 0.935, 0.997, "validation"),
@@ -79,35 +87,30 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     "organsmnist": (
         Published(_OFFICIAL, "28", 0.782, 0.972, "validation"),
         Published("MedMNIST v2, official AutoKeras", "28", 0.813, 0.974, "validation"),
-        Published("the study, its ensemble", "28", 0.811, note="on an earlier release of the data set"),
+        Published(
+            "C. Mariño (2022), reference study, ensemble",
+            "28",
+            0.811,
+            note="on an earlier release of the data set",
+        ),
         Published(_DOERRICH, "64", 0.835),
         Published(_DOERRICH, "224", 0.825, note="three seeds"),
     ),
 }
 
-# Scans behind the splits, where they are known: train, validation, test.
-SCANS = {"organamnist": {"train": 115, "val": 16, "test": 70}}
-
-DATASET_TITLES = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
-
-# The ladder's order, and what each rung adds to the one before it.
-LADDER = {
-    "base": "Two small convolutions, trained for a fixed number of epochs.",
-    "early_stopping": "The same network, stopped when validation no longer improves; the best weights restored.",
-    "big": "More and larger filters, wider linear layers.",
-    "augmentation": "The same network on slices rotated, partly erased and seen in perspective, at random.",
-    "batch_norm": "Batch normalisation after every layer but the last.",
-    "resnet50": "A member of the ensemble.",
-    "resnet101": "A member of the ensemble.",
-    "resnet152": "A member of the ensemble.",
-    "ensemble": "The mean of the softmax outputs of batch_norm and the three ResNets.",
-    "edge": "Past the study: one small network with a recipe of its own.",
-}
-MEMBERS = ("resnet50", "resnet101", "resnet152")  # not rungs of their own
+# of the table of data sets: the number of scans behind each split, if known, and titles
+SCANS = {flag: dict(dataset.scans) for flag, dataset in DATASETS.items() if dataset.scans}
+DATASET_TITLES = {flag: dataset.title for flag, dataset in DATASETS.items()}
 
 
 def study_values(flag: str, stage: str, split: str) -> tuple[float | None, ...] | None:
-    """The study's accuracy, precision, recall and F1 of `stage` on `split`; None where it has none."""
+    """The reference study's accuracy, precision, recall and F1 of a stage on a split; None if it has none.
+
+    Args:
+        flag: MedMNIST's name of the data set; the study has only OrganSMNIST.
+        stage: of the ladder.
+        split: "train", "val" or "test".
+    """
     if flag != STUDY_DATASET:
         return None
     if stage in STUDY:

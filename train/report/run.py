@@ -1,4 +1,4 @@
-"""Reads what a run left in its directory, finished or not, one seed or several."""
+"""Reads the directory of a run, finished or not, with one seed or several."""
 
 from __future__ import annotations
 
@@ -8,51 +8,34 @@ import statistics
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from train.record import RunError, read_json
-from train.report.measures import side_merged_accuracy
-from train.report.published import LADDER
+from train.metrics import side_merged_accuracy
+from train.results_format import (
+    SPLITS,
+    Dataset,
+    Results,
+    RobustnessEntry,
+    StageResult,
+    StageSummary,
+    read_results,
+    read_robustness,
+)
+from train.stages import STAGES
 
-SPLITS = ("train", "val", "test")
+__all__ = ["SPLITS", "Row", "Run", "Stage", "StageFiles", "Unfinished", "read"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One trained stage with one seed: its entry in results.json and the files beside it."""
+class StageFiles:
+    """The directory of a stage with one seed."""
 
-    name: str
-    seed: int | None
     directory: Path
-    entry: dict[str, Any]
-    classes: tuple[str, ...]
-
-    def confusion(self, split: str) -> np.ndarray | None:
-        """int64 (classes, classes), rows true, columns predicted; None where not known."""
-        matrix = (self.entry.get(split) or {}).get("confusion")
-        return None if not matrix else np.asarray(matrix, dtype=np.int64)
-
-    def metric(self, split: str, metric: str) -> float | None:
-        """One metric of results.json: `ece_calibrated` is ECE with the temperature, not known of train; `side_merged`
-        follows from the confusion matrix."""
-        if metric == "side_merged":
-            matrix = self.confusion(split)
-            return None if matrix is None else side_merged_accuracy(matrix, self.classes)
-        if metric == "ece_calibrated":
-            value = (self.entry.get("calibration") or {}).get(f"{split}_ece")
-        else:
-            value = (self.entry.get(split) or {}).get(metric)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-    @property
-    def temperature(self) -> float | None:
-        return (self.entry.get("calibration") or {}).get("temperature")
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
-        """One row an epoch; empty where the stage has no history of its own (the ensemble)."""
+        """The rows of history.csv, one per epoch; none for a stage without epochs of its own (the ensemble)."""
         path = self.directory / "history.csv"
         if not path.is_file():
             return []
@@ -64,29 +47,92 @@ class Row:
 
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
-        """float32 (N, classes) by split, rows in the split's order; empty where they were not kept."""
+        """float32 (N, classes) by split, rows in the split's order; empty if they were not kept."""
         path = self.directory / "probabilities.npz"
         if not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as arrays:
             return {split: arrays[split] for split in SPLITS if split in arrays.files}
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights were kept, from 1 on; None if there is none yet."""
+        return None
+
+
+@dataclass(frozen=True)
+class Unfinished(StageFiles):
+    """A stage that was begun and is not in results.json."""
+
+    # its directory's path in the run
+    name: str
+
+
+@dataclass(frozen=True)
+class Row(StageFiles):
+    """One stage with one seed: its row in results.json and its directory."""
+
+    result: StageResult
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.result.name
+
+    @property
+    def seed(self) -> int:
+        return self.result.seed
+
+    @property
+    def best_epoch(self) -> int | None:
+        return self.result.best_epoch
+
+    @property
+    def temperature(self) -> float | None:
+        return self.result.calibration.temperature if self.result.calibration else None
+
+    def confusion(self, split: str) -> np.ndarray | None:
+        """int64 (classes, classes), rows true, columns predicted; None if the split is not measured."""
+        metrics = self.result.on(split)
+        return None if metrics is None else np.asarray(metrics.confusion, dtype=np.int64)
+
+    def metric(self, split: str, metric: str) -> float | None:
+        """One metric on a split.
+
+        Args:
+            split: "train", "val" or "test".
+            metric: a field of SplitMetrics; `side_merged`, which follows from the confusion matrix; or
+                `ece_calibrated`, the calibration error with the temperature, which train does not have.
+
+        Returns:
+            The value; None if it is undefined or not measured.
+        """
+        if metric == "side_merged":
+            matrix = self.confusion(split)
+            return None if matrix is None else side_merged_accuracy(matrix, self.classes)
+        if metric == "ece_calibrated":
+            # train has none
+            value = getattr(self.result.calibration, f"{split}_ece", None)
+        else:
+            value = getattr(self.result.on(split), metric, None)
+        return None if value is None else float(value)
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the ladder: one row, or one a seed."""
+    """A stage of the ladder: one row, or one per seed."""
 
     name: str
     rows: tuple[Row, ...]
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: StageSummary | None = None
 
     def value(self, split: str, metric: str) -> tuple[float | None, float | None]:
-        """Mean and, over several seeds, standard deviation; None where undefined."""
+        """Mean and, over several seeds, standard deviation of a metric; None if undefined."""
         if len(self.rows) == 1:
             return self.rows[0].metric(split, metric), None
-        recorded = (self.summary.get(split) or {}).get(metric)
-        if isinstance(recorded, dict) and recorded.get("mean") is not None:
-            return recorded["mean"], recorded.get("std")
+        recorded = self.summary.on(split).get(metric) if self.summary else None
+        if recorded and recorded.mean is not None:
+            return recorded.mean, recorded.std
         values = [row.metric(split, metric) for row in self.rows]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
@@ -101,21 +147,26 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: results.json as it is, its stages in order, and stages begun but not finished."""
+    """A run's directory: results.json, its stages in order, and stages begun but not finished."""
 
     directory: Path
-    results: dict[str, Any]
+    results: Results
     stages: tuple[Stage, ...]
-    unfinished: tuple[Row, ...]
-    robustness: tuple[dict[str, Any], ...] = ()  # the entries of robustness.json
+    unfinished: tuple[Unfinished, ...]
+    robustness: tuple[RobustnessEntry, ...] = field(default=())
 
     @property
     def smoke(self) -> bool:
-        return bool(self.results.get("smoke"))
+        return self.results.smoke
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set that results.json names; without names and counts if it names none."""
+        return self.results.dataset or Dataset()
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(r.seed for s in self.stages for r in s.rows if r.seed is not None))
+        return tuple(dict.fromkeys(row.seed for stage in self.stages for row in stage.rows))
 
     @property
     def best(self) -> Stage | None:
@@ -129,30 +180,33 @@ def _or_lowest(value: float | None) -> float:
 
 
 def read(directory: Path) -> Run:
-    """Read a run directory; RunError where it has no readable results.json."""
-    path = directory / "results.json"
-    if not path.is_file():
-        raise RunError(
-            f"no results.json in {directory}; pass the directory of a data set, as in runs/organsmnist"
-        )
-    results = read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("stages", []), list):
-        raise RunError(f"{path} is not the results.json of a run: it has no list of stages")
-    classes = tuple((results.get("dataset") or {}).get("classes") or ())
-    grouped: dict[str, list[Row]] = {}
-    for entry in results.get("stages", []):
-        name, seed = str(entry["name"]), entry.get("seed")
-        stage_dir = directory / name
-        seeded = stage_dir / f"seed-{seed}"
-        row = Row(name, seed, seeded if seeded.is_dir() else stage_dir, entry, classes)
-        grouped.setdefault(name, []).append(row)
-    summaries = {summary.get("name"): summary for summary in results.get("summary") or []}
-    stages = tuple(Stage(name, tuple(rows), summaries.get(name, {})) for name, rows in grouped.items())
-    known = {row.directory for rows in grouped.values() for row in rows}
-    begun = [path.parent for name in LADDER for path in sorted((directory / name).glob("**/history.csv"))]
+    """Read the directory of a run.
+
+    Args:
+        directory: with results.json; robustness.json and the stages' directories may be missing.
+
+    Raises:
+        RunError: results.json is missing, or one of the two files is not readable.
+    """
+    results = read_results(directory)
+    classes = tuple(results.dataset.classes) if results.dataset else ()
+    by_stage: dict[str, list[Row]] = {}
+    for result in results.stages:
+        stage_dir = directory / result.name
+        seed_dir = stage_dir / f"seed-{result.seed}"
+        row = Row(seed_dir if seed_dir.is_dir() else stage_dir, result, classes)
+        by_stage.setdefault(result.name, []).append(row)
+    summaries = {summary.name: summary for summary in results.summary}
+    stages = tuple(Stage(name, tuple(rows), summaries.get(name)) for name, rows in by_stage.items())
+    measured = {row.directory for rows in by_stage.values() for row in rows}
     unfinished = tuple(
-        Row(str(path.relative_to(directory)), None, path, {}, classes) for path in begun if path not in known
+        Unfinished(folder, str(folder.relative_to(directory)))
+        for folder in _begun(directory)
+        if folder not in measured
     )
-    path = directory / "robustness.json"
-    robustness = tuple(read_json(path)["stages"]) if path.is_file() else ()
-    return Run(directory, results, stages, unfinished, robustness)
+    return Run(directory, results, stages, unfinished, tuple(read_robustness(directory)))
+
+
+def _begun(directory: Path) -> list[Path]:
+    """The directories with a history.csv, stages in the ladder's order."""
+    return [path.parent for name in STAGES for path in sorted((directory / name).glob("**/history.csv"))]

@@ -7,7 +7,6 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from proof import slices
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from train.config import TrainConfig
     from train.data import Data
-    from train.fit import Learner, Recipe
+    from train.learner import Learner
 
 # What `python -m train.all` imports from its first epoch to its report.
 COMMAND_PACKAGES = (
@@ -74,35 +74,26 @@ def device_of(settings: Settings) -> torch.device:
     return device
 
 
-def recipe(max_epochs: int, *, batch_size: int = 128, amp: str = "auto") -> Recipe:
-    """A recipe from scratch with seed 1. Raises Skip if a precision is asked for that this version cannot choose."""
-    from train.fit import Recipe
+def config(max_epochs: int, *, batch_size: int = 128, amp: str = "auto") -> TrainConfig:
+    """The settings of a training from scratch with seed 1."""
+    from train.config import TrainConfig
 
-    options: dict[str, Any] = {"amp": amp}
-    if "amp" not in {entry.name for entry in fields(Recipe)}:
-        if amp != "auto":
-            raise Skip("needs Recipe(amp=...), which this version does not have")
-        options = {}
-    return Recipe(seed=1, batch_size=batch_size, max_epochs=max_epochs, weights="none", **options)
+    return TrainConfig(seed=1, batch_size=batch_size, max_epochs=max_epochs, weights="none", amp=amp)
 
 
 def make_learner(stage: str, settings: Settings, amp: str = "auto") -> Learner:
     """A stage's network on the device, not yet trained."""
     import torch
 
-    from train import fit
+    from train.devices import precision
+    from train.learner import Learner
     from train.networks import make_network
     from train.stages import STAGES
 
     device = device_of(settings)
     network: Any = make_network(str(STAGES[stage].network), classes=len(slices.CLASSES), size=28, seed=1)
     network.to(device, memory_format=torch.channels_last)
-    method = fit.method_of(STAGES[stage], "axial")
-    if hasattr(fit.Learner, "of"):
-        from train.devices import precision
-
-        return fit.Learner.of(network, method, precision=precision(device, amp))
-    return fit.Learner(network, method, method.optimiser(network))
+    return Learner.of(network, STAGES[stage].recipe_for("axial"), precision=precision(device, amp))
 
 
 def on_device(ctx: Context, count: int | None) -> dict[str, tuple[Tensor, Tensor]]:
@@ -142,7 +133,7 @@ def as_data(found: slices.Slices) -> Data:
 
 
 def train_epoch(
-    learner: Learner, stage: str, data: tuple[Tensor, Tensor], how: Recipe, epoch: int
+    learner: Learner, stage: str, data: tuple[Tensor, Tensor], settings: TrainConfig, epoch: int
 ) -> tuple[float, float, float]:
     """One epoch; its mean loss, its accuracy and its seconds."""
     from train import fit
@@ -151,7 +142,9 @@ def train_epoch(
     images, labels = data
     _wait(images)
     begun = time.perf_counter()
-    loss, accuracy = fit.train_epoch(learner, images, labels, len(slices.CLASSES), STAGES[stage], how, epoch)
+    loss, accuracy = fit.train_epoch(
+        learner, images, labels, len(slices.CLASSES), STAGES[stage], settings, epoch
+    )
     _wait(images)
     return loss, accuracy, time.perf_counter() - begun
 

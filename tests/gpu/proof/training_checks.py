@@ -15,18 +15,20 @@ from proof import slices
 from proof.harness import Context, Skip
 from proof.machine import resident_memory, sampled_utilization
 from proof.training_access import (
+    config,
     device_of,
     make_learner,
     milliseconds,
     needs_training,
     on_device,
     peak_memory,
-    recipe,
     train_epoch,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from train.checkpoint import Checkpoint
 
 RESNETS = ("resnet50", "resnet101", "resnet152")
 # Trained in this order; early_stopping is base with another number of epochs.
@@ -124,7 +126,7 @@ def host_waits(ctx: Context) -> None:
     parts = []
     for name, amp in (("batch_norm", "auto"), ("resnet50", "auto"), ("edge", "auto"), ("batch_norm", "fp16")):
         try:
-            how = recipe(4, amp=amp)
+            how = config(4, amp=amp)
         except Skip as e:
             ctx.figures[f"{name} {amp}"] = f"not run: {e}"
             continue
@@ -182,12 +184,12 @@ def networks(ctx: Context) -> None:
             continue
         begun = time.monotonic()
         epochs = (1 if deep else 2) if ctx.settings.quick else (2 if deep else 3)
-        how, learner = recipe(epochs), make_learner(name, ctx.settings)
+        how, learner = config(epochs), make_learner(name, ctx.settings)
         count = 32 if deep and ctx.settings.quick else None
         images, labels = data["train"][0][:count], data["train"][1][:count]
         with peak_memory(ctx.settings) as peak, sampled_utilization(ctx.settings.device) as utilization:
             rows = [train_epoch(learner, name, (images, labels), how, epoch + 1) for epoch in range(epochs)]
-        validated = learner.average.network if learner.average else learner.network
+        validated = learner.ema.network if learner.ema else learner.network
         answers = fit.evaluate(validated, data["val"][0][:count]).argmax(1)
         accuracy = float((answers == data["val"][1][:count].cpu().numpy()).mean())
         ctx.figures[name] = {
@@ -224,7 +226,7 @@ def precisions(ctx: Context) -> None:
     found: dict[str, tuple[float, float, float]] = {}
     stage, epochs = "batch_norm", 2
     for amp in PRECISIONS:
-        how, learner = recipe(epochs, amp=amp), make_learner(stage, ctx.settings, amp)
+        how, learner = config(epochs, amp=amp), make_learner(stage, ctx.settings, amp)
         rows = [train_epoch(learner, stage, data["train"], how, epoch + 1) for epoch in range(epochs)]
         accuracy = float((fit.evaluate(learner.network, data["val"][0]).argmax(1) == labels).mean())
         found[amp] = rows[-1][0], accuracy, rows[-1][2]
@@ -258,13 +260,13 @@ def deterministic(ctx: Context) -> None:
     data = as_data(slices.load(ctx.settings.data_dir).first(64 if quick else 2048))
     verdicts = []
     for name in ("edge",) if quick else ("batch_norm", "edge", "resnet50"):
-        how = recipe(2 if quick else 3)
+        how = config(2 if quick else 3)
         runs = {
             kind: _finished(name, data, how, ctx, kind, interrupted=kind == "resumed")
             for kind in ("first", "again", "resumed")
         }
         for kind in ("again", "resumed"):
-            far = _weights_apart(runs["first"]["state"], runs[kind]["state"])
+            far = _weights_apart(runs["first"].state, runs[kind].state)
             same = far == 0 and _losses(runs["first"]) == _losses(runs[kind])
             ctx.figures[f"{name} {kind}"] = {"equal": same, "largest_difference": far}
             ctx.expect(same, f"{name} {kind}: weights differ by {far:.1e}")
@@ -272,7 +274,7 @@ def deterministic(ctx: Context) -> None:
     ctx.summary = "; ".join(verdicts)
 
 
-def _finished(stage: str, data: Any, how: Any, ctx: Context, kind: str, interrupted: bool) -> dict[str, Any]:
+def _finished(stage: str, data: Any, how: Any, ctx: Context, kind: str, interrupted: bool) -> Checkpoint:
     """The finished checkpoint of a stage; `interrupted`: stopped as by a signal after its first epoch, and resumed."""
     from train import fit
     from train.stages import STAGES
@@ -293,16 +295,15 @@ def _finished(stage: str, data: Any, how: Any, ctx: Context, kind: str, interrup
             raise AssertionError(f"{stage} could not be stopped after its first epoch")
         if not (directory / "checkpoint.pt").exists():
             raise AssertionError(f"{stage} left no checkpoint when it was stopped")
-    finished: dict[str, Any] = fit.fit(*given, say=lambda line: None)
-    return finished
+    return fit.fit(*given, say=lambda line: None)
 
 
 def _weights_apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max(float((first[key].double() - second[key].double()).abs().max()) for key in first)
 
 
-def _losses(state: dict[str, Any]) -> list[float]:
-    return [row["train_loss"] for row in state["history"]]
+def _losses(finished: Checkpoint) -> list[float]:
+    return [row["train_loss"] for row in finished.history]
 
 
 def small_maps(ctx: Context) -> None:
@@ -325,7 +326,7 @@ def small_maps(ctx: Context) -> None:
             with _patched(SmallMapConv2d, forward):
                 learner = make_learner(name, ctx.settings)
                 logits[variant] = fit.evaluate(learner.network, data["val"][0][: 2 * batch])
-                how = recipe(2, batch_size=batch)
+                how = config(2, batch_size=batch)
                 seconds = [train_epoch(learner, name, data["train"], how, epoch)[2] for epoch in turns]
                 times[variant] = seconds[-1] / steps * 1e3
         scale = float(np.abs(logits["plain"]).max())
@@ -375,20 +376,19 @@ def augmentation(ctx: Context) -> None:
     needs_training(ctx.settings)
     import torch
 
-    from train import fit
-    from train.augment import normalise
+    from train.augment import normalize
     from train.stages import STAGES
 
     images, labels = (part[:128] for part in on_device(ctx, 128)["train"])
-    x, turns = normalise(images), 5 if ctx.settings.quick else 50
+    x, turns = normalize(images), 5 if ctx.settings.quick else 50
     for name in ("augmentation", "edge"):
-        method = fit.method_of(STAGES[name], "axial")
+        recipe = STAGES[name].recipe_for("axial")
         generator = torch.Generator(x.device).manual_seed(1)
-        changed, _ = method.prepare(x.clone(), labels, len(slices.CLASSES), generator)
+        changed, _ = recipe.prepare(x.clone(), labels, len(slices.CLASSES), generator)
         ctx.expect(bool(torch.isfinite(changed).all()), f"{name}: augmented slices are not finite")
         ctx.expect(not torch.equal(changed, x), f"{name}: augmentation changes nothing")
         ctx.figures[name] = milliseconds(
-            lambda method=method, generator=generator: method.prepare(  # type: ignore[misc]
+            lambda recipe=recipe, generator=generator: recipe.prepare(  # type: ignore[misc]
                 x.clone(), labels, len(slices.CLASSES), generator
             ),
             ctx.settings,
@@ -444,12 +444,12 @@ def checkpoint(ctx: Context) -> None:
 
     name = "resnet50" if ctx.settings.quick else "resnet152"
     learner = make_learner(name, ctx.settings)
-    train_epoch(learner, name, on_device(ctx, 128)["train"], recipe(1), 1)
+    train_epoch(learner, name, on_device(ctx, 128)["train"], config(1), 1)
     state = learner.network.state_dict()
     path = ctx.settings.scratch / "checkpoint.pt"
     begun = time.perf_counter()
     record.save_checkpoint(
-        path, {"network": name, "state": state, "optimiser": learner.optimiser.state_dict()}
+        path, {"network": name, "state": state, "optimiser": learner.optimizer.state_dict()}
     )
     seconds, megabytes = time.perf_counter() - begun, path.stat().st_size / 1e6
     read = record.load_checkpoint(path)["state"]

@@ -1,8 +1,10 @@
-"""Augmentation that fits crops of CT slices, a batch at a time on its device; each slice draws its own.
+"""Augmentation for crops of CT slices, one batch at a time on its device. Each slice draws its own parameters.
 
-The crops are aligned to the organ's bounding box and were made by a spline that leaves them sharp, so shifts are whole
-pixels, and what moves or smooths pixels otherwise is off unless asked for: it costs accuracy (docs/results/edge.md). The
-flip that swaps the patient's sides is never drawn.
+The crops are aligned to the organ's bounding box and sharp, because a spline resampled them. So shifts are whole
+pixels. Rotation and scale are off by default, because smoothing costs accuracy (docs/results/edge.md). Slices are never
+flipped left to right.
+
+All functions take normalized slices x, float32 (N, 1, S, S) in -1 to 1, and a generator on x's device.
 """
 
 from __future__ import annotations
@@ -15,23 +17,23 @@ from torch.nn import functional as F
 
 
 def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Slices (N, 1, S, S) moved by up to `most` whole pixels a side; the edge pixels are repeated."""
+    """Shift slices by up to `most` whole pixels along each axis; the edge pixels are repeated."""
     n, size = len(x), x.shape[-1]
-    wide = F.pad(x, (most,) * 4, mode="replicate")
-    at = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator, device=x.device)
-    rows, columns = at + torch.arange(size, device=x.device)  # (N, S) each
-    each = torch.arange(n, device=x.device)[:, None, None]
-    return wide[each, 0, rows[:, :, None], columns[:, None, :]][:, None]
+    padded = F.pad(x, (most,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator, device=x.device)
+    rows, columns = offset + torch.arange(size, device=x.device)  # (N, S) each
+    index = torch.arange(n, device=x.device)[:, None, None]
+    return padded[index, 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
-def mirror(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Axial slices as stored flipped front to back, as a fifth of the training slices are."""
+def flip_front_back(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Flip stored axial slices front to back, as a fifth of the training slices are."""
     chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < probability
     return torch.where(chosen, x.flip(3), x)
 
 
 def affine(x: Tensor, degrees: float, scale: float, generator: torch.Generator) -> Tensor:
-    """Half of the slices rotated by up to `degrees` and stretched by up to exp(`scale`), each axis on its own."""
+    """Rotate half of the slices by up to `degrees` and scale each axis by up to exp(`scale`)."""
     n = len(x)
     draws = torch.rand(n, 4, generator=generator, device=x.device) * 2 - 1
     chosen = draws[:, 0] < 0
@@ -51,7 +53,13 @@ def affine(x: Tensor, degrees: float, scale: float, generator: torch.Generator) 
 
 
 def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Another window and another gamma: width by up to exp(`strength`), level by a third of that, gamma likewise."""
+    """Change window and gamma.
+
+    Args:
+        x: slices.
+        strength: width and gamma change by up to exp(`strength`), the level by up to a third of `strength`.
+        generator: see the module.
+    """
     draws = torch.rand(len(x), 3, 1, 1, 1, generator=generator, device=x.device) * 2 - 1
     gray = ((x + 1) / 2).pow((draws[:, 0] * strength).exp())
     gray = (gray - 0.5) * (draws[:, 1] * strength).exp() + 0.5 + draws[:, 2] * strength / 3
@@ -59,31 +67,40 @@ def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    """Half of the slices with Gaussian noise of up to `deviation` of the gray range."""
+    """Add Gaussian noise to half of the slices, with a standard deviation of up to `deviation` of the gray range."""
     draws = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) * 2 - 1
     drawn = torch.randn(x.shape, generator=generator, device=x.device)
     return (x + drawn * draws.clamp(min=0) * 2 * deviation).clamp(-1, 1)
 
 
 def erase(x: Tensor, probability: float, most: float, generator: torch.Generator) -> Tensor:
-    """A rectangle of 2 % to `most` of the area, sides 1:3 to 3:1, set to middle gray."""
+    """Set a rectangle of 2 % to `most` of the area, with an aspect ratio of 1:3 to 3:1, to middle gray."""
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 5, 1, generator=generator, device=x.device).unbind(1)
     area = (0.02 + (most - 0.02) * draws[0]) * size * size
     ratio = ((draws[1] * 2 - 1) * math.log(3)).exp()
     height, width = (area * ratio).sqrt().clamp(max=size), (area / ratio).sqrt().clamp(max=size)
     top, left = draws[2] * (size - height), draws[3] * (size - width)
-    centres = torch.arange(size, device=x.device) + 0.5
-    rows = (centres > top) & (centres < top + height)  # (N, S)
-    columns = (centres > left) & (centres < left + width)
+    centers = torch.arange(size, device=x.device) + 0.5
+    rows = (centers > top) & (centers < top + height)  # (N, S)
+    columns = (centers > left) & (centers < left + width)
     inside = rows[:, None, :, None] & columns[:, None, None, :] & (draws[4] < probability)[:, None, None]
     return x.masked_fill(inside, 0)
 
 
-def cut(x: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """CutMix (Yun et al. 2019): a square of another slice pasted into each, its target shared by area.
+def cutmix(
+    x: Tensor, targets: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): paste a square of another slice into each, and share the target by area.
 
-    x: (N, 1, S, S); targets: (N, C). Each slice draws whether, from which slice, and a square whose area is uniform.
+    Args:
+        x: slices.
+        targets: class shares, float32 (N, C).
+        probability: that a slice is changed; the area of its square is uniform.
+        generator: see the module.
+
+    Returns:
+        The slices and their targets, shaped as given.
     """
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 4, generator=generator, device=x.device)
@@ -98,8 +115,20 @@ def cut(x: Tensor, targets: Tensor, probability: float, generator: torch.Generat
     return pasted, targets * (1 - share) + targets[other] * share
 
 
-def mix(x: Tensor, targets: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """mixup (Zhang et al. 2018): another slice shines through each, by a uniform share of up to a half."""
+def mixup(
+    x: Tensor, targets: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """mixup (Zhang et al. 2018): blend another slice into each, by a uniform share of up to a half.
+
+    Args:
+        x: slices.
+        targets: class shares, float32 (N, C).
+        probability: that a slice is changed.
+        generator: see the module.
+
+    Returns:
+        The slices and their targets, shaped as given.
+    """
     draws = torch.rand(len(x), 2, generator=generator, device=x.device)
     other = torch.randperm(len(x), generator=generator, device=x.device)
     share = draws[:, :1] / 2 * (draws[:, 1:] < probability)

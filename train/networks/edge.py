@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.networks.init import draw_layer
+
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalisation, added to the input, which a 1x1 convolution fits where needed."""
+    """Two 3x3 convolutions with batch normalization, added to the input; a 1x1 convolution adapts the input if shapes differ."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -27,14 +29,20 @@ class Block(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A 3x3 stem, blocks that halve the map but for the first, the mean of the map, a linear head."""
+    """A 3x3 stem, residual blocks (all but the first halve the map), the mean over the map, a linear head.
+
+    Args:
+        stem: filters of the stem.
+        stem_stride: its stride.
+        widths: filters of each block.
+        classes: number of classes.
+        seed: of the starting weights.
+    """
 
     def __init__(
         self, stem: int, stem_stride: int, widths: Sequence[int], *, classes: int, seed: int
     ) -> None:
         super().__init__()
-        from train.networks import draw_layer
-
         self.stem = nn.Conv2d(1, stem, 3, stem_stride, 1, bias=False)
         self.norm = nn.BatchNorm2d(stem)
         blocks, channels = [], stem
@@ -49,9 +57,5 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 1, S, S)
         x = self.blocks(F.relu(self.norm(self.stem(x))))
-        return self.head(x.mean((2, 3)))  # (N, classes)
-
-
-def edge(classes: int, size: int, seed: int) -> ResidualNetwork:
-    """308,203 parameters at 11 classes: 14x14, 7x7 and 4x4 pixels after the stem at 28 px."""
-    return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
+        logits: Tensor = self.head(x.mean((2, 3)))  # (N, classes)
+        return logits

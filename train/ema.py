@@ -1,4 +1,4 @@
-"""The exponential average of a network's weights over the steps of its training."""
+"""The exponential moving average of a network's weights over the steps of its training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 
-class Average:
-    """A network whose weights, and running statistics, are the exponential average of another's over its steps."""
+class ModelEma:
+    """A copy of a network whose weights and running statistics are moving averages of the network's.
+
+    Args:
+        network: the network that is trained; the average starts from its weights.
+        decay: per step, 0 to 1; the first steps use a smaller one, so that the start is forgotten sooner.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).eval()
@@ -18,7 +23,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """After a step of `network`; over the first steps the average is a shorter one."""
+        """Average in the network's weights after one of its steps."""
         self.steps += 1
         new = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
@@ -26,8 +31,10 @@ class Average:
         torch._foreach_lerp_(list(own), list(other), new)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores: the number of steps and the averaged state dict."""
         return {"steps": self.steps, "state": self.network.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
         self.steps = state["steps"]
         self.network.load_state_dict(state["state"])

@@ -1,0 +1,23 @@
+"""Errors that end a command with one line on standard error."""
+
+from __future__ import annotations
+
+
+class RunError(Exception):
+    """A run cannot start or continue.
+
+    Args:
+        message: one line for the user: what is wrong and what to do.
+        exit_code: the exit code of the command: 2 if nothing could be done, 1 if a run broke off.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StageFailed(RunError):
+    """A stage broke off while it was trained or evaluated; its last good checkpoint is kept. Exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, exit_code=1)

@@ -1,0 +1,67 @@
+"""The table of networks. Each maps images float32 (N, 1, S, S) to logits float32 (N, classes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from train.errors import RunError
+from train.networks.edge import ResidualNetwork
+from train.networks.plain import PlainCNN
+from train.networks.resnet import GrayResNet
+
+
+def _small(classes: int, size: int, seed: int) -> nn.Module:
+    return PlainCNN((6, 16), 3, (120, 84), classes=classes, size=size, seed=seed)
+
+
+def _big(classes: int, size: int, seed: int) -> nn.Module:
+    return PlainCNN((24, 64), 5, (480, 240), classes=classes, size=size, seed=seed)
+
+
+def _big_batch_norm(classes: int, size: int, seed: int) -> nn.Module:
+    return PlainCNN((24, 64), 5, (480, 240), classes=classes, size=size, seed=seed, batch_norm=True)
+
+
+def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:
+    return lambda classes, size, seed: GrayResNet(name, classes=classes, seed=seed)
+
+
+def _edge(classes: int, size: int, seed: int) -> nn.Module:
+    """308,203 parameters for 11 classes; maps of 14x14, 7x7 and 4x4 pixels after the stem at 28 px."""
+    return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
+
+
+# One row per network: a function of the number of classes, the pixels per side and the seed.
+NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "small": _small,
+    "big": _big,
+    "big_batch_norm": _big_batch_norm,
+    "resnet50": _resnet("resnet50"),
+    "resnet101": _resnet("resnet101"),
+    "resnet152": _resnet("resnet152"),
+    "edge": _edge,
+}
+
+
+def make_network(name: str, *, classes: int, size: int, seed: int) -> nn.Module:
+    """Build a network with its starting weights, on the CPU.
+
+    Args:
+        name: a row of the table.
+        classes: number of classes.
+        size: pixels per side of its input.
+        seed: of the weights.
+
+    Raises:
+        RunError: the table has no such row.
+    """
+    if name not in NETWORKS:
+        raise RunError(f"unknown network {name!r}; choose from {', '.join(NETWORKS)}")
+    return NETWORKS[name](classes, size, seed)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Count the trainable parameters; running means and variances are not among them."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,37 @@
+"""The options of `python -m train.all`, as one typed value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line asks for; `python -m train.all --help` describes each option.
+
+    Args:
+        stages: stage names; None runs every listed stage.
+        max_epochs: the values of --max-epochs as given, each `N` or `STAGE=N`, or several separated by commas.
+        precision: variants to try for the bundle.
+    """
+
+    dataset: str = "organsmnist"
+    data_dir: Path | None = None
+    out: Path = Path("runs")
+    stages: tuple[str, ...] | None = None
+    device: str = "auto"
+    amp: str = "auto"
+    size: int = 28
+    resample_from: int | None = None
+    seed: int = 1
+    seeds: int = 1
+    batch_size: int = 128
+    max_epochs: tuple[str, ...] = ()
+    weights: str = "imagenet"
+    weights_dir: Path | None = None
+    precision: tuple[str, ...] = ("int8", "fp32", "fp16")
+    parallel: str = "stages"
+    deterministic: bool = False
+    smoke: bool = False
+    fresh: bool = False

@@ -1,0 +1,101 @@
+"""The recipe of the edge network. Each ingredient is a field, so that an ablation can take it away."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.recipes import edge_augment as augment
+
+# Only these views' stored slices are known to have columns that run from front to back.
+FLIPPED_VIEWS = ("axial",)
+# Checkpoints, scores and manifests keep the names of the first version.
+STORED_NAMES = {"flip_front_back": "mirror", "cutmix": "cut", "mixup": "mix", "ema_decay": "averaged"}
+
+
+@dataclass(frozen=True)
+class EdgeRecipe:
+    """AdamW over one cycle, label smoothing, an average of the weights, and augmentation.
+
+    The augmentation is shifts, front-back flips, CutMix, intensity changes and erasing. A value of 0 switches an
+    ingredient off; rotation and scale, mixup and noise are off by default.
+    """
+
+    # highest learning rate
+    peak: float = 3e-3
+    # weight decay; biases and normalization have none
+    decay: float = 0.05
+    # label smoothing
+    smoothing: float = 0.1
+    # pixels
+    shift: int = 2
+    # probabilities
+    flip_front_back: float = 0.25
+    erase: float = 0.5
+    cutmix: float = 0.5
+    mixup: float = 0.0
+    # 1: by up to 10 degrees and a tenth
+    affine: float = 0.0
+    # of window and gamma, see edge_augment.intensity
+    intensity: float = 0.3
+    # standard deviation, as a share of the gray range
+    noise: float = 0.0
+    ema_decay: float | None = 0.998
+
+    @property
+    def augmentation(self) -> str:
+        """How slices are augmented, as the report shows it."""
+        return "by a recipe of its own"
+
+    def for_view(self, view: str) -> EdgeRecipe:
+        """This recipe, without front-back flips for views whose stored orientation is not known."""
+        return self if view in FLIPPED_VIEWS else replace(self, flip_front_back=0.0)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW; weight decay for weights of two or more dimensions only."""
+        weights = [p for p in network.parameters() if p.ndim > 1]
+        rest = [p for p in network.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": self.decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.peak, fused=True)
+
+    def learning_rate(self, done: float) -> float:
+        """Linear warmup over a fifth of the steps, then half a cosine down."""
+        warm = 0.2
+        share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+        return self.peak * max(share, 1e-3)
+
+    def prepare(
+        self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Flip, shift, combine, change the intensities and erase; see `Recipe.prepare`."""
+        if self.flip_front_back:
+            x = augment.flip_front_back(x, self.flip_front_back, generator)
+        if self.shift:
+            x = augment.shift(x, self.shift, generator)
+        if self.affine:
+            x = augment.affine(x, 10 * self.affine, 0.1 * self.affine, generator)
+        targets = F.one_hot(labels, classes).float()  # (N, classes)
+        if self.cutmix:
+            x, targets = augment.cutmix(x, targets, self.cutmix, generator)
+        if self.mixup:
+            x, targets = augment.mixup(x, targets, self.mixup, generator)
+        if self.intensity:
+            x = augment.intensity(x, self.intensity, generator)
+        if self.noise:
+            x = augment.noise(x, self.noise, generator)
+        if self.erase:
+            x = augment.erase(x, self.erase, 0.25, generator)
+        return x, targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The summed cross-entropy with label smoothing."""
+        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
+
+    def described(self) -> dict[str, float | str]:
+        """The settings as checkpoints store them."""
+        settings = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return {name: value for name, value in settings.items() if value is not None}
