@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named_with_its_place(changed, message):
 
 @pytest.mark.parametrize("content", [None, [], "text", 1])
 def test_what_is_no_object_is_refused(content):
-    with pytest.raises(RunError, match="^file: expected an object, found "):
+    with pytest.raises(RunError, match=r"^file: expected an object, found "):
         from_json(Outer, content, "file")
 
 
