@@ -420,7 +420,7 @@ def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
     settings = {"smoke": False, "deterministic": False, "amp": "auto"}
     record.write_json(tmp_path / "results.json", {"settings": settings, "stages": []})
     # each stage compares its own precision
-    assert opened(tmp_path, data, CPU, settings | {"amp": "bf16"})["settings"]["amp"] == "bf16"
+    assert opened(tmp_path, data, CPU, settings | {"amp": "bf16"}).settings["amp"] == "bf16"
     with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
         opened(tmp_path, data, CPU, settings | {"deterministic": True})
     # a run of before the setting was recorded

@@ -93,12 +93,18 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
             f"{path} is not a results file of this program; move it away or start over with --fresh"
         )
     _check_settings(directory, content["settings"], settings)
+    _check_stages(path, content.get("stages"))
     results.stages = results_from_json(content, path).stages
-    if unknown := [row.name for row in results.stages if row.name not in STAGES]:
+    return results
+
+
+def _check_stages(path: Path, rows: object) -> None:
+    """Raise RunError for a stage that this version does not have, before its row is read in this format."""
+    names = [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if unknown := [name for name in names if name not in STAGES]:
         raise RunError(
             f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
         )
-    return results
 
 
 def _check_settings(directory: Path, recorded: dict[str, object], settings: dict[str, object]) -> None:

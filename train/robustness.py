@@ -148,13 +148,18 @@ def measure_robustness(
             images,
             labels,
             seed,
-            say=lambda line, name=task.name: say(f"{name:<15}{line}"),  # type: ignore[misc]
+            say=_prefixed(say, task.name),
         )
         entries = [entry for entry in entries if not _is_outdated(entry, task)]
         entries.append(RobustnessEntry.of(task, scores))
         dataset = Dataset(flag=data.flag, size=data.size, md5=data.md5)
         write_robustness(directory, results.smoke, dataset, entries)
     return [entry for m in measurements if (entry := _entry_of(entries, m.task))]
+
+
+def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
+    """Write lines that begin with the name of a stage."""
+    return lambda line: say(f"{name:<15}{line}")
 
 
 def _measurement(

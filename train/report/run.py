@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -153,7 +153,7 @@ class Run:
     results: Results
     stages: tuple[Stage, ...]
     unfinished: tuple[Unfinished, ...]
-    robustness: tuple[RobustnessEntry, ...] = field(default=())
+    robustness: tuple[RobustnessEntry, ...] = ()
 
     @property
     def smoke(self) -> bool:
