@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parent
 CORRECT_AT_LEAST = 42
 INSTALLED_MEGABYTES = 300
 # Packages of training and export. The runtime's tests import none of them.
-NOT_RUNTIME = {"train", "export", "torch", "torchvision", "medmnist", "scipy", "sklearn", "matplotlib"}
+NOT_RUNTIME = {
+    "train",
+    "export",
+    "torch",
+    "torchvision",
+    "medmnist",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+}
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "venv"
@@ -37,13 +46,17 @@ def main_job(session: nox.Session) -> None:
     session.log(f"{correct} of {len(examples)} examples correct")
     if [path for _, _, path in answers] != examples or correct < CORRECT_AT_LEAST:
         session.error(f"an answer for each example expected, {CORRECT_AT_LEAST} of them correct")
-    size = subprocess.run(["du", "-sm", session.virtualenv.location], check=True, capture_output=True)
+    size = subprocess.run(
+        ["du", "-sm", session.virtualenv.location], check=True, capture_output=True
+    )
     megabytes = int(size.stdout.split()[0])
     session.log(f"{megabytes} MB installed")
     if megabytes >= INSTALLED_MEGABYTES:
         session.error(f"less than {INSTALLED_MEGABYTES} MB expected")
     session.run(
-        "python", "-c", "import importlib.util as u; assert not u.find_spec('torch'), 'torch is installed'"
+        "python",
+        "-c",
+        "import importlib.util as u; assert not u.find_spec('torch'), 'torch is installed'",
     )
 
 
@@ -87,8 +100,12 @@ def extras(session: nox.Session) -> None:
     """
     session.install("-e", ".[cpu,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest")
     # the tests skip without these
-    session.run("python", "-c", "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2")
-    session.run("pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py", *session.posargs)
+    session.run(
+        "python", "-c", "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2"
+    )
+    session.run(
+        "pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py", *session.posargs
+    )
 
 
 @nox.session
@@ -113,7 +130,9 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def wheels(session: nox.Session) -> None:
     """sdist and wheel: built, looked at, installed and run. `-- --python P ...` names the interpreters."""
-    session.install("build", "cython>=3.1", "numpy>=2.0", "setuptools>=77", "auditwheel", "abi3audit")
+    session.install(
+        "build", "cython>=3.1", "numpy>=2.0", "setuptools>=77", "auditwheel", "abi3audit"
+    )
     session.run("python", "tests/endurance/wheels.py", *session.posargs)
 
 
@@ -122,7 +141,11 @@ def sanitizers(session: nox.Session) -> None:
     """The C extensions under AddressSanitizer and UndefinedBehaviorSanitizer."""
     session.install("-e", ".[dev,cpu]", "setuptools>=77", "cython>=3.1")
     session.run(
-        "bash", "tests/endurance/sanitize.sh", *session.posargs, env={"PYTHON": "python"}, external=True
+        "bash",
+        "tests/endurance/sanitize.sh",
+        *session.posargs,
+        env={"PYTHON": "python"},
+        external=True,
     )
 
 
@@ -131,7 +154,11 @@ def mutate(session: nox.Session) -> None:
     """Do the tests notice a changed line? A sample of the files that changed most; `-- COMMIT`: since then, not in a day."""
     session.install("-e", ".[dev,cpu]")
     asked = ["git", "rev-list", "-1", "--before=1 day ago", "HEAD"]
-    base = session.posargs[0] if session.posargs else session.run(*asked, external=True, silent=True).strip()
+    base = (
+        session.posargs[0]
+        if session.posargs
+        else session.run(*asked, external=True, silent=True).strip()
+    )
     if not base:
         session.skip("no commit is older than a day")
     command = [

@@ -13,11 +13,23 @@ from setuptools.command.build_ext import build_ext
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 LIMITED = not FREE_THREADED and sys.implementation.name == "cpython"
 
-MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION")]
+MACROS = [
+    ("NPY_NO_DEPRECATED_API", "NPY_1_25_API_VERSION"),
+    ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
+]
 if LIMITED:
     MACROS.append(("Py_LIMITED_API", "0x030B0000"))
 
-KERNELS = ["axis", "portable", "fractional_window", "normalize_avx2", "avx2", "avx512", "dispatch", "batch"]
+KERNELS = [
+    "axis",
+    "portable",
+    "fractional_window",
+    "normalize_avx2",
+    "avx2",
+    "avx512",
+    "dispatch",
+    "batch",
+]
 
 
 class BuildKernels(build_ext):

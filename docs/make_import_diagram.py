@@ -102,7 +102,11 @@ def _named(module: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[st
                     yield alias.name, node.lineno, lazy
             case ast.ImportFrom(module=name, names=names, level=level):
                 for alias in names:
-                    yield absolute(f"{name}.{alias.name}" if name else alias.name, level), node.lineno, lazy
+                    yield (
+                        absolute(f"{name}.{alias.name}" if name else alias.name, level),
+                        node.lineno,
+                        lazy,
+                    )
             case ast.Call(func=ast.Name(id="import_module") | ast.Attribute(attr="import_module")):
                 match node.args[:1]:
                     case [ast.Constant(value=str(name))]:
@@ -121,7 +125,9 @@ def _named(module: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[st
 
 def _defined(path: Path) -> set[str]:
     """The functions and classes of a file."""
-    return {node.name for node in _parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {
+        node.name for node in _parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
 
 
 @cache
@@ -203,7 +209,11 @@ def described(cycle: list[str], found: list[Import], name: object = str) -> str:
     lines = []
     for source, target in pairwise(cycle):
         each = next(e for e in found if name(e.source) == source and name(e.target) == target)
-        exact = "" if (each.source, each.target) == (source, target) else f" ({each.source} -> {each.target})"
+        exact = (
+            ""
+            if (each.source, each.target) == (source, target)
+            else f" ({each.source} -> {each.target})"
+        )
         lines.append(f"{source} -> {target}{exact}, line {each.line}{', lazy' * each.lazy}")
     return "\n".join(lines)
 
@@ -244,7 +254,10 @@ STYLE = """
 
 def diagram(known: dict[str, Path], found: list[Import]) -> str:
     """The units of each package by level, as SVG."""
-    whole, packages = unit_graph(known, found), {unit(name) for name in known if name.count(".") > 1}
+    whole, packages = (
+        unit_graph(known, found),
+        {unit(name) for name in known if name.count(".") > 1},
+    )
     panels, top, width = [], MARGIN, 0.0
     for package in PACKAGES:
         body, wide, high = _panel(whole, package, packages, top)
@@ -266,7 +279,9 @@ def diagram(known: dict[str, Path], found: list[Import]) -> str:
     return "\n".join([*rows, "</svg>"]) + "\n"
 
 
-def _panel(whole: Graph, package: str, packages: set[str], top: int) -> tuple[list[str], float, int]:
+def _panel(
+    whole: Graph, package: str, packages: set[str], top: int
+) -> tuple[list[str], float, int]:
     graph = within(whole, package)
     # an empty __init__
     graph.nodes -= {package} - {node for edge in graph.edges for node in edge}
@@ -279,7 +294,9 @@ def _panel(whole: Graph, package: str, packages: set[str], top: int) -> tuple[li
             others[there].add(source)
     outside = "".join(f"; {len(by)} of them import {there}" for there, by in sorted(others.items()))
     title = f"{package}: {len(graph.nodes)} units, {highest + 1} levels, {len(graph.edges)} imports{outside}"
-    rows = [[node for node in heights if heights[node] == height] for height in range(highest, -1, -1)]
+    rows = [
+        [node for node in heights if heights[node] == height] for height in range(highest, -1, -1)
+    ]
     place = _places(rows, graph)
     wide = max([x + _width(node) / 2 for node, x in place.items()] + [len(title) * 8.2])
     y = {node: top + 44 + (highest - heights[node]) * ROW for node in heights}
@@ -373,7 +390,9 @@ def report(known: dict[str, Path], found: list[Import]) -> str:
         for kind, whole in graphs.items():
             graph = within(whole, package) if package in PACKAGES else whole
             height = max(levels(graph).values()) + 1
-            numbers = f"{len(graph.nodes):>7}{height:>8}{len(graph.edges):>9}{len(tangles(graph)):>8}"
+            numbers = (
+                f"{len(graph.nodes):>7}{height:>8}{len(graph.edges):>9}{len(tangles(graph)):>8}"
+            )
             rows.append(f"{package:<14}{kind:<9}{numbers}")
     for kind, graph in graphs.items():
         name = unit if kind == "units" else str
@@ -388,7 +407,9 @@ def report(known: dict[str, Path], found: list[Import]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="exit with 1 if the stored diagram is not the current one"
+        "--check",
+        action="store_true",
+        help="exit with 1 if the stored diagram is not the current one",
     )
     parser.add_argument("--edges", action="store_true", help="print every import")
     options = parser.parse_args(arguments)

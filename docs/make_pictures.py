@@ -58,14 +58,25 @@ def predictions(path: Path, slices: np.ndarray, labels: np.ndarray) -> None:
 def orientation(path: Path, slice_of: np.ndarray) -> None:
     """The slice as usually shown and as stored, with the patient's directions at its edges."""
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-    shown = [("as usually shown (P, L)", slice_of.T, "FRLB"), ("as stored (L, P)", slice_of, "RFBL")]
+    shown = [
+        ("as usually shown (P, L)", slice_of.T, "FRLB"),
+        ("as stored (L, P)", slice_of, "RFBL"),
+    ]
     names = {"F": "front", "B": "back", "R": "right", "L": "left"}
     for axes, (title, image, edges) in zip(figure.subplots(1, 2), shown, strict=True):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set(xticks=[], yticks=[])
         axes.set_title(f"{title}\n{names[edges[0]]}", fontsize=9)
         axes.set_ylabel(names[edges[1]], fontsize=9)
-        axes.text(1.03, 0.5, names[edges[2]], transform=axes.transAxes, rotation=270, va="center", fontsize=9)
+        axes.text(
+            1.03,
+            0.5,
+            names[edges[2]],
+            transform=axes.transAxes,
+            rotation=270,
+            va="center",
+            fontsize=9,
+        )
         axes.set_xlabel(names[edges[3]], fontsize=9)
     figure.savefig(path, dpi=110)
 
@@ -80,7 +91,10 @@ def count_edges(
         bright = a.astype(float)
         above = (bright[:, :8].mean((1, 2)) > bright[:, 20:].mean((1, 2))).mean()
         bone = a[:, middle] > BONE
-        left, right = bone[:, :, :9].sum((1, 2)).astype(int), bone[:, :, 19:].sum((1, 2)).astype(int)
+        left, right = (
+            bone[:, :, :9].sum((1, 2)).astype(int),
+            bone[:, :, 19:].sum((1, 2)).astype(int),
+        )
         clear = np.abs(left - right) > CLEAR
         found[name] = (float(above), float((right > left)[clear].mean()), int(clear.sum()))
     return found

@@ -108,7 +108,14 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         epilog="A bundle of several checkpoints averages their probabilities. Research software, not a medical device.",
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="RUN/STAGE/checkpoint.pt")
+    add(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="RUN/STAGE/checkpoint.pt",
+    )
     add(
         "--data-dir",
         type=Path,
@@ -175,7 +182,9 @@ def export(options: ExportOptions) -> None:
     checkpoints = [_load(path) for path in options.checkpoints]
     _check_checkpoints(checkpoints, options)
     first = checkpoints[0].facts
-    data = load_data(first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored)
+    data = load_data(
+        first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored
+    )
     data = calibration.fitted_on(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:
@@ -245,7 +254,11 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
         else checkpoint.path.with_name("member.onnx")
     )
     parity = export_member(
-        network_of(checkpoint.checkpoint), file, data.images["val"], data.labels["val"], size=data.size
+        network_of(checkpoint.checkpoint),
+        file,
+        data.images["val"],
+        data.labels["val"],
+        size=data.size,
     )
     fitting_logits = None
     if options.merged:
@@ -270,7 +283,8 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
     fitting_logits = [m.fitting_logits for m in members if m.fitting_logits is not None]
     temperature = fit_temperature(fitting_logits, data.labels[calibration.SPLIT])
     merged = merge(
-        {m.trained.stage: rewrite(onnx.load(m.trained.file)) for m in members}, temperature=temperature
+        {m.trained.stage: rewrite(onnx.load(m.trained.file)) for m in members},
+        temperature=temperature,
     )
     expected = mean_softmax([m.logits for m in members], temperature)
     check_merged(merged, expected, data.images["val"], data.size)
@@ -295,7 +309,9 @@ def _write_bundle(
 
     name = checkpoints[0].facts.stage if len(checkpoints) == 1 else "ensemble"
     weights = sorted({checkpoint.facts.weights for checkpoint in checkpoints} - {"none"})
-    measured = measure(mean_probabilities([probabilities(m.logits) for m in members]), data.labels["val"])
+    measured = measure(
+        mean_probabilities([probabilities(m.logits) for m in members]), data.labels["val"]
+    )
     info = BundleInfo(
         name=f"{data.flag}-{name}",
         dataset=data.flag,

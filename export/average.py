@@ -32,7 +32,9 @@ def mean_of(
                 constants.append(
                     helper.make_tensor(f"{stage}/temperature", TensorProto.FLOAT, [], [temperature])
                 )
-                nodes.append(helper.make_node("Div", [tensor, f"{stage}/temperature"], [f"{stage}/cooled"]))
+                nodes.append(
+                    helper.make_node("Div", [tensor, f"{stage}/temperature"], [f"{stage}/cooled"])
+                )
                 tensor = f"{stage}/cooled"
             nodes.append(helper.make_node("Softmax", [tensor], [f"{stage}/probabilities"], axis=1))
             tensor = f"{stage}/probabilities"

@@ -99,7 +99,9 @@ def _write_files(
 ) -> None:
     entries, logits, fitting_logits = [], [], []
     for member in members:
-        variants = make_variants(member.stage, onnx.load(member.file), slices, precisions, report=report)
+        variants = make_variants(
+            member.stage, onnx.load(member.file), slices, precisions, report=report
+        )
         entries.append(_write_variants(building, member.stage, variants))
         listed = variants[0]
         assert listed.fitting_logits is not None
@@ -145,7 +147,9 @@ def _write_variants(building: Path, stage: str, variants: Sequence[Variant]) -> 
     return replace(entries[0], alternatives=tuple(entries[1:]))
 
 
-def _measure_listed(logits: Sequence[np.ndarray], labels: np.ndarray, temperature: float) -> _Listed:
+def _measure_listed(
+    logits: Sequence[np.ndarray], labels: np.ndarray, temperature: float
+) -> _Listed:
     """logits: (N, C) of each member's listed variant; labels: int (N,)."""
     probabilities = mean_softmax(logits, temperature)
     return _Listed(
@@ -155,7 +159,9 @@ def _measure_listed(logits: Sequence[np.ndarray], labels: np.ndarray, temperatur
     )
 
 
-def _manifest(info: BundleInfo, entries: Sequence[Member], temperature: float, card: Path) -> Manifest:
+def _manifest(
+    info: BundleInfo, entries: Sequence[Member], temperature: float, card: Path
+) -> Manifest:
     from organ_infer.bundle.files import Card, Input, Manifest, Task, sha256_of
 
     classes = tuple(info.classes)
@@ -190,9 +196,15 @@ def check_place(directory: Path) -> None:
     if not os.path.lexists(directory):
         return
     if directory.is_symlink() or not directory.is_dir():
-        raise ExportError(f"{directory}: not a directory; name a new directory or an existing bundle")
+        raise ExportError(
+            f"{directory}: not a directory; name a new directory or an existing bundle"
+        )
     entries = sorted(directory.iterdir())
-    foreign = [path.name for path in entries if path.is_dir() or path.suffix not in (".onnx", ".md", ".json")]
+    foreign = [
+        path.name
+        for path in entries
+        if path.is_dir() or path.suffix not in (".onnx", ".md", ".json")
+    ]
     if entries and (foreign or not _is_manifest(directory / "manifest.json")):
         raise ExportError(
             f"{directory}: not a bundle, contains {(foreign or [entries[0].name])[0]!r}; name a new directory or an"
@@ -211,4 +223,6 @@ def _is_manifest(path: Path) -> bool:
 def paired(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return the pairs of classes that are the two sides of one organ, ORGAN-left and ORGAN-right, left first."""
     organs = [name.removesuffix("-left") for name in classes if name.endswith("-left")]
-    return tuple((f"{organ}-left", f"{organ}-right") for organ in organs if f"{organ}-right" in classes)
+    return tuple(
+        (f"{organ}-left", f"{organ}-right") for organ in organs if f"{organ}-right" in classes
+    )

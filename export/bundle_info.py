@@ -8,7 +8,11 @@ from typing import Any
 
 # For each view, the patient directions in which the row index and the column index of MedMNIST's slices grow, as DICOM
 # letters. Measured for axial slices (README, "Orientation"), unknown for the other views.
-ORIENTATION: dict[str, tuple[str, str] | None] = {"axial": ("L", "P"), "sagittal": None, "coronal": None}
+ORIENTATION: dict[str, tuple[str, str] | None] = {
+    "axial": ("L", "P"),
+    "sagittal": None,
+    "coronal": None,
+}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def add_golden(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     packed = _packed_slices(manifest.input)
     golden = {
-        device: _answers(manifest, open_bundle(bundle, device).graphs, packed) for device in ("cpu", "cuda")
+        device: _answers(manifest, open_bundle(bundle, device).graphs, packed)
+        for device in ("cpu", "cuda")
     }
     _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, GOLDEN: golden}))
 
@@ -54,7 +55,9 @@ def _packed_slices(spec: Input) -> np.ndarray:
     return packed
 
 
-def _answers(manifest: Manifest, graphs: Sequence[tuple[Member, bytes]], packed: np.ndarray) -> list[str]:
+def _answers(
+    manifest: Manifest, graphs: Sequence[tuple[Member, bytes]], packed: np.ndarray
+) -> list[str]:
     """The mean probabilities of these graphs, as the manifest stores them."""
     from organ_infer.bundle.golden import golden_rows
     from organ_infer.engine.ensemble import Ensemble
@@ -108,7 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m export.golden",
         description="Store the networks' answers to the golden slices in a bundle's manifest.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json"
+    )
     options = parser.parse_args(arguments)
     try:
         add_golden(options.bundle)

@@ -46,7 +46,12 @@ class Parity:
 
 
 def export_member(
-    network: nn.Module, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int | None = None
+    network: nn.Module,
+    path: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    size: int | None = None,
 ) -> Parity:
     """Export a network and compare the file with PyTorch, at batch 1 and at batch 256.
 
@@ -168,7 +173,9 @@ def _remove_notes(model: onnx.ModelProto) -> None:
 
 def _check_operators(model: onnx.ModelProto) -> None:
     """Remove operator sets that are not standard. Raises ExportError if a node uses one."""
-    domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}
+    domains = {entry.domain for entry in model.opset_import} | {
+        node.domain for node in model.graph.node
+    }
     used = {node.domain for node in model.graph.node}
     if not used <= STANDARD_DOMAINS:
         raise ExportError(
@@ -180,7 +187,13 @@ def _check_operators(model: onnx.ModelProto) -> None:
 
 
 def compare(
-    network: nn.Module, content: bytes, images: np.ndarray, labels: np.ndarray, *, size: int, name: str
+    network: nn.Module,
+    content: bytes,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    size: int,
+    name: str,
 ) -> Parity:
     """Compare PyTorch with onnxruntime, at batch 1 and at batch 256.
 
@@ -229,7 +242,9 @@ def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> No
         ExportError: A logit differs by more than MAX_ABS or is not finite, or an answer differs that is not a tie.
     """
     if expected.shape != exported.shape:
-        raise ExportError(f"{name}: the exported graph returns {exported.shape}, PyTorch {expected.shape}")
+        raise ExportError(
+            f"{name}: the exported graph returns {exported.shape}, PyTorch {expected.shape}"
+        )
     if not np.isfinite(exported).all():
         raise ExportError(f"{name}: the exported graph returns NaN or infinite logits")
     worst = float(np.abs(expected - exported).max())
@@ -241,7 +256,9 @@ def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> No
     clear = top[:, -1] - top[:, -2] > TIE
     wrong = int(((expected.argmax(1) != exported.argmax(1)) & clear).sum())
     if wrong:
-        raise ExportError(f"{name}: {wrong} of {len(expected)} slices get a different class than in PyTorch")
+        raise ExportError(
+            f"{name}: {wrong} of {len(expected)} slices get a different class than in PyTorch"
+        )
 
 
 def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:

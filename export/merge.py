@@ -61,7 +61,9 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     return model
 
 
-def check_merged(model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int) -> None:
+def check_merged(
+    model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int
+) -> None:
     """Check a merged graph against the members, at batch 1 and at batch 256.
 
     Args:

@@ -68,7 +68,9 @@ class _Rewriter:
         graph = self.model.graph
         for port in graph.output:
             if port.name in self.maps:
-                self.nodes.append(helper.make_node("Identity", [self.map_of(port.name)], [port.name]))
+                self.nodes.append(
+                    helper.make_node("Identity", [self.map_of(port.name)], [port.name])
+                )
         used = {name for node in self.nodes for name in node.input}
         tensors = [tensor for name, tensor in self.weights.items() if name in used]
         tensors += [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
@@ -76,7 +78,10 @@ class _Rewriter:
         result = helper.make_model(
             rewritten, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
-        result.producer_name, result.producer_version = self.model.producer_name, self.model.producer_version
+        result.producer_name, result.producer_version = (
+            self.model.producer_name,
+            self.model.producer_version,
+        )
         onnx.checker.check_model(result, full_check=True)
         return result
 
@@ -110,7 +115,9 @@ class _Rewriter:
             return self.gemm(name, rows, weight[:, :, kernel // 2, kernel // 2].T, bias)
         if kernel == 1:
             corner = self.add(
-                "Gather", [self.reshape(rows, -1, 4, channels), self.integers("first_pixel", 0)], axis=1
+                "Gather",
+                [self.reshape(rows, -1, 4, channels), self.integers("first_pixel", 0)],
+                axis=1,
             )
             return self.gemm(name, corner, weight[:, :, 0, 0].T, bias)
         # Output pixel (i, j) sees input pixel (p, q) through tap (1 + p - i, 1 + q - j).
@@ -126,13 +133,17 @@ class _Rewriter:
         whole_maps = self.reshape(rows, -1, 4 * channels)
         if stride == 2:
             return self.gemm(name, whole_maps, matrix, bias)
-        return self.reshape(self.gemm(name, whole_maps, matrix, self.repeated(bias)), -1, len(weight))
+        return self.reshape(
+            self.gemm(name, whole_maps, matrix, self.repeated(bias)), -1, len(weight)
+        )
 
     def gemm(self, name: str, rows: str, matrix: np.ndarray, bias: str) -> str:
         return self.add("Gemm", [rows, self.constant(f"{name}/matrix", matrix), bias])
 
     def repeated(self, bias: str) -> str:
-        return self.constant(f"{bias}/repeated", np.tile(numpy_helper.to_array(self.weights[bias]), 4))
+        return self.constant(
+            f"{bias}/repeated", np.tile(numpy_helper.to_array(self.weights[bias]), 4)
+        )
 
     # Between maps (N, C, H, W) and matrices (N H W, C).
 

@@ -70,7 +70,9 @@ def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
     return places
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS
+) -> float:
     """Compute the expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
 
     Args:

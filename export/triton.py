@@ -73,7 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
         return 2
     except ImportError as e:
-        print(f"export: error: {e.name} is not installed: pip install -e '.[train,cpu]'", file=sys.stderr)
+        print(
+            f"export: error: {e.name} is not installed: pip install -e '.[train,cpu]'",
+            file=sys.stderr,
+        )
         return 2
     print(f"{options.directory}: clients request the model {name}")
     return 0
@@ -102,15 +105,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="instances per model, with one thread each on a CPU (default: 1)",
     )
-    add("--max-batch", type=int, default=64, metavar="N", help="most slices per batch (default: 64)")
+    add(
+        "--max-batch", type=int, default=64, metavar="N", help="most slices per batch (default: 64)"
+    )
     options = parser.parse_args(arguments)
     for name in ("instances", "max_batch"):
         if not 1 <= getattr(options, name) <= 4096:
-            parser.error(f"--{name.replace('_', '-')}: 1 to 4096 expected, found {getattr(options, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')}: 1 to 4096 expected, found {getattr(options, name)}"
+            )
     return options
 
 
-def write_repository(bundle: Path, directory: Path, *, device: str, precision: str, serving: Serving) -> str:
+def write_repository(
+    bundle: Path, directory: Path, *, device: str, precision: str, serving: Serving
+) -> str:
     """Write a model repository. It appears whole or not at all.
 
     Args:
@@ -181,7 +190,11 @@ def _write_models(
     config = model_config(f"{name}-mean", answers, probabilities, serving, 0)
     _write_model(building / f"{name}-mean", config, classes, mean)
     steps.append(
-        Step(f"{name}-mean", {port.name: port.name for port in answers}, {"probabilities": "probabilities"})
+        Step(
+            f"{name}-mean",
+            {port.name: port.name for port in answers},
+            {"probabilities": "probabilities"},
+        )
     )
     ensemble = ensemble_config(name, images, probabilities, serving, steps)
     _write_model(building / name, ensemble, classes, None)
@@ -235,7 +248,9 @@ def _averaging_graph(answers: Mapping[str, str], classes: int, temperature: floa
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes])
 
     nodes, weights = mean_of({name: (name, kind) for name, kind in answers.items()}, temperature)
-    graph = helper.make_graph(nodes, "mean", [*map(port, answers)], [port("probabilities")], weights)
+    graph = helper.make_graph(
+        nodes, "mean", [*map(port, answers)], [port("probabilities")], weights
+    )
     # older servers read these versions too
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)

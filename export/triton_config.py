@@ -41,7 +41,9 @@ class Step:
     outputs: Mapping[str, str]
 
 
-def model_config(name: str, inputs: Sequence[Port], output: Port, serving: Serving, delay: int) -> str:
+def model_config(
+    name: str, inputs: Sequence[Port], output: Port, serving: Serving, delay: int
+) -> str:
     """Write the configuration of a model that onnxruntime runs.
 
     Args:
@@ -65,7 +67,9 @@ def model_config(name: str, inputs: Sequence[Port], output: Port, serving: Servi
     )
 
 
-def ensemble_config(name: str, images: Port, output: Port, serving: Serving, steps: Sequence[Step]) -> str:
+def ensemble_config(
+    name: str, images: Port, output: Port, serving: Serving, steps: Sequence[Step]
+) -> str:
     """Write the configuration of an ensemble, which sends each batch through its steps.
 
     Args:
@@ -81,7 +85,8 @@ def ensemble_config(name: str, images: Port, output: Port, serving: Serving, ste
 
     def tensor_map(direction: str, tensors: Mapping[str, str]) -> str:
         return "".join(
-            f'    {direction} {{ key: "{port}" value: "{tensor}" }}\n' for port, tensor in tensors.items()
+            f'    {direction} {{ key: "{port}" value: "{tensor}" }}\n'
+            for port, tensor in tensors.items()
         )
 
     listed = "".join(

@@ -137,7 +137,9 @@ def make_variants(
     return [*preferred, exact, *others]
 
 
-def _exact_variant(stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices) -> Variant:
+def _exact_variant(
+    stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices
+) -> Variant:
     """The rewritten float32 graph, after a comparison with the exported one. Raises ExportError."""
     expected = logits_of(model.SerializeToString(), slices.val, slices.size)
     content = rewritten.SerializeToString()
@@ -149,7 +151,11 @@ def _exact_variant(stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProt
 
 
 def _converted_variant(
-    stage: str, row: Precision, rewritten: onnx.ModelProto, slices: Slices, report: Callable[[str], None]
+    stage: str,
+    row: Precision,
+    rewritten: onnx.ModelProto,
+    slices: Slices,
+    report: Callable[[str], None],
 ) -> Variant | None:
     """The graph in another precision, measured; None, and a report, if it cannot be converted or run."""
     assert row.convert is not None

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests that import onnxruntime themselves use no network either
+os.environ["ORT_DISABLE_TELEMETRY"] = (
+    "1"  # tests that import onnxruntime themselves use no network either
+)
 os.environ["ORGAN_INFER_CACHE"] = ""  # nothing is left in the user's own
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers of pytest -n share the processors
@@ -31,12 +33,20 @@ CLASSES = [
     "pancreas",
     "spleen",
 ]
-PAIRED = [["femur-left", "femur-right"], ["kidney-left", "kidney-right"], ["lung-left", "lung-right"]]
+PAIRED = [
+    ["femur-left", "femur-right"],
+    ["kidney-left", "kidney-right"],
+    ["lung-left", "lung-right"],
+]
 
-needs_default = pytest.mark.skipif(not DEFAULT.exists(), reason="the packaged bundle is not built yet")
+needs_default = pytest.mark.skipif(
+    not DEFAULT.exists(), reason="the packaged bundle is not built yet"
+)
 
 
-def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=0.05, shape=None, change=None):
+def make_graph(
+    *, seed=0, classes=11, size=28, output="logits", scale=0.05, shape=None, change=None
+):
     """A random network: convolution, ReLU, mean over the map, linear layer. `change` alters the model's protobuf."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -50,7 +60,9 @@ def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=0.05, shap
     nodes = [
         helper.make_node("Conv", ["images", "kernel"], ["a"], pads=[2, 2, 2, 2]),
         helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("AveragePool", ["b"], ["c"], kernel_shape=[size // 7] * 2, strides=[size // 7] * 2),
+        helper.make_node(
+            "AveragePool", ["b"], ["c"], kernel_shape=[size // 7] * 2, strides=[size // 7] * 2
+        ),
         helper.make_node("Flatten", ["c"], ["d"]),
         helper.make_node("Gemm", ["d", "matrix", "bias"], [last]),
     ]
@@ -61,7 +73,10 @@ def make_graph(*, seed=0, classes=11, size=28, output="logits", scale=0.05, shap
         "small",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, size, size])],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape or ["N", classes])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+        [
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in weights.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     if change:
@@ -81,7 +96,9 @@ def constant_graph(probabilities):
     def change(model):
         for tensor in model.graph.initializer:
             value = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(row if tensor.name == "bias" else value * 0, tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(row if tensor.name == "bias" else value * 0, tensor.name)
+            )
 
     return make_graph(change=change)
 
@@ -119,7 +136,9 @@ def write_bundle(folder, graphs, *, outputs=None, change=None, **top):
             "window": [40, 400],
             "orientation": ["L", "P"],
         },
-        "members": [entry(data, file, (outputs or {}).get(file, "logits")) for file, data in graphs.items()],
+        "members": [
+            entry(data, file, (outputs or {}).get(file, "logits")) for file, data in graphs.items()
+        ],
         "combine": "mean_probability",
         "temperature": 1.0,
         "metrics": {"val": {"accuracy": 0.5}},
@@ -160,7 +179,7 @@ def probabilities_bundle(tmp_path_factory):
 
 
 @pytest.fixture
-def copied(bundle, tmp_path):
+def bundle_copy(bundle, tmp_path):
     """A copy of `bundle` to be altered."""
     return Path(shutil.copytree(bundle, tmp_path / "copied"))
 
@@ -195,26 +214,30 @@ def child_environment(**more):
     import organ_infer
 
     where = str(Path(organ_infer.__file__).parent.parent)
-    environment = {k: v for k, v in os.environ.items() if k not in ("ORGAN_INFER_BUNDLE", "PYTHONWARNINGS")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [where, environment.get("PYTHONPATH")]))
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("ORGAN_INFER_BUNDLE", "PYTHONWARNINGS")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [where, environment.get("PYTHONPATH")])
+    )
     return environment | more
 
 
 @pytest.fixture
-def install(monkeypatch):
-    """Puts a stand-in in onnxruntime's place (stand_in.py), made as the arguments say; returns it. At the end of the
+def install_fake(monkeypatch):
+    """Puts a fake in onnxruntime's place (support/fake_onnxruntime.py), made as the arguments say, and returns it. At the end of the
     test, no call on CUDA may have been made outside the CUDA thread."""
-    import stand_in
+    from support import fake_onnxruntime
 
     modules = []
 
     def put(**how):
-        modules.append(stand_in.install(monkeypatch, **how))
+        modules.append(fake_onnxruntime.install(monkeypatch, **how))
         return modules[-1]
 
     yield put
     for module in modules:
-        stand_in.assert_one_thread(module)
+        fake_onnxruntime.assert_one_thread(module)
 
 
 @pytest.fixture
@@ -237,19 +260,19 @@ def command(bundle):
 
 
 @pytest.fixture
-def some(pictures):
+def three_images(pictures):
     return sorted(map(str, pictures.iterdir()))[:3]
 
 
 @pytest.fixture
-def bad(tmp_path):
+def bad_image(tmp_path):
     path = tmp_path / "bad.png"
     path.write_bytes(b"no image")
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two_class_bundle(tmp_path_factory):
     """A model of two classes."""
 
     def change(manifest):

@@ -74,7 +74,9 @@ class Watched:
 
     def __init__(self, monkeypatch, data):
         self.trained, self.measured, self.corrupted = [], [], []
-        monkeypatch.setattr(ablate, "load_data", lambda *a, **k: self.__dict__.update(asked=(a, k)) or data)
+        monkeypatch.setattr(
+            ablate, "load_data", lambda *a, **k: self.__dict__.update(asked=(a, k)) or data
+        )
         monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)) // 4)
         monkeypatch.setattr(ablate, "CORRUPTED", 20)
         monkeypatch.setattr(ablate, "choose_device", lambda asked: CPU)
@@ -101,7 +103,9 @@ def contents(images):
     return [image.tobytes() for image in images]
 
 
-def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(data, tmp_path, monkeypatch):
+def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(
+    data, tmp_path, monkeypatch
+):
     watched = Watched(monkeypatch, data)
     assert ablate.main(["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe"]) == 0
     [(stage, kept, config, directory, recipe)] = watched.trained
@@ -115,7 +119,9 @@ def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(dat
     assert [labels[image] for image in trained] == kept.labels["train"].tolist()
     assert contents(kept.images["val"]) == contents(data.images["val"])
     assert (
-        stage == STAGES["edge"] and recipe == EdgeRecipe() and directory == tmp_path / "the_recipe" / "seed-1"
+        stage == STAGES["edge"]
+        and recipe == EdgeRecipe()
+        and directory == tmp_path / "the_recipe" / "seed-1"
     )
     assert config == TrainConfig(seed=1, batch_size=128, max_epochs=8, weights="none")
     scores = record.read_json(directory / "scores.json")
@@ -126,11 +132,34 @@ def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
     scores = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     val, labels = data.images["val"], data.labels["val"]
-    chosen = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 31, 34, 37, 40, 43, 47, 50, 53, 56, 59]  # 20 of 60, evenly
+    chosen = [
+        0,
+        3,
+        6,
+        9,
+        12,
+        16,
+        19,
+        22,
+        25,
+        28,
+        31,
+        34,
+        37,
+        40,
+        43,
+        47,
+        50,
+        53,
+        56,
+        59,
+    ]  # 20 of 60, evenly
     assert contents(watched.measured[1]) == contents(val)
     assert contents(watched.measured[2]) == contents(val[:, :, ::-1])  # columns: front to back
     assert len(watched.measured) == 3 + 13
-    assert [(name, severity) for _, name, severity in watched.corrupted] == [(c, 3) for c in CORRUPTIONS]
+    assert [(name, severity) for _, name, severity in watched.corrupted] == [
+        (c, 3) for c in CORRUPTIONS
+    ]
     assert all(contents(images) == contents(val[chosen]) for images, _, _ in watched.corrupted)
     assert scores == {
         "held_out": np.mean(data.labels["train"] == 0),
@@ -160,7 +189,9 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
     directories = sorted(path.name for path in (tmp_path / "runs" / "ablation").iterdir())
     assert directories == sorted(name.replace(" ", "_") for name in ablate.VARIANTS)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("device  cpu") and printed[0].endswith(f"({precision(CPU)}, --amp auto)")
+    assert printed[0].startswith("device  cpu") and printed[0].endswith(
+        f"({precision(CPU)}, --amp auto)"
+    )
     assert "the recipe, trained" in printed and printed[-1].startswith("| the recipe | ")
     assert any(line.startswith("no shifts, seed 2: held_out 0.") for line in printed)
 
@@ -175,7 +206,14 @@ def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
         {"recipe": EdgeRecipe(shift=1)},
         {"data": dataclasses.replace(data, md5="1" * 32)},
     ):
-        arguments = {"name": "v", "recipe": EdgeRecipe(), "seed": 3, "data": data, "held": data, "epochs": 2}
+        arguments = {
+            "name": "v",
+            "recipe": EdgeRecipe(),
+            "seed": 3,
+            "data": data,
+            "held": data,
+            "epochs": 2,
+        }
         with pytest.raises(RunError, match="is of another recipe, data set or number of epochs"):
             ablate.judge(**arguments | changed, out=tmp_path, device=CPU)
 
@@ -219,7 +257,10 @@ def test_help_says_what_the_command_is_for(capsys):
 def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
     watched = Watched(monkeypatch, data)
     assert ablate.main(["--out", str(tmp_path), "--only", "reference,no such"]) == 2
-    assert "ablate: error: --only: 'no such' is none of reference, no cutting, " in capsys.readouterr().err
+    assert (
+        "ablate: error: --only: 'no such' is none of reference, no cutting, "
+        in capsys.readouterr().err
+    )
     assert not watched.trained
 
 
@@ -228,7 +269,11 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
     reference = dataclasses.asdict(ablate.VARIANTS["reference"])
     assert reference == dataclasses.asdict(EdgeRecipe()) | {"erase": 0.0, "intensity": 0.0}
     changed = {
-        name: {key: value for key, value in dataclasses.asdict(recipe).items() if value != reference[key]}
+        name: {
+            key: value
+            for key, value in dataclasses.asdict(recipe).items()
+            if value != reference[key]
+        }
         for name, recipe in ablate.VARIANTS.items()
     }
     assert changed == {
@@ -261,5 +306,6 @@ def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
         "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 |"
     )
     assert (
-        ablate.table(tmp_path, ["no shifts"], 1) == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 |"
+        ablate.table(tmp_path, ["no shifts"], 1)
+        == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 |"
     )

@@ -7,7 +7,13 @@ from onnx import numpy_helper
 
 from export import variants
 from export.variants import Slices, Variant, make_variants
-from tests.tiny_graphs import SIZE, accept_every_variant, bright_pixels, linear_graph, packed
+from tests.support.tiny_graphs import (
+    SIZE,
+    accept_every_variant,
+    bright_pixels,
+    linear_graph,
+    packed,
+)
 
 # pixel c white is class c, of 3; a slice with pixel 15 white is what a worse variant gets wrong
 EXACT = 2 * np.eye(16)[:, :3]
@@ -43,7 +49,14 @@ def names(accepted_variants):
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 @pytest.mark.parametrize(
     "count, wrong, accepted",
-    [(501, 1, True), (500, 1, True), (499, 1, False), (1000, 2, True), (1000, 3, False), (50, 1, False)],
+    [
+        (501, 1, True),
+        (500, 1, True),
+        (499, 1, False),
+        (1000, 2, True),
+        (1000, 3, False),
+        (50, 1, False),
+    ],
 )
 def test_a_variant_may_lose_two_thousandths_of_validation_accuracy(
     precision, count, wrong, accepted, converters
@@ -62,7 +75,9 @@ def test_a_variant_may_lose_two_thousandths_of_validation_accuracy(
 
 def test_a_variant_that_is_better_than_float32_is_accepted(converters):
     converters(linear_graph(EXACT), linear_graph(EXACT))
-    accepted_variants = make_variants("base", linear_graph(WORSE), slices_of(10, 5), report=lambda line: None)
+    accepted_variants = make_variants(
+        "base", linear_graph(WORSE), slices_of(10, 5), report=lambda line: None
+    )
     assert {variant.precision: variant.val_accuracy for variant in accepted_variants} == {
         "int8": 1.0,
         "fp32": 0.5,
@@ -83,7 +98,9 @@ def test_a_variant_that_is_better_than_float32_is_accepted(converters):
         (EXACT, EXACT, ("int8",), ["int8", "fp32"]),
     ],
 )
-def test_int8_is_listed_where_accepted_else_float32_and_fp16_never(int8, fp16, asked, expected, converters):
+def test_int8_is_listed_where_accepted_else_float32_and_fp16_never(
+    int8, fp16, asked, expected, converters
+):
     converted = [linear_graph(matrix, 0.25) for matrix in (int8, fp16)]
     converters(*converted)
     accepted_variants = make_variants(
@@ -103,7 +120,9 @@ def test_a_variant_keeps_its_own_logits_and_accuracy(converters):
     rng = np.random.default_rng(4)
     val, other = (rng.integers(0, 256, (count, 4, 4), dtype=np.uint8) for count in (300, 40))
     labels = rng.integers(0, 3, 300)
-    matrices = {name: rng.normal(size=(16, 3)).astype(np.float32) for name in ("fp32", "int8", "fp16")}
+    matrices = {
+        name: rng.normal(size=(16, 3)).astype(np.float32) for name in ("fp32", "int8", "fp16")
+    }
     converters(linear_graph(matrices["int8"]), linear_graph(matrices["fp16"]))
     slices = Slices(val[:5], val, labels, SIZE, (other, np.zeros(40, int)))
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +146,9 @@ def test_a_variant_keeps_its_own_logits_and_accuracy(converters):
 
 def test_the_temperature_is_fitted_on_validation_where_nothing_else_is_given(converters):
     converters(linear_graph(3 * EXACT), linear_graph(EXACT))
-    accepted_variants = make_variants("base", linear_graph(EXACT), slices_of(7, 0), report=lambda line: None)
+    accepted_variants = make_variants(
+        "base", linear_graph(EXACT), slices_of(7, 0), report=lambda line: None
+    )
     for variant in accepted_variants[:2]:
         np.testing.assert_array_equal(variant.fitting_logits, variant.logits)
 
@@ -136,7 +157,9 @@ def test_the_temperature_is_fitted_on_validation_where_nothing_else_is_given(con
 def test_a_variant_that_returns_no_numbers_is_left_out_and_reported(value, converters):
     lines = []
     converters(linear_graph(EXACT, value), linear_graph(EXACT))
-    accepted_variants = make_variants("base", linear_graph(EXACT), slices_of(9, 0), report=lines.append)
+    accepted_variants = make_variants(
+        "base", linear_graph(EXACT), slices_of(9, 0), report=lines.append
+    )
     assert names(accepted_variants) == ["fp32", "fp16"]
     assert lines[0] == "base: no int8 variant: it returns NaN or infinite logits"
 
@@ -147,7 +170,9 @@ def test_a_long_error_of_the_tools_is_cut_to_200_characters_of_one_line(converte
 
     lines = []
     converters(fails, fails)
-    accepted_variants = make_variants("base", linear_graph(EXACT), slices_of(9, 0), report=lines.append)
+    accepted_variants = make_variants(
+        "base", linear_graph(EXACT), slices_of(9, 0), report=lines.append
+    )
     assert names(accepted_variants) == ["fp32"]
     for line, precision in zip(lines, ("int8", "fp16"), strict=True):
         assert line == f"base: no {precision} variant: " + ("no such kernel " + "x" * 300)[:200]
@@ -172,7 +197,11 @@ def test_int8_takes_its_ranges_from_all_batches_of_training_slices(monkeypatch):
     matrix = np.random.default_rng(1).normal(size=(16, 3))
     labels = np.zeros(len(val), int)
     listed = make_variants(
-        "base", linear_graph(matrix), Slices(train, val, labels, SIZE), ("int8",), report=lambda line: None
+        "base",
+        linear_graph(matrix),
+        Slices(train, val, labels, SIZE),
+        ("int8",),
+        report=lambda line: None,
     )[0]
     assert listed.precision == "int8"
     graph = onnx.load_from_string(listed.content).graph
@@ -183,7 +212,9 @@ def test_int8_takes_its_ranges_from_all_batches_of_training_slices(monkeypatch):
     assert weights[first.input[2]] in (127, 128)
 
 
-@pytest.mark.parametrize("count, step", [(1, 1), (300, 1), (512, 1), (1024, 2), (34561, 67), (12975, 25)])
+@pytest.mark.parametrize(
+    "count, step", [(1, 1), (300, 1), (512, 1), (1024, 2), (34561, 67), (12975, 25)]
+)
 def test_512_training_slices_spread_evenly_over_the_split_are_the_samples_for_int8(count, step):
     number = np.arange(count)
     # the number of a slice, in two pixels

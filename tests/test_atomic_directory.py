@@ -10,7 +10,9 @@ from organ_infer.files import atomic_directory
 
 def contents(directory):
     return {
-        str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()
+        str(path.relative_to(directory)): path.read_text()
+        for path in directory.rglob("*")
+        if path.is_file()
     }
 
 

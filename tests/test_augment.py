@@ -5,7 +5,12 @@ import pytest
 import torch
 from scipy import ndimage, stats
 from torchvision.transforms import RandomErasing, RandomPerspective, RandomRotation
-from torchvision.transforms.functional import InterpolationMode, _get_perspective_coeffs, perspective, rotate
+from torchvision.transforms.functional import (
+    InterpolationMode,
+    _get_perspective_coeffs,
+    perspective,
+    rotate,
+)
 
 from train.augment import _perspectives, _rectangles, augment, normalize
 
@@ -60,8 +65,12 @@ def test_perspective_corners_have_torchvisions_distribution(size):
     far, n = size - 1, 6000
     torch.manual_seed(0)
     theirs = np.array([RandomPerspective.get_params(size, size, 0.5)[1] for _ in range(n)])
-    look_up = _perspectives(torch.rand(n, 8, generator=torch.Generator().manual_seed(0)), size).double()
-    corners = torch.tensor([[0, 0, 1], [far, 0, 1], [far, far, 1], [0, far, 1]], dtype=torch.float64)
+    look_up = _perspectives(
+        torch.rand(n, 8, generator=torch.Generator().manual_seed(0)), size
+    ).double()
+    corners = torch.tensor(
+        [[0, 0, 1], [far, 0, 1], [far, far, 1], [0, far, 1]], dtype=torch.float64
+    )
     moved = torch.linalg.inv(look_up) @ corners.T  # (N, 3, 4)
     ours = (moved[:, :2] / moved[:, 2:]).transpose(1, 2).numpy()
     np.testing.assert_allclose(ours, ours.round(), atol=1e-2)
@@ -86,7 +95,9 @@ def test_erasing_has_torchvisions_distribution():
     torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=0, atol=0.4)
     torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=0, atol=0.3)
     assert (
-        (ours[:, 0] + ours[:, 2] <= 28).all() and (ours[:, 1] + ours[:, 3] <= 28).all() and (ours >= 0).all()
+        (ours[:, 0] + ours[:, 2] <= 28).all()
+        and (ours[:, 1] + ours[:, 3] <= 28).all()
+        and (ours >= 0).all()
     )
 
 
@@ -97,7 +108,11 @@ def test_pixels_after_augmentation_have_torchvisions_moments():
     torch.manual_seed(0)
     rotation = RandomApply([RandomRotation(30, interpolation=InterpolationMode.BILINEAR)], 0.5)
     chain = Compose(
-        [rotation, RandomErasing(0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)), RandomPerspective(0.5, 0.5)]
+        [
+            rotation,
+            RandomErasing(0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)),
+            RandomPerspective(0.5, 0.5),
+        ]
     )
     theirs = torch.stack([chain(disc()[0]) for _ in range(3000)])
     ours = augment(disc(12000), torch.Generator().manual_seed(0))
@@ -122,7 +137,9 @@ def test_a_rotation_alone_is_torchvisions_rotation(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *a, **k: fixed)
     ours = augment(x, torch.Generator())
     options = {"interpolation": InterpolationMode.BILINEAR}
-    differences = [(ours - rotate(x, angle, **options))[..., 5:-5, 5:-5].abs().max() for angle in (20, -20)]
+    differences = [
+        (ours - rotate(x, angle, **options))[..., 5:-5, 5:-5].abs().max() for angle in (20, -20)
+    ]
     assert min(differences) < 1e-4  # the sign of a symmetric distribution does not matter
 
 
@@ -198,7 +215,9 @@ def test_what_is_erased_has_random_erasings_distribution(warps):
     holes = blank[np.abs(angles) < 0.01]
     erased = holes[holes.any((1, 2))]
     assert len(erased) / len(holes) == pytest.approx(0.5, abs=0.065)
-    ours = np.array([[h.any(1).argmax(), h.any(0).argmax(), h.any(1).sum(), h.any(0).sum()] for h in erased])
+    ours = np.array(
+        [[h.any(1).argmax(), h.any(0).argmax(), h.any(1).sum(), h.any(0).sum()] for h in erased]
+    )
     assert (ours[:, 2] * ours[:, 3] == erased.sum((1, 2))).all()  # rectangles
     torch.manual_seed(2)
     frame = torch.ones(1, 28, 28)
@@ -237,7 +256,12 @@ def by_hand(image, draws):
         ratio = np.exp(np.log(0.3) + (np.log(3.3) - np.log(0.3)) * ratio)
         height, width = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
         if erased and height < size and width < size:
-            hole = np.floor(row * (size - height + 1)), np.floor(column * (size - width + 1)), height, width
+            hole = (
+                np.floor(row * (size - height + 1)),
+                np.floor(column * (size - width + 1)),
+                height,
+                width,
+            )
             break
 
     def filled(x, y):
@@ -271,7 +295,10 @@ def test_every_slice_is_what_its_draws_say(size):
 
 def tries(heights, widths, size=28):
     """Draws of ten tries for rectangles of these sides, put at the middle of where they fit: (1, 40)."""
-    heights, widths = torch.tensor(heights, dtype=torch.float64), torch.tensor(widths, dtype=torch.float64)
+    heights, widths = (
+        torch.tensor(heights, dtype=torch.float64),
+        torch.tensor(widths, dtype=torch.float64),
+    )
     area = (heights * widths / size**2 - 0.02) / 0.31
     ratio = ((heights / widths).log() - np.log(0.3)) / np.log(3.3 / 0.3)
     return torch.cat([area, ratio, torch.full((20,), 0.5, dtype=torch.float64)]).float()[None]
@@ -282,7 +309,10 @@ def test_the_first_rectangle_that_leaves_a_margin_is_erased():
     high, wide, fits = (28.0, 9.0), (9.0, 28.0), (27.0, 9.0)
     for number in range(10):
         heights, widths = zip(
-            *[high] * (number // 2), *[wide] * (number - number // 2), *[fits] * (10 - number), strict=True
+            *[high] * (number // 2),
+            *[wide] * (number - number // 2),
+            *[fits] * (10 - number),
+            strict=True,
         )
         assert torch.cat(_rectangles(tries(heights, widths), 28), 1).tolist() == [[1, 9 + 1, 27, 9]]
     for none in (high, wide):

@@ -74,7 +74,16 @@ def benchmarks(tmp_path_factory):
     environment["PYTHONPATH"] += os.pathsep + str(plugins)
 
     def run(*options, cases=CASES, **variables):
-        command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-ra",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+        ]
         return subprocess.run(
             [*command, f"--benchmark-storage=file://{storage}", *options, *cases],
             capture_output=True,
@@ -97,7 +106,9 @@ def figures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved(benchmarks, figures):
     """The finished run that saved the baseline and wrote the JSON."""
-    return benchmarks("--benchmark-only", "--benchmark-save=baseline", f"--benchmark-json={figures}")
+    return benchmarks(
+        "--benchmark-only", "--benchmark-save=baseline", f"--benchmark-json={figures}"
+    )
 
 
 def test_a_baseline_is_saved(benchmarks, saved):
@@ -133,7 +144,9 @@ def test_the_json_holds_plain_figures(saved, figures):
     assert extra["slices_per_second"] == pytest.approx(1 / predict["stats"]["median"])
     seconds = predict["stats"]["data"]
     assert len(seconds) == 300
-    assert extra["p95"] == pytest.approx(statistics.quantiles(seconds, n=20, method="inclusive")[-1])
+    assert extra["p95"] == pytest.approx(
+        statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+    )
     assert (pack["group"], pack["extra_info"]["batch"]) == ("cpu packing", 4)
     assert pack["extra_info"]["slices_per_second"] == pytest.approx(4 / pack["stats"]["median"])
 
@@ -172,7 +185,9 @@ def two_precisions(folder, **top):
         listed = {**entry(FEW_BITS, "few_bits.onnx"), "precision": "int8"}
         manifest["members"] = [{**listed, "alternatives": [entry(EXACT, "exact.onnx")]}]
 
-    return write_bundle(folder, {"few_bits.onnx": FEW_BITS, "exact.onnx": EXACT}, change=change, **top)
+    return write_bundle(
+        folder, {"few_bits.onnx": FEW_BITS, "exact.onnx": EXACT}, change=change, **top
+    )
 
 
 def test_a_bundle_of_ones_own_runs_in_each_of_its_precisions(benchmarks, tmp_path):
@@ -194,7 +209,10 @@ def test_a_copy_of_a_bundle_runs_in_the_precision_that_is_asked_for(tmp_path, sl
     plain = write_bundle(tmp_path / "plain", {"exact.onnx": EXACT})
     copy = with_precision(bundle, "fp32", "cpu", tmp_path / "copy")
     assert with_precision(bundle, "int8", "cpu", tmp_path / "unused") == bundle
-    with OrganClassifier(copy, device="cpu") as found, OrganClassifier(plain, device="cpu") as expected:
+    with (
+        OrganClassifier(copy, device="cpu") as found,
+        OrganClassifier(plain, device="cpu") as expected,
+    ):
         assert (found.predict_proba(slices) == expected.predict_proba(slices)).all()
 
 
@@ -205,7 +223,9 @@ def test_a_copy_of_a_bundle_runs_in_the_precision_that_is_asked_for(tmp_path, sl
 def test_contestants_take_turns(benchmarks, tmp_path, limit, code):
     file = tmp_path / "test_turns.py"
     file.write_text(TURNS.replace("LIMIT", limit))
-    done = benchmarks("--benchmark-only", f"--benchmark-json={tmp_path / 'turns.json'}", cases=[str(file)])
+    done = benchmarks(
+        "--benchmark-only", f"--benchmark-json={tmp_path / 'turns.json'}", cases=[str(file)]
+    )
     assert done.returncode == code, done.stdout + done.stderr
     if code == 0:
         [found] = json.loads((tmp_path / "turns.json").read_text())["benchmarks"]

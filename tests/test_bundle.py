@@ -40,8 +40,13 @@ def refused(bundle, words):
 def test_a_bundle_opens_with_its_verified_bytes(bundle):
     opened = open_bundle(bundle)
     member, data = opened.graphs[0]
-    assert data == (bundle / "small.onnx").read_bytes() and member.sha256 == sha256_of(bundle / "small.onnx")
-    assert opened.manifest.input.orientation == ("L", "P") and opened.manifest.input.window == (40.0, 400.0)
+    assert data == (bundle / "small.onnx").read_bytes() and member.sha256 == sha256_of(
+        bundle / "small.onnx"
+    )
+    assert opened.manifest.input.orientation == ("L", "P") and opened.manifest.input.window == (
+        40.0,
+        400.0,
+    )
     assert (
         opened.manifest.task.organs()[1:3] == ("femur", "femur")
         and opened.manifest.task.organs()[0] == "bladder"
@@ -67,84 +72,86 @@ def test_what_would_not_be_read_is_not_written(bundle):
         dataclasses.replace(manifest, metrics={"val": float("nan")}).to_json()
 
 
-def test_a_bundle_with_the_keys_of_older_ones_opens(copied):
-    before = open_bundle(copied)
+def test_a_bundle_with_the_keys_of_older_ones_opens(bundle_copy):
+    before = open_bundle(bundle_copy)
 
     def older(manifest):
         manifest["licence"] = manifest.pop("license")
         manifest["merged"] = None
 
-    put(copied, older)
-    assert open_bundle(copied) == before
+    put(bundle_copy, older)
+    assert open_bundle(bundle_copy) == before
 
 
-def test_alternatives_are_verified_too(copied):
+def test_alternatives_are_verified_too(bundle_copy):
     data = make_graph(seed=9)
-    (copied / "other.onnx").write_bytes(data)
-    put(copied, lambda m: m["members"][0].update(alternatives=[entry(data, "other.onnx")]))
-    assert len(open_bundle(copied).graphs) == 1
-    (copied / "other.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    refused(copied, "other.onnx: sha256")
+    (bundle_copy / "other.onnx").write_bytes(data)
+    put(bundle_copy, lambda m: m["members"][0].update(alternatives=[entry(data, "other.onnx")]))
+    assert len(open_bundle(bundle_copy).graphs) == 1
+    (bundle_copy / "other.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused(bundle_copy, "other.onnx: sha256")
 
 
 # Files.
 
 
-def test_every_changed_byte_of_a_graph_is_refused(copied):
-    path = copied / "small.onnx"
+def test_every_changed_byte_of_a_graph_is_refused(bundle_copy):
+    path = bundle_copy / "small.onnx"
     data = path.read_bytes()
     for at in (0, 7, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
-        refused(copied, "small.onnx: sha256 .* changed or damaged")
+        refused(bundle_copy, "small.onnx: sha256 .* changed or damaged")
 
 
-def test_a_truncated_or_longer_graph_is_refused(copied):
-    path = copied / "small.onnx"
+def test_a_truncated_or_longer_graph_is_refused(bundle_copy):
+    path = bundle_copy / "small.onnx"
     data = path.read_bytes()
     for other in (data[:-1], data + b"\0", b""):
         path.write_bytes(other)
-        refused(copied, f"{len(other):,} bytes instead of {len(data):,}")
+        refused(bundle_copy, f"{len(other):,} bytes instead of {len(data):,}")
 
 
-def test_a_changed_card_is_refused(copied):
-    (copied / "MODEL_CARD.md").write_text("better")
-    refused(copied, "MODEL_CARD.md: sha256")
+def test_a_changed_card_is_refused(bundle_copy):
+    (bundle_copy / "MODEL_CARD.md").write_text("better")
+    refused(bundle_copy, "MODEL_CARD.md: sha256")
 
 
 @pytest.mark.parametrize("name", ["extra.bin", ".hidden", "small.onnx.data"])
-def test_an_extra_file_is_refused_by_name(copied, name):
-    (copied / name).write_bytes(b"")
-    refused(copied, f"'{name}' is not listed")
+def test_an_extra_file_is_refused_by_name(bundle_copy, name):
+    (bundle_copy / name).write_bytes(b"")
+    refused(bundle_copy, f"'{name}' is not listed")
 
 
-def test_an_extra_directory_is_refused_by_name(copied):
-    (copied / "__pycache__").mkdir()
-    refused(copied, "'__pycache__' is not listed")
+def test_an_extra_directory_is_refused_by_name(bundle_copy):
+    (bundle_copy / "__pycache__").mkdir()
+    refused(bundle_copy, "'__pycache__' is not listed")
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "MODEL_CARD.md"])
-def test_a_missing_file_is_refused_by_name(copied, name):
-    (copied / name).unlink()
-    refused(copied, f"'{name}' is listed in manifest.json but missing")
+def test_a_missing_file_is_refused_by_name(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    refused(bundle_copy, f"'{name}' is listed in manifest.json but missing")
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "MODEL_CARD.md", "manifest.json"])
-def test_a_link_is_refused_even_to_the_right_bytes(copied, name, tmp_path):
-    (copied / name).rename(tmp_path / name)
-    (copied / name).symlink_to(tmp_path / name)
-    refused(copied, f"{name}: must be a regular file, found a symbolic link")
+def test_a_link_is_refused_even_to_the_right_bytes(bundle_copy, name, tmp_path):
+    (bundle_copy / name).rename(tmp_path / name)
+    (bundle_copy / name).symlink_to(tmp_path / name)
+    refused(bundle_copy, f"{name}: must be a regular file, found a symbolic link")
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "manifest.json"])
-def test_a_pipe_in_a_files_place_is_refused_at_once(copied, name):
-    (copied / name).unlink()
-    os.mkfifo(copied / name)
-    refused(copied, f"{name}: must be a regular file, found a pipe")
+def test_a_pipe_in_a_files_place_is_refused_at_once(bundle_copy, name):
+    (bundle_copy / name).unlink()
+    os.mkfifo(bundle_copy / name)
+    refused(bundle_copy, f"{name}: must be a regular file, found a pipe")
 
 
 def test_what_is_no_bundle_says_so(tmp_path):
     refused(tmp_path, "it has no manifest.json")
-    refused(tmp_path / "none", "none: no such directory; pass a bundle, a directory with manifest.json")
+    refused(
+        tmp_path / "none", "none: no such directory; pass a bundle, a directory with manifest.json"
+    )
     (tmp_path / "file").touch()
     refused(tmp_path / "file", "file: not a directory; pass a bundle")
 
@@ -167,11 +174,14 @@ def test_what_is_no_bundle_says_so(tmp_path):
         "manifest.json",
     ],
 )
-def test_a_member_path_that_is_no_plain_name_is_refused(copied, name):
-    put(copied, lambda m: m["members"][0].update(file=name))
-    refused(copied, r"members\[0\].file must be a plain file name")
-    put(copied, lambda m: (m["members"][0].update(file="small.onnx"), m["card"].update(file=name)))
-    refused(copied, "card.file must be a plain file name")
+def test_a_member_path_that_is_no_plain_name_is_refused(bundle_copy, name):
+    put(bundle_copy, lambda m: m["members"][0].update(file=name))
+    refused(bundle_copy, r"members\[0\].file must be a plain file name")
+    put(
+        bundle_copy,
+        lambda m: (m["members"][0].update(file="small.onnx"), m["card"].update(file=name)),
+    )
+    refused(bundle_copy, "card.file must be a plain file name")
 
 
 def places(value, path=()):
@@ -192,8 +202,8 @@ def inside(manifest, path):
     return manifest
 
 
-def test_a_missing_or_unknown_key_is_refused_at_every_level(copied):
-    path = copied / "manifest.json"
+def test_a_missing_or_unknown_key_is_refused_at_every_level(bundle_copy):
+    path = bundle_copy / "manifest.json"
     whole = json.loads(path.read_text())
     tried = 0
     for place in places(whole):
@@ -201,12 +211,12 @@ def test_a_missing_or_unknown_key_is_refused_at_every_level(copied):
             changed = copy.deepcopy(whole)
             del inside(changed, place)[key]
             path.write_text(json.dumps(changed))
-            assert key in refused(copied, "is missing")
+            assert key in refused(bundle_copy, "is missing")
             tried += 1
         changed = copy.deepcopy(whole)
         inside(changed, place)["color"] = 1
         path.write_text(json.dumps(changed))
-        assert "valid keys are" in refused(copied, "unknown key '.*color'")
+        assert "valid keys are" in refused(bundle_copy, "unknown key '.*color'")
     assert tried > 25
 
 
@@ -233,10 +243,10 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda v: json.dumps(v)[:30])
-def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key(copied, key, value):
+def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key(bundle_copy, key, value):
     *way, last = [int(part) if part.isdigit() else part for part in key.split(".")]
-    put(copied, lambda m: inside(m, way).__setitem__(last, value))
-    said = refused(copied, "must be")
+    put(bundle_copy, lambda m: inside(m, way).__setitem__(last, value))
+    said = refused(bundle_copy, "must be")
     assert key.split(".")[-1 if not key[-1].isdigit() else -2] in said
 
 
@@ -250,37 +260,42 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_its_key(copied, key, v
         (b'{"format": NaN}', "NaN is not a JSON number"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"format": 1' + b"0" * 5000 + b"}", "not valid JSON"),
-        (b" " * ((1 << 20) + 1), r"too large \(1,048,577 bytes, at most 1,048,576\); copy or export"),
+        (
+            b" " * ((1 << 20) + 1),
+            r"too large \(1,048,577 bytes, at most 1,048,576\); copy or export",
+        ),
     ],
 )
-def test_a_manifest_that_is_no_json_is_refused(copied, text, words):
-    (copied / "manifest.json").write_bytes(text)
-    refused(copied, words)
+def test_a_manifest_that_is_no_json_is_refused(bundle_copy, text, words):
+    (bundle_copy / "manifest.json").write_bytes(text)
+    refused(bundle_copy, words)
 
 
-def test_infinity_by_overflow_is_refused(copied):
-    path = copied / "manifest.json"
-    path.write_text(path.read_text().replace('"val": {"accuracy": 0.5}', '"val": {"accuracy": [1e999]}'))
-    refused(copied, r"metrics.val.accuracy\[0\] must be a finite number")
-    put(copied, lambda m: m.update(temperature=float("inf")))
-    refused(copied, "Infinity is not a JSON number")
+def test_infinity_by_overflow_is_refused(bundle_copy):
+    path = bundle_copy / "manifest.json"
+    path.write_text(
+        path.read_text().replace('"val": {"accuracy": 0.5}', '"val": {"accuracy": [1e999]}')
+    )
+    refused(bundle_copy, r"metrics.val.accuracy\[0\] must be a finite number")
+    put(bundle_copy, lambda m: m.update(temperature=float("inf")))
+    refused(bundle_copy, "Infinity is not a JSON number")
 
 
-def test_a_later_format_names_who_reads_it(copied):
-    put(copied, lambda m: m.update(format=2, surprise=True))
-    refused(copied, "bundle format 2, but this organ-infer reads format 1; upgrade it")
+def test_a_later_format_names_who_reads_it(bundle_copy):
+    put(bundle_copy, lambda m: m.update(format=2, surprise=True))
+    refused(bundle_copy, "bundle format 2, but this organ-infer reads format 1; upgrade it")
 
 
-def test_a_file_listed_twice_is_refused(copied):
-    put(copied, lambda m: m["members"].append(m["members"][0] | {"file": "SMALL.onnx"}))
-    refused(copied, "listed twice")
-    put(copied, lambda m: (m["members"].pop(), m["card"].update(file="small.onnx")))
-    refused(copied, "listed twice")
+def test_a_file_listed_twice_is_refused(bundle_copy):
+    put(bundle_copy, lambda m: m["members"].append(m["members"][0] | {"file": "SMALL.onnx"}))
+    refused(bundle_copy, "listed twice")
+    put(bundle_copy, lambda m: (m["members"].pop(), m["card"].update(file="small.onnx")))
+    refused(bundle_copy, "listed twice")
 
 
-def test_orientation_and_window_may_be_unknown(copied):
-    put(copied, lambda m: m["input"].update(orientation=None, window=None))
-    taken = open_bundle(copied).manifest.input
+def test_orientation_and_window_may_be_unknown(bundle_copy):
+    put(bundle_copy, lambda m: m["input"].update(orientation=None, window=None))
+    taken = open_bundle(bundle_copy).manifest.input
     assert taken.orientation is None and taken.window is None
 
 
@@ -407,7 +422,10 @@ def test_custom_operators_are_refused_wherever_they_hide(tmp_path, change):
 
 
 def test_training_information_and_functions_are_refused(tmp_path):
-    refused(one(tmp_path, change=lambda m: m.training_info.add()), "training information or local functions")
+    refused(
+        one(tmp_path, change=lambda m: m.training_info.add()),
+        "training information or local functions",
+    )
     change = lambda m: m.functions.append(function_with(lambda node: None))  # noqa: E731
     refused(write_bundle(tmp_path / "f", {"g.onnx": make_graph(change=change)}), "local functions")
 
@@ -471,11 +489,13 @@ def test_a_listed_bundle_names_its_files_manifest_first(bundle):
     ]
 
 
-def test_a_link_is_refused_before_anything_is_read(copied, tmp_path):
-    os.replace(copied / "small.onnx", tmp_path / "elsewhere.onnx")
-    (copied / "small.onnx").symlink_to(tmp_path / "elsewhere.onnx")
-    with pytest.raises(BundleError, match=r"small\.onnx: must be a regular file, found a symbolic link"):
-        list_bundle(copied)
+def test_a_link_is_refused_before_anything_is_read(bundle_copy, tmp_path):
+    os.replace(bundle_copy / "small.onnx", tmp_path / "elsewhere.onnx")
+    (bundle_copy / "small.onnx").symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(
+        BundleError, match=r"small\.onnx: must be a regular file, found a symbolic link"
+    ):
+        list_bundle(bundle_copy)
 
 
 def test_a_directory_that_cannot_be_listed_is_named(bundle, monkeypatch):
@@ -488,20 +508,22 @@ def test_a_directory_that_cannot_be_listed_is_named(bundle, monkeypatch):
     assert str(told.value) == f"{bundle}: cannot be listed (Permission denied)"
 
 
-def test_a_graph_that_is_cut_after_it_was_listed_is_told_by_its_size(copied):
-    listed = list_bundle(copied)
-    size = (copied / "small.onnx").stat().st_size
-    os.truncate(copied / "small.onnx", size - 1)
-    with pytest.raises(BundleError, match=rf"small\.onnx: {size - 1:,} bytes instead of {size:,}, truncated"):
+def test_a_graph_that_is_cut_after_it_was_listed_is_told_by_its_size(bundle_copy):
+    listed = list_bundle(bundle_copy)
+    size = (bundle_copy / "small.onnx").stat().st_size
+    os.truncate(bundle_copy / "small.onnx", size - 1)
+    with pytest.raises(
+        BundleError, match=rf"small\.onnx: {size - 1:,} bytes instead of {size:,}, truncated"
+    ):
         listed.verified()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_that_takes_a_file_s_place_is_not_read(copied, monkeypatch):
+def test_a_pipe_that_takes_a_file_s_place_is_not_read(bundle_copy, monkeypatch):
     """Between the look at it and its opening."""
-    listed, regular = list_bundle(copied), os.stat(copied / "manifest.json")
-    (copied / "MODEL_CARD.md").unlink()
-    os.mkfifo(copied / "MODEL_CARD.md")
+    listed, regular = list_bundle(bundle_copy), os.stat(bundle_copy / "manifest.json")
+    (bundle_copy / "MODEL_CARD.md").unlink()
+    os.mkfifo(bundle_copy / "MODEL_CARD.md")
     monkeypatch.setattr(os, "lstat", lambda path: regular)
     with pytest.raises(BundleError, match=r"MODEL_CARD\.md: must be a regular file, found a pipe"):
         listed.verified()

@@ -16,11 +16,13 @@ from export.bundle import Trained, check_place, paired, write_bundle
 from export.bundle_info import BundleInfo
 from export.member import ExportError
 from export.variants import Slices
-from tests.tiny_graphs import SIZE, accept_every_variant, linear_graph, packed, softmax
+from tests.support.tiny_graphs import SIZE, accept_every_variant, linear_graph, packed, softmax
 
 CLASSES = ["liver", "kidney-left", "kidney-right"]
 RNG = np.random.default_rng(21)
-TRAIN, VAL, OTHER = (RNG.integers(0, 256, (count, 4, 4), dtype=np.uint8) for count in (50, 200, 150))
+TRAIN, VAL, OTHER = (
+    RNG.integers(0, 256, (count, 4, 4), dtype=np.uint8) for count in (50, 200, 150)
+)
 BASE = RNG.normal(size=(16, 3)).astype(np.float32)
 
 
@@ -101,7 +103,9 @@ def test_int8_is_listed_with_the_temperature_of_int8(write):
     assert manifest["members"][0]["precision"] == "int8"
     logits = packed(OTHER) @ BASE.astype(np.float64)
     of_float32 = best_temperature([logits], OTHER_LABELS)
-    assert manifest["temperature"] == pytest.approx(best_temperature([4 * logits], OTHER_LABELS), rel=3e-3)
+    assert manifest["temperature"] == pytest.approx(
+        best_temperature([4 * logits], OTHER_LABELS), rel=3e-3
+    )
     assert manifest["temperature"] == pytest.approx(4 * of_float32, rel=3e-3)
 
 
@@ -116,15 +120,22 @@ def test_the_temperature_is_fitted_on_what_is_given_for_it_and_else_on_validatio
     plain = Slices(TRAIN, VAL, VAL_LABELS, SIZE)
     on_validation = manifest_of(write((None, BASE, None), slices=plain))["temperature"]
     on_other = manifest_of(write((None, BASE, None)))["temperature"]
-    assert on_validation == pytest.approx(best_temperature([packed(VAL) @ BASE], VAL_LABELS), rel=3e-3)
+    assert on_validation == pytest.approx(
+        best_temperature([packed(VAL) @ BASE], VAL_LABELS), rel=3e-3
+    )
     assert on_other > 2 * on_validation
 
 
 def test_the_temperature_of_several_members_is_of_their_mean_probability(write):
     second = RNG.normal(size=(16, 3)).astype(np.float32)
     manifest = manifest_of(write((3 * BASE, BASE, None), (None, second, None)))
-    logits = [packed(OTHER) @ (3 * BASE).astype(np.float64), packed(OTHER) @ second.astype(np.float64)]
-    assert manifest["temperature"] == pytest.approx(best_temperature(logits, OTHER_LABELS), rel=3e-3)
+    logits = [
+        packed(OTHER) @ (3 * BASE).astype(np.float64),
+        packed(OTHER) @ second.astype(np.float64),
+    ]
+    assert manifest["temperature"] == pytest.approx(
+        best_temperature(logits, OTHER_LABELS), rel=3e-3
+    )
 
 
 def ece(probabilities, labels):
@@ -138,7 +149,9 @@ def ece(probabilities, labels):
     return total
 
 
-def test_what_the_listed_variants_reach_is_measured_on_validation_with_the_temperature_and_without(write):
+def test_what_the_listed_variants_reach_is_measured_on_validation_with_the_temperature_and_without(
+    write,
+):
     second = RNG.normal(size=(16, 3)).astype(np.float32)
     lines = []
     manifest = manifest_of(write((4 * BASE, BASE, BASE), (None, second, None), report=lines.append))
@@ -188,7 +201,9 @@ def test_every_listed_file_has_its_own_checksum_size_precision_and_accuracy(writ
             assert variant["val_accuracy"] == right.mean()
             seen.append(variant["file"])
     assert seen == [f"stage{i}{suffix}.onnx" for i in (0, 1) for suffix in (".int8", "", ".fp16")]
-    assert sorted(path.name for path in bundle.iterdir()) == sorted([*seen, "MODEL_CARD.md", "manifest.json"])
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(
+        [*seen, "MODEL_CARD.md", "manifest.json"]
+    )
 
 
 def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write):
@@ -234,7 +249,10 @@ def test_the_orientation_of_other_views_is_not_claimed(view, write):
         (["a-right", "b", "a-left"], (("a-left", "a-right"),)),
         (["a-left", "b-right"], ()),
         (["left", "right"], ()),
-        (["b-left", "a-left", "a-right", "b-right"], (("b-left", "b-right"), ("a-left", "a-right"))),
+        (
+            ["b-left", "a-left", "a-right", "b-right"],
+            (("b-left", "b-right"), ("a-left", "a-right")),
+        ),
     ],
 )
 def test_two_sides_of_one_organ_are_paired_left_first(classes, expected):
@@ -260,7 +278,11 @@ def test_a_bundle_appears_in_a_folder_that_is_not_there_yet(write, tmp_path):
 def test_a_bundle_that_is_replaced_leaves_none_of_its_files(write, tmp_path):
     write((2 * BASE, BASE, 3 * BASE))
     bundle = write((None, BASE, None))
-    assert sorted(path.name for path in bundle.iterdir()) == ["MODEL_CARD.md", "manifest.json", "stage0.onnx"]
+    assert sorted(path.name for path in bundle.iterdir()) == [
+        "MODEL_CARD.md",
+        "manifest.json",
+        "stage0.onnx",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "members"]
 
 
@@ -272,7 +294,9 @@ def test_a_bundle_that_cannot_be_written_leaves_the_one_before(write, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing, "add_golden", full)
-    with pytest.raises(ExportError, match=r"cannot write the bundle .*bundle: No space left on device"):
+    with pytest.raises(
+        ExportError, match=r"cannot write the bundle .*bundle: No space left on device"
+    ):
         write((None, 2 * BASE, None))
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "members"]

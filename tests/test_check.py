@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import child_environment, entry, make_graph, needs_default, write_bundle
-from stand_in import CPU, CUDA
+from support.fake_onnxruntime import CPU, CUDA
 
 from export.golden import add_golden
 from export.golden import main as golden_main
@@ -77,7 +77,9 @@ def test_the_report_says_what_is_installed_granted_and_packaged(command, known):
     assert found["threads"] == "2" and re.search(r"\d+ of \d+ usable", found["processor"])
     assert re.match(r"(portable|avx2|avx512) \(available: portable", found["packing"])
     assert found["PNG reader"] and found["cache"] == "none (ORGAN_INFER_CACHE is empty)"
-    assert found["bundle"] == str(known) and found["model"] == "random: organamnist, axial, 11 classes"
+    assert (
+        found["bundle"] == str(known) and found["model"] == "random: organamnist, axial, 11 classes"
+    )
     digest = hashlib.sha256((known / "manifest.json").read_bytes()).hexdigest()
     assert found["manifest"] == f"sha256 {digest}"
     graph = hashlib.sha256((known / "small.onnx").read_bytes()).hexdigest()
@@ -127,7 +129,10 @@ def test_where_nobody_reads_and_where_nothing_can_be_written(bundle):
     assert subprocess.run(f"{line} | true", **how).stderr == ""
     if os.path.exists("/dev/full"):
         done = subprocess.run(f"{line} > /dev/full", **how)
-        assert done.returncode == 2 and "standard output: cannot be written (No space left" in done.stderr
+        assert (
+            done.returncode == 2
+            and "standard output: cannot be written (No space left" in done.stderr
+        )
 
 
 # What is wrong.
@@ -144,17 +149,21 @@ def test_cuda_that_is_not_there_is_wrong_and_the_rest_is_said(command, known):
     assert {"NumPy", "providers", "model"} <= values(done.stdout).keys()
 
 
-def test_cuda_that_is_offered_and_not_granted_says_which_library_is_missing(install, known):
-    install(granted=(CPU,), compute="network")
+def test_cuda_that_is_offered_and_not_granted_says_which_library_is_missing(install_fake, known):
+    install_fake(granted=(CPU,), compute="network")
     for device, wrong in {"auto": 0, "cuda": 1}.items():
         lines, found = looked("--bundle", known, "--device", device)
-        assert len(found) == wrong and ("device cuda: onnxruntime activated" in "".join(found)) == bool(wrong)
-        assert re.match(r"cannot be loaded \(.*libonnxruntime_providers_cuda\.so", values(lines)["CUDA"])
+        assert len(found) == wrong and (
+            "device cuda: onnxruntime activated" in "".join(found)
+        ) == bool(wrong)
+        assert re.match(
+            r"cannot be loaded \(.*libonnxruntime_providers_cuda\.so", values(lines)["CUDA"]
+        )
     assert "CUDA" not in values(looked("--bundle", known, "--device", "cpu")[0])
 
 
-def test_cuda_that_is_granted_is_held_to_its_own_answers(install, known, altered):
-    install(compute="network")
+def test_cuda_that_is_granted_is_held_to_its_own_answers(install_fake, known, altered):
+    install_fake(compute="network")
     lines, wrong = looked("--bundle", known, "--device", "cuda")
     assert wrong == [] and values(lines)["device"] == f"{CUDA} (requested: cuda)"
     folder = altered(lambda golden: golden | {"cuda": golden["cuda"][::-1]})
@@ -162,15 +171,18 @@ def test_cuda_that_is_granted_is_held_to_its_own_answers(install, known, altered
     assert len(looked("--bundle", folder, "--device", "cuda")[1]) == 1
 
 
-def test_the_nodes_of_every_network_are_counted(install, tmp_path, caplog):
-    folder = write_bundle(tmp_path / "b", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)})
-    install(compute="network", placed={CUDA: ["Conv", "Gemm"], CPU: ["Softmax"]})
+def test_the_nodes_of_every_network_are_counted(install_fake, tmp_path, caplog):
+    folder = write_bundle(
+        tmp_path / "b", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)}
+    )
+    install_fake(compute="network", placed={CUDA: ["Conv", "Gemm"], CPU: ["Softmax"]})
     lines, wrong = looked("--bundle", folder, "--device", "cuda")
     nodes = [line[15:] for line in lines if line.startswith("nodes ")]
     assert wrong == [] and nodes == [
-        f"{folder / name}: 2 of 3 nodes on CUDA; on the CPU: Softmax" for name in ("a.onnx", "b.onnx")
+        f"{folder / name}: 2 of 3 nodes on CUDA; on the CPU: Softmax"
+        for name in ("a.onnx", "b.onnx")
     ]
-    install(compute="network", placed={CUDA: ["Relu"], CPU: ["Conv", "Gemm", "Softmax"]})
+    install_fake(compute="network", placed={CUDA: ["Relu"], CPU: ["Conv", "Gemm", "Softmax"]})
     lines, wrong = looked("--bundle", folder, "--device", "cuda")
     assert wrong == [] and values(lines)["nodes"].endswith(
         "1 of 4 nodes on CUDA; on the CPU: Conv, Gemm, Softmax (slow: 2 of them are compute-intensive)"
@@ -193,7 +205,8 @@ def test_gpus_driver_and_the_variable_are_listed(known, monkeypatch):
     assert values(lines)["visible GPUs"] == "CUDA_VISIBLE_DEVICES='1,0'"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hides every GPU
     assert (
-        values(looked("--bundle", known, "--device", "cpu")[0])["visible GPUs"] == "CUDA_VISIBLE_DEVICES=''"
+        values(looked("--bundle", known, "--device", "cpu")[0])["visible GPUs"]
+        == "CUDA_VISIBLE_DEVICES=''"
     )
 
 
@@ -203,21 +216,25 @@ def test_a_machine_without_gpus_is_not_wrong(known, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     lines, wrong = looked("--bundle", known, "--device", "cpu")
     found = values(lines)
-    assert wrong == [] and found["GPU"] == "nvidia-smi is not installed" and "visible GPUs" not in found
+    assert (
+        wrong == []
+        and found["GPU"] == "nvidia-smi is not installed"
+        and "visible GPUs" not in found
+    )
     assert found["driver"] == "no NVIDIA driver found"
 
 
-def test_the_check_takes_the_gpu_and_the_switch_of_a_run(install, known):
-    ort = install(compute="network", gpus=2)
+def test_the_check_takes_the_gpu_and_the_switch_of_a_run(install_fake, known):
+    ort = install_fake(compute="network", gpus=2)
     lines, wrong = looked("--bundle", known, "--device", "cuda:1", "--no-cuda-graphs")
     assert wrong == [] and values(lines)["device"] == f"{CUDA} (requested: cuda:1)"
     (_, options), _ = ort.opened[0][1]
     assert options["device_id"] == "1" and "enable_cuda_graph" not in options
 
 
-def test_a_damaged_bundle_is_named_once(command, copied):
-    (copied / "small.onnx").write_bytes((copied / "small.onnx").read_bytes()[::-1])
-    done = command("--check", model=copied)
+def test_a_damaged_bundle_is_named_once(command, bundle_copy):
+    (bundle_copy / "small.onnx").write_bytes((bundle_copy / "small.onnx").read_bytes()[::-1])
+    done = command("--check", model=bundle_copy)
     assert done.returncode == 2 and re.fullmatch(
         r"organ-infer: error: .*small\.onnx: sha256 .*\n", done.stderr
     )
@@ -243,7 +260,9 @@ sys.exit(main(["--check", "--bundle", {str(known)!r}]))"""
     )
     assert "Traceback" not in done.stderr and "report" not in done.stderr, done.stderr
     if module.endswith("_reading"):
-        assert done.returncode == 0 and "Pillow reads PNG files" in values(done.stdout)["PNG reader"]
+        assert (
+            done.returncode == 0 and "Pillow reads PNG files" in values(done.stdout)["PNG reader"]
+        )
         return
     assert done.returncode == 2 and values(done.stdout)["model"]
     name = {"numpy": "NumPy", "PIL": "Pillow"}.get(module, "packing")
@@ -267,7 +286,8 @@ def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
     assert version("onnxruntime") != "1.99.0" and done.returncode == 2
     assert (
         "error: onnxruntime and onnxruntime-gpu: both are installed and overwrite each other;"
-        " pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'organ-infer[cpu]' or" in done.stderr
+        " pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'organ-infer[cpu]' or"
+        in done.stderr
     )
     assert "(onnxruntime 1.99.0, onnxruntime-gpu 1.99.0)" in values(done.stdout)["onnxruntime"]
     assert "self-test" in values(done.stdout)
@@ -278,12 +298,14 @@ def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
     )
 
 
-def test_both_wheels_are_looked_for_only_where_cuda_was_not_granted(install, known, monkeypatch):
+def test_both_wheels_are_looked_for_only_where_cuda_was_not_granted(
+    install_fake, known, monkeypatch
+):
     asked = []
     monkeypatch.setattr(ort_module, "installed_version", lambda name: asked.append(name))
-    install()
+    install_fake()
     OrganClassifier(known, device="cuda").close()
-    install(available=(CPU,))
+    install_fake(available=(CPU,))
     OrganClassifier(known, device="cpu").close()
     assert asked == []
     OrganClassifier(known, device="auto").close()
@@ -299,7 +321,8 @@ def test_the_slices_are_the_same_everywhere():
     assert len({piece.shape for piece in slices}) > 5
     data = b"".join(str(piece.shape).encode() + piece.astype("<u2").tobytes() for piece in slices)
     assert (
-        hashlib.sha256(data).hexdigest() == "4dc61bded6debef28fff4655571f2f3638dd1cca124b97e025a66ca1feaa1da0"
+        hashlib.sha256(data).hexdigest()
+        == "4dc61bded6debef28fff4655571f2f3638dd1cca124b97e025a66ca1feaa1da0"
     )
 
 
@@ -377,7 +400,9 @@ def test_the_widest_tolerance_of_the_forms_in_use_holds(tmp_path):
         tolerance(manifest, "cpu") == BY_NAME["int8"].tolerance
         and tolerance(manifest, "cuda") == BY_NAME["fp16"].tolerance
     )
-    assert not np.allclose(golden_answers(manifest, "cpu"), golden_answers(manifest, "cuda"), atol=0.01)
+    assert not np.allclose(
+        golden_answers(manifest, "cpu"), golden_answers(manifest, "cuda"), atol=0.01
+    )
     with OrganClassifier(folder, device="cpu") as opened:
         np.testing.assert_allclose(
             opened.predict_proba(golden_slices()), golden_answers(manifest, "cpu"), atol=1e-5
@@ -385,19 +410,25 @@ def test_the_widest_tolerance_of_the_forms_in_use_holds(tmp_path):
     assert looked("--bundle", folder, "--device", "cpu")[1] == []
 
 
-def test_the_command_that_adds_them_seals_the_manifest_anew_and_leaves_nothing(copied, capsys):
-    before = read_manifest(copied)
-    assert golden_main([str(copied)]) == 0
-    after = read_manifest(copied)
-    assert dict(after.training) == dict(before.training) and after.metrics.keys() - before.metrics.keys() == {
-        "golden"
-    }
-    assert '"seal": "sha256 of this file' in (copied / "manifest.json").read_text()
-    once = (copied / "manifest.json").read_bytes()
-    assert golden_main([str(copied)]) == 0 and (copied / "manifest.json").read_bytes() == once
-    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
-    (copied / "manifest.json").write_bytes(once.replace(b"random", b"Random"))
-    assert golden_main([str(copied)]) == 2 and "changed since it was written" in capsys.readouterr().err
+def test_the_command_that_adds_them_seals_the_manifest_anew_and_leaves_nothing(bundle_copy, capsys):
+    before = read_manifest(bundle_copy)
+    assert golden_main([str(bundle_copy)]) == 0
+    after = read_manifest(bundle_copy)
+    assert dict(after.training) == dict(
+        before.training
+    ) and after.metrics.keys() - before.metrics.keys() == {"golden"}
+    assert '"seal": "sha256 of this file' in (bundle_copy / "manifest.json").read_text()
+    once = (bundle_copy / "manifest.json").read_bytes()
+    assert (
+        golden_main([str(bundle_copy)]) == 0
+        and (bundle_copy / "manifest.json").read_bytes() == once
+    )
+    assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
+    (bundle_copy / "manifest.json").write_bytes(once.replace(b"random", b"Random"))
+    assert (
+        golden_main([str(bundle_copy)]) == 2
+        and "changed since it was written" in capsys.readouterr().err
+    )
 
 
 # The report, line by line, in this process.
@@ -410,7 +441,17 @@ def test_the_report_has_its_lines_in_order_with_what_was_asked_for(known, monkey
     lines, wrong = looked("--bundle", known, "--device", "cpu")
     names = [line[:14].strip() for line in lines]
     assert wrong == [] and names == [
-        *("organ-infer", "Python", "NumPy", "Pillow", "pydicom", "system", "processor", "threads", "cache"),
+        *(
+            "organ-infer",
+            "Python",
+            "NumPy",
+            "Pillow",
+            "pydicom",
+            "system",
+            "processor",
+            "threads",
+            "cache",
+        ),
         *(
             "PNG reader",
             "packing",
@@ -457,10 +498,14 @@ def test_what_cannot_be_imported_is_missing_and_the_rest_goes_on(known, monkeypa
     found = values(lines)
     if missing == "organ_infer._reading":
         assert wrong == []
-        assert found["PNG reader"] == "not built (zlib headers were missing); Pillow reads PNG files"
+        assert (
+            found["PNG reader"] == "not built (zlib headers were missing); Pillow reads PNG files"
+        )
         return
     name = {"numpy": "NumPy", "PIL": "Pillow"}[missing]
-    assert wrong == [f"{name}: cannot be loaded (broken wheel); run pip install --force-reinstall {name}"]
+    assert wrong == [
+        f"{name}: cannot be loaded (broken wheel); run pip install --force-reinstall {name}"
+    ]
     assert found[name] == "missing" and "self-test" in found
 
 
@@ -512,7 +557,10 @@ def test_an_answer_apart_by_more_than_is_allowed_is_wrong_and_one_by_less_is_not
 
     shutil.rmtree(folder)
     lines, wrong = looked("--bundle", altered(moved(0.0011)), "--device", "cpu")
-    assert len(wrong) == 1 and "by up to 0.0011 (at most 0.001 allowed), and in 0 of 16 labels" in wrong[0]
+    assert (
+        len(wrong) == 1
+        and "by up to 0.0011 (at most 0.001 allowed), and in 0 of 16 labels" in wrong[0]
+    )
 
 
 def test_a_processor_is_named_by_the_system(monkeypatch, tmp_path):
@@ -528,18 +576,20 @@ def test_a_processor_is_named_by_the_system(monkeypatch, tmp_path):
     assert check_module._processor_name() == "M"
 
 
-def test_cuda_whose_libraries_are_all_there_names_the_driver(install, known, monkeypatch):
-    install(granted=(CPU,), compute="network")
+def test_cuda_whose_libraries_are_all_there_names_the_driver(install_fake, known, monkeypatch):
+    install_fake(granted=(CPU,), compute="network")
     monkeypatch.setattr(check_module.ctypes, "CDLL", lambda path: None)
     found = values(looked("--bundle", known, "--device", "auto")[0])["CUDA"]
     assert found.startswith("the libraries can be loaded, but no device is active; ")
 
 
-def test_onnxruntime_of_no_distribution_is_said(install, known, monkeypatch):
+def test_onnxruntime_of_no_distribution_is_said(install_fake, known, monkeypatch):
     monkeypatch.setattr(check_module, "packages_distributions", lambda: {})
     lines, wrong = looked("--bundle", known, "--device", "cpu")
     assert wrong == [] and values(lines)["onnxruntime"].endswith(" (not installed as a package)")
-    monkeypatch.setattr(check_module, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"] * 2})
+    monkeypatch.setattr(
+        check_module, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime"] * 2}
+    )
     lines, wrong = looked("--bundle", known, "--device", "cpu")  # one, listed twice
     assert wrong == [] and values(lines)["onnxruntime"].count("onnxruntime") == 1
 
@@ -547,7 +597,9 @@ def test_onnxruntime_of_no_distribution_is_said(install, known, monkeypatch):
 @pytest.mark.parametrize(
     ("wheels", "expected"), [([], "missing"), (["onnxruntime"], "missing (onnxruntime 9.8)")]
 )
-def test_onnxruntime_that_does_not_load_is_listed_with_its_wheel(known, monkeypatch, wheels, expected):
+def test_onnxruntime_that_does_not_load_is_listed_with_its_wheel(
+    known, monkeypatch, wheels, expected
+):
     def fails():
         raise OrganInferError("onnxruntime cannot be loaded")
 

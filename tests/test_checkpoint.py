@@ -9,7 +9,12 @@ from train import record
 from train.checkpoint import Checkpoint, ResumeState, StageFacts, StageSettings, read_checkpoint
 from train.errors import RunError
 
-SETTINGS = {"batch_size": 64, "max_epochs": 5, "method": {"learning_rate": 1e-3}, "precision": "bf16"}
+SETTINGS = {
+    "batch_size": 64,
+    "max_epochs": 5,
+    "method": {"learning_rate": 1e-3},
+    "precision": "bf16",
+}
 FACTS = {
     "stage": "base",
     "network": "small",
@@ -65,13 +70,17 @@ def test_checkpoints_of_earlier_versions_are_read():
     """They knew no resampling, did not record the precision, and had no scaler."""
     settings = {key: value for key, value in SETTINGS.items() if key != "precision"}
     left_out = ("stored", "scaler")
-    earlier = {key: value for key, value in UNFINISHED.items() if key not in left_out} | {"recipe": settings}
+    earlier = {key: value for key, value in UNFINISHED.items() if key not in left_out} | {
+        "recipe": settings
+    }
     checkpoint = Checkpoint.from_dict(earlier)
     assert (checkpoint.facts.stored, checkpoint.facts.settings.precision) == (28, None)
     assert checkpoint.resume == ResumeState({"step": 4}, {"steps": 9}, None, BEST, 0.5)
 
 
-@pytest.mark.parametrize("missing", ["stage", "recipe", "state", "finished", "history", "best_epoch"])
+@pytest.mark.parametrize(
+    "missing", ["stage", "recipe", "state", "finished", "history", "best_epoch"]
+)
 def test_an_entry_that_is_missing_is_named(missing, tmp_path):
     stored = {key: value for key, value in FINISHED.items() if key != missing}
     record.save_checkpoint(tmp_path / "checkpoint.pt", stored)

@@ -25,7 +25,9 @@ def logits(graph, slices):
     import onnxruntime
 
     x = ((slices.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5))[:, None]
-    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, {"images": x})[0]
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(
+        None, {"images": x}
+    )[0]
 
 
 def test_probabilities_are_the_softmax_of_the_networks_logits(classifier, slices):
@@ -58,7 +60,9 @@ def test_temperature_divides_each_members_logits_and_leaves_probabilities(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_prediction_under_way_ends_before_the_networks_are_freed(ensemble, slices, monkeypatch, threads):
+def test_a_prediction_under_way_ends_before_the_networks_are_freed(
+    ensemble, slices, monkeypatch, threads
+):
     with OrganClassifier(ensemble, device="cpu", threads=threads) as opened:
         expected = opened.predict_proba(slices)
     real, inside, go, found = Session.run, threading.Event(), threading.Event(), []
@@ -213,13 +217,17 @@ def test_batches_of_up_to_4096_slices_are_taken(bundle, size):
 @pytest.mark.parametrize(("name", "most"), [("pixel_limit", 65_535**2), ("file_limit", 1 << 50)])
 def test_limits_have_a_limit(classifier, name, most):
     assert list(classifier.predict_paths([], **{name: most})) == []
-    with pytest.raises(InputError, match=f"{name}: expected a whole number from 1 to {most:,}, found"):
+    with pytest.raises(
+        InputError, match=f"{name}: expected a whole number from 1 to {most:,}, found"
+    ):
         classifier.predict_paths([], **{name: most + 1})
 
 
 def test_a_batch_has_64_slices_unless_another_number_is_given(bundle, monkeypatch):
     sizes, run = [], Session.run
-    monkeypatch.setattr(Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images))
+    monkeypatch.setattr(
+        Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images)
+    )
     with OrganClassifier(bundle, device="cpu") as opened:
         opened.predict_proba(np.zeros((130, 28, 28), np.uint8))
     assert sizes == [64, 64, 2]
@@ -244,7 +252,9 @@ def test_files_are_read_in_c_only_where_nothing_is_asked_that_c_does_not_do(
     monkeypatch.setattr(
         module,
         "read_batches",
-        lambda *given, **options: asked.append(options["plain_pixel_limit"]) or read(*given, **options),
+        lambda *given, **options: (
+            asked.append(options["plain_pixel_limit"]) or read(*given, **options)
+        ),
     )
     with OrganClassifier(bundle, device="cpu", **options) as opened:
         assert len(list(opened.predict_paths([pictures / "s00.png"], **limits))) == 1
@@ -284,7 +294,9 @@ def test_a_masked_array_without_a_masked_pixel_is_a_slice(classifier, slices):
 
 @pytest.mark.parametrize("path", ["slice.png", b"slice.png", Path("slice.png")])
 def test_one_path_in_the_place_of_many_is_refused_at_once(classifier, path):
-    with pytest.raises(InputError, match=r"expected a sequence of paths, found one \(.*; pass \[path\]"):
+    with pytest.raises(
+        InputError, match=r"expected a sequence of paths, found one \(.*; pass \[path\]"
+    ):
         classifier.predict_paths(path)
 
 
@@ -294,7 +306,8 @@ def test_a_prediction_says_label_organ_and_probabilities(classifier, slices):
     assert isinstance(found, Prediction) and found.path is None and found.warnings == ()
     assert found.label == CLASSES[found.index] and found.index == row.argmax()
     assert (
-        found.probabilities == tuple(row.tolist()) and found.probability == found.probabilities[found.index]
+        found.probabilities == tuple(row.tolist())
+        and found.probability == found.probabilities[found.index]
     )
     with pytest.raises(AttributeError):
         found.label = "heart"
@@ -350,7 +363,10 @@ def test_input_is_never_written_to(classifier, slices):
 BAD = [
     (np.zeros((28, 28), np.float32), "found float32; pass gray of 0 to 255 as uint8"),
     (np.full((28, 28), np.nan), "found float64; .* after removing NaN"),
-    (np.full((28, 28), np.inf, np.float32), "found float32; pass gray of 0 to 255 as uint8, or HU as int16$"),
+    (
+        np.full((28, 28), np.inf, np.float32),
+        "found float32; pass gray of 0 to 255 as uint8, or HU as int16$",
+    ),
     (np.full((28, 28), -np.inf, np.float16), "found float16; pass gray"),
     (np.full((28, 28), 1e30), "found float64; pass gray"),
     (np.full((28, 28), 1e-30), "found float64; pass gray"),
@@ -375,7 +391,10 @@ BAD = [
     (None, "found NoneType"),
     ([None], r"images\[0\]: .* found NoneType"),
     ([[0, 1], [2, 3]], r"images\[0\]: .* found list"),
-    ([np.zeros((28, 28), np.uint8), np.zeros((2, 28, 28), np.uint8)], r"images\[1\]: .*found 3 axes"),
+    (
+        [np.zeros((28, 28), np.uint8), np.zeros((2, 28, 28), np.uint8)],
+        r"images\[1\]: .*found 3 axes",
+    ),
     ("slice.png", r"found the path 'slice.png'; use predict_paths\(\[path\]\)"),
     (Path("slice.png"), "use predict_paths"),
 ]
@@ -399,7 +418,10 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
         ({"batch_size": 10**6}, "batch_size"),
         ({"orientation": "LR"}, "orientation: expected two letters"),
         ({"orientation": "HF"}, "orientation"),
-        ({"orientation": "LH"}, "expected a slice in the axial plane, found one in the coronal plane"),
+        (
+            {"orientation": "LH"},
+            "expected a slice in the axial plane, found one in the coronal plane",
+        ),
         ({"orientation": 7}, "orientation: expected two letters"),
         ({"tta": 1}, "tta: expected True or False, found 1$"),
         ({"tta": "yes"}, "tta: expected True or False, found 'yes'$"),
@@ -461,10 +483,13 @@ def plain_of(bundle, image):
 
 def test_a_model_without_an_orientation_reorients_nothing(tmp_path, slices):
     folder = write_bundle(
-        tmp_path / "b", {"g.onnx": make_graph()}, change=lambda m: m["input"].update(orientation=None)
+        tmp_path / "b",
+        {"g.onnx": make_graph()},
+        change=lambda m: m["input"].update(orientation=None),
     )
     with pytest.raises(
-        InputError, match="this model does not define an orientation, so inputs cannot be reoriented"
+        InputError,
+        match="this model does not define an orientation, so inputs cannot be reoriented",
     ):
         OrganClassifier(folder, orientation="PL")
     with OrganClassifier(folder, device="cpu") as opened:

@@ -12,12 +12,14 @@ import sys
 
 import pytest
 from conftest import child_environment, needs_default
-from ran import failed, paths, rows
+from support.command_results import failed, paths, rows
 
 # Exit codes.
 
 
-def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tmp_path, monkeypatch, capfd):
+def test_what_was_answered_is_written_whatever_ends_the_run(
+    bundle, pictures, tmp_path, monkeypatch, capfd
+):
     """The network breaks in its third batch."""
     from organ_infer import OrganInferError
     from organ_infer.cli import command as cli
@@ -43,17 +45,31 @@ def test_what_was_answered_is_written_whatever_ends_the_run(bundle, pictures, tm
     assert f"it broke; results so far are in {out}.partial" in capfd.readouterr().err
 
 
-def test_a_list_that_is_not_there_is_told_before_anything_is_classified(command, some, tmp_path):
+def test_a_list_that_is_not_there_is_told_before_anything_is_classified(
+    command, three_images, tmp_path
+):
     failed(
-        command(*some, "--files-from", tmp_path / "none"), "--files-from .*none: cannot be read .No such file"
+        command(*three_images, "--files-from", tmp_path / "none"),
+        "--files-from .*none: cannot be read .No such file",
     )
-    failed(command(*some, "--files-from", tmp_path), "cannot be read .Is a directory")
+    failed(command(*three_images, "--files-from", tmp_path), "cannot be read .Is a directory")
 
 
-def test_options_may_stand_between_paths_and_after_two_dashes_all_are_paths(command, some, tmp_path):
-    shutil.copy(some[0], tmp_path / "-x.png")
-    done = command(some[0], "--format", "jsonl", some[1], "--quiet", "--", "-x.png", cwd=tmp_path)
-    assert done.returncode == 0 and paths(done) == [some[0], some[1], "-x.png"]
+def test_options_may_stand_between_paths_and_after_two_dashes_all_are_paths(
+    command, three_images, tmp_path
+):
+    shutil.copy(three_images[0], tmp_path / "-x.png")
+    done = command(
+        three_images[0],
+        "--format",
+        "jsonl",
+        three_images[1],
+        "--quiet",
+        "--",
+        "-x.png",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and paths(done) == [three_images[0], three_images[1], "-x.png"]
     failed(command("--", "--quiet"), "--quiet: no such file", code=1)
 
 
@@ -65,18 +81,20 @@ def test_a_processor_level_that_is_not_there_is_one_line(command, arguments):
 
 def test_a_closed_standard_output_is_no_fault_of_the_version():
     line = f"{shlex.quote(sys.executable)} -m organ_infer --version >&-"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=child_environment())
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, env=child_environment()
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_all_failed_is_1(command, bad):
-    failed(command(bad), "bad.png: unknown image format", code=1)
+def test_all_failed_is_1(command, bad_image):
+    failed(command(bad_image), "bad.png: unknown image format", code=1)
     failed(command("/none/at/all.png"), "all.png: no such file", code=1)
 
 
-def test_special_files_are_failed_images(command, some, tmp_path):
+def test_special_files_are_failed_images(command, three_images, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    done = command("--format", "jsonl", tmp_path / "pipe", some[0], "/dev/null")
+    done = command("--format", "jsonl", tmp_path / "pipe", three_images[0], "/dev/null")
     assert done.returncode == 1 and [row.get("error") for row in rows(done)] == [
         "a special file, not an image", None, "a special file, not an image",
     ]  # fmt: skip
@@ -91,7 +109,10 @@ def test_special_files_are_failed_images(command, some, tmp_path):
         (["--batch-size", "9999", "x"], "1 to 4,096"),
         (["--top", "\u0663", "x"], "a whole number"),
         (["--top", "12", "x"], "--top 12: the model has 11 classes"),
-        (["--top", "12", "--organs", "--format", "jsonl", "x"], "--top 12: the model has 11 classes"),
+        (
+            ["--top", "12", "--organs", "--format", "jsonl", "x"],
+            "--top 12: the model has 11 classes",
+        ),
         (["--top", "9", "--organs", "x"], "--top 9: the model has 8 organs"),
         *(
             ([f"--min-probability={value}", "x"], f"above 0 and at most 1, found '{value}'")
@@ -99,7 +120,10 @@ def test_special_files_are_failed_images(command, some, tmp_path):
         ),
         (["--min-probability"], "--min-probability: expected one argument"),
         *(
-            (["--device", value, "x"], f"--device: auto, cpu, cuda or cuda:N expected, found '{value}'")
+            (
+                ["--device", value, "x"],
+                f"--device: auto, cpu, cuda or cuda:N expected, found '{value}'",
+            )
             for value in ("tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:1000")
         ),
         (["--format", "xml", "x"], "invalid choice"),
@@ -121,25 +145,29 @@ def test_an_empty_directory_is_2(command, tmp_path):
     failed(command(tmp_path), "no image found: .*no image in this directory")
 
 
-def test_a_missing_or_damaged_bundle_is_2_and_writes_nothing(command, copied, some, tmp_path):
+def test_a_missing_or_damaged_bundle_is_2_and_writes_nothing(
+    command, bundle_copy, three_images, tmp_path
+):
     failed(
-        command(some[0], model=tmp_path / "none"),
+        command(three_images[0], model=tmp_path / "none"),
         "no such directory; pass a bundle, a directory with manifest.json",
     )
-    (copied / "small.onnx").write_bytes((copied / "small.onnx").read_bytes()[:-1])
+    (bundle_copy / "small.onnx").write_bytes((bundle_copy / "small.onnx").read_bytes()[:-1])
     failed(
-        command("--format", "csv", "--output", tmp_path / "out.csv", some[0], model=copied),
+        command(
+            "--format", "csv", "--output", tmp_path / "out.csv", three_images[0], model=bundle_copy
+        ),
         "truncated or changed",
     )
     assert not list(tmp_path.glob("out.csv*"))
 
 
-def test_cuda_that_is_not_there_is_2(command, some):
+def test_cuda_that_is_not_there_is_2(command, three_images):
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    failed(command("--device", "cuda", some[0]), "device cuda: CUDA is not available")
+    failed(command("--device", "cuda", three_images[0]), "device cuda: CUDA is not available")
 
 
 @pytest.mark.parametrize(
@@ -151,21 +179,25 @@ def test_cuda_that_is_not_there_is_2(command, some):
         (["--device=cuda:1", "--no-cuda-graphs"], ("1", None)),
     ],
 )
-def test_the_gpu_and_the_switch_for_graphs_reach_onnxruntime(install, bundle, some, capfd, options, expected):
+def test_the_gpu_and_the_switch_for_graphs_reach_onnxruntime(
+    install_fake, bundle, three_images, capfd, options, expected
+):
     from organ_infer.cli import main
 
-    ort = install(gpus=2)
-    assert main(["--bundle", str(bundle), *options, some[0]]) == 0
+    ort = install_fake(gpus=2)
+    assert main(["--bundle", str(bundle), *options, three_images[0]]) == 0
     (_, given), _ = ort.opened[0][1]
     assert (given["device_id"], given.get("enable_cuda_graph")) == expected
     assert capfd.readouterr().out.count("\n") == 1
 
 
-def test_a_network_that_stays_partly_on_the_cpu_is_a_warning(install, bundle, some, capfd):
+def test_a_network_that_stays_partly_on_the_cpu_is_a_warning(
+    install_fake, bundle, three_images, capfd
+):
     from organ_infer.cli import main
 
-    install(placed={"CUDAExecutionProvider": ["Relu"], "CPUExecutionProvider": ["Gemm"]})
-    assert main(["--bundle", str(bundle), "--device", "cuda", some[0]]) == 0
+    install_fake(placed={"CUDAExecutionProvider": ["Relu"], "CPUExecutionProvider": ["Gemm"]})
+    assert main(["--bundle", str(bundle), "--device", "cuda", three_images[0]]) == 0
     assert "warning: " in (said := capfd.readouterr().err) and "1 of 2 nodes run on the CPU" in said
 
 
@@ -180,19 +212,24 @@ def test_help_and_version(command):
 # Which model.
 
 
-def test_the_environment_names_the_bundle_and_the_option_beats_it(command, bundle, some, tmp_path):
-    done = command(some[0], model=None, env={"ORGAN_INFER_BUNDLE": str(bundle)})
+def test_the_environment_names_the_bundle_and_the_option_beats_it(
+    command, bundle, three_images, tmp_path
+):
+    done = command(three_images[0], model=None, env={"ORGAN_INFER_BUNDLE": str(bundle)})
     assert done.returncode == 0 and done.stderr == ""
-    assert command(some[0], env={"ORGAN_INFER_BUNDLE": str(tmp_path)}).returncode == 0
-    failed(command(some[0], model=None, env={"ORGAN_INFER_BUNDLE": str(tmp_path)}), "it has no manifest.json")
+    assert command(three_images[0], env={"ORGAN_INFER_BUNDLE": str(tmp_path)}).returncode == 0
+    failed(
+        command(three_images[0], model=None, env={"ORGAN_INFER_BUNDLE": str(tmp_path)}),
+        "it has no manifest.json",
+    )
 
 
 @needs_default
-def test_the_packaged_model_says_what_it_is(command, some):
-    done = command(some[0], model=None)
+def test_the_packaged_model_says_what_it_is(command, three_images):
+    done = command(three_images[0], model=None)
     assert done.returncode == 0 and done.stderr.count("\n") == 1
     assert "(axial slices, trained on OrganAMNIST)" in done.stderr
-    assert command("--quiet", some[0], model=None).stderr == ""
+    assert command("--quiet", three_images[0], model=None).stderr == ""
     text = " ".join(command("--help", model=None).stdout.split())
     assert "for axial slices, trained on OrganAMNIST." in text
 
@@ -247,7 +284,9 @@ def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_
 
 def test_a_directory_gives_its_images_in_byte_order(command, tree):
     done = command("--format", "jsonl", tree)
-    assert paths(done) == [f"{tree}/{name}" for name in ["B.PNG", "a-b.png", "a.png", "b.png", "é.png"]]
+    assert paths(done) == [
+        f"{tree}/{name}" for name in ["B.PNG", "a-b.png", "a.png", "b.png", "é.png"]
+    ]
     assert paths(command("--format", "jsonl", ".", cwd=tree))[0] == "./B.PNG"
 
 
@@ -258,7 +297,10 @@ def test_recursive_goes_below_but_follows_no_link(command, tree):
 
 
 def test_patterns_are_expanded_and_a_file_beats_its_pattern(command, tree):
-    assert paths(command("--format", "jsonl", f"{tree}/*.png"))[:2] == [f"{tree}/a-b.png", f"{tree}/a.png"]
+    assert paths(command("--format", "jsonl", f"{tree}/*.png"))[:2] == [
+        f"{tree}/a-b.png",
+        f"{tree}/a.png",
+    ]
     shutil.copy(tree / "a.png", tree / "[ab].png")
     assert paths(command("--format", "jsonl", f"{tree}/[ab].png")) == [f"{tree}/[ab].png"]
     assert paths(command("--format", "jsonl", f"{tree}/?.png", f"{tree}/s*/in/c.png")) == [
@@ -266,22 +308,46 @@ def test_patterns_are_expanded_and_a_file_beats_its_pattern(command, tree):
     ]  # fmt: skip
 
 
-def test_what_stands_for_nothing_keeps_its_place(command, some, tmp_path):
+def test_what_stands_for_nothing_keeps_its_place(command, three_images, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = command("--format", "jsonl", "/none/*.png", some[0], tmp_path / "empty", some[1], "/none/?")
+    done = command(
+        "--format",
+        "jsonl",
+        "/none/*.png",
+        three_images[0],
+        tmp_path / "empty",
+        three_images[1],
+        "/none/?",
+    )
     assert done.returncode == 1
-    assert paths(done) == ["/none/*.png", some[0], str(tmp_path / "empty"), some[1], "/none/?"]
+    assert paths(done) == [
+        "/none/*.png",
+        three_images[0],
+        str(tmp_path / "empty"),
+        three_images[1],
+        "/none/?",
+    ]
     assert ["error" in row for row in rows(done)] == [True, False, True, False, True]
 
 
-def test_a_list_of_files(command, some, tmp_path):
+def test_a_list_of_files(command, three_images, tmp_path):
     listed = tmp_path / "list"
-    listed.write_text(f"{some[0]}\n\n{some[1]}\r\n{some[2]}")
-    assert paths(command("--format", "jsonl", "--files-from", listed)) == some
-    assert paths(command("--format", "jsonl", "--files-from", "-", stdin="\n".join(some) + "\n")) == some
-    assert paths(command("--format", "jsonl", "-0", "--files-from", "-", stdin="\0".join(some))) == some
-    done = command("--format", "jsonl", "--files-from", "-", some[2], stdin=some[0])
-    assert paths(done) == [some[2], some[0]]
+    listed.write_text(f"{three_images[0]}\n\n{three_images[1]}\r\n{three_images[2]}")
+    assert paths(command("--format", "jsonl", "--files-from", listed)) == three_images
+    assert (
+        paths(
+            command("--format", "jsonl", "--files-from", "-", stdin="\n".join(three_images) + "\n")
+        )
+        == three_images
+    )
+    assert (
+        paths(
+            command("--format", "jsonl", "-0", "--files-from", "-", stdin="\0".join(three_images))
+        )
+        == three_images
+    )
+    done = command("--format", "jsonl", "--files-from", "-", three_images[2], stdin=three_images[0])
+    assert paths(done) == [three_images[2], three_images[0]]
 
 
 def test_a_path_without_end_is_refused(command):
@@ -294,7 +360,9 @@ def test_names_of_any_bytes(command, pictures, tmp_path):
     for name in names:
         shutil.copy(pictures / "s00.png", os.path.join(os.fsencode(tmp_path), name))
     given = [os.path.join(os.fsencode(tmp_path), name) for name in names]
-    done = command("--format", "jsonl", "-0", "--files-from", "-", text=False, stdin=b"\0".join(given))
+    done = command(
+        "--format", "jsonl", "-0", "--files-from", "-", text=False, stdin=b"\0".join(given)
+    )
     assert done.returncode == 0
     assert [os.fsencode(json.loads(line)["path"]) for line in done.stdout.splitlines()] == given
     done = command("--format", "csv", tmp_path, text=False, env={"LC_ALL": "C"})
@@ -302,6 +370,8 @@ def test_names_of_any_bytes(command, pictures, tmp_path):
     assert [os.fsencode(row[0]) for row in found] == sorted(given) and done.returncode == 0
     done = command(*given, "/none/\x1b[31m", text=False)
     assert (
-        done.stdout.count(b"\n") == 3 and b"new\\nline.png" in done.stdout and b"\xff\xfe.png" in done.stdout
+        done.stdout.count(b"\n") == 3
+        and b"new\\nline.png" in done.stdout
+        and b"\xff\xfe.png" in done.stdout
     )
     assert b"\x1b" not in done.stderr and b"\\x1b[31m" in done.stderr

@@ -45,7 +45,13 @@ def test_each_option_sets_its_own_field_and_no_other():
 
 
 # The published ranges: docs/reference/errors.md, docs/guides/formats.md and `organ-infer --help`.
-RANGES = {"threads": 1024, "batch-size": 4096, "pixel-limit": 65_535**2, "file-limit": 2**50, "top": 1000}
+RANGES = {
+    "threads": 1024,
+    "batch-size": 4096,
+    "pixel-limit": 65_535**2,
+    "file-limit": 2**50,
+    "top": 1000,
+}
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -127,7 +133,9 @@ def test_the_limits_in_the_help_are_those_that_hold(capsys):
     assert (PIXEL_LIMIT, FILE_LIMIT) == (89_478_485, 268_435_456)  # docs/guides/formats.md, Limits
     assert "Exit codes: 0 all images classified, 1 some images failed, 2 error," in text
     for name in Options._fields:
-        option = {"paths": "PATH", "cuda_graphs": "--no-cuda-graphs"}.get(name, f"--{name.replace('_', '-')}")
+        option = {"paths": "PATH", "cuda_graphs": "--no-cuda-graphs"}.get(
+            name, f"--{name.replace('_', '-')}"
+        )
         assert option in text
     with pytest.raises(SystemExit) as ended:
         parse(["--version"])
@@ -140,7 +148,13 @@ def test_the_help_names_the_packaged_model_or_says_that_there_is_none(tmp_path, 
     assert arguments._packaged_model_text() == none
     (tmp_path / "default").mkdir()
     manifest = tmp_path / "default" / "manifest.json"
-    for text in ("", "[]", "{}", '{"name": "n", "task": 3}', '{"name": "n", "task": {"view": "axial"}}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"name": "n", "task": 3}',
+        '{"name": "n", "task": {"view": "axial"}}',
+    ):
         manifest.write_text(text)
         assert arguments._packaged_model_text() == none
     manifest.write_text('{"name": "50% n", "task": {"view": "coronal", "dataset": "organcmnist"}}')

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_graph, needs_default, write_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_files import npy, saved
+from support.image_files import npy, saved
 
 from organ_infer import ImageFailure, OrganClassifier, OrganInferError
 from organ_infer.cli import classify, main, output
@@ -26,7 +26,10 @@ def files(tmp_path_factory):
     content = {
         "good.png": (saved(GRAY), {"": True}),
         "turned.tif": (saved(GRAY.T, "TIFF"), {"": True}),
-        "stack.npy": (npy(np.stack([GRAY, GRAY[::-1], GRAY.T])), {"#0": True, "#1": True, "#2": True}),
+        "stack.npy": (
+            npy(np.stack([GRAY, GRAY[::-1], GRAY.T])),
+            {"#0": True, "#1": True, "#2": True},
+        ),
         "stack.npy#1": (None, {"": True}),
         "stack.npy#7": (None, {"": False}),
         "cut.png": (saved(GRAY)[:60], {"": False}),
@@ -112,7 +115,9 @@ def test_rows_stand_in_the_order_of_the_inputs_whatever_is_bad(
     assert [(row["path"], "error" not in row) for row in rows] == expected
     assert code == (0 if all(good for _, good in expected) else 1)
     told = [line for line in err.splitlines() if line.startswith("organ-infer: error: ")]
-    assert told == [f"organ-infer: error: {row['path']}: {row['error']}" for row in rows if "error" in row]
+    assert told == [
+        f"organ-infer: error: {row['path']}: {row['error']}" for row in rows if "error" in row
+    ]
 
 
 def test_every_format_has_the_same_rows_in_the_same_order(quick, files, capfd):
@@ -154,7 +159,9 @@ def test_as_many_classes_and_organs_as_there_are_can_be_asked_for(quick, files, 
     }.items():
         assert quick(*options.split(), good) == code, options
     words = capfd.readouterr().err
-    assert "--top 12: the model has 11 classes" in words and "--top 9: the model has 8 organs" in words
+    assert (
+        "--top 12: the model has 11 classes" in words and "--top 9: the model has 8 organs" in words
+    )
 
 
 @pytest.mark.parametrize("view", ["axial", "coronal", "sagittal"])
@@ -162,7 +169,9 @@ def test_the_packaged_model_is_named_with_its_view(tmp_path, capfd, monkeypatch,
     import organ_infer.classifier
 
     folder = write_bundle(
-        tmp_path / "b", {"g.onnx": make_graph()}, change=lambda manifest: manifest["task"].update(view=view)
+        tmp_path / "b",
+        {"g.onnx": make_graph()},
+        change=lambda manifest: manifest["task"].update(view=view),
     )
     monkeypatch.delenv("ORGAN_INFER_BUNDLE", raising=False)
     monkeypatch.setattr(organ_infer.classifier, "packaged_bundle", lambda: folder)
@@ -183,7 +192,9 @@ def test_where_no_image_is_each_reason_is_told_and_nothing_done(quick, files, ca
     ))  # fmt: skip
     (tmp_path / "list").touch()
     assert quick("--files-from", tmp_path / "list") == 2
-    assert capfd.readouterr().err == "organ-infer: error: no image found: --files-from lists no path\n"
+    assert (
+        capfd.readouterr().err == "organ-infer: error: no image found: --files-from lists no path\n"
+    )
     assert quick.asked == []
 
 
@@ -204,7 +215,9 @@ def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_
     monkeypatch.setattr(
         classify,
         "_write_rows",
-        lambda results, row_format, rows, messages, signals, total: (seen.append((total, rows)), 0)[1],
+        lambda results, row_format, rows, messages, signals, total: (seen.append((total, rows)), 0)[
+            1
+        ],
     )
     good = next(iter(files))
     nothing = next(name for name in files if name.endswith("nothing"))
@@ -269,7 +282,9 @@ def test_rows_wait_for_16_384_characters_or_a_fifth_of_a_second(monkeypatch):
     sizes = [len(piece) for piece in pieces]
     assert code == 0
     assert sizes == [5 + 17 * 1001, 17 * 1001, 6 * 1001]
-    assert pieces[0].startswith("head\nx") and "".join(pieces) == "head\n" + ("x" * 1000 + "\n") * 40
+    assert (
+        pieces[0].startswith("head\nx") and "".join(pieces) == "head\n" + ("x" * 1000 + "\n") * 40
+    )
     _, pieces, _ = written(monkeypatch, [ok] * 17, delay=1e9, length=1023, head="")
     assert [len(piece) for piece in pieces] == [16_384, 1024]
     _, pieces, _ = written(monkeypatch, [ok] * 5, delay=0.25, clock=clock)
@@ -336,7 +351,9 @@ def test_a_signal_ends_with_its_code_and_its_handler_is_given_back(
         signal.signal(number, before)
 
 
-def test_a_signal_that_became_another_error_still_ends_as_a_signal(monkeypatch, capfd, files, bundle):
+def test_a_signal_that_became_another_error_still_ends_as_a_signal(
+    monkeypatch, capfd, files, bundle
+):
     """As in the import of an extension module."""
 
     for error in (RuntimeError("hidden"), OrganInferError("hidden")):
@@ -380,7 +397,10 @@ def test_check_is_0_when_nothing_is_wrong_and_2_otherwise(monkeypatch, capfd, wr
 
     monkeypatch.setattr(check, "check", lambda options: (["a  b", "c  d"], wrong))
     assert main(["--check"]) == (2 if wrong else 0)
-    assert capfd.readouterr() == ("a  b\nc  d\n", "".join(f"organ-infer: error: {line}\n" for line in wrong))
+    assert capfd.readouterr() == (
+        "a  b\nc  d\n",
+        "".join(f"organ-infer: error: {line}\n" for line in wrong),
+    )
 
 
 def test_the_library_s_warnings_are_lines_and_all_is_put_back(capfd):

@@ -72,7 +72,9 @@ def test_lines_lose_one_carriage_return_and_paths_ended_by_nul_none(tmp_path):
 
 
 def test_standard_input_is_read_as_it_comes_or_told_to_be_closed(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"/a\n/b"))))
+    monkeypatch.setattr(
+        sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"/a\n/b")))
+    )
     assert list(find_candidates(parse(["--files-from", "-"]))) == [Candidate("/a"), Candidate("/b")]
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match=r"^--files-from -: standard input is closed$"):
@@ -94,9 +96,9 @@ def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
 def test_a_list_that_is_a_pipe_is_not_opened_before_its_turn(tmp_path):
     """Opening a pipe waits for its writer: the paths before it come first."""
     os.mkfifo(tmp_path / "pipe")
-    assert next(find_candidates(parse(["first", "--files-from", str(tmp_path / "pipe")]))) == Candidate(
-        "first"
-    )
+    assert next(
+        find_candidates(parse(["first", "--files-from", str(tmp_path / "pipe")]))
+    ) == Candidate("first")
 
 
 def test_a_list_names_directories_and_no_patterns(tmp_path):
@@ -108,7 +110,11 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
     given = ["--files-from", str(tmp_path / "list")]
     assert list(find_candidates(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
     below = Candidate(f"{tmp_path}/d/below/b.png")
-    assert list(find_candidates(parse([*given, "-r"]))) == [Candidate(f"{tmp_path}/d/a.png"), below, pattern]
+    assert list(find_candidates(parse([*given, "-r"]))) == [
+        Candidate(f"{tmp_path}/d/a.png"),
+        below,
+        pattern,
+    ]
 
 
 # Paths, directories and patterns.
@@ -143,7 +149,9 @@ def stands_for(tree, recursive):
     below = ["some/in/d.dcm"] if recursive else []
     advice = "" if recursive else "; use --recursive to include subdirectories"
     nothing = f"no image in this directory{advice}"
-    files = [Candidate(f"{tree}/{name}") for name in ("some/a.NPY", "some/b.png", *below, "some/z.png")]
+    files = [
+        Candidate(f"{tree}/{name}") for name in ("some/a.NPY", "some/b.png", *below, "some/z.png")
+    ]
     return {
         f"{tree}/some": files,
         f"{tree}/none": [Candidate(f"{tree}/none", nothing, empty=True)],
@@ -151,7 +159,10 @@ def stands_for(tree, recursive):
         f"{tree}/f.png#2": [Candidate(f"{tree}/f.png#2")],
         f"{tree}/gone.png": [Candidate(f"{tree}/gone.png")],
         f"{tree}/so*": files,
-        f"{tree}/[fn]*": [*([Candidate(f"{tree}/f.png")]), Candidate(f"{tree}/none", nothing, empty=True)],
+        f"{tree}/[fn]*": [
+            *([Candidate(f"{tree}/f.png")]),
+            Candidate(f"{tree}/none", nothing, empty=True),
+        ],
         f"{tree}/?": [Candidate(f"{tree}/?", "no file matches this pattern", empty=True)],
         f"{tree}/some/?.png": [Candidate(f"{tree}/some/b.png"), Candidate(f"{tree}/some/z.png")],
     }
@@ -169,7 +180,9 @@ def test_what_is_found_stands_in_the_order_of_the_arguments(tree, data, recursiv
 def test_a_slice_of_a_file_with_a_pattern_s_characters_is_no_pattern(tmp_path):
     (tmp_path / "[a].npy").touch()
     for name in ("[a].npy", "[a].npy#1", "[a].npy#x#2"):
-        assert list(find_candidates(parse([f"{tmp_path}/{name}"]))) == [Candidate(f"{tmp_path}/{name}")]
+        assert list(find_candidates(parse([f"{tmp_path}/{name}"]))) == [
+            Candidate(f"{tmp_path}/{name}")
+        ]
 
 
 def test_a_pattern_s_names_are_in_byte_order(tmp_path):

@@ -13,39 +13,42 @@ from pathlib import Path
 
 import pytest
 from conftest import child_environment
-from ran import failed
+from support.command_results import failed
 
 from organ_infer.cli.progress import bar_text
 
 # Writing.
 
 
-def test_output_appears_whole(command, some, tmp_path):
+def test_output_appears_whole(command, three_images, tmp_path):
     out = tmp_path / "rows.jsonl"
     out.write_text("before")
-    done = command("--format", "jsonl", "--output", out, *some)
+    done = command("--format", "jsonl", "--output", out, *three_images)
     assert (done.returncode, done.stdout) == (0, "")
-    assert out.read_text() == command("--format", "jsonl", *some).stdout
+    assert out.read_text() == command("--format", "jsonl", *three_images).stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
-    assert command("--output", "rows.txt", some[0], cwd=tmp_path).returncode == 0
+    assert command("--output", "rows.txt", three_images[0], cwd=tmp_path).returncode == 0
 
 
-def test_output_through_a_link_in_the_partials_place_is_refused(command, some, tmp_path):
+def test_output_through_a_link_in_the_partials_place_is_refused(command, three_images, tmp_path):
     (tmp_path / "precious").write_text("keep")
     (tmp_path / "out.partial").symlink_to("precious")
-    failed(command("--output", tmp_path / "out", some[0]), "cannot be written")
+    failed(command("--output", tmp_path / "out", three_images[0]), "cannot be written")
     assert (tmp_path / "precious").read_text() == "keep"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_standard_output_is_2(bundle, some):
+def test_a_full_standard_output_is_2(bundle, three_images):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "organ_infer", "--bundle", bundle, *some],
+            [sys.executable, "-m", "organ_infer", "--bundle", bundle, *three_images],
             stdout=full, stderr=subprocess.PIPE, text=True, env=child_environment(), timeout=60,
         )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "organ-infer: error: standard output: cannot be written (No space left on device)\n"
+    assert (
+        done.stderr
+        == "organ-infer: error: standard output: cannot be written (No space left on device)\n"
+    )
 
 
 def test_a_full_disk_is_2_and_leaves_whole_lines(command, pictures, tmp_path):
@@ -57,11 +60,17 @@ def test_a_full_disk_is_2_and_leaves_whole_lines(command, pictures, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     listed = "\n".join(str(pictures / f"s{i % 40:02}.png") for i in range(200))
-    done = command("--format", "jsonl", "--output", out, "--files-from", "-", stdin=listed, preexec_fn=limit)
+    done = command(
+        "--format", "jsonl", "--output", out, "--files-from", "-", stdin=listed, preexec_fn=limit
+    )
     failed(done, "cannot be written .File too large.*; results so far are in .*out.jsonl.partial")
     assert not out.exists()
     kept = (tmp_path / "out.jsonl.partial").read_text()
-    assert kept.endswith("\n") and all(json.loads(line) for line in kept.splitlines()) and len(kept) > 10_000
+    assert (
+        kept.endswith("\n")
+        and all(json.loads(line) for line in kept.splitlines())
+        and len(kept) > 10_000
+    )
 
 
 def test_a_closed_pipe_is_quiet(bundle, pictures):
@@ -74,12 +83,16 @@ def test_a_closed_pipe_is_quiet(bundle, pictures):
         env=child_environment(),
     )
     process.stdout.close()
-    _, words = process.communicate("\n".join([str(pictures / "s00.png")] * 3000).encode(), timeout=60)
+    _, words = process.communicate(
+        "\n".join([str(pictures / "s00.png")] * 3000).encode(), timeout=60
+    )
     assert (process.returncode, words) == (0, b"")
 
 
-def test_a_closed_standard_output_is_an_error_and_a_closed_standard_error_none(bundle, some):
-    line = f"{sys.executable} -m organ_infer --bundle {bundle} {some[0]}"
+def test_a_closed_standard_output_is_an_error_and_a_closed_standard_error_none(
+    bundle, three_images
+):
+    line = f"{sys.executable} -m organ_infer --bundle {bundle} {three_images[0]}"
     done = subprocess.run(
         f"{line} >&-", shell=True, stderr=subprocess.PIPE, text=True, env=child_environment()
     )
@@ -117,7 +130,16 @@ def wait_until(condition):
 def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, to_file):
     """The list never ends, so the command waits for it when the signal comes."""
     out = tmp_path / "out.jsonl"
-    arguments = ["--format", "jsonl", "--files-from", "-", "--batch-size", "4", "--bundle", str(bundle)]
+    arguments = [
+        "--format",
+        "jsonl",
+        "--files-from",
+        "-",
+        "--batch-size",
+        "4",
+        "--bundle",
+        str(bundle),
+    ]
     arguments += ["--output", str(out)] if to_file else []
     process = subprocess.Popen(
         [sys.executable, "-m", "organ_infer", *arguments],
@@ -138,7 +160,9 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
     assert words in (b"organ-infer: interrupted\n", b"organ-infer: terminated\n")
     text = partial.read_text() if to_file else written.decode()
     found = [json.loads(line) for line in text.splitlines()]
-    assert text.endswith("\n") and [row["path"] for row in found] == sorted(map(str, pictures.iterdir()))
+    assert text.endswith("\n") and [row["path"] for row in found] == sorted(
+        map(str, pictures.iterdir())
+    )
     assert not out.exists()
 
 
@@ -159,7 +183,7 @@ def test_sigint_that_was_ignored_stays_ignored(bundle, pictures):
 # The progress bar.
 
 
-def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad):
+def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad_image):
     """Through a pseudo-terminal as standard error."""
     ours, theirs = pty.openpty()
     seen = b""
@@ -176,7 +200,7 @@ def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad):
     reader.start()
     listed = [str(pictures / f"s{i % 40:02}.png") for i in range(3000)]
     done = subprocess.run(
-        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "8", *listed, bad],
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "8", *listed, bad_image],
         stdout=subprocess.PIPE, stderr=theirs, env=child_environment(TERM="xterm"), timeout=60,
     )  # fmt: skip
     os.close(theirs)
@@ -227,7 +251,12 @@ def test_a_message_takes_the_bar_away_first(monkeypatch):
     messages.error("x")
     messages.note("y")
     width = len(written[0].rstrip()) - 1
-    assert written == [written[0], "\r" + " " * width + "\r", "organ-infer: error: x\n", "organ-infer: y\n"]
+    assert written == [
+        written[0],
+        "\r" + " " * width + "\r",
+        "organ-infer: error: x\n",
+        "organ-infer: y\n",
+    ]
 
 
 def test_a_folder_that_cannot_be_opened_does_not_spoil_what_was_written(tmp_path, monkeypatch):

@@ -59,7 +59,9 @@ def test_a_corruption_is_medmnistcs(name, severity):
     most = {"gaussian_blur": 2, "jpeg_compression": 1}.get(name, 0)
     found = corrupt(slices, name, severity)
     for image, made in zip(slices, found, strict=True):
-        expected = np.asarray(PILLOW[name](Image.fromarray(image).convert("RGB"), strength).convert("L"))
+        expected = np.asarray(
+            PILLOW[name](Image.fromarray(image).convert("RGB"), strength).convert("L")
+        )
         assert np.abs(made.astype(int) - expected).max() <= most
 
 
@@ -83,7 +85,12 @@ def shot(x, strength, generator):
     return generator.poisson(x.astype(np.float32) * strength) / strength
 
 
-NOISE = {"gaussian_noise": gaussian, "speckle_noise": speckle, "impulse_noise": impulse, "shot_noise": shot}
+NOISE = {
+    "gaussian_noise": gaussian,
+    "speckle_noise": speckle,
+    "impulse_noise": impulse,
+    "shot_noise": shot,
+}
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -115,14 +122,19 @@ def test_noise_is_as_strong_as_it_says():
         found = corrupt(gray, name, 3)
         assert found.std() / 255 == pytest.approx(spread * luma, rel=0.05), name
         assert found.mean() == pytest.approx(128, abs=1), name
-    assert (np.isin(corrupt(gray, "impulse_noise", 5), 128)).mean() == pytest.approx(0.92**3, abs=0.01)
+    assert (np.isin(corrupt(gray, "impulse_noise", 5), 128)).mean() == pytest.approx(
+        0.92**3, abs=0.01
+    )
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_a_small_slice_is_blurred_as_much_as_the_large_one_it_may_be_made_from(severity):
     """Blurred at 224 pixels and then averaged to 28, as MedMNIST reduces its slices."""
     coarse = np.random.default_rng(2).uniform(40, 215, (6, 12, 12))
-    large = [Image.fromarray(a.astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC) for a in coarse]
+    large = [
+        Image.fromarray(a.astype(np.uint8)).resize((224, 224), Image.Resampling.BICUBIC)
+        for a in coarse
+    ]
     large = np.stack([np.asarray(image) for image in large])
     length = CORRUPTIONS["gaussian_blur"].strengths[severity - 1]
     blurred = functional.gaussian_blur(torch.from_numpy(large.astype(np.float32))[:, None], length)
@@ -134,7 +146,9 @@ def test_a_small_slice_is_blurred_as_much_as_the_large_one_it_may_be_made_from(s
     expected = reduced(blurred.numpy()) - small
     found = corrupt(np.rint(small).astype(np.uint8), "gaussian_blur", severity) - small
     assert found.std() == pytest.approx(expected.std(), rel=0.2)
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9  # the small slice is rounded to bytes
+    assert (
+        np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    )  # the small slice is rounded to bytes
 
 
 def test_at_224_pixels_the_blur_reaches_as_far_as_torchvisions_kernel():
@@ -280,7 +294,9 @@ def test_what_it_cannot_corrupt_is_refused():
         corrupt(SLICES, "fog", 1)
     with pytest.raises(ValueError, match="severity must be 1 to 5, found 0"):
         corrupt(SLICES, "pixelate", 0)
-    with pytest.raises(ValueError, match=r"expected uint8 \(N, S, S\), found float32 \(5, 28, 28\)"):
+    with pytest.raises(
+        ValueError, match=r"expected uint8 \(N, S, S\), found float32 \(5, 28, 28\)"
+    ):
         corrupt(SLICES.astype(np.float32), "pixelate", 1)
     with pytest.raises(ValueError, match=r"found uint8 \(28, 28\)"):
         corrupt(SLICES[0], "pixelate", 1)

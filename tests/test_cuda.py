@@ -12,9 +12,9 @@ import threading
 
 import numpy as np
 import pytest
-import stand_in
 from conftest import CLASSES, child_environment, make_graph
-from stand_in import CPU, CUDA
+from support import fake_onnxruntime
+from support.fake_onnxruntime import CPU, CUDA
 
 from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
 from organ_infer.engine.cuda import BATCHES, HARMLESS_OPERATORS
@@ -25,7 +25,9 @@ IMAGES = np.random.default_rng(0).normal(size=(300, 1, 28, 28)).astype(np.float3
 
 
 def opened(device="cuda"):
-    return Session(GRAPH, output="logits", classes=len(CLASSES), where="g.onnx", device=device, threads=1)
+    return Session(
+        GRAPH, output="logits", classes=len(CLASSES), where="g.onnx", device=device, threads=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def expected():
 # Whether CUDA is active; test_session.py has more of it.
 
 
-def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
+def test_a_network_that_stays_on_the_cpu_is_not_cuda(install_fake, bundle, caplog):
     """CUDA heads the list of providers, and runs nothing."""
-    install(placed={CPU: ["QLinearConv", "QGemm"]})
+    install_fake(placed={CPU: ["QLinearConv", "QGemm"]})
     with pytest.raises(
         DeviceError,
         match=r"runs all of g\.onnx on the CPU \(QGemm, QLinearConv\); export .*, or use --device cpu",
@@ -50,8 +52,8 @@ def test_a_network_that_stays_on_the_cpu_is_not_cuda(install, bundle, caplog):
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
-def test_harmless_nodes_that_remain_on_the_cpu_are_named(install, caplog):
-    install(placed={CUDA: ["Conv", "Gemm"], CPU: ["Shape", "Softmax", *HARMLESS_OPERATORS]})
+def test_harmless_nodes_that_remain_on_the_cpu_are_named(install_fake, caplog):
+    install_fake(placed={CUDA: ["Conv", "Gemm"], CPU: ["Shape", "Softmax", *HARMLESS_OPERATORS]})
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
     (record,) = caplog.records
@@ -62,9 +64,15 @@ def test_harmless_nodes_that_remain_on_the_cpu_are_named(install, caplog):
     assert session.placement.harmful == []
 
 
-def test_one_node_on_cuda_is_not_enough(install, caplog):
+def test_one_node_on_cuda_is_not_enough(install_fake, caplog):
     """Nodes that carry the work stay on the CPU: a warning that counts and names them."""
-    install(placed={CUDA: ["Relu"], CPU: ["Gemm", "Shape", "QLinearConv", "Gemm"], "OtherProvider": ["Conv"]})
+    install_fake(
+        placed={
+            CUDA: ["Relu"],
+            CPU: ["Gemm", "Shape", "QLinearConv", "Gemm"],
+            "OtherProvider": ["Conv"],
+        }
+    )
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
     (record,) = caplog.records
@@ -73,18 +81,23 @@ def test_one_node_on_cuda_is_not_enough(install, caplog):
         "g.onnx: 4 of 6 nodes run on the CPU and slow CUDA down (Conv, Gemm, QLinearConv);"
         " export the bundle again in float32"
     )
-    assert str(session.placement) == "1 of 6 nodes on CUDA; on the CPU: Conv, Gemm, QLinearConv, Shape"
+    assert (
+        str(session.placement) == "1 of 6 nodes on CUDA; on the CPU: Conv, Gemm, QLinearConv, Shape"
+    )
 
 
-def test_an_onnxruntime_that_does_not_say_where_nodes_run_is_believed(install, caplog):
-    install()
+def test_an_onnxruntime_that_does_not_say_where_nodes_run_is_believed(install_fake, caplog):
+    install_fake()
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
-    assert not caplog.records and str(session.placement) == "onnxruntime does not report where its nodes run"
+    assert (
+        not caplog.records
+        and str(session.placement) == "onnxruntime does not report where its nodes run"
+    )
 
 
-def test_a_network_that_is_refused_is_freed_at_once(install):
-    ort = install(placed={CPU: ["Gemm"]})
+def test_a_network_that_is_refused_is_freed_at_once(install_fake):
+    ort = install_fake(placed={CPU: ["Gemm"]})
     with pytest.raises(DeviceError) as caught:
         opened()
     assert caught.value.__traceback__ is not None
@@ -98,9 +111,9 @@ def test_a_network_that_is_refused_is_freed_at_once(install):
 @pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
 def test_the_gpus_number_reaches_the_provider_and_every_buffer(
-    install, bundle, device, number, pinned, refuses
+    install_fake, bundle, device, number, pinned, refuses
 ):
-    ort = install(gpus=3, pinned=pinned, refuses=refuses)
+    ort = install_fake(gpus=3, pinned=pinned, refuses=refuses)
     with OrganClassifier(bundle, device=device) as classifier:
         assert classifier.providers == (CUDA, CPU)
         classifier.predict(np.zeros((3, 28, 28), np.uint8))
@@ -109,16 +122,18 @@ def test_the_gpus_number_reaches_the_provider_and_every_buffer(
     assert set(numbers) == {number} and len(ort.values) - len(numbers) == len(numbers) // 2 * pinned
 
 
-def test_auto_takes_the_first_gpu(install, bundle):
-    ort = install(gpus=2)
+def test_auto_takes_the_first_gpu(install_fake, bundle):
+    ort = install_fake(gpus=2)
     OrganClassifier(bundle).close()
     assert ort.opened[0][1][0][1]["device_id"] == "0"
 
 
-def test_pinned_memory_is_that_of_the_gpu(install):
-    ort = install(gpus=2, pinned=True)
+def test_pinned_memory_is_that_of_the_gpu(install_fake):
+    ort = install_fake(gpus=2, pinned=True)
     for device in ort.get_ep_devices()[1:]:
-        device.memory_info = lambda kind, device=device: asked.append(device.ep_options["device_id"])
+        device.memory_info = lambda kind, device=device: asked.append(
+            device.ep_options["device_id"]
+        )
     devices = ort.get_ep_devices()
     ort.get_ep_devices = lambda: devices
     asked = []
@@ -133,8 +148,8 @@ def test_pinned_memory_is_that_of_the_gpu(install):
     assert asked == []
 
 
-def test_a_gpu_that_is_not_there_is_named(install, bundle):
-    install(gpus=1)
+def test_a_gpu_that_is_not_there_is_named(install_fake, bundle):
+    install_fake(gpus=1)
     with pytest.raises(
         DeviceError,
         match=r"failed \(Invalid device ID: 1, must be between 0 \(inclusive\) and 1 \(exclusive\)\): no GPU has this"
@@ -146,7 +161,17 @@ def test_a_gpu_that_is_not_there_is_named(install, bundle):
 @pytest.mark.parametrize(
     "device",
     [
-        *("gpu", "CUDA", "cuda:", "cuda:-1", "cuda:01", "cuda: 1", "cuda:1 ", "cuda:1\n", "cuda:1000"),
+        *(
+            "gpu",
+            "CUDA",
+            "cuda:",
+            "cuda:-1",
+            "cuda:01",
+            "cuda: 1",
+            "cuda:1 ",
+            "cuda:1\n",
+            "cuda:1000",
+        ),
         *("cuda:\u0661", "cpu:0", "auto:0", "", "cuda:0,1", 0, None, b"cuda"),
     ],
 )
@@ -161,8 +186,8 @@ def test_other_devices_are_refused(bundle, device):
 
 @pytest.mark.parametrize("pinned", [False, True])
 @pytest.mark.parametrize("refuses", [None, "open", "capture", "replay", "answer"])
-def test_answers_are_the_cpus_for_any_number_of_slices(install, expected, refuses, pinned):
-    ort = install(compute="network", refuses=refuses, pinned=pinned)
+def test_answers_are_the_cpus_for_any_number_of_slices(install_fake, expected, refuses, pinned):
+    ort = install_fake(compute="network", refuses=refuses, pinned=pinned)
     session = opened()
     for count in [*range(1, 18), 63, 64, 65, 255, 256, 257, 300]:
         answer = session.run(IMAGES[-count:])
@@ -171,22 +196,24 @@ def test_answers_are_the_cpus_for_any_number_of_slices(install, expected, refuse
     assert {shape[0] for shape in ort.shapes} == set(BATCHES)
 
 
-def test_every_count_up_to_300_keeps_its_order(install):
-    install()
+def test_every_count_up_to_300_keeps_its_order(install_fake):
+    install_fake()
     session = opened()
-    means = stand_in.means(IMAGES)
+    means = fake_onnxruntime.means(IMAGES)
     for count in range(1, 301):
         np.testing.assert_array_equal(session.run(IMAGES[:count]), means[:count])
 
 
-def test_large_batches_run_in_the_largest_fixed_size(install):
-    ort = install(refuses="open")
+def test_large_batches_run_in_the_largest_fixed_size(install_fake):
+    ort = install_fake(refuses="open")
     opened().run(np.concatenate([IMAGES, IMAGES, IMAGES]))  # 900
     assert [shape[0] for shape in ort.shapes] == [256, 256, 256, 256]
 
 
-def test_a_classifiers_batch_size_is_padded_to_a_fixed_one_and_changes_nothing(install, bundle):
-    ort = install()
+def test_a_classifiers_batch_size_is_padded_to_a_fixed_one_and_changes_nothing(
+    install_fake, bundle
+):
+    ort = install_fake()
     images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8)
     with OrganClassifier(bundle, device="cuda", batch_size=300) as classifier:
         whole = classifier.predict_proba(images)
@@ -196,8 +223,8 @@ def test_a_classifiers_batch_size_is_padded_to_a_fixed_one_and_changes_nothing(i
 
 
 @pytest.mark.parametrize(("pinned", "values"), [(False, 2), (True, 3)])
-def test_buffers_are_made_once_for_a_batch_size(install, pinned, values):
-    ort = install(pinned=pinned)
+def test_buffers_are_made_once_for_a_batch_size(install_fake, pinned, values):
+    ort = install_fake(pinned=pinned)
     session = opened()
     assert ort.values == []  # none before the first use
     for count in (3, 4, 2, 4, 3):
@@ -210,8 +237,8 @@ def test_buffers_are_made_once_for_a_batch_size(install, pinned, values):
     assert (buffers.pinned is not None) == pinned
 
 
-def test_an_answer_does_not_change_with_the_next(install):
-    install()
+def test_an_answer_does_not_change_with_the_next(install_fake):
+    install_fake()
     session = opened()
     first = session.run(IMAGES[:4])
     before = first.copy()
@@ -219,8 +246,8 @@ def test_an_answer_does_not_change_with_the_next(install):
     np.testing.assert_array_equal(first, before)
 
 
-def test_what_lay_in_a_buffer_before_is_not_seen_by_the_network(install):
-    ort = install(refuses="open")
+def test_what_lay_in_a_buffer_before_is_not_seen_by_the_network(install_fake):
+    ort = install_fake(refuses="open")
     session = opened()
     session.run(IMAGES[:4])
     session.run(IMAGES[:2])
@@ -229,8 +256,10 @@ def test_what_lay_in_a_buffer_before_is_not_seen_by_the_network(install):
     assert not value[2:].any()
 
 
-def test_pinned_memory_that_cannot_be_copied_from_is_left_alone(install, expected, monkeypatch):
-    ort = install(compute="network", pinned=True)
+def test_pinned_memory_that_cannot_be_copied_from_is_left_alone(
+    install_fake, expected, monkeypatch
+):
+    ort = install_fake(compute="network", pinned=True)
     plain = ort.OrtValue.update_inplace
 
     def update_inplace(self, data):
@@ -247,8 +276,8 @@ def test_pinned_memory_that_cannot_be_copied_from_is_left_alone(install, expecte
 # CUDA graphs.
 
 
-def test_a_graph_is_recorded_for_each_batch_size_after_a_plain_run(install):
-    ort = install()
+def test_a_graph_is_recorded_for_each_batch_size_after_a_plain_run(install_fake):
+    ort = install_fake()
     session = opened()
     assert ort.opened[0][1][0][1]["enable_cuda_graph"] == "1"
     for _ in range(3):
@@ -259,22 +288,27 @@ def test_a_graph_is_recorded_for_each_batch_size_after_a_plain_run(install):
 
 
 @pytest.mark.parametrize("refuses", ["open", "capture", "replay", "answer"])
-def test_a_graph_that_is_refused_is_done_without(install, refuses, caplog):
-    ort = install(refuses=refuses)
+def test_a_graph_that_is_refused_is_done_without(install_fake, refuses, caplog):
+    ort = install_fake(refuses=refuses)
     with caplog.at_level(logging.INFO, "organ_infer"):
         session = opened()
         for _ in range(2):
-            np.testing.assert_array_equal(session.run(IMAGES[:4]), stand_in.means(IMAGES[:4]))
+            np.testing.assert_array_equal(
+                session.run(IMAGES[:4]), fake_onnxruntime.means(IMAGES[:4])
+            )
     assert session._run.captured == () and ort.runs[-1] == "plain"
     assert "enable_cuda_graph" not in ort.opened[-1][1][0][1]  # the session that runs now
     said = [r.getMessage() for r in caplog.records if "CUDA graph" in r.getMessage()]
     assert len(said) == 1 and "\n" not in said[0]
 
 
-def test_graphs_are_not_tried_if_they_are_switched_off(install, bundle, caplog):
-    ort = install()
+def test_graphs_are_not_tried_if_they_are_switched_off(install_fake, bundle, caplog):
+    ort = install_fake()
     options = {"device": "cuda", "cuda_graphs": False}
-    with caplog.at_level(logging.DEBUG, "organ_infer"), OrganClassifier(bundle, **options) as classifier:
+    with (
+        caplog.at_level(logging.DEBUG, "organ_infer"),
+        OrganClassifier(bundle, **options) as classifier,
+    ):
         for _ in range(3):
             classifier.predict(np.zeros((3, 28, 28), np.uint8))
     assert ort.runs == ["plain"] * 3 and "CUDA graph" not in caplog.text
@@ -282,14 +316,17 @@ def test_graphs_are_not_tried_if_they_are_switched_off(install, bundle, caplog):
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install, bundle, cuda_graphs):
-    ort = install(gpus=2)
+def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install_fake, bundle, cuda_graphs):
+    ort = install_fake(gpus=2)
     with (
         OrganClassifier(bundle, device="cuda:1", cuda_graphs=cuda_graphs) as classifier,
         pickle.loads(pickle.dumps(classifier)),
     ):
         pass
-    found = [(options.get("enable_cuda_graph"), options["device_id"]) for _, ((_, options), _) in ort.opened]
+    found = [
+        (options.get("enable_cuda_graph"), options["device_id"])
+        for _, ((_, options), _) in ort.opened
+    ]
     assert found == [("1" if cuda_graphs else None, "1")] * 2
 
 
@@ -299,20 +336,22 @@ def test_the_switch_for_graphs_is_a_bool(bundle, value):
         OrganClassifier(bundle, cuda_graphs=value)
 
 
-def test_an_error_of_the_network_itself_is_not_taken_for_a_refusal(install):
+def test_an_error_of_the_network_itself_is_not_taken_for_a_refusal(install_fake):
     def answer(count):
         raise RuntimeError("out of memory\non the device")
 
-    install(answer=answer)
+    install_fake(answer=answer)
     session = opened()
-    with pytest.raises(DeviceError, match=r"g\.onnx: onnxruntime failed \(out of memory on the device\)"):
+    with pytest.raises(
+        DeviceError, match=r"g\.onnx: onnxruntime failed \(out of memory on the device\)"
+    ):
         session.run(IMAGES[:1])
     assert session._run._network.capture
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_refused_as_on_the_cpu(install, value):
-    install(answer=lambda count: np.full((count, 11), value, np.float32))
+def test_a_value_that_is_not_finite_is_refused_as_on_the_cpu(install_fake, value):
+    install_fake(answer=lambda count: np.full((count, 11), value, np.float32))
     session = opened()
     for _ in range(2):
         with pytest.raises(DeviceError, match="not finite"):
@@ -336,14 +375,14 @@ def in_thread(work):
     return thread, errors
 
 
-def test_threads_may_share_a_session(install):
-    ort = install()  # which fails where two runs meet on the device
+def test_threads_may_share_a_session(install_fake):
+    ort = install_fake()  # which fails where two runs meet on the device
     session = opened()
 
     def work():
         for start in range(0, 290, 7):
             part = IMAGES[start : start + 1 + start % 20]
-            np.testing.assert_array_equal(session.run(part), stand_in.means(part))
+            np.testing.assert_array_equal(session.run(part), fake_onnxruntime.means(part))
 
     threads = [in_thread(work) for _ in range(4)]
     for thread, errors in threads:
@@ -352,8 +391,8 @@ def test_threads_may_share_a_session(install):
     assert "plain" in ort.runs
 
 
-def test_threads_share_the_graphs_whichever_recorded_them(install):
-    ort = install()
+def test_threads_share_the_graphs_whichever_recorded_them(install_fake):
+    ort = install_fake()
     session = opened()
     session.run(IMAGES[:4])
     for _ in range(3):
@@ -364,8 +403,8 @@ def test_threads_share_the_graphs_whichever_recorded_them(install):
     assert ort.runs == ["plain", "capture", "replay"] + ["replay"] * 4
 
 
-def test_close_frees_the_buffers(install):
-    ort = install(pinned=True)
+def test_close_frees_the_buffers(install_fake):
+    ort = install_fake(pinned=True)
     session = opened()
     session.run(IMAGES[:4])
     assert len(ort.values) == 3 and all(value.value() is not None for value in ort.values)
@@ -376,8 +415,8 @@ def test_close_frees_the_buffers(install):
         session.run(IMAGES[:4])
 
 
-def test_a_forked_child_is_told(install, monkeypatch):
-    install()
+def test_a_forked_child_is_told(install_fake, monkeypatch):
+    install_fake()
     session = opened()
     session.run(IMAGES[:1])
     pid = os.getpid()
@@ -390,8 +429,8 @@ def test_a_forked_child_is_told(install, monkeypatch):
 def test_a_child_forked_in_the_middle_of_a_run_opens_its_own():
     code = """
 import os, sys, threading
-import stand_in
-ort = stand_in.stand_in()
+from support import fake_onnxruntime
+ort = fake_onnxruntime.fake()
 sys.modules["onnxruntime"] = ort
 import numpy as np
 from conftest import make_graph

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import CLASSES, make_graph
-from stand_in import CPU, INVALID_DEVICE
+from support.fake_onnxruntime import CPU, INVALID_DEVICE
 
 from organ_infer import DeviceError, OrganClassifier
 from organ_infer.engine import gpus
@@ -30,7 +30,9 @@ def long_text(failure):
         " int) [with ERRTYPE = cudaError; bool THRW = true; SUCCTYPE = cudaError; std::conditional_t<THRW, void,"
         " common::Status> = void] "
     )
-    return f"[ONNXRuntimeError] : 1 : FAIL : {signature.format(129)}{signature.format(121)}{said}\n\n"
+    return (
+        f"[ONNXRuntimeError] : 1 : FAIL : {signature.format(129)}{signature.format(121)}{said}\n\n"
+    )
 
 
 TOO_OLD = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
@@ -59,7 +61,12 @@ def nvidia_smi(monkeypatch, tmp_path, no_driver):
 
 def opened():
     return Session(
-        make_graph(), output="logits", classes=len(CLASSES), where="g.onnx", device="cuda", threads=1
+        make_graph(),
+        output="logits",
+        classes=len(CLASSES),
+        where="g.onnx",
+        device="cuda",
+        threads=1,
     )
 
 
@@ -122,8 +129,14 @@ def test_other_texts_are_cut_to_what_happened_or_left_as_they_are(text, kept):
     ("failure", "words"),
     [
         (TOO_OLD, r"is too old .* pip install 'onnxruntime-gpu\[cuda,cudnn\]<1\.27'"),
-        ("CUDA failure 100: no CUDA-capable device is detected", "no GPU is visible.*CUDA_VISIBLE_DEVICES"),
-        ("CUDA failure 101: invalid device ordinal", "no GPU has this number.*CUDA_VISIBLE_DEVICES"),
+        (
+            "CUDA failure 100: no CUDA-capable device is detected",
+            "no GPU is visible.*CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "CUDA failure 101: invalid device ordinal",
+            "no GPU has this number.*CUDA_VISIBLE_DEVICES",
+        ),
         (INVALID_DEVICE.format(3, 1), "no GPU has this number"),
         (
             "CUDA failure 209: no kernel image is available for execution on the device",
@@ -135,12 +148,18 @@ def test_other_texts_are_cut_to_what_happened_or_left_as_they_are(text, kept):
             "does not support",
         ),
         ("CUBLAS failure 8: CUBLAS_STATUS_ARCH_MISMATCH", "does not support this GPU"),
-        ("CUDA failure 2: out of memory", "out of memory; use a smaller batch size, or end other processes"),
+        (
+            "CUDA failure 2: out of memory",
+            "out of memory; use a smaller batch size, or end other processes",
+        ),
         ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", "out of memory; use a smaller batch size"),
         ("Failed to allocate memory for requested buffer of size 9", "out of memory"),
         ("CUDA failure 3: initialization error", "forked.*multiprocessing's 'spawn'"),
         ("CUDA failure 46: CUDA-capable device(s) is/are busy or unavailable", "another process"),
-        ("CUDA failure 803: system has unsupported display driver / cuda driver combination", "restart"),
+        (
+            "CUDA failure 803: system has unsupported display driver / cuda driver combination",
+            "restart",
+        ),
         ("CUDA failure 700: an illegal memory access was encountered", "start it again"),
         ("CUDA failure 719: unspecified launch failure", "start it again"),
     ],
@@ -218,24 +237,27 @@ def test_two_wheels_of_onnxruntime_are_the_advice_if_the_failure_is_unknown(no_d
 # Where they are reported.
 
 
-def test_a_driver_that_is_too_old_is_one_short_line(install, bundle, no_driver, caplog):
-    install(fails=long_text(TOO_OLD))
+def test_a_driver_that_is_too_old_is_one_short_line(install_fake, bundle, no_driver, caplog):
+    install_fake(fails=long_text(TOO_OLD))
     with pytest.raises(DeviceError) as caught:
         OrganClassifier(bundle, device="cuda")
     text = str(caught.value)
     assert text.startswith(f"device cuda: CUDA failed ({TOO_OLD}): the NVIDIA driver is too old")
     assert len(text) < 350 and "install CUDA's libraries" not in text
-    with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as classifier:
+    with (
+        caplog.at_level(logging.INFO, "organ_infer"),
+        OrganClassifier(bundle, device="auto") as classifier,
+    ):
         assert classifier.providers == (CPU,)
     (record,) = caplog.records  # nothing of graphs, which were not what failed
     assert record.levelname == "WARNING" and len(record.getMessage()) < 400
 
 
-def test_a_failure_in_a_run_is_one_short_line_with_advice(install):
+def test_a_failure_in_a_run_is_one_short_line_with_advice(install_fake):
     def answer(count):
         raise RuntimeError(long_text("CUDA failure 2: out of memory"))
 
-    install(answer=answer)
+    install_fake(answer=answer)
     with pytest.raises(DeviceError) as caught:
         opened().run(IMAGES)
     assert str(caught.value) == (
@@ -244,23 +266,28 @@ def test_a_failure_in_a_run_is_one_short_line_with_advice(install):
     )
 
 
-def test_an_unknown_failure_in_a_run_has_no_advice(install):
+def test_an_unknown_failure_in_a_run_has_no_advice(install_fake):
     def answer(count):
         raise RuntimeError(long_text("CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR"))
 
-    install(answer=answer)
+    install_fake(answer=answer)
     with pytest.raises(DeviceError) as caught:
         opened().run(IMAGES)
-    assert str(caught.value) == "g.onnx: onnxruntime failed (CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR)"
+    assert (
+        str(caught.value)
+        == "g.onnx: onnxruntime failed (CUDNN failure 4000: CUDNN_STATUS_INTERNAL_ERROR)"
+    )
 
 
 @pytest.mark.parametrize("refuses", ["capture", "open"])
-def test_why_graphs_are_refused_is_short(install, monkeypatch, caplog, refuses):
+def test_why_graphs_are_refused_is_short(install_fake, monkeypatch, caplog, refuses):
     failure = "CUDA failure 900: operation not permitted when stream is capturing"
-    ort = install(refuses=refuses, refusal=long_text(failure))
+    ort = install_fake(refuses=refuses, refusal=long_text(failure))
     with caplog.at_level(logging.INFO, "organ_infer"):
         opened().run(IMAGES)
-    assert [r.getMessage() for r in caplog.records] == [f"cuda: running without CUDA graphs: {failure}"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"cuda: running without CUDA graphs: {failure}"
+    ]
     assert ort.openings == 2
 
 

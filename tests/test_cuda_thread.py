@@ -9,8 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-import stand_in
 from conftest import CLASSES, child_environment, make_graph, write_bundle
+from support import fake_onnxruntime
 
 from organ_infer import DeviceError, OrganClassifier, OrganInferError
 from organ_infer.engine import cuda_thread
@@ -23,7 +23,9 @@ needs_alarm = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs
 
 
 def opened(where="g.onnx"):
-    return Session(make_graph(), output="logits", classes=len(CLASSES), where=where, device="cuda", threads=1)
+    return Session(
+        make_graph(), output="logits", classes=len(CLASSES), where=where, device="cuda", threads=1
+    )
 
 
 @pytest.fixture
@@ -85,8 +87,8 @@ def in_child(code):
     """Run a program against the fake onnxruntime, `ort`, and return the finished process."""
     head = """
 import atexit, gc, os, sys, threading, time
-import stand_in
-ort = stand_in.stand_in()
+from support import fake_onnxruntime
+ort = fake_onnxruntime.fake()
 sys.modules["onnxruntime"] = ort
 import numpy as np
 from conftest import make_graph
@@ -123,14 +125,20 @@ def test_every_task_runs_on_the_same_thread():
     for caller in callers:
         caller.join()
     (thread,) = threads
-    assert thread.name == "organ_infer_cuda" and thread.daemon and thread is not threading.current_thread()
+    assert (
+        thread.name == "organ_infer_cuda"
+        and thread.daemon
+        and thread is not threading.current_thread()
+    )
 
 
 def test_a_task_may_call_from_the_thread_itself():
     assert cuda_thread.call(lambda: cuda_thread.call(lambda: cuda_thread.call(lambda: 7))) == 7
 
 
-@pytest.mark.parametrize("error", [ValueError("text"), MemoryError(), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ValueError("text"), MemoryError(), SystemExit(3), KeyboardInterrupt()]
+)
 def test_what_a_task_raises_is_raised_in_the_caller_and_the_thread_goes_on(error):
     def task():
         raise error
@@ -156,14 +164,16 @@ def test_a_thread_that_cannot_start_is_an_error_of_ours(monkeypatch):
 # Classifiers.
 
 
-def test_a_thread_per_request_records_each_graph_once(install):
-    ort = install()
+def test_a_thread_per_request_records_each_graph_once(install_fake):
+    ort = install_fake()
     session = opened()
     errors = []
 
     def request():
         try:
-            np.testing.assert_array_equal(session.run(IMAGES[:4]), stand_in.means(IMAGES[:4]))
+            np.testing.assert_array_equal(
+                session.run(IMAGES[:4]), fake_onnxruntime.means(IMAGES[:4])
+            )
         except BaseException as e:
             errors.append(e)
 
@@ -175,8 +185,8 @@ def test_a_thread_per_request_records_each_graph_once(install):
     assert len(ort.threads) == 1
 
 
-def test_several_classifiers_share_the_thread(install, bundle):
-    ort = install()
+def test_several_classifiers_share_the_thread(install_fake, bundle):
+    ort = install_fake()
     before = threading.active_count()
     classifiers = [OrganClassifier(bundle, device="cuda") for _ in range(3)]
     for classifier in classifiers:
@@ -186,13 +196,15 @@ def test_several_classifiers_share_the_thread(install, bundle):
     assert ort.openings == 3
 
 
-def test_a_call_of_an_ensemble_is_one_task(install, three_members, monkeypatch):
-    ort = install()
+def test_a_call_of_an_ensemble_is_one_task(install_fake, three_members, monkeypatch):
+    ort = install_fake()
     with OrganClassifier(three_members, device="cuda") as classifier:
         submitted = []
         submit = cuda_thread._Worker.submit
         monkeypatch.setattr(
-            cuda_thread._Worker, "submit", lambda self, task: submitted.append(task) or submit(self, task)
+            cuda_thread._Worker,
+            "submit",
+            lambda self, task: submitted.append(task) or submit(self, task),
         )
         classifier.predict_proba(SLICES)
     assert ort.openings == 3 and len(submitted) == 1 + 3  # the call, and the release of each member
@@ -217,8 +229,8 @@ assert threading.active_count() == 1
 # Freed, and where.
 
 
-def test_a_classifier_that_is_dropped_is_freed_on_the_thread(install, bundle):
-    ort = install(pinned=True)
+def test_a_classifier_that_is_dropped_is_freed_on_the_thread(install_fake, bundle):
+    ort = install_fake(pinned=True)
     classifier = OrganClassifier(bundle, device="cuda")
     classifier.predict(SLICES)
     del classifier
@@ -228,9 +240,9 @@ def test_a_classifier_that_is_dropped_is_freed_on_the_thread(install, bundle):
     assert "release after open" in ort.calls and ort.strays == []
 
 
-def test_what_a_failed_task_had_allocated_is_freed_on_the_thread(install, monkeypatch):
+def test_what_a_failed_task_had_allocated_is_freed_on_the_thread(install_fake, monkeypatch):
     """The second buffer finds no memory: the first is a local variable in the traceback."""
-    ort = install()
+    ort = install_fake()
     allocate = ort.OrtValue.ortvalue_from_shape_and_type.__func__
 
     def refuse(cls, shape, *rest, **how):
@@ -240,47 +252,55 @@ def test_what_a_failed_task_had_allocated_is_freed_on_the_thread(install, monkey
 
     session = opened()
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", classmethod(refuse))
-    with pytest.raises(DeviceError, match=r"CUDA failure 2: out of memory\): the GPU is out of memory") as e:
+    with pytest.raises(
+        DeviceError, match=r"CUDA failure 2: out of memory\): the GPU is out of memory"
+    ) as e:
         session.run(IMAGES)
     assert ort.values[0].value() is None and e.value.__cause__ is not None
     assert "release after allocation (cuda)" in ort.calls and ort.strays == []
 
 
-def test_members_that_were_opened_before_one_failed_are_freed_at_once(install, three_members):
+def test_members_that_were_opened_before_one_failed_are_freed_at_once(install_fake, three_members):
     """A GPU that is too small for all of them."""
-    ort = install(fails=lambda number, openings: "CUDA failure 2: out of memory" if openings >= 3 else None)
+    ort = install_fake(
+        fails=lambda number, openings: "CUDA failure 2: out of memory" if openings >= 3 else None
+    )
     with pytest.raises(DeviceError, match="out of memory") as caught:
         OrganClassifier(three_members, device="cuda")
     assert caught.value.__traceback__ is not None  # nothing is freed because the error is forgotten
     assert ort.calls.count("open") == 4 and ort.calls.count("release after open") == 4
 
 
-def test_the_session_that_refused_graphs_is_freed_before_the_next_is_opened(install):
-    ort = install(refuses="capture")
+def test_the_session_that_refused_graphs_is_freed_before_the_next_is_opened(install_fake):
+    ort = install_fake(refuses="capture")
     session = opened()
     session.run(IMAGES[:4])
     opens = [call for call in ort.calls if "open" in call]
     assert opens == ["open", "release after open", "open"]
 
 
-def test_a_session_that_cannot_be_opened_again_is_tried_again(install):
+def test_a_session_that_cannot_be_opened_again_is_tried_again(install_fake):
     """It refused graphs, and the GPU had no memory to open it without."""
     full = [True]
-    ort = install(
+    ort = install_fake(
         refuses="capture",
-        fails=lambda number, openings: "CUDA failure 2: out of memory" if openings > 1 and full[0] else None,
+        fails=lambda number, openings: (
+            "CUDA failure 2: out of memory" if openings > 1 and full[0] else None
+        ),
     )
     session = opened()
     for _ in range(2):
-        with pytest.raises(DeviceError, match=r"device cuda: CUDA failed \(CUDA failure 2: out of memory\):"):
+        with pytest.raises(
+            DeviceError, match=r"device cuda: CUDA failed \(CUDA failure 2: out of memory\):"
+        ):
             session.run(IMAGES[:4])
     full[0] = False
-    np.testing.assert_array_equal(session.run(IMAGES[:4]), stand_in.means(IMAGES[:4]))
+    np.testing.assert_array_equal(session.run(IMAGES[:4]), fake_onnxruntime.means(IMAGES[:4]))
     assert ort.runs == ["plain", "capture", "plain"]
 
 
-def test_a_closed_session_stays_closed(install):
-    ort = install()
+def test_a_closed_session_stays_closed(install_fake):
+    ort = install_fake()
     session = opened()
     bound = session._run
     session.close()
@@ -302,7 +322,7 @@ def test_a_task_that_has_not_begun_when_its_caller_is_interrupted_never_runs(int
 
 
 @needs_alarm
-def test_an_interrupted_prediction_leaves_the_classifier_usable(install, bundle, interrupted):
+def test_an_interrupted_prediction_leaves_the_classifier_usable(install_fake, bundle, interrupted):
     begun, goes_on = threading.Event(), threading.Event()
     slow = [True]
 
@@ -311,7 +331,7 @@ def test_an_interrupted_prediction_leaves_the_classifier_usable(install, bundle,
         assert not slow[0] or goes_on.wait(30)
         return np.ones((count, 11), np.float32)
 
-    ort = install(answer=answer)
+    ort = install_fake(answer=answer)
     with OrganClassifier(bundle, device="cuda") as classifier:
         interrupted(lambda: classifier.predict_proba(SLICES), begun)
         slow[0] = False
@@ -322,14 +342,14 @@ def test_an_interrupted_prediction_leaves_the_classifier_usable(install, bundle,
 
 
 @needs_alarm
-def test_a_network_whose_opening_was_interrupted_is_freed(install, interrupted):
+def test_a_network_whose_opening_was_interrupted_is_freed(install_fake, interrupted):
     begun, goes_on = threading.Event(), threading.Event()
 
     def fails(number, openings):
         begun.set()
         return None if goes_on.wait(30) else "not waited"
 
-    ort = install(fails=fails)
+    ort = install_fake(fails=fails)
     interrupted(opened, begun)
     goes_on.set()
     sys.last_value = sys.last_traceback = None

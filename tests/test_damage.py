@@ -11,14 +11,25 @@ import zlib
 
 import numpy as np
 import pytest
-from at_hand import DATA
 from conftest import DEFAULT, ROOT, needs_default
-from damage import answer, checked, cuts, edits, flips, outcome, unchecked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
-from image_files import decode
-from png_files import CHANNELS, GRAY, KINDS, ODD, ROW, WHOLE, any_png, mended, random_png, reference_gray
+from support.damaged_files import answer, checked, cuts, edits, flips, outcome, unchecked
+from support.data_files import DATA
+from support.image_files import decode
+from support.png_files import (
+    CHANNELS,
+    GRAY,
+    KINDS,
+    ODD,
+    ROW,
+    WHOLE,
+    any_png,
+    mended,
+    random_png,
+    reference_gray,
+)
 
 from organ_infer import BundleError, ImageError, InputError
 from organ_infer.bundle.files import Manifest
@@ -84,11 +95,15 @@ def test_a_changed_stream_with_its_checksums_mended_is_refused_or_what_it_says(s
         except ImageError:
             refused += 1
             continue
-        as_reference(data, found)  # a byte of a filter or of a length can be changed to another valid one
+        as_reference(
+            data, found
+        )  # a byte of a filter or of a length can be changed to another valid one
     assert refused > 0
 
 
-@pytest.mark.parametrize("behind", [b"\n", bytes(4), bytes(100), b"hello world trailing junk", b"\xff" * 50])
+@pytest.mark.parametrize(
+    "behind", [b"\n", bytes(4), bytes(100), b"hello world trailing junk", b"\xff" * 50]
+)
 def test_what_lies_behind_the_end_of_a_png_is_no_part_of_it(behind):
     assert np.array_equal(decode(WHOLE + behind).pixels, GRAY)
 
@@ -120,7 +135,9 @@ def test_the_reference_decoder_decodes():
     assert (depth, kind, CHANNELS[kind]) == (8, 0, 1)
 
 
-@pytest.mark.skipif(not SUITE.is_dir(), reason="ORGAN_DATA_DIR does not name the directory of pngsuite")
+@pytest.mark.skipif(
+    not SUITE.is_dir(), reason="ORGAN_DATA_DIR does not name the directory of pngsuite"
+)
 def test_the_png_suite():
     """159 of its 161 valid files as the specification says, 2 refused with the reason; all 14 broken ones refused."""
     refused = {}
@@ -135,7 +152,9 @@ def test_the_png_suite():
     broken = {name for name in refused if name.startswith("x")}
     assert len(broken) == 14 == len(list(SUITE.glob("x*.png")))
     assert refused.keys() - broken == {"tbbn2c16", "tbgn2c16"}
-    assert all("16-bit color with a transparent color" in refused[name] for name in refused.keys() - broken)
+    assert all(
+        "16-bit color with a transparent color" in refused[name] for name in refused.keys() - broken
+    )
 
 
 # Every cut and every flipped bit.
@@ -206,7 +225,9 @@ def test_edited_files_end_in_an_answer_or_an_error_of_one_line(path, seed):
 
 @quiet
 @kept
-@given(head=st.sampled_from([path.read_bytes()[:140] for path in IMAGES]), data=st.binary(max_size=400))
+@given(
+    head=st.sampled_from([path.read_bytes()[:140] for path in IMAGES]), data=st.binary(max_size=400)
+)
 def test_any_bytes_behind_a_known_beginning(head, data):
     found = outcome(head + data, {})
     assert not found.startswith("crashed"), found
@@ -225,7 +246,9 @@ def read_manifest(text):
         assert Manifest.from_json(found.to_json()) == found
 
 
-@pytest.mark.parametrize("path", sorted((CORPUS / "manifests").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((CORPUS / "manifests").iterdir()), ids=lambda path: path.name
+)
 def test_the_corpus_of_manifests(path):
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(path.read_bytes())
@@ -234,7 +257,9 @@ def test_the_corpus_of_manifests(path):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -243,7 +268,11 @@ def places(value, at=()):
     """Where every part of parsed JSON stands."""
     yield at
     children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
     )
     for key, child in children:
         yield from places(child, (*at, key))
@@ -281,10 +310,25 @@ def test_manifests_with_bytes_edited(seed):
 
 
 OPTIONS = sorted(
-    "--" + name.replace("_", "-") for name in Options._fields if name not in ("paths", "null", "recursive")
+    "--" + name.replace("_", "-")
+    for name in Options._fields
+    if name not in ("paths", "null", "recursive")
 )
 WORDS = st.sampled_from(
-    [*OPTIONS, "-0", "-r", "-", "--", "--recursive", "--null", "text", "csv", "jsonl", "auto", "cpu"]
+    [
+        *OPTIONS,
+        "-0",
+        "-r",
+        "-",
+        "--",
+        "--recursive",
+        "--null",
+        "text",
+        "csv",
+        "jsonl",
+        "auto",
+        "cpu",
+    ]
 )
 NUMBERS = st.integers().map(str) | st.floats().map(str)
 PARTS = WORDS | NUMBERS | st.text(max_size=8) | st.text(string.printable, max_size=8) | st.builds("{}={}".format, WORDS, NUMBERS)  # fmt: skip

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import CLASSES
 
-from tests.at_hand import DATA, needs_organamnist
-from tests.unequal_splits import Origins, npz_of, unequal_data
+from tests.support.data_files import DATA, needs_organamnist
+from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
 from train.data import default_directory, load_data, published
@@ -97,7 +97,9 @@ def organsmnist(server, monkeypatch):
     """medmnist's own table, with the address of the loopback server and the MD5 of what it serves."""
     from medmnist import INFO
 
-    monkeypatch.setitem(INFO, "organsmnist", INFO["organsmnist"] | {"url": address(server), "MD5": MD5})
+    monkeypatch.setitem(
+        INFO, "organsmnist", INFO["organsmnist"] | {"url": address(server), "MD5": MD5}
+    )
 
 
 def listed(directory):
@@ -109,7 +111,11 @@ def test_the_default_data_set_is_downloaded_checked_and_read(organsmnist, server
     data = load_data("organsmnist", directory=tmp_path)
     assert (data.flag, data.view, data.md5) == ("organsmnist", "sagittal", MD5)
     assert data.images["train"].shape == (40, 28, 28) and data.images["train"].dtype == np.uint8
-    assert data.labels["val"].shape == (22,) and data.classes[:3] == ["bladder", "femur-left", "femur-right"]
+    assert data.labels["val"].shape == (22,) and data.classes[:3] == [
+        "bladder",
+        "femur-left",
+        "femur-right",
+    ]
     assert listed(tmp_path) == ["organsmnist.npz"]
     load_data("organsmnist", directory=tmp_path)
     assert len(server.ranges) == 1  # found the second time
@@ -127,7 +133,9 @@ def test_slices_of_the_networks_size_are_packed_from_a_larger_file(tmp_path, mon
     data = load_data("organcmnist", directory=tmp_path, resample_from=128)
     assert (data.size, data.stored) == (28, 128)
     found = data.network_images("val")
-    assert found.dtype == np.float32 and np.array_equal(found[:, None], pack(data.images["val"], 28))
+    assert found.dtype == np.float32 and np.array_equal(
+        found[:, None], pack(data.images["val"], 28)
+    )
     whole = load_data("organcmnist", directory=tmp_path, size=128)
     assert whole.network_images("val") is whole.images["val"]
     with pytest.raises(RunError, match="slices of 224 px cannot be resampled from 128 px"):
@@ -256,7 +264,9 @@ def test_a_download_without_a_length_is_complete_when_it_ends(server, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == CONTENT
     for content in (b"something else", b""):
         server.content = content
-        with pytest.raises(RunError, match=f"expected MD5 {MD5}, found {hashlib.md5(content).hexdigest()}"):
+        with pytest.raises(
+            RunError, match=f"expected MD5 {MD5}, found {hashlib.md5(content).hexdigest()}"
+        ):
             download(address(server), tmp_path / "b.npz", MD5)
         assert not (tmp_path / "b.npz.part").exists()
 
@@ -341,12 +351,16 @@ def test_a_directory_that_cannot_be_written_is_named(server, tmp_path, monkeypat
 
 def test_a_full_disk_is_named_after_every_attempt(server, tmp_path, monkeypatch):
     refuse_to_open(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(RunError, match=r"could not be downloaded: .*No space left on device; fetch"):
+    with pytest.raises(
+        RunError, match=r"could not be downloaded: .*No space left on device; fetch"
+    ):
         download(address(server), tmp_path / "a.npz", MD5)
     assert len(server.ranges) == 4
 
 
-def test_an_error_that_is_not_the_disks_says_nothing_of_the_directory(server, tmp_path, monkeypatch):
+def test_an_error_that_is_not_the_disks_says_nothing_of_the_directory(
+    server, tmp_path, monkeypatch
+):
     """It has no number: a connection's."""
     refuse_to_open(monkeypatch, OSError("the connection ended"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -365,7 +379,9 @@ def test_a_directory_that_vanishes_is_not_called_read_only(server, tmp_path):
         real(request, client)
 
     server.finish_request = finish
-    with pytest.raises(RunError, match=r"could not be downloaded: .*No such file or directory.*; fetch"):
+    with pytest.raises(
+        RunError, match=r"could not be downloaded: .*No such file or directory.*; fetch"
+    ):
         download(address(server), home / "a.npz", MD5)
 
 
@@ -401,7 +417,9 @@ def test_the_lock_of_a_download_is_given_back(server, tmp_path):
     server.statuses = [404]
     with pytest.raises(RunError):
         download(address(server), tmp_path / "a.npz", MD5)
-    other = threading.Thread(target=download, args=(address(server), tmp_path / "a.npz", MD5), daemon=True)
+    other = threading.Thread(
+        target=download, args=(address(server), tmp_path / "a.npz", MD5), daemon=True
+    )
     other.start()
     other.join(30)
     assert (tmp_path / "a.npz").read_bytes() == CONTENT
@@ -416,7 +434,9 @@ def test_md5_is_hashlibs(tmp_path):
 def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
     server.content = b"something else"
     found = hashlib.md5(b"something else").hexdigest()
-    with pytest.raises(RunError, match=f"expected MD5 {MD5}, found {found}; fetch http://127.0.0.1"):
+    with pytest.raises(
+        RunError, match=f"expected MD5 {MD5}, found {found}; fetch http://127.0.0.1"
+    ):
         download(address(server), tmp_path / "a.npz", MD5)
     assert not listed(tmp_path)
 
@@ -432,7 +452,8 @@ def test_a_server_that_refuses_is_named_with_its_reason(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "answer", [b"no HTTP at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"]
+    "answer",
+    [b"no HTTP at all\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc"],
 )
 def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -456,7 +477,8 @@ def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
 
 def test_of_two_downloads_at_once_one_fetches(server, tmp_path):
     threads = [
-        threading.Thread(target=download, args=(address(server), tmp_path / "a.npz", MD5)) for _ in range(3)
+        threading.Thread(target=download, args=(address(server), tmp_path / "a.npz", MD5))
+        for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -477,7 +499,8 @@ def test_other_digests_are_checked_by_their_first_digits(server, tmp_path):
 
 def test_no_network_says_what_to_fetch_and_where_to_put_it(tmp_path):
     with pytest.raises(
-        RunError, match=r"could not be downloaded: .*refused.*fetch http://127.0.0.1:9/x by hand to .*a.npz"
+        RunError,
+        match=r"could not be downloaded: .*refused.*fetch http://127.0.0.1:9/x by hand to .*a.npz",
     ):
         download("http://127.0.0.1:9/x", tmp_path / "a.npz", MD5)
 
@@ -509,7 +532,10 @@ def test_a_truncated_file_is_named_with_both_md5s_and_the_address(organsmnist, s
         ({"train_labels": np.full((40, 1), 11, np.uint8)}, "train has labels outside 0 to 10"),
         ({"train_labels": np.full((40, 1), -1, np.int8)}, "train has labels outside 0 to 10"),
         (
-            {"val_images": np.zeros((0, 28, 28), np.uint8), "val_labels": np.zeros((0, 1), np.uint8)},
+            {
+                "val_images": np.zeros((0, 28, 28), np.uint8),
+                "val_labels": np.zeros((0, 1), np.uint8),
+            },
             "val has labels outside 0 to 10",
         ),
         ({"train_labels": None}, "not a MedMNIST file"),
@@ -562,7 +588,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 def test_unknown_names_and_sizes_list_the_valid_ones(tmp_path):
     with pytest.raises(
-        RunError, match="unknown data set 'pathmnist'; choose from organsmnist, organamnist, organcmnist"
+        RunError,
+        match="unknown data set 'pathmnist'; choose from organsmnist, organamnist, organcmnist",
     ):
         load_data("pathmnist", directory=tmp_path)
     with pytest.raises(RunError, match="unknown size 32; choose from 28, 64, 128, 224"):

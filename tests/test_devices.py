@@ -70,9 +70,12 @@ def test_a_gpu_older_than_the_build_is_refused_with_the_line_that_works(gpus, ca
     with pytest.raises(RunError) as refused:
         choose_device("auto")
     assert refused.value.exit_code == 2
-    assert "Tesla P100" in str(refused.value) and f"{capability[0]}.{capability[1]}" in str(refused.value)
-    assert "pip install torch==2.7.1 torchvision==0.22.1 'onnxruntime-gpu[cuda,cudnn]==1.26.0'" in str(
+    assert "Tesla P100" in str(refused.value) and f"{capability[0]}.{capability[1]}" in str(
         refused.value
+    )
+    assert (
+        "pip install torch==2.7.1 torchvision==0.22.1 'onnxruntime-gpu[cuda,cudnn]==1.26.0'"
+        in str(refused.value)
     )
 
 
@@ -86,7 +89,9 @@ def test_a_gpu_that_runs_no_kernel_is_refused(gpus, monkeypatch):
     gpus()
 
     def fail(*_, **__):
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        raise RuntimeError(
+            "CUDA error: no kernel image is available for execution on the device\nmore"
+        )
 
     monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(
@@ -125,7 +130,13 @@ def test_a_kernel_that_leaves_no_gradient_is_refused(gpus, monkeypatch):
 
 @pytest.mark.parametrize(
     ("asked", "rank", "expected"),
-    [("auto", None, 0), ("cuda", "1", 1), ("cuda", "5", 1), ("cuda:1", None, 1), ("cuda:1", "0", 1)],
+    [
+        ("auto", None, 0),
+        ("cuda", "1", 1),
+        ("cuda", "5", 1),
+        ("cuda:1", None, 1),
+        ("cuda:1", "0", 1),
+    ],
 )
 def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(
     gpus, no_kernel_needed, monkeypatch, asked, rank, expected
@@ -158,7 +169,9 @@ def test_why_no_gpu_is_used(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", None)
     assert "built for the CPU only" in why_no_gpu({})
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert why_no_gpu({"CUDA_VISIBLE_DEVICES": ""}).startswith("CUDA_VISIBLE_DEVICES='' hides every GPU")
+    assert why_no_gpu({"CUDA_VISIBLE_DEVICES": ""}).startswith(
+        "CUDA_VISIBLE_DEVICES='' hides every GPU"
+    )
 
     def fail():
         raise RuntimeError(
@@ -195,7 +208,9 @@ def test_the_first_line_names_the_device_and_the_precision(gpus):
     assert device_line(GPU, "auto") == (
         "device  cuda:0, NVIDIA A100, compute capability 8.0; mixed precision (bf16, --amp auto)"
     )
-    assert device_line(torch.device("cpu"), "off").endswith("threads); full precision (fp32, --amp off)")
+    assert device_line(torch.device("cpu"), "off").endswith(
+        "threads); full precision (fp32, --amp off)"
+    )
 
 
 @pytest.mark.parametrize("text", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
@@ -236,7 +251,9 @@ def test_pytorchs_own_reason_is_given_in_one_sentence(monkeypatch, message, expe
     assert why_no_gpu({}) == expected
 
 
-@pytest.mark.parametrize(("value", "hides"), [("-1", True), (" ", True), ("0", False), ("0,1", False)])
+@pytest.mark.parametrize(
+    ("value", "hides"), [("-1", True), (" ", True), ("0", False), ("0,1", False)]
+)
 def test_visible_devices_that_hide_every_gpu_are_named(monkeypatch, value, hides):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
@@ -244,14 +261,18 @@ def test_visible_devices_that_hide_every_gpu_are_named(monkeypatch, value, hides
     assert (found == f"CUDA_VISIBLE_DEVICES={value!r} hides every GPU; unset it") is hides
 
 
-def test_a_build_for_amd_gpus_is_no_build_for_the_cpu_and_has_no_compute_capability(gpus, monkeypatch):
+def test_a_build_for_amd_gpus_is_no_build_for_the_cpu_and_has_no_compute_capability(
+    gpus, monkeypatch
+):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     assert "nvidia-smi" in why_no_gpu({})
     gpus(capability=(9, 4), built_for=["gfx942"])
     # the architectures are not compared; the kernel that is tried fails here, without a GPU
-    monkeypatch.setattr(torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel")))
+    monkeypatch.setattr(
+        torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel"))
+    )
     with pytest.raises(RunError, match="does not run a convolution"):
         devices.check_gpu(GPU)
 
@@ -263,11 +284,15 @@ def test_a_gap_in_the_build_is_closed_by_an_upgrade(gpus):
         choose_device("cuda")
     text = str(refused.value)
     assert text.startswith("cuda:0 (A Made-up GPU) has compute capability 8.0, this PyTorch (")
-    assert text.endswith("is built for sm_75, sm_90, compute_90; pip install --upgrade torch torchvision")
+    assert text.endswith(
+        "is built for sm_75, sm_90, compute_90; pip install --upgrade torch torchvision"
+    )
 
 
 def test_an_architecture_of_another_form_is_named():
-    with pytest.raises(RunError, match="this PyTorch lists an unknown kind of architecture, 'gfx942'"):
+    with pytest.raises(
+        RunError, match="this PyTorch lists an unknown kind of architecture, 'gfx942'"
+    ):
         runs_on((9, 0), ["gfx942"])
 
 
@@ -320,7 +345,9 @@ def test_a_pytorch_that_cannot_tell_trains_in_float32(monkeypatch):
 
 def test_a_gpu_that_emulates_bf16_trains_in_float32(gpus, monkeypatch):
     gpus()
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     assert precision(GPU) == "fp32"
 
 
@@ -339,7 +366,9 @@ def test_the_device_is_named_as_results_name_it(gpus, monkeypatch):
 def test_a_device_of_another_form_is_refused(text):
     import argparse
 
-    with pytest.raises(argparse.ArgumentTypeError, match="expected auto, cpu, cuda or cuda:N, found"):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="expected auto, cpu, cuda or cuda:N, found"
+    ):
         device_name(text)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from image_files import DEEP, GRAY, decode, dicom, refused, same, slices
+from support.image_files import DEEP, GRAY, decode, dicom, refused, same, slices
 
 STORED = (DEEP >> 4).astype(np.uint16)
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
@@ -68,7 +68,16 @@ def cosines_of(rotation):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(
     ("degrees", "straight"),
-    [(0, True), (10, True), (24.9, True), (25.1, False), (30, False), (41, False), (45, False), (49, False)],
+    [
+        (0, True),
+        (10, True),
+        (24.9, True),
+        (25.1, False),
+        (30, False),
+        (41, False),
+        (45, False),
+        (49, False),
+    ],
 )
 def test_a_slice_more_than_25_degrees_off_the_axes_is_refused(axis, degrees, straight, length):
     """docs/guides/formats.md: 25 degrees. Only the direction of the cosines counts, for files that round them."""
@@ -99,7 +108,9 @@ def test_any_rotation_is_named_by_the_nearest_axes_or_refused(angles):
         assert decode(data).orientation == (rows, columns)
 
 
-@pytest.mark.parametrize("cosines", [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1e300, 1e300, 0, 0, 1, 0]])
+@pytest.mark.parametrize(
+    "cosines", [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1e300, 1e300, 0, 0, 1, 0]]
+)
 def test_directions_that_are_none_are_refused(cosines):
     refused(dicom(STORED, **HU, ImageOrientationPatient=cosines), "oblique")
 
@@ -121,7 +132,10 @@ def test_dicom_without_an_orientation_is_warned_of():
 
 def test_dicom_that_cannot_be_a_ct_slice_is_refused():
     refused(dicom(STORED, **HU, ImageOrientationPatient=[0.7, 0.7, 0, -0.7, 0.7, 0]), "oblique")
-    refused(dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "along the same patient axis")
+    refused(
+        dicom(STORED, **HU, ImageOrientationPatient=[1, 0, 0, 1, 0, 0]),
+        "along the same patient axis",
+    )
     refused(dicom(STORED, **HU)[:200], "DICOM")
     refused(dicom(STORED, **HU, SamplesPerPixel=3), "color is not supported")
 
@@ -152,14 +166,18 @@ SIGNED = (STORED.astype(np.int32) - 2048).astype(np.int16)
 
 @pytest.mark.parametrize("fields", [{"RescaleSlope": 2}, {"RescaleIntercept": -7}])
 def test_a_slope_or_an_intercept_alone_is_enough(fields):
-    expected = STORED.astype(np.int32) * fields.get("RescaleSlope", 1) + fields.get("RescaleIntercept", 0)
+    expected = STORED.astype(np.int32) * fields.get("RescaleSlope", 1) + fields.get(
+        "RescaleIntercept", 0
+    )
     same(decode(dicom(STORED, **fields)), expected, np.int16)
 
 
 def test_hounsfield_units_are_rounded_to_the_nearest_and_clipped_to_int16():
     stored = np.array([[0, 1, 3, 65_535]], np.uint16)
     same(decode(dicom(stored, RescaleSlope=0.6, RescaleIntercept=0)), [[0, 1, 2, 32_767]], np.int16)
-    same(decode(dicom(stored, RescaleSlope=-1, RescaleIntercept=0)), [[0, -1, -3, -32_768]], np.int16)
+    same(
+        decode(dicom(stored, RescaleSlope=-1, RescaleIntercept=0)), [[0, -1, -3, -32_768]], np.int16
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 5, 7, 8, 9, 12, 15, 16])
@@ -170,7 +188,9 @@ def test_gray_is_scaled_from_the_bits_stored_to_8_or_16(bits, shown):
     stored = np.array([[0, top // 2, top]], np.uint8 if bits <= 8 else np.uint16)
     full = 255 if bits <= 8 else 65_535
     fraction = stored / top if shown == "MONOCHROME2" else 1 - stored / top
-    data = dicom(stored, **LYING, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=shown)
+    data = dicom(
+        stored, **LYING, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=shown
+    )
     found = decode(data)
     same(found, np.rint(fraction * full), np.uint8 if bits <= 8 else np.uint16)
     inverted = ("inverted, because 0 is white in this file",) if shown == "MONOCHROME1" else ()
@@ -190,12 +210,20 @@ def test_frames_must_be_there_to_the_last_byte():
 
 def test_signed_pixels_and_those_of_fewer_bits():
     same(
-        decode(dicom(SIGNED, RescaleSlope=2, RescaleIntercept=10)), SIGNED.astype(np.int32) * 2 + 10, np.int16
+        decode(dicom(SIGNED, RescaleSlope=2, RescaleIntercept=10)),
+        SIGNED.astype(np.int32) * 2 + 10,
+        np.int16,
     )
     same(
-        decode(dicom(SIGNED, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)), SIGNED, np.int16
+        decode(dicom(SIGNED, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)),
+        SIGNED,
+        np.int16,
     )
-    same(decode(dicom(GRAY, RescaleSlope=0.5, RescaleIntercept=-1)), np.rint(GRAY * 0.5 - 1), np.int16)
+    same(
+        decode(dicom(GRAY, RescaleSlope=0.5, RescaleIntercept=-1)),
+        np.rint(GRAY * 0.5 - 1),
+        np.int16,
+    )
     found = decode(dicom(STORED, **LYING, BitsStored=12, HighBit=11))
     same(found, np.rint(STORED / 4095 * 65_535), np.uint16)
     assert found.warnings == ("no rescale slope; read as 12-bit gray, not as HU",)
@@ -229,11 +257,15 @@ def test_enhanced_ct_says_units_and_orientation_frame_by_frame():
         return Sequence([item(ImageOrientationPatient=list(cosines))])
 
     shared = item(
-        PixelValueTransformationSequence=units(1, -1024), PlaneOrientationSequence=lying(1, 0, 0, 0, 1, 0)
+        PixelValueTransformationSequence=units(1, -1024),
+        PlaneOrientationSequence=lying(1, 0, 0, 0, 1, 0),
     )
     own = [
         item(),
-        item(PixelValueTransformationSequence=units(2, 7), PlaneOrientationSequence=lying(0, 1, 0, 1, 0, 0)),
+        item(
+            PixelValueTransformationSequence=units(2, 7),
+            PlaneOrientationSequence=lying(0, 1, 0, 1, 0, 0),
+        ),
     ]
     data = dicom(
         np.stack([STORED, STORED]),
@@ -260,12 +292,16 @@ def test_a_group_holds_for_its_own_frame_and_only_the_first_shared_one_for_all()
     own = {"PerFrameFunctionalGroupsSequence": Sequence([Dataset(), usual, turned_over])}
     found = slices(dicom(stack, **HU, **own)).values()
     assert [piece.orientation for piece in found] == [None, ("P", "L"), ("P", "R")]
-    shared = {"SharedFunctionalGroupsSequence": Sequence([Dataset(), usual])}  # the standard knows one
+    shared = {
+        "SharedFunctionalGroupsSequence": Sequence([Dataset(), usual])
+    }  # the standard knows one
     assert {piece.orientation for piece in slices(dicom(stack, **HU, **shared)).values()} == {None}
 
 
 def test_units_that_are_none_are_said():
-    assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == ("rescale type US read as HU",)
+    assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == (
+        "rescale type US read as HU",
+    )
     other = dicom(STORED, **HU, **LYING, RescaleType="HU", Modality="PT")
     assert decode(other).warnings == ("modality PT, not CT",)
 
@@ -274,7 +310,9 @@ def test_units_that_are_none_are_said():
 def test_what_has_no_known_gray_is_refused():
     from pydicom import Dataset, Sequence
 
-    refused(dicom(GRAY, PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR is not supported")
+    refused(
+        dicom(GRAY, PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR is not supported"
+    )
     refused(dicom(STORED, ModalityLUTSequence=Sequence([Dataset()])), "Modality LUT")
     refused(dicom(SIGNED), "no known unit")
     refused(dicom(STORED, **HU), "7 x 9 pixels: too large", pixels=62)
@@ -352,7 +390,10 @@ def test_a_deflated_file_is_inflated_up_to_the_limit(limit):
     pydicom = pytest.importorskip("pydicom")
     plain, deflated = (
         dicom(STORED, **HU, syntax=syntax)
-        for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.DeflatedExplicitVRLittleEndian)
+        for syntax in (
+            pydicom.uid.ExplicitVRLittleEndian,
+            pydicom.uid.DeflatedExplicitVRLittleEndian,
+        )
     )
     # What stands behind the head, its uncompressed part, whose length (0002,0000) names.
     head = pydicom.dcmread(io.BytesIO(plain)).file_meta.FileMetaInformationGroupLength + 144
@@ -372,7 +413,10 @@ def test_a_deflated_bomb_is_not_inflated_whole():
     pydicom = pytest.importorskip("pydicom")
     pixels = np.zeros((1, 1), np.uint8)
     data = dicom(
-        pixels, **HU, PixelData=b"\0" * (64 << 20), syntax=pydicom.uid.DeflatedExplicitVRLittleEndian
+        pixels,
+        **HU,
+        PixelData=b"\0" * (64 << 20),
+        syntax=pydicom.uid.DeflatedExplicitVRLittleEndian,
     )
     tracemalloc.start()
     try:
@@ -424,7 +468,13 @@ def test_unused_high_bits_are_not_pixels():
     """12 bits stored, the four above them in use for something else; and two's complement of 12 bits."""
     high = STORED | 0xA000
     twelve = (SIGNED.astype(np.uint16) & 0x0FFF).view(np.int16)
-    same(decode(dicom(high, **HU, BitsStored=12, HighBit=11)), STORED.astype(np.int32) - 1024, np.int16)
     same(
-        decode(dicom(twelve, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)), SIGNED, np.int16
+        decode(dicom(high, **HU, BitsStored=12, HighBit=11)),
+        STORED.astype(np.int32) - 1024,
+        np.int16,
+    )
+    same(
+        decode(dicom(twelve, RescaleSlope=1, RescaleIntercept=0, BitsStored=12, HighBit=11)),
+        SIGNED,
+        np.int16,
     )

@@ -33,7 +33,9 @@ def template(node, names):
             return template(value, names)
         case ast.Name(id=name) if isinstance(names.get(name), str):
             return names[name]
-        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str(comma))), args=[ast.Name(id=name)]):
+        case ast.Call(
+            func=ast.Attribute(value=ast.Constant(value=str(comma))), args=[ast.Name(id=name)]
+        ):
             return comma.join(names[name]) if isinstance(names.get(name), tuple) else "{}"
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return template(left, names) + template(right, names)
@@ -53,7 +55,9 @@ def constants():
     for path in RUNTIME.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             match node:
-                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant() | ast.Tuple() as value):
+                case ast.Assign(
+                    targets=[ast.Name(id=name)], value=ast.Constant() | ast.Tuple() as value
+                ):
                     try:
                         found[name] = ast.literal_eval(value)
                     except ValueError:
@@ -74,7 +78,9 @@ def python_messages(path, names):
             or (name in LOGGED and "logger" in ast.unparse(node.func))
         ):
             yield texts[1 if name == "log" else 0]
-        elif name == "_error" or (name == "append" and ast.unparse(node.func) == "self.problems.append"):
+        elif name == "_error" or (
+            name == "append" and ast.unparse(node.func) == "self.problems.append"
+        ):
             yield texts[-1]
         elif name == "Candidate" and len(texts) > 1:
             yield texts[1]
@@ -83,7 +89,9 @@ def python_messages(path, names):
 def cython_messages(path):
     source = path.read_text()
     line = re.search(r'^cdef str LINE = "(.+)"$', source, re.MULTILINE)
-    for text in re.findall(r"raise \w+Error\(\s*(.*?)\s*\)(?: from \w+)?$", source, re.MULTILINE | re.DOTALL):
+    for text in re.findall(
+        r"raise \w+Error\(\s*(.*?)\s*\)(?: from \w+)?$", source, re.MULTILINE | re.DOTALL
+    ):
         whole = "".join(re.findall(r'"([^"]*)"', text))
         if line:
             whole = whole.replace("{LINE}", line[1])
@@ -97,16 +105,22 @@ def messages():
         str(path.relative_to(RUNTIME)): set(python_messages(path, names))
         for path in sorted(RUNTIME.rglob("*.py"))
     }
-    found |= {path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.pyx"))}
+    found |= {
+        path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.pyx"))
+    }
     return {
-        name: {text for text in texts if len(re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))) > 1}
+        name: {
+            text for text in texts if len(re.findall(r"[A-Za-z]{2,}", text.replace("{}", ""))) > 1
+        }
         for name, texts in found.items()
     }
 
 
 def entries():
     """The first cells of the tables in docs/reference/errors.md, `...` for what varies."""
-    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "reference" / "errors.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([^`]+)` \|", (DOCS / "reference" / "errors.md").read_text(), re.MULTILINE
+    )
     return [row for row in rows if not re.fullmatch(r"\w+Error", row)]
 
 
@@ -145,7 +159,10 @@ SOURCES = ("runtime", "train", "export", "ext", "tests", "docs", ".ci")
 def headings(page):
     """The anchors of a page's headings, as mkdocs and GitHub name them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
+    return {
+        re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-")
+        for title in titles
+    }
 
 
 def test_the_navigation_lists_every_page_once():
@@ -154,7 +171,9 @@ def test_the_navigation_lists_every_page_once():
     assert sorted(listed) == [str(page.relative_to(DOCS)) for page in PAGES]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\(([\w./-]*)#?([\w-]*)\)", page.read_text())
     for target, anchor in links:
@@ -166,7 +185,10 @@ def test_links_between_pages_lead_somewhere(page):
 def source_files():
     for folder in SOURCES:
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".pyx", ".pyi", ".c", ".h", ".sh"} or path.parent.name == ".ci":
+            if (
+                path.suffix in {".py", ".pyx", ".pyi", ".c", ".h", ".sh"}
+                or path.parent.name == ".ci"
+            ):
                 yield path
 
 
@@ -186,8 +208,12 @@ def test_the_sources_cite_contracts_by_page_not_by_number():
 
 
 def test_the_api_page_names_what_exists():
-    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE)
-    assert {f"organ_infer.{name}" for name in organ_infer.__all__} - {"organ_infer.__version__"} <= {*names}
+    names = re.findall(
+        r"^::: ([\w.]+)$", (DOCS / "reference" / "python.md").read_text(), re.MULTILINE
+    )
+    assert {f"organ_infer.{name}" for name in organ_infer.__all__} - {
+        "organ_infer.__version__"
+    } <= {*names}
     for name in names:
         assert pkgutil.resolve_name(name).__doc__, name
 
@@ -199,7 +225,9 @@ def test_the_table_of_the_reference_study_is_the_one_of_the_report():
     from train.report.published import STUDY, STUDY_MEMBERS_VAL
 
     page = (DOCS / "results" / "reference_study.md").read_text()
-    rows = re.findall(r"^\| (`\w+` )?\| (train|validation|test) \| ([\d. |]+) \|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`\w+` )?\| (train|validation|test) \| ([\d. |]+) \|$", page, re.MULTILINE
+    )
     shown, stage = {}, ""
     for name, split, values in rows:
         stage = name.strip("` ") or stage
@@ -215,7 +243,9 @@ def test_the_published_results_are_those_of_the_report():
     from train.report.published import DATASET_TITLES, PUBLISHED
 
     page = (DOCS / "results" / "accuracy.md").read_text().partition("## Published results")[2]
-    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| Organ")]
+    rows = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| Organ")
+    ]
     shown = [(row[0], row[2], float(row[3])) for row in rows]
     assert shown == [
         (DATASET_TITLES[flag], result.pixels, result.accuracy)
@@ -229,7 +259,9 @@ def test_the_published_results_are_those_of_the_report():
 
 def programs():
     """The Python programs of docs/guides/embedding.md, each by its heading."""
-    sections = re.split(r"^## ", (DOCS / "guides" / "embedding.md").read_text(), flags=re.MULTILINE)[1:]
+    sections = re.split(
+        r"^## ", (DOCS / "guides" / "embedding.md").read_text(), flags=re.MULTILINE
+    )[1:]
     return {
         section.partition("\n")[0]: block
         for section in sections
@@ -260,7 +292,9 @@ def test_the_web_service_answers(tmp_path):
     command = [sys.executable, tmp_path / "service.py"]
     with (
         open(tmp_path / "log", "w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as server,
     ):
         try:
             port = int(server.stdout.readline())

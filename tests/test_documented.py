@@ -51,21 +51,29 @@ def number(page, pattern):
 def rows(page, heading):
     """The cells of the first table under a heading, without its head."""
     table = re.search(rf"^#+ {heading}\n.*?^(\|.*?)^(?!\|)", page, re.S | re.M)[1]
-    return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()[2:]]
+    return [
+        [cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines()[2:]
+    ]
 
 
 # docs/guides/formats.md
 
 
 def test_the_plausibility_checks():
-    assert number(FORMATS, r"both sides of (\d+) pixels or more") == plausibility.WHOLE_SLICE_SIDE == 400
+    assert (
+        number(FORMATS, r"both sides of (\d+) pixels or more")
+        == plausibility.WHOLE_SLICE_SIDE
+        == 400
+    )
     assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pillow.CHROMA == 10
     assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == plausibility.MIN_SPAN == 0.25
     assert (
-        number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100 == plausibility.CLIPPED_LIMIT
+        number(FORMATS, r"(\d+) % or more of the pixels black or white") / 100
+        == plausibility.CLIPPED_LIMIT
     )
     assert (
-        number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100 == plausibility.BLACK_BORDER_LIMIT
+        number(FORMATS, r"(\d+) % or more of the outermost pixels") / 100
+        == plausibility.BLACK_BORDER_LIMIT
     )
     assert plausibility.CLIPPED_LIMIT == plausibility.BLACK_BORDER_LIMIT == 0.9
     within = number(FORMATS, r"black or white \(within (\d+) %\)") / 100
@@ -80,7 +88,9 @@ def test_the_angle_of_an_oblique_slice():
 def test_the_limits():
     table = {name: default for name, default, *_ in rows(FORMATS, "Limits")}
     pixels, size = (int(table[name].replace(",", "")) for name in list(table)[:2])
-    assert (pixels, size) == (PIXEL_LIMIT, FILE_LIMIT) == tuple(Limits()) == (89_478_485, 268_435_456)
+    assert (
+        (pixels, size) == (PIXEL_LIMIT, FILE_LIMIT) == tuple(Limits()) == (89_478_485, 268_435_456)
+    )
     options = inspect.signature(OrganClassifier.predict_paths).parameters
     assert (options["pixel_limit"].default, options["file_limit"].default) == (pixels, size)
     assert table["pixels per side"] == "65,535"  # test_classifier.py tries both sides of it
@@ -91,20 +101,26 @@ def test_the_limits():
 @needs_default
 def test_the_window_of_the_packaged_model():
     level, width = re.search(r"level (\d+), width\s+(\d+)", FORMATS).groups()
-    assert read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
+    assert (
+        read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
+    )
 
 
 # docs/reference/check.md
 
 
 def test_the_known_answers_and_what_is_allowed():
-    assert stated(CHECK, r"(\w+) synthetic slices") == "Sixteen" and len(golden_slices()) == COUNT == 16
+    assert (
+        stated(CHECK, r"(\w+) synthetic slices") == "Sixteen"
+        and len(golden_slices()) == COUNT == 16
+    )
     low, high = map(int, re.search(r"of (\d+) to (\d+) pixels per side", CHECK).groups())
     sides = {side for piece in golden_slices() for side in piece.shape}
     assert (low, high) == (min(sides), max(sides)) == (28, 64)
     assert {piece.dtype.itemsize * 8 for piece in golden_slices()} == {8, 16}
     allowed = {
-        name.replace("float32", "fp32"): float(most) for name, most, _ in rows(CHECK, "The known answers")
+        name.replace("float32", "fp32"): float(most)
+        for name, most, _ in rows(CHECK, "The known answers")
     }
     tolerances = {row.name: row.tolerance for row in PRECISIONS}
     assert allowed == tolerances == {"fp32": 0.001, "int8": 0.02, "fp16": 0.02}
@@ -162,7 +178,15 @@ def test_the_limits_of_a_manifest():
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_the_columns_of_the_rows(form):
     done = subprocess.run(
-        [sys.executable, "-m", "organ_infer", "--quiet", "--format", form, ROOT / "examples" / "liver-1.png"],
+        [
+            sys.executable,
+            "-m",
+            "organ_infer",
+            "--quiet",
+            "--format",
+            form,
+            ROOT / "examples" / "liver-1.png",
+        ],
         capture_output=True,
         text=True,
         env=child_environment(),
@@ -201,7 +225,9 @@ def test_the_fixed_batch_sizes():
 
 def test_the_options_of_onnxruntime():
     table = {name.strip("`"): value for name, value, _ in rows(CUDA, "Options of onnxruntime")}
-    fixed = {name: value.strip("`") for name, value in table.items() if re.fullmatch("`[^`]+`", value)}
+    fixed = {
+        name: value.strip("`") for name, value in table.items() if re.fullmatch("`[^`]+`", value)
+    }
     assert fixed == {
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",

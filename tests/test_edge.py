@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from at_hand import DATA, needs_organamnist
+from support.data_files import DATA, needs_organamnist
 from test_fit import CPU, made_data, without_seconds
 
 from train import fit, record
@@ -43,7 +43,9 @@ def test_mirroring_keeps_the_patients_sides():
     x = slices(400)
     seen = augment.flip_front_back(x, 0.25, generator())
     same = torch.tensor([torch.equal(a, b) for a, b in zip(seen, x, strict=True)])
-    flipped = torch.tensor([torch.equal(a, b.flip(2)) for a, b in zip(seen, x, strict=True)])  # columns
+    flipped = torch.tensor(
+        [torch.equal(a, b.flip(2)) for a, b in zip(seen, x, strict=True)]
+    )  # columns
     assert (same ^ flipped).all() and 0.15 < flipped.float().mean() < 0.35
 
 
@@ -64,15 +66,24 @@ def test_erasing_puts_middle_gray_in_one_rectangle():
         lambda x, g: augment.intensity(x, 0.3, g),
         lambda x, g: augment.noise(x, 0.1, g),
         lambda x, g: EdgeRecipe(affine=1).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
-        lambda x, g: EdgeRecipe(noise=0.1, cutmix=0).prepare(x, torch.zeros(64, dtype=torch.long), 11, g)[0],
+        lambda x, g: EdgeRecipe(noise=0.1, cutmix=0).prepare(
+            x, torch.zeros(64, dtype=torch.long), 11, g
+        )[0],
     ],
 )
 def test_changes_keep_shape_and_range_and_follow_the_generator(change):
     x = slices()
     before = x.clone()
     seen = change(x, generator(1))
-    assert seen.shape == x.shape and seen.dtype == torch.float32 and seen.min() >= -1 and seen.max() <= 1
-    assert torch.equal(seen, change(x, generator(1))) and not torch.equal(seen, change(x, generator(2)))
+    assert (
+        seen.shape == x.shape
+        and seen.dtype == torch.float32
+        and seen.min() >= -1
+        and seen.max() <= 1
+    )
+    assert torch.equal(seen, change(x, generator(1))) and not torch.equal(
+        seen, change(x, generator(2))
+    )
     assert torch.equal(x, before) and not torch.equal(seen, x)
 
 
@@ -120,8 +131,12 @@ def test_weight_decay_is_for_weights_alone():
     network = make_network("edge", classes=11, size=28, seed=1)
     with_decay, without = EdgeRecipe().optimizer(network).param_groups
     assert with_decay["weight_decay"] > 0 and without["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in with_decay["params"]) and all(p.ndim == 1 for p in without["params"])
-    assert sum(p.numel() for g in (with_decay, without) for p in g["params"]) == count_parameters(network)
+    assert all(p.ndim > 1 for p in with_decay["params"]) and all(
+        p.ndim == 1 for p in without["params"]
+    )
+    assert sum(p.numel() for g in (with_decay, without) for p in g["params"]) == count_parameters(
+        network
+    )
 
 
 def test_the_average_follows_weights_and_running_statistics():
@@ -222,7 +237,9 @@ def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
         state | {"finished": False, "optimiser": {}, "best": None, "best_accuracy": 0.5},
     )
     with pytest.raises(RunError, match="was trained with another method; use --fresh"):
-        fit.fit(stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, recipe=EdgeRecipe(shift=1))
+        fit.fit(
+            stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, recipe=EdgeRecipe(shift=1)
+        )
 
 
 def test_only_axial_slices_are_mirrored():
@@ -257,7 +274,16 @@ def test_chains_of_the_real_training_split_are_long():
 def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "load_data", lambda *arguments, **named: made_data())
     monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)))
-    command = ["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--only", "reference,no shifts"]
+    command = [
+        "--out",
+        str(tmp_path),
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--only",
+        "reference,no shifts",
+    ]
     assert ablate.main(command) == 0
     table = capsys.readouterr().out
     assert table.count("±") == 8 and "| no shifts |" in table
@@ -265,7 +291,10 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
         patch.setattr(fit, "train_epoch", None)  # nothing is trained again
         assert ablate.main(command) == 0
     again = capsys.readouterr().out
-    assert again.startswith("device  ") and again.partition("\n")[2] == table[table.index("| variant") :]
+    assert (
+        again.startswith("device  ")
+        and again.partition("\n")[2] == table[table.index("| variant") :]
+    )
     assert ablate.main([*command[:4], "--epochs", "2", *command[6:]]) == 2
     assert "is of another recipe, data set or number of epochs" in capsys.readouterr().err
     assert ablate.main(["--only", "no such"]) == 2

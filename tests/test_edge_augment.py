@@ -26,13 +26,15 @@ def is_uniform(values, low, high):
 def happens(flags, probability):
     """Whether the share of true values is within 4 standard deviations of a probability."""
     flags = np.asarray(flags, bool)
-    return abs(flags.mean() - probability) < 4 * math.sqrt(probability * (1 - probability) / flags.size)
+    return abs(flags.mean() - probability) < 4 * math.sqrt(
+        probability * (1 - probability) / flags.size
+    )
 
 
 def unrelated(*columns):
-    return np.abs(np.corrcoef(np.array(columns, float)) - np.eye(len(columns))).max() < 4 / math.sqrt(
-        len(columns[0])
-    )
+    return np.abs(
+        np.corrcoef(np.array(columns, float)) - np.eye(len(columns))
+    ).max() < 4 / math.sqrt(len(columns[0]))
 
 
 def ramps(n, size=28):
@@ -55,7 +57,10 @@ def test_half_of_the_slices_are_turned_by_degrees_and_stretched_by_exponents(deg
     """The matrix of each slice, from where its middle was looked up."""
     inner = slice(8, 20)
     seen = [
-        augment.affine(x, degrees, scale, generator())[:, 0, inner, inner].flatten(1).double().numpy()
+        augment.affine(x, degrees, scale, generator())[:, 0, inner, inner]
+        .flatten(1)
+        .double()
+        .numpy()
         for x in ramps(MANY)
     ]
     x, y = (ramp[0, 0, inner, inner].flatten().double().numpy() for ramp in ramps(1))
@@ -236,12 +241,21 @@ PUBLISHED = {
 
 def test_the_recipe_is_the_published_one():
     assert EdgeRecipe().described() == PUBLISHED
-    assert EdgeRecipe(ema_decay=None).described() == {k: v for k, v in PUBLISHED.items() if k != "averaged"}
+    assert EdgeRecipe(ema_decay=None).described() == {
+        k: v for k, v in PUBLISHED.items() if k != "averaged"
+    }
 
 
 def test_a_batch_is_prepared_by_the_ingredients_in_their_order():
     recipe = EdgeRecipe(
-        flip_front_back=0.3, shift=3, affine=0.5, cutmix=0.4, mixup=0.6, intensity=0.2, noise=0.1, erase=0.7
+        flip_front_back=0.3,
+        shift=3,
+        affine=0.5,
+        cutmix=0.4,
+        mixup=0.6,
+        intensity=0.2,
+        noise=0.1,
+        erase=0.7,
     )
     x, labels = torch.rand(64, 1, 28, 28, generator=generator(2)) * 2 - 1, torch.arange(64) % 5
     found, found_targets = recipe.prepare(x, labels, 5, generator(4))
@@ -255,7 +269,16 @@ def test_a_batch_is_prepared_by_the_ingredients_in_their_order():
     torch.testing.assert_close(found_targets, targets, rtol=0, atol=0)
 
 
-INGREDIENTS = ("flip_front_back", "shift", "affine", "cutmix", "mixup", "intensity", "noise", "erase")
+INGREDIENTS = (
+    "flip_front_back",
+    "shift",
+    "affine",
+    "cutmix",
+    "mixup",
+    "intensity",
+    "noise",
+    "erase",
+)
 
 
 @pytest.mark.parametrize("left_in", INGREDIENTS)
@@ -263,7 +286,9 @@ def test_an_ingredient_of_strength_zero_is_not_drawn(left_in, monkeypatch):
     called = []
     for name in INGREDIENTS:
         real = getattr(augment, name)
-        monkeypatch.setattr(augment, name, lambda *a, name=name, real=real: called.append(name) or real(*a))
+        monkeypatch.setattr(
+            augment, name, lambda *a, name=name, real=real: called.append(name) or real(*a)
+        )
     strengths = dict.fromkeys(INGREDIENTS, 0) | {left_in: 1}
     x, labels = torch.zeros(4, 1, 28, 28), torch.tensor([0, 1, 2, 1])
     _, targets = EdgeRecipe(**strengths).prepare(x, labels, 3, generator())
@@ -320,4 +345,7 @@ def test_weights_decay_and_biases_and_normalization_do_not():
     )
     assert decayed == {"conv.weight", "head.weight"}
     assert kept == {"conv.bias", "norm.weight", "norm.bias", "head.bias"}
-    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.02, 0.07), (0.02, 0.0)]
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.02, 0.07),
+        (0.02, 0.0),
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import child_environment
-from heap import heap_bytes, needs_heap
+from support.heap import heap_bytes, needs_heap
 
 from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError
 from organ_infer.engine.session import Session
@@ -165,7 +165,9 @@ def in_threads(count, work):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_eight_threads_from_its_first_use_on_give_the_serial_results(ensemble, slices, pictures, threads):
+def test_eight_threads_from_its_first_use_on_give_the_serial_results(
+    ensemble, slices, pictures, threads
+):
     """Arrays, Pillow images and paths at once, of differing counts; each kind's answers bit for bit."""
     from PIL import Image
 
@@ -181,12 +183,16 @@ def test_eight_threads_from_its_first_use_on_give_the_serial_results(ensemble, s
     with OrganClassifier(ensemble, device="cpu", threads=threads, batch_size=8) as serial:
         expected = [use(serial) for use in uses]
     with OrganClassifier(ensemble, device="cpu", threads=threads, batch_size=8) as shared:
-        found = in_threads(8, lambda i: [uses[(i + k) % len(uses)](shared) for k in range(len(uses))])
+        found = in_threads(
+            8, lambda i: [uses[(i + k) % len(uses)](shared) for k in range(len(uses))]
+        )
     for i, answers in enumerate(found):
         assert answers == [expected[(i + k) % len(uses)] for k in range(len(uses))]
 
 
-def test_what_fails_in_one_thread_fails_there_alone(ensemble, slices, pictures, tmp_path, monkeypatch):
+def test_what_fails_in_one_thread_fails_there_alone(
+    ensemble, slices, pictures, tmp_path, monkeypatch
+):
     """Wrong input, bad files, and onnxruntime itself failing: the others get what they would have got."""
     (tmp_path / "bad.png").write_bytes(b"no image")
     good = sorted(pictures.iterdir())[:4]
@@ -241,7 +247,10 @@ def test_closing_in_one_thread_is_a_clear_error_in_the_others(bundle, slices):
         except OrganInferError as e:
             return str(e)
 
-    assert in_threads(4, work) == ["closed", *["this classifier is closed; open another OrganClassifier"] * 3]
+    assert in_threads(4, work) == [
+        "closed",
+        *["this classifier is closed; open another OrganClassifier"] * 3,
+    ]
     with pytest.raises(OrganInferError, match="is closed"), opened:
         opened.predict(slices[0])
 
@@ -290,7 +299,9 @@ def test_a_pool_of_processes_opens_its_own_and_answers_alike(ensemble, slices, m
         expected = opened_before_the_fork.predict_proba(slices[:8])
         given = pickle.dumps(opened_before_the_fork)
         with multiprocessing.get_context(method).Pool(2, make, (given,)) as pool:
-            found = pool.map_async(ask, [piece.tolist() for piece in np.array_split(slices[:8], 4)]).get(60)
+            found = pool.map_async(
+                ask, [piece.tolist() for piece in np.array_split(slices[:8], 4)]
+            ).get(60)
             told = (
                 pool.apply_async(ask_the_parents, (slices[:1].tolist(),)).get(60)
                 if method == "fork"
@@ -303,7 +314,9 @@ def test_a_pool_of_processes_opens_its_own_and_answers_alike(ensemble, slices, m
 
 
 def test_what_is_pickled_keeps_its_options_and_its_kind(bundle, slices):
-    with OrganClassifier(bundle, device="cpu", threads=1, batch_size=3, orientation="PL", tta=True) as opened:
+    with OrganClassifier(
+        bundle, device="cpu", threads=1, batch_size=3, orientation="PL", tta=True
+    ) as opened:
         data = pickle.dumps(opened)
         expected = opened.predict_proba(slices[:5])
         assert len(data) < 1000  # where it is, not what is in it
@@ -317,12 +330,12 @@ class Mine(OrganClassifier):
     """Somebody's own."""
 
 
-def test_a_bundle_that_has_gone_is_told_when_unpickling(copied):
+def test_a_bundle_that_has_gone_is_told_when_unpickling(bundle_copy):
     from organ_infer import BundleError
 
-    with OrganClassifier(copied, device="cpu") as opened:
+    with OrganClassifier(bundle_copy, device="cpu") as opened:
         data = pickle.dumps(opened)
-    (copied / "small.onnx").unlink()
+    (bundle_copy / "small.onnx").unlink()
     with pytest.raises(BundleError, match=r"'small\.onnx' is listed in manifest\.json but missing"):
         pickle.loads(data)
 
@@ -351,9 +364,11 @@ def settled(expected=None):
 @linux
 @needs_heap
 @pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
-def test_many_leave_threads_descriptors_and_memory_flat(ensemble, slices, pictures, copied, end):
+def test_many_leave_threads_descriptors_and_memory_flat(
+    ensemble, slices, pictures, bundle_copy, end
+):
     """30 of them leave less than one holds. tests/endurance/many_classifiers.py opens thousands."""
-    (copied / "small.onnx").write_bytes(b"\0" * (copied / "small.onnx").stat().st_size)
+    (bundle_copy / "small.onnx").write_bytes(b"\0" * (bundle_copy / "small.onnx").stat().st_size)
 
     def used():
         opened = OrganClassifier(ensemble, device="cpu", threads=2, batch_size=16)
@@ -364,7 +379,7 @@ def test_many_leave_threads_descriptors_and_memory_flat(ensemble, slices, pictur
     def once():
         if end == "failed":
             with pytest.raises(OrganInferError):
-                OrganClassifier(copied, device="cpu", threads=2)
+                OrganClassifier(bundle_copy, device="cpu", threads=2)
             return
         opened = used()
         if end == "closed":

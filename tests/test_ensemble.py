@@ -70,7 +70,9 @@ def logits_of_members(draw, members):
 
 @settings(max_examples=60, deadline=None)
 @given(logits_of_members(st.integers(1, 5)), TEMPERATURES, st.randoms())
-def test_the_mean_of_the_softmaxes_does_not_depend_on_the_order_of_the_members(logits, temperature, random):
+def test_the_mean_of_the_softmaxes_does_not_depend_on_the_order_of_the_members(
+    logits, temperature, random
+):
     expected = softmax(logits.astype(np.float64) / temperature, axis=2).mean(axis=0)
     order = list(range(len(logits)))
     random.shuffle(order)
@@ -109,7 +111,9 @@ def test_probabilities_are_averaged_not_logits():
 
 def test_temperature_leaves_a_network_that_gives_probabilities_as_it_is():
     stored = [[0.9, 0.1]]
-    found = averaged([FakeSession(stored, "probabilities"), FakeSession([[0, np.log(3)]])], temperature=2.0)
+    found = averaged(
+        [FakeSession(stored, "probabilities"), FakeSession([[0, np.log(3)]])], temperature=2.0
+    )
     expected = (np.array([[0.9, 0.1]]) + softmax([[0, np.log(3) / 2]], axis=1)) / 2
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
@@ -282,7 +286,9 @@ def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, worker
     assert made == ([workers] if workers else [])
 
 
-@pytest.mark.parametrize(("size", "used"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)])
+@pytest.mark.parametrize(
+    ("size", "used"), [((1 << 24) - 1, False), (1 << 24, True), (1 << 30, True)]
+)
 def test_graphs_of_16_mib_and_more_are_looked_up_in_the_cache(monkeypatch, tmp_path, size, used):
     """docs/guides/embedding.md: graphs of 16 MiB and more are cached."""
     asked = []
@@ -300,7 +306,9 @@ def lookup_with(monkeypatch, tmp_path):
 
     def make(device, root=tmp_path, **versions):
         monkeypatch.setattr(ensemble, "cache_directory", lambda: root)
-        monkeypatch.setattr(ensemble, "installed_version", lambda name: versions.get(name.replace("-", "_")))
+        monkeypatch.setattr(
+            ensemble, "installed_version", lambda name: versions.get(name.replace("-", "_"))
+        )
         monkeypatch.setattr(ensemble, "Cache", FakeCache)
         forms = [types.SimpleNamespace(bytes=1 << 24)]
         manifest = types.SimpleNamespace(forms=lambda device: forms)
@@ -338,7 +346,9 @@ class FakeCache:
         ("cpu", {}, False),
     ],
 )
-def test_optimized_graphs_are_looked_up_while_onnxruntime_loads(lookup_with, device, versions, beside):
+def test_optimized_graphs_are_looked_up_while_onnxruntime_loads(
+    lookup_with, device, versions, beside
+):
     """Except where they may not be needed, or for which version is not known."""
     with lookup_with(device, **versions) as lookup:
         assert (lookup._workers is not None) == beside
@@ -392,7 +402,9 @@ def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
             super().__init__(np.zeros((3, 11)))
 
     monkeypatch.setattr(ensemble, "Session", OnCpuAlone)
-    monkeypatch.setattr(ensemble, "choose_device", lambda ort, device: "cuda" if device == "auto" else device)
+    monkeypatch.setattr(
+        ensemble, "choose_device", lambda ort, device: "cuda" if device == "auto" else device
+    )
     for device in ("cuda", "cuda:1"):
         with pytest.raises(DeviceError, match="no GPU"):
             open_ensemble(folder, device=device, threads=4)
@@ -403,7 +415,9 @@ def test_cuda_that_fails_is_an_error_if_it_was_asked_for_and_a_warning_for_auto(
     assert [record.getMessage() for record in caplog.records] == ["running on the CPU: no GPU"]
 
 
-def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(
+    tmp_path, monkeypatch, caplog
+):
     folder = write_bundle(tmp_path / "b", {"a.onnx": make_graph()})
     opened = []
 
@@ -416,9 +430,14 @@ def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(tmp_path, 
 
     monkeypatch.setattr(ensemble, "Session", FromBytesAlone)
     monkeypatch.setattr(
-        ensemble.CacheLookup, "result", lambda self, version: (None, {"a.onnx": tmp_path / "cached"})
+        ensemble.CacheLookup,
+        "result",
+        lambda self, version: (None, {"a.onnx": tmp_path / "cached"}),
     )
     open_ensemble(folder, device="cpu", threads=1).close()
     assert opened == [type(tmp_path), bytes]
     (record,) = caplog.records
-    assert record.levelname == "WARNING" and record.getMessage() == "rebuilding the cached graph: damaged"
+    assert (
+        record.levelname == "WARNING"
+        and record.getMessage() == "rebuilding the cached graph: damaged"
+    )

@@ -67,7 +67,8 @@ def test_a_graph_that_differs_stops_the_export_and_writes_nothing(tmp_path, monk
 
     monkeypatch.setattr(member, "to_onnx", changed)
     with pytest.raises(
-        ExportError, match=r"member: logits differ from PyTorch's by 1\.\d+e-03, at most 1e-04 is allowed"
+        ExportError,
+        match=r"member: logits differ from PyTorch's by 1\.\d+e-03, at most 1e-04 is allowed",
     ):
         export_member(network_of("small"), tmp_path / "member.onnx", IMAGES, LABELS)
     assert not list(tmp_path.iterdir())
@@ -111,7 +112,11 @@ def written(tmp_path, **changes):
 
 def test_a_bundle_opens_and_says_what_it_is(tmp_path):
     bundle = written(tmp_path)
-    assert sorted(p.name for p in bundle.iterdir()) == ["MODEL_CARD.md", "base.onnx", "manifest.json"]
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "MODEL_CARD.md",
+        "base.onnx",
+        "manifest.json",
+    ]
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["task"]["classes"] == CLASSES and manifest["input"]["orientation"] == ["L", "P"]
     assert manifest["task"]["paired"] == [
@@ -179,8 +184,13 @@ def test_paired_classes_are_the_two_sides_of_an_organ():
 
 
 def test_the_card_of_several_seeds_tells_their_spread(tmp_path):
-    seeds = {s: {k: {"mean": 0.9, "std": 0.01} for k in ("accuracy", "auc", "ece")} for s in ("val", "test")}
+    seeds = {
+        s: {k: {"mean": 0.9, "std": 0.01} for k in ("accuracy", "auc", "ece")}
+        for s in ("val", "test")
+    }
     metrics = {"val": {"accuracy": 0.91, "auc": 0.99, "ece": 0.02}, "seeds": {"count": 3} | seeds}
     metrics["val_as_listed"] = {"accuracy": 0.91, "ece": 0.01, "ece_uncalibrated": 0.02}
-    card = model_card(BundleInfo("name", "organamnist", "axial", CLASSES, 28, metrics, {"seed": 2}), [], 0.5)
+    card = model_card(
+        BundleInfo("name", "organamnist", "axial", CLASSES, 28, metrics, {"seed": 2}), [], 0.5
+    )
     assert "The best of 3 seeds on validation" in card and "test accuracy 0.9000 ± 0.0100" in card

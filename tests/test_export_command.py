@@ -15,16 +15,21 @@ from torch import nn
 from export import all as command
 from export import member
 from export.member import ExportError
-from tests.tiny_graphs import SIZE, linear_graph, packed, softmax
+from tests.support.tiny_graphs import SIZE, linear_graph, packed, softmax
 from train.data import Data
 from train.errors import RunError
 
 CLASSES = [f"organ{i}" for i in range(11)]
 RNG = np.random.default_rng(31)
 SPLITS = {"train": 300, "val": 280, "test": 20}
-IMAGES = {split: RNG.integers(0, 256, (count, 4, 4), dtype=np.uint8) for split, count in SPLITS.items()}
+IMAGES = {
+    split: RNG.integers(0, 256, (count, 4, 4), dtype=np.uint8) for split, count in SPLITS.items()
+}
 LABELS = {split: RNG.integers(0, 11, count) for split, count in SPLITS.items()}
-MATRICES = {name: RNG.normal(size=(16, 11)).astype(np.float32) for name in ("base", "batch_norm", "resnet50")}
+MATRICES = {
+    name: RNG.normal(size=(16, 11)).astype(np.float32)
+    for name in ("base", "batch_norm", "resnet50")
+}
 
 
 class Linear(nn.Module):
@@ -48,7 +53,9 @@ def checkpoints(tmp_path, monkeypatch):
 
     monkeypatch.setattr("train.data.load_data", data)
     monkeypatch.setattr("train.record.load_checkpoint", lambda path: states[path])
-    monkeypatch.setattr("train.fit.network_of", lambda checkpoint: Linear(MATRICES[checkpoint.facts.network]))
+    monkeypatch.setattr(
+        "train.fit.network_of", lambda checkpoint: Linear(MATRICES[checkpoint.facts.network])
+    )
     monkeypatch.setattr(member, "to_onnx", lambda network, size: linear_graph(network.matrix))
     monkeypatch.setattr("train.calibration.CORRUPTIONS", {"negative": None})
     monkeypatch.setattr("train.calibration.corrupt", lambda images, name, severity: 255 - images)
@@ -98,7 +105,10 @@ def test_each_member_stands_beside_its_checkpoint_and_is_judged_on_validation(ch
 
 def test_members_go_where_they_are_asked_for_by_stage(checkpoints, tmp_path):
     assert run(checkpoints("base", "batch_norm"), "--out", tmp_path / "out") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["base.onnx", "batch_norm.onnx"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "base.onnx",
+        "batch_norm.onnx",
+    ]
     np.testing.assert_array_equal(matrix_of(tmp_path / "out" / "base.onnx"), MATRICES["base"])
 
 
@@ -128,7 +138,9 @@ def bundled(monkeypatch):
     given = {}
 
     def record(directory, info, members, slices, *, precisions):
-        given.update(vars(info), directory=directory, members=members, slices=slices, precisions=precisions)
+        given.update(
+            vars(info), directory=directory, members=members, slices=slices, precisions=precisions
+        )
 
     monkeypatch.setattr("export.bundle.write_bundle", record)
     return given
@@ -143,7 +155,9 @@ def test_a_bundle_is_measured_on_validation_and_states_where_it_comes_from(
     np.testing.assert_array_equal(slices.train, IMAGES["train"])
     np.testing.assert_array_equal(slices.val, IMAGES["val"])
     np.testing.assert_array_equal(slices.labels, LABELS["val"])
-    np.testing.assert_array_equal(slices.fitted_on[0], np.concatenate([IMAGES["val"], 255 - IMAGES["val"]]))
+    np.testing.assert_array_equal(
+        slices.fitted_on[0], np.concatenate([IMAGES["val"], 255 - IMAGES["val"]])
+    )
     np.testing.assert_array_equal(slices.fitted_on[1], np.tile(LABELS["val"], 2))
     assert bundled["directory"] == tmp_path / "b" and bundled["precisions"] == ("fp32", "int8")
     assert [(m.stage, m.file) for m in bundled["members"]] == [
@@ -154,19 +168,28 @@ def test_a_bundle_is_measured_on_validation_and_states_where_it_comes_from(
         "dataset": "organamnist", "view": "axial", "classes": CLASSES, "size": SIZE, "name": "organamnist-ensemble",
     }  # fmt: skip
     training = bundled["training"]
-    assert training.pop("temperature_fitted_on").startswith("280 validation slices and 1 corrupted copies")
+    assert training.pop("temperature_fitted_on").startswith(
+        "280 validation slices and 1 corrupted copies"
+    )
     assert training == {
         "seed": 5, "data_md5": "f" * 32, "weights": "a.pt; b.pt", "versions": {}, "smoke": False,
     }  # fmt: skip
-    mean = np.mean([softmax(logits_of(name, IMAGES["val"])) for name in ("base", "batch_norm")], axis=0)
+    mean = np.mean(
+        [softmax(logits_of(name, IMAGES["val"])) for name in ("base", "batch_norm")], axis=0
+    )
     found = bundled["metrics"]["val"]
     assert bundled["metrics"].keys() == {"val"} and found.keys() == {"accuracy", "auc", "ece"}
     accuracy = (mean.argmax(1) == LABELS["val"]).mean()
     assert found["accuracy"] == pytest.approx(accuracy, abs=1e-9)
-    assert f"{tmp_path / 'b'}: 2 members, validation accuracy {accuracy:.4f}" in capsys.readouterr().out
+    assert (
+        f"{tmp_path / 'b'}: 2 members, validation accuracy {accuracy:.4f}"
+        in capsys.readouterr().out
+    )
 
 
-def test_a_bundle_of_one_is_named_after_its_stage_and_tries_every_precision(checkpoints, bundled, tmp_path):
+def test_a_bundle_of_one_is_named_after_its_stage_and_tries_every_precision(
+    checkpoints, bundled, tmp_path
+):
     assert run(checkpoints("base"), "--bundle", tmp_path / "b") == 0
     assert bundled["name"] == "organamnist-base" and bundled["training"]["weights"] == "none"
     assert sorted(bundled["precisions"]) == ["fp16", "fp32", "int8"]
@@ -199,11 +222,15 @@ def test_the_merged_graph_has_the_temperature_of_the_float32_members(checkpoints
     found = ReferenceEvaluator(onnx.load(tmp_path / "m.onnx")).run(
         None, {"images": packed(IMAGES["test"]).reshape(-1, 1, 4, 4).astype(np.float32)}
     )[0]
-    expected = np.mean([softmax(logits_of(name, IMAGES["test"]) / temperature) for name in names], axis=0)
+    expected = np.mean(
+        [softmax(logits_of(name, IMAGES["test"]) / temperature) for name in names], axis=0
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_a_merged_graph_that_is_not_the_members_is_not_written(checkpoints, tmp_path, monkeypatch, capsys):
+def test_a_merged_graph_that_is_not_the_members_is_not_written(
+    checkpoints, tmp_path, monkeypatch, capsys
+):
     from export import merge
 
     real = merge.merge
@@ -258,7 +285,9 @@ def test_checkpoints_of_other_data_are_refused(key, value, checkpoints, capsys):
     assert f"{paths[1]} has {key} {value}, {paths[0]} has " in refused(capsys, paths)
 
 
-def test_a_place_that_is_no_bundle_is_refused_before_anything_is_done(checkpoints, tmp_path, capsys):
+def test_a_place_that_is_no_bundle_is_refused_before_anything_is_done(
+    checkpoints, tmp_path, capsys
+):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     paths = checkpoints("base")
@@ -288,7 +317,9 @@ def raising(error):
         ),
     ],
 )
-def test_each_failure_has_its_exit_code_and_one_line(error, code, words, checkpoints, monkeypatch, capsys):
+def test_each_failure_has_its_exit_code_and_one_line(
+    error, code, words, checkpoints, monkeypatch, capsys
+):
     monkeypatch.setattr(command, "export", raising(error))
     assert words in refused(capsys, checkpoints("base"), code=code)
 

@@ -40,7 +40,9 @@ def data():
 
 
 def trained(stage, data, directory, **changes):
-    config = dataclasses.replace(TrainConfig(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes)
+    config = dataclasses.replace(
+        TrainConfig(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes
+    )
     return fit.fit(stage, data, config, CPU, directory, say=lambda line: None)
 
 
@@ -141,7 +143,9 @@ def test_fp16_scales_the_loss_and_keeps_the_scale(data, tmp_path, monkeypatch):
     """A step whose gradients overflow is left out, and the scale halved; a checkpoint holds the scale."""
     network = fit.starting_network(STAGES["batch_norm"], data, TrainConfig(1, 64, 1, "none"))[0]
     learner = Learner.of(network, STAGES["batch_norm"].recipe_for("axial"), precision="fp16")
-    assert learner.scaler.is_enabled() and not Learner.of(network, learner.recipe).scaler.is_enabled()
+    assert (
+        learner.scaler.is_enabled() and not Learner.of(network, learner.recipe).scaler.is_enabled()
+    )
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = {key: value.clone() for key, value in network.named_parameters()}
     images = torch.from_numpy(data.images["train"][:64])
@@ -191,7 +195,9 @@ def test_checkpoints_are_written_at_a_new_best_and_at_the_end(monkeypatch, tmp_p
 
 
 def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path):
-    assert checkpoint.CHECKPOINT_SECONDS == 60  # docs/guides/training.md, "What is written, and resuming"
+    assert (
+        checkpoint.CHECKPOINT_SECONDS == 60
+    )  # docs/guides/training.md, "What is written, and resuming"
     data = scripted(monkeypatch, [0.7, 0.5, 0.5, 0.5, 0.5, 0.5])
     epochs, clock = saved_epochs(monkeypatch), iter(range(0, 10_000, 25))
     monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
@@ -200,7 +206,9 @@ def test_checkpoints_are_written_when_a_minute_has_passed(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("broken_off_by", [KeyboardInterrupt, StageFailed, torch.OutOfMemoryError])
-def test_an_epoch_that_was_not_written_is_when_training_breaks_off(monkeypatch, tmp_path, broken_off_by):
+def test_an_epoch_that_was_not_written_is_when_training_breaks_off(
+    monkeypatch, tmp_path, broken_off_by
+):
     data = scripted(monkeypatch, [0.7, 0.6, 0.5])
     scripted_epoch, calls = fit.train_epoch, []
 
@@ -220,7 +228,9 @@ def test_an_epoch_that_was_not_written_is_when_training_breaks_off(monkeypatch, 
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
     start = fit.starting_network(STAGES["early_stopping"], data, TrainConfig(1, 64, 1, "none"))[0]
     torch.testing.assert_close(kept["state"]["head.bias"], start.head.bias.detach() + 3)
-    assert [row["val_accuracy"] for row in kept["history"]] == [0.7, 0.6, 0.5] and kept["best_epoch"] == 1
+    assert [row["val_accuracy"] for row in kept["history"]] == [0.7, 0.6, 0.5] and kept[
+        "best_epoch"
+    ] == 1
 
 
 def test_the_seconds_of_a_stage_hold_its_checkpoints(monkeypatch, tmp_path):
@@ -251,7 +261,9 @@ def test_validation_keeps_cudnn_on_and_its_float32_full(data, monkeypatch):
     assert seen == [(True, False, True, False)]
 
 
-@pytest.mark.parametrize(("size", "batch"), [(28, 1024), (64, 196), (128, 49), (224, 16), (2000, 1)])
+@pytest.mark.parametrize(
+    ("size", "batch"), [(28, 1024), (64, 196), (128, 49), (224, 16), (2000, 1)]
+)
 def test_the_batch_of_evaluation_holds_the_same_number_of_pixels(size, batch):
     assert fit.evaluation_batch(size) == batch
 
@@ -279,7 +291,9 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
     assert tight.batches == [64, 32, 32, 32, 4] and roomy.batches == [64, 36]
     freed = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
-    with pytest.raises(StageFailed, match="out of memory on cpu while evaluating 32 slices at a time"):
+    with pytest.raises(
+        StageFailed, match="out of memory on cpu while evaluating 32 slices at a time"
+    ):
         fit.evaluate(Limited(31), images)
     assert len(freed) == 2
     monkeypatch.setattr(fit, "EVALUATION_PIXELS", 1)
@@ -291,10 +305,14 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
     ("changes", "named"),
     [({"max_epochs": 2}, "max_epochs"), ({"max_epochs": 1, "batch_size": 32}, "batch_size")],
 )
-def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(data, tmp_path, changes, named):
+def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(
+    data, tmp_path, changes, named
+):
     first = trained(STAGES["base"], data, tmp_path, max_epochs=1)
     assert first.finished
-    with pytest.raises(RunError, match=f"was trained with another {named}; use --fresh to start over"):
+    with pytest.raises(
+        RunError, match=f"was trained with another {named}; use --fresh to start over"
+    ):
         trained(STAGES["base"], data, tmp_path, **changes)
     other = dataclasses.replace(data, md5="1" * 32)
     with pytest.raises(RunError, match="was trained with another data_md5"):
@@ -328,7 +346,9 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
 
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").unlink()
     monkeypatch.setattr(weights, "download", refuse)
-    with pytest.raises(RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"):
+    with pytest.raises(
+        RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"
+    ):
         fit.starting_network(stage, data, config)
 
 
@@ -354,11 +374,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(data, tmp
 
     monkeypatch.setattr(fit, "train_epoch", broken)
     with pytest.raises(
-        StageFailed, match=r"base: the loss is not finite in epoch 2; epoch 1 is kept in .*checkpoint.pt"
+        StageFailed,
+        match=r"base: the loss is not finite in epoch 2; epoch 1 is kept in .*checkpoint.pt",
     ):
         trained(STAGES["base"], data, tmp_path)
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
-    assert len(kept["history"]) == 1 and all(torch.isfinite(v).all() for v in kept["state"].values())
+    assert len(kept["history"]) == 1 and all(
+        torch.isfinite(v).all() for v in kept["state"].values()
+    )
 
 
 def test_out_of_memory_says_which_batch_size_to_try(data, tmp_path, monkeypatch):
@@ -392,7 +415,8 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
     stage = Stage("resnet50", "resnet50", pretrained=True)
     config = TrainConfig(1, 64, 1, "imagenet", weights_dir=tmp_path)
     with pytest.raises(
-        RunError, match=r"no resnet50.pth or resnet50-0676ba61.pth in .*fetch https://.*--weights none"
+        RunError,
+        match=r"no resnet50.pth or resnet50-0676ba61.pth in .*fetch https://.*--weights none",
     ):
         fit.starting_network(stage, data, config)
     import torchvision
@@ -400,7 +424,9 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
     network, source = fit.starting_network(stage, data, config)
     assert source.startswith("resnet50.pth (sha256 ") and network.resnet.fc.out_features == 3
-    assert fit.starting_network(stage, data, dataclasses.replace(config, weights="none"))[1] == "none"
+    assert (
+        fit.starting_network(stage, data, dataclasses.replace(config, weights="none"))[1] == "none"
+    )
     (tmp_path / "resnet50.pth").write_bytes(b"broken")
     with pytest.raises(RunError, match=r"resnet50.pth is not a readable PyTorch weights file"):
         fit.starting_network(stage, data, config)
@@ -409,7 +435,8 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
 def test_results_of_another_version_s_stages_are_refused(tmp_path):
     data = made_data()
     record.write_json(
-        tmp_path / "results.json", {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]}
+        tmp_path / "results.json",
+        {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]},
     )
     with pytest.raises(RunError, match="has a stage 'edge_teacher1', of another version"):
         opened(tmp_path, data, CPU, {"smoke": False})

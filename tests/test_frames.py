@@ -9,8 +9,20 @@ import zipfile
 
 import numpy as np
 import pytest
-from image_files import DEEP, GRAY, STACK, decode, npy, npz, refused, same, saved, slices, tiff
 from PIL import Image, TiffImagePlugin
+from support.image_files import (
+    DEEP,
+    GRAY,
+    STACK,
+    decode,
+    npy,
+    npz,
+    refused,
+    same,
+    saved,
+    slices,
+    tiff,
+)
 
 from organ_infer import ImageError, ImageFailure, OrganClassifier, Prediction
 from organ_infer.images.registry import decode_slices, open_slices, split_selector
@@ -99,12 +111,16 @@ def zipped(method=zipfile.ZIP_STORED, **members):
 def test_an_archive_that_is_no_npz_is_refused():
     refused(zipped(a_txt=b"x", b_npy=npy(GRAY)), "contains other files than .npy")
     refused(
-        zipped(a_npy=npy(GRAY)) + b"x", "truncated, or not an archive of up to 4 GiB as numpy.savez writes it"
+        zipped(a_npy=npy(GRAY)) + b"x",
+        "truncated, or not an archive of up to 4 GiB as numpy.savez writes it",
     )
     refused(zipped(a_npy=npy(GRAY))[:-5], "truncated, or not an archive")
     refused(b"PK\3\4", "truncated, or not an archive")
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        refused(zipped(method, a_npy=npy(GRAY)), "unsupported compression of a.npy; save it with numpy.savez")
+        refused(
+            zipped(method, a_npy=npy(GRAY)),
+            "unsupported compression of a.npy; save it with numpy.savez",
+        )
     refused(
         npz(True, a=np.zeros((1000, 1000), np.uint8)),
         "1,000,128 bytes of arrays: too large",
@@ -130,7 +146,9 @@ def test_an_archive_is_read_up_to_the_limit_on_its_arrays(limit):
     if limit == "exact":
         assert len(slices(data, file_bytes=size)) == 6
     else:
-        refused(data, rf"{size:,} bytes of arrays: too large, at most {size - 1:,}", file_bytes=size - 1)
+        refused(
+            data, rf"{size:,} bytes of arrays: too large, at most {size - 1:,}", file_bytes=size - 1
+        )
 
 
 def test_an_archive_of_over_4_gib_is_refused_by_the_record_before_its_end():
@@ -220,8 +238,14 @@ def test_pages_in_a_circle_end():
 
 def test_frames_of_an_animated_png_gif_and_webp():
     images = [Image.fromarray(pixels) for pixels in STACK]
-    for form, options in {"PNG": {}, "GIF": {"optimize": False}, "WEBP": {"lossless": True}}.items():
-        data = saved(images[0], form, save_all=True, append_images=images[1:], duration=100, **options)
+    for form, options in {
+        "PNG": {},
+        "GIF": {"optimize": False},
+        "WEBP": {"lossless": True},
+    }.items():
+        data = saved(
+            images[0], form, save_all=True, append_images=images[1:], duration=100, **options
+        )
         stacked(slices(data), STACK)
         same(decode(data, "2"), STACK[2])
 
@@ -283,14 +307,19 @@ def test_slices_come_back_in_order_among_other_files(bundle, pictures, tmp_path)
                 f"{tmp_path}/s.npy#11", *files[3:]]  # fmt: skip
     for size in (1, 3, 4, 64):
         with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
-            sequence, one_by_one = list(opened.predict_paths(paths)), list(opened.predict_paths(iter(paths)))
+            sequence, one_by_one = (
+                list(opened.predict_paths(paths)),
+                list(opened.predict_paths(iter(paths))),
+            )
             direct = opened.predict_proba(stack)
         assert [p.path for p in sequence] == [p.path for p in one_by_one] == expected
         failed = [p for p in sequence if isinstance(p, ImageFailure)]
         assert [p.path for p in failed] == [f"{tmp_path}/bad.npy", f"{tmp_path}/s.npy#11"]
         by_name = {p.path: p for p in sequence}
         for i in range(11):
-            np.testing.assert_allclose(by_name[f"{tmp_path}/s.npy#{i}"].probabilities, direct[i], atol=1e-6)
+            np.testing.assert_allclose(
+                by_name[f"{tmp_path}/s.npy#{i}"].probabilities, direct[i], atol=1e-6
+            )
         assert [type(p) for p in sequence] == [type(p) for p in one_by_one]
 
 
@@ -349,7 +378,9 @@ def test_the_command_takes_slices(command, tmp_path):
                 f"{tmp_path}/z.npz#b#0"]  # fmt: skip
     assert done.returncode == 0
     assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == expected
-    one = command("--format", "jsonl", f"{tmp_path}/[s].npy#3", f"{tmp_path}/z.npz#b", f"{tmp_path}/z.npz#c")
+    one = command(
+        "--format", "jsonl", f"{tmp_path}/[s].npy#3", f"{tmp_path}/z.npz#b", f"{tmp_path}/z.npz#c"
+    )
     rows = [json.loads(line) for line in one.stdout.splitlines()]
     assert one.returncode == 1
     assert [row["path"] for row in rows] == [expected[3], expected[-1], f"{tmp_path}/z.npz#c"]

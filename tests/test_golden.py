@@ -48,7 +48,9 @@ def test_one_row_that_does_not_sum_to_one_is_refused(total):
     if abs(total - 1) < 0.001:
         assert golden_answers(stored(rows), "cpu")[15].sum() == pytest.approx(total)
     else:
-        with pytest.raises(BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 3 probabilities"):
+        with pytest.raises(
+            BundleError, match=r"metrics\.golden\.cpu must be 16 strings of 3 probabilities"
+        ):
             golden_answers(stored(rows), "cpu")
 
 

@@ -14,7 +14,7 @@ from onnx import helper
 from export.golden import add_golden, main
 from organ_infer import BundleError
 from organ_infer.bundle.golden import golden_slices
-from tests.tiny_graphs import SIZE, linear_graph, model_of, softmax
+from tests.support.tiny_graphs import SIZE, linear_graph, model_of, softmax
 
 RNG = np.random.default_rng(41)
 LOGITS, PROBABILITIES, HALF = (RNG.normal(size=(16, 11)).astype(np.float32) for _ in range(3))
@@ -25,7 +25,8 @@ def area_weights(pixels):
     """(4, pixels): the share of each pixel in each of four equal parts of the side."""
     edges = np.arange(SIZE + 1) * pixels / SIZE
     shares = [
-        [max(0, min(p + 1, high) - max(p, low)) for p in range(pixels)] for low, high in pairwise(edges)
+        [max(0, min(p + 1, high) - max(p, low)) for p in range(pixels)]
+        for low, high in pairwise(edges)
     ]
     return np.array(shares) * SIZE / pixels
 
@@ -84,7 +85,9 @@ def stored(bundle, device):
 
 
 @pytest.mark.parametrize("device, logits", [("cpu", LOGITS), ("cuda", HALF)])
-def test_the_stored_answers_are_the_mean_probabilities_of_the_device_s_variants(device, logits, tiny_bundle):
+def test_the_stored_answers_are_the_mean_probabilities_of_the_device_s_variants(
+    device, logits, tiny_bundle
+):
     add_golden(tiny_bundle)
     pixels = expected_pixels()
     expected = (softmax(pixels @ logits / TEMPERATURE) + softmax(pixels @ PROBABILITIES)) / 2
@@ -94,18 +97,26 @@ def test_the_stored_answers_are_the_mean_probabilities_of_the_device_s_variants(
 
 def test_the_rest_of_the_manifest_is_as_it_was(tiny_bundle):
     before = json.loads((tiny_bundle / "manifest.json").read_text())
-    files = {path.name: path.read_bytes() for path in tiny_bundle.iterdir() if path.name != "manifest.json"}
+    files = {
+        path.name: path.read_bytes()
+        for path in tiny_bundle.iterdir()
+        if path.name != "manifest.json"
+    }
     assert main([str(tiny_bundle)]) == 0
     after = json.loads((tiny_bundle / "manifest.json").read_text())
     assert after["training"].pop("seal") and after["metrics"].pop("golden")
     assert after == before
     assert files == {
-        path.name: path.read_bytes() for path in tiny_bundle.iterdir() if path.name != "manifest.json"
+        path.name: path.read_bytes()
+        for path in tiny_bundle.iterdir()
+        if path.name != "manifest.json"
     }
     assert [path.name for path in tiny_bundle.parent.iterdir()] == ["b"]
 
 
-def test_a_manifest_that_cannot_be_written_stays_and_nothing_else_is_left(tiny_bundle, monkeypatch, capsys):
+def test_a_manifest_that_cannot_be_written_stays_and_nothing_else_is_left(
+    tiny_bundle, monkeypatch, capsys
+):
     before = (tiny_bundle / "manifest.json").read_bytes()
 
     def full(_):
@@ -174,7 +185,9 @@ def test_the_answers_are_of_this_cpu_by_one_thread_whatever_the_device(tiny_bund
 def test_the_module_is_a_command(tiny_bundle):
     def run(*arguments):
         command = [sys.executable, "-m", "export.golden", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=child_environment())
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, env=child_environment()
+        )
 
     done = run(str(tiny_bundle))
     assert done.returncode == 0, done.stderr

@@ -53,7 +53,9 @@ def plain_cnn(state, x, *, batch_norm):
 
     for i in (1, 2):
         y = convolution(
-            x, state[f"conv{i}.weight"], np.broadcast_to(bias(f"conv{i}"), len(state[f"conv{i}.weight"]))
+            x,
+            state[f"conv{i}.weight"],
+            np.broadcast_to(bias(f"conv{i}"), len(state[f"conv{i}.weight"])),
         )
         x = largest_of_four(between(y, i))
     x = x.reshape(len(x), -1)
@@ -68,12 +70,18 @@ def edge_network(state, x, *, strides):
     for i, stride in enumerate(strides):
         block = f"blocks.{i}"
         y = relu(
-            normalized(convolution(x, state[f"{block}.conv1.weight"], stride=stride), state, f"{block}.norm1")
+            normalized(
+                convolution(x, state[f"{block}.conv1.weight"], stride=stride),
+                state,
+                f"{block}.norm1",
+            )
         )
         y = normalized(convolution(y, state[f"{block}.conv2.weight"]), state, f"{block}.norm2")
         if f"{block}.fit.0.weight" in state:
             x = normalized(
-                convolution(x, state[f"{block}.fit.0.weight"], stride=stride), state, f"{block}.fit.1"
+                convolution(x, state[f"{block}.fit.0.weight"], stride=stride),
+                state,
+                f"{block}.fit.1",
             )
         x = relu(y + x)
     return x.mean((2, 3)) @ state["head.weight"].T + state["head.bias"]
@@ -128,7 +136,9 @@ def test_a_block_fits_its_input_if_its_width_or_stride_changes(stem, widths, fit
     network = unsettled(ResidualNetwork(stem, 2, widths, classes=3, seed=2))
     state = {key: value.numpy() for key, value in network.state_dict().items()}
     assert [i for i in range(len(widths)) if f"blocks.{i}.fit.0.weight" in state] == fitted
-    assert not any(key.endswith(("conv1.bias", "conv2.bias", "fit.0.bias", "stem.bias")) for key in state)
+    assert not any(
+        key.endswith(("conv1.bias", "conv2.bias", "fit.0.bias", "stem.bias")) for key in state
+    )
     x = slices()
     with torch.no_grad():
         found = network(torch.from_numpy(x)).numpy()
@@ -151,7 +161,9 @@ def test_a_resnet_on_gray_slices_is_torchvisions_on_three_equal_channels(name, s
 def test_every_convolution_of_a_bottleneck_is_one_for_small_maps_and_the_stem_is_not():
     """The logits are equal either way, the time is not."""
     net = GrayResNet("resnet18", classes=3, seed=1).resnet
-    kinds = {name: type(layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    kinds = {
+        name: type(layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)
+    }
     assert len(kinds) == 20 and kinds.pop("conv1") is nn.Conv2d
     assert set(kinds.values()) == {SmallMapConv2d}
     weights = [p for p in net.parameters() if p.ndim == 4]
@@ -161,7 +173,12 @@ def test_every_convolution_of_a_bottleneck_is_one_for_small_maps_and_the_stem_is
 def test_the_exported_resnet_is_torchvisions_with_one_input_channel():
     network = unsettled(GrayResNet("resnet18", classes=11, seed=3))
     exported, x = network.for_export().eval(), torch.from_numpy(slices(n=2))
-    assert type(exported) is torchvision.models.ResNet and exported.conv1.weight.shape == (64, 1, 7, 7)
+    assert type(exported) is torchvision.models.ResNet and exported.conv1.weight.shape == (
+        64,
+        1,
+        7,
+        7,
+    )
     with torch.no_grad():
         torch.testing.assert_close(exported(x.float()).double(), network(x), rtol=1e-4, atol=1e-4)
 
@@ -181,7 +198,10 @@ def test_each_resnet_has_its_published_depth(name, monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", without_memory)
     net = make_network(name, classes=11, size=28, seed=1).resnet
     assert tuple(len(getattr(net, f"layer{i}")) for i in (1, 2, 3, 4)) == BOTTLENECKS[name]
-    assert all(hasattr(block, "conv3") for block in net.layer1) and net.layer1[0].conv3.out_channels == 256
+    assert (
+        all(hasattr(block, "conv3") for block in net.layer1)
+        and net.layer1[0].conv3.out_channels == 256
+    )
 
 
 def test_the_three_channel_stem_is_trained_not_its_sum():
@@ -217,7 +237,10 @@ def test_layers_are_drawn_from_pytorchs_default_distributions(name):
     for key, value in state.items():
         if key.endswith("weight") and value.ndim > 1:
             bound = value[0].numel() ** -0.5
-            drawn = [value, *(state[bias] for bias in [key.replace("weight", "bias")] if bias in state)]
+            drawn = [
+                value,
+                *(state[bias] for bias in [key.replace("weight", "bias")] if bias in state),
+            ]
             for tensor in drawn:
                 assert tensor.abs().max() <= bound
                 seen.add(hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
@@ -235,11 +258,15 @@ def test_layers_are_drawn_from_pytorchs_default_distributions(name):
 def test_weights_are_those_of_earlier_versions():
     """A seed's networks stay the same: 7 bytes of the SHA-256 of "seed/layer" seed each layer."""
     digest = hashlib.sha256(b"3/conv1").digest()
-    generator = torch.Generator().manual_seed(sum(byte << 8 * i for i, byte in enumerate(digest[:7])))
+    generator = torch.Generator().manual_seed(
+        sum(byte << 8 * i for i, byte in enumerate(digest[:7]))
+    )
     weight = torch.empty(6, 1, 3, 3).uniform_(-1 / 3, 1 / 3, generator=generator)
     bias = torch.empty(6).uniform_(-1 / 3, 1 / 3, generator=generator)
     drawn = make_network("small", classes=11, size=28, seed=3).conv1
-    torch.testing.assert_close((drawn.weight, drawn.bias), (nn.Parameter(weight), nn.Parameter(bias)))
+    torch.testing.assert_close(
+        (drawn.weight, drawn.bias), (nn.Parameter(weight), nn.Parameter(bias))
+    )
 
 
 def test_a_resnet_starts_from_its_seed_and_does_not_seed_torchs_own_generator():
@@ -249,7 +276,9 @@ def test_a_resnet_starts_from_its_seed_and_does_not_seed_torchs_own_generator():
         GrayResNet("resnet18", classes=3, seed=1)
         after.append(torch.rand(3))
     assert not torch.equal(*after)
-    first, again, other = (GrayResNet("resnet18", classes=3, seed=seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (
+        GrayResNet("resnet18", classes=3, seed=seed).state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     for key in ("resnet.conv1.weight", "resnet.layer4.1.conv2.weight", "resnet.fc.weight"):
         assert not torch.equal(first[key], other[key])
@@ -261,7 +290,8 @@ def imagenet():
     with torch.device("meta"):
         state = torchvision.models.resnet18(weights=None).state_dict()
     weights = {
-        key: torch.full(value.shape, 0.001 * i) for i, (key, value) in enumerate(state.items(), start=1)
+        key: torch.full(value.shape, 0.001 * i)
+        for i, (key, value) in enumerate(state.items(), start=1)
     }
     return {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
 
@@ -280,9 +310,13 @@ def test_imagenet_weights_replace_every_layer_but_the_head(imagenet):
 
 def test_missing_layers_are_counted(imagenet):
     kept = {
-        key: value for key, value in imagenet.items() if key not in ("bn1.bias", "conv1.weight", "fc.bias")
+        key: value
+        for key, value in imagenet.items()
+        if key not in ("bn1.bias", "conv1.weight", "fc.bias")
     }
-    with pytest.raises(RunError, match=r"^w\.pth lacks bn1\.bias and 1 other tensors: not these weights$"):
+    with pytest.raises(
+        RunError, match=r"^w\.pth lacks bn1\.bias and 1 other tensors: not these weights$"
+    ):
         GrayResNet("resnet18", classes=3, seed=1).load_imagenet(kept, "w.pth")
 
 

@@ -35,7 +35,9 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def two(tmp_path):
-    return write_bundle(tmp_path / "two", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)})
+    return write_bundle(
+        tmp_path / "two", {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)}
+    )
 
 
 def cache_of(root, bundle):
@@ -53,7 +55,9 @@ def entries(root):
     return sorted(path for path in root.iterdir())
 
 
-def test_the_second_opening_takes_the_optimized_graphs_and_answers_alike(root, two, slices, monkeypatch):
+def test_the_second_opening_takes_the_optimized_graphs_and_answers_alike(
+    root, two, slices, monkeypatch
+):
     first = answer(two, slices)
     (entry,) = entries(root)
     names = {path.name for path in entry.iterdir()}
@@ -123,7 +127,9 @@ def test_nothing_fails_if_nothing_can_be_cached(root, two, slices, caplog):
 
 
 def test_a_failed_save_still_opens(root, two, slices, monkeypatch):
-    monkeypatch.setattr(ensemble, "graph_files", lambda name: (f"no/such/{name}", f"{name}.weights"))
+    monkeypatch.setattr(
+        ensemble, "graph_files", lambda name: (f"no/such/{name}", f"{name}.weights")
+    )
     first = answer(two, slices)
     assert first.shape == (40, 11) and not entries(root)
 
@@ -140,14 +146,16 @@ def test_the_entries_used_last_are_kept_and_nothing_else_is_touched(root, tmp_pa
     (root / ".bundle-killed.partial").mkdir()
     os.utime(root / ".bundle-killed.partial", (0, 0))
     bundles = [
-        write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)}) for i in range(ENTRY_LIMIT + 2)
+        write_bundle(tmp_path / f"b{i}", {"a.onnx": make_graph(seed=i)})
+        for i in range(ENTRY_LIMIT + 2)
     ]
     for i, bundle in enumerate(bundles):
         answer(bundle, slices)
         os.utime(cache_of(root, bundle).entry, (i + 1, i + 1))
     answer(bundles[-1], slices)
     cached = [
-        cache_of(root, bundle).find(ensemble.list_bundle(bundle).files()) is not None for bundle in bundles
+        cache_of(root, bundle).find(ensemble.list_bundle(bundle).files()) is not None
+        for bundle in bundles
     ]
     assert cached == [False] * 2 + [True] * ENTRY_LIMIT
     assert len(entries(root)) == ENTRY_LIMIT + 1 and other.is_dir()
@@ -237,12 +245,16 @@ def test_a_cached_graph_is_found_by_its_name(files, tmp_path):
     found = opened(files, tmp_path / "root").find(files)
     assert found == {name: cache.entry / f"{name}.optimized" for name in ("a.onnx", "b.onnx")}
     assert [path.read_bytes() for path in found.values()] == [b"graph 0", b"graph 1"]
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [cache.entry.name]  # no unfinished entry
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [
+        cache.entry.name
+    ]  # no unfinished entry
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in cache.entry.iterdir())
 
 
 @pytest.mark.parametrize("what", ["manifest", "version", "processor", "place"])
-def test_another_manifest_version_processor_or_place_has_no_entry(files, tmp_path, monkeypatch, what):
+def test_another_manifest_version_processor_or_place_has_no_entry(
+    files, tmp_path, monkeypatch, what
+):
     root = tmp_path / "root"
     fill(opened(files, root), files)
     options = {"manifest": {"sha256": "1" * 64}, "version": {"version": "1.21"}}.get(what, {})
@@ -254,7 +266,9 @@ def test_another_manifest_version_processor_or_place_has_no_entry(files, tmp_pat
     other = opened(files, root, **options)
     assert other.find(files) is None
     fill(other, files)
-    assert other.find(files) and len(list(root.iterdir())) == 2  # beside the first, not in its place
+    assert (
+        other.find(files) and len(list(root.iterdir())) == 2
+    )  # beside the first, not in its place
 
 
 def rewritten(path):
@@ -314,7 +328,9 @@ def test_a_file_more_or_less_has_no_entry(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.onnx.optimized", "a.onnx.weights", "b.onnx.optimized"])
 @pytest.mark.parametrize("warned", [False, True])
-def test_a_changed_file_of_an_entry_is_reported_once_and_not_used(files, tmp_path, caplog, name, warned):
+def test_a_changed_file_of_an_entry_is_reported_once_and_not_used(
+    files, tmp_path, caplog, name, warned
+):
     cache = fill(opened(files, tmp_path / "root"), files)
     (cache.entry / name).write_bytes(b"graph X")
     with caplog.at_level(logging.DEBUG, logger="organ_infer"):
@@ -325,7 +341,8 @@ def test_a_changed_file_of_an_entry_is_reported_once_and_not_used(files, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "null", '{"bundle": {}}', '{"bundle": 1, "sha256": 2, "graphs": 3}', "x" * 99]
+    "text",
+    ["", "[]", "{}", "null", '{"bundle": {}}', '{"bundle": 1, "sha256": 2, "graphs": 3}', "x" * 99],
 )
 def test_a_record_of_anything_else_is_passed_over(files, tmp_path, text):
     cache = fill(opened(files, tmp_path / "root"), files)
@@ -358,7 +375,9 @@ def test_what_others_may_have_written_is_not_used(files, tmp_path):
 
 
 @posix
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to another user"
+)
 def test_what_belongs_to_another_user_is_not_used(files, tmp_path):
     root = tmp_path / "root"
     cache = fill(opened(files, root), files)
@@ -442,7 +461,9 @@ def test_a_cache_is_described(files, tmp_path, monkeypatch):
     (cache.entry / "record.json").write_bytes(bytes(2_500_000 - 22))  # beside 7 + 7 + 8 bytes
     assert describe_cache() == f"{root}, 1 bundles, 2.5 MB"
     root.chmod(0o777)
-    assert describe_cache() == f"{root}, not used: other users may write to it (run chmod go-w on it)"
+    assert (
+        describe_cache() == f"{root}, not used: other users may write to it (run chmod go-w on it)"
+    )
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0]))
     assert describe_cache() == f"{files[0]}, 0 bundles, 0.0 MB"
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0] / "below"))

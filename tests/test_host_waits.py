@@ -35,7 +35,9 @@ class Operations(TorchDispatchMode):
         try:
             result = function(*arguments, **(options or {}))
         finally:
-            tensors = [t for t in tree_leaves((arguments, options, result)) if isinstance(t, torch.Tensor)]
+            tensors = [
+                t for t in tree_leaves((arguments, options, result)) if isinstance(t, torch.Tensor)
+            ]
             name = str(function)
             if name.startswith("aten.index") and any(t.dtype == torch.bool for t in tensors):
                 name += " (nonzero of a mask)"
@@ -177,7 +179,9 @@ def waiting_calls(function):
             continue
         text = ast.unparse(node)
         called = ast.unparse(node.func)
-        if called in WAITING_FUNCTIONS or (called.rpartition(".")[2] in WAITING_CALLS and "." in called):
+        if called in WAITING_FUNCTIONS or (
+            called.rpartition(".")[2] in WAITING_CALLS and "." in called
+        ):
             found.append(text)
         if called == "float" and (function.__name__, text) not in ALLOWED:
             found.append(text)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from altering import altered, tiny_graph
 from conftest import write_bundle
-from stand_in import CPU
+from support.altered_bundles import altered, tiny_graph
+from support.fake_onnxruntime import CPU
 
 from organ_infer import BundleError, OrganClassifier
 from organ_infer.bundle import onnx_graph
@@ -44,7 +44,8 @@ def test_the_walk_knows_every_field_that_can_hold_a_tensor_a_graph_or_a_domain()
         table = next((_MESSAGES[key] for key, value in ours.items() if name == f"onnx.{value}"), {})
         for part in kind.fields:
             held = part.message_type and (
-                part.message_type.full_name in holding or part.message_type.name == "TrainingInfoProto"
+                part.message_type.full_name in holding
+                or part.message_type.name == "TrainingInfoProto"
             )
             loose = part.name in ("external_data", "data_location") or (
                 part.name == "domain" and name not in ("onnx.ModelProto", "onnx.TypeProto.Opaque")
@@ -100,9 +101,9 @@ def external(location, **how):
         "file:///etc/passwd",
     ],
 )
-def test_external_data_is_refused_wherever_it_lies(tmp_path, install, location):
+def test_external_data_is_refused_wherever_it_lies(tmp_path, install_fake, location):
     """Beside the graph, above it, behind a link, in memory: onnxruntime is not asked."""
-    ort = install(available=(CPU,))
+    ort = install_fake(available=(CPU,))
     for name in ("w.bin", "secret"):
         (tmp_path / name).write_bytes(b"\0" * 44)
     folder = write_bundle(tmp_path / "b", {"g.onnx": external(location)})
@@ -217,7 +218,9 @@ def test_every_axis_of_the_input_and_the_output_counts(at, other):
     axes = [None, 1, 4, 4]
     if axes[at] != other:
         axes[at] = other
-        graph = field(7, field(11, port("images", 1, *axes)) + field(12, port("logits", 1, None, 3)))
+        graph = field(
+            7, field(11, port("images", 1, *axes)) + field(12, port("logits", 1, None, 3))
+        )
         listed = ", ".join("N" if axis is None else str(axis) for axis in axes)
         assert told(plain(graph=graph)) == (
             "w: input 'images' must be (N, 1, 4, 4) with N free, to match the manifest,"
@@ -226,25 +229,37 @@ def test_every_axis_of_the_input_and_the_output_counts(at, other):
     classes = [None, 3]
     if at < 2 and classes[at] != other:
         classes[at] = other
-        graph = field(7, field(11, port("images", 1, None, 1, 4, 4)) + field(12, port("logits", 1, *classes)))
+        graph = field(
+            7, field(11, port("images", 1, None, 1, 4, 4)) + field(12, port("logits", 1, *classes))
+        )
         assert "output 'logits' must be (N, 3) with N free" in told(plain(graph=graph))
 
 
 def test_one_input_and_one_output_of_float32_by_their_names():
-    image, answer = field(11, port("images", 1, None, 1, 4, 4)), field(12, port("logits", 1, None, 3))
+    image, answer = (
+        field(11, port("images", 1, None, 1, 4, 4)),
+        field(12, port("logits", 1, None, 3)),
+    )
     for graph, words in {
         answer: "exactly one input, 'images', found none",
         image: "exactly one output, 'logits', found none",
         image + image + answer: "exactly one input, 'images', found 'images', 'images'",
         image + answer + answer: "exactly one output, 'logits', found 'logits', 'logits'",
-        field(11, port("image", 1, None, 1, 4, 4)) + answer: "exactly one input, 'images', found 'image'",
+        field(11, port("image", 1, None, 1, 4, 4))
+        + answer: "exactly one input, 'images', found 'image'",
         field(11, port("images", 10, None, 1, 4, 4))
         + answer: "input 'images' must be float32, found ONNX type 10",
-        image + field(12, port("logits", 11, None, 3)): "output 'logits' must be float32, found ONNX type 11",
-        field(11, field(1, b"images")) + answer: "input 'images' must be float32, found ONNX type None",
+        image
+        + field(
+            12, port("logits", 11, None, 3)
+        ): "output 'logits' must be float32, found ONNX type 11",
+        field(11, field(1, b"images"))
+        + answer: "input 'images' must be float32, found ONNX type None",
     }.items():
         assert words in told(plain(graph=field(7, graph)))
-    weight = field(5, field(8, b"w")) + field(11, port("w", 1, 3))  # one that is a weight is no input
+    weight = field(5, field(8, b"w")) + field(
+        11, port("w", 1, 3)
+    )  # one that is a weight is no input
     assert checked(plain(graph=field(7, image + weight + answer))).inputs == [
         Port("images", 1, (None, 1, 4, 4))
     ]
@@ -258,8 +273,15 @@ def test_one_graph_and_an_operator_set():
 
 
 def test_external_data_is_named_by_its_tensor():
-    image, answer = field(11, port("images", 1, None, 1, 4, 4)), field(12, port("logits", 1, None, 3))
-    for mark in (field(13, b""), varint(14 << 3) + b"\1", varint(14 << 3) + b"\0" + varint(14 << 3) + b"\1"):
+    image, answer = (
+        field(11, port("images", 1, None, 1, 4, 4)),
+        field(12, port("logits", 1, None, 3)),
+    )
+    for mark in (
+        field(13, b""),
+        varint(14 << 3) + b"\1",
+        varint(14 << 3) + b"\0" + varint(14 << 3) + b"\1",
+    ):
         tensor = field(5, field(8, b"one") + field(8, b"two") + mark)
         assert "tensor 'two' has its data in another file" in told(
             plain(graph=field(7, image + tensor + answer))
@@ -308,7 +330,9 @@ def test_fields_of_every_wire_type_are_passed_over_whole():
         assert checked(part + plain() + part).graphs == 1
         for n in range(1, len(part)):
             assert "not a valid ONNX file (truncated)" in told(plain() + part[:n])
-    inner = field(7, varint(99 << 3 | 1) + bytes(4)) + bytes(4)  # ends beyond its message, within the file
+    inner = field(7, varint(99 << 3 | 1) + bytes(4)) + bytes(
+        4
+    )  # ends beyond its message, within the file
     assert "truncated" in told(inner)
 
 
@@ -349,4 +373,6 @@ def test_what_a_port_says_last_counts_and_two_types_are_none():
     assert ports(field(2, field(1, tensor) * 2)) == ports(field(2, b"")) == [Port("", None, None)]
     assert ports(field(2, field(1, tensor))) == [Port("", 1, None)]
     assert ports(field(2, field(1, tensor + shape + shape))) == [Port("", 1, None)]
-    assert ports(field(2, field(1, field(2, field(1, field(2, b"N")))))) == [Port("", None, (None,))]
+    assert ports(field(2, field(1, field(2, field(1, field(2, b"N")))))) == [
+        Port("", None, (None,))
+    ]

@@ -9,8 +9,20 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import ALPHA, COLOUR, DEEP, GRAY, close, decode, read_image, refused, same, saved, tiff
 from PIL import Image
+from support.image_files import (
+    ALPHA,
+    COLOUR,
+    DEEP,
+    GRAY,
+    close,
+    decode,
+    read_image,
+    refused,
+    same,
+    saved,
+    tiff,
+)
 
 from organ_infer import ImageError
 from organ_infer.images.pillow import slice_of_image
@@ -92,7 +104,11 @@ def test_color_becomes_luma_and_says_so():
 def test_alpha_lies_on_black():
     found = decode(saved(np.dstack([COLOUR, ALPHA])))
     close(found, luma(COLOUR * (ALPHA[..., None] / 255)))
-    assert found.warnings == ("converted from color to gray", "alpha composited on black", IMPLAUSIBLE)
+    assert found.warnings == (
+        "converted from color to gray",
+        "alpha composited on black",
+        IMPLAUSIBLE,
+    )
     found = decode(saved(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])))
     close(found, GRAY * (ALPHA / 255))
     assert found.warnings == ("alpha composited on black",)
@@ -107,7 +123,8 @@ def test_a_palette_is_looked_up():
 
 
 @pytest.mark.parametrize(
-    ("pixels", "clear"), [(np.full((3, 3), 90, np.uint8), 90), (np.full((3, 3), 900, np.uint16), 900)]
+    ("pixels", "clear"),
+    [(np.full((3, 3), 90, np.uint8), 90), (np.full((3, 3), 900, np.uint16), 900)],
 )
 def test_a_transparent_gray_value_is_black(pixels, clear):
     pixels[0, 0] = 5
@@ -118,7 +135,9 @@ def test_a_transparent_gray_value_is_black(pixels, clear):
 
 def png(width, height, depth, kind, rows, *chunks):
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     extra = b"".join(chunk(*c) for c in chunks)
@@ -191,7 +210,8 @@ def test_gray_and_alpha_of_16_bits_keep_them():
     same(found, expected, np.uint16)
     assert found.warnings == ("alpha composited on black",)
     refused(
-        png(7, 9, 16, 4, rows, (b"acTL", struct.pack(">II", 2, 0)), FRAME), "frames of 16-bit gray with alpha"
+        png(7, 9, 16, 4, rows, (b"acTL", struct.pack(">II", 2, 0)), FRAME),
+        "frames of 16-bit gray with alpha",
     )
 
 
@@ -200,7 +220,9 @@ def test_a_tiff_of_12_bits_is_scaled_to_16():
     same(decode(tiff(pixels, bits=12)), np.rint(pixels / 4095 * 65_535), np.uint16)
 
 
-@pytest.mark.parametrize("data", [tiff(COLOUR.astype(np.uint16) * 257), b"P6 1 1 65535 " + b"\x10\xff" * 3])
+@pytest.mark.parametrize(
+    "data", [tiff(COLOUR.astype(np.uint16) * 257), b"P6 1 1 65535 " + b"\x10\xff" * 3]
+)
 def test_16_bit_color_of_other_formats_says_so_too(data):
     assert decode(data).warnings[0] == "16-bit color or alpha read at 8 bits"
 
@@ -208,7 +230,10 @@ def test_16_bit_color_of_other_formats_says_so_too(data):
 def test_jpeg_2000_of_16_bits():
     deep = saved(DEEP, "JPEG2000")
     same(decode(deep), DEEP, np.uint16)
-    assert decode(saved(COLOUR, "JPEG2000")).warnings == ("converted from color to gray", IMPLAUSIBLE)
+    assert decode(saved(COLOUR, "JPEG2000")).warnings == (
+        "converted from color to gray",
+        IMPLAUSIBLE,
+    )
 
 
 @pytest.mark.parametrize("maxval", [1, 3, 100, 255, 256, 4095, 65_535])
@@ -284,7 +309,9 @@ def test_what_is_no_image_is_refused(data):
 
 
 def test_float_pixels_are_refused():
-    refused(saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "pixel mode F is not supported")
+    refused(
+        saved(Image.fromarray(GRAY.astype(np.float32)), "TIFF"), "pixel mode F is not supported"
+    )
 
 
 def test_a_png_cut_anywhere_is_refused_or_the_same():
@@ -393,7 +420,9 @@ def test_a_loaded_pillow_image_s_transparent_gray_is_warned_of_below_16():
     for clear, warned in ((0, True), (15, True), (16, False), (200, False)):
         image = Image.open(io.BytesIO(saved(np.full((2, 2), 3, np.uint8), transparency=clear)))
         image.load()
-        assert any("read as 8-bit" in text for text in slice_of_image(image).warnings) == warned, clear
+        assert any("read as 8-bit" in text for text in slice_of_image(image).warnings) == warned, (
+            clear
+        )
 
 
 def test_a_pillow_png_is_reoriented_by_its_exif():
@@ -447,7 +476,8 @@ def test_a_pillow_image_with_alpha_lies_on_black_in_every_mode():
     palette = Image.fromarray(COLOUR).quantize(8).convert("PA")
     palette.putalpha(Image.fromarray(ALPHA))
     close(
-        slice_of_image(palette), luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255))
+        slice_of_image(palette),
+        luma(np.asarray(palette.convert("RGBA"))[..., :3] * (ALPHA[..., None] / 255)),
     )
     assert slice_of_image(palette).warnings[:2] == (
         "converted from palette to gray",
@@ -470,7 +500,11 @@ def test_a_pillow_image_of_another_mode_is_refused():
         ImageError, match=r"^image: pixel mode HSV is not supported; save it as gray of 8 or 16"
     ):
         slice_of_image(Image.fromarray(COLOUR).convert("HSV"))
-    same(slice_of_image(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())), DEEP, np.uint16)
+    same(
+        slice_of_image(Image.frombytes("I;16B", (7, 9), DEEP.astype(">u2").tobytes())),
+        DEEP,
+        np.uint16,
+    )
 
 
 def test_black_and_white_of_a_pnm_of_16_bits_are_the_ends_of_their_range():

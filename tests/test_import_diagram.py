@@ -4,6 +4,7 @@ import pytest
 
 from docs import make_import_diagram as script
 
+
 @pytest.fixture(scope="module")
 def known():
     return script.modules()
@@ -78,7 +79,9 @@ def test_every_kind_of_import_is_read(source, text, target, lazy, tmp_path):
         source: text
     }
     _, found = tree(tmp_path, **files)
-    module = "organ_infer." + {"images___init__": "images", "images_png": "images.png"}.get(source, source)
+    module = "organ_infer." + {"images___init__": "images", "images_png": "images.png"}.get(
+        source, source
+    )
     assert [(each.source, each.target, each.lazy) for each in found] == [(module, target, lazy)]
 
 
@@ -93,7 +96,11 @@ def test_imports_for_types_and_of_others_do_not_count(text, tmp_path):
 
 def test_a_cycle_is_named_with_its_imports(tmp_path):
     known, found = tree(
-        tmp_path, a="\nfrom . import b", b="from . import c, d", c="def f():\n    from . import a", d=""
+        tmp_path,
+        a="\nfrom . import b",
+        b="from . import c, d",
+        c="def f():\n    from . import a",
+        d="",
     )
     graph = script.module_graph(known, found)
     (tangle,) = script.tangles(graph)

@@ -9,7 +9,14 @@ import pytest
 from conftest import child_environment
 
 HEAVY = ["torch", "onnxruntime", "PIL", "numpy", "onnx", "pydicom"]
-SLOW = ["dataclasses", "importlib.metadata", "csv", "logging", "hashlib", "ctypes"]  # milliseconds each
+SLOW = [
+    "dataclasses",
+    "importlib.metadata",
+    "csv",
+    "logging",
+    "hashlib",
+    "ctypes",
+]  # milliseconds each
 
 
 def loaded(code, heavy=HEAVY):
@@ -25,10 +32,14 @@ def loaded(code, heavy=HEAVY):
 def test_importing_the_package_is_light():
     assert loaded("import organ_infer; dir(organ_infer)") == []
     assert (
-        loaded("import organ_infer; organ_infer.__version__, organ_infer.BundleError, organ_infer.Prediction")
+        loaded(
+            "import organ_infer; organ_infer.__version__, organ_infer.BundleError, organ_infer.Prediction"
+        )
         == []
     )
-    assert loaded("import organ_infer.bundle.files, organ_infer.cli, organ_infer.cli.arguments") == []
+    assert (
+        loaded("import organ_infer.bundle.files, organ_infer.cli, organ_infer.cli.arguments") == []
+    )
 
 
 @pytest.mark.parametrize("option", ["--help", "--version", "--nope"])
@@ -41,7 +52,10 @@ def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
     code = f"from organ_infer.cli import main\nassert main(['--check', '--bundle', {str(bundle)!r}]) == 0"
     assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
     code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/none']) == 1"
-    assert loaded(code, ["organ_infer.cli.check", "organ_infer.bundle.golden", "importlib.metadata"]) == []
+    assert (
+        loaded(code, ["organ_infer.cli.check", "organ_infer.bundle.golden", "importlib.metadata"])
+        == []
+    )
 
 
 def test_a_prediction_asks_no_package_index(bundle, pictures):
@@ -62,7 +76,9 @@ def test_a_prediction_asks_no_package_index(bundle, pictures):
     )
 
 
-@pytest.mark.skipif(not Path("/usr/include/zlib.h").exists(), reason="zlib's header is not installed")
+@pytest.mark.skipif(
+    not Path("/usr/include/zlib.h").exists(), reason="zlib's header is not installed"
+)
 def test_the_reader_of_png_is_built_where_it_can_be():
     """Its failing to compile fails no build."""
     from organ_infer import _reading
@@ -90,7 +106,10 @@ def test_classifying_loads_neither_torch_nor_onnx_and_pillow_only_where_it_decod
     from organ_infer.batching import _read_plain
 
     Image.open(pictures / "s00.png").save(tmp_path / "s00.bmp")
-    for path, decoder in (pictures / "s00.png", "" if _read_plain else "PIL"), (tmp_path / "s00.bmp", "PIL"):
+    for path, decoder in (
+        (pictures / "s00.png", "" if _read_plain else "PIL"),
+        (tmp_path / "s00.bmp", "PIL"),
+    ):
         code = f"""
 from organ_infer import OrganClassifier
 with OrganClassifier({str(bundle)!r}) as c:
@@ -145,14 +164,20 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
             monkeypatch.delitem(vars(organ_infer), name, raising=False)
             assert getattr(organ_infer, name) is getattr(homes.get(name, errors), name)
             assert name in vars(organ_infer)  # the next look-up does not come here
-    assert {*organ_infer.__all__} <= {*dir(organ_infer)} and dir(organ_infer) == sorted(dir(organ_infer))
+    assert {*organ_infer.__all__} <= {*dir(organ_infer)} and dir(organ_infer) == sorted(
+        dir(organ_infer)
+    )
     with pytest.raises(AttributeError, match=r"^module 'organ_infer' has no attribute 'nope'$"):
         _ = organ_infer.nope
 
     def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    for quick, slow, expected in [("1.2", None, "1.2"), (None, "1.3", "1.3"), (None, version, "0+unknown")]:
+    for quick, slow, expected in [
+        ("1.2", None, "1.2"),
+        (None, "1.3", "1.3"),
+        (None, version, "0+unknown"),
+    ]:
         monkeypatch.delitem(vars(organ_infer), "__version__", raising=False)
         monkeypatch.setattr(installed, "installed_version", lambda name, quick=quick: quick)
         monkeypatch.setattr(

@@ -29,7 +29,13 @@ class Outer:
 
 
 def test_an_object_is_read_with_its_parts():
-    content = {"name": "a", "count": 3, "inner": {"share": 0.5}, "flags": [True, False], "note": None}
+    content = {
+        "name": "a",
+        "count": 3,
+        "inner": {"share": 0.5},
+        "flags": [True, False],
+        "note": None,
+    }
     content |= {"by_name": {"b": [{"share": 1}]}, "anything": {"c": [None]}, "extras": [4]}
     assert from_json(Outer, content, "file") == Outer(
         name="a",
@@ -49,7 +55,10 @@ def test_an_object_is_read_with_its_parts():
     [
         ({"x": 1}, "file: unknown key 'x'; read it with the version of this program that wrote it"),
         ({"inner": {"share": 1, "y": 2}}, "file: inner: unknown key 'y'; read it with the version"),
-        ({"inner": {}}, "file: inner: no key 'share'; the file is incomplete or of another version"),
+        (
+            {"inner": {}},
+            "file: inner: no key 'share'; the file is incomplete or of another version",
+        ),
         ({"inner": []}, "file: inner: expected an object, found []"),
         ({"name": None}, "file: name: expected a text, found None"),
         ({"name": 1}, "file: name: expected a text, found 1"),
@@ -62,7 +71,10 @@ def test_an_object_is_read_with_its_parts():
             {"by_name": {"b": [{"share": "1"}]}},
             "file: by_name.b[0]: share: expected a finite number, found '1'",
         ),
-        ({"inner": {"share": float("nan")}}, "file: inner: share: expected a finite number, found nan"),
+        (
+            {"inner": {"share": float("nan")}},
+            "file: inner: share: expected a finite number, found nan",
+        ),
         ({"inner": {"share": True}}, "file: inner: share: expected a finite number, found True"),
     ],
 )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bombs import bombs
 from conftest import ROOT, child_environment, needs_default
-from image_files import npy, npz, read_image, saved
+from support.bombs import bombs
+from support.image_files import npy, npz, read_image, saved
 
 from organ_infer import ImageError, ImageFailure, InputError, OrganClassifier
 from organ_infer.cli.arguments import parse
@@ -53,7 +53,11 @@ def test_bombs_are_refused_in_bounded_memory():
     given = b"".join(len(data).to_bytes(8, "little") + data for data in files.values()) + bytes(8)
     code = BOUNDED.format(tests=str(ROOT / "tests"))
     done = subprocess.run(
-        [sys.executable, "-c", code], input=given, capture_output=True, timeout=60, env=child_environment()
+        [sys.executable, "-c", code],
+        input=given,
+        capture_output=True,
+        timeout=60,
+        env=child_environment(),
     )
     assert done.returncode == 0, done.stderr.decode()
     *lines, grown = done.stdout.decode().splitlines()
@@ -73,7 +77,10 @@ def test_the_pixel_limit_can_be_lowered_and_raised(classifier, tmp_path):
             npy(pixels) if name == "c.npy" else saved(pixels, {"a": "PNG", "b": "TIFF"}[name[0]])
         )
         (found,) = classifier.predict_paths([path], pixel_limit=783)
-        assert isinstance(found, ImageFailure) and "28 x 28 pixels: too large, at most 783" in found.error
+        assert (
+            isinstance(found, ImageFailure)
+            and "28 x 28 pixels: too large, at most 783" in found.error
+        )
         assert next(classifier.predict_paths([path], pixel_limit=784)).label
 
 
@@ -94,7 +101,10 @@ def test_the_pixel_limit_can_be_raised_above_pillows():
 
 
 def test_the_file_limit_can_be_lowered_and_raised(classifier, tmp_path):
-    for name, data in {"a.png": saved(GRAY), "b.npz": npz(True, a=np.zeros((40, 28, 28), np.uint8))}.items():
+    for name, data in {
+        "a.png": saved(GRAY),
+        "b.npz": npz(True, a=np.zeros((40, 28, 28), np.uint8)),
+    }.items():
         path = tmp_path / name
         path.write_bytes(data)
         (found,) = classifier.predict_paths([path], file_limit=500)
@@ -219,12 +229,24 @@ def test_nothing_is_written_that_was_not_asked_for(tmp_path):
     environment = child_environment(
         HOME=str(places["home"]), TMPDIR=str(places["tmp"]), PYTHONDONTWRITEBYTECODE="1"
     )
-    for name in [name for name in environment if name.startswith("XDG_") or name == "ORGAN_INFER_CACHE"]:
+    for name in [
+        name for name in environment if name.startswith("XDG_") or name == "ORGAN_INFER_CACHE"
+    ]:
         del environment[name]
 
     def run(*options):
-        line = [sys.executable, "-m", "organ_infer", "--device", "cpu", *options, str(places["images"])]
-        return subprocess.run(line, cwd=places["work"], env=environment, capture_output=True, timeout=60)
+        line = [
+            sys.executable,
+            "-m",
+            "organ_infer",
+            "--device",
+            "cpu",
+            *options,
+            str(places["images"]),
+        ]
+        return subprocess.run(
+            line, cwd=places["work"], env=environment, capture_output=True, timeout=60
+        )
 
     assert run().returncode == run("--tta", "--format", "csv").returncode == 1
     assert {name: contents(place) for name, place in places.items()} == before

@@ -23,7 +23,9 @@ def listed(pictures, tmp_path):
     """A list of many paths, one in a hundred of them bad, and the paths."""
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    paths = [str(bad) if i % 100 == 99 else str(pictures / f"s{i % 40:02}.png") for i in range(MANY)]
+    paths = [
+        str(bad) if i % 100 == 99 else str(pictures / f"s{i % 40:02}.png") for i in range(MANY)
+    ]
     (tmp_path / "list").write_text("\n".join(paths) + "\n")
     return tmp_path / "list", paths
 
@@ -90,13 +92,17 @@ def test_every_path_has_its_row_in_order_and_every_bad_one_its_line(bundle, list
         assert (done.returncode, done.stdout) == (1, b"")
         assert held_against((tmp_path / "rows").read_text(), paths) == SOME
         bad = f"organ-infer: error: {tmp_path}/bad.png: unknown image format"
-        assert [line[: len(bad)] for line in done.stderr.decode().splitlines()] == [bad] * (SOME // 100)
+        assert [line[: len(bad)] for line in done.stderr.decode().splitlines()] == [bad] * (
+            SOME // 100
+        )
         (tmp_path / "rows").unlink()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("to_file", [True, False])
-def test_a_signal_amid_a_slow_feed_leaves_whole_lines(bundle, listed, tmp_path, number, code, to_file):
+def test_a_signal_amid_a_slow_feed_leaves_whole_lines(
+    bundle, listed, tmp_path, number, code, to_file
+):
     """Paths come one by one, results go out as they are: stopped while it is at work, not while it waits."""
     _, paths = listed
     out = tmp_path / "out.jsonl"
@@ -120,7 +126,9 @@ def test_a_signal_amid_a_slow_feed_leaves_whole_lines(bundle, listed, tmp_path, 
     assert not out.exists()
 
 
-def test_an_interrupted_run_over_a_list_leaves_whole_lines_and_the_old_file(bundle, listed, tmp_path):
+def test_an_interrupted_run_over_a_list_leaves_whole_lines_and_the_old_file(
+    bundle, listed, tmp_path
+):
     """Files are read ahead, in C and in a thread, when the signal comes."""
     list_file, paths = listed
     out = tmp_path / "out.jsonl"
@@ -187,7 +195,11 @@ def test_a_killed_run_leaves_no_file(bundle, listed, tmp_path):
         command(bundle, "--format", "jsonl", "--files-from", list_file, "--output", out),
         capture_output=True, env=child_environment(), timeout=60,
     )  # fmt: skip
-    assert done.returncode == 1 and held_against(out.read_text(), paths) == 150 and not partial.exists()
+    assert (
+        done.returncode == 1
+        and held_against(out.read_text(), paths) == 150
+        and not partial.exists()
+    )
 
 
 @pytest.mark.parametrize("form", ["text", "jsonl", "csv"])
@@ -202,7 +214,9 @@ def test_a_reader_that_leaves_after_a_line_ends_the_run_quietly(bundle, listed, 
         capture_output=True, text=True, env=child_environment(), timeout=60,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.count("\n") == 1
-    assert all("bad.png" in line for line in done.stderr.splitlines())  # the bad ones before it was noticed
+    assert all(
+        "bad.png" in line for line in done.stderr.splitlines()
+    )  # the bad ones before it was noticed
     assert len(done.stderr.splitlines()) < MANY // 100
 
 
@@ -262,7 +276,9 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(bundle, listed, small
         command(bundle, "--format", "csv", "--files-from", list_file, "--output", small_disk / "out.csv"),
         capture_output=True, text=True, env=child_environment(), timeout=60,
     )  # fmt: skip
-    assert done.returncode == 2 and "cannot be written (No space left" in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2 and "cannot be written (No space left" in done.stderr.splitlines()[-1]
+    )
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 

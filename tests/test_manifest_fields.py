@@ -40,7 +40,13 @@ def full():
 def places(value, path=()):
     """Every place in the manifest: objects, lists and what they hold."""
     yield path
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    parts = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, child in parts:
         yield from places(child, (*path, key))
 
@@ -51,7 +57,18 @@ VALUES = {
     "null": [None],
     "bool": [True, False],
     "int": [0, 1, -1, 2, 28, 1000, 10**6, 2**31, 2**63, HUGE, -HUGE],
-    "float": [0.0, 0.5, -0.5, 1.5, 1e-300, 1e300, -1e300, float("inf"), float("-inf"), float("nan")],
+    "float": [
+        0.0,
+        0.5,
+        -0.5,
+        1.5,
+        1e-300,
+        1e300,
+        -1e300,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+    ],
     "text": [
         "",
         " ",
@@ -102,11 +119,16 @@ def allowed(place, value):
         if name == "view":
             return value == "axial"
         limit = 200 if name in ("name", "dataset", "license") else 60
-        unpaired = {f"classes{i}" for i in range(11)} - {"classes1", "classes2"}  # not a side of the femur
+        unpaired = {f"classes{i}" for i in range(11)} - {
+            "classes1",
+            "classes2",
+        }  # not a side of the femur
         free = limit == 200 or name == "stage" or name in unpaired
         return free and bool(value.strip()) and value.isprintable() and len(value) <= limit
     if isinstance(value, list):
-        return (name in ("alternatives", "paired") and not value) or (name == "window" and value == [1, 2])
+        return (name in ("alternatives", "paired") and not value) or (
+            name == "window" and value == [1, 2]
+        )
     return name in ("metrics", "training")
 
 
@@ -144,7 +166,9 @@ def test_every_key_absent_or_unknown_is_refused():
             continue
         for key in list(inside):
             value = inside.pop(key)
-            with pytest.raises(BundleError, match=rf"key '{'.*' + key if place else key}' is missing"):
+            with pytest.raises(
+                BundleError, match=rf"key '{'.*' + key if place else key}' is missing"
+            ):
                 Manifest.from_json(json.dumps(whole))
             inside[key] = value
             inside[key.upper()] = value
@@ -209,7 +233,12 @@ def test_every_value_stands_in_its_field():
         name="n",
         task=Task("d", "axial", tuple(CLASSES), (("femur-left", "femur-right"),)),
         input=Input(
-            size=28, mean=0.5, std=0.5, resample="area", window=(40.0, 400.0), orientation=("L", "P")
+            size=28,
+            mean=0.5,
+            std=0.5,
+            resample="area",
+            window=(40.0, 400.0),
+            orientation=("L", "P"),
         ),
         members=(first,),
         card=Card("CARD.md", "0" * 64),
@@ -309,14 +338,22 @@ def with_alternatives(count):
 def with_pairs(count):
     def change(whole):
         names = [[f"o{i}-left", f"o{i}-right"] for i in range(count)]
-        whole["task"] |= {"classes": [*(side for pair in names for side in pair), "x", "y"], "paired": names}
+        whole["task"] |= {
+            "classes": [*(side for pair in names for side in pair), "x", "y"],
+            "paired": names,
+        }
 
     return change
 
 
 @pytest.mark.parametrize(
     ("change", "least", "most"),
-    [(with_classes, 2, 1000), (with_members, 1, 64), (with_alternatives, 0, 16), (with_pairs, 0, 499)],
+    [
+        (with_classes, 2, 1000),
+        (with_members, 1, 64),
+        (with_alternatives, 0, 16),
+        (with_pairs, 0, 499),
+    ],
 )
 def test_a_list_has_from_its_least_to_its_most_entries(change, least, most):
     for count in {least, most}:
@@ -332,14 +369,21 @@ def test_an_alternative_has_none_itself():
         form["alternatives"] = [form | {"file": "deeper.onnx"}]
 
     with pytest.raises(
-        BundleError, match=r"members\[0\]\.alternatives\[0\]\.alternatives must be a list of 0 entries"
+        BundleError,
+        match=r"members\[0\]\.alternatives\[0\]\.alternatives must be a list of 0 entries",
     ):
         read(change)
 
 
 @pytest.mark.parametrize(
     ("place", "most"),
-    [("name", 200), ("license", 200), ("task.dataset", 200), ("members.0.stage", 60), ("task.classes.0", 60)],
+    [
+        ("name", 200),
+        ("license", 200),
+        ("task.dataset", 200),
+        ("members.0.stage", 60),
+        ("task.classes.0", 60),
+    ],
 )
 def test_a_text_has_from_1_to_its_most_characters(place, most):
     assert taken(place, "x") and taken(place, "x" * most) and taken(place, "é" * most)
@@ -349,14 +393,28 @@ def test_a_text_has_from_1_to_its_most_characters(place, most):
 def test_a_file_s_name_has_from_1_to_200_plain_characters():
     for place in ("members.0.file", "card.file"):
         assert taken(place, "x" * 200) and taken(place, "_") and taken(place, "a.B+c-9_")
-        for name in ("x" * 201, ".x", "-x", "+x", "a b", "a/b", "a\\b", "é", "manifest.json", "..", "x\n"):
+        for name in (
+            "x" * 201,
+            ".x",
+            "-x",
+            "+x",
+            "a b",
+            "a/b",
+            "a\\b",
+            "é",
+            "manifest.json",
+            "..",
+            "x\n",
+        ):
             assert not taken(place, name), name
     with pytest.raises(BundleError, match=r"file 's\.onnx' is listed twice"):
         read(lambda whole: put(whole, "card.file", "S.ONNX"))  # one file where case does not count
 
 
 def test_a_class_has_no_space_and_no_comma():
-    assert not any(taken("task.classes.0", name) for name in ("a b", "a,b", "a\u2003b", "femur-left"))
+    assert not any(
+        taken("task.classes.0", name) for name in ("a b", "a,b", "a\u2003b", "femur-left")
+    )
 
 
 def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
@@ -375,23 +433,28 @@ def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
 
     def paired(*pairs, also=()):
         def change(whole):
-            whole["task"] |= {"classes": [*classes, *also], "paired": [list(pair) for pair in pairs]}
+            whole["task"] |= {
+                "classes": [*classes, *also],
+                "paired": [list(pair) for pair in pairs],
+            }
 
         try:
             return read(change).task
         except BundleError:
             return None
 
-    assert paired(("a-left", "a-right"), ("b-right", "b-left"), ("a-b-left", "a-b-right")).organs() == (
-        *("a", "a", "b", "b", "left", "right", "-left", "-right", "a-b", "a-b"),
-    )
+    assert paired(
+        ("a-left", "a-right"), ("b-right", "b-left"), ("a-b-left", "a-b-right")
+    ).organs() == (*("a", "a", "b", "b", "left", "right", "-left", "-right", "a-b", "a-b"),)
     wrong = [
         [("a-left", "b-right")], [("a-left", "a-left")], [("left", "right")], [("-left", "-right")],
         [("a-left", "none")], [("a-left", "a-right"), ("a-right", "a-left")], [("a-left",)],
         [("a-left", "a-right", "b-left")],
     ]  # fmt: skip
     assert [paired(*pairs) for pairs in wrong] == [None] * len(wrong)
-    assert paired(("a-left", "a-right"), also=["a"]) is None and paired(("b-left", "b-right"), also=["a"])
+    assert paired(("a-left", "a-right"), also=["a"]) is None and paired(
+        ("b-left", "b-right"), also=["a"]
+    )
 
 
 def test_directions_are_at_right_angles():
@@ -439,7 +502,8 @@ def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
             first, *others = precisions
             member = whole["members"][0] | {"precision": first, "file": f"{first}.onnx"}
             member["alternatives"] = [
-                member | {"precision": other, "file": f"{other}.onnx", "alternatives": []} for other in others
+                member | {"precision": other, "file": f"{other}.onnx", "alternatives": []}
+                for other in others
             ]
             whole["members"] = [member]
 
@@ -447,7 +511,9 @@ def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
 
     assert variants("cpu", "int8", "fp16", "fp32") == ["int8.onnx"]
     assert variants("cuda", "int8", "fp32", "fp16") == ["fp16.onnx"]
-    assert variants("cuda", "int8", "fp32") == ["fp32.onnx"] and variants("cuda", "int8") == ["int8.onnx"]
+    assert variants("cuda", "int8", "fp32") == ["fp32.onnx"] and variants("cuda", "int8") == [
+        "int8.onnx"
+    ]
     assert variants("cuda", "fp16", "fp32") == ["fp16.onnx"]
     assert variants("cuda", "fp32", "int8") == ["fp32.onnx"]
 
@@ -455,7 +521,9 @@ def test_the_graph_for_a_device_is_the_member_in_the_device_s_precision():
 def test_a_manifest_is_read_up_to_a_mebibyte():
     text = json.dumps(full())
     assert read(text=text + " " * ((1 << 20) - len(text)))
-    with pytest.raises(BundleError, match=r"manifest.json: too large \(1,048,577 bytes, at most 1,048,576\)"):
+    with pytest.raises(
+        BundleError, match=r"manifest.json: too large \(1,048,577 bytes, at most 1,048,576\)"
+    ):
         read(text=text + " " * ((1 << 20) + 1 - len(text)))
 
 
@@ -487,7 +555,9 @@ def test_open_objects_are_32_deep_and_finite():
                 read(lambda whole, name=name, leaf=leaf: put(whole, name, {"a": [{"b": leaf}]}))
         with pytest.raises(BundleError, match=rf"{name}\.a\[1\]\.b must be a finite number"):
             Manifest.from_json(
-                json.dumps(full()).replace(f'"{name}": {{}}', f'"{name}": {{"a": [0, {{"b": 1e999}}]}}')
+                json.dumps(full()).replace(
+                    f'"{name}": {{}}', f'"{name}": {{"a": [0, {{"b": 1e999}}]}}'
+                )
             )
 
 
@@ -504,7 +574,11 @@ def test_the_seal_is_the_checksum_of_the_text_with_zeros_in_its_place():
     seal = json.loads(text)["training"]["seal"]
     digest = seal.removeprefix("sha256 of this file with zeros here: ")
     assert digest == hashlib.sha256(text.replace(digest, "0" * 64).encode()).hexdigest()
-    assert Manifest.from_json(text).training == Manifest.from_json(text.encode()).training == {"seed": 3}
+    assert (
+        Manifest.from_json(text).training
+        == Manifest.from_json(text.encode()).training
+        == {"seed": 3}
+    )
 
 
 def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
@@ -524,12 +598,15 @@ def test_a_manifest_that_was_changed_since_it_was_sealed_is_refused():
     ):
         assert changed != text
         with pytest.raises(
-            BundleError, match=r"changed since it was written, its sha256 differs from training\.seal"
+            BundleError,
+            match=r"changed since it was written, its sha256 differs from training\.seal",
         ):
             Manifest.from_json(changed)
     whole = json.loads(text)
     del whole["training"]["seal"]
-    assert Manifest.from_json(json.dumps(whole)).training == {"seed": 3}  # taken out, if the change is meant
+    assert Manifest.from_json(json.dumps(whole)).training == {
+        "seed": 3
+    }  # taken out, if the change is meant
     assert Manifest.from_json(json.dumps(full())).training == {}
 
 
@@ -545,7 +622,9 @@ def test_what_is_no_json_is_not_written():
 
 
 def test_json_is_read_as_the_standard_has_it():
-    assert parse_json('{"a": [1, 2.5, null, true, "\\u00e9"]}', "w") == {"a": [1, 2.5, None, True, "é"]}
+    assert parse_json('{"a": [1, 2.5, null, true, "\\u00e9"]}', "w") == {
+        "a": [1, 2.5, None, True, "é"]
+    }
     assert parse_json("é".join('""').encode(), "w") == "é"
     for text, words in {
         '{"a": 1, "b": 2, "a": 3}': "duplicate key 'a'",
@@ -573,11 +652,15 @@ def test_whole_numbers_are_ints_and_numbers_become_floats():
     reader = FieldReader("w")
     assert reader.integer(3, "k", 3, 3) == 3 and type(reader.number(3, "k", 3, 3)) is float
     for call, words in {
-        lambda: reader.integer(3.0, "k", 1, 5000): "k must be a whole number from 1 to 5,000, found 3.0",
+        lambda: reader.integer(
+            3.0, "k", 1, 5000
+        ): "k must be a whole number from 1 to 5,000, found 3.0",
         lambda: reader.integer(True, "k", 0, 1): "found true",
         lambda: reader.number(False, "k", 0, 1.5): "k must be a number from 0 to 1.5, found false",
         lambda: reader.number("1", "k", 0, 1): 'found "1"',
-        lambda: reader.sequence([1], "k", 2, 2, "parts"): r"k must be a list of 2 parts, found \[1\]",
+        lambda: reader.sequence(
+            [1], "k", 2, 2, "parts"
+        ): r"k must be a list of 2 parts, found \[1\]",
         lambda: reader.sequence((1, 2), "k", 1, 2, "parts"): "k must be a list of 1 to 2 parts",
         lambda: reader.one_of("c", "k", ["a", "b"]): "k must be one of a, b",
         lambda: reader.one_of(["a"], "k", ["a", "b"]): "k must be one of a, b",
@@ -587,5 +670,7 @@ def test_whole_numbers_are_ints_and_numbers_become_floats():
     }.items():
         with pytest.raises(BundleError, match=f"^w: .*{words}"):
             call()
-    assert reader.sha256("0123456789abcdef" * 4, "k") and reader.sequence([1, 2], "k", 2, 2, "x") == [1, 2]
+    assert reader.sha256("0123456789abcdef" * 4, "k") and reader.sequence(
+        [1, 2], "k", 2, 2, "x"
+    ) == [1, 2]
     assert reader.optional(None, "k", reader.sha256) is None

@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 from export.average import mean_of
 from export.member import ExportError
 from export.merge import merge
-from tests.tiny_graphs import linear_graph, model_of, packed, softmax
+from tests.support.tiny_graphs import linear_graph, model_of, packed, softmax
 
 RNG = np.random.default_rng(11)
 MATRICES = {name: RNG.normal(size=(16, 4)).astype(np.float32) for name in ("a", "b", "c")}
@@ -26,7 +26,11 @@ def averaged(answers, values, temperature):
 
 @pytest.mark.parametrize("temperature", [0.443, 1.0, 2.5])
 def test_the_mean_is_of_probabilities_and_only_logits_are_divided_by_the_temperature(temperature):
-    answers = {"x": ("x_logits", "logits"), "y": ("y_probabilities", "probabilities"), "z": ("z", "logits")}
+    answers = {
+        "x": ("x_logits", "logits"),
+        "y": ("y_probabilities", "probabilities"),
+        "z": ("z", "logits"),
+    }
     values = {
         "x_logits": RNG.normal(0, 4, (6, 3)).astype(np.float32),
         "y_probabilities": softmax(RNG.normal(0, 4, (6, 3))).astype(np.float32),
@@ -73,11 +77,20 @@ def test_the_merged_graph_declares_the_members_ports_operators_and_newest_format
     assert merged.ir_version == 10
     assert [(entry.domain, entry.version) for entry in merged.opset_import] == [("", 18)]
     (images,), (probabilities,) = merged.graph.input, merged.graph.output
-    for port, name, shape in (images, "images", ["N", 1, 4, 4]), (probabilities, "probabilities", ["N", 4]):
+    for port, name, shape in (
+        (images, "images", ["N", 1, 4, 4]),
+        (probabilities, "probabilities", ["N", 4]),
+    ):
         axes = [axis.dim_param or axis.dim_value for axis in port.type.tensor_type.shape.dim]
-        assert (port.name, axes, port.type.tensor_type.elem_type) == (name, shape, TensorProto.FLOAT)
+        assert (port.name, axes, port.type.tensor_type.elem_type) == (
+            name,
+            shape,
+            TensorProto.FLOAT,
+        )
     names = [tensor.name for tensor in merged.graph.initializer]
-    assert sorted(names) == sorted(f"{stage}/{name}" for stage in "abc" for name in ("bias", "matrix"))
+    assert sorted(names) == sorted(
+        f"{stage}/{name}" for stage in "abc" for name in ("bias", "matrix")
+    )
 
 
 def other_input():
@@ -85,7 +98,9 @@ def other_input():
         helper.make_node("Flatten", ["images"], ["pixels"]),
         helper.make_node("MatMul", ["pixels", "matrix"], ["logits"]),
     ]
-    return model_of(nodes, {"images": [1, 5, 5]}, {"logits": [4]}, {"matrix": np.zeros((25, 4), np.float32)})
+    return model_of(
+        nodes, {"images": [1, 5, 5]}, {"logits": [4]}, {"matrix": np.zeros((25, 4), np.float32)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +115,8 @@ def test_members_that_differ_are_not_merged(other):
 
 def test_a_merged_graph_that_onnx_refuses_is_not_returned(monkeypatch):
     monkeypatch.setattr(
-        "export.merge.mean_of", lambda logits, temperature: ([helper.make_node("Mean", ["no"], ["no2"])], [])
+        "export.merge.mean_of",
+        lambda logits, temperature: ([helper.make_node("Mean", ["no"], ["no2"])], []),
     )
     with pytest.raises(checker.ValidationError):
         merge({"a": linear_graph(MATRICES["a"])})

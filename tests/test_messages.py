@@ -32,9 +32,9 @@ def test_the_bar_fits_and_holds_what_there_is_room_for(done, failed, total, seco
         return
     bar, rest = text[1:].split("] ")
     assert text[0] == "[" and rest == whole
-    assert len(bar) == min(30, columns - len(whole) - 3) and bar == "#" * bar.count("#") + "." * bar.count(
-        "."
-    )
+    assert len(bar) == min(30, columns - len(whole) - 3) and bar == "#" * bar.count(
+        "#"
+    ) + "." * bar.count(".")
     assert bar.count("#") == int(len(bar) * min(done, total) / total)
 
 
@@ -96,7 +96,10 @@ def test_the_bar_leaves_the_last_column_free(screen):
     messages = Messages()
     screen.now += 1
     messages.progress(5, 0, 10)
-    assert screen.text() == "\r[##########...........] 5/10 images 5/s" and len(screen.text()[1:]) == 39
+    assert (
+        screen.text() == "\r[##########...........] 5/10 images 5/s"
+        and len(screen.text()[1:]) == 39
+    )
     messages.error("x")
     assert screen.text().split("\r")[2] == " " * (len(screen.text().split("\r")[1]))
 

@@ -15,7 +15,14 @@ from train.metrics import area_under_curve, measure
 # three classes, six slices; predicted 0 0 1 1 2 0, true 0 0 1 2 2 1
 LABELS = np.array([0, 0, 1, 2, 2, 1])
 PROBABILITIES = np.array(
-    [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.5, 0.4], [0.0, 0.1, 0.9], [0.5, 0.4, 0.1]]
+    [
+        [0.8, 0.1, 0.1],
+        [0.6, 0.3, 0.1],
+        [0.2, 0.7, 0.1],
+        [0.1, 0.5, 0.4],
+        [0.0, 0.1, 0.9],
+        [0.5, 0.4, 0.1],
+    ]
 )
 
 
@@ -133,7 +140,9 @@ def test_auc_without_a_class_is_undefined_and_null():
 def test_ece_by_hand():
     # two bins of 15 are in use: (0.8, right), (0.8, wrong) and (0.5, right): (2/3) * |0.5 - 0.8| + (1/3) * 0.5
     p = np.array([[0.8, 0.2], [0.8, 0.2], [0.5, 0.5]])
-    assert expected_calibration_error(p, np.array([0, 1, 0])) == pytest.approx(2 / 3 * 0.3 + 1 / 3 * 0.5)
+    assert expected_calibration_error(p, np.array([0, 1, 0])) == pytest.approx(
+        2 / 3 * 0.3 + 1 / 3 * 0.5
+    )
     assert expected_calibration_error(np.eye(2), np.array([0, 1])) == 0
 
 
@@ -171,9 +180,13 @@ def test_certain_answers_are_in_the_last_bin_and_none_falls_out():
     assert expected_calibration_error(above, np.array([1, 0])) == pytest.approx(0.95 / 2, abs=1e-6)
     assert expected_calibration_error(np.zeros((2, 2)), np.array([0, 0])) == 1.0
     # the first bin ends at 1/15, so that 0.05 and 0.1 do not share it
-    assert expected_calibration_error(np.array([[0.05], [0.1]]), np.array([0, 1])) == pytest.approx(1.05 / 2)
+    assert expected_calibration_error(np.array([[0.05], [0.1]]), np.array([0, 1])) == pytest.approx(
+        1.05 / 2
+    )
     # 0 belongs to the first bin, with 0.05
-    assert expected_calibration_error(np.array([[0.0], [0.05]]), np.array([0, 0])) == pytest.approx(1.95 / 2)
+    assert expected_calibration_error(np.array([[0.0], [0.05]]), np.array([0, 0])) == pytest.approx(
+        1.95 / 2
+    )
 
 
 def ece_by_loops(probabilities, labels, bins):
@@ -218,7 +231,9 @@ def test_broken_probabilities_are_refused():
     ],
 )
 def test_probabilities_of_another_shape_are_refused(probabilities, labels):
-    with pytest.raises(ValueError, match=rf"expected \(N, C\) probabilities for {len(labels)} labels"):
+    with pytest.raises(
+        ValueError, match=rf"expected \(N, C\) probabilities for {len(labels)} labels"
+    ):
         measure(probabilities, labels)
 
 
@@ -235,5 +250,9 @@ def test_the_order_of_the_members_changes_no_mean(seed, count, data):
     order = data.draw(st.permutations(range(count)))
     found = mean_probabilities(members)
     assert found.dtype == np.float32 and found.shape == (5, 11)
-    np.testing.assert_allclose(mean_probabilities([members[i] for i in order]), found, rtol=2e-7, atol=1e-12)
-    np.testing.assert_allclose(found, sum(m.astype(float) for m in members) / count, rtol=2e-7, atol=1e-12)
+    np.testing.assert_allclose(
+        mean_probabilities([members[i] for i in order]), found, rtol=2e-7, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        found, sum(m.astype(float) for m in members) / count, rtol=2e-7, atol=1e-12
+    )

@@ -15,7 +15,11 @@ METRICS = {
     "test": {"accuracy": 0.7707, "auc": 0.7808, "ece": 0.0909, "ece_calibrated": 0.0111},
     "val_as_listed": {"accuracy": 0.8312, "ece": 0.0213, "ece_uncalibrated": 0.0514},
 }
-TRAINING = {"seed": 17, "data_md5": "d41d8cd98f", "temperature_fitted_on": "1,000 validation slices"}
+TRAINING = {
+    "seed": 17,
+    "data_md5": "d41d8cd98f",
+    "temperature_fitted_on": "1,000 validation slices",
+}
 
 
 def member(stage, precision, accuracy, *alternatives):
@@ -23,7 +27,9 @@ def member(stage, precision, accuracy, *alternatives):
 
 
 MEMBERS = [
-    member("first", "int8", 0.8112, member("first", "fp32", 0.8213), member("first", "fp16", 0.8214)),
+    member(
+        "first", "int8", 0.8112, member("first", "fp32", 0.8213), member("first", "fp16", 0.8214)
+    ),
     member("second", "fp32", 0.8415),
 ]
 
@@ -98,7 +104,10 @@ def test_every_variant_has_its_accuracy_the_listed_one_first():
 def test_averaging_is_told_of_several_networks_alone(count):
     text = flat(card(members=MEMBERS[:count]))
     assert ("Their probabilities are averaged." in text) == (count == 2)
-    assert f"Networks: {', '.join(('`first`', '`second`')[:count])}, trained from scratch, seed 17." in text
+    assert (
+        f"Networks: {', '.join(('`first`', '`second`')[:count])}, trained from scratch, seed 17."
+        in text
+    )
 
 
 def test_imagenet_weights_are_named():
@@ -134,7 +143,10 @@ def test_the_scans_and_slices_are_the_published_ones():
 def test_the_orientation_is_told_where_it_was_established(view, words):
     text = flat(card(view=view, size=64))
     assert f"{view} view: one of" in text and f"- Only {view} slices." in text
-    assert f"Input: 64 x 64 gray pixels of a crop around one organ, as MedMNIST stores them{words}" in text
+    assert (
+        f"Input: 64 x 64 gray pixels of a crop around one organ, as MedMNIST stores them{words}"
+        in text
+    )
 
 
 def test_a_smoke_run_says_that_its_figures_mean_nothing():

@@ -28,7 +28,8 @@ def test_parameters_of_the_design(stage):
 
 def test_parameters_of_the_ensemble():
     members = [
-        make_network(STAGES[m].network, classes=11, size=28, seed=1) for m in STAGES["ensemble"].members
+        make_network(STAGES[m].network, classes=11, size=28, seed=1)
+        for m in STAGES["ensemble"].members
     ]
     assert sum(map(count_parameters, members)) == 125_883_364
 
@@ -95,7 +96,9 @@ def test_imagenet_weights_of_the_wrong_shape_are_named():
 def test_stages_are_chosen_in_the_ladders_order_with_their_members():
     chosen = [stage.name for stage in chosen_stages(["ensemble", "base"])]
     assert chosen == ["base", "batch_norm", "resnet50", "resnet101", "resnet152", "ensemble"]
-    assert [stage.name for stage in chosen_stages([s.name for s in LADDER])] == [s.name for s in LADDER]
+    assert [stage.name for stage in chosen_stages([s.name for s in LADDER])] == [
+        s.name for s in LADDER
+    ]
     with pytest.raises(RunError, match="unknown stage 'nope'; choose from base, "):
         chosen_stages(["nope"])
 

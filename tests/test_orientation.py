@@ -112,7 +112,11 @@ def test_24_pairs_of_letters_are_read_and_all_others_are_refused():
                 parse_orientation(text)
 
 
-@pytest.mark.parametrize("value", ["", "L", "LPH", ("L",), ("L", 3), (3, "P"), ["L", "PA"], 7, None, b"LP"])
+@pytest.mark.parametrize(
+    "value", ["", "L", "LPH", ("L",), ("L", 3), (3, "P"), ["L", "PA"], 7, None, b"LP"]
+)
 def test_what_is_no_pair_of_letters_is_refused(value):
-    with pytest.raises(InputError, match="orientation: expected two letters of L R A P H F at right angles"):
+    with pytest.raises(
+        InputError, match="orientation: expected two letters of L R A P H F at right angles"
+    ):
         parse_orientation(value)

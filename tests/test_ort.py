@@ -38,7 +38,9 @@ def test_the_first_distribution_on_the_path_is_the_one(site):
 
 def test_a_name_is_found_as_wheels_write_it(site):
     site("a", "onnxruntime_gpu-1.26.0.dist-info", "Pillow-11.0.dist-info")
-    assert installed_version("onnxruntime-gpu") == "1.26.0" and installed_version("pillow") == "11.0"
+    assert (
+        installed_version("onnxruntime-gpu") == "1.26.0" and installed_version("pillow") == "11.0"
+    )
     assert installed_version("onnxruntime") is None and installed_version("pil") is None
 
 
@@ -104,7 +106,9 @@ def test_the_variable_is_set_while_it_loads_and_as_before_afterwards(monkeypatch
 
     def load(name):
         seen.append((name, os.environ.get("ORT_DISABLE_TELEMETRY")))
-        raise ImportError("libcublas.so.12:\ncannot open shared object file", name="onnxruntime.capi")
+        raise ImportError(
+            "libcublas.so.12:\ncannot open shared object file", name="onnxruntime.capi"
+        )
 
     monkeypatch.setattr(ort.importlib, "import_module", load)
     with pytest.raises(DeviceError) as caught:

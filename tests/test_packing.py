@@ -33,7 +33,9 @@ def weights(length, size):
             for i in range(int(begin), min(length, int(end) + 1)):
                 matrix[o, i] = max(Fraction(0), min(end, i + 1) - max(begin, i)) / (end - begin)
         else:
-            at = min(max(Fraction(2 * o + 1, 2) * Fraction(length, size) - Fraction(1, 2), 0), length - 1)
+            at = min(
+                max(Fraction(2 * o + 1, 2) * Fraction(length, size) - Fraction(1, 2), 0), length - 1
+            )
             matrix[o, int(at)] += 1 - (at - int(at))
             if at != int(at):
                 matrix[o, int(at) + 1] += at - int(at)
@@ -50,7 +52,9 @@ def fractions(image, window=(40, 400)):
 
 def expected(image, size=28, window=(40, 400)):
     """One slice as (size, size), float64, before mean and std."""
-    return weights(image.shape[0], size) @ fractions(image, window) @ weights(image.shape[1], size).T
+    return (
+        weights(image.shape[0], size) @ fractions(image, window) @ weights(image.shape[1], size).T
+    )
 
 
 def assert_close(found, image, size=28, window=(40, 400), mean=0.5, std=0.5):
@@ -79,7 +83,9 @@ EVERY_BYTE = np.resize(np.arange(256, dtype=np.uint8), (28, 28))
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.4914, 0.2023), (0.0, 1.0), (0.1, 3.0)])
 def test_every_byte_is_torchvision_bit_for_bit(mean, std):
     pytest.importorskip("torch", reason="the reference is torchvision's ToTensor and Normalize")
-    transforms = pytest.importorskip("torchvision", reason="the reference is torchvision").transforms
+    transforms = pytest.importorskip(
+        "torchvision", reason="the reference is torchvision"
+    ).transforms
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize([mean], [std])])
     assert len(np.unique(EVERY_BYTE)) == 256
     wanted = reference(EVERY_BYTE[:, :, None]).numpy()
@@ -100,7 +106,17 @@ def test_every_pixel_value_is_the_float32_formula(mean, std):
 
 @pytest.mark.parametrize(
     "window",
-    [None, (40, 400), (40, 401), (-600, 1500), (0.25, 0.5), (0, 1), (0, 65535), (-40000, 20), (1e6, 1e3)],
+    [
+        None,
+        (40, 400),
+        (40, 401),
+        (-600, 1500),
+        (0.25, 0.5),
+        (0, 1),
+        (0, 65535),
+        (-40000, 20),
+        (1e6, 1e3),
+    ],
 )
 def test_every_hounsfield_unit_through_a_window(window):
     images = np.resize(np.arange(-32768, 32768).astype(np.int16), (84, 28, 28))
@@ -132,23 +148,30 @@ def test_resampling_is_the_float64_computation(data):
     dtype = data.draw(st.sampled_from(sorted(KINDS)))
     window = data.draw(st.sampled_from([(40, 400), (30, 351), (-0.3, 77.7), (0, 60000)]))
     mean, std = data.draw(st.sampled_from([(0.5, 0.5), (0.3, 0.7)]))
-    image = random_slice(np.random.default_rng(data.draw(st.integers(0, 99))), dtype, (height, width))
+    image = random_slice(
+        np.random.default_rng(data.draw(st.integers(0, 99))), dtype, (height, width)
+    )
     options = {"window": window} if dtype == "int16" else {}
     assert_close(pack(image, size, mean=mean, std=std, **options), image, size, window, mean, std)
 
 
 @pytest.mark.parametrize("dtype", sorted(KINDS))
 @pytest.mark.parametrize(
-    "shape", [(512, 512), (1024, 510), (2000, 1), (1, 3000), (28, 900), (900, 28), (28, 300), (513, 515)]
+    "shape",
+    [(512, 512), (1024, 510), (2000, 1), (1, 3000), (28, 900), (900, 28), (28, 300), (513, 515)],
 )
 def test_large_slices_are_the_float64_computation(dtype, shape):
     image = random_slice(np.random.default_rng(7), dtype, shape)
     assert_close(pack(image), image)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (28, 28), (5, 90), (90, 5), (512, 512), (513, 1023), (300, 28)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (28, 28), (5, 90), (90, 5), (512, 512), (513, 1023), (300, 28)]
+)
 def test_a_flat_slice_stays_flat(shape):
-    values = [("uint8", v) for v in range(0, 256, 5)] + [("uint16", v) for v in (0, 1, 257, 12345, 65535)]
+    values = [("uint8", v) for v in range(0, 256, 5)] + [
+        ("uint16", v) for v in (0, 1, 257, 12345, 65535)
+    ]
     values += [("int16", v) for v in (-1000, -159, 0, 77, 239, 240, 3000)]
     for dtype, value in values:
         flat = np.full(shape, value, dtype)
@@ -179,7 +202,8 @@ def test_a_batch_is_its_slices(dtype, shape):
 def test_a_sequence_of_differing_shapes():
     rng = np.random.default_rng(2)
     images = [
-        random_slice(rng, "uint8", shape) for shape in [(28, 28), (512, 300), (1, 1), (28, 28), (40, 700)]
+        random_slice(rng, "uint8", shape)
+        for shape in [(28, 28), (512, 300), (1, 1), (28, 28), (40, 700)]
     ]
     whole = pack(tuple(images))
     np.testing.assert_array_equal(whole, np.concatenate([pack(image) for image in images]))
@@ -216,7 +240,9 @@ def test_any_strides(dtype, shape):
     for name, array in strided(image).items():
         np.testing.assert_array_equal(array, image, err_msg=name)
         np.testing.assert_array_equal(pack(array), wanted, err_msg=name)
-        np.testing.assert_array_equal(pack([array, image]), np.concatenate([wanted] * 2), err_msg=name)
+        np.testing.assert_array_equal(
+            pack([array, image]), np.concatenate([wanted] * 2), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (150, 150)])
@@ -238,7 +264,9 @@ def test_batches_in_any_order_and_broadcast(shape):
 def test_levels_agree_bit_for_bit(dtype, level):
     rng = np.random.default_rng(5)
     for _ in range(25):
-        height, width = (int(n) for n in rng.choice([3, 17, 28, 31, 64, 100, 129, 257, 512, 700], 2))
+        height, width = (
+            int(n) for n in rng.choice([3, 17, 28, 31, 64, 100, 129, 257, 512, 700], 2)
+        )
         size = int(rng.choice([1, 9, 28, 40]))
         image = random_slice(rng, dtype, (height, width))
         for mean, std in ((0.5, 0.5), (0.31, 0.27)):
@@ -284,7 +312,9 @@ def test_nothing_beyond_out_or_in_the_input(shape, size):
         np.testing.assert_array_equal(image, before)
 
 
-@pytest.mark.parametrize("none", [[], (), np.empty((0, 28, 28), np.uint8), np.empty((0, 512, 300), np.int16)])
+@pytest.mark.parametrize(
+    "none", [[], (), np.empty((0, 28, 28), np.uint8), np.empty((0, 512, 300), np.int16)]
+)
 def test_no_slices(none):
     assert pack(none).shape == (0, 1, 28, 28)
     assert pack(none, 64, out=np.empty((0, 1, 64, 64), np.float32)).shape == (0, 1, 64, 64)
@@ -379,28 +409,68 @@ VALUES = {
     "std infinite": (SLICE, {"std": float("inf")}, ValueError, "std"),
     "std small": (SLICE, {"std": 1e-60}, ValueError, "float32"),
     "std whole, huge": (SLICE, {"std": 10**400}, ValueError, "std, found a whole number too large"),
-    "window, uint8": (SLICE, {"window": (40, 400)}, ValueError, "window only with int16 slices, found uint8"),
+    "window, uint8": (
+        SLICE,
+        {"window": (40, 400)},
+        ValueError,
+        "window only with int16 slices, found uint8",
+    ),
     "window, uint16": (SLICE.astype("u2"), {"window": (40, 400)}, ValueError, "found uint16"),
     "window width 0": (HOUNSFIELD, {"window": (40, 0)}, ValueError, "width above 0, found 0"),
     "window width nan": (HOUNSFIELD, {"window": (40, float("nan"))}, ValueError, "width above 0"),
-    "window width infinite": (HOUNSFIELD, {"window": (40, float("inf"))}, ValueError, "width above 0"),
-    "window level nan": (HOUNSFIELD, {"window": (float("nan"), 400)}, ValueError, "finite window level"),
+    "window width infinite": (
+        HOUNSFIELD,
+        {"window": (40, float("inf"))},
+        ValueError,
+        "width above 0",
+    ),
+    "window level nan": (
+        HOUNSFIELD,
+        {"window": (float("nan"), 400)},
+        ValueError,
+        "finite window level",
+    ),
     "window of three": (HOUNSFIELD, {"window": (1, 2, 3)}, ValueError, "found 3 values"),
     "window number": (HOUNSFIELD, {"window": 400}, TypeError, "found int"),
-    "window text": (HOUNSFIELD, {"window": "40"}, TypeError, r"window as \(level, width\) in HU, found str"),
-    "window of text": (HOUNSFIELD, {"window": ("a", "b")}, TypeError, "level to be a number, found str"),
+    "window text": (
+        HOUNSFIELD,
+        {"window": "40"},
+        TypeError,
+        r"window as \(level, width\) in HU, found str",
+    ),
+    "window of text": (
+        HOUNSFIELD,
+        {"window": ("a", "b")},
+        TypeError,
+        "level to be a number, found str",
+    ),
     "window, none at all": ([], {"window": (40, 0)}, ValueError, "width above 0"),
     "out list": (SLICE, {"out": [0.0]}, TypeError, "out to be a float32 array, found list"),
     "out double": (SLICE, {"out": np.zeros((1, 1, 28, 28))}, TypeError, "out to be float32"),
-    "out swapped": (SLICE, {"out": np.zeros((1, 1, 28, 28), ">f4")}, TypeError, "out to be float32"),
+    "out swapped": (
+        SLICE,
+        {"out": np.zeros((1, 1, 28, 28), ">f4")},
+        TypeError,
+        "out to be float32",
+    ),
     "out shape": (
         SLICE,
         {"out": np.zeros((1, 28, 28), "f4")},
         ValueError,
         r"\(1, 1, 28, 28\), found \(1, 28, 28\)",
     ),
-    "out count": (SLICE, {"out": np.zeros((2, 1, 28, 28), "f4")}, ValueError, "found .2, 1, 28, 28"),
-    "out strided": (SLICE, {"out": np.zeros((1, 1, 28, 56), "f4")[..., ::2]}, ValueError, "C-contiguous"),
+    "out count": (
+        SLICE,
+        {"out": np.zeros((2, 1, 28, 28), "f4")},
+        ValueError,
+        "found .2, 1, 28, 28",
+    ),
+    "out strided": (
+        SLICE,
+        {"out": np.zeros((1, 1, 28, 56), "f4")[..., ::2]},
+        ValueError,
+        "C-contiguous",
+    ),
     "out read-only": (SLICE, {"out": READ_ONLY}, ValueError, "writeable"),
     "out misaligned": (SLICE, {"out": MISALIGNED}, ValueError, "aligned"),
 }

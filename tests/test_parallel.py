@@ -32,7 +32,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 )
 def test_stages_are_shared_through_gloo(monkeypatch, device, share, backend, bound):
     begun, current = [], []
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: begun.append((a, k)))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *a, **k: begun.append((a, k))
+    )
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     parallel.join(Group(0, 2), device, share)
     assert begun[0][0] == (backend,) and begun[0][1]["device_id"] == bound
@@ -110,7 +112,11 @@ def others(monkeypatch):
 
 def test_rows_are_dealt_out_in_turn():
     batch = torch.arange(7)
-    assert [Group(rank, 3).share(batch).tolist() for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [Group(rank, 3).share(batch).tolist() for rank in range(3)] == [
+        [0, 3, 6],
+        [1, 4],
+        [2, 5],
+    ]
     assert ALONE.share(batch) is batch
 
 
@@ -160,7 +166,9 @@ def test_a_process_that_has_ended_is_reported_by_the_others(monkeypatch, call):
 def test_gradients_are_averaged_by_distributed_data_parallel(monkeypatch):
     made = []
     monkeypatch.setattr(
-        torch.nn.parallel, "DistributedDataParallel", lambda *a, **k: made.append((a, k)) or "wrapped"
+        torch.nn.parallel,
+        "DistributedDataParallel",
+        lambda *a, **k: made.append((a, k)) or "wrapped",
     )
     network = torch.nn.Linear(1, 1)
     assert Group(0, 2).wrap(network) == "wrapped"
@@ -182,13 +190,16 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
 
 def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):
     begun = []
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *a, **k: begun.append(k["timeout"]))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *a, **k: begun.append(k["timeout"])
+    )
     parallel.join(Group(0, 2), CPU, "stages")
     assert begun == [datetime.timedelta(hours=24)]
 
 
 @pytest.mark.parametrize(
-    ("available", "initialized", "expected"), [(True, True, True), (True, False, False), (False, None, False)]
+    ("available", "initialized", "expected"),
+    [(True, True, True), (True, False, False), (False, None, False)],
 )
 def test_a_process_knows_whether_it_is_in_a_group(monkeypatch, available, initialized, expected):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: available)
@@ -245,7 +256,15 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(tmp_path, share):
     patch = f"from medmnist import INFO\nINFO['organamnist'] = INFO['organamnist'] | {{'MD5': {md5!r}}}\n"
     script = tmp_path / "failing.py"
     script.write_text(patch + FAILING)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script,
+    ]
     arguments = [
         "--dataset",
         "organamnist",

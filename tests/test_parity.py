@@ -23,7 +23,7 @@ from export.merge import check_merged, merge
 from export.triton import TritonError, _averaging_graph
 from export.variants import Slices, make_variants
 from organ_infer.engine.cpu_count import usable_processors
-from tests.tiny_graphs import SIZE, bright_pixels, linear_graph, packed, softmax
+from tests.support.tiny_graphs import SIZE, bright_pixels, linear_graph, packed, softmax
 
 BATCH = 256
 # two batches of 256 and a rest, classes in turn
@@ -65,7 +65,9 @@ def test_the_same_network_passes_with_its_accuracy_over_every_batch():
 
 def test_a_graph_that_differs_at_batch_1_alone_is_refused():
     model = linear_graph(MATRIX, added=0.5)
-    with pytest.raises(ExportError, match=r"m at batch 1: logits differ from PyTorch's by 5\.00e-01"):
+    with pytest.raises(
+        ExportError, match=r"m at batch 1: logits differ from PyTorch's by 5\.00e-01"
+    ):
         compared(model)
 
 
@@ -97,7 +99,9 @@ def test_a_limit_is_met_exactly(monkeypatch):
     check_logits(expected, expected + np.float32(0.25), name="m")
 
 
-@pytest.mark.parametrize("gap, refused", [(1.9e-4, False), (2.1e-4, True)], ids=["a tie", "a clear answer"])
+@pytest.mark.parametrize(
+    "gap, refused", [(1.9e-4, False), (2.1e-4, True)], ids=["a tie", "a clear answer"]
+)
 def test_another_class_is_refused_but_for_a_tie(gap, refused, monkeypatch):
     monkeypatch.setattr(member, "MAX_ABS", 1.0)
     expected = np.array([[1.0, 1 + gap, -5.0], [0.0, 3.0, 1.0]], np.float32)
@@ -163,7 +167,9 @@ def test_slices_of_another_size_are_resampled_to_the_network_s(tmp_path, monkeyp
     monkeypatch.setattr(member, "to_onnx", exported)
     large = np.kron(SLICES[:3], np.ones((2, 2), np.uint8))
     parity = export_member(Linear(), tmp_path / "m.onnx", large, LABELS[:3], size=SIZE)
-    np.testing.assert_allclose(parity.logits, packed(SLICES[:3]) @ MATRIX.astype(np.float64), atol=1e-5)
+    np.testing.assert_allclose(
+        parity.logits, packed(SLICES[:3]) @ MATRIX.astype(np.float64), atol=1e-5
+    )
     export_member(Linear(), tmp_path / "m.onnx", SLICES[:3], LABELS[:3])
     assert asked == [SIZE, SIZE]
 
@@ -185,7 +191,9 @@ def test_operators_of_another_domain_are_not_exported(monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **options: Program(model))
     # an operator set that no node uses is dropped
     assert [entry.domain for entry in to_onnx(Linear(), SIZE).opset_import] == [""]
-    model.graph.node.append(helper.make_node("Gelu", ["logits"], ["unused"], domain="com.microsoft"))
+    model.graph.node.append(
+        helper.make_node("Gelu", ["logits"], ["unused"], domain="com.microsoft")
+    )
     with pytest.raises(
         ExportError, match=r"operators of \['com\.microsoft'\]; only standard ones are accepted"
     ):
@@ -197,7 +205,15 @@ def test_the_exporter_s_notes_of_this_machine_are_removed(monkeypatch):
     graph = model.graph
     graph.value_info.add(name="pixels").type.CopyFrom(graph.output[0].type)
     graph.value_info[0].type.tensor_type.shape.dim[1].dim_value = 16
-    places = (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info)
+    places = (
+        model,
+        graph,
+        *graph.node,
+        *graph.initializer,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+    )
     for place in places:
         place.doc_string = "/home/someone/network.py"
         place.metadata_props.add(key="stack", value="/home/someone/network.py")
@@ -238,7 +254,11 @@ def test_a_network_is_exported_as_it_wishes_to_be(monkeypatch):
     _, _, shape, options = exported[0]
     # two slices: torch.export takes an axis of one for a fixed one
     assert list(shape) == [2, 1, 4, 4]
-    assert (options["dynamo"], options["opset_version"], options["external_data"]) == (True, 18, False)
+    assert (options["dynamo"], options["opset_version"], options["external_data"]) == (
+        True,
+        18,
+        False,
+    )
     assert options["verbose"] is False
     assert (options["input_names"], options["output_names"]) == (["images"], ["logits"])
     assert list(options["dynamic_shapes"][0]) == [0]
@@ -280,7 +300,9 @@ def test_what_an_export_needs_and_is_missing_is_named_with_the_command(monkeypat
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"for training and export: pip install -e '\.\[train,cpu\]'"):
+    with pytest.raises(
+        ExportError, match=r"for training and export: pip install -e '\.\[train,cpu\]'"
+    ):
         member.check_installed()
 
 
@@ -295,7 +317,9 @@ def test_a_session_takes_the_processors_it_may_use_and_does_not_spin():
 def test_a_rewritten_graph_that_differs_at_batch_1_alone_is_refused(monkeypatch):
     monkeypatch.setattr("export.variants.rewrite", lambda model: linear_graph(MATRIX, added=0.5))
     slices = Slices(SLICES, SLICES, LABELS, SIZE)
-    with pytest.raises(ExportError, match=r"base rewritten, at batch 1: logits differ .* 5\.00e-01"):
+    with pytest.raises(
+        ExportError, match=r"base rewritten, at batch 1: logits differ .* 5\.00e-01"
+    ):
         make_variants("base", linear_graph(MATRIX), slices, ("fp32",))
 
 

@@ -11,17 +11,32 @@ import numpy as np
 import pytest
 from conftest import child_environment
 
-from organ_infer import ImageFailure, InputError, OrganClassifier, OrganInferError, Prediction, batching
+from organ_infer import (
+    ImageFailure,
+    InputError,
+    OrganClassifier,
+    OrganInferError,
+    Prediction,
+    batching,
+)
 from organ_infer import classifier as classifier_module
 
 
-def test_paths_come_back_in_order_with_failures_in_their_place(classifier, pictures, slices, tmp_path):
+def test_paths_come_back_in_order_with_failures_in_their_place(
+    classifier, pictures, slices, tmp_path
+):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     paths = [pictures / "s00.png", bad, str(pictures / "s01.png"), tmp_path / "none.png", tmp_path]
     found = list(classifier.predict_paths(paths))
     assert [p.path for p in found] == [str(p) for p in paths]
-    assert [type(p) for p in found] == [Prediction, ImageFailure, Prediction, ImageFailure, ImageFailure]
+    assert [type(p) for p in found] == [
+        Prediction,
+        ImageFailure,
+        Prediction,
+        ImageFailure,
+        ImageFailure,
+    ]
     assert found[3].error == "no such file" and found[4].error == "a directory, not an image"
     expected = classifier.predict_proba(slices[:2])
     assert found[0].probabilities == tuple(expected[0].tolist())
@@ -61,11 +76,17 @@ def threads_reading():
     return [thread for thread in threading.enumerate() if "reading" in thread.name]
 
 
-def test_a_sequence_is_read_one_batch_ahead_and_any_other_iterable_is_not(bundle, pictures, monkeypatch):
+def test_a_sequence_is_read_one_batch_ahead_and_any_other_iterable_is_not(
+    bundle, pictures, monkeypatch
+):
     paths = sorted(pictures.iterdir())
     with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
         expected = list(opened.predict_paths(iter(paths)))
-        assert list(opened.predict_paths(paths)) == list(opened.predict_paths(tuple(paths))) == expected
+        assert (
+            list(opened.predict_paths(paths))
+            == list(opened.predict_paths(tuple(paths)))
+            == expected
+        )
         assert [p.path for p in expected] == list(map(str, paths))
 
         read, by = [], []
@@ -93,7 +114,8 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
     for i, path in enumerate(sorted(pictures.iterdir())):
         image = Image.open(path)
         image.save(
-            tmp_path / f"{i:02}.{'tif' if i % 5 == 1 else 'png'}", **({"gamma": 1} if i % 5 == 2 else {})
+            tmp_path / f"{i:02}.{'tif' if i % 5 == 1 else 'png'}",
+            **({"gamma": 1} if i % 5 == 2 else {}),
         )
     (tmp_path / "07.png").write_bytes(b"damaged")
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "none.png"]
@@ -102,7 +124,9 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
         monkeypatch.setattr(batching, "_read_plain", reader)
         for size in (1, 7, 64):
             with OrganClassifier(bundle, device="cpu", batch_size=size) as opened:
-                found.append([(p.path, getattr(p, "label", p)) for p in opened.predict_paths(paths)])
+                found.append(
+                    [(p.path, getattr(p, "label", p)) for p in opened.predict_paths(paths)]
+                )
     assert all(other == found[0] for other in found)
     assert [isinstance(what, ImageFailure) for _, what in found[0]].count(True) == 2
 
@@ -111,7 +135,9 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
 def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, end):
     """The thread stops before its next file, though most of its batch is left."""
     monkeypatch.setattr(batching, "_read_plain", None)
-    most = 200 if end == "closed classifier" else 100  # files before the batch in which the end comes
+    most = (
+        200 if end == "closed classifier" else 100
+    )  # files before the batch in which the end comes
     seen, told = [], threading.Event()
     whole, wait = classifier_module.open_slices, batching._Prefetcher._wait
 
@@ -252,7 +278,8 @@ def test_many_paths_come_back_in_order_however_they_are_given(command, pictures,
     """More than are taken at once, failures among them."""
     (tmp_path / "bad.png").write_bytes(b"no image")
     names = [
-        str(tmp_path / "bad.png") if i % 7 == 3 else f"{pictures}/s{i * 13 % 40:02}.png" for i in range(400)
+        str(tmp_path / "bad.png") if i % 7 == 3 else f"{pictures}/s{i * 13 % 40:02}.png"
+        for i in range(400)
     ]
     listed = tmp_path / "list"
     listed.write_text("\n".join(names))

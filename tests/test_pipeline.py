@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from organ_infer._packing import pack
-from tests.at_hand import DATA, needs_organamnist
+from tests.support.data_files import DATA, needs_organamnist
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = ROOT / "runtime" / "organ_infer" / "default"

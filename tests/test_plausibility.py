@@ -6,14 +6,19 @@ import re
 
 import numpy as np
 import pytest
-from at_hand import DATA, needs_organamnist
 from conftest import ROOT
-from image_files import dicom, saved
 from PIL import Image
+from support.data_files import DATA, needs_organamnist
+from support.image_files import dicom, saved
 
 from organ_infer._packing import pack
 from organ_infer.bundle.manifest import Input
-from organ_infer.plausibility import WHOLE_SLICE_SIDE, _border_indices, pixel_warnings, shape_warnings
+from organ_infer.plausibility import (
+    WHOLE_SLICE_SIDE,
+    _border_indices,
+    pixel_warnings,
+    shape_warnings,
+)
 
 SPEC = Input(size=28, mean=0.5, std=0.5, window=(40, 400))
 CROP = np.random.default_rng(5).integers(60, 190, (28, 28), np.uint8)
@@ -51,7 +56,9 @@ def packed_as(pixels, spec):
 
 def gray_with(size, count, value, *, edge):
     """Gray (S, S) of 0.5 with `count` other pixels, the outermost first or the innermost (so that the edge is gray)."""
-    from_edge = np.minimum(*np.minimum(np.indices((size, size)), size - 1 - np.indices((size, size))))
+    from_edge = np.minimum(
+        *np.minimum(np.indices((size, size)), size - 1 - np.indices((size, size)))
+    )
     order = np.argsort(from_edge, axis=None, kind="stable")
     pixels = np.full(size * size, 0.5)
     pixels[(order if edge else order[::-1])[:count]] = value
@@ -70,7 +77,10 @@ def test_90_percent_of_black_or_white_is_implausible_and_one_pixel_less_is_not(s
     enough = -(-pixels * 90 // 100)
     center = gray_with(spec.size, enough, value, edge=False)
     (text,) = warnings_of(center, spec)
-    assert text == "implausible: 90% of the pixels are black or white; likely a wrong window or no CT slice"
+    assert (
+        text
+        == "implausible: 90% of the pixels are black or white; likely a wrong window or no CT slice"
+    )
     assert warnings_of(gray_with(spec.size, enough - 1, value, edge=False), spec) == ()
 
 
@@ -131,7 +141,9 @@ def test_a_side_of_400_pixels_is_that_of_a_whole_slice():
 
 
 @pytest.mark.parametrize(("apart", "implausible"), [(9, False), (10, True), (11, True)])
-def test_colors_10_of_255_apart_on_average_are_implausible(classifier, tmp_path, apart, implausible):
+def test_colors_10_of_255_apart_on_average_are_implausible(
+    classifier, tmp_path, apart, implausible
+):
     """Half of the pixels are gray, the others twice as far apart."""
     color = np.dstack([CROP, CROP, CROP])
     color[::2, :, 1] += np.uint8(2 * apart)
@@ -158,9 +170,15 @@ def test_what_validation_reaches_is_what_the_docs_say(validation):
     black, clipped = gray <= 0.02, (gray <= 0.02) | (gray >= 0.98)
     edge = np.ones((28, 28), bool)
     edge[1:-1, 1:-1] = False
-    least, most, most_at_edge = span.min(), clipped.mean(axis=(1, 2)).max(), black[:, edge].mean(axis=1).max()
+    least, most, most_at_edge = (
+        span.min(),
+        clipped.mean(axis=(1, 2)).max(),
+        black[:, edge].mean(axis=1).max(),
+    )
     page = (ROOT / "docs" / "guides" / "formats.md").read_text()
-    stated = re.search(r"\| (\d+) % and more \|.*?\| (\d+) % at most \|.*?\| (\d+) % at most \|", page, re.S)
+    stated = re.search(
+        r"\| (\d+) % and more \|.*?\| (\d+) % at most \|.*?\| (\d+) % at most \|", page, re.S
+    )
     found = [math.floor(least * 100), math.ceil(most * 100), math.ceil(most_at_edge * 100)]
     assert found == list(map(int, stated.groups()))
 
@@ -178,7 +196,8 @@ def test_no_slice_of_validation_is_implausible(validation):
 
 @needs_organamnist
 @pytest.mark.parametrize(
-    ("low", "high", "least"), [(-1350, 150, 1.0), (-1024, 3072, 1.0), (-450, 1050, 0.25), (-75, 175, 0.0)]
+    ("low", "high", "least"),
+    [(-1350, 150, 1.0), (-1024, 3072, 1.0), (-450, 1050, 0.25), (-75, 175, 0.0)],
 )
 def test_slices_of_validation_through_other_windows(validation, low, high, least):
     """Soft tissue through a lung window, none, and one of bones; a narrower one of soft tissue is fine."""
@@ -200,7 +219,9 @@ def test_a_crop_is_not_implausible():
                                     CROP.astype(np.uint16) * 16, CROP // 4])  # fmt: skip
 def test_one_gray_is_a_constant_image_or_a_wrong_window(pixels):
     for spec in (SPEC, Input(size=28, mean=0.1, std=0.3, window=(40, 400))):
-        assert "of black to white; likely a constant image or a wrong window" in warning_of(pixels, spec)
+        assert "of black to white; likely a constant image or a wrong window" in warning_of(
+            pixels, spec
+        )
 
 
 def test_black_and_white_alone_is_a_wrong_window():
@@ -222,7 +243,11 @@ def test_the_size_of_a_whole_slice():
         "implausible: 512 x 512 pixels; likely a whole slice, crop it around one organ",
     )
     assert shape_warnings(WHOLE_SLICE_SIDE, WHOLE_SLICE_SIDE)
-    assert shape_warnings(WHOLE_SLICE_SIDE - 1, 2000) == shape_warnings(2000, WHOLE_SLICE_SIDE - 1) == ()
+    assert (
+        shape_warnings(WHOLE_SLICE_SIDE - 1, 2000)
+        == shape_warnings(2000, WHOLE_SLICE_SIDE - 1)
+        == ()
+    )
 
 
 @pytest.mark.parametrize("name", ["693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
@@ -232,7 +257,9 @@ def test_real_whole_slices_are_implausible(classifier, name):
 
     (found,) = classifier.predict_paths([get_testdata_file(name, download=False)])
     size, around = found.warnings
-    assert size.startswith("implausible: 512 x 512 pixels") and around.startswith("implausible: black border")
+    assert size.startswith("implausible: 512 x 512 pixels") and around.startswith(
+        "implausible: black border"
+    )
 
 
 def test_predictions_carry_the_warnings_of_every_kind_of_input(classifier, tmp_path):
@@ -261,7 +288,10 @@ def test_a_color_photograph_is_implausible_and_gray_as_color_is_not(classifier, 
     for name, pixels in {"a.jpg": photograph, "b.jpg": colorless}.items():
         Image.fromarray(pixels).save(tmp_path / name, quality=90)
     found, gray = classifier.predict_paths([tmp_path / "a.jpg", tmp_path / "b.jpg"])
-    assert found.warnings == ("converted from color to gray", "implausible: color image; CT slices are gray")
+    assert found.warnings == (
+        "converted from color to gray",
+        "implausible: color image; CT slices are gray",
+    )
     assert gray.warnings == ("converted from color to gray",)
 
 
@@ -269,11 +299,18 @@ def test_the_command_warns_and_exits_with_0(command, tmp_path):
     path = tmp_path / "a.dcm"
     cosines = [1, 0, 0, 0, 1, 0]
     path.write_bytes(
-        dicom(CROP.astype(np.uint16), RescaleSlope=1, RescaleIntercept=2000, ImageOrientationPatient=cosines)
+        dicom(
+            CROP.astype(np.uint16),
+            RescaleSlope=1,
+            RescaleIntercept=2000,
+            ImageOrientationPatient=cosines,
+        )
     )
     (tmp_path / "b.png").write_bytes(saved(CROP))
     done = command(path, tmp_path / "b.png")
     assert done.returncode == 0 and done.stdout.count("\n") == 2
-    assert done.stderr.startswith(f"organ-infer: warning: {path}: implausible: pixels span 0% of black")
+    assert done.stderr.startswith(
+        f"organ-infer: warning: {path}: implausible: pixels span 0% of black"
+    )
     (row,) = map(json.loads, command("--format", "jsonl", path).stdout.splitlines())
     assert len(row["warnings"]) == 1 and row["label"]

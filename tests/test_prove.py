@@ -161,7 +161,10 @@ def test_a_run_in_which_nothing_could_be_checked_proves_nothing(script):
 
 def test_what_would_exceed_the_time_left_is_not_run(script):
     code, report = script(
-        check(passes), check(waits, seconds=1000), check(passes, "last"), arguments=("--budget", "60")
+        check(passes),
+        check(waits, seconds=1000),
+        check(passes, "last"),
+        arguments=("--budget", "60"),
     )
     assert code == 0
     first, skipped, last = report["checks"]
@@ -230,7 +233,9 @@ def test_a_group_shares_a_process_and_a_failure_gets_a_new_one(settings):
 
 def test_a_check_can_have_a_process_to_itself_from_its_start(settings):
     checks = [check(passes, "before"), check(passes, "fresh", fresh=True), check(passes, "after")]
-    before, fresh, after = (result.figures["process"] for result in harness.run_checks(checks, settings, 600))
+    before, fresh, after = (
+        result.figures["process"] for result in harness.run_checks(checks, settings, 600)
+    )
     assert before != fresh == after
 
 
@@ -260,7 +265,10 @@ def test_the_list_names_every_check_and_runs_none(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "cuda_equals_cpu,nope"], "--only: unknown check 'nope'; choose from cuda_equals_cpu, "),
+        (
+            ["--only", "cuda_equals_cpu,nope"],
+            "--only: unknown check 'nope'; choose from cuda_equals_cpu, ",
+        ),
         (["--device", "gpu"], "expected cpu, cuda or cuda:N, found 'gpu'"),
     ],
 )
@@ -272,7 +280,9 @@ def test_what_is_unknown_ends_with_2(arguments, message, capsys):
 
 
 def test_only_the_chosen_checks_run_in_their_own_order(script):
-    _, report = script(check(passes, "a"), check(fails), check(passes, "b"), arguments=("--only", "b,a"))
+    _, report = script(
+        check(passes, "a"), check(fails), check(passes, "b"), arguments=("--only", "b,a")
+    )
     assert [row["name"] for row in report["checks"]] == ["a", "b"]
 
 
@@ -283,7 +293,9 @@ def test_without_a_gpu_it_ends_with_2_and_says_what_was_found(monkeypatch, capsy
     }
     monkeypatch.setattr(machine, "describe", lambda: about)
     assert prove.main([]) == 2
-    assert "torch 2.11 sees no GPU; onnxruntime offers CPUExecutionProvider" in capsys.readouterr().err
+    assert (
+        "torch 2.11 sees no GPU; onnxruntime offers CPUExecutionProvider" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("part", ["torch", "onnxruntime"])
@@ -291,7 +303,9 @@ def test_either_package_with_cuda_is_enough_to_begin(part):
     about = {
         "torch": {"version": "2.11", "cuda_available": part == "torch"},
         "onnxruntime": {
-            "providers": ["CUDAExecutionProvider"] if part == "onnxruntime" else ["CPUExecutionProvider"]
+            "providers": ["CUDAExecutionProvider"]
+            if part == "onnxruntime"
+            else ["CPUExecutionProvider"]
         },
     }
     assert prove.no_gpu(about) is None
@@ -310,7 +324,9 @@ def test_real_checks_run_on_the_cpu(tmp_path):
     out = tmp_path / "report.json"
     command = [sys.executable, GPU_TESTS / "prove.py", "--device", "cpu", "--quick", "--out", out]
     command += ["--data-dir", tmp_path, "--only", "cuda_equals_cpu,node_placement,device"]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), timeout=200)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment(), timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     equal, placed, device = report["checks"]
@@ -368,7 +384,9 @@ def test_operators_that_compute_may_not_stay_on_the_cpu():
         "CPUExecutionProvider": ["Shape", "Gather", "Gemm", "Conv"],
     }
     assert left_on_cpu(placed) == ["Conv", "Gemm"]
-    assert left_on_cpu({"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Softmax"]}) == []
+    assert (
+        left_on_cpu({"CUDAExecutionProvider": ["Conv"], "CPUExecutionProvider": ["Softmax"]}) == []
+    )
 
 
 def test_memory_that_grows_is_a_problem(context):
@@ -390,7 +408,12 @@ def test_what_a_run_reported_is_read_from_its_lines():
 
 @pytest.mark.parametrize(
     ("device", "visible", "expected"),
-    [("cuda", None, "0"), ("cuda:1", None, "1"), ("cuda:1", "3,5", "5"), ("cuda", "GPU-ab", "GPU-ab")],
+    [
+        ("cuda", None, "0"),
+        ("cuda:1", None, "1"),
+        ("cuda:1", "3,5", "5"),
+        ("cuda", "GPU-ab", "GPU-ab"),
+    ],
 )
 def test_nvidia_smi_is_asked_about_the_same_gpu(device, visible, expected):
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
@@ -399,7 +422,10 @@ def test_nvidia_smi_is_asked_about_the_same_gpu(device, visible, expected):
 
 def test_a_module_in_place_of_a_missing_one_counts_as_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", ModuleType("filelock"))
-    assert machine.missing(["numpy", "filelock", "no_such.module"]) == ["filelock", "no_such.module"]
+    assert machine.missing(["numpy", "filelock", "no_such.module"]) == [
+        "filelock",
+        "no_such.module",
+    ]
 
 
 def test_a_command_that_does_not_end_is_stopped(tmp_path):
@@ -408,20 +434,22 @@ def test_a_command_that_does_not_end_is_stopped(tmp_path):
     assert done.stopped and done.code == -15 and done.output == "begun\n" and done.seconds < 20
 
 
-# The runtime's checks on a CUDA that computes on the CPU (stand_in.py). Without the real onnxruntime no fp16 is made.
+# The runtime's checks on a CUDA that computes on the CPU (support/fake_onnxruntime.py). Without the real onnxruntime no fp16 is made.
 
 
 @pytest.fixture
-def on_cuda(install, tmp_path, monkeypatch):
+def on_cuda(install_fake, tmp_path, monkeypatch):
     """Runs a check of the runtime in this process with a fake onnxruntime; its result."""
     memory = iter(range(1000, 1_000_000, 10))
 
     def run(function, *, grows=False, **how):
-        install(compute="network", **how)
+        install_fake(compute="network", **how)
         # the fake has no tools, whatever a test before has imported of the real onnxruntime's
         for name in [name for name in sys.modules if name.startswith("onnxruntime.")]:
             monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setattr(runtime_checks, "gpu_memory", lambda device: next(memory) * 10 if grows else 1000)
+        monkeypatch.setattr(
+            runtime_checks, "gpu_memory", lambda device: next(memory) * 10 if grows else 1000
+        )
         settings = Settings("cuda", quick=True, data_dir=None, scratch=tmp_path)
         return harness.run_one(check(function), settings, 300)
 
@@ -511,7 +539,9 @@ def test_the_random_networks_have_the_shapes_of_the_ladder(name):
         graph.small_cnn("images")
     else:
         graph.resnet("images", bundles.BLOCKS[name])
-    written = sorted(value.shape for value in map(numpy_helper.to_array, graph.tensors) if value.ndim > 1)
+    written = sorted(
+        value.shape for value in map(numpy_helper.to_array, graph.tensors) if value.ndim > 1
+    )
     network = make_network(STAGES[name].network, classes=11, size=28, seed=1)
     trained = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     shapes = sorted(tuple(weight.shape) for weight in trained)
@@ -530,7 +560,9 @@ def test_the_random_ensemble_opens_and_answers(tmp_path):
 
 
 def test_without_onnx_the_ensemble_is_skipped(monkeypatch, tmp_path):
-    monkeypatch.setattr(bundles, "missing", lambda names: [name for name in names if name == "onnx"])
+    monkeypatch.setattr(
+        bundles, "missing", lambda names: [name for name in names if name == "onnx"]
+    )
     with pytest.raises(Skip, match="onnx, which is not installed"):
         bundles.random_ensemble(["batch_norm"], "fp32", tmp_path)
 

@@ -21,7 +21,11 @@ ensemble        0.956 0.961 0.956 0.952   0.924 0.905 0.924 0.911   0.811 0.810 
 
 # Test accuracy and AUC. "official": MedMNIST v2 (Yang et al., Scientific Data 2023), Table 3, the better of ResNet-18 and
 # ResNet-50 by accuracy. "native": Doerrich et al., Scientific Reports 2025.
-OFFICIAL_28 = {"organamnist": (0.935, 0.997), "organcmnist": (0.905, 0.992), "organsmnist": (0.782, 0.972)}
+OFFICIAL_28 = {
+    "organamnist": (0.935, 0.997),
+    "organcmnist": (0.905, 0.992),
+    "organsmnist": (0.782, 0.972),
+}
 OFFICIAL_224 = {"organamnist": (0.951, 0.998), "organcmnist": (0.920, 0.994)}
 AUTOKERAS_28 = {"organsmnist": (0.813, 0.974)}
 NATIVE_224 = {"organamnist": 0.969, "organcmnist": 0.940, "organsmnist": 0.825}
@@ -74,7 +78,10 @@ def found(flag: str, source: str, pixels: str) -> published.Published:
 def test_official_results_are_those_of_medmnist(flag):
     first = published.PUBLISHED[flag][0]
     assert (first.accuracy, first.auc) == OFFICIAL_28[flag]
-    assert (first.pixels, first.chosen_on) == ("28", "validation") and "official ResNet" in first.source
+    assert (first.pixels, first.chosen_on) == (
+        "28",
+        "validation",
+    ) and "official ResNet" in first.source
     for values, source, pixels in (
         (OFFICIAL_28, "official ResNet", "28"),
         (OFFICIAL_224, "official ResNet", "28 upscaled to 224"),

@@ -95,13 +95,17 @@ def test_weights_are_int8_of_seven_bits_with_a_symmetric_scale_a_channel(float_m
     assert zero_point.dtype == np.int8 and not zero_point.any()
     stored = tensors(int8_model)["kernel_quantized"]
     assert stored.dtype == np.int8
-    np.testing.assert_allclose(stored, kernel / expected_scale[:, None, None, None], atol=0.5 + 1e-4)
+    np.testing.assert_allclose(
+        stored, kernel / expected_scale[:, None, None, None], atol=0.5 + 1e-4
+    )
 
 
 def test_the_int8_graph_answers_as_the_float_graph_to_within_its_steps(float_model, int8_model):
     images = np.random.default_rng(6).uniform(-0.6, 0.8, (4, 1, 28, 28)).astype(np.float32)
     exact = ReferenceEvaluator(float_model).run(["logits"], {"images": images})[0]
-    session = onnxruntime.InferenceSession(int8_model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        int8_model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     found = session.run(["logits"], {"images": images})[0]
     assert np.abs(found - exact).max() < 0.05 * np.ptp(exact)
     assert not np.array_equal(found, exact)
@@ -110,7 +114,10 @@ def test_the_int8_graph_answers_as_the_float_graph_to_within_its_steps(float_mod
 def test_a_graph_in_fp16_takes_and_gives_float32_and_computes_in_float16(float_model):
     half = to_fp16(float_model)
     ports = (*half.graph.input, *half.graph.output)
-    assert [port.type.tensor_type.elem_type for port in ports] == [TensorProto.FLOAT, TensorProto.FLOAT]
+    assert [port.type.tensor_type.elem_type for port in ports] == [
+        TensorProto.FLOAT,
+        TensorProto.FLOAT,
+    ]
     assert [port.name for port in ports] == ["images", "logits"]
     assert {name: value.dtype for name, value in tensors(half).items()} == dict.fromkeys(
         ("kernel", "matrix", "bias"), np.dtype(np.float16)
@@ -129,7 +136,9 @@ def test_a_graph_in_fp16_takes_and_gives_float32_and_computes_in_float16(float_m
 @pytest.mark.parametrize(
     "make", [to_fp16, lambda model: to_int8(model, np.zeros((2, 1, 28, 28), np.float32))]
 )
-def test_making_a_form_leaves_the_float_graph_and_the_log_level_as_they_were(make, float_model, caplog):
+def test_making_a_form_leaves_the_float_graph_and_the_log_level_as_they_were(
+    make, float_model, caplog
+):
     before = float_model.SerializeToString()
     with caplog.at_level(logging.INFO):
         make(float_model)

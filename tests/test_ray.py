@@ -96,7 +96,10 @@ def test_a_cluster_that_starts_here_reports_to_no_one(monkeypatch):
 
 
 def test_the_output_goes_away_where_it_is_not_finished(tmp_path):
-    with pytest.raises(KeyboardInterrupt), beyond._complete_directory(tmp_path / "deep" / "rows") as building:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        beyond._complete_directory(tmp_path / "deep" / "rows") as building,
+    ):
         (building / "part").write_text("half")
         raise KeyboardInterrupt
     assert list((tmp_path / "deep").iterdir()) == []
@@ -157,9 +160,13 @@ def arrow(monkeypatch):
     monkeypatch.setattr(beyond, "_arrow", lambda: FakeArrow)
 
 
-def test_rows_stand_in_the_order_of_their_paths_with_a_row_a_slice(arrow, bundle, slices, pictures, tmp_path):
+def test_rows_stand_in_the_order_of_their_paths_with_a_row_a_slice(
+    arrow, bundle, slices, pictures, tmp_path
+):
     np.save(tmp_path / "three.npy", slices[:3])
-    (tmp_path / "three.npy#9.png").write_bytes(b"no image")  # a name that begins as the stack's own slices
+    (tmp_path / "three.npy#9.png").write_bytes(
+        b"no image"
+    )  # a name that begins as the stack's own slices
     shutil.copy(pictures / "s03.png", tmp_path / "a.png")
     names = [
         "a.png",
@@ -173,9 +180,19 @@ def test_rows_stand_in_the_order_of_their_paths_with_a_row_a_slice(arrow, bundle
     ]
     with OrganClassifier(bundle, device="cpu", threads=1) as opened:
         expected = opened.predict(slices[[3, 0, 1, 2, 1, 3, 3]])
-    found = beyond.ClassifyBatch(bundle, base=tmp_path, threads=1)({"path": np.array(names, object)})
+    found = beyond.ClassifyBatch(bundle, base=tmp_path, threads=1)(
+        {"path": np.array(names, object)}
+    )
     assert [row["path"] for row in found] == [
-        *("a.png", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "three.npy#9.png", "gone"),
+        *(
+            "a.png",
+            "three.npy#0",
+            "three.npy#1",
+            "three.npy#2",
+            "three.npy#1",
+            "three.npy#9.png",
+            "gone",
+        ),
         *("a.png", "a.png", "odd\\udcff.png"),
     ]
     good = [row for row in found if row["error"] is None]
@@ -198,7 +215,9 @@ def test_the_columns_are_the_published_ones_then_a_column_a_class(arrow):
         ("organ_probability", "f4"), ("warnings", ["text"]), ("error", "text"), ("x", "f4"), ("y", "f4"),
     ]  # fmt: skip
     for name in ("path", "error", "index"):
-        with pytest.raises(BundleError, match=f"class {name!r}: this is the name of another column"):
+        with pytest.raises(
+            BundleError, match=f"class {name!r}: this is the name of another column"
+        ):
             beyond._schema(["x", name])
 
 
@@ -207,7 +226,12 @@ def test_a_line_of_json_has_every_key_and_nine_digits():
     row = {"path": "ä", "label": "x", "index": 0, "probability": third, "organ": "x", "organ_probability": 1.0,
            "warnings": ["w"], "error": None, "x": third, "y": 1e-30}  # fmt: skip
     line = beyond._json_line(row, ["x", "y"])
-    assert line.endswith(b"\n") and line.count(b"\n") == 1 and "ä".encode() in line and b"0.333333343" in line
+    assert (
+        line.endswith(b"\n")
+        and line.count(b"\n") == 1
+        and "ä".encode() in line
+        and b"0.333333343" in line
+    )
     assert json.loads(line) == {
         "path": "ä", "label": "x", "index": 0, "probability": 0.333333343, "organ": "x", "organ_probability": 1.0,
         "probabilities": {"x": 0.333333343, "y": 1e-30}, "warnings": ["w"], "error": None,
@@ -249,10 +273,15 @@ def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
             assert building.stat().st_mode & 0o777 == 0o755
             (building / "part").write_text("whole")
             assert not target.exists() or not list(target.iterdir())
-        assert (target / "part").read_text() == "whole" and [p.name for p in tmp_path.iterdir()] == ["rows"]
+        assert (target / "part").read_text() == "whole" and [
+            p.name for p in tmp_path.iterdir()
+        ] == ["rows"]
         (target / "part").unlink()
     (target / "late").touch()  # something came there meanwhile
-    with pytest.raises(OrganInferError, match="rows: cannot be written"), beyond._complete_directory(target):
+    with (
+        pytest.raises(OrganInferError, match="rows: cannot be written"),
+        beyond._complete_directory(target),
+    ):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["rows", "late"]
     with (
@@ -265,7 +294,9 @@ def test_the_output_appears_whole_in_place_of_an_empty_directory(tmp_path):
 def test_every_file_is_on_the_disk_before_the_output_appears(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(
-        os, "fsync", lambda number: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+        os,
+        "fsync",
+        lambda number: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}"))),
     )
     with beyond._complete_directory(tmp_path / "rows") as building:
         for name in ("a", "b"):
@@ -312,7 +343,9 @@ def test_a_list_and_a_directory_that_hold_nothing_or_cannot_be_read_are_told(tmp
     assert beyond._image_paths(tmp_path / "list.txt") == ["a", "\udcff", "b"]
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "folder.png" / "a.png").touch()
-    assert beyond._image_paths(str(tmp_path / "folder.png")) == [str(tmp_path / "folder.png" / "a.png")]
+    assert beyond._image_paths(str(tmp_path / "folder.png")) == [
+        str(tmp_path / "folder.png" / "a.png")
+    ]
     assert beyond._image_paths((b"a", tmp_path)) == ["a", str(tmp_path)]
     for paths, words in {
         "empty": "no image in this directory|contains no images",
@@ -339,7 +372,10 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
     ray = SimpleNamespace(
         is_initialized=lambda: True,
         data=SimpleNamespace(
-            from_arrow=lambda blocks: (seen.update(blocks=[len(block) for block in blocks]), Rows())[1],
+            from_arrow=lambda blocks: (
+                seen.update(blocks=[len(block) for block in blocks]),
+                Rows(),
+            )[1],
             ActorPoolStrategy=lambda size: ("pool", size),
         ),
         exceptions=SimpleNamespace(RayActorError=KeyError, RayError=LookupError),
@@ -356,7 +392,10 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
         [f"{i}.png" for i in range(count)], "rows", bundle=bundle, workers=workers, format="jsonl",
         num_cpus=2.5, num_gpus=0.5, tta=True,
     )  # fmt: skip
-    assert (tmp_path / "rows" / "part").read_text() == "rows" and seen["written"] == ("rows", tuple(CLASSES))
+    assert (tmp_path / "rows" / "part").read_text() == "rows" and seen["written"] == (
+        "rows",
+        tuple(CLASSES),
+    )
     assert sum(seen["blocks"]) == count and max(seen["blocks"]) == size == seen["batch_size"]
     assert seen["fn_constructor_kwargs"] == {
         "bundle": str(bundle), "base": str(tmp_path), "device": "cuda", "threads": 2, "tta": True,
@@ -365,13 +404,21 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
     assert (seen["num_cpus"], seen["num_gpus"]) == (2.5, 0.5)
     assert seen["ray_remote_args_fn"]() == {"max_task_retries": 10}
     if count == 1:
-        monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(KeyError("it died")))
-        with pytest.raises(OrganInferError, match="a worker died 11 times on the same 1 images or fewer"):
-            beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl", num_cpus=0)
+        monkeypatch.setitem(
+            beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(KeyError("it died"))
+        )
+        with pytest.raises(
+            OrganInferError, match="a worker died 11 times on the same 1 images or fewer"
+        ):
+            beyond.classify(
+                ["a.png"], "again", bundle=bundle, workers=1, format="jsonl", num_cpus=0
+            )
         assert seen["fn_constructor_kwargs"] == {
             "bundle": str(bundle), "base": str(tmp_path), "device": "cpu", "threads": 1,
         }  # fmt: skip
-        monkeypatch.setitem(beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(LookupError("lost")))
+        monkeypatch.setitem(
+            beyond._WRITERS, "jsonl", lambda *_: (_ for _ in ()).throw(LookupError("lost"))
+        )
         with pytest.raises(OrganInferError, match="Ray could not classify all images: lost"):
             beyond.classify(["a.png"], "again", bundle=bundle, workers=1, format="jsonl")
         defaults = seen["num_cpus"], seen["num_gpus"], seen["fn_constructor_kwargs"]["device"]
@@ -382,7 +429,9 @@ def test_a_run_is_asked_of_ray_as_it_was_asked_for(
 @needs_ray
 def test_a_batch_becomes_rows(bundle, pictures, classifier):
     names = ["s00.png", b"s01.png", "missing.png", os.fsdecode(b"odd\xff.png")]
-    table = beyond.ClassifyBatch(bundle, base=pictures, threads=1)({"path": np.array(names, object)})
+    table = beyond.ClassifyBatch(bundle, base=pictures, threads=1)(
+        {"path": np.array(names, object)}
+    )
     assert table.column_names == [*beyond.COLUMNS, *CLASSES]
     first, second, missing, odd = table.to_pylist()
     (expected,) = classifier.predict_paths([pictures / "s00.png"])
@@ -406,7 +455,15 @@ def test_a_file_of_many_slices_has_a_row_each(bundle, slices, tmp_path):
     names = ["one.npy", "three.npy", "three.npy#1", "one.npy", "one.npy"]
     table = beyond.ClassifyBatch(bundle, base=tmp_path, threads=1)({"path": np.array(names)})
     assert table["path"].to_pylist() == [
-        *("one.npy", "three.npy#0", "three.npy#1", "three.npy#2", "three.npy#1", "one.npy", "one.npy")
+        *(
+            "one.npy",
+            "three.npy#0",
+            "three.npy#1",
+            "three.npy#2",
+            "three.npy#1",
+            "one.npy",
+            "one.npy",
+        )
     ]
 
 
@@ -429,7 +486,9 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(beyond.USAGE_VARIABLE, "0")
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
+        ray.init(
+            num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False
+        )
     yield ray
     ray.shutdown()
 
@@ -458,7 +517,9 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
         def __call__(self, batch):
             rows = super().__call__(batch)
             self.batches += 1
-            if self.batches == 2:  # the first worker to finish a second batch dies before it can hand it over
+            if (
+                self.batches == 2
+            ):  # the first worker to finish a second batch dies before it can hand it over
                 try:
                     marks.touch(exist_ok=False)
                 except FileExistsError:
@@ -482,11 +543,15 @@ def test_a_killed_worker_loses_no_row_and_doubles_none(
     good = rows[rows.error.isna()]
     expected = [p for p in classifier.predict_paths(names) if hasattr(p, "label")]
     assert list(good.label) == [p.label for p in expected]
-    np.testing.assert_allclose(good[CLASSES], [p.probabilities for p in expected], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        good[CLASSES], [p.probabilities for p in expected], rtol=1e-4, atol=1e-6
+    )
 
 
 @needs_ray
-def test_an_image_that_kills_every_worker_ends_the_run(cluster, bundle, pictures, tmp_path, monkeypatch):
+def test_an_image_that_kills_every_worker_ends_the_run(
+    cluster, bundle, pictures, tmp_path, monkeypatch
+):
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 
@@ -500,7 +565,9 @@ def test_an_image_that_kills_every_worker_ends_the_run(cluster, bundle, pictures
     monkeypatch.setattr(beyond, "ClassifyBatch", Mortal)
     monkeypatch.setattr(beyond, "RETRIES", 2)
     names = [*sorted(map(str, pictures.iterdir()))[:8], "killer.png"]
-    with pytest.raises(OrganInferError, match=r"^a worker died 3 times on the same 3 images or") as caught:
+    with pytest.raises(
+        OrganInferError, match=r"^a worker died 3 times on the same 3 images or"
+    ) as caught:
         beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1)
     assert len(list(deaths.iterdir())) == 3 and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["deaths"]
@@ -510,16 +577,22 @@ def test_an_image_that_kills_every_worker_ends_the_run(cluster, bundle, pictures
 def test_json_lines_are_the_commands_and_an_error(cluster, bundle, pictures, tmp_path, command):
     names = [*sorted(map(str, pictures.iterdir()))[:3], "missing.png"]
     (tmp_path / "rows").mkdir()  # empty, so it may be taken
-    beyond.classify(names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl", orientation="PL")
+    beyond.classify(
+        names, tmp_path / "rows", bundle=bundle, workers=1, format="jsonl", orientation="PL"
+    )
     text = "".join(path.read_text() for path in (tmp_path / "rows").glob("*.jsonl"))
     rows = sorted(map(json.loads, text.splitlines()), key=lambda row: names.index(row["path"]))
-    asked = command("--threads", "1", "--format", "jsonl", "--orientation", "PL", *names).stdout.splitlines()
+    asked = command(
+        "--threads", "1", "--format", "jsonl", "--orientation", "PL", *names
+    ).stdout.splitlines()
     for row, line in zip(rows[:3], map(json.loads, asked[:3]), strict=True):
         assert list(row) == [*line, "error"] and row.pop("error") is None
         for key in ("probability", "organ_probability", "probabilities"):
             assert row.pop(key) == pytest.approx(line.pop(key), rel=1e-5)
         assert row == line
-    assert rows[3]["error"] == "no such file" and rows[3]["label"] is rows[3]["probabilities"] is None
+    assert (
+        rows[3]["error"] == "no such file" and rows[3]["label"] is rows[3]["probabilities"] is None
+    )
 
 
 @needs_ray
@@ -529,7 +602,9 @@ def test_a_network_that_fails_ends_the_run_in_one_line(cluster, pictures, tmp_pa
         bias.raw_data = np.full(11, np.nan, np.float32).tobytes()
 
     model = write_bundle(tmp_path / "bundle", {"small.onnx": make_graph(change=broken)})
-    with pytest.raises(OrganInferError, match=r"^Ray could not classify all images: .*not finite") as caught:
+    with pytest.raises(
+        OrganInferError, match=r"^Ray could not classify all images: .*not finite"
+    ) as caught:
         beyond.classify(pictures, tmp_path / "rows", bundle=model, workers=1)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

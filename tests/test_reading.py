@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from at_hand import DATA
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import read_image
-from png_files import GRAY, ODD, RANDOM, SIGNATURE, WHOLE, chunk, head, mended, one_row, png
+from support.data_files import DATA
+from support.image_files import read_image
+from support.png_files import GRAY, ODD, RANDOM, SIGNATURE, WHOLE, chunk, head, mended, one_row, png
 
 from organ_infer import ImageError
 from organ_infer._packing import pack
 from organ_infer.images.registry import open_slices
 
-read = pytest.importorskip("organ_infer._reading", reason="built without zlib: Pillow reads all").read
+read = pytest.importorskip(
+    "organ_infer._reading", reason="built without zlib: Pillow reads all"
+).read
 
 SUITE = DATA / "pngsuite"
 
@@ -47,7 +49,11 @@ def taken(paths, size=28, **options):
     for path, row, whole in zip(paths, packed, done, strict=True):
         if whole:
             piece = read_image(path)
-            assert piece.warnings == () and piece.orientation is None and piece.pixels.dtype == np.uint8
+            assert (
+                piece.warnings == ()
+                and piece.orientation is None
+                and piece.pixels.dtype == np.uint8
+            )
             assert (pack(piece.pixels, size)[0] == row).all()
     return [bool(whole) for whole in done]
 
@@ -61,7 +67,8 @@ def test_every_filter_and_shape_is_what_pillow_reads(place):
         place(png(RANDOM.integers(0, 256, shape, np.uint8), filters, pieces, level=level))
         for shape in shapes
         for pieces, level in [(1, 6), (3, 0), (2, 9)]
-        for filters in [[kind] * shape[0] for kind in range(5)] + [RANDOM.integers(0, 5, shape[0]).tolist()]
+        for filters in [[kind] * shape[0] for kind in range(5)]
+        + [RANDOM.integers(0, 5, shape[0]).tolist()]
     ]
     for size in (28, 64):
         assert all(taken(paths, size))
@@ -88,7 +95,9 @@ def test_a_chunk_that_changes_no_pixel_is_passed_over(place, name):
     assert taken([place(png(GRAY, after=chunk(name, b"\1" * PLAIN[name])))]) == [False]
 
 
-@pytest.mark.skipif(not SUITE.is_dir(), reason="ORGAN_DATA_DIR does not name the directory of pngsuite")
+@pytest.mark.skipif(
+    not SUITE.is_dir(), reason="ORGAN_DATA_DIR does not name the directory of pngsuite"
+)
 def test_the_png_suite_is_read_alike(tmp_path):
     paths = sorted(SUITE.glob("*.png"))
     names = [path.stem for path, whole in zip(paths, taken(paths), strict=True) if whole]
@@ -116,7 +125,8 @@ def test_mean_std_and_size_are_those_of_pack(place):
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 0}, {"size": 5000}, {"std": 0}, {"std": -1}, {"mean": float("nan")}, {"std": 1e60}]
+    "options",
+    [{"size": 0}, {"size": 5000}, {"std": 0}, {"std": -1}, {"mean": float("nan")}, {"std": 1e60}],
 )
 def test_arguments_out_of_range_are_refused(place, options):
     with pytest.raises(ValueError, match="expected"):
@@ -140,9 +150,9 @@ def test_limits(place):
     assert taken([place(png(np.zeros((1025, 1024), np.uint8)))]) == [False]
     noise = RANDOM.integers(0, 256, (1024, 1024), np.uint8)
     assert taken([place(png(noise, level=0))]) == [False]  # over 1 MiB
-    assert taken([place(WHOLE)], pixel_limit=62) == [False] and taken([place(WHOLE)], pixel_limit=63) == [
-        True
-    ]
+    assert taken([place(WHOLE)], pixel_limit=62) == [False] and taken(
+        [place(WHOLE)], pixel_limit=63
+    ) == [True]
 
 
 def identical_or_left_alone(paths, expected):
@@ -154,7 +164,9 @@ def identical_or_left_alone(paths, expected):
 
 
 def test_a_file_cut_anywhere_is_left_alone(place):
-    assert not identical_or_left_alone([place(WHOLE[:n]) for n in range(len(WHOLE))], pack(GRAY)[0]).any()
+    assert not identical_or_left_alone(
+        [place(WHOLE[:n]) for n in range(len(WHOLE))], pack(GRAY)[0]
+    ).any()
 
 
 def test_a_file_with_any_bit_flipped_is_left_alone(place):
@@ -166,12 +178,16 @@ def test_a_file_with_any_bit_flipped_is_left_alone(place):
         return bytes(other)
 
     paths = [place(flipped(bit)) for bit in range(len(data) * 8)]
-    assert not identical_or_left_alone(paths, pack(GRAY)[0]).any()  # a checksum sees every single bit
+    assert not identical_or_left_alone(
+        paths, pack(GRAY)[0]
+    ).any()  # a checksum sees every single bit
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 12), st.binary(max_size=12)), max_size=4),
+    edits=st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 12), st.binary(max_size=12)), max_size=4
+    ),
     mend=st.booleans(),
 )
 def test_edited_files_are_read_as_pillow_reads_them_or_left_alone(place, edits, mend):
@@ -223,7 +239,9 @@ def test_the_decoder_under_sanitisers(tmp_path):
     flags = ["-g", "-O1", "-std=c11", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     sources = [str(tmp_path / "main.c"), str(ROOT / "ext" / "png.c"), f"-I{ROOT / 'ext'}"]
     built = subprocess.run(
-        ["cc", *flags, *sources, "-lz", "-o", str(tmp_path / "main")], capture_output=True, text=True
+        ["cc", *flags, *sources, "-lz", "-o", str(tmp_path / "main")],
+        capture_output=True,
+        text=True,
     )
     if built.returncode:
         pytest.skip(f"no sanitisers here: {built.stderr.splitlines()[-1:]}")
@@ -305,7 +323,10 @@ def test_a_file_replaced_or_changed_while_it_is_read_is_never_another_picture(tm
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 def test_no_descriptor_is_left_open(place, tmp_path):
-    paths = [place(data) for data in [WHOLE, WHOLE[:-3], *ODD.values()]] + [tmp_path, tmp_path / "none"]
+    paths = [place(data) for data in [WHOLE, WHOLE[:-3], *ODD.values()]] + [
+        tmp_path,
+        tmp_path / "none",
+    ]
     before = len(os.listdir("/proc/self/fd"))
     for threads in (1, 4):
         read(paths * 10, threads=threads)

@@ -31,7 +31,9 @@ def interrupted(file):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("writer", "error"), [(half_written, OSError), (interrupted, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("writer", "error"), [(half_written, OSError), (interrupted, KeyboardInterrupt)]
+)
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, writer, error):
     path = tmp_path / "results.json"
     record.atomic_write(path, "old")
@@ -106,7 +108,9 @@ def test_no_descriptor_is_left_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0, 0o666)])
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0, 0o666)]
+)
 def test_permissions_follow_the_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
@@ -143,13 +147,17 @@ def test_json_is_read_as_it_was_written(tmp_path):
     record.write_json(tmp_path / "a.json", value)
     text = (tmp_path / "a.json").read_text()
     assert record.read_json(tmp_path / "a.json") == value == json.loads(text)
-    assert text.endswith("}\n") and '\n "name"' in text  # a line per value, so that two runs can be compared
+    assert (
+        text.endswith("}\n") and '\n "name"' in text
+    )  # a line per value, so that two runs can be compared
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"nothing"])
 def test_a_file_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(RunError, match=r"results.json is not valid JSON \(.*\); move it away or .*--fresh"):
+    with pytest.raises(
+        RunError, match=r"results.json is not valid JSON \(.*\); move it away or .*--fresh"
+    ):
         record.read_json(tmp_path / "results.json")
 
 
@@ -177,7 +185,10 @@ def test_the_history_has_a_row_per_epoch(tmp_path):
         "epoch,train_loss,train_accuracy,val_loss,val_accuracy,seconds,learning_rate"
     )
     assert "\r" not in text
-    found = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    found = [
+        {key: float(value) for key, value in row.items()}
+        for row in csv.DictReader(text.splitlines())
+    ]
     assert found == rows
 
 
@@ -193,7 +204,9 @@ def test_what_killed_writers_left_is_swept_away_and_nothing_else(tmp_path):
     for kept in ("results.json", "visible.partial", ".hidden", ".a.partial.npz"):
         (run / kept).touch()
     record.sweep_partials(run)
-    assert names(run) == sorted([".a.partial.npz", ".hidden", "base", "results.json", "visible.partial"])
+    assert names(run) == sorted(
+        [".a.partial.npz", ".hidden", "base", "results.json", "visible.partial"]
+    )
     assert names(run / "base") == [] and names(outside) == ["kept"]
 
 
@@ -239,7 +252,9 @@ class Runs:
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"network": Runs()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(RunError, match=r"checkpoint.pt is not a readable checkpoint \(UnpicklingError\)"):
+    with pytest.raises(
+        RunError, match=r"checkpoint.pt is not a readable checkpoint \(UnpicklingError\)"
+    ):
         record.load_checkpoint(tmp_path / "checkpoint.pt")
     assert names(tmp_path) == ["checkpoint.pt"]
 
@@ -255,7 +270,9 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         record.load_checkpoint(path)
     for other in ([1, 2], {"state": {}}):
         torch.save(other, path)
-        with pytest.raises(RunError, match="is not a checkpoint of this program: it has no 'network' entry"):
+        with pytest.raises(
+            RunError, match="is not a checkpoint of this program: it has no 'network' entry"
+        ):
             record.load_checkpoint(path)
 
 
@@ -337,13 +354,18 @@ def test_a_file_system_without_flock_is_told_each_time_whatever_the_users_filter
             with record.locked(tmp_path):
                 shown = capsys.readouterr()
                 assert shown.out == "" and shown.err.count("\n") == 1
-                assert f"a killed run leaves its lock behind; remove {tmp_path / '.lock'} then" in shown.err
+                assert (
+                    f"a killed run leaves its lock behind; remove {tmp_path / '.lock'} then"
+                    in shown.err
+                )
 
 
 def test_a_lock_in_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(RunError, match=r"cannot write to .*/file/run: Not a directory; choose another --out"),
+        pytest.raises(
+            RunError, match=r"cannot write to .*/file/run: Not a directory; choose another --out"
+        ),
         record.locked(tmp_path / "file" / "run"),
     ):
         pass

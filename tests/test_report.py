@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pages import Page
-from tests.result_rows import robustness_entry, stage_result
+from tests.support.report_page import Page
+from tests.support.result_rows import robustness_entry, stage_result
 from train import metrics
 from train.errors import RunError
 from train.json_format import to_json
@@ -31,23 +31,38 @@ METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece")
 
 def make_split(flag: str = "organamnist", size: int = 8) -> SimpleNamespace:
     generator = np.random.default_rng(0)
-    images = {s: generator.integers(0, 256, (n, size, size), dtype=np.uint8) for s, n in SPLITS.items()}
+    images = {
+        s: generator.integers(0, 256, (n, size, size), dtype=np.uint8) for s, n in SPLITS.items()
+    }
     labels = {s: np.arange(n) % len(CLASSES) for s, n in SPLITS.items()}
     about = {"flag": flag, "view": "axial", "size": size, "md5": "0123abcd", "classes": CLASSES}
     return SimpleNamespace(images=images, labels=labels, **about)
 
 
 def make_entry(
-    name: str, split: SimpleNamespace, *, seed: int = 1, offset: float = 0.0, auc: float | None = 0.9
+    name: str,
+    split: SimpleNamespace,
+    *,
+    seed: int = 1,
+    offset: float = 0.0,
+    auc: float | None = 0.9,
 ):
     """A row of results.json, as JSON, whose every metric is a number of its own."""
-    about = {"parameters": 106239, "epochs": 3, "best_epoch": 2, "seconds": 12.5, "seconds_per_epoch": 4.0}
+    about = {
+        "parameters": 106239,
+        "epochs": 3,
+        "best_epoch": 2,
+        "seconds": 12.5,
+        "seconds_per_epoch": 4.0,
+    }
     entry = to_json(stage_result(name, seed, **about))
     for i, part in enumerate(SPLITS):
         confusion = np.diag(np.bincount(split.labels[part]))
         confusion[0, 0] -= 1
         confusion[0, 1] += 1
-        values = {m: round(0.9011 - 0.0503 * i - 0.0107 * j + offset, 6) for j, m in enumerate(METRICS)}
+        values = {
+            m: round(0.9011 - 0.0503 * i - 0.0107 * j + offset, 6) for j, m in enumerate(METRICS)
+        }
         entry[part] = {
             **values,
             "auc": None if auc is None else values["auc"],
@@ -65,7 +80,8 @@ def make_run(directory: Path, split: SimpleNamespace, entries: list[dict], **ext
         stage.mkdir(parents=True, exist_ok=True)
         write_history(stage)
         arrays = {
-            s: generator.dirichlet(np.ones(len(CLASSES)), n).astype(np.float32) for s, n in SPLITS.items()
+            s: generator.dirichlet(np.ones(len(CLASSES)), n).astype(np.float32)
+            for s, n in SPLITS.items()
         }
         np.savez(stage / "probabilities.npz", **arrays)
     counts = {s: np.bincount(split.labels[s]).tolist() for s in SPLITS}
@@ -109,12 +125,18 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_anchors_lead_somewhere(tw
         assert tag not in ("script", "link", "iframe", "object", "embed", "base"), tag
         for key in ("src", "srcset", "href", "xlink:href", "data", "poster"):
             address = attributes.get(key)
-            assert address is None or address.startswith(("#", "data:image/png;base64,")), (tag, key, address)
+            assert address is None or address.startswith(("#", "data:image/png;base64,")), (
+                tag,
+                key,
+                address,
+            )
     assert not re.search(r"@import|url\((?!#)", page.source)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {
-        a["href"][1:] for tag, a in page.elements if tag == "a" and (a.get("href") or "").startswith("#")
+        a["href"][1:]
+        for tag, a in page.elements
+        if tag == "a" and (a.get("href") or "").startswith("#")
     }
     assert targets <= set(ids)
 
@@ -131,7 +153,9 @@ def test_the_tables_hold_the_numbers_of_results_json(two_stages):
     run_dir, page, _ = two_stages
     for entry in json.loads((run_dir / "results.json").read_text())["stages"]:
         scores, more = page.rows_of(entry["name"])[:2]
-        expected = [f"{entry[s][m]:.3f}" for s in SPLITS for m in ("accuracy", "precision", "recall", "f1")]
+        expected = [
+            f"{entry[s][m]:.3f}" for s in SPLITS for m in ("accuracy", "precision", "recall", "f1")
+        ]
         assert scores[1:] == expected
         aucs = ["–" if entry[s]["auc"] is None else f"{entry[s]['auc']:.3f}" for s in SPLITS]
         assert more[1::3] == aucs
@@ -142,12 +166,19 @@ def test_the_tables_hold_the_numbers_of_results_json(two_stages):
 def test_figures_lie_beside_the_page_and_nothing_partial_is_left(two_stages):
     run_dir, _, _ = two_stages
     names = {path.name for path in (run_dir / "report").iterdir()}
-    assert {"index.html", "accuracy_by_stage.svg", "accuracy_by_stage.png", "reliability.svg"} <= names
+    assert {
+        "index.html",
+        "accuracy_by_stage.svg",
+        "accuracy_by_stage.png",
+        "reliability.svg",
+    } <= names
     assert {"base_curves.svg", "base_confusion_train.svg", "base_confusion_val.svg"} <= names
     assert {"mistakes_val.png", "mistakes_test.png"} <= names
     assert not list(run_dir.rglob("*.partial"))
     with Image.open(run_dir / "report" / "mistakes_val.png") as sheet:
-        assert np.asarray(sheet.convert("L"))[: sheet.height // 4].std() > 40  # slices, not blank paper
+        assert (
+            np.asarray(sheet.convert("L"))[: sheet.height // 4].std() > 40
+        )  # slices, not blank paper
 
 
 def test_results_csv_has_a_row_a_stage_and_split(two_stages):
@@ -206,7 +237,9 @@ def test_a_smoke_run_says_so_everywhere_and_no_other_does(two_stages, tmp_path):
     assert "smoke run" not in two_stages[1].text.lower()
     split = make_split()
     run_dir = make_run(tmp_path, split, [make_entry("base", split)], smoke=True)
-    short = {s: np.full((5, len(CLASSES)), 0.25, np.float32) for s in SPLITS}  # of the first slices only
+    short = {
+        s: np.full((5, len(CLASSES)), 0.25, np.float32) for s in SPLITS
+    }  # of the first slices only
     np.savez(run_dir / "base" / "probabilities.npz", **short)
     page = Page(write_report(run_dir, split))
     assert any(a.get("class") == "smoke" and a.get("role") == "alert" for _, a in page.elements)
@@ -263,7 +296,10 @@ def test_stages_begun_but_not_finished_are_shown_as_such(tmp_path):
 
 def test_several_seeds_show_mean_and_deviation(tmp_path):
     split = make_split()
-    entries = [make_entry("base", split, seed=seed, offset=offset) for seed, offset in ((1, 0.0), (2, 0.02))]
+    entries = [
+        make_entry("base", split, seed=seed, offset=offset)
+        for seed, offset in ((1, 0.0), (2, 0.02))
+    ]
     mean = {"accuracy": {"mean": 0.4321, "std": 0.0123}}
     summary = [{"name": "base", "seeds": [1, 2], "val": mean, "test": {}}]
     run_dir = make_run(tmp_path, split, entries, summary=summary)
@@ -280,11 +316,15 @@ def test_the_best_stage_is_validation_s_never_test_s(tmp_path):
     first, second, third = (make_entry(name, split) for name in ("base", "big", "batch_norm"))
     first["test"]["accuracy"] = 0.999
     second["val"]["accuracy"] = third["val"]["accuracy"] = 0.97
-    assert read(make_run(tmp_path, split, [first, second, third])).best.name == "big"  # the first of equals
+    assert (
+        read(make_run(tmp_path, split, [first, second, third])).best.name == "big"
+    )  # the first of equals
 
 
 def test_the_most_confident_mistakes_come_first():
-    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.05, 0.95], [0.8, 0.2], [0.2, 0.8], [np.nan, 0.5]])
+    probabilities = np.array(
+        [[0.9, 0.1], [0.6, 0.4], [0.05, 0.95], [0.8, 0.2], [0.2, 0.8], [np.nan, 0.5]]
+    )
     labels = np.array([0, 1, 0, 1, 0, 1, 1, 1])  # longer, as in a smoke run
     found = measures.confident_mistakes(probabilities, labels, 3)
     rows = [(m.index, m.true, m.predicted, m.probability) for m in found]
@@ -367,7 +407,9 @@ def test_calibration_over_several_seeds_is_their_mean(tmp_path):
     assert row[1] == "1.250, 0.900" and row[3] == "0.022± 0.014"
 
 
-def make_measured(name: str, *, accuracy: float = 0.8, split: str = "test", slices: int = 9) -> dict:
+def make_measured(
+    name: str, *, accuracy: float = 0.8, split: str = "test", slices: int = 9
+) -> dict:
     """An entry of robustness.json of two corruptions, as JSON."""
     entry = robustness_entry(
         name,
@@ -377,7 +419,10 @@ def make_measured(name: str, *, accuracy: float = 0.8, split: str = "test", slic
         clean_accuracy=accuracy + 0.1,
         mean_corrupted_accuracy=accuracy - 0.05,
         mean_balanced_error=0.3217,
-        accuracy={"shot_noise": [accuracy] * 5, "contrast_up": [accuracy - 0.1 * i for i in range(5)]},
+        accuracy={
+            "shot_noise": [accuracy] * 5,
+            "contrast_up": [accuracy - 0.1 * i for i in range(5)],
+        },
     )
     return to_json(entry)
 
@@ -459,12 +504,18 @@ def test_several_seeds_are_listed_one_by_one_and_one_is_not(two_stages, tmp_path
     page = Page(write_report(make_run(tmp_path, split, entries), split))
     head, *lines = page.table(SEEDS_TABLE)
     assert head == ["stage", "seed", "train", "validation", "test"]
-    expected = [[e["name"], str(e["seed"]), *(f"{e[s]['accuracy']:.3f}" for s in SPLITS)] for e in entries]
+    expected = [
+        [e["name"], str(e["seed"]), *(f"{e[s]['accuracy']:.3f}" for s in SPLITS)] for e in entries
+    ]
     assert lines == expected
     assert "This section shows seed 2, the best of the stage on validation." in page.text
-    assert "The matrices show seed 2, the best on validation. The curves show all seeds." in page.text
+    assert (
+        "The matrices show seed 2, the best on validation. The curves show all seeds." in page.text
+    )
     assert "Error bars: one standard deviation over 2 seeds." in page.text
-    assert "Every value is the mean over seeds 1, 2" in page.text and "Only one seed" not in page.text
+    assert (
+        "Every value is the mean over seeds 1, 2" in page.text and "Only one seed" not in page.text
+    )
     alone = two_stages[1]
     assert SEEDS_TABLE not in alone.tables and "Only one seed was run" in alone.text
     for words in (
@@ -481,12 +532,16 @@ def test_without_a_measured_validation_no_stage_is_chosen(tmp_path):
     entry = make_entry("base", split)
     entry["val"] = None
     page = Page(write_report(make_run(tmp_path, split, [calibrated(entry)]), split))
-    assert not page.marked and not page.bold and "chosen" not in [row[0][-6:] for row in page.rows if row]
+    assert (
+        not page.marked
+        and not page.bold
+        and "chosen" not in [row[0][-6:] for row in page.rows if row]
+    )
     assert "No stage is measured on validation yet." in page.text
     assert page.row(SCORES_TABLE, "base")[4:8] == ["–"] * 4
-    assert "Precision, recall and F1 of each class" not in page.tables and not page.pairs[0][0].startswith(
-        "val"
-    )
+    assert "Precision, recall and F1 of each class" not in page.tables and not page.pairs[0][
+        0
+    ].startswith("val")
 
 
 def test_a_stage_that_is_not_measured_on_test_has_dashes_for_it_alone(tmp_path):
@@ -498,7 +553,10 @@ def test_a_stage_that_is_not_measured_on_test_has_dashes_for_it_alone(tmp_path):
     assert page.row(TEST_TABLE, "base")[2:] == ["15", "16"]  # one of 16 is wrong
     for label in CLASSES[:3]:
         val, test = page.row("Precision, recall and F1 of each class", label)[:4], ["–"] * 4
-        assert page.row("Precision, recall and F1 of each class", label) == val + test and "–" not in val
+        assert (
+            page.row("Precision, recall and F1 of each class", label) == val + test
+            and "–" not in val
+        )
 
 
 def test_the_studys_rows_stand_under_their_stages_in_the_scores_alone(two_stages, tmp_path):
@@ -513,10 +571,15 @@ def test_the_studys_rows_stand_under_their_stages_in_the_scores_alone(two_stages
         "edge",
     ]
     # of the members of its ensemble the study gives the validation accuracy alone, in its text
-    assert page.rows_of("reference study")[1][1:] == ["–"] * 4 + ["0.912", "–", "–", "–"] + ["–"] * 4
+    assert (
+        page.rows_of("reference study")[1][1:] == ["–"] * 4 + ["0.912", "–", "–", "–"] + ["–"] * 4
+    )
     assert len(page.rows_of("reference study")) == 2
     name = "the reference study (C. Mariño, 2022)"
-    assert f"The rows under the stages are from {name}" in page.text and f"Dashed lines: {name}." in page.text
+    assert (
+        f"The rows under the stages are from {name}" in page.text
+        and f"Dashed lines: {name}." in page.text
+    )
     assert "Hollow markers: members of the ensemble." in page.text
     other = two_stages[1]  # of another data set
     assert name not in other.text and "Hollow markers" in other.text
@@ -561,16 +624,27 @@ def test_probabilities_of_one_split_are_shown_without_the_other(tmp_path):
     split = make_split()
     run_dir = make_run(tmp_path, split, [make_entry("base", split)])
     wrong = np.roll(np.eye(len(CLASSES), dtype=np.float32)[split.labels["val"]], 1, axis=1)
-    np.savez(run_dir / "base" / "probabilities.npz", val=wrong, test=np.empty((0, len(CLASSES)), np.float32))
+    np.savez(
+        run_dir / "base" / "probabilities.npz",
+        val=wrong,
+        test=np.empty((0, len(CLASSES)), np.float32),
+    )
     page = Page(write_report(run_dir, split))
     (name,) = [name for name in page.drawings() if name.startswith("Reliability")]
     assert name == "Reliability diagram of base: on validation the widest gap is 1.00."
-    assert {alt.partition(":")[0].split(" of ")[1] for alt, _ in page.images if ":" in alt} == {"validation"}
+    assert {alt.partition(":")[0].split(" of ")[1] for alt, _ in page.images if ":" in alt} == {
+        "validation"
+    }
     np.savez(run_dir / "base" / "probabilities.npz", train=wrong)
     page = Page(write_report(run_dir, split))
     assert not any(name.startswith("Reliability") for name in page.drawings())
-    assert "No reliability diagram: the probabilities of this stage are not in its directory." in page.text
-    assert "No mistakes shown: the probabilities of this stage are not in its directory." in page.text
+    assert (
+        "No reliability diagram: the probabilities of this stage are not in its directory."
+        in page.text
+    )
+    assert (
+        "No mistakes shown: the probabilities of this stage are not in its directory." in page.text
+    )
 
 
 def test_corrupted_slices_of_test_and_of_more_slices_come_first(tmp_path):
@@ -600,7 +674,9 @@ def test_a_run_without_stages_has_no_charts_but_its_data_and_published_results(t
     assert not page.drawings() and SCORES_TABLE not in page.tables
     assert "No stage has finished yet." in page.texts["p"]
     assert {path.name for path in (run_dir / "report").iterdir()} == {"index.html"}
-    assert "Not run or not finished: base, early_stopping, big, augmentation, batch_norm" in page.text
+    assert (
+        "Not run or not finished: base, early_stopping, big, augmentation, batch_norm" in page.text
+    )
     assert not any(row[0].startswith("this run") for row in page.table("Published test results"))
 
 
@@ -613,7 +689,9 @@ def test_an_unfinished_stage_of_no_epochs_has_no_curves(tmp_path):
     write_history(run_dir / "big")
     page = Page(write_report(run_dir, split))
     assert "0 epochs so far." in page.text and "3 epochs so far." in page.text
-    names = ["Loss and accuracy of big by epoch. At the end, validation loss 0.400 and accuracy 0.600."]
+    names = [
+        "Loss and accuracy of big by epoch. At the end, validation loss 0.400 and accuracy 0.600."
+    ]
     assert page.drawings() == names
     assert (run_dir / "report" / "big_curves.svg").exists()
 

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.result_rows import split_metrics, stage_result
+from tests.support.result_rows import split_metrics, stage_result
 from train.report import figures
 from train.report.measures import Reliability
 from train.report.run import Row, Run, Stage
@@ -28,13 +28,16 @@ MATRIX = np.array([[40, 60, 0], [0, 9, 1], [2, 0, 2]])
 NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
-def row(name: str, seed: int = 1, *, epochs: int = 0, best: int | None = None, **accuracy: float) -> Row:
+def row(
+    name: str, seed: int = 1, *, epochs: int = 0, best: int | None = None, **accuracy: float
+) -> Row:
     """A stage with a seed; its history falls and rises by numbers of its own."""
     scores = {split: split_metrics(accuracy=value) for split, value in accuracy.items()}
     made = Row(Path("/nowhere"), stage_result(name, seed, best_epoch=best, **scores), CLASSES)
     columns = {"train_loss": 2.0, "val_loss": 3.0, "train_accuracy": 0.3, "val_accuracy": 0.2}
     made.__dict__["history"] = [
-        {"epoch": float(epoch)} | {key: start + seed / 100 + epoch / 1000 for key, start in columns.items()}
+        {"epoch": float(epoch)}
+        | {key: start + seed / 100 + epoch / 1000 for key, start in columns.items()}
         for epoch in range(1, epochs + 1)
     ]
     return made
@@ -47,7 +50,9 @@ def run_of(*stages: Stage) -> Run:
 def lines_of(axes: Any, split: str) -> list[Any]:
     """The lines in a split's color, in the order in which they were drawn."""
     color = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}[split]
-    return [line for line in axes.lines if to_hex(line.get_color()) == color and len(line.get_xdata())]
+    return [
+        line for line in axes.lines if to_hex(line.get_color()) == color and len(line.get_xdata())
+    ]
 
 
 def points(line: Any) -> list[tuple[float, float]]:
@@ -79,13 +84,25 @@ def assert_legible(figure: Figure) -> None:
     panels = [axes.get_window_extent(renderer) for axes in figure.axes]
     for i, panel in enumerate(panels):
         assert panel.width > 40 and panel.height > 40
-        assert whole.x0 <= panel.x0 and panel.x1 <= whole.x1 and whole.y0 <= panel.y0 and panel.y1 <= whole.y1
+        assert (
+            whole.x0 <= panel.x0
+            and panel.x1 <= whole.x1
+            and whole.y0 <= panel.y0
+            and panel.y1 <= whole.y1
+        )
         assert not any(panel.padded(-1).overlaps(other.padded(-1)) for other in panels[i + 1 :])
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
+    for legend in [
+        *figure.legends,
+        *(axes.get_legend() for axes in figure.axes if axes.get_legend()),
+    ]:
         box = legend.get_window_extent(renderer)
-        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+        assert (
+            whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+        )
     for legend in figure.legends:
-        assert not any(legend.get_window_extent(renderer).padded(-2).overlaps(panel) for panel in panels)
+        assert not any(
+            legend.get_window_extent(renderer).padded(-2).overlaps(panel) for panel in panels
+        )
 
 
 # accuracy by stage
@@ -108,7 +125,9 @@ def test_stages_are_joined_and_members_of_the_ensemble_stand_alone(split, joined
     assert points(rungs) == [(0, joined[0]), (2, joined[1])] and rungs.get_label() == NAMES[split]
     assert points(members) == [(1, alone)]
     assert members.get_linestyle() == "None" and members.get_markerfacecolor() == "none"
-    assert rungs.get_marker() == members.get_marker() == {"train": "s", "val": "o", "test": "^"}[split]
+    assert (
+        rungs.get_marker() == members.get_marker() == {"train": "s", "val": "o", "test": "^"}[split]
+    )
     assert [text.get_text() for text in axes.get_xticklabels()] == ["base", "resnet50", "ensemble"]
     assert list(axes.get_xticks()) == [0, 1, 2]
     assert axes.get_xlim()[0] < 0 and axes.get_xlim()[1] > 2
@@ -124,10 +143,17 @@ def test_the_reference_studys_accuracies_are_dashed_in_the_color_of_their_split(
         figure = figures.accuracy_by_stage(run_of(*STAGES), with_study=True)
     (axes,) = figure.axes
     # Table 10 of the reference study: base and ensemble; of resnet50 it has no row
-    for split, base, ensemble in (("train", 0.774, 0.956), ("val", 0.817, 0.924), ("test", 0.680, 0.811)):
+    for split, base, ensemble in (
+        ("train", 0.774, 0.956),
+        ("val", 0.817, 0.924),
+        ("test", 0.680, 0.811),
+    ):
         study = lines_of(axes, split)[2]
         assert points(study) == [(0, base), (2, ensemble)] and study.get_linestyle() == "--"
-        assert study.get_markerfacecolor() == "none" and lines_of(axes, split)[0].get_linestyle() == "-"
+        assert (
+            study.get_markerfacecolor() == "none"
+            and lines_of(axes, split)[0].get_linestyle() == "-"
+        )
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["train", "validation", "test", "reference study"]
     assert_legible(figure)
@@ -137,7 +163,11 @@ def test_without_the_study_nothing_is_dashed():
     with figures.drawing():
         figure = figures.accuracy_by_stage(run_of(*STAGES), with_study=False)
     assert all(line.get_linestyle() != "--" for line in figure.axes[0].lines)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "validation", "test"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "train",
+        "validation",
+        "test",
+    ]
 
 
 def test_a_split_that_is_not_measured_leaves_a_gap():
@@ -149,12 +179,20 @@ def test_a_split_that_is_not_measured_leaves_a_gap():
 
 
 def test_bars_of_several_seeds_are_one_standard_deviation():
-    seeds = (row("base", 1, train=0.8, val=0.7, test=0.6), row("base", 2, train=0.9, val=0.8, test=0.8))
+    seeds = (
+        row("base", 1, train=0.8, val=0.7, test=0.6),
+        row("base", 2, train=0.9, val=0.8, test=0.8),
+    )
     with figures.drawing():
-        (axes,) = figures.accuracy_by_stage(run_of(Stage("base", seeds), STAGES[1]), with_study=False).axes
+        (axes,) = figures.accuracy_by_stage(
+            run_of(Stage("base", seeds), STAGES[1]), with_study=False
+        ).axes
     assert len(axes.containers) == 3
     for container, mean, deviation in zip(
-        axes.containers, (0.85, 0.75, 0.7), (0.5**0.5 / 10, 0.5**0.5 / 10, 0.5**0.5 / 5), strict=True
+        axes.containers,
+        (0.85, 0.75, 0.7),
+        (0.5**0.5 / 10, 0.5**0.5 / 10, 0.5**0.5 / 5),
+        strict=True,
     ):
         (bars,) = container[2]
         first, second = (segment[:, 1] for segment in bars.get_segments())
@@ -197,7 +235,10 @@ def test_curves_draw_each_column_of_the_history_under_its_name():
     for (axes, split), start in expected.items():
         (line,) = lines_of(axes, split)
         assert points(line) == [(e, pytest.approx(start + e / 1000)) for e in (1, 2, 3, 4)]
-        assert line.get_label() == NAMES[split] and line.get_marker() == {"train": "s", "val": "o"}[split]
+        assert (
+            line.get_label() == NAMES[split]
+            and line.get_marker() == {"train": "s", "val": "o"}[split]
+        )
     assert accuracy.get_xlabel() == "epoch" and loss.get_xlabel() == ""
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "validation"]
     colors = [to_hex(line.get_color()) for line in figure.legends[0].get_lines()]
@@ -260,7 +301,9 @@ def test_the_matrix_has_true_classes_in_rows_from_the_top_and_predicted_ones_in_
         figure = figures.confusion(MATRIX, CLASSES)
         assert_legible(figure)
     (axes,) = figure.axes
-    places = {(text.get_position()[1] // 1, text.get_position()[0] // 1): text for text in axes.texts}
+    places = {
+        (text.get_position()[1] // 1, text.get_position()[0] // 1): text for text in axes.texts
+    }
     assert {place: int(text.get_text()) for place, text in places.items()} == {
         (0, 0): 40,
         (0, 1): 60,
@@ -274,7 +317,9 @@ def test_the_matrix_has_true_classes_in_rows_from_the_top_and_predicted_ones_in_
         (axes.get_xticks(), axes.get_xticklabels()),
         (axes.get_yticks(), axes.get_yticklabels()),
     ):
-        assert list(ticks) == [0.5, 1.5, 2.5] and [text.get_text() for text in labels] == list(CLASSES)
+        assert list(ticks) == [0.5, 1.5, 2.5] and [text.get_text() for text in labels] == list(
+            CLASSES
+        )
     said, true = sorted(figure.texts, key=lambda text: -text.get_position()[1])
     assert (said.get_text(), true.get_text()) == ("predicted →", "true ↓")
 
@@ -284,7 +329,9 @@ def test_the_matrix_is_shaded_by_the_root_of_the_share_of_the_true_class():
         (axes,) = figures.confusion(MATRIX, CLASSES).axes
     shades = {(patch.get_y(), patch.get_x()): patch.get_alpha() for patch in axes.patches}
     shares = {(0, 0): 0.4, (0, 1): 0.6, (1, 1): 0.9, (1, 2): 0.1, (2, 0): 0.5, (2, 2): 0.5}
-    assert shades == {place: pytest.approx(0.95 * share**0.5, abs=6e-4) for place, share in shares.items()}
+    assert shades == {
+        place: pytest.approx(0.95 * share**0.5, abs=6e-4) for place, share in shares.items()
+    }
     assert all((patch.get_width(), patch.get_height()) == (1, 1) for patch in axes.patches)
     assert {to_hex(patch.get_facecolor()) for patch in axes.patches} == {figures.FILL}
 
@@ -301,7 +348,9 @@ def test_the_numbers_of_the_matrix_stand_out_from_their_squares(share):
     with figures.drawing():
         (axes,) = figures.confusion(np.array([[count, 1000 - count], [0, 1]]), ("a", "b")).axes
     (square,) = [patch for patch in axes.patches if patch.get_xy() == (0, 0)]
-    (text,) = [text for text in axes.texts if text.get_position()[0] < 1 and text.get_position()[1] < 1]
+    (text,) = [
+        text for text in axes.texts if text.get_position()[0] < 1 and text.get_position()[1] < 1
+    ]
     fill, alpha = np.array(to_rgb(square.get_facecolor())), square.get_alpha()
     background = luminance(fill * alpha + (1 - alpha))
     ink = luminance(text.get_color())
@@ -417,7 +466,10 @@ def test_an_svg_is_the_same_every_time_and_has_ids_of_its_own():
     assert first == again != other
     clips = [set(re.findall(r'clipPath id="([^"]+)"', text)) for text in (first, other)]
     assert clips[0] and not clips[0] & clips[1]
-    assert "<dc:date>" not in first and "Matplotlib" not in first.partition("<defs>")[0].partition("<svg")[2]
+    assert (
+        "<dc:date>" not in first
+        and "Matplotlib" not in first.partition("<defs>")[0].partition("<svg")[2]
+    )
     assert ">a title</text>" in first  # text, not outlines
 
 
@@ -465,7 +517,17 @@ def test_a_figure_for_the_page_takes_colors_and_font_from_the_style_sheet(inline
 
 
 def test_a_figure_for_the_page_leaves_out_what_only_a_file_needs(inlined):
-    for tag in ("<?xml", "<!DOCTYPE", "<metadata", "<style", "<!--", "<g id=", "<g/>", "\n\n", "rotate(-0 "):
+    for tag in (
+        "<?xml",
+        "<!DOCTYPE",
+        "<metadata",
+        "<style",
+        "<!--",
+        "<g id=",
+        "<g/>",
+        "\n\n",
+        "rotate(-0 ",
+    ):
         assert tag not in inlined, tag
     assert inlined.count("<g") == inlined.count("</g>")
 
@@ -480,8 +542,14 @@ def test_drawing_puts_the_callers_settings_back():
     with figures.drawing():
         assert matplotlib.rcParams["svg.fonttype"] == "none"
         assert matplotlib.rcParams["text.parse_math"] is False  # a class may hold a dollar sign
-        assert not matplotlib.rcParams["axes.spines.top"] and not matplotlib.rcParams["axes.spines.right"]
-        assert not matplotlib.rcParams["legend.frameon"] and matplotlib.rcParams["axes.axisbelow"] is True
+        assert (
+            not matplotlib.rcParams["axes.spines.top"]
+            and not matplotlib.rcParams["axes.spines.right"]
+        )
+        assert (
+            not matplotlib.rcParams["legend.frameon"]
+            and matplotlib.rcParams["axes.axisbelow"] is True
+        )
         assert matplotlib.rcParams["axes.grid"]
     assert dict(matplotlib.rcParams) == before
 
@@ -492,15 +560,22 @@ def test_the_grid_of_the_stages_is_horizontal_alone_and_the_matrix_has_none():
         (matrix,) = figures.confusion(MATRIX, CLASSES).axes
     assert not any(line.get_visible() for line in chart.get_xgridlines())
     assert any(line.get_visible() for line in chart.get_ygridlines())
-    assert not any(line.get_visible() for line in (*matrix.get_xgridlines(), *matrix.get_ygridlines()))
+    assert not any(
+        line.get_visible() for line in (*matrix.get_xgridlines(), *matrix.get_ygridlines())
+    )
     assert all(spine.get_visible() for spine in matrix.spines.values())
 
 
 def test_a_summary_gives_the_means_of_the_chart():
     summary = StageSummary("base", [1, 2], val={"accuracy": MeanStd(0.5, 0.25)})
-    rows = (row("base", 1, train=0.8, val=0.7, test=0.6), row("base", 2, train=0.9, val=0.8, test=0.8))
+    rows = (
+        row("base", 1, train=0.8, val=0.7, test=0.6),
+        row("base", 2, train=0.9, val=0.8, test=0.8),
+    )
     with figures.drawing():
-        (axes,) = figures.accuracy_by_stage(run_of(Stage("base", rows, summary)), with_study=False).axes
+        (axes,) = figures.accuracy_by_stage(
+            run_of(Stage("base", rows, summary)), with_study=False
+        ).axes
     assert points(lines_of(axes, "val")[0]) == [(0, 0.5)]
     (bars,) = axes.containers[1][2]
     assert bars.get_segments()[0][:, 1] == pytest.approx([0.25, 0.75])
@@ -537,11 +612,20 @@ def ticks(axes: Any) -> set[float]:
 
 
 def test_the_look_of_the_chart_of_stages():
-    seeds = (row("base", 1, train=0.8, val=0.7, test=0.6), row("base", 2, train=0.9, val=0.8, test=0.8))
+    seeds = (
+        row("base", 1, train=0.8, val=0.7, test=0.6),
+        row("base", 2, train=0.9, val=0.8, test=0.8),
+    )
     with figures.drawing():
-        figure = figures.accuracy_by_stage(run_of(Stage("base", seeds), *STAGES[1:]), with_study=True)
+        figure = figures.accuracy_by_stage(
+            run_of(Stage("base", seeds), *STAGES[1:]), with_study=True
+        )
     (axes,) = figure.axes
-    rungs, members, study = lines_of(axes, "val")[0], lines_of(axes, "val")[1], lines_of(axes, "val")[-1]
+    rungs, members, study = (
+        lines_of(axes, "val")[0],
+        lines_of(axes, "val")[1],
+        lines_of(axes, "val")[-1],
+    )
     assert (look(rungs), look(study)) == ((1.8, 5), (1, 3.5))
     assert members.get_markersize() == 4.5
     (named,) = [line for line in axes.lines if line.get_label() == "reference study"]
@@ -586,7 +670,9 @@ def test_the_look_of_the_matrix():
     (axes,) = figure.axes
     assert {text.get_fontsize() for text in axes.texts} == {8.0}
     assert all(patch.get_linewidth() == 0 and not patch.get_clip_on() for patch in axes.patches)
-    assert {label.get_fontsize() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())} == {8}
+    assert {
+        label.get_fontsize() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())
+    } == {8}
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
     tick = axes.xaxis.get_major_ticks()[0]
     assert tick.label2.get_visible() and not tick.label1.get_visible() and ticks(axes) == {0}
@@ -610,7 +696,10 @@ def test_the_look_of_the_reliability_diagram():
     upper, lower = figure.axes
     (perfect,) = [line for line in upper.lines if line.get_label() == "perfect"]
     assert (perfect.get_linewidth(), dashes(perfect)) == (0.9, DOTTED)
-    assert look(lines_of(upper, "val")[0]) == (1.6, 4.5) and look(lines_of(lower, "val")[0]) == (1.2, 3.5)
+    assert look(lines_of(upper, "val")[0]) == (1.6, 4.5) and look(lines_of(lower, "val")[0]) == (
+        1.2,
+        3.5,
+    )
     assert (title(upper), title(lower)) == ((9, 5, figures.INK), (9, 4, figures.INK))
     assert ticks(upper) == ticks(lower) == {0}
     assert not any(tick.label1.get_visible() for tick in upper.xaxis.get_major_ticks())
@@ -625,7 +714,12 @@ def test_the_look_of_the_contact_sheet():
     (text,) = figure.axes[0].texts
     assert text.get_fontsize() == 6.5
     place = figure.subplotpars
-    assert (place.left, place.right, place.top, place.bottom) == (0.01, 0.99, 0.99, pytest.approx(0.104))
+    assert (place.left, place.right, place.top, place.bottom) == (
+        0.01,
+        0.99,
+        0.99,
+        pytest.approx(0.104),
+    )
     # slices beside each other are closer than slices over each other, between which their captions stand
     assert (place.wspace, place.hspace) == (0.06, 0.36)
 
@@ -636,4 +730,9 @@ def test_the_look_of_all_figures():
             key: matplotlib.rcParams[key]
             for key in ("font.size", "legend.fontsize", "axes.linewidth", "grid.linewidth")
         }
-    assert found == {"font.size": 8.5, "legend.fontsize": 8.5, "axes.linewidth": 0.8, "grid.linewidth": 0.6}
+    assert found == {
+        "font.size": 8.5,
+        "legend.fontsize": 8.5,
+        "axes.linewidth": 0.8,
+        "grid.linewidth": 0.6,
+    }

@@ -53,7 +53,9 @@ def test_per_class_figures_are_scikit_learns(given):
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels, predicted), 1)
     found = measures.per_class(confusion)
-    expected = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
+    expected = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=np.nan
+    )
     for key, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         for row, value in zip(found, values, strict=True):
             assert row[key] is None if np.isnan(value) else row[key] == pytest.approx(value)
@@ -133,7 +135,11 @@ def test_reliability_is_counted_bin_by_bin(given):
 
 def test_a_probability_of_nothing_counts_to_the_first_bin():
     points = measures.reliability(np.zeros((2, 2)), np.array([0, 1]))
-    assert (points.counts.tolist(), points.accuracy.tolist(), points.confidence.tolist()) == ([2], [0.5], [0])
+    assert (points.counts.tolist(), points.accuracy.tolist(), points.confidence.tolist()) == (
+        [2],
+        [0.5],
+        [0],
+    )
 
 
 def test_a_probability_that_is_rounded_above_1_counts_to_the_last_bin():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.result_rows import robustness_entry, split_metrics, stage_result
+from tests.support.result_rows import robustness_entry, split_metrics, stage_result
 from train.errors import RunError
 from train.json_format import to_json
 from train.report import measures, wording
@@ -42,8 +42,17 @@ CLASSES = ("kidney-left", "kidney-right", "liver")
 
 
 def result(name: str = "big", *, seed: int = 1, **changed: Any) -> StageResult:
-    usual: dict[str, Any] = {"network": "big", "parameters": 1_662_939, "epochs": 7, "best_epoch": 3}
-    usual |= {"seconds": 90.0, "seconds_per_epoch": 12.9, "calibration": Calibration(1.25, 0.021, 0.032)}
+    usual: dict[str, Any] = {
+        "network": "big",
+        "parameters": 1_662_939,
+        "epochs": 7,
+        "best_epoch": 3,
+    }
+    usual |= {
+        "seconds": 90.0,
+        "seconds_per_epoch": 12.9,
+        "calibration": Calibration(1.25, 0.021, 0.032),
+    }
     for i, (split, matrix) in enumerate(MATRICES.items()):
         accuracy = float(np.trace(matrix) / np.sum(matrix))
         others = {"precision": 0.51, "recall": 0.52, "f1": 0.53, "auc": 0.54, "ece": 0.55}
@@ -79,7 +88,8 @@ def with_test(accuracy: float, name: str = "big") -> Stage:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.12345, "0.123"), (0.9996, "1.000"), (1, "1.000"), (0.0, "0.000"), (None, "–")]
+    ("value", "text"),
+    [(0.12345, "0.123"), (0.9996, "1.000"), (1, "1.000"), (0.0, "0.000"), (None, "–")],
 )
 def test_metrics_have_three_decimals(value, text):
     assert wording.number(value) == text
@@ -87,7 +97,11 @@ def test_metrics_have_three_decimals(value, text):
 
 def test_numbers_are_written_as_readers_expect_them():
     assert wording.number(0.98765, 1) == "1.0"
-    assert (wording.grouped(1_662_939), wording.grouped(0), wording.grouped(None)) == ("1,662,939", "0", "–")
+    assert (wording.grouped(1_662_939), wording.grouped(0), wording.grouped(None)) == (
+        "1,662,939",
+        "0",
+        "–",
+    )
     assert (wording.percent(0.93251), wording.percent(1.0)) == ("93.3 %", "100.0 %")
 
 
@@ -135,7 +149,10 @@ def test_values_of_results_json_are_written_for_readers(value, text):
 
 
 def test_pairs_are_made_of_an_object_alone():
-    assert wording.pairs_of({"batch_size": 128, "smoke": False}) == [("batch size", "128"), ("smoke", "no")]
+    assert wording.pairs_of({"batch_size": 128, "smoke": False}) == [
+        ("batch size", "128"),
+        ("smoke", "no"),
+    ]
     assert wording.pairs_of({}) == []
 
 
@@ -181,7 +198,11 @@ def test_the_headlines_test_figure_is_tests():
             0.805,
             " That is 0.100 below the 0.905 published for the official network at 28 pixels.",
         ),
-        ("organsmnist", 0.9, " The ensemble of the reference study (C. Mariño, 2022) reached 0.811."),
+        (
+            "organsmnist",
+            0.9,
+            " The ensemble of the reference study (C. Mariño, 2022) reached 0.811.",
+        ),
         ("pathmnist", 0.9, ""),
     ],
 )
@@ -221,7 +242,9 @@ def test_a_headline_without_stages_and_of_a_smoke_run_claims_nothing():
     )
     smoke = wording.headline(run_of(Stage("big", (row_of(),)), smoke=True), slices())
     assert smoke["line"] == "Smoke run: nothing here is a result"
-    assert "OrganAMNIST" in smoke["text"] and not any(c.isdigit() for c in smoke["line"] + smoke["text"])
+    assert "OrganAMNIST" in smoke["text"] and not any(
+        c.isdigit() for c in smoke["line"] + smoke["text"]
+    )
 
 
 def test_the_key_figures_are_of_the_split_and_metric_they_name():
@@ -258,7 +281,10 @@ def test_facts_of_a_stage_are_those_of_its_entry():
 
 
 def test_facts_over_several_seeds_are_listed_seed_by_seed():
-    rows = (row_of(), row_of(seed=5, epochs=9, best_epoch=None, seconds=200.0, seconds_per_epoch=1.0))
+    rows = (
+        row_of(),
+        row_of(seed=5, epochs=9, best_epoch=None, seconds=200.0, seconds_per_epoch=1.0),
+    )
     found = dict(wording.facts(Stage("big", rows), run_of()))
     assert (found["seeds"], found["epochs"], found["best epoch"]) == ("1, 5", "7, 9", "3, –")
     assert (found["time"], found["time per epoch"]) == ("90.0 s, 3 min", "12.9 s, 1.0 s")
@@ -308,9 +334,13 @@ def test_the_method_is_told_where_a_stage_of_the_study_was_trained():
     assert (study["batch size"], study["loss"]) == ("128", "cross-entropy")
     assert wording.training(run_of(Stage("edge", (row_of(name="edge"),)))) == []
     assert (
-        wording.training(run_of(Stage("of another version", (row_of(),)))) == wording.training(run_of()) == []
+        wording.training(run_of(Stage("of another version", (row_of(),))))
+        == wording.training(run_of())
+        == []
     )
-    assert dict(wording.training(run_of(Stage("base", (row_of(name="base"),)))))["batch size"] == "–"
+    assert (
+        dict(wording.training(run_of(Stage("base", (row_of(name="base"),)))))["batch size"] == "–"
+    )
 
 
 def test_the_record_sums_the_time_and_names_the_data():
@@ -352,7 +382,9 @@ def test_a_record_of_nothing_leaves_dashes():
 
 
 def test_a_matrix_is_called_by_its_most_frequent_confusion():
-    text = wording.confusion_alt("big", "val", np.array([[900, 100, 0], [0, 1234, 5], [0, 0, 7]]), CLASSES)
+    text = wording.confusion_alt(
+        "big", "val", np.array([[900, 100, 0], [0, 1234, 5], [0, 0, 7]]), CLASSES
+    )
     assert text == (
         "Confusion matrix of big on validation: 2,141 of 2,246 slices right; most often kidney-left was predicted "
         "as kidney-right, 100 times."
@@ -416,7 +448,9 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path, value):
     content = json.dumps({"stages": [to_json(result())]})
     assert content.count('"val": {"accuracy": 0.6,') == 1
     damaged = content.replace('"val": {"accuracy": 0.6,', f'"val": {{"accuracy": {value},')
-    with pytest.raises(RunError, match=r"stages\[0\]: val: accuracy: expected a finite number, found "):
+    with pytest.raises(
+        RunError, match=r"stages\[0\]: val: accuracy: expected a finite number, found "
+    ):
         read(write(tmp_path, damaged))
 
 
@@ -442,7 +476,9 @@ def test_a_row_without_a_key_is_refused_and_an_old_one_is_read(tmp_path):
     del row["parameters"]
     with pytest.raises(RunError, match=r"stages\[0\]: no key 'parameters'"):
         read(write(tmp_path, {"stages": [row]}))
-    old = to_json(result()) | {"calibration": {"temperature": 1.5, "val_ece": 0.25, "test_ece": 0.5}}
+    old = to_json(result()) | {
+        "calibration": {"temperature": 1.5, "val_ece": 0.25, "test_ece": 0.5}
+    }
     for key in ("precision", "export"):  # runs that did not record them
         old.pop(key, None)
     assert read(write(tmp_path, {"stages": [old]})).stages[0].rows[0].temperature == 1.5
@@ -459,7 +495,11 @@ def test_results_json_is_written_as_it_was_read(tmp_path):
         (True, True, False),
         (False, False, True),
     ]
-    content = {"format": 1, "smoke": False, "dataset": to_json(Dataset("organcmnist", classes=["a"]))}
+    content = {
+        "format": 1,
+        "smoke": False,
+        "dataset": to_json(Dataset("organcmnist", classes=["a"])),
+    }
     content |= {"device": "cpu", "versions": {"torch": "2"}, "settings": {"max_epochs": {"all": 3}}}
     content |= {
         "stages": rows,
@@ -526,14 +566,21 @@ def test_a_stage_that_is_never_right_on_validation_is_not_the_best():
 
 def write(directory: Path, content: Any, **files: Any) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    (directory / "results.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
     return directory
 
 
 def test_a_run_is_read_stage_by_stage_and_seed_by_seed(tmp_path):
     about = {"name": "big", "seeds": [1, 2], "val": {"auc": {"mean": 0.5, "std": None}}}
     stages = [to_json(row) for row in (result(seed=1), result("edge", seed=1), result(seed=2))]
-    content = {"dataset": {"classes": list(CLASSES)}, "stages": stages, "summary": [about], "smoke": True}
+    content = {
+        "dataset": {"classes": list(CLASSES)},
+        "stages": stages,
+        "summary": [about],
+        "smoke": True,
+    }
     (tmp_path / "big" / "seed-1").mkdir(parents=True)
     (tmp_path / "edge").mkdir()
     run = read(write(tmp_path, content))
@@ -568,12 +615,15 @@ def test_files_that_are_not_there_are_empty(tmp_path):
 
 def test_probabilities_are_read_by_split_and_no_others(tmp_path):
     arrays = {
-        split: np.full((i + 1, 3), i, np.float32) for i, split in enumerate(("val", "test", "val_corrupted"))
+        split: np.full((i + 1, 3), i, np.float32)
+        for i, split in enumerate(("val", "test", "val_corrupted"))
     }
     np.savez(tmp_path / "probabilities.npz", **arrays)
     found = StageFiles(tmp_path).probabilities
     assert list(found) == ["val", "test"]
-    assert np.array_equal(found["val"], arrays["val"]) and np.array_equal(found["test"], arrays["test"])
+    assert np.array_equal(found["val"], arrays["val"]) and np.array_equal(
+        found["test"], arrays["test"]
+    )
 
 
 def test_probabilities_that_hold_code_are_not_read(tmp_path):

@@ -20,7 +20,8 @@ def sessions():
     return {
         node.name
         for node in ast.parse((ROOT / "noxfile.py").read_text()).body
-        if isinstance(node, ast.FunctionDef) and "nox.session" in map(ast.unparse, node.decorator_list)
+        if isinstance(node, ast.FunctionDef)
+        and "nox.session" in map(ast.unparse, node.decorator_list)
     }
 
 
@@ -45,17 +46,21 @@ def test_ci_and_the_workflows_run_sessions_of_the_noxfile():
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_may_only_read(path):
-    assert re.findall(r"^ *permissions:.*\n((?: +.+\n)*?)(?=\S|\n)", path.read_text(), re.MULTILINE) == [
-        "  contents: read\n"
-    ]
+    assert re.findall(
+        r"^ *permissions:.*\n((?: +.+\n)*?)(?=\S|\n)", path.read_text(), re.MULTILINE
+    ) == ["  contents: read\n"]
 
 
 def test_every_supported_python_is_tested():
-    (versions,) = re.findall(r"python: (\[.+\])", (ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    (versions,) = re.findall(
+        r"python: (\[.+\])", (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    )
     minors = [int(version.partition(".")[2]) for version in ast.literal_eval(versions)]
     lowest = int(PROJECT["requires-python"].removeprefix(">=3."))
     assert minors == list(range(lowest, lowest + len(minors)))
-    (built,) = re.findall(r'^build = "cp3\{([\d,]+)\}-', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (built,) = re.findall(
+        r'^build = "cp3\{([\d,]+)\}-', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
     assert list(map(int, built.split(","))) == minors
 
 
@@ -69,4 +74,6 @@ def test_every_dependency_has_a_tried_version_that_it_allows():
         name = canonicalize_name(requirement.name)
         if name != PROJECT["name"]:
             assert name in tried, f"constraints.txt has no version of {name}"
-            assert tried[name] in requirement.specifier, f"{requirement} does not allow {tried[name]}"
+            assert tried[name] in requirement.specifier, (
+                f"{requirement} does not allow {tried[name]}"
+            )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
+from tests.checkpoints import finished_checkpoint
 from torch import nn
 
 from export.member import Parity
 from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
-from tests.checkpoints import finished_checkpoint
-from tests.result_rows import split_metrics, stage_result
-from tests.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
+from tests.support.result_rows import split_metrics, stage_result
+from tests.support.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module
 from train.calibration import SPLIT, fitted_on
 from train.config import TrainConfig
@@ -37,7 +37,10 @@ class ReadsTheCorner(nn.Module):
     def forward(self, x):
         gray = (x[:, 0] * 0.5 + 0.5) * 255  # (N, S, S)
         label = ((gray[:, 0, 0] - 5) / LABEL_STEP).round().clamp(0, 10).long()
-        return self.sureness * nn.functional.one_hot((label + (gray[:, -1, -1] > 170)) % 11, 11).float()
+        return (
+            self.sureness
+            * nn.functional.one_hot((label + (gray[:, -1, -1] > 170)) % 11, 11).float()
+        )
 
 
 def answers_of(data, split):
@@ -105,13 +108,17 @@ def test_the_kept_probabilities_are_those_of_each_split(data, measured):
         assert len(kept[SPLIT]) == len(data.labels[SPLIT]) == 70
 
 
-def test_the_calibration_is_fitted_on_the_corrupted_copies_and_judged_on_validation_and_test(data, measured):
+def test_the_calibration_is_fitted_on_the_corrupted_copies_and_judged_on_validation_and_test(
+    data, measured
+):
     row, directory = measured
     with np.load(directory / "probabilities.npz") as kept:
         logits = {split: np.log(kept[split].astype(float)) for split in kept.files}
     temperature = fit_temperature([logits[SPLIT]], data.labels[SPLIT])
     errors = {
-        split: expected_calibration_error(mean_softmax([logits[split]], temperature), data.labels[split])
+        split: expected_calibration_error(
+            mean_softmax([logits[split]], temperature), data.labels[split]
+        )
         for split in ("val", "test")
     }
     assert row.calibration.temperature == temperature != 1
@@ -140,9 +147,13 @@ def ensemble(data, tmp_path):
             shown = np.where(
                 generator.random(len(labels)) < 0.7, labels, generator.integers(0, 11, len(labels))
             )
-            member[split] = sureness * (np.eye(11)[shown] + generator.normal(0, 0.3, (len(labels), 11)))
+            member[split] = sureness * (
+                np.eye(11)[shown] + generator.normal(0, 0.3, (len(labels), 11))
+            )
         logits.append(member)
-    probabilities = [{s: mean_softmax([z]).astype(np.float32) for s, z in m.items()} for m in logits]
+    probabilities = [
+        {s: mean_softmax([z]).astype(np.float32) for s, z in m.items()} for m in logits
+    ]
     about = {"parameters": 10, "epochs": 3, "seconds": 5.0, "seconds_per_epoch": 2.0}
     rows = [stage_result(name, weights=w, **about) for name, w in zip(MEMBERS, "abbn", strict=True)]
     results = Results(stages=rows)

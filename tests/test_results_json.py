@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from tests.checkpoints import finished_checkpoint
-from tests.result_rows import split_metrics, stage_result
+
+from tests.support.result_rows import split_metrics, stage_result
 from train import calibration, results
 from train.config import TrainConfig
 from train.data import Data
@@ -24,7 +24,14 @@ from train.results_format import Calibration, Dataset, ExportCheck, MeanStd, Res
 from train.stages import LADDER, STAGES
 
 CPU = torch.device("cpu")
-SETTINGS = {"seed": 1, "seeds": 1, "batch_size": 128, "smoke": False, "deterministic": False, "amp": "auto"}
+SETTINGS = {
+    "seed": 1,
+    "seeds": 1,
+    "batch_size": 128,
+    "smoke": False,
+    "deterministic": False,
+    "amp": "auto",
+}
 COUNTS = {"train": 9, "val": 6, "test": 7}
 
 
@@ -80,7 +87,9 @@ def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, da
 
 def test_slices_of_a_larger_file_are_said_to_be_resampled_from_it(tmp_path, data):
     large = {split: np.zeros((n, 64, 64), np.uint8) for split, n in COUNTS.items()}
-    resampled = Data("organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts)
+    resampled = Data(
+        "organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts
+    )
     found = results.opened(tmp_path, resampled, CPU, SETTINGS).dataset
     assert found is not None and (found.size, found.resample_from) == (28, 64)
 
@@ -91,7 +100,11 @@ def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
     (tmp_path / "results.json").write_text(json.dumps(old | {"summary": summary}))
     found = results.opened(tmp_path, data, CPU, SETTINGS | {"amp": "off"})  # of each stage alone
     assert found.stages == [stage_result("base")]
-    assert found.device != "another" and found.settings["amp"] == "off" and "summary" not in to_json(found)
+    assert (
+        found.device != "another"
+        and found.settings["amp"] == "off"
+        and "summary" not in to_json(found)
+    )
 
 
 def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, data):
@@ -107,7 +120,10 @@ def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, 
     [
         ([], "is not a results file of this program"),
         ({"settings": []}, "is not a results file of this program"),
-        ({"settings": SETTINGS | {"batch_size": 64}}, "was trained with batch_size 64, this run has 128"),
+        (
+            {"settings": SETTINGS | {"batch_size": 64}},
+            "was trained with batch_size 64, this run has 128",
+        ),
         (
             {"settings": SETTINGS, "stages": [to_json(stage_result("other"))]},
             "has a stage 'other', of another version",
@@ -149,7 +165,9 @@ def job(tmp_path, data, monkeypatch) -> Job:
     answers = {len(data.labels[s]): wrongly(data.labels[s], *places) for s, places in wrong.items()}
     made = Job(STAGES["base"], config(), tmp_path / "base")
     made.directory.mkdir()
-    checkpoint = finished_checkpoint(seconds=(2.0, 4.0, 3.0), best_epoch=2, parameters=77, precision="bf16")
+    checkpoint = finished_checkpoint(
+        seconds=(2.0, 4.0, 3.0), best_epoch=2, parameters=77, precision="bf16"
+    )
     monkeypatch.setattr(results, "trained", lambda _: (Network(answers), checkpoint))
     exports: list[Path] = []
 
@@ -176,7 +194,9 @@ def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job,
     results.measure_test(job, data, CPU, found)
     assert row.test.accuracy == 4 / 7
     # 0.75 for each slice, and each right or wrong
-    assert row.test.ece == pytest.approx(0.75 - 4 / 7) and row.val.ece == pytest.approx(5 / 6 - 0.75)
+    assert row.test.ece == pytest.approx(0.75 - 4 / 7) and row.val.ece == pytest.approx(
+        5 / 6 - 0.75
+    )
     # 54 of 56 slices right: the best temperature says so
     assert row.calibration.fitted_on.startswith("4 validation slices and 13 corrupted copies")
     share = 3 ** (1 / row.calibration.temperature)
@@ -185,7 +205,16 @@ def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job,
     assert row.calibration.val_ece == pytest.approx(54 / 56 - 5 / 6, abs=1e-3)
     # the keys of results.json, in their order
     assert list(to_json(row)) == [
-        *("name", "seed", "network", "parameters", "epochs", "best_epoch", "seconds", "seconds_per_epoch"),
+        *(
+            "name",
+            "seed",
+            "network",
+            "parameters",
+            "epochs",
+            "best_epoch",
+            "seconds",
+            "seconds_per_epoch",
+        ),
         *("weights", "precision", "export", "train", "val", "test", "calibration"),
     ]
     with np.load(job.directory / "probabilities.npz") as kept:
@@ -266,8 +295,15 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
         places = wrong[name] if seed == 2 else (0, 1, 2, 3)
         arrays = {split: wrongly(labels, *places) for split, labels in data.labels.items()}
         sure = {"base": 1.0, "big": 0.5}[name]  # base is the surer one
-        np.savez(place / "probabilities.npz", **{s: 0.5 + (a - 0.5) * sure for s, a in arrays.items()})
-        about = {"parameters": 10 * seed, "epochs": seed, "seconds": 2.0 * seed, "seconds_per_epoch": 0.5}
+        np.savez(
+            place / "probabilities.npz", **{s: 0.5 + (a - 0.5) * sure for s, a in arrays.items()}
+        )
+        about = {
+            "parameters": 10 * seed,
+            "epochs": seed,
+            "seconds": 2.0 * seed,
+            "seconds_per_epoch": 0.5,
+        }
         weights = {"base": "none", "big": "ImageNet"}[name]
         rows.append(stage_result(name, seed, weights=weights, **about))
     found = Results(stages=rows)
@@ -297,9 +333,14 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
 def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_once(
     tmp_path, data, monkeypatch
 ):
-    monkeypatch.setitem(STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",)))
+    monkeypatch.setitem(
+        STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",))
+    )
     (tmp_path / "base").mkdir()
-    np.savez(tmp_path / "base" / "probabilities.npz", **{s: wrongly(y, 0) for s, y in data.labels.items()})
+    np.savez(
+        tmp_path / "base" / "probabilities.npz",
+        **{s: wrongly(y, 0) for s, y in data.labels.items()},
+    )
     found = Results(stages=[stage_result("base")])
     job = Job(STAGES["ensemble"], config(), tmp_path / "ensemble")
     job.directory.mkdir()
@@ -335,7 +376,12 @@ def scored(name: str, seed: int, accuracy: float, **more: Any) -> StageResult:
 
 
 def test_the_summary_is_the_mean_and_the_sample_deviation_by_stage_and_split():
-    rows = [scored("base", 1, 0.9), scored("big", 1, 0.7), scored("base", 2, 0.6), scored("base", 4, 0.6)]
+    rows = [
+        scored("base", 1, 0.9),
+        scored("big", 1, 0.7),
+        scored("base", 2, 0.6),
+        scored("base", 4, 0.6),
+    ]
     base, big = results.summary(rows)
     assert (base.name, base.seeds, big.name, big.seeds) == ("base", [1, 2, 4], "big", [1])
     for i, split in enumerate(("train", "val", "test")):
@@ -366,7 +412,16 @@ def test_the_table_has_a_line_for_each_stage():
     )
     _, title, head, rule, base, ensemble = text.split("\n")
     assert title == "organcmnist, accuracy on cpu" and set(rule) == {"-"} and len(rule) == len(head)
-    assert head.split() == ["stage", "parameters", "epochs", "best", "s/epoch", "train", "val", "test"]
+    assert head.split() == [
+        "stage",
+        "parameters",
+        "epochs",
+        "best",
+        "s/epoch",
+        "train",
+        "val",
+        "test",
+    ]
     assert base.split() == ["base", "12,345", "7", "3", "1.2", "0.9000", "0.8000", "0.7000"]
     assert ensemble.split() == ["ensemble", "12,345", "7", "1.2", "0.7000", "0.6000", "–"]
     assert len(base) == len(ensemble) == len(head)
@@ -427,7 +482,9 @@ def test_a_job_for_each_seed_in_a_directory_of_its_own():
     stages = [STAGES["base"], STAGES["edge"]]
     given = options(seed=5, seeds=2, amp="off", weights_dir=Path("w"), batch_size=7)
     jobs = plan(stages, given, {"base": 2}, Path("runs"))
-    assert [(job.stage.name, job.config.seed, job.config.max_epochs, job.directory) for job in jobs] == [
+    assert [
+        (job.stage.name, job.config.seed, job.config.max_epochs, job.directory) for job in jobs
+    ] == [
         ("base", 5, 2, Path("runs/base/seed-5")),
         ("base", 6, 2, Path("runs/base/seed-6")),
         ("edge", 5, 24, Path("runs/edge/seed-5")),

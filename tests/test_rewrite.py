@@ -35,7 +35,10 @@ class Builder:
 
     def convolution(self, source, channels, new, kernel, *, bias=True, **attributes):
         group = attributes.get("group", 1)
-        inputs = [self.weight(new, channels // group, kernel, kernel), *([self.weight(new)] if bias else [])]
+        inputs = [
+            self.weight(new, channels // group, kernel, kernel),
+            *([self.weight(new)] if bias else []),
+        ]
         return self.node("Conv", source, *inputs, **attributes)
 
     def model(self, output, *axes):
@@ -45,7 +48,10 @@ class Builder:
         ]
         graph = helper.make_graph(self.nodes, "random", ports[:1], ports[1:], self.weights)
         model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="Builder"
+            graph,
+            opset_imports=[helper.make_opsetid("", 18)],
+            ir_version=9,
+            producer_name="Builder",
         )
         model.producer_version = "7"
         checker.check_model(model, full_check=True)
@@ -62,7 +68,9 @@ def kinds_of(model):
 
 def same(builder, model, changed):
     for slices in (1, 3):
-        np.testing.assert_array_equal(builder.answers(changed, slices), builder.answers(model, slices))
+        np.testing.assert_array_equal(
+            builder.answers(changed, slices), builder.answers(model, slices)
+        )
 
 
 def conv_of(kernel, stride):
@@ -107,7 +115,9 @@ def test_a_residual_block_with_its_mean_and_head_becomes_products_of_exactly_the
     inner = builder.convolution(inner, 3, 2, 1, **conv_of(1, 1))
     around = builder.convolution("images", 2, 2, 1, **conv_of(1, stride))
     block = builder.node("Relu", builder.node("Add", inner, around))
-    mean = builder.node("ReduceMean", block, builder.constant(np.array(axes)), keepdims=int(keepdims))
+    mean = builder.node(
+        "ReduceMean", block, builder.constant(np.array(axes)), keepdims=int(keepdims)
+    )
     flat = builder.node("Reshape", mean, builder.constant(np.array([-1, 2])))
     logits = builder.node("Gemm", flat, builder.weight(2, 5), builder.weight(5), output="logits")
     model = builder.model(logits, 5)
@@ -185,11 +195,15 @@ def test_a_map_that_other_nodes_take_is_laid_out_as_before_once():
     same(builder, model, changed)
 
 
-@pytest.mark.parametrize("axes, shape", [((1, 2), (1,)), ((2,), (3, 1)), ((1, 2, 3), ()), ((-1,), (3, 1))])
+@pytest.mark.parametrize(
+    "axes, shape", [((1, 2), (1,)), ((2,), (3, 1)), ((1, 2, 3), ()), ((-1,), (3, 1))]
+)
 def test_a_mean_over_other_axes_than_the_map_is_left_alone(axes, shape):
     builder = Builder(5, 2, 1)
     output = builder.convolution("images", 2, 3, 1)
-    builder.node("ReduceMean", output, builder.constant(np.array(axes)), keepdims=0, output="logits")
+    builder.node(
+        "ReduceMean", output, builder.constant(np.array(axes)), keepdims=0, output="logits"
+    )
     model = builder.model("logits", *shape)
     changed = rewrite(model)
     assert "ReduceMean" in kinds_of(changed)
@@ -210,8 +224,12 @@ def test_a_reshape_to_more_than_a_row_a_slice_is_left_alone(shape):
 def test_a_reshape_to_a_computed_row_a_slice_is_nothing_on_one_pixel():
     builder = Builder(6, 2, 1)
     output = builder.convolution("images", 2, 3, 1)
-    shape = builder.node("Concat", builder.constant(np.array([-1])), builder.constant(np.array([3])), axis=0)
-    builder.node("Gemm", builder.node("Reshape", output, shape), builder.weight(3, 4), output="logits")
+    shape = builder.node(
+        "Concat", builder.constant(np.array([-1])), builder.constant(np.array([3])), axis=0
+    )
+    builder.node(
+        "Gemm", builder.node("Reshape", output, shape), builder.weight(3, 4), output="logits"
+    )
     model = builder.model("logits", 4)
     changed = rewrite(model)
     # that of the input, to rows
@@ -254,7 +272,9 @@ def test_a_small_map_at_the_end_keeps_its_name_and_shape(size):
 def test_a_kernel_on_2x2_pixels_holds_the_taps_that_meet_the_map_and_no_other(stride, blocks):
     builder = Builder(8, 2, 2)
     after = 2 // stride
-    model = builder.model(builder.convolution("images", 2, 3, 3, **conv_of(3, stride)), 3, after, after)
+    model = builder.model(
+        builder.convolution("images", 2, 3, 3, **conv_of(3, stride)), 3, after, after
+    )
     weights = {t.name: numpy_helper.to_array(t) for t in rewrite(model).graph.initializer}
     matrix = next(value for value in weights.values() if value.ndim == 2)
     assert matrix.dtype == np.float32 and matrix.size == blocks * 2 * 3
@@ -277,7 +297,9 @@ def test_a_rewritten_graph_whose_shapes_contradict_each_other_is_not_returned(mo
     builder = Builder(9, 2, 2)
     model = builder.model(builder.convolution("images", 2, 3, 3, **conv_of(3, 1)), 3, 2, 2)
     real = Rewriter.reshape
-    monkeypatch.setattr(Rewriter, "reshape", lambda self, name, *shape: real(self, name, *shape[:-1], 5))
+    monkeypatch.setattr(
+        Rewriter, "reshape", lambda self, name, *shape: real(self, name, *shape[:-1], 5)
+    )
     with pytest.raises(shape_inference.InferenceError):
         rewrite(model)
 

@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score
 
 from export.temperature import mean_softmax
 from organ_infer._packing import pack
-from tests.result_rows import robustness_entry, split_metrics, stage_result
-from tests.unequal_splits import Origins, content_of, unequal_data
+from tests.support.result_rows import robustness_entry, split_metrics, stage_result
+from tests.support.unequal_splits import Origins, content_of, unequal_data
 from train import record, robustness
 from train.corruptions import CORRUPTIONS, corrupt
 from train.errors import RunError
@@ -55,7 +55,9 @@ def counted(monkeypatch):
     """How often a network was run."""
     runs = []
     real = robustness._Network._run
-    monkeypatch.setattr(robustness._Network, "_run", lambda self, x: runs.append(self.file) or real(self, x))
+    monkeypatch.setattr(
+        robustness._Network, "_run", lambda self, x: runs.append(self.file) or real(self, x)
+    )
     return runs
 
 
@@ -121,7 +123,10 @@ def test_every_corruption_is_asked_about_once_per_severity_with_the_seed():
         return np.zeros((9, 11))
 
     corrupted_accuracy(predict, images, labels, seed=5)
-    expected = [images, *(corrupt(images, name, s, 5) for name in CORRUPTIONS for s in (1, 2, 3, 4, 5))]
+    expected = [
+        images,
+        *(corrupt(images, name, s, 5) for name in CORRUPTIONS for s in (1, 2, 3, 4, 5)),
+    ]
     assert asked == [content_of(copy) for copy in expected] and len(set(asked)) == 66
     assert content_of(corrupt(images, "shot_noise", 1, 0)) not in asked
 
@@ -160,7 +165,11 @@ def test_a_split_is_measured_with_its_own_labels(tmp_path, monkeypatch, split):
     measure_robustness(tmp_path, data, results, ["base"], split=split, slices=7, seed=3, say=quiet)
     ((images, labels, seed),) = measured
     places = Origins(data).places(images, labels, split)
-    assert len(places) == 7 and (places[0], places[-1]) == (0, len(data.labels[split]) - 1) and seed == 3
+    assert (
+        len(places) == 7
+        and (places[0], places[-1]) == (0, len(data.labels[split]) - 1)
+        and seed == 3
+    )
 
 
 def test_another_seed_is_measured_anew_and_recorded(tmp_path, counted):
@@ -203,7 +212,12 @@ def test_more_slices_than_a_batch_are_answered_in_their_order(tmp_path):
 def test_the_figures_of_another_data_set_are_dropped(tmp_path, counted):
     data, results = make_data(), make_run(tmp_path, "base")
     measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
-    for content in ('{"dataset": {"md5": "other"}, "stages": [1]}', "[]", "{}", '{"dataset": null}'):
+    for content in (
+        '{"dataset": {"md5": "other"}, "stages": [1]}',
+        "[]",
+        "{}",
+        '{"dataset": null}',
+    ):
         (tmp_path / "robustness.json").write_text(content)
         counted.clear()
         (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
@@ -253,7 +267,16 @@ def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
     assert kept["stages"] == to_json(entries) and kept["smoke"] is False
     # the keys of an entry, in their order
     assert list(kept["stages"][-1]) == [
-        *("name", "seed", "members", "split", "slices", "split_slices", "corruption_seed", "clean_accuracy"),
+        *(
+            "name",
+            "seed",
+            "members",
+            "split",
+            "slices",
+            "split_slices",
+            "corruption_seed",
+            "clean_accuracy",
+        ),
         *(
             "clean_balanced_error",
             "mean_corrupted_accuracy",
@@ -273,13 +296,18 @@ def test_only_what_changed_is_measured_again(tmp_path, counted):
 
     def measured(*names, **options):
         counted.clear()
-        entries = measure_robustness(tmp_path, data, results, names, slices=10, say=quiet, **options)
+        entries = measure_robustness(
+            tmp_path, data, results, names, slices=10, say=quiet, **options
+        )
         return [file.parent.name for file in dict.fromkeys(counted)], entries
 
     ran, first = measured("base", "big")
     assert ran == ["base", "big"]
     assert measured("base", "big") == ([], first)
-    assert measured("big", "base", "ensemble") == ([], first[::-1])  # one that was not trained is passed over
+    assert measured("big", "base", "ensemble") == (
+        [],
+        first[::-1],
+    )  # one that was not trained is passed over
     assert measured("base", split="val")[0] == ["base"]
     (tmp_path / "big" / "member.onnx").write_bytes(make_graph(seed=7))
     ran, again = measured("base", "big")
@@ -288,9 +316,14 @@ def test_only_what_changed_is_measured_again(tmp_path, counted):
     assert measured("base")[0] == ["base"]
     kept = stored(tmp_path)
     # the one of the split val was of another network
-    assert [(entry["name"], entry["split"]) for entry in kept] == [("big", "test"), ("base", "test")]
+    assert [(entry["name"], entry["split"]) for entry in kept] == [
+        ("big", "test"),
+        ("base", "test"),
+    ]
     counted.clear()
-    assert measure_robustness(tmp_path, data, results, ["big"], slices=20, say=quiet)[0].slices == 20
+    assert (
+        measure_robustness(tmp_path, data, results, ["big"], slices=20, say=quiet)[0].slices == 20
+    )
     assert counted and len(stored(tmp_path)) == 3
 
 
@@ -303,7 +336,9 @@ def test_a_stage_that_is_finished_outlives_a_later_failure(tmp_path, monkeypatch
     kept = stored(tmp_path)
     assert [entry["name"] for entry in kept] == ["base"]
     (tmp_path / "big" / "member.onnx").unlink()
-    with pytest.raises(RunError, match=r"big: no member\.onnx; rerun the command that trained the stage"):
+    with pytest.raises(
+        RunError, match=r"big: no member\.onnx; rerun the command that trained the stage"
+    ):
         measure_robustness(tmp_path, data, results, ["big"], slices=5, say=quiet)
 
 
@@ -337,13 +372,18 @@ def test_of_several_seeds_the_best_on_validation_is_measured(tmp_path):
 
 def test_the_command_measures_and_prints_a_table(tmp_path, monkeypatch, capsys):
     make_run(tmp_path, "base", "big")
-    monkeypatch.setattr(robustness, "load_data", lambda flag, size, directory, resample_from: make_data())
+    monkeypatch.setattr(
+        robustness, "load_data", lambda flag, size, directory, resample_from: make_data()
+    )
     assert main([str(tmp_path), "--slices", "11", "--split", "val"]) == 0
     out = capsys.readouterr().out
     assert "organamnist, 11 of the 37 slices of val" in out
     (entry, _) = json.loads((tmp_path / "robustness.json").read_text())["stages"]
     assert entry["split"] == "val" and entry["slices"] == 11
-    rows = {line[:18].strip(): line[18:].split() for line in out.split("slices of val\n")[1].splitlines()}
+    rows = {
+        line[:18].strip(): line[18:].split()
+        for line in out.split("slices of val\n")[1].splitlines()
+    }
     assert rows[""] == ["base", "big"] and rows["clean"][0] == f"{entry['clean_accuracy']:.4f}"
     assert rows["shot_noise"][0] == f"{np.mean(entry['accuracy']['shot_noise']):.4f}"
     assert set(CORRUPTIONS) <= set(rows)
@@ -371,7 +411,9 @@ def test_slices_are_resampled_as_in_the_run(tmp_path, monkeypatch):
     results["dataset"]["resample_from"] = 64
     (tmp_path / "results.json").write_text(json.dumps(results))
     asked = []
-    monkeypatch.setattr(robustness, "load_data", lambda flag, **how: asked.append(how) or make_data())
+    monkeypatch.setattr(
+        robustness, "load_data", lambda flag, **how: asked.append(how) or make_data()
+    )
     assert main([str(tmp_path), "--slices", "5"]) == 0
     assert asked == [{"size": 28, "directory": None, "resample_from": 64}]
 
@@ -392,7 +434,9 @@ def test_a_directory_without_a_run_is_refused_and_not_made(tmp_path, capsys):
 def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
     def entry(name, first):
         figures = ("clean_accuracy", "mean_corrupted_accuracy", "mean_balanced_error")
-        accuracy = {c: [first + 0.01 * i, first, first, first, first] for i, c in enumerate(CORRUPTIONS)}
+        accuracy = {
+            c: [first + 0.01 * i, first, first, first, first] for i, c in enumerate(CORRUPTIONS)
+        }
         means = {figure: first + 0.1 * i for i, figure in enumerate(figures)}
         return robustness_entry(name, accuracy=accuracy, **means)
 
@@ -407,7 +451,9 @@ def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
         ("balanced error", "0.7000", "0.4500"),
     ]
     assert set(lines[4]) == {"-"}
-    expected = [(c, f"{0.5 + 0.002 * i:.4f}", f"{0.25 + 0.002 * i:.4f}") for i, c in enumerate(CORRUPTIONS)]
+    expected = [
+        (c, f"{0.5 + 0.002 * i:.4f}", f"{0.25 + 0.002 * i:.4f}") for i, c in enumerate(CORRUPTIONS)
+    ]
     assert rows[5:] == expected
     (name,) = {len(line) for line in table([entry("big", 0.5)]).splitlines()}
     assert name == 18 + 9
@@ -416,7 +462,9 @@ def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
 def test_progress_is_told_a_line_per_corruption_with_the_stage(tmp_path):
     said = []
     results = make_run(tmp_path, "base")
-    (entry,) = measure_robustness(tmp_path, make_data(), results, ["base"], slices=5, say=said.append)
+    (entry,) = measure_robustness(
+        tmp_path, make_data(), results, ["base"], slices=5, say=said.append
+    )
     values = "".join(f"{value:>8.4f}" for value in entry.accuracy["jpeg_compression"])
     assert len(said) == 13 and said[1] == f"base           jpeg_compression  {values}"
 
@@ -461,7 +509,10 @@ def test_as_a_program_it_takes_its_arguments_and_ends_with_its_code(tmp_path, mo
 def test_a_run_without_a_finished_stage_is_refused(tmp_path, data_at_hand, capsys):
     make_run(tmp_path)
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"train.robustness: error: {tmp_path} has no finished stage yet\n"
+    assert (
+        capsys.readouterr().err
+        == f"train.robustness: error: {tmp_path} has no finished stage yet\n"
+    )
 
 
 def test_a_run_that_another_process_is_using_is_refused(tmp_path, data_at_hand, capsys):
@@ -474,7 +525,9 @@ def test_a_run_that_another_process_is_using_is_refused(tmp_path, data_at_hand, 
 def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, monkeypatch, capsys):
     make_run(tmp_path, "base")
     asked = []
-    monkeypatch.setattr(robustness, "choose_device", lambda name: asked.append(name) or robustness.CPU)
+    monkeypatch.setattr(
+        robustness, "choose_device", lambda name: asked.append(name) or robustness.CPU
+    )
     for arguments in ([], ["--device", "cuda:1"]):
         assert main([str(tmp_path), "--slices", "3", *arguments]) == 0
     assert asked == ["auto", "cuda:1"]
@@ -486,7 +539,11 @@ def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, m
     ("error", "code", "words"),
     [
         (RunError("something is wrong", 1), 1, "error: something is wrong"),
-        (OSError(28, "No space left on device", "a.json"), 2, "error: No space left on device: a.json"),
+        (
+            OSError(28, "No space left on device", "a.json"),
+            2,
+            "error: No space left on device: a.json",
+        ),
         (OSError(28, "No space left on device"), 2, "error: No space left on device: {run}"),
         (OSError("no number"), 2, "error: no number: {run}"),
         (
@@ -519,7 +576,9 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     from train import fit
 
     data, results = make_data(), make_run(tmp_path, "base")
-    exported = robustness._Network(tmp_path / "base" / "member.onnx", data, robustness.CPU, shared=False)
+    exported = robustness._Network(
+        tmp_path / "base" / "member.onnx", data, robustness.CPU, shared=False
+    )
     sent = []
 
     class Network:
@@ -534,4 +593,6 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, say=quiet)
     assert sent == [gpu]
     (tmp_path / "robustness.json").unlink()
-    assert measure_robustness(tmp_path, data, results, ["base"], say=quiet) == on_gpu and sent == [gpu]
+    assert measure_robustness(tmp_path, data, results, ["base"], say=quiet) == on_gpu and sent == [
+        gpu
+    ]

@@ -11,7 +11,7 @@ import pytest
 from conftest import CLASSES, PAIRED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ran import COLUMNS
+from support.command_results import COLUMNS
 
 from organ_infer import ImageFailure, Prediction
 from organ_infer.bundle.files import Task
@@ -53,7 +53,9 @@ def format_of(name, top=None, by_organ=False, least=None):
 
 def row_of(row_format, result):
     """The row of a prediction or a failure."""
-    return row_format.failure(result) if isinstance(result, ImageFailure) else row_format.row(result)
+    return (
+        row_format.failure(result) if isinstance(result, ImageFailure) else row_format.row(result)
+    )
 
 
 predictions = st.builds(
@@ -83,7 +85,9 @@ def test_csv_reads_back_as_the_predictions_in_every_column(results):
         assert found["warnings"] == "; ".join(result.warnings)
         assert np.float32(found["probability"]) == np.float32(result.probability)
         assert np.float32(found["organ_probability"]) == np.float32(result.organ_probability)
-        assert [np.float32(found[name]) for name in CLASSES] == [np.float32(p) for p in result.probabilities]
+        assert [np.float32(found[name]) for name in CLASSES] == [
+            np.float32(p) for p in result.probabilities
+        ]
 
 
 @quick
@@ -91,7 +95,9 @@ def test_csv_reads_back_as_the_predictions_in_every_column(results):
 def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
     jsonl = format_of("jsonl", top)
     lines = [row_of(jsonl, result) for result in results]
-    assert jsonl.header == "" and all(line.count("\n") == 1 and line.endswith("\n") for line in lines)
+    assert jsonl.header == "" and all(
+        line.count("\n") == 1 and line.endswith("\n") for line in lines
+    )
     for line, result in zip(lines, results, strict=True):
         found = json.loads(line)
         if isinstance(result, ImageFailure):
@@ -103,7 +109,9 @@ def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
             assert found[key] == getattr(result, key)
         for key in ("probability", "organ_probability"):
             assert np.float32(found[key]) == np.float32(getattr(result, key))
-        assert list(found["probabilities"]) == CLASSES and found["warnings"] == list(result.warnings)
+        assert list(found["probabilities"]) == CLASSES and found["warnings"] == list(
+            result.warnings
+        )
         assert [np.float32(p) for p in found["probabilities"].values()] == [
             np.float32(p) for p in result.probabilities
         ]
@@ -114,12 +122,16 @@ def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
             assert [pair["probability"] for pair in listed] == sorted(
                 found["probabilities"].values(), reverse=True
             )[:top]
-            assert all(found["probabilities"][pair["label"]] == pair["probability"] for pair in listed)
+            assert all(
+                found["probabilities"][pair["label"]] == pair["probability"] for pair in listed
+            )
             assert len({pair["label"] for pair in listed}) == top
 
 
 @quick
-@given(result=predictions, top=st.none() | st.integers(1, 11), least=st.none() | st.integers(1, 1000))
+@given(
+    result=predictions, top=st.none() | st.integers(1, 11), least=st.none() | st.integers(1, 1000)
+)
 def test_text_is_the_likeliest_labels_then_the_path(result, top, least):
     least = least and least / 1000
     line = format_of("text", top, least=least).row(result)
@@ -160,16 +172,22 @@ def test_top_lists_as_many_classes_as_asked_for(top):
     result = prediction(range(1, 12))
     expected = CLASSES[::-1][:top]
     assert format_of("text", top).row(result).split()[:-1:2] == expected
-    assert [pair["label"] for pair in json.loads(format_of("jsonl", top).row(result))["top"]] == expected
+    assert [
+        pair["label"] for pair in json.loads(format_of("jsonl", top).row(result))["top"]
+    ] == expected
 
 
 def test_of_equal_classes_the_label_stands_first_and_then_the_earlier_ones():
     tied = prediction([0, 5, 0, 5, 0, 0, 0, 5, 0, 1, 0])
     for index in (1, 3, 7):
-        result = Prediction("a", CLASSES[index], index, tied.probability, tied.probabilities, "x", 0.5)
+        result = Prediction(
+            "a", CLASSES[index], index, tied.probability, tied.probabilities, "x", 0.5
+        )
         row = json.loads(format_of("jsonl", 5).row(result))
         others = [i for i in (1, 3, 7) if i != index]
-        assert [pair["label"] for pair in row["top"]] == [CLASSES[i] for i in (index, *others, 9, 0)]
+        assert [pair["label"] for pair in row["top"]] == [
+            CLASSES[i] for i in (index, *others, 9, 0)
+        ]
 
 
 def test_a_failure_has_no_line_in_text():
@@ -192,7 +210,8 @@ def test_nine_digits_name_every_float32():
 
 def test_a_name_that_is_not_utf8_is_escaped_in_jsonl_and_no_other():
     assert (
-        format_of("jsonl").failure(ImageFailure("\udcff", "ä")) == '{"path": "\\udcff", "error": "\\u00e4"}\n'
+        format_of("jsonl").failure(ImageFailure("\udcff", "ä"))
+        == '{"path": "\\udcff", "error": "\\u00e4"}\n'
     )
     assert format_of("jsonl").failure(ImageFailure("ö", "ä")) == '{"path": "ö", "error": "ä"}\n'
 
@@ -238,7 +257,9 @@ def test_a_write_that_fails_leaves_whole_lines_and_tells_where(tmp_path, monkeyp
     assert (tmp_path / "out.partial").exists()
 
 
-def test_a_disk_that_is_full_at_the_first_write_leaves_no_partial_file_to_name(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_at_the_first_write_leaves_no_partial_file_to_name(
+    tmp_path, monkeypatch
+):
     writer = Writer(str(tmp_path / "out"))
 
     def full(descriptor, data):
@@ -307,7 +328,9 @@ def test_what_is_finished_is_on_the_disk_before_it_has_its_name(tmp_path, monkey
     done, before = [], len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
-        os, "fsync", lambda d: (done.append("folder" if os.path.isdir(f"/dev/fd/{d}") else "file"), fsync(d))
+        os,
+        "fsync",
+        lambda d: (done.append("folder" if os.path.isdir(f"/dev/fd/{d}") else "file"), fsync(d)),
     )
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("named"), replace(a, b)))
     writer = Writer(str(tmp_path / "out"))

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from export.temperature import mean_softmax
-from tests.at_hand import DATA, needs_organamnist
+from tests.support.data_files import DATA, needs_organamnist
 
 ROOT = Path(__file__).resolve().parent.parent
 LADDER = [
@@ -121,7 +121,9 @@ def exact_first(member):
     """A member's entry that lists its float32 form, and the others as alternatives."""
     forms = [member, *member["alternatives"]]
     exact = next(form for form in forms if form["precision"] == "fp32")
-    return exact | {"alternatives": [form | {"alternatives": []} for form in forms if form is not exact]}
+    return exact | {
+        "alternatives": [form | {"alternatives": []} for form in forms if form is not exact]
+    }
 
 
 @pytest.mark.slow
@@ -129,7 +131,10 @@ def test_the_bundle_is_the_edge_network(smoke):
     from organ_infer import OrganClassifier
 
     directory = smoke[0] / "organamnist"
-    with np.load(DATA / "organamnist.npz") as file, OrganClassifier(directory / "bundle") as classifier:
+    with (
+        np.load(DATA / "organamnist.npz") as file,
+        OrganClassifier(directory / "bundle") as classifier,
+    ):
         assert classifier.manifest.name == "organamnist-edge-smoke"
         assert [member.stage for member in classifier.manifest.members] == ["edge"]
         assert classifier.predict_proba(file["val_images"][:5]).shape == (5, 11)
@@ -144,16 +149,26 @@ def test_the_ensembles_bundle_is_kept_beside_it_and_averages_its_members(smoke, 
 
     directory = smoke[0] / "organamnist"
     manifest = json.loads((directory / "bundle-ensemble" / "manifest.json").read_text())
-    assert [m["stage"] for m in manifest["members"]] == ["batch_norm", "resnet50", "resnet101", "resnet152"]
+    assert [m["stage"] for m in manifest["members"]] == [
+        "batch_norm",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+    ]
     manifest["members"] = [exact_first(m) for m in manifest["members"]]
     manifest["training"].pop("seal")  # the change is meant
     for file in (directory / "bundle-ensemble").iterdir():
         os.link(file, tmp_path / file.name)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    members = [np.load(directory / m["stage"] / "probabilities.npz")["val"] for m in manifest["members"]]
+    members = [
+        np.load(directory / m["stage"] / "probabilities.npz")["val"] for m in manifest["members"]
+    ]
     expected = mean_softmax([np.log(p) for p in members], manifest["temperature"])
-    with np.load(DATA / "organamnist.npz") as file, OrganClassifier(tmp_path, device="cpu") as classifier:
+    with (
+        np.load(DATA / "organamnist.npz") as file,
+        OrganClassifier(tmp_path, device="cpu") as classifier,
+    ):
         found = classifier.predict_proba(file["val_images"][: len(expected)])
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -161,7 +176,9 @@ def test_the_ensembles_bundle_is_kept_beside_it_and_averages_its_members(smoke, 
 @pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(smoke):
     out, before = smoke[0], results_of(smoke[0])
-    bundles = [out / "organamnist" / name / "manifest.json" for name in ("bundle", "bundle-ensemble")]
+    bundles = [
+        out / "organamnist" / name / "manifest.json" for name in ("bundle", "bundle-ensemble")
+    ]
     made = [bundle.stat().st_ino for bundle in bundles]
     killed = (
         out / "organamnist" / ".bundle.x.partial"
@@ -171,7 +188,9 @@ def test_a_finished_run_is_not_trained_again(smoke):
     again = train(out)
     assert not killed.exists()
     assert again.returncode == 0 and "epoch   1" not in again.stdout
-    assert [bundle.stat().st_ino for bundle in bundles] == made  # neither quantised nor written again
+    assert [
+        bundle.stat().st_ino for bundle in bundles
+    ] == made  # neither quantised nor written again
     assert results_of(out) == before
 
 
@@ -206,7 +225,11 @@ def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):
 def test_what_is_wrong_is_found_before_the_first_epoch(tmp_path, capsys, arguments, words):
     assert train_here(tmp_path, "--stages", "base", *arguments) == 2
     printed = capsys.readouterr()
-    assert words in printed.err and printed.err.startswith("train: error: ") and printed.err.count("\n") == 1
+    assert (
+        words in printed.err
+        and printed.err.startswith("train: error: ")
+        and printed.err.count("\n") == 1
+    )
     assert "epoch" not in printed.out
 
 
@@ -214,7 +237,10 @@ def test_cuda_where_there_is_none_is_refused(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = train(tmp_path, "--device", "cuda", env=environment)
     assert done.returncode == 2 and done.stderr.startswith("train: error: --device cuda: ")
-    assert "CUDA_VISIBLE_DEVICES='' hides every GPU" in done.stderr or "built for the CPU" in done.stderr
+    assert (
+        "CUDA_VISIBLE_DEVICES='' hides every GPU" in done.stderr
+        or "built for the CPU" in done.stderr
+    )
 
 
 @needs_organamnist
@@ -224,14 +250,20 @@ def test_missing_weights_stop_the_run_with_both_ways_to_get_them(tmp_path, capsy
     arguments = command(tmp_path, "--stages", "resnet50", "--weights-dir", str(tmp_path))[3:]
     assert main([argument for argument in arguments if argument != "--smoke"]) == 2
     printed = capsys.readouterr()
-    assert "fetch https://" in printed.err and "--weights none" in printed.err and "epoch" not in printed.out
+    assert (
+        "fetch https://" in printed.err
+        and "--weights none" in printed.err
+        and "epoch" not in printed.out
+    )
 
 
 @needs_organamnist
 def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_path, capsys):
     options = ("--stages", "big", "--max-epochs", "100", "--batch-size", "16")
     arguments = command(tmp_path, *options)
-    first = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert first.stdout.readline().startswith("device  cpu (")
         assert "epoch" in first.stdout.readline()
@@ -288,10 +320,29 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
     md5 = hashlib.md5(content).hexdigest()
     monkeypatch.setitem(INFO, "organamnist", INFO["organamnist"] | {"MD5_64": md5})
     out = tmp_path / "runs"
-    start = ["--dataset", "organamnist", "--data-dir", str(tmp_path), "--out", str(out), "--device", "cpu"]
+    start = [
+        "--dataset",
+        "organamnist",
+        "--data-dir",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert (
         main(
-            [*start, "--stages", "base", "--max-epochs", "1", "--resample-from", "64", "--precision", "fp32"]
+            [
+                *start,
+                "--stages",
+                "base",
+                "--max-epochs",
+                "1",
+                "--resample-from",
+                "64",
+                "--precision",
+                "fp32",
+            ]
         )
         == 0
     )
@@ -308,7 +359,12 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
     with np.load(directory / "base" / "probabilities.npz") as kept:
         expected = mean_softmax([np.log(kept["test"])], classifier.manifest.temperature)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    export = ["--checkpoint", str(directory / "base" / "checkpoint.pt"), "--data-dir", str(tmp_path)]
+    export = [
+        "--checkpoint",
+        str(directory / "base" / "checkpoint.pt"),
+        "--data-dir",
+        str(tmp_path),
+    ]
     from export.all import main as export_main
 
     assert export_main([*export, "--out", str(tmp_path / "again")]) == 0
@@ -333,7 +389,9 @@ def test_of_several_seeds_the_best_is_bundled(tmp_path):
     directory = tmp_path / "organamnist"
     manifest = json.loads((directory / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["seed"] == max(rows, key=lambda row: row[0])[1]
-    assert "The best of 2 seeds on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
+    assert (
+        "The best of 2 seeds on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -353,7 +411,12 @@ def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launch, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
+        [*launch, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     alone = train(tmp_path / "one", "--stages", "base,big", env=environment)
@@ -371,7 +434,12 @@ def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
 @pytest.mark.slow
 def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
     stages = [smoke[0] / "organamnist" / name for name in ("base", "batch_norm")]
-    arguments = ["--checkpoint", *(str(stage / "checkpoint.pt") for stage in stages), "--data-dir", str(DATA)]
+    arguments = [
+        "--checkpoint",
+        *(str(stage / "checkpoint.pt") for stage in stages),
+        "--data-dir",
+        str(DATA),
+    ]
     export = [
         sys.executable,
         "-m",
@@ -389,7 +457,9 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
     done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for stage in stages:
-        assert (tmp_path / f"{stage.name}.onnx").read_bytes() == (stage / "member.onnx").read_bytes()
+        assert (tmp_path / f"{stage.name}.onnx").read_bytes() == (
+            stage / "member.onnx"
+        ).read_bytes()
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert [m["stage"] for m in manifest["members"]] == ["base", "batch_norm"]
     assert [(m["precision"], m["alternatives"]) for m in manifest["members"]] == [("fp32", [])] * 2
@@ -408,7 +478,9 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
         assert classifier.manifest.temperature != 1
     found = open_session(merged.SerializeToString()).run(None, {"images": pack(slices)})[0]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    refused = subprocess.run([*export, "--precision", "int4"], cwd=ROOT, capture_output=True, text=True)
+    refused = subprocess.run(
+        [*export, "--precision", "int4"], cwd=ROOT, capture_output=True, text=True
+    )
     assert refused.returncode == 2 and "'int4' is none of int8, fp32, fp16" in refused.stderr
 
 

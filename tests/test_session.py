@@ -9,8 +9,8 @@ import types
 import numpy as np
 import pytest
 from conftest import CLASSES, child_environment, make_graph, needs_default
-from heap import needs_heap
-from stand_in import CPU, CUDA
+from support.fake_onnxruntime import CPU, CUDA
+from support.heap import needs_heap
 
 from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
 from organ_infer.engine import ort as ort_module
@@ -21,22 +21,26 @@ IMAGE = np.zeros((28, 28), np.uint8)
 
 
 def both_wheels(monkeypatch, *names):
-    monkeypatch.setattr(ort_module, "installed_version", lambda name: "1.0" if name in names else None)
+    monkeypatch.setattr(
+        ort_module, "installed_version", lambda name: "1.0" if name in names else None
+    )
 
 
 # The device.
 
 
 @pytest.mark.parametrize("device", ["cuda", "auto"])
-def test_cuda_is_used_if_it_is_active(install, bundle, device, capsys):
-    ort = install()
+def test_cuda_is_used_if_it_is_active(install_fake, bundle, device, capsys):
+    ort = install_fake()
     with OrganClassifier(bundle, device=device) as opened:
         assert opened.providers == (CUDA, CPU)
         opened.predict(IMAGE)
     _, providers = ort.opened[0]
     assert providers[0][0] == CUDA and providers[0][1]["cudnn_conv_algo_search"] == "HEURISTIC"
     assert providers[0][1]["use_tf32"] == "0" and providers[1] == CPU
-    assert ort.preloaded == 1 and capsys.readouterr().out == ""  # what it prints stays off standard output
+    assert (
+        ort.preloaded == 1 and capsys.readouterr().out == ""
+    )  # what it prints stays off standard output
 
 
 @pytest.mark.parametrize(
@@ -58,9 +62,9 @@ def test_cuda_is_used_if_it_is_active(install, bundle, device, capsys):
     ],
 )
 def test_cuda_libraries_are_left_to_a_torch_of_the_same_cuda_alone(
-    install, bundle, monkeypatch, torch, onnxruntime, preloaded
+    install_fake, bundle, monkeypatch, torch, onnxruntime, preloaded
 ):
-    ort = install(cuda_version=onnxruntime)
+    ort = install_fake(cuda_version=onnxruntime)
     module = types.ModuleType("torch")
     if torch != "missing":
         module.version = types.SimpleNamespace(cuda=torch)
@@ -71,15 +75,17 @@ def test_cuda_libraries_are_left_to_a_torch_of_the_same_cuda_alone(
     assert ort.preloaded == preloaded
 
 
-def test_cuda_libraries_are_loaded_once_and_never_by_importing_torch(install, bundle):
-    ort = install(refuses="open")  # each classifier opens twice
+def test_cuda_libraries_are_loaded_once_and_never_by_importing_torch(install_fake, bundle):
+    ort = install_fake(refuses="open")  # each classifier opens twice
     for _ in range(2):
         OrganClassifier(bundle, device="cuda").close()
     assert ort.preloaded == 1 and "torch" not in sys.modules
 
 
-def test_libraries_that_cannot_be_loaded_beforehand_are_no_error(install, bundle, monkeypatch, caplog):
-    ort = install()
+def test_libraries_that_cannot_be_loaded_beforehand_are_no_error(
+    install_fake, bundle, monkeypatch, caplog
+):
+    ort = install_fake()
 
     def preload_dlls():
         raise RuntimeError("Invalid parameter\nof directory")
@@ -90,23 +96,30 @@ def test_libraries_that_cannot_be_loaded_beforehand_are_no_error(install, bundle
     assert "preload_dlls: Invalid parameter of directory" in caplog.text
 
 
-def test_cuda_that_onnxruntime_does_not_offer_fails_and_auto_says_why(install, bundle, caplog, monkeypatch):
-    install(available=(CPU,))
+def test_cuda_that_onnxruntime_does_not_offer_fails_and_auto_says_why(
+    install_fake, bundle, caplog, monkeypatch
+):
+    install_fake(available=(CPU,))
     both_wheels(monkeypatch)
     with pytest.raises(
         DeviceError,
         match=r"device cuda: CUDA is not available, this onnxruntime offers only .*pip install 'organ-infer\[gpu\]'",
     ):
         OrganClassifier(bundle, device="cuda")
-    with caplog.at_level(logging.INFO, "organ_infer"), OrganClassifier(bundle, device="auto") as opened:
+    with (
+        caplog.at_level(logging.INFO, "organ_infer"),
+        OrganClassifier(bundle, device="auto") as opened,
+    ):
         assert opened.providers == (CPU,)
     assert [r.levelname for r in caplog.records] == ["INFO"] and "running on the CPU" in caplog.text
 
 
-def test_cuda_that_is_available_but_not_active_fails_and_auto_warns(install, bundle, caplog):
+def test_cuda_that_is_available_but_not_active_fails_and_auto_warns(install_fake, bundle, caplog):
     """https://github.com/microsoft/onnxruntime/issues/17801: CUDA is requested, and the session opens on the CPU."""
-    install(granted=(CPU,))
-    with pytest.raises(DeviceError, match="device cuda: onnxruntime activated CPUExecutionProvider; check"):
+    install_fake(granted=(CPU,))
+    with pytest.raises(
+        DeviceError, match="device cuda: onnxruntime activated CPUExecutionProvider; check"
+    ):
         OrganClassifier(bundle, device="cuda")
     with OrganClassifier(bundle, device="auto") as opened:
         assert opened.providers == (CPU,)
@@ -114,8 +127,8 @@ def test_cuda_that_is_available_but_not_active_fails_and_auto_warns(install, bun
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
-def test_cuda_that_fails_to_open_fails_and_auto_warns(install, bundle, caplog):
-    ort = install(fails="CUDA driver version is\ninsufficient")
+def test_cuda_that_fails_to_open_fails_and_auto_warns(install_fake, bundle, caplog):
+    ort = install_fake(fails="CUDA driver version is\ninsufficient")
     with pytest.raises(DeviceError, match="CUDA driver version is insufficient") as caught:
         OrganClassifier(bundle, device="cuda")
     assert "\n" not in str(caught.value)
@@ -124,21 +137,21 @@ def test_cuda_that_fails_to_open_fails_and_auto_warns(install, bundle, caplog):
     assert "insufficient" in caplog.text and [p for _, p in ort.opened] == [[CPU]]
 
 
-def test_both_wheels_installed_is_explained(install, bundle, monkeypatch, caplog):
-    install(available=(CPU,))
+def test_both_wheels_installed_is_explained(install_fake, bundle, monkeypatch, caplog):
+    install_fake(available=(CPU,))
     both_wheels(monkeypatch, "onnxruntime", "onnxruntime-gpu")
     words = "onnxruntime and onnxruntime-gpu are both installed.*pip uninstall -y onnxruntime onnxruntime-gpu"
     with pytest.raises(DeviceError, match=words):
         OrganClassifier(bundle, device="cuda")
     OrganClassifier(bundle, device="auto").close()
     assert [r.levelname for r in caplog.records] == ["WARNING"] and "both installed" in caplog.text
-    install(granted=(CPU,))
+    install_fake(granted=(CPU,))
     with pytest.raises(DeviceError, match=words):
         OrganClassifier(bundle, device="cuda")
 
 
-def test_cpu_asks_for_nothing_else(install, bundle, monkeypatch, caplog):
-    ort = install()
+def test_cpu_asks_for_nothing_else(install_fake, bundle, monkeypatch, caplog):
+    ort = install_fake()
     both_wheels(monkeypatch, "onnxruntime", "onnxruntime-gpu")
     OrganClassifier(bundle, device="cpu").close()
     assert [p for _, p in ort.opened] == [[CPU]] and not caplog.records and ort.preloaded == 0
@@ -156,8 +169,8 @@ def test_onnxruntime_missing_or_half_removed_names_the_command(bundle, monkeypat
 # Batches.
 
 
-def test_the_cpu_is_given_just_the_slices(install, bundle):
-    ort = install(available=(CPU,))
+def test_the_cpu_is_given_just_the_slices(install_fake, bundle):
+    ort = install_fake(available=(CPU,))
     with OrganClassifier(bundle, device="cpu", batch_size=5) as opened:
         opened.predict_proba(np.zeros((12, 28, 28), np.uint8))
     assert [shape[0] for shape in ort.shapes] == [5, 5, 2]
@@ -179,8 +192,8 @@ def test_the_cpu_is_given_just_the_slices(install, bundle):
         (lambda n: np.zeros((n, 11), np.float64), "from the network, found float64"),
     ],
 )
-def test_an_answer_of_the_wrong_form_is_refused(install, bundle, answer, words):
-    install(available=(CPU,), answer=answer)
+def test_an_answer_of_the_wrong_form_is_refused(install_fake, bundle, answer, words):
+    install_fake(available=(CPU,), answer=answer)
     with OrganClassifier(bundle) as opened, pytest.raises(DeviceError, match=words):
         opened.predict(IMAGE)
 
@@ -188,24 +201,28 @@ def test_an_answer_of_the_wrong_form_is_refused(install, bundle, answer, words):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 0), (2, 5), (4, 10)])
-def test_one_value_that_is_not_finite_among_many_is_refused(install, bundle, device, value, place):
+def test_one_value_that_is_not_finite_among_many_is_refused(
+    install_fake, bundle, device, value, place
+):
     def answer(count):
         found = np.ones((count, 11), np.float32)
         if count > place[0]:
             found[place] = value
         return found
 
-    install(answer=answer)
+    install_fake(answer=answer)
     with (
         OrganClassifier(bundle, device=device) as opened,
-        pytest.raises(DeviceError, match="returned a value that is not finite; export the bundle again"),
+        pytest.raises(
+            DeviceError, match="returned a value that is not finite; export the bundle again"
+        ),
     ):
         opened.predict(np.zeros((5, 28, 28), np.uint8))
 
 
 @pytest.mark.parametrize("value", [0.2, -1.0])
-def test_probabilities_that_are_none_are_refused(install, probabilities_bundle, value):
-    install(available=(CPU,), answer=lambda n: np.full((n, 11), value, np.float32))
+def test_probabilities_that_are_none_are_refused(install_fake, probabilities_bundle, value):
+    install_fake(available=(CPU,), answer=lambda n: np.full((n, 11), value, np.float32))
     with (
         OrganClassifier(probabilities_bundle) as opened,
         pytest.raises(DeviceError, match="does not sum to 1"),
@@ -213,11 +230,11 @@ def test_probabilities_that_are_none_are_refused(install, probabilities_bundle, 
         opened.predict(IMAGE)
 
 
-def test_an_error_of_onnxruntime_is_one_line(install, bundle):
+def test_an_error_of_onnxruntime_is_one_line(install_fake, bundle):
     def answer(count):
         raise RuntimeError("Non-zero status code\nreturned")
 
-    install(available=(CPU,), answer=answer)
+    install_fake(available=(CPU,), answer=answer)
     with (
         OrganClassifier(bundle) as opened,
         pytest.raises(DeviceError, match=r"onnxruntime failed \(Non-zero status code returned\)"),
@@ -232,18 +249,22 @@ def test_a_network_that_onnxruntime_refuses_is_an_error_of_ours(tmp_path):
         model.graph.node[0].op_type = "NoSuchOperator"
 
     with pytest.raises(DeviceError, match=r"g\.onnx: onnxruntime cannot open this network"):
-        OrganClassifier(write_bundle(tmp_path / "b", {"g.onnx": make_graph(change=change)}), device="cpu")
+        OrganClassifier(
+            write_bundle(tmp_path / "b", {"g.onnx": make_graph(change=change)}), device="cpu"
+        )
 
 
 # Threads and processes.
 
 
-def test_thread_counts_are_always_set_and_nothing_spins(install, bundle):
-    ort = install(available=(CPU,))
+def test_thread_counts_are_always_set_and_nothing_spins(install_fake, bundle):
+    ort = install_fake(available=(CPU,))
     OrganClassifier(bundle).close()
     OrganClassifier(bundle, threads=3).close()
     (first, _), (second, _) = ort.opened
-    assert first.intra_op_num_threads == usable_processors() >= 1 and second.intra_op_num_threads == 3
+    assert (
+        first.intra_op_num_threads == usable_processors() >= 1 and second.intra_op_num_threads == 3
+    )
     assert first.inter_op_num_threads == second.inter_op_num_threads == 1
     assert first.entries == {
         "session.intra_op.allow_spinning": "0",
@@ -252,20 +273,27 @@ def test_thread_counts_are_always_set_and_nothing_spins(install, bundle):
     }
 
 
-def test_memory_patterns_arena_and_log_are_off(install, bundle):
+def test_memory_patterns_arena_and_log_are_off(install_fake, bundle):
     """They would keep memory for each shape, and print what is raised."""
-    ort = install(available=(CPU, CUDA))
+    ort = install_fake(available=(CPU, CUDA))
     for device in ("cpu", "cuda"):
         OrganClassifier(bundle, device=device).close()
     (on_cpu, _), (on_cuda, _) = ort.opened
-    assert on_cpu.enable_cpu_mem_arena is on_cpu.enable_mem_pattern is on_cuda.enable_mem_pattern is False
+    assert (
+        on_cpu.enable_cpu_mem_arena
+        is on_cpu.enable_mem_pattern
+        is on_cuda.enable_mem_pattern
+        is False
+    )
     assert on_cpu.log_severity_level == on_cuda.log_severity_level == 4
     assert on_cuda.entries["session.record_ep_graph_assignment_info"] == "1"
     assert "session.record_ep_graph_assignment_info" not in on_cpu.entries
 
 
-def test_an_optimized_graph_is_opened_as_it_is_and_saved_where_it_is_told(install, tmp_path, monkeypatch):
-    ort = install(available=(CPU,))
+def test_an_optimized_graph_is_opened_as_it_is_and_saved_where_it_is_told(
+    install_fake, tmp_path, monkeypatch
+):
+    ort = install_fake(available=(CPU,))
     ort.GraphOptimizationLevel = types.SimpleNamespace(ORT_DISABLE_ALL="none")
     opened = []
 
@@ -288,8 +316,8 @@ def test_an_optimized_graph_is_opened_as_it_is_and_saved_where_it_is_told(instal
 
 
 @pytest.mark.parametrize("threads", [0, 1, 1024, 1025])
-def test_1_to_1024_threads_are_taken(install, bundle, threads):
-    ort = install(available=(CPU,))
+def test_1_to_1024_threads_are_taken(install_fake, bundle, threads):
+    ort = install_fake(available=(CPU,))
     if 1 <= threads <= 1024:
         OrganClassifier(bundle, threads=threads).close()
         assert ort.opened[0][0].intra_op_num_threads == threads
@@ -339,10 +367,19 @@ with OrganClassifier({str(bundle)!r}, device="cpu") as classifier:
             3,
         ),
         (
-            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
             2,
         ),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 4),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            4,
+        ),
         (
             {
                 "proc/self/cgroup": "4:cpu,cpuacct:/job\n1:memory:/x",
@@ -353,7 +390,9 @@ with OrganClassifier({str(bundle)!r}, device="cpu") as classifier:
         ),
     ],
 )
-def test_processors_follow_the_affinity_mask_and_the_containers_quota(tmp_path, monkeypatch, files, expected):
+def test_processors_follow_the_affinity_mask_and_the_containers_quota(
+    tmp_path, monkeypatch, files, expected
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     for name, text in files.items():
         path = tmp_path / name
@@ -373,7 +412,9 @@ def test_a_narrow_affinity_mask_is_kept_to():
 
 
 def test_a_session_of_another_process_refuses(monkeypatch):
-    session = Session(make_graph(), output="logits", classes=len(CLASSES), where="g", device="cpu", threads=1)
+    session = Session(
+        make_graph(), output="logits", classes=len(CLASSES), where="g", device="cpu", threads=1
+    )
     pid = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
     with pytest.raises(OrganInferError, match=f"opened in process {pid} .* fork {pid + 1}"):
@@ -386,7 +427,7 @@ def test_memory_does_not_grow_as_batch_sizes_vary():
     """onnxruntime 11627, 22271: memory that is kept for each new shape, gigabytes in the end."""
     code = """
 import numpy as np
-from heap import heap_bytes
+from support.heap import heap_bytes
 from organ_infer import OrganClassifier
 
 rng = np.random.default_rng(0)
@@ -402,7 +443,9 @@ with OrganClassifier(device="cpu", threads=2) as classifier:
 """
     environment = child_environment()
     environment["PYTHONPATH"] += os.pathsep + os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     # An input of 64 slices has 200 KB, what lies between the layers megabytes.
     first, more = map(int, done.stdout.split())
@@ -429,15 +472,17 @@ assert "ORT_DISABLE_TELEMETRY" not in os.environ
 """
     environment = child_environment()
     del environment["ORT_DISABLE_TELEMETRY"]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_command_alone_silences_onnxruntimes_own_logger(install, bundle, capfd):
+def test_the_command_alone_silences_onnxruntimes_own_logger(install_fake, bundle, capfd):
     """It is one for the whole process, and writes lines about a GPU that does not start, which are raised too."""
     from organ_infer.cli import main
 
-    ort = install(available=(CPU,))
+    ort = install_fake(available=(CPU,))
     OrganClassifier(bundle).close()
     assert ort.severities == [] and ort_module.silent is False
     assert main(["--bundle", str(bundle), "/none.png"]) == 1

@@ -20,7 +20,9 @@ SELF_TEST = "organ-infer --check"  # shown from another machine
 def blocks(page, pattern):
     return [
         (f"{page.relative_to(ROOT)}:{number}", *found.groups())
-        for number, found in enumerate(re.finditer(pattern, page.read_text(), re.MULTILINE | re.DOTALL), 1)
+        for number, found in enumerate(
+            re.finditer(pattern, page.read_text(), re.MULTILINE | re.DOTALL), 1
+        )
     ]
 
 
@@ -32,7 +34,12 @@ COMMANDS = [
 ]
 PROGRAMS = [
     block
-    for name in ("README.md", "docs/quickstart.md", "docs/reference/python.md", "docs/guides/embedding.md")
+    for name in (
+        "README.md",
+        "docs/quickstart.md",
+        "docs/reference/python.md",
+        "docs/guides/embedding.md",
+    )
     for block in blocks(
         ROOT / name, r"^```python\n([^`]+?)^```\n+(?:The program prints:\n+)?^```text\n(.*?)^```"
     )
@@ -66,7 +73,9 @@ def test_the_readme_shows_three_calls_and_a_program():
 
 
 @needs_default
-@pytest.mark.parametrize(("where", "command", "shown"), COMMANDS, ids=[where for where, *_ in COMMANDS])
+@pytest.mark.parametrize(
+    ("where", "command", "shown"), COMMANDS, ids=[where for where, *_ in COMMANDS]
+)
 def test_a_command_prints_what_is_shown(where, command, shown):
     name, *arguments = shlex.split(command)
     assert name == "organ-infer"
@@ -74,7 +83,9 @@ def test_a_command_prints_what_is_shown(where, command, shown):
 
 
 @needs_default
-@pytest.mark.parametrize(("where", "program", "shown"), PROGRAMS, ids=[where for where, *_ in PROGRAMS])
+@pytest.mark.parametrize(
+    ("where", "program", "shown"), PROGRAMS, ids=[where for where, *_ in PROGRAMS]
+)
 def test_a_program_prints_what_is_shown(where, program, shown, tmp_path):
     (tmp_path / "program.py").write_text(program)
     assert_same(output_of(sys.executable, tmp_path / "program.py"), shown)

@@ -13,9 +13,22 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import DEEP, GRAY, STACK, decode, dicom, npy, npz, read_image, refused, saved, slices, tiff
 from PIL import Image
-from png_files import chunk
+from support.image_files import (
+    DEEP,
+    GRAY,
+    STACK,
+    decode,
+    dicom,
+    npy,
+    npz,
+    read_image,
+    refused,
+    saved,
+    slices,
+    tiff,
+)
+from support.png_files import chunk
 from test_images import png
 from test_truncation import fctl, fdat, png_of
 
@@ -53,9 +66,7 @@ MAGIC = {
     ".npz": [b"PK\x03\x04"],
     "DICOM": [bytes(128) + b"DICM"],
 }
-UNKNOWN = (
-    "unknown image format; supported: PNG, JPEG, DICOM, .npy, .npz, TIFF, BMP, GIF, PNM, WebP, JPEG 2000"
-)
+UNKNOWN = "unknown image format; supported: PNG, JPEG, DICOM, .npy, .npz, TIFF, BMP, GIF, PNM, WebP, JPEG 2000"
 
 
 def line_of(data):
@@ -152,7 +163,11 @@ def test_what_is_compressed_in_a_file_counts_towards_its_limit():
 
 def test_the_published_limits_and_types():
     """docs/guides/formats.md, Limits; what is read becomes one of three types."""
-    assert (PIXEL_LIMIT, FILE_LIMIT, DTYPES) == (89_478_485, 268_435_456, ("uint8", "uint16", "int16"))
+    assert (PIXEL_LIMIT, FILE_LIMIT, DTYPES) == (
+        89_478_485,
+        268_435_456,
+        ("uint8", "uint16", "int16"),
+    )
     assert (
         Limits() == (89_478_485, 268_435_456)
         and Slice(GRAY).warnings == ()
@@ -167,7 +182,9 @@ def test_the_table_of_limits_is_what_the_command_and_predict_paths_hold():
         for row in text.splitlines()
         if row.startswith("|")
     ]
-    stated = {argument: (int(value.replace(",", "")), option) for _, value, option, argument in rows[2:]}
+    stated = {
+        argument: (int(value.replace(",", "")), option) for _, value, option, argument in rows[2:]
+    }
     assert stated == {
         "pixel_limit": (PIXEL_LIMIT, "--pixel-limit N"),
         "file_limit": (FILE_LIMIT, "--file-limit BYTES"),
@@ -295,7 +312,9 @@ def kept(kind, i):
     kind=st.sampled_from(["uint8", "uint16", "int16"]),
     damaged=st.sets(st.integers(0, 30)),
 )
-def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(counts, size, kind, damaged):
+def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(
+    counts, size, kind, damaged
+):
     """Files of 0 to 5 slices, or (-1) that are none; `damaged`: slices that cannot be read."""
     numbers = iter(range(1000))
     content = {
@@ -327,7 +346,10 @@ def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(coun
             )
         )
         assert [batch.last for batch in batches] == [False] * (len(batches) - 1) + [True]
-        assert all(len(batch.names) == size for batch in batches[:-1]) and len(batches[-1].names) <= size
+        assert (
+            all(len(batch.names) == size for batch in batches[:-1])
+            and len(batches[-1].names) <= size
+        )
         found += batches
     names = [name for batch in found for name in batch.names]
     outcomes = [outcome for batch in found for outcome in batch.outcomes]
@@ -337,7 +359,10 @@ def test_batches_hold_every_slice_once_in_order_and_no_more_than_their_size(coun
         for row in (
             [(path, f"{path} is none")]
             if numbers is None
-            else [(f"{path}#{i}", f"{i} is damaged" if i in damaged else (f"note {i}",)) for i in numbers]
+            else [
+                (f"{path}#{i}", f"{i} is damaged" if i in damaged else (f"note {i}",))
+                for i in numbers
+            ]
         )
     ]
     assert list(zip(names, outcomes, strict=True)) == expected
@@ -384,7 +409,9 @@ def test_reading_stops_before_the_next_slice(tmp_path):
 def one(names, stopped=lambda: False):
     """A reader for `read_ahead` of as many batches as paths, each a name."""
     for i, name in enumerate(names):
-        yield batching.Batch([name], np.empty((0, 1, 7, 7), np.float32), [()], last=i == len(names) - 1)
+        yield batching.Batch(
+            [name], np.empty((0, 1, 7, 7), np.float32), [()], last=i == len(names) - 1
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8])
@@ -483,9 +510,10 @@ def test_a_color_image_is_implausible_from_a_mean_distance_of_10():
         pixels = np.full((4, 5, 3), 100, np.uint8)
         pixels[..., 1] += np.uint8(apart)
         found = read_pixels(pixels)
-        assert any(word.startswith("implausible: color image") for word in found.warnings) == implausible, (
-            apart
-        )
+        assert (
+            any(word.startswith("implausible: color image") for word in found.warnings)
+            == implausible
+        ), apart
     half = np.full((4, 5, 3), 100, np.uint8)
     half[:2, :, 2] -= np.uint8(20)  # 20 in half of the pixels
     assert any(word.startswith("implausible") for word in read_pixels(half).warnings)
@@ -543,6 +571,8 @@ def test_a_png_has_as_many_frames_as_it_says_or_is_refused():
     stream = zlib.compress(bytes(15))
     for count in (1, 2):
         assert len(slices(claims(count, count))) == count + 1
-        message = f"PNG: header declares {count + 2} frames, but they are missing; the file is truncated"
+        message = (
+            f"PNG: header declares {count + 2} frames, but they are missing; the file is truncated"
+        )
         refused(claims(count + 1, count), message)
     refused(claims(1_000_000, 0), "PNG: header declares 1,000,001 frames")

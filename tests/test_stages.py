@@ -42,7 +42,15 @@ def test_the_ladder_is_the_published_one():
     assert ensemble.network is None and not ensemble.pretrained and ensemble.recipe is None
     assert ensemble.members == ("batch_norm", "resnet50", "resnet101", "resnet152")
     assert [s.name for s in LADDER] == [*list(PUBLISHED)[:-1], "ensemble", "edge"]
-    assert LISTED == ("base", "early_stopping", "big", "augmentation", "batch_norm", "ensemble", "edge")
+    assert LISTED == (
+        "base",
+        "early_stopping",
+        "big",
+        "augmentation",
+        "batch_norm",
+        "ensemble",
+        "edge",
+    )
 
 
 def test_what_the_rows_say_beside_their_training():
@@ -68,7 +76,9 @@ def caps(*given, stage, smoke=False):
 
 
 def test_without_a_cap_a_stage_trains_as_long_as_published():
-    assert {name: caps(stage=name) for name in PUBLISHED} == {name: row[3] for name, row in PUBLISHED.items()}
+    assert {name: caps(stage=name) for name in PUBLISHED} == {
+        name: row[3] for name, row in PUBLISHED.items()
+    }
 
 
 def test_a_smoke_run_trains_two_epochs_unless_told():
@@ -108,12 +118,16 @@ def test_caps_are_read_as_written():
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "big=", "big=0", "1.5", ""])
 def test_a_cap_that_is_no_count_is_refused(text):
-    with pytest.raises(RunError, match=f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}"):
+    with pytest.raises(
+        RunError, match=f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}"
+    ):
         epoch_caps([text])
 
 
 def test_a_cap_of_no_stage_is_refused():
-    with pytest.raises(RunError, match="--max-epochs: unknown stage 'all'; choose from base, early_stopping"):
+    with pytest.raises(
+        RunError, match="--max-epochs: unknown stage 'all'; choose from base, early_stopping"
+    ):
         epoch_caps(["all=3"])
 
 
@@ -135,7 +149,10 @@ def test_every_stage_is_a_job_with_the_documented_defaults():
 
 
 def test_a_stages_seeds_follow_each_other_in_directories_of_their_own():
-    found = [(job.stage.name, job.config.seed, job.directory) for job in jobs("--seed", "4", "--seeds", "2")]
+    found = [
+        (job.stage.name, job.config.seed, job.directory)
+        for job in jobs("--seed", "4", "--seeds", "2")
+    ]
     assert found == [
         ("base", 4, OUT / "base" / "seed-4"),
         ("base", 5, OUT / "base" / "seed-5"),
@@ -163,7 +180,9 @@ def test_options_reach_the_configuration():
 
 
 def test_a_smoke_run_starts_from_scratch():
-    assert [job.config for job in jobs("--smoke")] == [TrainConfig(1, 128, 2, "none", smoke=True)] * 2
+    assert [job.config for job in jobs("--smoke")] == [
+        TrainConfig(1, 128, 2, "none", smoke=True)
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -187,7 +206,9 @@ def test_the_rungs_bring_every_stage():
 
 
 def test_a_stage_that_is_none_is_named():
-    with pytest.raises(RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "):
+    with pytest.raises(
+        RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "
+    ):
         chosen_stages(["base", "huge"])
 
 

@@ -4,9 +4,9 @@ import os
 import shutil
 
 import pytest
-from altering import altered, seal, tiny_graph
 from conftest import write_bundle
-from stand_in import CPU
+from support.altered_bundles import altered, seal, tiny_graph
+from support.fake_onnxruntime import CPU
 
 from organ_infer import BundleError, OrganClassifier
 from organ_infer.bundle.files import Manifest, list_bundle, open_bundle, read_manifest
@@ -93,9 +93,9 @@ def test_a_bundle_without_a_seal_opens_and_the_seal_is_not_part_of_training(bund
 
 
 @pytest.mark.parametrize("name", ["second.onnx", "third.onnx", "MODEL_CARD.md", "manifest.json"])
-def test_nothing_is_run_before_the_last_file_is_verified(install, ensemble, tmp_path, name):
+def test_nothing_is_run_before_the_last_file_is_verified(install_fake, ensemble, tmp_path, name):
     """Of three networks not even the first is opened."""
-    ort = install(available=(CPU,))
+    ort = install_fake(available=(CPU,))
     OrganClassifier(ensemble, device="cpu").close()
     assert len(ort.opened) == 3
     ort.opened.clear()
@@ -121,12 +121,16 @@ def test_each_file_missing_or_something_else_is_refused(tiny, name, tmp_path):
         "a directory": path.mkdir,
         "a pipe": lambda: os.mkfifo(path),
         "a symbolic link": lambda: path.symlink_to(tmp_path / "elsewhere"),
-        "a special file": lambda: os.mknod(path, 0o140644) if os.name == "posix" else None,  # a socket
+        "a special file": lambda: (
+            os.mknod(path, 0o140644) if os.name == "posix" else None
+        ),  # a socket
     }
     (tmp_path / "elsewhere").write_bytes(data)
     for found, make in others.items():
         make()
-        assert refusal(tiny).endswith(f"{name}: must be a regular file, found {found}; copy the bundle again")
+        assert refusal(tiny).endswith(
+            f"{name}: must be a regular file, found {found}; copy the bundle again"
+        )
         path.rmdir() if path.is_dir() else path.unlink()
     path.write_bytes(data)
     assert refusal(tiny) is None
@@ -134,7 +138,17 @@ def test_each_file_missing_or_something_else_is_refused(tiny, name, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["x", ".x", "tiny.onnx~", "tiny.onnx.data", "TINY.ONNX", "manifest.json.bak", "\n", "\udcff", "a" * 255],
+    [
+        "x",
+        ".x",
+        "tiny.onnx~",
+        "tiny.onnx.data",
+        "TINY.ONNX",
+        "manifest.json.bak",
+        "\n",
+        "\udcff",
+        "a" * 255,
+    ],
 )
 def test_any_other_file_is_refused_by_name(tiny, name):
     (tiny / name).write_bytes(b"")

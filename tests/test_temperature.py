@@ -12,10 +12,16 @@ from scipy.special import softmax
 
 from export.bundle import Trained, write_bundle
 from export.bundle_info import BundleInfo
-from export.temperature import HIGHEST, LOWEST, expected_calibration_error, fit_temperature, mean_softmax
+from export.temperature import (
+    HIGHEST,
+    LOWEST,
+    expected_calibration_error,
+    fit_temperature,
+    mean_softmax,
+)
 from export.variants import Slices, logits_of
 from organ_infer import OrganClassifier
-from tests.unequal_splits import Origins, npz_of, unequal_data
+from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import calibration as calibration_module
 from train.calibration import SPLIT, calibration, described, fitted_on, judged_with
 from train.corruptions import CORRUPTIONS, corrupt
@@ -32,7 +38,8 @@ def drawn(*, count=4000, classes=5, seed=0):
 
 def loss(logits, labels, temperature):
     p = np.mean(
-        [np.exp(z / temperature) / np.exp(z / temperature).sum(1, keepdims=True) for z in logits], axis=0
+        [np.exp(z / temperature) / np.exp(z / temperature).sum(1, keepdims=True) for z in logits],
+        axis=0,
     )
     return -np.log(p[np.arange(len(labels)), labels]).mean()
 
@@ -64,9 +71,9 @@ def calibrated():
 def test_a_known_temperature_is_recovered_to_three_decimals(temperature):
     logits, labels = calibrated()
     assert fit_temperature([temperature * logits], labels) == pytest.approx(temperature, abs=0.0011)
-    assert fit_temperature([(temperature * logits).astype(np.float32)] * 3, labels) == pytest.approx(
-        temperature, abs=0.0011
-    )
+    assert fit_temperature(
+        [(temperature * logits).astype(np.float32)] * 3, labels
+    ) == pytest.approx(temperature, abs=0.0011)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,9 @@ def test_a_temperature_beyond_005_and_20_is_the_bound(temperature, bound):
     assert fit_temperature([temperature * logits], labels) == bound
 
 
-@pytest.mark.parametrize(("temperature", "rounded"), [(0.1237, 0.124), (1.2344, 1.234), (7.6548, 7.655)])
+@pytest.mark.parametrize(
+    ("temperature", "rounded"), [(0.1237, 0.124), (1.2344, 1.234), (7.6548, 7.655)]
+)
 def test_a_temperature_is_rounded_to_three_decimals(temperature, rounded):
     logits, labels = calibrated()
     assert fit_temperature([temperature * logits], labels) == rounded
@@ -103,7 +112,9 @@ def test_the_order_of_the_members_changes_neither_mean_nor_temperature(seed, tem
     np.testing.assert_allclose(mean_softmax(members, temperature), expected, rtol=1e-12)
     np.testing.assert_allclose(mean_softmax(other, temperature), expected, rtol=1e-12)
     labels = generator.integers(0, 5, 30)
-    assert fit_temperature(members, labels) == pytest.approx(fit_temperature(other, labels), abs=0.0011)
+    assert fit_temperature(members, labels) == pytest.approx(
+        fit_temperature(other, labels), abs=0.0011
+    )
 
 
 def test_an_ensemble_whose_mean_answers_every_slice_right_keeps_temperature_1():
@@ -172,13 +183,19 @@ def test_probabilities_of_zero_are_no_infinite_logits():
     member = {s: np.eye(3, dtype=np.float32) for s in ("val", SPLIT, "test")}
     wrong = np.array([0, 1, 1])
     found = calibration([member], {"val": wrong, SPLIT: wrong, "test": np.array([0, 1, 2])})
-    assert LOWEST <= found.temperature <= HIGHEST and np.isfinite([found.val_ece, found.test_ece]).all()
+    assert (
+        LOWEST <= found.temperature <= HIGHEST
+        and np.isfinite([found.val_ece, found.test_ece]).all()
+    )
 
 
 def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
     """Two networks that know nothing: the bundle's answers are calibrated, its float32 figures stay as they were."""
     generator = np.random.default_rng(3)
-    images, labels = generator.integers(0, 256, (300, 28, 28), np.uint8), generator.integers(0, 11, 300)
+    images, labels = (
+        generator.integers(0, 256, (300, 28, 28), np.uint8),
+        generator.integers(0, 11, 300),
+    )
     members = []
     for seed in (1, 2):
         path = tmp_path / f"{seed}.onnx"
@@ -224,10 +241,19 @@ def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
     copies = found.images[SPLIT].reshape(14, 10, 28, 28)
     assert np.array_equal(copies[0], plain)
     for name, copy in zip(CORRUPTIONS, copies[1:], strict=True):
-        assert np.array_equal(copy, corrupt(plain, name, 3)) and not np.array_equal(copy, plain), name
-    assert np.array_equal(found.labels[SPLIT].reshape(14, 10), np.tile(data.labels["val"][chosen], (14, 1)))
-    assert all(found.images[s] is data.images[s] and found.labels[s] is data.labels[s] for s in data.images)
-    assert described(found) == "10 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
+        assert np.array_equal(copy, corrupt(plain, name, 3)) and not np.array_equal(copy, plain), (
+            name
+        )
+    assert np.array_equal(
+        found.labels[SPLIT].reshape(14, 10), np.tile(data.labels["val"][chosen], (14, 1))
+    )
+    assert all(
+        found.images[s] is data.images[s] and found.labels[s] is data.labels[s] for s in data.images
+    )
+    assert (
+        described(found)
+        == "10 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
+    )
 
 
 def test_no_more_slices_are_corrupted_than_there_are():
@@ -244,7 +270,9 @@ def test_1000_slices_are_corrupted_unless_told_otherwise(monkeypatch):
     assert described(found).startswith("1,000 validation slices and 13 corrupted copies")
 
 
-def test_every_slice_keeps_its_split_and_label_from_the_file_to_the_temperature(tmp_path, monkeypatch):
+def test_every_slice_keeps_its_split_and_label_from_the_file_to_the_temperature(
+    tmp_path, monkeypatch
+):
     from medmnist import INFO
 
     whole = unequal_data({"train": 300, "val": 277, "test": 289})

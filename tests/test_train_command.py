@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.checkpoints import finished_checkpoint
 
 from export.bundle_info import BundleInfo
 from export.member import ExportError
 from export.model_card import model_card
 from organ_infer import BundleError
-from tests.checkpoints import finished_checkpoint
-from tests.pages import Page
-from tests.result_rows import split_metrics, stage_result
+from tests.support.report_page import Page
+from tests.support.result_rows import split_metrics, stage_result
 from train import all as command
 from train import calibration, run
 from train.data import Data, load_data
@@ -75,7 +75,9 @@ def test_data_report_and_card_name_the_view_of_the_data_set(tmp_path, monkeypatc
         assert not any(view in text for view in set(VIEWS.values()) - {VIEWS[flag]})
     # axial slices alone have a known orientation
     assert (
-        ("left-right axis" in page) == ("rows run to the patient's left" in card) == (flag == "organamnist")
+        ("left-right axis" in page)
+        == ("rows run to the patient's left" in card)
+        == (flag == "organamnist")
     )
 
 
@@ -132,7 +134,12 @@ def test_every_option_is_taken_as_it_is_given():
     for option, text in given.items():
         if option not in ("--stages", "--precision"):
             assert str(found.pop(option.removeprefix("--").replace("-", "_"))) == text
-    assert found == {"deterministic": True, "smoke": True, "fresh": True, "max_epochs": ("3", "base=2")}
+    assert found == {
+        "deterministic": True,
+        "smoke": True,
+        "fresh": True,
+        "max_epochs": ("3", "base=2"),
+    }
 
 
 def test_every_published_size_of_slices_is_taken():
@@ -140,7 +147,8 @@ def test_every_published_size_of_slices_is_taken():
     sizes = [command.parse_arguments(["--size", size]).size for size in ("28", "64", "128", "224")]
     assert sizes == [28, 64, 128, 224]
     larger = [
-        command.parse_arguments(["--resample-from", size]).resample_from for size in ("64", "128", "224")
+        command.parse_arguments(["--resample-from", size]).resample_from
+        for size in ("64", "128", "224")
     ]
     assert larger == [64, 128, 224]
 
@@ -192,7 +200,11 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         (RunError("no data"), 2, "train: error: no data"),
         (RunError("it broke off", exit_code=1), 1, "train: error: it broke off"),
-        (ImportError("x", name="onnxscript"), 2, "train: error: onnxscript is not installed: pip install"),
+        (
+            ImportError("x", name="onnxscript"),
+            2,
+            "train: error: onnxscript is not installed: pip install",
+        ),
         (
             OSError(28, "No space left on device", "runs/x"),
             1,
@@ -320,7 +332,9 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
         seen.steps.append(f"measure {job.stage.name} {job.config.seed}")
         seen.data, seen.settings = data, results.settings
         scores = split_metrics()
-        results.stages.insert(0, stage_result(job.stage.name, job.config.seed, train=scores, val=scores))
+        results.stages.insert(
+            0, stage_result(job.stage.name, job.config.seed, train=scores, val=scores)
+        )
 
     def tested(job: Any, data: Data, device: torch.device, results: Results) -> None:
         seen.steps.append(f"test {job.stage.name} {job.config.seed}")
@@ -331,7 +345,9 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
         seen.steps.append(f"fit {stage.name} {recipe.seed}")
         assert calibration.SPLIT not in data.images and directory.parts[-1] != "ensemble"
 
-    def robust(directory: Path, data: Data, results: Any, names: Any, *, slices: int, **_: Any) -> None:
+    def robust(
+        directory: Path, data: Data, results: Any, names: Any, *, slices: int, **_: Any
+    ) -> None:
         seen.steps.append(f"robustness {','.join(names)} {slices}")
 
     def bundled(directory: Path, data: Data, results: Any, seeds: int, precisions: Any) -> Path:
@@ -368,13 +384,31 @@ def test_a_run_goes_from_training_to_test_to_the_report_in_that_order(tmp_path, 
         ("big", 2),
     ]
     assert [entry["name"] for entry in found["summary"]] == ["base", "big"]
-    assert len(faked.data.labels[calibration.SPLIT]) == 14 * 14 and found["dataset"]["md5"] == faked.md5
+    assert (
+        len(faked.data.labels[calibration.SPLIT]) == 14 * 14
+        and found["dataset"]["md5"] == faked.md5
+    )
     printed = capsys.readouterr().out
-    assert printed.startswith("device  cpu (") and "over 2 seeds" in printed and "mean nothing" not in printed
+    assert (
+        printed.startswith("device  cpu (")
+        and "over 2 seeds" in printed
+        and "mean nothing" not in printed
+    )
 
 
 def test_the_settings_of_a_run_are_those_that_were_given(tmp_path, faked):
-    more = ["--seed", "3", "--batch-size", "9", "--weights", "none", "--max-epochs", "base=2", "--amp", "off"]
+    more = [
+        "--seed",
+        "3",
+        "--batch-size",
+        "9",
+        "--weights",
+        "none",
+        "--max-epochs",
+        "base=2",
+        "--amp",
+        "off",
+    ]
     run.run(options(tmp_path, *more))
     assert faked.settings == {
         "seed": 3,
@@ -400,7 +434,11 @@ def test_a_smoke_run_is_short_and_says_that_it_means_nothing(tmp_path, faked, mo
         "test": 12,
         calibration.SPLIT: 4 * 14,
     }
-    assert faked.settings["smoke"] and faked.settings["weights"] == "none" and results_of(tmp_path)["smoke"]
+    assert (
+        faked.settings["smoke"]
+        and faked.settings["weights"] == "none"
+        and results_of(tmp_path)["smoke"]
+    )
     assert "robustness ensemble,edge 4" in faked.steps
     assert "A smoke run: the figures above mean nothing." in capsys.readouterr().out
 
@@ -410,7 +448,9 @@ def test_another_size_and_a_larger_file_have_directories_of_their_own(tmp_path, 
 
     def load(flag: str, *, size: int, directory: Path, resample_from: int | None) -> Data:
         side = resample_from or size
-        images = {split: np.zeros((len(y), side, side), np.uint8) for split, y in plain.labels.items()}
+        images = {
+            split: np.zeros((len(y), side, side), np.uint8) for split, y in plain.labels.items()
+        }
         return replace(plain, size=size, images=images)
 
     monkeypatch.setattr(run, "load_data", load)
@@ -468,7 +508,9 @@ def test_stages_are_dealt_out_to_the_processes(monkeypatch, size, rank, trained)
 
 def test_batches_are_shared_by_all_processes_of_every_stage(monkeypatch):
     fitted = []
-    monkeypatch.setattr(run.fit, "fit", lambda stage, *_, group, **__: fitted.append((stage.name, group)))
+    monkeypatch.setattr(
+        run.fit, "fit", lambda stage, *_, group, **__: fitted.append((stage.name, group))
+    )
     jobs = [
         SimpleNamespace(stage=STAGES[name], config=None, directory=None)
         for name in ("base", "ensemble", "big")
@@ -496,7 +538,10 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
         place: Path, info: BundleInfo, members: Any, slices: Any, *, precisions: Any, report: Any
     ) -> Path:
         calls.append(
-            (place.name, vars(info) | {"members": members, "slices": slices, "precisions": precisions})
+            (
+                place.name,
+                vars(info) | {"members": members, "slices": slices, "precisions": precisions},
+            )
         )
         return place
 
@@ -504,7 +549,9 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str = "none") -> StageResult:
+def scored(
+    name: str, seed: int, val: float, *, test: bool = True, weights: str = "none"
+) -> StageResult:
     """A row whose numbers differ by split and seed."""
     splits: dict[str, Any] = {
         split: split_metrics(val - i / 10, auc=0.9 - i / 10 - seed / 100, ece=0.01 * (i + seed))
@@ -512,7 +559,12 @@ def scored(name: str, seed: int, val: float, *, test: bool = True, weights: str 
     }
     splits |= {} if test else {"test": None}
     errors = Calibration(2.0, val_ece=0.071 * seed, test_ece=0.083 * seed, fitted_on="x")
-    about: dict[str, Any] = {"weights": weights, "parameters": 4_321, "epochs": 8, "calibration": errors}
+    about: dict[str, Any] = {
+        "weights": weights,
+        "parameters": 4_321,
+        "epochs": 8,
+        "calibration": errors,
+    }
     return stage_result(name, seed, **about, **splits)
 
 
@@ -538,8 +590,12 @@ def member(directory: Path, place: str) -> Path:
         (["ensemble", "edge", "base"], {"bundle-ensemble": "ensemble", "bundle": "edge"}),
     ],
 )
-def test_the_bundle_is_edge_then_the_ensemble_then_the_last_network(tmp_path, data, written, stages, bundles):
-    for name in {*stages, *(STAGES["ensemble"].members if "ensemble" in stages else ())} - {"ensemble"}:
+def test_the_bundle_is_edge_then_the_ensemble_then_the_last_network(
+    tmp_path, data, written, stages, bundles
+):
+    for name in {*stages, *(STAGES["ensemble"].members if "ensemble" in stages else ())} - {
+        "ensemble"
+    }:
         member(tmp_path, name)
     rows = [scored(name, 1, 0.5) for name in stages] + [scored("edge", 1, 0.9, test=False)] * (
         "edge" not in stages
@@ -555,7 +611,12 @@ def test_a_bundle_has_the_metrics_and_the_networks_of_its_stage(tmp_path, data, 
     files = {name: member(tmp_path, name) for name in STAGES["ensemble"].members}
     row = scored("ensemble", 1, 0.8, weights="ImageNet")
     run._bundle(
-        tmp_path / "bundle", "ensemble", data, results_with(scored("base", 1, 0.9), row), 1, ["int8", "fp32"]
+        tmp_path / "bundle",
+        "ensemble",
+        data,
+        results_with(scored("base", 1, 0.9), row),
+        1,
+        ["int8", "fp32"],
     )
     ((_, about),) = written
     assert about["metrics"] == {
@@ -588,18 +649,29 @@ def test_a_bundle_has_the_metrics_and_the_networks_of_its_stage(tmp_path, data, 
     assert slices.fitted_on == (data.images[calibration.SPLIT], data.labels[calibration.SPLIT])
 
 
-def test_of_several_seeds_the_best_on_validation_is_bundled_with_what_others_reached(tmp_path, data, written):
+def test_of_several_seeds_the_best_on_validation_is_bundled_with_what_others_reached(
+    tmp_path, data, written
+):
     for seed in (4, 5, 6):
         member(tmp_path, f"edge/seed-{seed}")
-    rows = [scored("edge", 4, 0.6), scored("edge", 5, 0.8), scored("edge", 6, 0.7), scored("base", 4, 0.99)]
+    rows = [
+        scored("edge", 4, 0.6),
+        scored("edge", 5, 0.8),
+        scored("edge", 6, 0.7),
+        scored("base", 4, 0.99),
+    ]
     rows[0].test = split_metrics(0.99, auc=0.99, ece=0.0)
     spread = {key: MeanStd(0.5, 0.1) for key in ("accuracy", "auc", "ece", "f1")}
     about = StageSummary("edge", [4, 5, 6], train=spread, val=spread, test=spread)
     results = results_with(*rows, summary=[replace(about, name="base", seeds=[4]), about])
     run._bundle(tmp_path / "bundle", "edge", data, results, 3, ["fp32"])
     ((_, written_with),) = written
-    assert [m.file for m in written_with["members"]] == [tmp_path / "edge" / "seed-5" / "member.onnx"]
-    assert written_with["training"]["seed"] == 5 and written_with["metrics"]["val"]["accuracy"] == 0.8
+    assert [m.file for m in written_with["members"]] == [
+        tmp_path / "edge" / "seed-5" / "member.onnx"
+    ]
+    assert (
+        written_with["training"]["seed"] == 5 and written_with["metrics"]["val"]["accuracy"] == 0.8
+    )
     kept = {key: {"mean": 0.5, "std": 0.1} for key in ("accuracy", "auc", "ece")}
     assert written_with["metrics"]["seeds"] == {"count": 3, "val": kept, "test": kept}
     assert written_with["training"]["recipe"] == {
@@ -611,14 +683,22 @@ def test_of_several_seeds_the_best_on_validation_is_bundled_with_what_others_rea
 
 @pytest.mark.parametrize(
     ("size", "smoke", "name"),
-    [(28, False, "organcmnist-big"), (64, False, "organcmnist-64-big"), (28, True, "organcmnist-big-smoke")],
+    [
+        (28, False, "organcmnist-big"),
+        (64, False, "organcmnist-64-big"),
+        (28, True, "organcmnist-big-smoke"),
+    ],
 )
 def test_the_name_of_a_bundle_says_what_it_is(tmp_path, data, written, size, smoke, name):
     member(tmp_path, "big")
     results = results_with(scored("big", 1, 0.5), smoke=smoke)
     run._bundle(tmp_path / "bundle", "big", replace(data, size=size), results, 1, ["fp32"])
     ((_, about),) = written
-    assert about["name"] == name and about["training"]["smoke"] == smoke and "recipe" not in about["training"]
+    assert (
+        about["name"] == name
+        and about["training"]["smoke"] == smoke
+        and "recipe" not in about["training"]
+    )
 
 
 def test_a_seed_that_is_not_measured_on_test_is_not_bundled(tmp_path, data, written):
@@ -637,7 +717,9 @@ def test_a_bundle_that_cannot_be_written_ends_the_run_with_1(tmp_path, data, mon
     monkeypatch.setattr(run, "write_bundle", write)
     member(tmp_path, "big")
     with pytest.raises(RunError, match="no room") as raised:
-        run._bundle(tmp_path / "bundle", "big", data, results_with(scored("big", 1, 0.5)), 1, ["fp32"])
+        run._bundle(
+            tmp_path / "bundle", "big", data, results_with(scored("big", 1, 0.5)), 1, ["fp32"]
+        )
     assert raised.value.exit_code == 1
 
 
@@ -652,13 +734,19 @@ def test_a_bundle_that_cannot_be_written_ends_the_run_with_1(tmp_path, data, mon
     ],
 )
 def test_a_bundle_of_the_same_networks_stays(tmp_path, monkeypatch, changed, current):
-    about = {"name": "n", "training": {"seed": 1}, "metrics": {"val_as_listed": {"ece": 0.1}}} | changed
+    about = {
+        "name": "n",
+        "training": {"seed": 1},
+        "metrics": {"val_as_listed": {"ece": 0.1}},
+    } | changed
     opened = SimpleNamespace(manifest=SimpleNamespace(**about))
     monkeypatch.setattr(run, "open_bundle", lambda place: opened if place == tmp_path else None)
     assert run._is_current(tmp_path, "n", {"seed": 1}) is current
 
 
-def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(tmp_path, data, written, monkeypatch):
+def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
+    tmp_path, data, written, monkeypatch
+):
     def broken(_: Path) -> None:
         raise BundleError("no manifest")
 
@@ -666,10 +754,14 @@ def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(tmp_path, data, w
     assert run._is_current(tmp_path, "n", {}) is False
     member(tmp_path, "big")
     results = results_with(scored("big", 1, 0.5))
-    assert run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
+    assert (
+        run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
+    )
     assert len(written) == 1
     monkeypatch.setattr(run, "_is_current", lambda place, name, training: name == "organcmnist-big")
-    assert run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
+    assert (
+        run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
+    )
     assert len(written) == 1
 
 
@@ -686,7 +778,9 @@ def test_the_report_of_a_run_is_written_again_from_its_data_set(tmp_path, monkey
     page = place / "report" / "index.html"
     printed = capsys.readouterr()
     assert printed.out == f"{page}\n" and printed.err == ""
-    assert "OrganCMNIST · coronal · 28 pixels" in Page(page).text and (place / "results.csv").is_file()
+    assert (
+        "OrganCMNIST · coronal · 28 pixels" in Page(page).text and (place / "results.csv").is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -707,7 +801,11 @@ def test_a_run_that_cannot_be_reported_is_one_line(tmp_path, capsys, content, wo
     (tmp_path / "run" / "results.json").write_text(json.dumps(content))
     assert report([str(tmp_path / "run"), "--data-dir", str(tmp_path)]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.startswith("train.report: error: ") and words in printed.err
+    assert (
+        printed.out == ""
+        and printed.err.startswith("train.report: error: ")
+        and words in printed.err
+    )
     assert printed.err.count("\n") == 1
 
 
@@ -737,7 +835,9 @@ def test_the_report_needs_a_run(capsys, monkeypatch):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_python_m_runs_the_command_and_ends_with_its_exit_code(monkeypatch, capsys, module, arguments, words):
+def test_python_m_runs_the_command_and_ends_with_its_exit_code(
+    monkeypatch, capsys, module, arguments, words
+):
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__")

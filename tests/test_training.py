@@ -65,7 +65,9 @@ def small_network(seed=1):
     return make_network("small", classes=3, size=28, seed=seed)
 
 
-def run_epoch(network=None, recipe=None, *, images=None, stage=STAGE, config=CONFIG, epoch=1, group=ALONE):
+def run_epoch(
+    network=None, recipe=None, *, images=None, stage=STAGE, config=CONFIG, epoch=1, group=ALONE
+):
     learner = Learner.of(network or small_network(), recipe or Recorder())
     images, labels = images or numbered()
     return learner, fit.train_epoch(learner, images, labels, 3, stage, config, epoch, group)
@@ -103,7 +105,9 @@ def test_an_epoch_is_adam_on_the_mean_loss_of_each_batch():
     rates = [1e-3 * (1 + (2 + step / 3) / 4) for step in range(3)]
     loss_sum, hits = adam_by_hand(by_hand, [(x, targets) for _, x, targets in recipe.seen], rates)
     assert loss == pytest.approx(loss_sum / 70, rel=1e-5) and accuracy == pytest.approx(hits / 70)
-    for (name, found), expected in zip(learner.network.named_parameters(), by_hand.parameters(), strict=True):
+    for (name, found), expected in zip(
+        learner.network.named_parameters(), by_hand.parameters(), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=name)
     assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1])
 
@@ -114,7 +118,13 @@ def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
     optimizer = recipe.optimizer(network)
     assert type(optimizer) is torch.optim.Adam
     [group] = optimizer.param_groups
-    published = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
+    published = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0,
+        "amsgrad": False,
+    }
     assert {key: group[key] for key in published} == published
     assert len(group["params"]) == len(list(network.parameters()))
     assert [recipe.learning_rate(done) for done in (0.0, 0.3, 1.0)] == [1e-3] * 3
@@ -127,13 +137,22 @@ def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
 def test_only_augmented_stages_are_augmented():
     x = torch.rand(8, 1, 28, 28)
     labels = torch.arange(8) % 3
-    same, targets = ReferenceRecipe(augmented=False).prepare(x, labels, 3, torch.Generator().manual_seed(0))
+    same, targets = ReferenceRecipe(augmented=False).prepare(
+        x, labels, 3, torch.Generator().manual_seed(0)
+    )
     assert same is x and targets is labels
-    changed, targets = ReferenceRecipe(augmented=True).prepare(x, labels, 3, torch.Generator().manual_seed(0))
+    changed, targets = ReferenceRecipe(augmented=True).prepare(
+        x, labels, 3, torch.Generator().manual_seed(0)
+    )
     assert torch.equal(changed, augment(x, torch.Generator().manual_seed(0))) and targets is labels
 
 
-@given(full=st.integers(0, 4), size=st.integers(8, 200), rest=st.integers(0, 12), at_least=st.integers(1, 8))
+@given(
+    full=st.integers(0, 4),
+    size=st.integers(8, 200),
+    rest=st.integers(0, 12),
+    at_least=st.integers(1, 8),
+)
 @example(full=1, size=8, rest=1, at_least=2)
 @settings(deadline=None)
 def test_batches_hold_every_slice_once_in_order(full, size, rest, at_least):
@@ -160,7 +179,9 @@ def test_every_epoch_sees_every_slice_once_with_its_label():
         recipe = Recorder()
         run_epoch(recipe=recipe, images=(images, labels), epoch=epoch)
         seen = [
-            (number, int(y)) for x, _, ys in recipe.seen for number, y in zip(numbers_of(x), ys, strict=True)
+            (number, int(y))
+            for x, _, ys in recipe.seen
+            for number, y in zip(numbers_of(x), ys, strict=True)
         ]
         assert sorted(seen) == list(enumerate(labels.tolist()))
 
@@ -198,7 +219,11 @@ def test_augmentation_follows_seed_stage_and_epoch():
 
     first = augmented()
     assert torch.equal(first, augmented())
-    for changes in ({"epoch": 2}, {"config": dataclasses.replace(CONFIG, seed=2)}, {"stage": STAGES["big"]}):
+    for changes in (
+        {"epoch": 2},
+        {"config": dataclasses.replace(CONFIG, seed=2)},
+        {"stage": STAGES["big"]},
+    ):
         differ = (first != augmented(**changes)).flatten(1).any(1)
         assert differ.float().mean() > 0.8
 
@@ -237,9 +262,13 @@ class Pretended(Group):
 def test_two_processes_share_each_batch_and_average_to_the_gradient_of_one():
     start = small_network().state_dict()
     one_batch = dataclasses.replace(CONFIG, batch_size=71)
-    alone, (loss, accuracy) = run_epoch(recipe=PlainDescent(), config=one_batch, images=numbered(71))
+    alone, (loss, accuracy) = run_epoch(
+        recipe=PlainDescent(), config=one_batch, images=numbered(71)
+    )
     shares = [
-        run_epoch(recipe=PlainDescent(), config=one_batch, images=numbered(71), group=Pretended(rank, 2))
+        run_epoch(
+            recipe=PlainDescent(), config=one_batch, images=numbered(71), group=Pretended(rank, 2)
+        )
         for rank in (0, 1)
     ]
     # each process sums over its rows, 36 and 35, and divides by all
@@ -294,7 +323,9 @@ def test_the_wrapped_network_is_trained_and_its_own_weights_are_averaged(small_e
     plain = fit.fit(*arguments, tmp_path / "plain", say=lambda line: None)
     done = fit.fit(*arguments, tmp_path / "wrapped", say=lambda line: None, group=Wrapping())
     assert equal(done.state, plain.state)
-    assert [network.calls for network in wrapped] == [4]  # two epochs of two batches, none of validation
+    assert [network.calls for network in wrapped] == [
+        4
+    ]  # two epochs of two batches, none of validation
 
 
 class Shaky(nn.Module):
@@ -336,7 +367,9 @@ def test_training_is_in_training_mode_after_an_evaluation():
 def test_slices_that_are_normalized_already_are_evaluated_as_they_are():
     network, (images, _) = Shaky(), numbered(5)
     floats = (images.float() / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(fit.evaluate(network, floats), fit.evaluate(network, images), atol=1e-5)
+    np.testing.assert_allclose(
+        fit.evaluate(network, floats), fit.evaluate(network, images), atol=1e-5
+    )
 
 
 def test_evaluation_keeps_the_order_of_slices_over_batches(monkeypatch):
@@ -379,11 +412,15 @@ def watched_evaluations(monkeypatch):
 
 
 def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[key]) for key, value in one.items()
+    )
 
 
 @pytest.mark.parametrize("averaged", [0.9, None])
-def test_the_weights_that_are_validated_are_those_that_are_kept(small_edge, tmp_path, monkeypatch, averaged):
+def test_the_weights_that_are_validated_are_those_that_are_kept(
+    small_edge, tmp_path, monkeypatch, averaged
+):
     """The average if there is one; the network itself goes on from its own."""
     seen, states, save = watched_evaluations(monkeypatch), [], record.save_checkpoint
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
@@ -517,7 +554,12 @@ def test_a_checkpoint_records_what_was_trained_on_what(tmp_path):
         "smoke": True,
         # 8 classes less than the design's 11, of 240 weights and a bias
         "parameters": 1_662_939 - 8 * 241,
-        "recipe": {"batch_size": 32, "max_epochs": 1, "method": {"learning_rate": 1e-3}, "precision": "fp32"},
+        "recipe": {
+            "batch_size": 32,
+            "max_epochs": 1,
+            "method": {"learning_rate": 1e-3},
+            "precision": "fp32",
+        },
         "finished": True,
         "best_epoch": 1,
     }
@@ -554,7 +596,9 @@ def test_an_epoch_is_reported_with_its_losses_accuracy_and_time(monkeypatch, tmp
     worse = log_loss(2, True) + log_loss(1, False) + log_loss(3, False) + log_loss(1, False)
     better = log_loss(2, True) + log_loss(1, True) + log_loss(3, True) + log_loss(1, False)
     rows = done.history
-    assert [row["val_loss"] for row in rows] == pytest.approx([worse / 4, better / 4, worse / 4], rel=1e-5)
+    assert [row["val_loss"] for row in rows] == pytest.approx(
+        [worse / 4, better / 4, worse / 4], rel=1e-5
+    )
     assert [row["val_accuracy"] for row in rows] == [0.25, 0.75, 0.25]
     assert [(row["epoch"], row["train_loss"], row["train_accuracy"]) for row in rows] == [
         (epoch, 0.25, 0.75) for epoch in (1, 2, 3)
@@ -581,7 +625,9 @@ def test_an_epoch_is_reported_with_its_losses_accuracy_and_time(monkeypatch, tmp
     ],
 )
 def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
-    history = [{"train_loss": 1.0, "val_accuracy": 0.5, "seconds": seconds} for seconds in (50.0, 150.0)]
+    history = [
+        {"train_loss": 1.0, "val_accuracy": 0.5, "seconds": seconds} for seconds in (50.0, 150.0)
+    ]
     history = [*(history * 50)[: epochs - 1], history[0] | {"seconds": 100.0}]
     mean = np.mean([row["seconds"] for row in history])
     history[-1]["seconds"] += (100.0 - mean) * epochs
@@ -591,7 +637,14 @@ def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3600, "1:00:00"), (7325, "2:02:05")],
+    [
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (61, "1:01"),
+        (3599, "59:59"),
+        (3600, "1:00:00"),
+        (7325, "2:02:05"),
+    ],
 )
 def test_durations_are_shown_as_a_clock(seconds, shown):
     assert progress.clock(seconds) == shown

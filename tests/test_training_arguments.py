@@ -18,7 +18,9 @@ def test_numbers_from_1_on_are_taken_as_they_are(number):
 @given(st.integers(max_value=-1))
 def test_negative_numbers_are_refused(number):
     for kind, least in ((positive, 1), (natural, 0)):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"expected {least} or more, found {number}$"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"expected {least} or more, found {number}$"
+        ):
             kind(str(number))
 
 
@@ -42,7 +44,8 @@ def test_devices_are_taken_as_they_are(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:12345", "cpu:0", "cuda 0", "xcpu"]
+    "text",
+    ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:12345", "cpu:0", "cuda 0", "xcpu"],
 )
 def test_other_devices_are_refused_with_those_there_are(text):
     expected = re.escape(f"expected auto, cpu, cuda or cuda:N, found {text!r}")

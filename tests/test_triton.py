@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from conftest import CLASSES, DEFAULT, ROOT, child_environment, entry, make_graph, needs_default, write_bundle
+from conftest import (
+    CLASSES,
+    DEFAULT,
+    ROOT,
+    child_environment,
+    entry,
+    make_graph,
+    needs_default,
+    write_bundle,
+)
 from PIL import Image
 
 from export.triton import KINDS, main, write_repository
@@ -48,9 +57,9 @@ class Repository:
             for port in config.output:
                 assert len((folder / port.label_filename).read_text().split()) == port.dims[0]
             if config.platform == "ensemble":
-                assert not list((folder / "1").iterdir()) and config.WhichOneof("scheduling_choice") == (
-                    "ensemble_scheduling"
-                )
+                assert not list((folder / "1").iterdir()) and config.WhichOneof(
+                    "scheduling_choice"
+                ) == ("ensemble_scheduling")
                 assert not config.instance_group and not config.model_warmup
             else:
                 self.open(config, folder / "1" / "model.onnx")
@@ -60,10 +69,16 @@ class Repository:
         session = self.sessions[config.name] = onnxruntime.InferenceSession(
             file, providers=["CPUExecutionProvider"]
         )
-        for told, real in (config.input, session.get_inputs()), (config.output, session.get_outputs()):
+        for told, real in (
+            (config.input, session.get_inputs()),
+            (config.output, session.get_outputs()),
+        ):
             assert [port.name for port in told] == [port.name for port in real]
             for port, actual in zip(told, real, strict=True):
-                assert port.data_type == self.types.Value("TYPE_FP32") and actual.type == "tensor(float)"
+                assert (
+                    port.data_type == self.types.Value("TYPE_FP32")
+                    and actual.type == "tensor(float)"
+                )
                 free, *fixed = actual.shape
                 assert isinstance(free, str) and fixed == list(port.dims)
         for sample in config.model_warmup:
@@ -101,7 +116,9 @@ def compare(bundle, directory, name, *, atol, **how):
     with OrganClassifier(bundle, device="cpu", threads=1) as classifier:
         expected, manifest = classifier.predict_proba(SLICES), classifier.manifest
     for rows in (slice(1), slice(44)):
-        found = repository.ask(name, images=pack(SLICES[rows], manifest.input.size))["probabilities"]
+        found = repository.ask(name, images=pack(SLICES[rows], manifest.input.size))[
+            "probabilities"
+        ]
         np.testing.assert_allclose(found, expected[rows], atol=atol)
     return repository
 
@@ -131,7 +148,9 @@ def test_another_form_is_served_where_it_is_asked_for(tmp_path):
 def test_an_ensemble_with_a_temperature_is_averaged(ensemble, tmp_path):
     hot = tmp_path / "hot"
     graphs = {path.name: path.read_bytes() for path in sorted(ensemble.glob("*.onnx"))}
-    write_bundle(hot, graphs, outputs={"third.onnx": "probabilities"}, temperature=1.7, name="three of them")
+    write_bundle(
+        hot, graphs, outputs={"third.onnx": "probabilities"}, temperature=1.7, name="three of them"
+    )
     name = write(hot, tmp_path / "out", instances=2, batch=48)
     assert name == "three_of_them"
     repository = compare(hot, tmp_path / "out", name, atol=1e-5)
@@ -144,11 +163,14 @@ def test_an_ensemble_with_a_temperature_is_averaged(ensemble, tmp_path):
 
 def with_fp16(folder):
     """A bundle of a member that is listed in int8, with fp32 and fp16 as alternatives (small float graphs all)."""
-    graphs = {f"small.{form}.onnx": make_graph(seed=i) for i, form in enumerate(("int8", "fp32", "fp16"))}
+    graphs = {
+        f"small.{form}.onnx": make_graph(seed=i) for i, form in enumerate(("int8", "fp32", "fp16"))
+    }
 
     def change(manifest):
         entries = [
-            entry(data, file) | {"stage": "small", "precision": file[6:10]} for file, data in graphs.items()
+            entry(data, file) | {"stage": "small", "precision": file[6:10]}
+            for file, data in graphs.items()
         ]
         manifest["members"] = [entries[0] | {"alternatives": entries[1:]}]
 
@@ -231,7 +253,9 @@ def test_the_command_runs_without_torch(bundle, tmp_path):
         f"from export.triton import main; sys.exit(main([{str(bundle)!r}, {str(tmp_path / 'out')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stdout.endswith("clients request the model random\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.endswith("clients request the model random\n"), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["..", ".", ".hidden"])
@@ -293,11 +317,14 @@ def test_every_model_is_configured_as_documented(ensemble, tmp_path):
     name = write(ensemble, tmp_path / "out", instances=3, batch=48)
     configs = configurations(tmp_path / "out")
     stages = ["first", "second", "third"]
-    assert sorted(configs) == sorted([name, f"{name}-mean", *(f"{name}-{stage}" for stage in stages)])
+    assert sorted(configs) == sorted(
+        [name, f"{name}-mean", *(f"{name}-{stage}" for stage in stages)]
+    )
     for model, config in configs.items():
         assert config["name"] == [model] and config["max_batch_size"] == [48]
         files = sorted(
-            str(path.relative_to(tmp_path / "out" / model)) for path in (tmp_path / "out" / model).rglob("*")
+            str(path.relative_to(tmp_path / "out" / model))
+            for path in (tmp_path / "out" / model).rglob("*")
         )
         graph = [] if model == name else ["1/model.onnx"]
         assert files == sorted(["1", *graph, "config.pbtxt", "labels.txt"])
@@ -371,7 +398,9 @@ def test_a_gpu_has_no_thread_count_and_a_batch_of_one_one_warm_up(bundle, tmp_pa
     "device, precision, file",
     [("cpu", "listed", "int8"), ("cuda", "listed", "fp16"), ("cpu", "fp32", "fp32")],
 )
-def test_the_served_file_is_the_variant_of_the_device_byte_for_byte(device, precision, file, tmp_path):
+def test_the_served_file_is_the_variant_of_the_device_byte_for_byte(
+    device, precision, file, tmp_path
+):
     bundle, graphs = with_fp16(tmp_path / "bundle")
     name = write(bundle, tmp_path / "out", device=device, precision=precision)
     served = tmp_path / "out" / f"{name}-small" / "1" / "model.onnx"
@@ -379,7 +408,9 @@ def test_the_served_file_is_the_variant_of_the_device_byte_for_byte(device, prec
 
 
 @pytest.mark.parametrize("file", ["int8", "fp16"])
-def test_a_file_that_changes_after_the_bundle_was_opened_is_not_served(file, tmp_path, monkeypatch, capsys):
+def test_a_file_that_changes_after_the_bundle_was_opened_is_not_served(
+    file, tmp_path, monkeypatch, capsys
+):
     from organ_infer.bundle import files as opening
 
     bundle, _ = with_fp16(tmp_path / "bundle")
@@ -397,10 +428,10 @@ def test_a_file_that_changes_after_the_bundle_was_opened_is_not_served(file, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_bundle_of_a_changed_file_is_not_served(copied, tmp_path, capsys):
-    data = (copied / "small.onnx").read_bytes()
-    (copied / "small.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert main([str(copied), str(tmp_path / "out")]) == 2
+def test_a_bundle_of_a_changed_file_is_not_served(bundle_copy, tmp_path, capsys):
+    data = (bundle_copy / "small.onnx").read_bytes()
+    (bundle_copy / "small.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert main([str(bundle_copy), str(tmp_path / "out")]) == 2
     assert "small.onnx: sha256" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -459,10 +490,15 @@ def test_a_package_that_is_missing_is_named(bundle, tmp_path, monkeypatch, capsy
 def test_a_member_whose_name_the_mean_has_is_refused(tmp_path, capsys):
     bundle = write_bundle(tmp_path / "bundle", {"mean.onnx": make_graph()})
     assert main([str(bundle), str(tmp_path / "out")]) == 2
-    assert "two members would have one name: random, random-mean, random-mean" in capsys.readouterr().err
+    assert (
+        "two members would have one name: random, random-mean, random-mean"
+        in capsys.readouterr().err
+    )
 
 
-def test_the_files_are_whole_on_the_disk_before_they_take_their_place(bundle, tmp_path, monkeypatch):
+def test_the_files_are_whole_on_the_disk_before_they_take_their_place(
+    bundle, tmp_path, monkeypatch
+):
     synced, real = [], os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
 
@@ -480,7 +516,11 @@ def test_a_graph_of_contradicting_shapes_is_not_served(bundle, tmp_path, monkeyp
     from onnx import helper
 
     def spoiled(answers, temperature):
-        nodes = [helper.make_node("ReduceMean", ["small_logits"], ["probabilities"], axes=[1], keepdims=1)]
+        nodes = [
+            helper.make_node(
+                "ReduceMean", ["small_logits"], ["probabilities"], axes=[1], keepdims=1
+            )
+        ]
         return nodes, []
 
     monkeypatch.setattr("export.average.mean_of", spoiled)
@@ -491,5 +531,7 @@ def test_a_graph_of_contradicting_shapes_is_not_served(bundle, tmp_path, monkeyp
 @pytest.mark.parametrize("module", ["triton", "all"])
 def test_the_modules_are_commands(module):
     command = [sys.executable, "-m", f"export.{module}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=child_environment())
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=child_environment()
+    )
     assert done.returncode == 2 and done.stderr.startswith(f"usage: python -m export.{module}")

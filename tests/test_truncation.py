@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from damage import answer, outcome, turned
-from image_files import COLOUR, DEEP, GRAY, dicom, npy, npz, saved, tiff
 from PIL import Image
-from png_files import chunk, head
+from support.damaged_files import answer, outcome, turned
+from support.image_files import COLOUR, DEEP, GRAY, dicom, npy, npz, saved, tiff
+from support.png_files import chunk, head
 
 from organ_infer import ImageError
 from organ_infer.images.registry import FORMATS, SUFFIXES, open_slices
@@ -93,7 +93,16 @@ def test_formats_that_say_themselves_where_they_end_are_not_asked():
 
 def scanned(width, height, bits, interlaced):
     """Bytes of all rows, pixel by pixel, by the pattern that the PNG specification prints (Adam7)."""
-    adam = ["16462646", "77777777", "56565656", "77777777", "36463646", "77777777", "56565656", "77777777"]
+    adam = [
+        "16462646",
+        "77777777",
+        "56565656",
+        "77777777",
+        "36463646",
+        "77777777",
+        "56565656",
+        "77777777",
+    ]
     rows = {}
     for y in range(height):
         for x in range(width):
@@ -108,7 +117,11 @@ def test_the_rows_of_a_png_are_as_many_bytes_as_its_specification_says(bits):
         for height in range(1, 11):
             for interlaced in (0, 1):
                 found = _png_row_bytes(width, height, bits, interlaced)
-                assert found == scanned(width, height, bits, interlaced), (width, height, interlaced)
+                assert found == scanned(width, height, bits, interlaced), (
+                    width,
+                    height,
+                    interlaced,
+                )
 
 
 def png_of(stream, width=4, height=3, depth=8, kind=0, before=b"", pieces=1, after=b""):
@@ -166,8 +179,14 @@ def test_each_frame_of_a_png_has_its_own_rows():
     assert whole(png_of(first, before=begun, after=fctl(1, 2, 2) + fdat(2, second)), "PNG")
     parted = fdat(2, second[:5]) + fdat(3, second[5:])
     assert whole(png_of(first, before=begun, after=fctl(1, 2, 2) + parted), "PNG")
-    assert whole(png_of(first, after=fctl(0, 2, 2) + fdat(1, second)), "PNG")  # the first picture is no frame
-    for frame in (fctl(1, 2, 3) + fdat(2, second), fctl(1, 2, 2), fctl(1, 2, 2) + fdat(2, second[:-1])):
+    assert whole(
+        png_of(first, after=fctl(0, 2, 2) + fdat(1, second)), "PNG"
+    )  # the first picture is no frame
+    for frame in (
+        fctl(1, 2, 3) + fdat(2, second),
+        fctl(1, 2, 2),
+        fctl(1, 2, 2) + fdat(2, second[:-1]),
+    ):
         assert not whole(png_of(first, before=begun, after=frame), "PNG")
     two = fctl(1, 2, 2) + fdat(2, second)
     assert not whole(png_of(first[:-1], before=begun, after=two), "PNG")
@@ -184,7 +203,9 @@ def test_a_tiff_s_chain_of_pages_is_followed_to_its_end(order, big):
     """Pages of 0, 1 and 3 tags, with bytes between them, of TIFF and of BigTIFF."""
     count, size, link = ("Q", 20, "Q") if big else ("H", 12, "I")
     mark = b"II" if order == "<" else b"MM"
-    start = mark + struct.pack(f"{order}HHH", 43, 8, 0) if big else mark + struct.pack(f"{order}H", 42)
+    start = (
+        mark + struct.pack(f"{order}HHH", 43, 8, 0) if big else mark + struct.pack(f"{order}H", 42)
+    )
     data = start + struct.pack(order + link, len(start) + struct.calcsize(link) + 5) + bytes(5)
     ends = []
     for tags in (3, 0, 1):
@@ -196,7 +217,9 @@ def test_a_tiff_s_chain_of_pages_is_followed_to_its_end(order, big):
     for n in range(ends[-1]):
         assert not whole(data[:n], "TIFF"), n
     at = ends[-1] - struct.calcsize(link)
-    round_about = data[:at] + struct.pack(order + link, len(start) + struct.calcsize(link) + 5) + data[at:]
+    round_about = (
+        data[:at] + struct.pack(order + link, len(start) + struct.calcsize(link) + 5) + data[at:]
+    )
     assert whole(round_about, "TIFF")  # a chain that comes back to a page is followed once
     assert not whole(mark + struct.pack(f"{order}H", 44) + data[4:], "TIFF")
 
@@ -226,7 +249,9 @@ def test_a_gif_s_blocks_are_followed_to_its_trailer():
 def test_digits_must_end_in_white_space():
     for kind in (b"P2", b"P3"):
         assert not whole(kind + b" 1 1 9 1", "PPM")
-        assert all(whole(kind + b" 1 1 9 1" + space, "PPM") for space in (b" ", b"\n", b"\r", b"\t"))
+        assert all(
+            whole(kind + b" 1 1 9 1" + space, "PPM") for space in (b" ", b"\n", b"\r", b"\t")
+        )
     assert all(whole(kind + b" 1 1 255 1", "PPM") for kind in (b"P1", b"P4", b"P5", b"P6"))
 
 
@@ -248,7 +273,9 @@ def test_a_jpeg_2000_codestream_ends_in_its_mark():
     wide = struct.pack(">I4sQ", 1, b"xml ", 16 + 3) + b"abc"
     assert whole(start + wide + box(b"jp2c", code), "JPEG2000")
     assert not whole(start, "JPEG2000") and not whole(start + box(b"jp2c", code[:-1]), "JPEG2000")
-    assert not whole(start + struct.pack(">I4sQ", 1, b"xml ", 0) + b"abc", "JPEG2000")  # it would not go on
+    assert not whole(
+        start + struct.pack(">I4sQ", 1, b"xml ", 0) + b"abc", "JPEG2000"
+    )  # it would not go on
 
 
 def test_every_suffix_of_a_directory_s_images_is_a_format_that_is_read(tmp_path):
@@ -273,7 +300,14 @@ def test_every_suffix_of_a_directory_s_images_is_a_format_that_is_read(tmp_path)
         "dcm",
     ]
     assert sorted(SUFFIXES) == sorted(f".{name}" for name in listed)
-    forms = {"jpg": "JPEG", "tif": "TIFF", "pbm": "PPM", "pgm": "PPM", "pnm": "PPM", "jp2": "JPEG2000"}
+    forms = {
+        "jpg": "JPEG",
+        "tif": "TIFF",
+        "pbm": "PPM",
+        "pgm": "PPM",
+        "pnm": "PPM",
+        "jp2": "JPEG2000",
+    }
     for name in listed:
         if name in ("npy", "npz", "dcm"):
             continue

@@ -54,7 +54,9 @@ def test_it_is_the_mean_over_five_slices_shifted_by_hand(request, model, slices)
         predictions = opened.predict(slices)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
-    assert found.dtype == np.float32 and np.abs(found - without).max() > 1e-3  # it does make a difference
+    assert (
+        found.dtype == np.float32 and np.abs(found - without).max() > 1e-3
+    )  # it does make a difference
     assert [p.probabilities for p in predictions] == [tuple(row) for row in found.tolist()]
 
 
@@ -62,7 +64,9 @@ def test_files_are_shifted_too_each_in_its_place(shifted, pictures, slices):
     paths = [pictures / "s00.png", "/none.png", pictures / "s01.png"]
     first, failed, last = shifted.predict_paths(paths)
     expected = shifted.predict_proba(slices[:2])
-    np.testing.assert_array_equal([first.probabilities, last.probabilities], expected.astype(np.float64))
+    np.testing.assert_array_equal(
+        [first.probabilities, last.probabilities], expected.astype(np.float64)
+    )
     assert isinstance(failed, ImageFailure) and list(shifted.predict_paths(["/none.png"])) == [
         ImageFailure("/none.png", "no such file")
     ]
@@ -70,12 +74,16 @@ def test_files_are_shifted_too_each_in_its_place(shifted, pictures, slices):
 
 def test_a_constant_slice_is_answered_as_without(shifted, classifier):
     flat = np.stack([np.full((28, 28), value, np.uint8) for value in (0, 90, 255)])
-    np.testing.assert_allclose(shifted.predict_proba(flat), classifier.predict_proba(flat), atol=1e-7)
+    np.testing.assert_allclose(
+        shifted.predict_proba(flat), classifier.predict_proba(flat), atol=1e-7
+    )
 
 
 def test_slices_of_another_size_are_shifted_as_packed(shifted, slices):
     large = np.kron(slices[:4], np.ones((1, 2, 2), np.uint8))  # packed, it is the slice again
-    np.testing.assert_allclose(shifted.predict_proba(large), shifted.predict_proba(slices[:4]), atol=1e-6)
+    np.testing.assert_allclose(
+        shifted.predict_proba(large), shifted.predict_proba(slices[:4]), atol=1e-6
+    )
 
 
 def test_no_run_takes_more_than_a_batch(bundle, slices, monkeypatch):

@@ -22,8 +22,8 @@ from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 from organ_infer.bundle.files import read_manifest
 from organ_infer.bundle.golden import golden_answers, golden_slices
+from tests.support.tiny_graphs import accept_every_variant
 from tests.test_export import CLASSES, network_of
-from tests.tiny_graphs import accept_every_variant
 
 RNG = np.random.default_rng(3)
 IMAGES = RNG.integers(0, 256, (96, 28, 28), dtype=np.uint8)
@@ -32,7 +32,9 @@ BLOCKS = np.kron(RNG.integers(0, 256, (7, 4, 4), dtype=np.uint8), np.ones((7, 7)
 
 
 def answers(model, images=IMAGES, output="logits"):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return session.run([output], {"images": pack(images, 28)})[0]
 
 
@@ -87,7 +89,9 @@ def test_a_resnet_loses_its_dead_taps():
 def test_a_graph_without_small_maps_is_as_it_was():
     model = to_onnx(network_of("big_batch_norm").eval(), 28)
     changed = rewrite(model)
-    assert [node.op_type for node in changed.graph.node] == [node.op_type for node in model.graph.node]
+    assert [node.op_type for node in changed.graph.node] == [
+        node.op_type for node in model.graph.node
+    ]
     assert np.array_equal(answers(changed), answers(model))
 
 
@@ -133,8 +137,12 @@ def test_fp16_is_taken_where_validation_allows_and_keeps_its_ports_in_float32(me
     assert accepted_variants["fp32"].val_accuracy == accepted_variants["fp16"].val_accuracy == 1
     assert lines == ["small: fp16 accepted, validation accuracy 1.0000, fp32 1.0000"]
     half = onnx.load_from_string(accepted_variants["fp16"].content)
-    assert {onnx.TensorProto.FLOAT16} == {t.data_type for t in half.graph.initializer if len(t.dims) > 1}
-    assert [port.type.tensor_type.elem_type for port in (*half.graph.input, *half.graph.output)] == [1, 1]
+    assert {onnx.TensorProto.FLOAT16} == {
+        t.data_type for t in half.graph.initializer if len(t.dims) > 1
+    }
+    assert [
+        port.type.tensor_type.elem_type for port in (*half.graph.input, *half.graph.output)
+    ] == [1, 1]
 
 
 def test_int8_weights_keep_seven_bits_and_a_scale_a_channel(member, monkeypatch):
@@ -143,10 +151,14 @@ def test_int8_weights_keep_seven_bits_and_a_scale_a_channel(member, monkeypatch)
     listed = make_variants("small", model, slices, report=lambda line: None)[0]
     assert listed.precision == "int8"  # the one in use on a CPU
     graph = onnx.load_from_string(listed.content).graph
-    kernels = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    kernels = [
+        numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8
+    ]
     wide = [kernel for kernel in kernels if kernel.ndim > 1]
     assert len(wide) == 5 and all(np.abs(kernel.astype(int)).max() <= 64 for kernel in wide)
-    assert any(len(t.dims) == 1 and t.dims[0] == 16 for t in graph.initializer if t.name.endswith("_scale"))
+    assert any(
+        len(t.dims) == 1 and t.dims[0] == 16 for t in graph.initializer if t.name.endswith("_scale")
+    )
 
 
 def test_a_variant_that_loses_accuracy_is_left_out_and_reported(member, monkeypatch):
@@ -257,5 +269,7 @@ def test_the_merged_graph_gives_the_mean_of_the_softmax():
         check_merged(merged, np.mean(expected, axis=0) + 1, IMAGES, 28)
     other = to_onnx(network_of("small").eval(), 28)
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
-    with pytest.raises(ExportError, match="the members differ in input size, classes or operator set"):
+    with pytest.raises(
+        ExportError, match="the members differ in input size, classes or operator set"
+    ):
         merge({"a": models["a"], "b": other})

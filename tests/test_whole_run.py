@@ -23,8 +23,8 @@ from scipy.stats import binom, rankdata
 from sklearn.metrics import precision_recall_fscore_support
 
 from tests.conftest import CLASSES as LABELS
-from tests.pages import Page
-from tests.tiny_run import (
+from tests.support.report_page import Page
+from tests.support.tiny_run import (
     CLASSES,
     CORRUPTED,
     FITTED_ON,
@@ -140,7 +140,9 @@ def softmax_of(graph: Path, images: np.ndarray) -> np.ndarray:
 
 
 def members_of(run: TinyRun, stage: str, split: str) -> list[np.ndarray]:
-    return [run.probabilities(name)[split] for name in (MEMBERS if stage == "ensemble" else (stage,))]
+    return [
+        run.probabilities(name)[split] for name in (MEMBERS if stage == "ensemble" else (stage,))
+    ]
 
 
 def fitting_labels(run: TinyRun) -> np.ndarray:
@@ -185,7 +187,8 @@ def test_training_sees_train_alone_and_is_validated_on_validation(run):
         ("calibrated", [{"labels": "val labels"}, {"labels": "test labels"}] * 4),
         (
             "measure",
-            [{"labels": "train labels"}, {"labels": "val labels"}] * 4 + [{"labels": "test labels"}] * 4,
+            [{"labels": "train labels"}, {"labels": "val labels"}] * 4
+            + [{"labels": "test labels"}] * 4,
         ),
         ("robustness", [{"images": "some test images", "labels": "some test labels"}] * 2),
         (
@@ -213,7 +216,8 @@ def test_test_is_looked_at_once_and_after_everything_is_chosen(run):
     chosen = [
         i
         for i, event in enumerate(run.events)
-        if event.name == "train_epoch" or event.holds in ({"labels": "val labels"}, {"images": "val images"})
+        if event.name == "train_epoch"
+        or event.holds in ({"labels": "val labels"}, {"images": "val images"})
         if event.name != "calibrated"
     ]
     assert len(looks) == len(NETWORKS) and max(chosen) < min(looks)
@@ -249,7 +253,11 @@ def test_results_json_holds_the_metrics_of_each_stage_and_split(rows, truth):
         found = rows[stage][split]
         assert found["confusion"] == expected["confusion"].tolist()
         for metric in ("accuracy", "precision", "recall", "f1", "auc", "ece"):
-            assert found[metric] == pytest.approx(expected[metric], abs=1e-6), (stage, split, metric)
+            assert found[metric] == pytest.approx(expected[metric], abs=1e-6), (
+                stage,
+                split,
+                metric,
+            )
         assert set(found) == set(expected) - {"side_merged"}
 
 
@@ -257,7 +265,9 @@ def test_results_json_holds_the_temperature_and_what_it_does_to_the_calibration(
     for stage in STAGES:
         found = rows[stage]["calibration"]
         expected = best_temperature(members_of(run, stage, "val_corrupted"), fitting_labels(run))
-        assert found["temperature"] == pytest.approx(expected, abs=2e-3) and found["temperature"] != 1
+        assert (
+            found["temperature"] == pytest.approx(expected, abs=2e-3) and found["temperature"] != 1
+        )
         for split in ("val", "test"):
             shares = cooled(members_of(run, stage, split), found["temperature"])
             assert found[f"{split}_ece"] == pytest.approx(
@@ -291,13 +301,19 @@ def test_results_json_names_the_data_that_was_used(run, results):
 def test_a_stages_row_says_what_was_trained_and_for_how_long(run, rows):
     for stage in NETWORKS:
         history, row = history_of(run, stage), rows[stage]
-        best = int(history["val_accuracy"].argmax()) + 1 if stage == "batch_norm" else len(history["epoch"])
+        best = (
+            int(history["val_accuracy"].argmax()) + 1
+            if stage == "batch_norm"
+            else len(history["epoch"])
+        )
         assert (row["epochs"], row["best_epoch"]) == (len(history["epoch"]), best)
         assert row["seconds"] == pytest.approx(history["seconds"].sum())
         assert row["seconds_per_epoch"] == pytest.approx(history["seconds"].mean())
         assert row["parameters"] == parameters_of(run.directory / stage / "member.onnx", stage)
         slices = {"slices": SPLITS["val"], "val_accuracy": pytest.approx(row["val"]["accuracy"])}
-        assert {key: row["export"][key] for key in slices} == slices and row["export"]["max_abs"] < 1e-4
+        assert {key: row["export"][key] for key in slices} == slices and row["export"][
+            "max_abs"
+        ] < 1e-4
         assert (row["seed"], row["weights"], row["precision"]) == (1, "none", "fp32")
     named = {stage: rows[stage]["network"] for stage in NETWORKS}
     assert named == {"base": "small", "batch_norm": "big_batch_norm", "edge": "edge"}
@@ -335,7 +351,9 @@ def test_the_kept_epoch_of_the_history_is_what_the_kept_weights_reach(run, truth
 def test_results_csv_has_every_metric_of_each_stage_and_split(run, rows, truth):
     with (run.directory / "results.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(line["stage"], line["split"]) for line in lines] == [(n, s) for n in STAGES for s in SPLITS]
+    assert [(line["stage"], line["split"]) for line in lines] == [
+        (n, s) for n in STAGES for s in SPLITS
+    ]
     for line in lines:
         expected, row = truth[line["stage"], line["split"]], rows[line["stage"]]
         for metric in ("accuracy", "precision", "recall", "f1", "auc", "ece", "side_merged"):
@@ -345,26 +363,47 @@ def test_results_csv_has_every_metric_of_each_stage_and_split(run, rows, truth):
         for key in ("network", "parameters", "weights", "epochs", "best_epoch", "seconds"):
             assert line[key] == ("" if row[key] is None else str(row[key])), key
         assert float(line["temperature"]) == row["calibration"]["temperature"]
-        assert (line["dataset"], line["size"], line["smoke"], line["seed"]) == (FLAG, "28", "false", "1")
+        assert (line["dataset"], line["size"], line["smoke"], line["seed"]) == (
+            FLAG,
+            "28",
+            "false",
+            "1",
+        )
 
 
 def test_the_run_ends_in_a_table_of_accuracies_and_the_places_of_what_it_made(run, rows, truth):
     lines = run.printed.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("stage "))
-    assert lines[head].split() == ["stage", "parameters", "epochs", "best", "s/epoch", "train", "val", "test"]
+    assert lines[head].split() == [
+        "stage",
+        "parameters",
+        "epochs",
+        "best",
+        "s/epoch",
+        "train",
+        "val",
+        "test",
+    ]
     assert lines[head - 1].startswith(f"{FLAG}, accuracy on cpu (")
     for line, stage in zip(lines[head + 2 :], STAGES, strict=False):
         row = rows[stage]
         accuracies = [f"{truth[stage, split]['accuracy']:.4f}" for split in SPLITS]
         best = [] if row["best_epoch"] is None else [str(row["best_epoch"])]
-        counts = [f"{row['parameters']:,}", str(row["epochs"]), *best, f"{row['seconds_per_epoch']:.1f}"]
+        counts = [
+            f"{row['parameters']:,}",
+            str(row["epochs"]),
+            *best,
+            f"{row['seconds_per_epoch']:.1f}",
+        ]
         assert line.split() == [stage, *counts, *accuracies]
     assert f"report  {run.directory / 'report' / 'index.html'}" in lines
     assert f"bundle  {run.directory / 'bundle'}" in lines
     assert f"use it  organ-infer --bundle {run.directory / 'bundle'} images/*.png" in lines
     assert "smoke" not in run.printed and "epoch   6/6" in run.printed
     for stage in NETWORKS:
-        (said,) = [line for line in lines if line.startswith(f"{stage} ") and "exported: 97 slices" in line]
+        (said,) = [
+            line for line in lines if line.startswith(f"{stage} ") and "exported: 97 slices" in line
+        ]
         assert said.endswith(f"val accuracy {truth[stage, 'val']['accuracy']:.4f}")
 
 
@@ -383,7 +422,10 @@ def test_the_manifests_metrics_are_those_of_the_stage(bundle, truth, rows):
     for split in SPLITS:
         found = manifest["metrics"][split]
         for metric in ("accuracy", "auc", "ece"):
-            assert found[metric] == pytest.approx(truth[stage, split][metric], abs=1e-6), (split, metric)
+            assert found[metric] == pytest.approx(truth[stage, split][metric], abs=1e-6), (
+                split,
+                metric,
+            )
         after = rows[stage]["calibration"].get(f"{split}_ece")
         assert found.get("ece_calibrated") == after
     assert "seeds" not in manifest["metrics"]
@@ -395,17 +437,24 @@ def test_the_manifests_members_are_the_trained_networks(bundle, run, truth):
     assert [member["stage"] for member in manifest["members"]] == names
     for member in manifest["members"]:
         content = (folder / member["file"]).read_bytes()
-        assert (member["sha256"], member["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
+        assert (member["sha256"], member["bytes"]) == (
+            hashlib.sha256(content).hexdigest(),
+            len(content),
+        )
         assert member["val_accuracy"] == pytest.approx(truth[member["stage"], "val"]["accuracy"])
         found = softmax_of(folder / member["file"], run.images["test"])
         np.testing.assert_allclose(found, run.probabilities(member["stage"])["test"], atol=1e-4)
         exported = (run.directory / member["stage"] / "member.onnx").read_bytes()
-        assert manifest["training"]["members"][member["stage"]] == hashlib.sha256(exported).hexdigest()
+        assert (
+            manifest["training"]["members"][member["stage"]] == hashlib.sha256(exported).hexdigest()
+        )
 
 
 def test_the_manifest_calibrates_what_it_lists(bundle, run):
     folder, _, manifest, _ = bundle
-    listed = [softmax_of(folder / member["file"], run.images["val"]) for member in manifest["members"]]
+    listed = [
+        softmax_of(folder / member["file"], run.images["val"]) for member in manifest["members"]
+    ]
     names = [member["stage"] for member in manifest["members"]]
     fitting = [run.probabilities(name)["val_corrupted"] for name in names]
     temperature = manifest["temperature"]
@@ -428,7 +477,10 @@ def test_the_manifest_says_what_was_trained_on_what(bundle, run, results, rows):
     assert training["data_md5"] == hashlib.md5(run.content).hexdigest()
     assert (training["seed"], training["weights"], training["smoke"]) == (1, "none", False)
     assert (training["versions"], training["device"]) == (results["versions"], results["device"])
-    assert (training["precisions_tried"], training["temperature_fitted_on"]) == (["fp32"], FITTED_TEXT)
+    assert (training["precisions_tried"], training["temperature_fitted_on"]) == (
+        ["fp32"],
+        FITTED_TEXT,
+    )
     assert ("recipe" in training) == (stage == "edge")
     if stage == "edge":
         assert training["recipe"]["epochs"] == rows["edge"]["epochs"] == 6
@@ -446,12 +498,18 @@ def test_the_model_card_has_the_numbers_of_each_split(bundle, run, truth, rows):
         assert cells[1:] == [f"{truth[stage, split][m]:.4f}" for m in ("accuracy", "auc", "ece")]
     text = " ".join(card.split())
     listed, calibration = manifest["metrics"]["val_as_listed"], rows[stage]["calibration"]
-    assert f"temperature {manifest['temperature']:g}, fitted to the listed variants on {FITTED_TEXT}." in text
+    assert (
+        f"temperature {manifest['temperature']:g}, fitted to the listed variants on {FITTED_TEXT}."
+        in text
+    )
     before, after = f"{truth[stage, 'val']['ece']:.4f}", f"{listed['ece']:.4f}"
     assert f"ECE on validation {before} before, {after} after" in text
     before, after = f"{truth[stage, 'test']['ece']:.4f}", f"{calibration['test_ece']:.4f}"
     assert f"; on test {before} before, {after} after (float32, its own temperature)." in text
-    forms = [f"`{m['stage']}` fp32 {truth[m['stage'], 'val']['accuracy']:.4f}" for m in manifest["members"]]
+    forms = [
+        f"`{m['stage']}` fp32 {truth[m['stage'], 'val']['accuracy']:.4f}"
+        for m in manifest["members"]
+    ]
     assert f"the one listed for CPUs first: {'; '.join(forms)}." in text
     assert f"the listed variants reach {truth[stage, 'val']['accuracy']:.4f} on validation" in text
 
@@ -460,7 +518,9 @@ def test_the_model_card_names_the_view_and_the_data(bundle, run):
     _, stage, _, card = bundle
     assert card.startswith(f"# {FLAG}-{stage}\n")
     assert "coronal view: one of 11 classes" in card and "- Only coronal slices." in card
-    assert "axial" not in card.lower() and "sagittal" not in card.lower() and "rows run to" not in card
+    assert (
+        "axial" not in card.lower() and "sagittal" not in card.lower() and "rows run to" not in card
+    )
     assert f"(MD5 {hashlib.md5(run.content).hexdigest()})" in card
     networks = "`base`, `batch_norm`" if stage == "ensemble" else "`edge`"
     assert f"Networks: {networks}, trained from scratch, seed 1." in card
@@ -494,17 +554,23 @@ def test_the_scores_stand_under_the_split_and_metric_they_are_of(page, truth):
     assert columns == ["accuracy", "precision", "recall", "F1"] * 3
     assert [line[0].removesuffix("chosen") for line in lines] == list(STAGES)
     for stage in STAGES:
-        assert page.row(label, stage) == shown([truth[stage, s][m] for s in SPLITS for m in metrics])
+        assert page.row(label, stage) == shown(
+            [truth[stage, s][m] for s in SPLITS for m in metrics]
+        )
 
 
 def test_ranking_calibration_and_sides_stand_under_their_split(page, truth):
     label = "AUC, ECE and left-right merged accuracy by stage and split"
     splits, columns, *_ = page.table(label)
     assert [name.split()[0] for name in splits] == ["stage", "train", "validation", "test"]
-    assert page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "left-right merged"] * 3
+    assert (
+        page.spans[label][0] == [1, 3, 3, 3] and columns == ["AUC", "ECE", "left-right merged"] * 3
+    )
     for stage in STAGES:
         metrics = ("auc", "ece", "side_merged")
-        assert page.row(label, stage) == shown([truth[stage, s][m] for s in SPLITS for m in metrics])
+        assert page.row(label, stage) == shown(
+            [truth[stage, s][m] for s in SPLITS for m in metrics]
+        )
 
 
 def test_calibration_stands_before_and_after_by_split(page, run, rows, truth):
@@ -554,11 +620,15 @@ def test_the_headline_is_of_test_and_says_how_the_stage_was_chosen(page, truth):
     assert found and found.group(1, 2) == (f"{val:.3f}", f"{test:.3f}")
     assert_interval(found[3], test)
     assert found.group(4, 5) == (f"{0.905 - test:.3f}", "below")
-    assert [row[0] for row in page.rows if row and row[0].endswith("chosen")] == ["ensemblechosen"] * 2
+    assert [row[0] for row in page.rows if row and row[0].endswith("chosen")] == [
+        "ensemblechosen"
+    ] * 2
 
 
 def test_the_chosen_stage_is_marked_in_every_table(page):
-    tables = [label for label in page.tables if "by stage" in label or label.startswith("Test accuracy")]
+    tables = [
+        label for label in page.tables if "by stage" in label or label.startswith("Test accuracy")
+    ]
     assert len(tables) == 4
     for label in tables:
         assert [row[0].removesuffix("chosen") for row in page.marked[label]] == ["ensemble"], label
@@ -597,7 +667,9 @@ def test_each_class_has_its_own_precision_and_recall_by_split(page, run):
     swapped = 0
     for split in ("val", "test"):
         predicted = run.probabilities("ensemble")[split].argmax(1)
-        scores = precision_recall_fscore_support(run.labels[split], predicted, labels=range(CLASSES))
+        scores = precision_recall_fscore_support(
+            run.labels[split], predicted, labels=range(CLASSES)
+        )
         for name, precision, recall, f1, support in zip(LABELS, *scores, strict=True):
             expected[name] += [*shown([precision, recall, f1]), str(support)]
             swapped += f"{precision:.3f}" != f"{recall:.3f}"
@@ -619,9 +691,13 @@ def test_the_data_are_counted_by_class_and_split(page, run):
     for i, (name, line) in enumerate(zip(LABELS, lines, strict=True)):
         assert line == [name, "", *(str(counts[split][i]) for split in SPLITS)]
     bars = [
-        a["style"] for tag, a in page.elements if tag == "i" and (a.get("style") or "").startswith("width")
+        a["style"]
+        for tag, a in page.elements
+        if tag == "i" and (a.get("style") or "").startswith("width")
     ]
-    widths = [100 * counts[split][i] / counts[split].max() for i in range(CLASSES) for split in SPLITS]
+    widths = [
+        100 * counts[split][i] / counts[split].max() for i in range(CLASSES) for split in SPLITS
+    ]
     assert bars == [f"width:{width:.1f}%" for width in widths]
 
 
@@ -647,7 +723,9 @@ def wrong_slices(run: TinyRun, split: str) -> list[tuple[int, str, str, float]]:
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_surest_mistakes_are_judged_by_their_own_splits_labels(page, run, split):
     expected = wrong_slices(run, split)
-    alts = [f"slice {i} of {NAMES[split]}: {true} predicted as {said}" for i, true, said, _ in expected]
+    alts = [
+        f"slice {i} of {NAMES[split]}: {true} predicted as {said}" for i, true, said, _ in expected
+    ]
     found = [(alt, image) for alt, image in page.images if f" of {NAMES[split]}: " in alt]
     assert [alt for alt, _ in found] == alts and len(alts) > 5
     for (_, image), (i, *_) in zip(found, expected, strict=True):
@@ -660,7 +738,9 @@ def test_the_surest_mistakes_are_judged_by_their_own_splits_labels(page, run, sp
 def test_the_contact_sheets_show_the_same_mistakes(run):
     for (images, captions), split in zip(run.sheets, ("val", "test"), strict=True):
         expected = wrong_slices(run, split)
-        assert captions == [f"{said} {p:.3f}\ntrue: {true}, no. {i}" for i, true, said, p in expected]
+        assert captions == [
+            f"{said} {p:.3f}\ntrue: {true}, no. {i}" for i, true, said, p in expected
+        ]
         assert all(
             np.array_equal(image, run.images[split][i])
             for image, (i, *_) in zip(images, expected, strict=True)
@@ -674,7 +754,9 @@ def test_corrupted_slices_are_tabled_as_they_were_measured(page, run):
     assert page.table(label)[0] == ["stage", "clean", "corrupted", "balancederror"]
     by_corruption = page.table("Accuracy by corruption and stage, test, 40 slices")
     assert by_corruption[0] == ["corruption", "ensemble", "edge"]
-    for column, (stage, entry) in enumerate(zip(("ensemble", "edge"), entries, strict=True), start=1):
+    for column, (stage, entry) in enumerate(
+        zip(("ensemble", "edge"), entries, strict=True), start=1
+    ):
         right = run.probabilities(stage)["test"][chosen].argmax(1) == run.labels["test"][chosen]
         assert entry["name"] == stage and entry["clean_accuracy"] == pytest.approx(right.mean())
         accuracy = np.array(list(entry["accuracy"].values()))
@@ -686,7 +768,9 @@ def test_corrupted_slices_are_tabled_as_they_were_measured(page, run):
     assert "Test, 40 of 139 slices" in page.texts["h3"]
 
 
-def test_the_page_names_the_view_the_stages_that_did_not_run_and_the_record(page, run, results, rows):
+def test_the_page_names_the_view_the_stages_that_did_not_run_and_the_record(
+    page, run, results, rows
+):
     assert "Training report · OrganCMNIST · coronal · 28 pixels" in page.texts["p"]
     assert "axial" not in page.text.lower() and "sagittal" not in page.text.lower()
     (missing,) = [text for text in page.texts["p"] if text.startswith("Not run")]
@@ -732,7 +816,8 @@ def test_captions_and_names_of_figures_hold_the_numbers_drawn(page, run, rows, t
             true, said = np.unravel_index(off.argmax(), off.shape)
             assert (
                 f"Confusion matrix of {stage} on {NAMES[split]}: {np.trace(matrix)} of {SPLITS[split]} slices right; most "
-                f"often {LABELS[true]} was predicted as {LABELS[said]}, {off.max()} times." in drawings
+                f"often {LABELS[true]} was predicted as {LABELS[said]}, {off.max()} times."
+                in drawings
             )
             assert f"{stage} on {NAMES[split]}, {SPLITS[split]} slices." in page.texts["figcaption"]
     calibration = rows["ensemble"]["calibration"]
@@ -767,7 +852,9 @@ def test_the_curves_are_the_historys_columns(run, rows, stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_confusion_figure_has_true_classes_in_rows_and_is_shaded_by_row(run, truth, stage, split):
+def test_the_confusion_figure_has_true_classes_in_rows_and_is_shaded_by_row(
+    run, truth, stage, split
+):
     (axes,) = run.figures[f"{stage}_confusion_{split}"][0].axes
     counts = truth[stage, split]["confusion"]
     shares = counts / counts.sum(1, keepdims=True)
@@ -819,7 +906,9 @@ def test_the_reliability_diagram_is_of_both_splits_bins(run):
         bins = [(top > i / 15) & (top <= (i + 1) / 15) for i in range(15)]
         bins = [inside for inside in bins if inside.any()]
         line = line_of(upper, NAMES[split])
-        np.testing.assert_allclose(line.get_xdata(), [top[inside].mean() for inside in bins], atol=1e-6)
+        np.testing.assert_allclose(
+            line.get_xdata(), [top[inside].mean() for inside in bins], atol=1e-6
+        )
         np.testing.assert_allclose(line.get_ydata(), [right[inside].mean() for inside in bins])
         (below,) = [other for other in lower.lines if other.get_color() == line.get_color()]
         np.testing.assert_allclose(below.get_xdata(), line.get_xdata())

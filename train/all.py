@@ -132,7 +132,9 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         help="how several processes of torchrun share the work: each trains stages of its own (default), or all share the"
         " batches of each stage",
     )
-    add("--deterministic", action="store_true", help="reproducible results on CUDA as well (slower)")
+    add(
+        "--deterministic", action="store_true", help="reproducible results on CUDA as well (slower)"
+    )
     add(
         "--smoke",
         action="store_true",
@@ -170,7 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         print(
-            "train: stopped; rerun the same command to continue from the last finished epoch", file=sys.stderr
+            "train: stopped; rerun the same command to continue from the last finished epoch",
+            file=sys.stderr,
         )
         return 128 + (received[0] if received else signal.SIGINT)
     except ImportError as e:
@@ -181,7 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as e:
         where = e.filename or options.out
-        print(f"train: error: {e.strerror or e}: {where}; finished stages are kept", file=sys.stderr)
+        print(
+            f"train: error: {e.strerror or e}: {where}; finished stages are kept", file=sys.stderr
+        )
         return 1
     finally:
         for number, handler in before.items():

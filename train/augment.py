@@ -69,7 +69,9 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     dx, dy = qx - size / 2, qy - size / 2
-    grid = torch.stack([cos * dx - sin * dy, sin * dx + cos * dy], dim=-1) * (2 / size)  # (N, S*S, 2)
+    grid = torch.stack([cos * dx - sin * dy, sin * dx + cos * dy], dim=-1) * (
+        2 / size
+    )  # (N, S*S, 2)
     warped = F.grid_sample(x, grid.view(n, size, size, 2), align_corners=False)
     warped = warped.masked_fill(blank.view(n, 1, size, size), 0)
     still = ~chosen.any(1)

@@ -136,7 +136,9 @@ class Checkpoint:
         # versions that could not resample slices did not say how they were stored
         stored = {"stored": stored["size"]} | dict(stored)
         settings = {name: stored["recipe"].get(name) for name in StageSettings.__dataclass_fields__}
-        facts = {name: stored[name] for name in StageFacts.__dataclass_fields__ if name != "settings"}
+        facts = {
+            name: stored[name] for name in StageFacts.__dataclass_fields__ if name != "settings"
+        }
         resume = None
         if not stored["finished"]:
             resume = ResumeState(

@@ -148,16 +148,23 @@ def load_data(
             f"remove it to download it again, or fetch {known['url']}"
         )
     images, labels = _read(path, stored, len(known["classes"]))
-    counts = {split: np.bincount(labels[split], minlength=len(known["classes"])).tolist() for split in SPLITS}
+    counts = {
+        split: np.bincount(labels[split], minlength=len(known["classes"])).tolist()
+        for split in SPLITS
+    }
     return Data(flag, DATASETS[flag].view, size, digest, known["classes"], images, labels, counts)
 
 
-def _read(path: Path, size: int, classes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _read(
+    path: Path, size: int, classes: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images and labels by split; RunError if the file is not a MedMNIST file of this size."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images = {split: file[f"{split}_images"] for split in SPLITS}
-            labels = {split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS}
+            labels = {
+                split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS
+            }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         raise RunError(f"{path} is not a MedMNIST file: {e}") from e
     for split in SPLITS:

@@ -93,7 +93,9 @@ def check_gpu(device: torch.device) -> None:
         # 2 slices x 4 outputs x 9 taps
         works = x.grad is not None and float(x.grad.sum()) == 72
     except RuntimeError as e:
-        raise RunError(f"{name} does not run a convolution ({str(e).splitlines()[0]}); {PINNED}") from e
+        raise RunError(
+            f"{name} does not run a convolution ({str(e).splitlines()[0]}); {PINNED}"
+        ) from e
     if not works:
         raise RunError(f"{name} computes a wrong convolution; update the driver, or {PINNED}")
 

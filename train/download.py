@@ -22,10 +22,14 @@ TIMEOUT = 30
 def digest_of(path: Path, algorithm: str) -> str:
     """The digest of a file's bytes in hexadecimal, by any algorithm of hashlib (`md5`, `sha256`)."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(
+            file, lambda: hashlib.new(algorithm, usedforsecurity=False)
+        ).hexdigest()
 
 
-def download(url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4) -> None:
+def download(
+    url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4
+) -> None:
     """Download a file through `path` + ".part", which a later attempt resumes.
 
     Of several processes one downloads, and the others wait for it.
@@ -115,7 +119,9 @@ def _fetch_rest(url: str, part: Path) -> bool:
         name = part.name.removesuffix(".part")
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=name) as bar,
+            tqdm(
+                total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=name
+            ) as bar,
         ):
             while chunk := response.read(CHUNK):
                 file.write(chunk)

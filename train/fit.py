@@ -140,7 +140,10 @@ def fit(
         learner.restore(previous.state, previous.resume)
         weights = previous.facts.weights
         progress = Progress(
-            previous.history, previous.resume.best, previous.best_epoch, previous.resume.best_accuracy
+            previous.history,
+            previous.resume.best,
+            previous.best_epoch,
+            previous.resume.best_accuracy,
         )
         say(f"{stage.name}: continues after epoch {len(progress.history)}")
 
@@ -222,7 +225,9 @@ def _run_epochs(training: _Training) -> None:
     """Train and validate epoch after epoch until the stage stops."""
     stage, config, data, device = training.stage, training.config, training.data, training.device
     learner, progress, group = training.learner, training.progress, training.group
-    images = {split: torch.from_numpy(data.network_images(split)).to(device) for split in ("train", "val")}
+    images = {
+        split: torch.from_numpy(data.network_images(split)).to(device) for split in ("train", "val")
+    }
     labels = torch.from_numpy(data.labels["train"]).to(device)
     history = progress.history
     shared = replace(learner, network=group.wrap(learner.network))
@@ -239,7 +244,9 @@ def _run_epochs(training: _Training) -> None:
             logits = evaluate(learner.validated, images["val"])  # (N, classes)
         if not (np.isfinite(loss) and np.isfinite(logits).all()):
             last_good = (
-                f"epoch {epoch - 1} is kept in {training.writer.path}" if history else "no epoch was finished"
+                f"epoch {epoch - 1} is kept in {training.writer.path}"
+                if history
+                else "no epoch was finished"
             )
             raise StageFailed(
                 f"{stage.name}: the loss is not finite in epoch {epoch}; {last_good}; try another --seed"
@@ -344,7 +351,9 @@ def _network_name(stage: Stage) -> str:
 def network_of(checkpoint: Checkpoint) -> nn.Module:
     """The network of a checkpoint with its weights, on the CPU; of a finished stage the best weights."""
     facts = checkpoint.facts
-    network = make_network(facts.network, classes=len(facts.classes), size=facts.size, seed=facts.seed)
+    network = make_network(
+        facts.network, classes=len(facts.classes), size=facts.size, seed=facts.seed
+    )
     network.load_state_dict(checkpoint.state)
     return network
 
@@ -386,7 +395,9 @@ def train_epoch(
     batches = split_order(order, config.batch_size, at_least=2 * group.size)
     for step, chosen in enumerate(batches):  # chosen: (B,)
         for parameters in learner.optimizer.param_groups:
-            parameters["lr"] = recipe.learning_rate((epoch - 1 + step / len(batches)) / config.max_epochs)
+            parameters["lr"] = recipe.learning_rate(
+                (epoch - 1 + step / len(batches)) / config.max_epochs
+            )
 
         # a batch, augmented; this process's rows of it
         x = normalize(images[chosen])  # (B, 1, S, S)

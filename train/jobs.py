@@ -47,7 +47,9 @@ def epoch_caps(given: Sequence[str]) -> dict[str, int]:
     return dict(sorted(caps.items()))
 
 
-def plan(stages: Sequence[Stage], options: TrainOptions, caps: dict[str, int], directory: Path) -> list[Job]:
+def plan(
+    stages: Sequence[Stage], options: TrainOptions, caps: dict[str, int], directory: Path
+) -> list[Job]:
     """The jobs of a run.
 
     Args:
@@ -73,7 +75,9 @@ def plan(stages: Sequence[Stage], options: TrainOptions, caps: dict[str, int], d
                 amp=options.amp,
             )
             stage_dir = directory / stage.name
-            jobs.append(Job(stage, config, stage_dir if options.seeds == 1 else stage_dir / f"seed-{seed}"))
+            jobs.append(
+                Job(stage, config, stage_dir if options.seeds == 1 else stage_dir / f"seed-{seed}")
+            )
     return jobs
 
 
@@ -81,5 +85,8 @@ def member_of(job: Job, name: str) -> Path:
     """The directory of an average's member, for the average's job and the member's name."""
     parts = job.directory.parts
     return Path(
-        *(name if part == job.stage.name and i >= len(parts) - 2 else part for i, part in enumerate(parts))
+        *(
+            name if part == job.stage.name and i >= len(parts) - 2 else part
+            for i, part in enumerate(parts)
+        )
     )

@@ -44,8 +44,15 @@ def from_json(kind: type[T], value: object, where: str) -> T:
         )
     required = [name for name, field in fields.items() if _default(field) is dataclasses.MISSING]
     if missing := [name for name in required if name not in value]:
-        raise RunError(f"{where}: no key {missing[0]!r}; the file is incomplete or of another version")
-    return kind(**{key: _converted(annotations[key], item, f"{where}: {key}") for key, item in value.items()})
+        raise RunError(
+            f"{where}: no key {missing[0]!r}; the file is incomplete or of another version"
+        )
+    return kind(
+        **{
+            key: _converted(annotations[key], item, f"{where}: {key}")
+            for key, item in value.items()
+        }
+    )
 
 
 def to_json(value: object) -> Any:
@@ -66,7 +73,9 @@ def to_json(value: object) -> Any:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     """The value of a field that is not given; MISSING if it must be given."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def _converted(annotation: Any, value: object, where: str) -> Any:
@@ -86,7 +95,9 @@ def _converted(annotation: Any, value: object, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong_type(where, "an object", value)
-        return {key: _converted(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: _converted(arguments[1], item, f"{where}.{key}") for key, item in value.items()
+        }
     if dataclasses.is_dataclass(annotation):
         return from_json(typing.cast(type, annotation), value, where)
     if not _has_type(value, annotation):
@@ -96,7 +107,9 @@ def _converted(annotation: Any, value: object, where: str) -> Any:
 
 def _has_type(value: object, expected: type) -> bool:
     if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     return isinstance(value, expected) and isinstance(value, bool) == (expected is bool)
 
 

@@ -29,7 +29,9 @@ class Learner:
     recipe: Recipe
     optimizer: torch.optim.Optimizer
     ema: ModelEma | None = None
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler(enabled=False)
+    )
 
     @classmethod
     def of(cls, network: nn.Module, recipe: Recipe, *, precision: str = "fp32") -> Learner:
@@ -48,7 +50,9 @@ class Learner:
         """The network that is validated and kept: the average of the weights if there is one."""
         return self.ema.network if self.ema else self.network
 
-    def resume_state(self, best: dict[str, torch.Tensor] | None, best_accuracy: float) -> ResumeState:
+    def resume_state(
+        self, best: dict[str, torch.Tensor] | None, best_accuracy: float
+    ) -> ResumeState:
         """What a checkpoint stores beside the network's weights."""
         return ResumeState(
             self.optimizer.state_dict(),

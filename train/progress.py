@@ -10,7 +10,11 @@ from train.stages import Stage
 
 
 def progress_line(
-    stage: Stage, max_epochs: int, history: Sequence[Mapping[str, float]], best_epoch: int, best: float
+    stage: Stage,
+    max_epochs: int,
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    best: float,
 ) -> str:
     """The epoch's outcome, and how long the stage may still take.
 
@@ -24,7 +28,11 @@ def progress_line(
     row, epoch = history[-1], len(history)
     seconds = float(np.mean([entry["seconds"] for entry in history]))
     most = (max_epochs - epoch) * seconds
-    least = most if stage.patience is None else min(most, (best_epoch + stage.patience - epoch) * seconds)
+    least = (
+        most
+        if stage.patience is None
+        else min(most, (best_epoch + stage.patience - epoch) * seconds)
+    )
     left = clock(most) if least == most else f"{clock(least)} to {clock(most)}"
     return (
         f"{stage.name:<14} epoch {epoch:>3}/{max_epochs}  loss {row['train_loss']:.3f}  "

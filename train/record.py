@@ -43,7 +43,9 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
         OSError: the disk is full or the directory read-only. `path` is then as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             save(file)
@@ -96,7 +98,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise RunError(f"{path} is not valid JSON ({e}); move it away or start over with --fresh") from e
+        raise RunError(
+            f"{path} is not valid JSON ({e}); move it away or start over with --fresh"
+        ) from e
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
@@ -203,9 +207,13 @@ def locked(directory: Path) -> Iterator[None]:
             )
     # older versions of filelock have no fallback
     except NotImplementedError as e:
-        raise RunError(f"{directory} is on a file system without flock; choose another --out") from e
+        raise RunError(
+            f"{directory} is on a file system without flock; choose another --out"
+        ) from e
     except Timeout as e:
-        raise RunError(f"another run is using {directory}; wait for it, or choose another --out") from e
+        raise RunError(
+            f"another run is using {directory}; wait for it, or choose another --out"
+        ) from e
     except OSError as e:
         raise RunError(f"cannot write to {directory}: {e.strerror}; choose another --out") from e
     try:

@@ -54,7 +54,9 @@ NOT_COMPARED = ("amp",)
 PROBABILITIES_FILE = "probabilities.npz"
 
 
-def opened(directory: Path, data: Data, device: torch.device, settings: dict[str, object]) -> Results:
+def opened(
+    directory: Path, data: Data, device: torch.device, settings: dict[str, object]
+) -> Results:
     """Read the results of a run that is resumed, or begin new ones.
 
     Args:
@@ -100,14 +102,18 @@ def opened(directory: Path, data: Data, device: torch.device, settings: dict[str
 
 def _check_stages(path: Path, rows: object) -> None:
     """Raise RunError for a stage that this version does not have, before its row is read in this format."""
-    names = [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    names = (
+        [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    )
     if unknown := [name for name in names if name not in STAGES]:
         raise RunError(
             f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
         )
 
 
-def _check_settings(directory: Path, recorded: dict[str, object], settings: dict[str, object]) -> None:
+def _check_settings(
+    directory: Path, recorded: dict[str, object], settings: dict[str, object]
+) -> None:
     """Raise RunError for the first setting that differs from what the run's directory was trained with."""
     before = SETTINGS_ADDED | recorded
     for key, value in settings.items():
@@ -160,7 +166,9 @@ def _measured_network(
     network, checkpoint = trained(job)
     path = job.directory / "member.onnx"
     try:
-        parity = export_member(network, path, data.images["val"], data.labels["val"], size=data.size)
+        parity = export_member(
+            network, path, data.images["val"], data.labels["val"], size=data.size
+        )
     except ExportError as e:
         raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
     print(
@@ -186,7 +194,9 @@ def _measured_network(
         seconds_per_epoch=sum(seconds) / len(seconds),
         weights=facts.weights,
         precision=facts.settings.precision,
-        export=ExportCheck(max_abs=parity.max_abs, val_accuracy=parity.accuracy, slices=parity.slices),
+        export=ExportCheck(
+            max_abs=parity.max_abs, val_accuracy=parity.accuracy, slices=parity.slices
+        ),
     )
     return row, probabilities
 
@@ -194,7 +204,9 @@ def _measured_network(
 def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str, np.ndarray]]:
     """The row of an ensemble without its metrics, and its probabilities by split."""
     files = [np.load(member_of(job, name) / PROBABILITIES_FILE) for name in job.stage.members]
-    probabilities = {split: mean_probabilities([file[split] for file in files]) for split in ("train", "val")}
+    probabilities = {
+        split: mean_probabilities([file[split] for file in files]) for split in ("train", "val")
+    }
     rows = [_row(results, name, job.config.seed) for name in job.stage.members]
     row = StageResult(
         name=job.stage.name,
@@ -205,7 +217,8 @@ def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str
         best_epoch=None,
         seconds=sum(row.seconds for row in rows),
         seconds_per_epoch=sum(row.seconds_per_epoch for row in rows),
-        weights="; ".join(dict.fromkeys(row.weights for row in rows if row.weights != "none")) or "none",
+        weights="; ".join(dict.fromkeys(row.weights for row in rows if row.weights != "none"))
+        or "none",
     )
     return row, probabilities
 
@@ -229,7 +242,9 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
             logits = fit.evaluate(network.to(device), data.network_images("test"))
             probabilities["test"] = fit.probabilities(logits)
         else:
-            probabilities["test"] = mean_probabilities([np.load(member)["test"] for member in members])
+            probabilities["test"] = mean_probabilities(
+                [np.load(member)["test"] for member in members]
+            )
         _save_probabilities(job, probabilities)
         row.test = measure(probabilities["test"], data.labels["test"])
     if row.calibration is None or row.calibration.fitted_on != described(data):
@@ -265,7 +280,9 @@ def summary(rows: list[StageResult]) -> list[StageSummary]:
     summaries = []
     for name in dict.fromkeys(row.name for row in rows):
         of_stage = [row for row in rows if row.name == name]
-        splits = {split: {key: _mean_std(of_stage, split, key) for key in METRICS} for split in SPLITS}
+        splits = {
+            split: {key: _mean_std(of_stage, split, key) for key in METRICS} for split in SPLITS
+        }
         summaries.append(StageSummary(name, [row.seed for row in of_stage], **splits))
     return summaries
 

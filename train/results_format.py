@@ -200,7 +200,9 @@ class RobustnessEntry(CorruptionScores, RobustnessTask):
 
     @property
     def task(self) -> RobustnessTask:
-        return RobustnessTask(**{key: getattr(self, key) for key in RobustnessTask.__dataclass_fields__})
+        return RobustnessTask(
+            **{key: getattr(self, key) for key in RobustnessTask.__dataclass_fields__}
+        )
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,9 @@ def _measurement(
     """What there is to measure of a stage: its seed that is best on validation."""
     row = results.best_row(name)
     assert row is not None
-    files = {stage: _member(directory, stage, row.seed) for stage in STAGES[name].members or (name,)}
+    files = {
+        stage: _member(directory, stage, row.seed) for stage in STAGES[name].members or (name,)
+    }
     task = RobustnessTask(
         name=name,
         seed=row.seed,
@@ -205,7 +207,9 @@ class _Networks:
 
     def __init__(self, files: list[Path], data: Data, device: torch.device) -> None:
         """files: of every stage; a file that occurs more than once is shared."""
-        self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}
+        self.networks = {
+            file: _Network(file, data, device, shared=files.count(file) > 1) for file in files
+        }
 
     def mean_of(self, files: list[Path]) -> Callable[[np.ndarray], np.ndarray]:
         """The mean probability of some networks, as a function of uint8 (N, S, S)."""
@@ -231,7 +235,11 @@ class _Network:
         return self.answers[key]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
-        logits = self._logits_on_gpu(images) if self.device.type == "cuda" else self._logits_exported(images)
+        logits = (
+            self._logits_on_gpu(images)
+            if self.device.type == "cuda"
+            else self._logits_exported(images)
+        )
         return fit.probabilities(logits)
 
     def _logits_on_gpu(self, images: np.ndarray) -> np.ndarray:
@@ -275,8 +283,18 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Results are kept in RUN_DIR/robustness.json; python -m train.report shows them.",
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="directory of a data set, such as runs/organsmnist")
-    add("--data-dir", type=Path, metavar="DIR", help="where the data set is (default: medmnist's own folder)")
+    add(
+        "run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="directory of a data set, such as runs/organsmnist",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where the data set is (default: medmnist's own folder)",
+    )
     add("--split", choices=SPLITS, default="test", help="default: test")
     add("--stages", metavar="LIST", help="comma-separated names (default: every stage of the run)")
     add(
@@ -293,7 +311,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train.robustness: error: {e}", file=sys.stderr)
         return e.exit_code
     except OSError as e:
-        print(f"train.robustness: error: {e.strerror or e}: {e.filename or options.run_dir}", file=sys.stderr)
+        print(
+            f"train.robustness: error: {e.strerror or e}: {e.filename or options.run_dir}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(
@@ -330,7 +351,9 @@ def _measure(options: argparse.Namespace) -> str:
             device=device,
         )
     first = entries[0]
-    head = f"\n{data.flag}, {first.slices:,} of the {first.split_slices:,} slices of {options.split}"
+    head = (
+        f"\n{data.flag}, {first.slices:,} of the {first.split_slices:,} slices of {options.split}"
+    )
     last = "\nA smoke run: the figures above mean nothing." if results.smoke else ""
     return f"{head}\n{table(entries)}{last}"
 
@@ -340,7 +363,9 @@ def _chosen_names(options: argparse.Namespace, results: Results) -> list[str]:
     trained = list(dict.fromkeys(row.name for row in results.stages))
     names: list[str] = options.stages.split(",") if options.stages else trained
     if unknown := [name for name in trained if name not in STAGES]:
-        raise RunError(f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program")
+        raise RunError(
+            f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program"
+        )
     for name in names:
         if name not in trained:
             raise RunError(

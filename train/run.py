@@ -100,7 +100,10 @@ def run(options: TrainOptions) -> None:
     if checked.group.first:
         print(devices.device_line(checked.device, options.amp), flush=True)
     data = load_data(
-        options.dataset, size=options.size, directory=options.data_dir, resample_from=options.resample_from
+        options.dataset,
+        size=options.size,
+        directory=options.data_dir,
+        resample_from=options.resample_from,
     )
     if options.smoke:
         data = data.smoke()
@@ -199,7 +202,9 @@ def _train_in_group(checked: Plan, jobs: list[Job], data: Data) -> None:
     parallel.leave(checked.group)
 
 
-def _train_all(jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str) -> None:
+def _train_all(
+    jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str
+) -> None:
     """Train the jobs with a network: each by all processes together, or each by one process."""
     jobs = [job for job in jobs if job.stage.network]
     if share == "batches":
@@ -207,20 +212,30 @@ def _train_all(jobs: list[Job], data: Data, device: torch.device, group: paralle
             fit.fit(job.stage, data, job.config, device, job.directory, say=_say, group=group)
         return
     # the most expensive networks first, dealt out in turn
-    order = sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name)) if group.size > 1 else jobs
+    order = (
+        sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name))
+        if group.size > 1
+        else jobs
+    )
     for job in order[group.rank :: group.size]:
         fit.fit(job.stage, data, job.config, device, job.directory, say=_say)
     group.wait()
 
 
-def _measure_robustness(directory: Path, data: Data, results: Results, device: torch.device) -> None:
+def _measure_robustness(
+    directory: Path, data: Data, results: Results, device: torch.device
+) -> None:
     """Measure the stages marked for it that were trained; python -m train.robustness does any stage and all slices."""
     names = [stage.name for stage in STAGES.values() if stage.robustness]
     slices = SMOKE_CORRUPTED if results.smoke else CORRUPTED
-    measure_robustness(directory, data, results, names, slices=slices, device=device, say=lambda line: None)
+    measure_robustness(
+        directory, data, results, names, slices=slices, device=device, say=lambda line: None
+    )
 
 
-def _bundles(directory: Path, data: Data, results: Results, seeds: int, precisions: Sequence[str]) -> Path:
+def _bundles(
+    directory: Path, data: Data, results: Results, seeds: int, precisions: Sequence[str]
+) -> Path:
     """Write the bundle of the run, and return its directory.
 
     It holds the last measured stage of the ladder. Averages before that stage get a bundle each, `bundle-NAME`.
@@ -271,7 +286,11 @@ def _bundle(
 
 
 def _training_record(
-    row: StageResult, members: list[Trained], data: Data, results: Results, precisions: Sequence[str]
+    row: StageResult,
+    members: list[Trained],
+    data: Data,
+    results: Results,
+    precisions: Sequence[str],
 ) -> dict[str, Any]:
     """What the manifest tells of a stage's training."""
     training: dict[str, Any] = {
@@ -307,7 +326,9 @@ def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
         metrics["test"]["ece_calibrated"] = row.calibration.test_ece
     entry = next((entry for entry in results.summary if entry.name == row.name), None)
     if entry:
-        spread = {s: {key: to_json(entry.on(s)[key]) for key in MANIFEST_METRICS} for s in ("val", "test")}
+        spread = {
+            s: {key: to_json(entry.on(s)[key]) for key in MANIFEST_METRICS} for s in ("val", "test")
+        }
         metrics["seeds"] = {"count": len(entry.seeds)} | spread
     return metrics
 

@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 Slices = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16]
 
 def pack(
-    images: Slices | Sequence[NDArray[np.uint8]] | Sequence[NDArray[np.uint16]] | Sequence[NDArray[np.int16]],
+    images: Slices
+    | Sequence[NDArray[np.uint8]]
+    | Sequence[NDArray[np.uint16]]
+    | Sequence[NDArray[np.int16]],
     size: int = 28,
     *,
     mean: float = 0.5,

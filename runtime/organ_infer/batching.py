@@ -118,7 +118,9 @@ def read_batches(
         return
     builder = _BatchBuilder(batch_size, spec)
     for i, path in enumerate(names):
-        contents = [(path, packed[i])] if done and done[i] else _read_file(path, load, prepare, stopped)
+        contents = (
+            [(path, packed[i])] if done and done[i] else _read_file(path, load, prepare, stopped)
+        )
         for name, content in contents:
             if builder.full:
                 yield builder.build(last=False)
@@ -159,7 +161,9 @@ def _read_file(
         yield path, str(e)
 
 
-def pack_slices(slices: Sequence[NDArray[Any]], spec: Input, out: NDArray[np.float32]) -> NDArray[np.float32]:
+def pack_slices(
+    slices: Sequence[NDArray[Any]], spec: Input, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Resample and normalize slices into `out`.
 
     Args:
@@ -196,7 +200,9 @@ class _Prefetcher:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def _batches(self, paths: Sequence[Path], size: int, read: ReadChunk) -> Generator[Batch, None, None]:
+    def _batches(
+        self, paths: Sequence[Path], size: int, read: ReadChunk
+    ) -> Generator[Batch, None, None]:
         taken = 0
         for chunk in path_chunks(paths, size):
             # `read` returned early: do not begin the next chunk

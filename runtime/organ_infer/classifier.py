@@ -187,7 +187,9 @@ class OrganClassifier:
             DeviceError: If a network fails.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
-            raise InputError(f"paths: expected a sequence of paths, found one ({paths!r}); pass [path]")
+            raise InputError(
+                f"paths: expected a sequence of paths, found one ({paths!r}); pass [path]"
+            )
         _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
         _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
         return self._predict_paths(paths, Limits(pixel_limit, file_limit))
@@ -208,7 +210,9 @@ class OrganClassifier:
         if isinstance(paths, Sequence):
             batches = read_ahead(paths, self._batch_size, read)
         else:
-            batches = (batch for chunk in path_chunks(paths, self._batch_size) for batch in read(chunk))
+            batches = (
+                batch for chunk in path_chunks(paths, self._batch_size) for batch in read(chunk)
+            )
         with closing(batches):
             for batch in batches:
                 yield from self._results(batch)
@@ -252,12 +256,17 @@ class OrganClassifier:
         for dtype in dtypes:
             indices = [i for i, pixels in enumerate(slices) if pixels.dtype == dtype]
             packed[indices] = pack_slices(
-                [slices[i] for i in indices], spec, np.empty((len(indices), *packed.shape[1:]), np.float32)
+                [slices[i] for i in indices],
+                spec,
+                np.empty((len(indices), *packed.shape[1:]), np.float32),
             )
         return packed
 
     def _predictions(
-        self, packed: NDArray[np.float32], paths: Sequence[str | None], warnings: Sequence[tuple[str, ...]]
+        self,
+        packed: NDArray[np.float32],
+        paths: Sequence[str | None],
+        warnings: Sequence[tuple[str, ...]],
     ) -> list[Prediction]:
         """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
         rows = self._probabilities(packed)
@@ -267,7 +276,9 @@ class OrganClassifier:
         for column, organ in zip(rows.T, self._organ_of, strict=True):
             merged[:, organ] += column
         organs = merged.argmax(axis=1)
-        organ_probabilities = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)
+        organ_probabilities = np.minimum(
+            merged[np.arange(len(rows)), organs].astype(np.float32), 1.0
+        )
         columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, organ_probabilities)
         return [
             Prediction(

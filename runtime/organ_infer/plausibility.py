@@ -34,7 +34,9 @@ def shape_warnings(height: int, width: int) -> tuple[str, ...]:
     """
     if min(height, width) < WHOLE_SLICE_SIDE:
         return ()
-    return (f"implausible: {width} x {height} pixels; likely a whole slice, crop it around one organ",)
+    return (
+        f"implausible: {width} x {height} pixels; likely a whole slice, crop it around one organ",
+    )
 
 
 def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:
@@ -50,7 +52,9 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
     span = (pixels.max(axis=1) - pixels.min(axis=1)) * spec.std
     clipped = _count_true(black | (pixels >= high)) / pixels.shape[1]
     black_border = _count_true(black.take(border, axis=1)) / len(border)
-    implausible = (span < MIN_SPAN) | (clipped >= CLIPPED_LIMIT) | (black_border >= BLACK_BORDER_LIMIT)
+    implausible = (
+        (span < MIN_SPAN) | (clipped >= CLIPPED_LIMIT) | (black_border >= BLACK_BORDER_LIMIT)
+    )
     if not implausible.any():
         return [()] * len(packed)
     warnings: list[tuple[str, ...]] = [()] * len(packed)
@@ -58,9 +62,7 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
         if span[i] < MIN_SPAN:
             reason = f"pixels span {span[i]:.0%} of black to white; likely a constant image or a wrong window"
         elif clipped[i] >= CLIPPED_LIMIT:
-            reason = (
-                f"{clipped[i]:.0%} of the pixels are black or white; likely a wrong window or no CT slice"
-            )
+            reason = f"{clipped[i]:.0%} of the pixels are black or white; likely a wrong window or no CT slice"
         else:
             reason = "black border; likely a whole slice, crop it around one organ"
         warnings[i] = (f"implausible: {reason}",)

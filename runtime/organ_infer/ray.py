@@ -41,7 +41,16 @@ RETRIES = 10
 # rows per output file, about
 FILE_ROWS = 1 << 16
 USAGE_VARIABLE = "RAY_USAGE_STATS_ENABLED"
-COLUMNS = ("path", "label", "index", "probability", "organ", "organ_probability", "warnings", "error")
+COLUMNS = (
+    "path",
+    "label",
+    "index",
+    "probability",
+    "organ",
+    "organ_probability",
+    "warnings",
+    "error",
+)
 
 
 class ClassifyBatch:
@@ -65,7 +74,12 @@ class ClassifyBatch:
     """
 
     def __init__(
-        self, bundle: StrPath | None = None, *, base: StrPath = "", device: str = "cpu", **options: Any
+        self,
+        bundle: StrPath | None = None,
+        *,
+        base: StrPath = "",
+        device: str = "cpu",
+        **options: Any,
     ) -> None:
         self._base = base
         self._classifier = OrganClassifier(bundle, device=device, **options)
@@ -184,7 +198,11 @@ def classify(
 def _check_arguments(workers: Any, format: Any, num_cpus: Any, num_gpus: Any) -> None:
     if format not in _WRITERS:
         raise InputError(f"format: expected one of {', '.join(_WRITERS)}, found {format!r}")
-    for name, value, least in ("workers", workers, 1), ("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0):
+    for name, value, least in (
+        ("workers", workers, 1),
+        ("num_cpus", num_cpus, 0),
+        ("num_gpus", num_gpus, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
             raise InputError(f"{name}: expected a number of at least {least}, found {value!r}")
     if not isinstance(workers, int):
@@ -329,7 +347,9 @@ def _ray() -> ModuleType:
     try:
         importlib.import_module("ray.data")
     except ImportError as e:
-        raise OrganInferError(f"ray cannot be loaded ({one_line(e)}); pip install 'organ-infer[ray]'") from e
+        raise OrganInferError(
+            f"ray cannot be loaded ({one_line(e)}); pip install 'organ-infer[ray]'"
+        ) from e
     return importlib.import_module("ray")
 
 

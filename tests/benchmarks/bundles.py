@@ -51,7 +51,9 @@ def write_ensemble(directory: Path) -> Ensemble:
 
     random = np.random.default_rng(5)
     images = random.integers(0, 256, (256, 28, 28), dtype=np.uint8)
-    networks = {stage: random_network(STAGES[stage].network) for stage in STAGES["ensemble"].members}
+    networks = {
+        stage: random_network(STAGES[stage].network) for stage in STAGES["ensemble"].members
+    }
     graphs = {stage: to_onnx(network, 28) for stage, network in networks.items()}
     for stage, graph in graphs.items():
         onnx.save(graph, directory / f"{stage}.onnx")
@@ -103,7 +105,9 @@ def chosen_precision(manifest: Manifest, device: str) -> str:
 def precisions(manifest: Manifest, device: str) -> list[str]:
     """The precisions to benchmark on `device`: the one the bundle chooses, then float32 if it has all of it."""
     found = [chosen_precision(manifest, device)]
-    if "fp32" not in found and all(_in_precision(entry, "fp32") for entry in manifest.variants("cpu")):
+    if "fp32" not in found and all(
+        _in_precision(entry, "fp32") for entry in manifest.variants("cpu")
+    ):
         found.append("fp32")
     return found
 

@@ -122,7 +122,10 @@ def compare(
         statistics.median(seconds[warmup_rounds : warmup_rounds + rounds]),
     )
     benchmark.extra_info.update(
-        baseline=against, baseline_seconds=medians.baseline, ratio=medians.ratio, speedup=medians.speedup
+        baseline=against,
+        baseline_seconds=medians.baseline,
+        ratio=medians.ratio,
+        speedup=medians.speedup,
     )
     print(
         f"\n{group}: {benchmark.name} {duration(medians.target)}, {against} {duration(medians.baseline)},"

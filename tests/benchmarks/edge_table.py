@@ -29,7 +29,12 @@ def contestants(run):
         classes = len(bundle.manifest.task.classes)
         for entry, data in bundle.graphs:
             session = Session(
-                data, output=entry.output, classes=classes, where=entry.file, device="cpu", threads=threads
+                data,
+                output=entry.output,
+                classes=classes,
+                where=entry.file,
+                device="cpu",
+                threads=threads,
             )
             found[entry.stage] = (entry.bytes, entry.precision, session.run)
         if len(bundle.graphs) > 1:
@@ -49,9 +54,13 @@ def main(run):
     slices = np.random.default_rng(0).random((max(BATCHES), 1, size, size), np.float32) * 2 - 1
     took = {}
     for batch, (calls, turns) in BATCHES.items():
-        runs = [lambda answer=answer, x=slices[:batch]: answer(x) for _, _, answer in found.values()]
+        runs = [
+            lambda answer=answer, x=slices[:batch]: answer(x) for _, _, answer in found.values()
+        ]
         took[batch] = medians(runs, [calls] * len(runs), turns, rest=0.02)
-    print("| network | test accuracy | AUC | ECE | corrupted | MB | precision | us a slice at 1 | at 256 |")
+    print(
+        "| network | test accuracy | AUC | ECE | corrupted | MB | precision | us a slice at 1 | at 256 |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for i, (name, (size, precision, _)) in enumerate(found.items()):
         test, known = rows[name]["test"], corrupted.get(name)

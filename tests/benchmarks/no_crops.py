@@ -36,7 +36,10 @@ def crops(photographs, least, most, count=600):
     """Squares of so many pixels a side, somewhere in a photograph."""
     found = []
     for _ in range(count):
-        photograph, side = photographs[RNG.integers(len(photographs))], int(RNG.integers(least, most))
+        photograph, side = (
+            photographs[RNG.integers(len(photographs))],
+            int(RNG.integers(least, most)),
+        )
         y, x = (int(RNG.integers(0, length - side + 1)) for length in photograph.shape)
         found.append(made(np.ascontiguousarray(photograph[y : y + side, x : x + side])))
     return np.array(found)
@@ -44,7 +47,9 @@ def crops(photographs, least, most, count=600):
 
 def kinds(slices):
     """name -> uint8 (N, 28, 28), made of photographs, of noise, and of validation slices."""
-    photographs = [np.asarray(Image.fromarray(image).convert("L")) for image in load_sample_images().images]
+    photographs = [
+        np.asarray(Image.fromarray(image).convert("L")) for image in load_sample_images().images
+    ]
     far = slices.astype(float) - 128
     small = np.zeros_like(slices)
     for i, image in enumerate(slices):
@@ -73,7 +78,9 @@ def distance_to(values, labels):
     inverse = np.linalg.inv(spread + 1e-5 * np.trace(spread) / len(spread) * np.eye(len(spread)))
 
     def distance(others):
-        return np.min([np.einsum("ni,ij,nj->n", d, inverse, d) for d in (others - m for m in means)], axis=0)
+        return np.min(
+            [np.einsum("ni,ij,nj->n", d, inverse, d) for d in (others - m for m in means)], axis=0
+        )
 
     return distance
 
@@ -81,16 +88,24 @@ def distance_to(values, labels):
 def main(file):
     model = onnx.load(packaged_bundle() / "edge.onnx")
     before_last = model.graph.node[-1].input[0]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(before_last, onnx.TensorProto.FLOAT, None))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info(before_last, onnx.TensorProto.FLOAT, None)
+    )
     session = open_session(model.SerializeToString())
 
     def answers(images):
         packed = pack(np.ascontiguousarray(images), 28)
         parts = [session.run(["logits", before_last], {"images": packed[i : i + 256]}) for i in range(0, len(packed), 256)]  # fmt: skip
-        return tuple(np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
+        return tuple(
+            np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True)
+        )
 
     with np.load(file) as arrays:
-        train, labels, val = arrays["train_images"], arrays["train_labels"][:, 0], arrays["val_images"]
+        train, labels, val = (
+            arrays["train_images"],
+            arrays["train_labels"][:, 0],
+            arrays["val_images"],
+        )
     logits, features = answers(train)
     by_logits, by_features = distance_to(logits, labels), distance_to(features, labels)
     scores = {
@@ -105,7 +120,9 @@ def main(file):
     with OrganClassifier(device="cpu") as classifier:
         for kind, images in kinds(val[RNG.choice(len(val), SOME, replace=False)]).items():
             found = answers(images)
-            warned = np.mean([bool(p.warnings) for p in classifier.predict(np.ascontiguousarray(images))])
+            warned = np.mean(
+                [bool(p.warnings) for p in classifier.predict(np.ascontiguousarray(images))]
+            )
             cells = [(score(*found) > thresholds[name]).mean() for name, score in scores.items()]
             print(f"| {kind} | {' | '.join(f'{cell:.0%}' for cell in [*cells, warned])} |")
 

@@ -46,7 +46,9 @@ def main(file, split="val", bundle=None):
     for least in (0.5, 0.8, 0.9, 0.95):
         sure = found.max(1) >= least
         right = (found[sure].argmax(1) == labels[sure]).mean()
-        print(f"--min-probability {least}: {1 - sure.mean():.1%} uncertain, {right:.4f} of the rest right")
+        print(
+            f"--min-probability {least}: {1 - sure.mean():.1%} uncertain, {right:.4f} of the rest right"
+        )
     compare_forms(plain, Path(bundle or packaged_bundle()), images, rows["as it is"])
     runs = [lambda c=c: c.predict_proba(images[:2048]) for c in (plain, shifted)]
     alone, five = medians(runs, [1, 1], 7, rest=0.05)
@@ -64,7 +66,10 @@ def compare_forms(classifier, bundle, images, found):
     how = classifier.manifest.input
     session = open_session((bundle / exact.file).read_bytes())
     packed = pack(images, how.size, mean=how.mean, std=how.std)
-    logits = [session.run(["logits"], {"images": packed[i : i + 256]})[0] for i in range(0, len(packed), 256)]
+    logits = [
+        session.run(["logits"], {"images": packed[i : i + 256]})[0]
+        for i in range(0, len(packed), 256)
+    ]
     wanted = mean_softmax([np.concatenate(logits)], classifier.manifest.temperature)
     apart = np.abs(wanted - found).max(1)
     labels = (wanted.argmax(1) != found.argmax(1)).sum()

@@ -51,7 +51,9 @@ def opened(
 ) -> Callable[[Any], Any]:
     """A session set as organ_infer sets its own but for what is asked; called with a batch."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = (0, 0) if shared_pool else (threads, 1)
+    options.intra_op_num_threads, options.inter_op_num_threads = (
+        (0, 0) if shared_pool else (threads, 1)
+    )
     options.enable_cpu_mem_arena = arena or shared_arena
     options.enable_mem_pattern = patterns
     options.use_per_session_threads = not shared_pool
@@ -96,7 +98,10 @@ def network(seed: int, first: int, second: int, hidden: int) -> bytes:
         "random",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, 28, 28])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 11])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+        [
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in weights.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     data: bytes = model.SerializeToString()
@@ -108,7 +113,9 @@ def four_networks() -> list[bytes]:
     return [network(seed, *size) for seed, size in enumerate(sizes)]
 
 
-def race(contestants: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, tuple[float, float]]:
+def race(
+    contestants: Mapping[str, Callable[[], object]], seconds: float
+) -> dict[str, tuple[float, float]]:
     """Name -> median seconds a call, and processors kept busy meanwhile, the contestants in turn."""
     calls = {}
     for name, work in contestants.items():
@@ -150,7 +157,10 @@ def threads(graph: bytes, seconds: float) -> None:
     for size in (1, 2, 4, 8, 16, 64, 256):
         batch = batch_of(size)
         found = race(
-            {str(count): lambda run=run, batch=batch: run(batch) for count, run in sessions.items()},
+            {
+                str(count): lambda run=run, batch=batch: run(batch)
+                for count, run in sessions.items()
+            },
             seconds / 7,
         )
         medians = [found[str(count)] for count in counts]
@@ -170,7 +180,8 @@ def spinning(graph: bytes, seconds: float) -> None:
     for size in (1, 16, 64, 256):
         batch = batch_of(size)
         found = race(
-            {kind: lambda run=run, batch=batch: run(batch) for kind, run in sessions.items()}, seconds / 8
+            {kind: lambda run=run, batch=batch: run(batch) for kind, run in sessions.items()},
+            seconds / 8,
         )
         row(size, *(f"{found[kind][0] * 1e6:.0f} ({found[kind][1]:.2f})" for kind in kinds))
     counts = sorted({1, CORES})
@@ -218,7 +229,9 @@ def batches(bundle: Path, seconds: float) -> None:
     slices = RNG.integers(0, 256, (1024, 28, 28), np.uint8)
     sizes = (16, 32, 64, 128, 256, 512, 1024)
     classifiers = {size: OrganClassifier(bundle, device="cpu", batch_size=size) for size in sizes}
-    runs: list[Callable[[Any], Any]] = [opened(graph, CORES) for _, graph in open_bundle(bundle).graphs]
+    runs: list[Callable[[Any], Any]] = [
+        opened(graph, CORES) for _, graph in open_bundle(bundle).graphs
+    ]
     packed = batch_of(1024)
 
     def networks(size: int) -> None:
@@ -228,7 +241,10 @@ def batches(bundle: Path, seconds: float) -> None:
 
     alone = race({str(size): lambda size=size: networks(size) for size in sizes}, seconds / 2)
     whole = race(
-        {str(size): lambda c=classifier: c.predict_proba(slices) for size, classifier in classifiers.items()},
+        {
+            str(size): lambda c=classifier: c.predict_proba(slices)
+            for size, classifier in classifiers.items()
+        },
         seconds / 2,
     )
     head("batch", "network, slices/s", "predict_proba, slices/s")
@@ -260,7 +276,10 @@ def forms(graphs: str, bundle: Path, seconds: float) -> None:
             turns[name].append(in_process(name, graphs, bundle, "--seconds", each))
     head(f"{graphs}, batch", *(f"{name}, us" for name in names))
     for i, size in enumerate(SIZES):
-        row(size, *(f"{statistics.median(turn[i] for turn in turns[name]) * 1e6:.0f}" for name in names))
+        row(
+            size,
+            *(f"{statistics.median(turn[i] for turn in turns[name]) * 1e6:.0f}" for name in names),
+        )
 
 
 def memory(bundle: Path) -> None:
@@ -268,13 +287,25 @@ def memory(bundle: Path) -> None:
     for graphs, names in (("bundle", OF_ONE), ("four", list(FORMS))):
         head(graphs, *names)
         for most in (64, 512):
-            found = [in_process(name, graphs, bundle, "--seconds", 0, "--most", most) for name in names]
+            found = [
+                in_process(name, graphs, bundle, "--seconds", 0, "--most", most) for name in names
+            ]
             row(f"MiB after batches of 1 to {most}", *(f"{taken[0]:.0f}" for taken in found))
         row("threads", *(f"{taken[1]:.0f}" for taken in found))
 
 
 def in_process(name: str, graphs: str, bundle: Path, *more: object) -> list[float]:
-    command = [sys.executable, __file__, "--bundle", bundle, "--form", name, "--graphs", graphs, *more]
+    command = [
+        sys.executable,
+        __file__,
+        "--bundle",
+        bundle,
+        "--form",
+        name,
+        "--graphs",
+        graphs,
+        *more,
+    ]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, check=True)
     found: list[float] = json.loads(done.stdout)
     return found
@@ -287,7 +318,9 @@ def in_child(form: str, graphs: list[bytes], seconds: float, most: int) -> list[
     if how.get("shared_pool"):
         ort.set_global_thread_pool_sizes(CORES, 1)
     if how.get("shared_arena"):
-        info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        info = ort.OrtMemoryInfo(
+            "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+        )
         ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, 1, -1, -1))
     at_once = form == "side by side"
     runs = [opened(graph, 1 if at_once else CORES, **how) for graph in graphs]
@@ -298,10 +331,14 @@ def in_child(form: str, graphs: list[bytes], seconds: float, most: int) -> list[
 
     if seconds:
         given = [batch_of(size) for size in SIZES]
-        return [race({form: lambda batch=batch: all_of(batch)}, seconds)[form][0] for batch in given]
+        return [
+            race({form: lambda batch=batch: all_of(batch)}, seconds)[form][0] for batch in given
+        ]
     for size in RNG.integers(1, most + 1, 5000 // most + 15):
         all_of(batch_of(int(size)))
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    resident = (
+        int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
     return [resident, len(os.listdir("/proc/self/task"))]
 
 

@@ -17,9 +17,9 @@ from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 from organ_infer.engine.cpu_count import usable_processors
 from organ_infer.images.registry import open_slices
-from tests.at_hand import DATA
 from tests.benchmarks.comparison import compare
 from tests.conftest import ROOT, child_environment, needs_default
+from tests.support.data_files import DATA
 
 COUNT = 8827
 ROUNDS = 7
@@ -42,7 +42,10 @@ def files(tmp_path_factory):
     else:
         steps = np.random.default_rng(0).integers(-9, 10, (COUNT, 28, 28))
         slices = (steps.cumsum(1).cumsum(2) % 256).astype(np.uint8)
-    folder, array = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("array") / "slices.npy"
+    folder, array = (
+        tmp_path_factory.mktemp("files"),
+        tmp_path_factory.mktemp("array") / "slices.npy",
+    )
     np.save(array, slices)
     paths = [str(folder / f"{i:05}.png") for i in range(len(slices))]
     for pixels, path in zip(slices, paths, strict=True):
@@ -58,7 +61,9 @@ def python(tmp_path_factory):
 
     def run(*arguments, output=subprocess.DEVNULL):
         command = [sys.executable, "-c", *map(str, arguments)]
-        subprocess.run(command, check=True, stdout=output, stderr=subprocess.DEVNULL, env=environment)
+        subprocess.run(
+            command, check=True, stdout=output, stderr=subprocess.DEVNULL, env=environment
+        )
 
     return run
 
@@ -98,7 +103,9 @@ AGAINST_SCRIPT = f"{COUNT:,} PNG files against a plain script with PyTorch, star
 @needs_default
 def test_arrays(benchmark, runs):
     """The same slices in one array."""
-    compare(benchmark, runs["arrays"], runs["text"], group=AGAINST_ARRAYS, against="text", rounds=ROUNDS)
+    compare(
+        benchmark, runs["arrays"], runs["text"], group=AGAINST_ARRAYS, against="text", rounds=ROUNDS
+    )
 
 
 @needs_default
@@ -106,7 +113,12 @@ def test_arrays(benchmark, runs):
 def test_files_take_at_most_a_quarter_longer_than_arrays(benchmark, runs, given):
     """Only text is held to the limit; the others are shown beside it."""
     medians = compare(
-        benchmark, runs[given], runs["arrays"], group=AGAINST_ARRAYS, against="arrays", rounds=ROUNDS
+        benchmark,
+        runs[given],
+        runs["arrays"],
+        group=AGAINST_ARRAYS,
+        against="arrays",
+        rounds=ROUNDS,
     )
     assert given != "text" or medians.ratio <= 1.25
 
@@ -194,7 +206,9 @@ def readers(files):
     return {
         "pillow": lambda: pack([np.asarray(Image.open(path)) for path in paths]),
         # Opens each file twice and verifies it.
-        "open-slices": lambda: pack([read().pixels for path in paths for _, read in open_slices(path)]),
+        "open-slices": lambda: pack(
+            [read().pixels for path in paths for _, read in open_slices(path)]
+        ),
         "c-two-threads": lambda: in_c(2),
         "c-one-thread": lambda: in_c(1),
     }
@@ -249,6 +263,11 @@ STARTS = {
 def test_starting(benchmark, starts, name):
     against, limit = STARTS[name]
     medians = compare(
-        benchmark, starts[name], starts[against], group="start to exit", against=against, rounds=3 * ROUNDS
+        benchmark,
+        starts[name],
+        starts[against],
+        group="start to exit",
+        against=against,
+        rounds=3 * ROUNDS,
     )
     assert limit is None or medians.ratio <= limit

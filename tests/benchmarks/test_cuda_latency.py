@@ -57,10 +57,14 @@ def model(request):
         pytest.skip(refusal)
     case = CASES[request.param]
     # float32 is the last of a bundle's precisions on the CPU, if it has it.
-    exact = [other for other in CASES.values() if (other.device, other.bundle) == ("cpu", case.bundle)][-1]
+    exact = [
+        other for other in CASES.values() if (other.device, other.bundle) == ("cpu", case.bundle)
+    ][-1]
     bundle = bundle_of(case, request)
     with (
-        OrganClassifier(bundle_of(exact, request), device="cpu", batch_size=BATCHES[-1]) as reference,
+        OrganClassifier(
+            bundle_of(exact, request), device="cpu", batch_size=BATCHES[-1]
+        ) as reference,
         OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1]) as graphs,
         OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1], cuda_graphs=False) as plain,
     ):
@@ -77,7 +81,10 @@ def model(request):
 @pytest.mark.parametrize("name", ["plain-run", "cuda-graph"])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(
-    "model", [key for key, case in CASES.items() if case.device == "cuda"], indirect=True, scope="module"
+    "model",
+    [key for key, case in CASES.items() if case.device == "cuda"],
+    indirect=True,
+    scope="module",
 )
 def test_cuda(benchmark, model, images, batch, name):  # noqa: F811
     case, slices = model.case, images[:batch]

@@ -29,7 +29,11 @@ def eager(slices):
     from train.networks import make_network
 
     torch.set_num_threads(usable_processors())
-    network = make_network("edge", classes=11, size=28, seed=1).eval().to(memory_format=torch.channels_last)
+    network = (
+        make_network("edge", classes=11, size=28, seed=1)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
 
     @torch.inference_mode()
     def run():
@@ -51,7 +55,10 @@ def record(benchmark, count):
     if benchmark.enabled:
         rate = count / benchmark.stats.stats.median
         benchmark.extra_info.update(slices_per_second=rate)
-        print(f"\n{benchmark.name}: {rate:,.0f} slices per second, {usable_processors()} threads", end="")
+        print(
+            f"\n{benchmark.name}: {rate:,.0f} slices per second, {usable_processors()} threads",
+            end="",
+        )
 
 
 def test_pytorch_eager(benchmark, classifier, slices, eager):

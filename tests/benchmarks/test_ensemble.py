@@ -68,7 +68,9 @@ def contestants(random_ensemble, bundles):  # noqa: F811
     graphs = random_ensemble.graphs
 
     def session(graph):
-        return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            graph.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
 
     def softmax(z):
         e = np.exp(z - z.max(1, keepdims=True))
@@ -126,7 +128,11 @@ def test_ensemble(benchmark, contestants, expected, batch, name):
     }
     against, limit = LIMITS.get((batch, name), (COUNTERPARTS[name], 0))
     medians = compare(
-        benchmark, lambda: run(images), lambda: contestants[against](images), against=against, **options
+        benchmark,
+        lambda: run(images),
+        lambda: contestants[against](images),
+        against=against,
+        **options,
     )
     assert medians.speedup >= limit
 
@@ -134,7 +140,15 @@ def test_ensemble(benchmark, contestants, expected, batch, name):
 @pytest.fixture
 def start(bundles):
     """Runs the command on one image, with the cache in the directory that is given, or without."""
-    command = [sys.executable, "-m", "organ_infer", "--device", "cpu", "--bundle", str(bundles["fp32"])]
+    command = [
+        sys.executable,
+        "-m",
+        "organ_infer",
+        "--device",
+        "cpu",
+        "--bundle",
+        str(bundles["fp32"]),
+    ]
     picture = str(ROOT / "examples" / "liver-1.png")
 
     def run(cache):
@@ -155,6 +169,8 @@ def test_a_process_optimizes_the_ensemble_at_load(benchmark, start, tmp_path):
 def test_a_process_opens_the_cached_ensemble_faster(benchmark, start, tmp_path):
     # Creates the entry.
     start(tmp_path)
-    medians = compare(benchmark, lambda: start(tmp_path), lambda: start(""), against="no cache", **START)
+    medians = compare(
+        benchmark, lambda: start(tmp_path), lambda: start(""), against="no cache", **START
+    )
     # The aim was 3.
     assert medians.speedup >= 2.5

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tests.at_hand import DATA, needs_organamnist
 from tests.benchmarks.comparison import compare
+from tests.support.data_files import DATA, needs_organamnist
 from train import fit
 from train.config import TrainConfig
 from train.data import load_data
@@ -112,6 +112,8 @@ def test_an_epoch_of_the_study(benchmark, our_epoch, study_epoch, workers):
 @needs_organamnist
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_is_three_times_as_fast_as_the_studys(benchmark, our_epoch, study_epoch, workers):
-    medians = compare(benchmark, our_epoch, study_epoch, against="the study's way", **options(workers))
+    medians = compare(
+        benchmark, our_epoch, study_epoch, against="the study's way", **options(workers)
+    )
     record(benchmark)
     assert medians.speedup >= AT_LEAST

@@ -56,7 +56,9 @@ class Case:
 
 def cases(device: str) -> Iterator[Case]:
     """What is benchmarked on a device, known from the manifests alone."""
-    packaged = precisions(read_manifest(packaged_bundle()), device) if DEFAULT.exists() else ["fp32"]
+    packaged = (
+        precisions(read_manifest(packaged_bundle()), device) if DEFAULT.exists() else ["fp32"]
+    )
     yield from (Case(device, "packaged", precision) for precision in packaged)
     yield from (Case(device, "ensemble", precision) for precision in ENSEMBLE_PRECISIONS[device])
     if NAMED:
@@ -84,7 +86,9 @@ def device_name(device: str) -> str:
     if device == "cuda":
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.splitlines()[0]
         except (OSError, subprocess.CalledProcessError, IndexError):
             return "unknown GPU"
     try:

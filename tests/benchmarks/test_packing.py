@@ -155,7 +155,9 @@ def contestants(comparisons):
     return pytest.mark.parametrize(
         ("name", "level", "contestant"),
         [
-            pytest.param(name, level, contestant, id=f"{re.sub(r'[ ,]+', '_', name)}-{level}-{contestant}")
+            pytest.param(
+                name, level, contestant, id=f"{re.sub(r'[ ,]+', '_', name)}-{level}-{contestant}"
+            )
             for name, comparison in comparisons.items()
             for level in comparison.levels()
             for contestant in ("baseline", "pack")

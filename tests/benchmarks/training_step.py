@@ -63,7 +63,9 @@ def stepper(network, device, *, channels_last, bf16, compiled=False):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--compile", action="store_true", help="also torch.compile (minutes on a CPU)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile (minutes on a CPU)"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     print(f"{'network':<16}{'way':<48}{'ms a step':>10}{'times as fast':>15}")

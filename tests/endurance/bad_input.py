@@ -3,7 +3,7 @@
 Prints a Markdown table: how many cases, how many were refused with a reason, how many accepted as what they are, how many
 crashed (anything but ImageError, InputError, BundleError or a usage error of one line, or the end of the process), and how
 many were silently wrong (other pixels than those of the sound file, and no error). Ends in 1 where one of the last two is not
-0. Each row runs in a process of its own. ORGAN_DATA_DIR names the directory of PngSuite's (tests/at_hand.py).
+0. Each row runs in a process of its own. ORGAN_DATA_DIR names the directory of PngSuite's (tests/support/data_files.py).
 """
 
 import argparse
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np  # noqa: E402
-from at_hand import DATA  # noqa: E402
-from bombs import bombs  # noqa: E402
-from damage import answer, checked, cuts, edits, flips, outcome, unchecked  # noqa: E402
-from png_files import KINDS, mended, random_png, reference_gray  # noqa: E402
+from support.bombs import bombs  # noqa: E402
+from support.damaged_files import answer, checked, cuts, edits, flips, outcome, unchecked  # noqa: E402
+from support.data_files import DATA  # noqa: E402
+from support.png_files import KINDS, mended, random_png, reference_gray  # noqa: E402
 
 CORPUS = ROOT / "tests" / "corpus" / "images"
 EXAMPLES = sorted((ROOT / "examples").glob("*.png"))
@@ -39,7 +39,9 @@ HOURS = 2
 Outcomes = Iterable[str]
 
 
-def damaged(files: dict[str, bytes], ways: Iterable[Callable[[bytes], Iterator[bytes]]]) -> Outcomes:
+def damaged(
+    files: dict[str, bytes], ways: Iterable[Callable[[bytes], Iterator[bytes]]]
+) -> Outcomes:
     for data in files.values():
         expected = answer(data)
         for way in ways:
@@ -152,7 +154,12 @@ def no_files() -> Outcomes:
         folder = Path(name)
         os.mkfifo(folder / "pipe.png")
         server.bind(str(folder / "socket.png"))
-        for link, to in {"loop": "loop", "gone": "nothing", "piped": "pipe.png", "folder": "."}.items():
+        for link, to in {
+            "loop": "loop",
+            "gone": "nothing",
+            "piped": "pipe.png",
+            "folder": ".",
+        }.items():
             (folder / link).symlink_to(to)
         (folder / "empty.png").touch()
         paths = [
@@ -197,7 +204,11 @@ def arrays() -> Outcomes:
                     ask(images)
                     yield f"different: {images!r:.60}"
                 except InputError as e:
-                    yield "refused" if "\n" not in str(e) else f"crashed: two lines for {images!r:.60}"
+                    yield (
+                        "refused"
+                        if "\n" not in str(e)
+                        else f"crashed: two lines for {images!r:.60}"
+                    )
                 except Exception as e:
                     yield f"crashed: {images!r:.60}: {e!r}"
 
@@ -223,7 +234,9 @@ def commands(count: int, rng: random.Random) -> Outcomes:
     from organ_infer.cli.arguments import Options
 
     names = [
-        f"--{name.replace('_', '-')}" for name in Options._fields if name not in ("paths", "null", "bundle")
+        f"--{name.replace('_', '-')}"
+        for name in Options._fields
+        if name not in ("paths", "null", "bundle")
     ]
     values = ["", "0", "1", "-1", "64", "1e3", "nan", "0.5", "text", "csv", "jsonl", "cpu", "PL", "LR", "x", "٣", "\n",
               "a.png", "none.png", "*.png", "list", "out", ".", "a.png#0", "a.png#9", "--", "-", "-0", "%s"]  # fmt: skip
@@ -236,7 +249,8 @@ def commands(count: int, rng: random.Random) -> Outcomes:
             os.dup2(nowhere.fileno(), 1)
             for _ in range(count):
                 given = [
-                    rng.choice((rng.choice(names), rng.choice(values))) for _ in range(rng.randint(0, 6))
+                    rng.choice((rng.choice(names), rng.choice(values)))
+                    for _ in range(rng.randint(0, 6))
                 ]
                 said = io.TextIOWrapper(io.BytesIO())
                 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(nowhere):
@@ -247,7 +261,9 @@ def commands(count: int, rng: random.Random) -> Outcomes:
                         continue
                 words = said.buffer.getvalue().decode("utf-8", "replace")
                 lines = words.splitlines()
-                if "unexpected" in words or not all(line.startswith("organ-infer: ") for line in lines):
+                if "unexpected" in words or not all(
+                    line.startswith("organ-infer: ") for line in lines
+                ):
                     yield f"crashed: {given}: {words}"
                 elif code == 2 and len(lines) == 0:
                     yield f"crashed: {given}: no word"
@@ -263,11 +279,15 @@ def rows(count: int, seed: int) -> dict[str, Callable[[], Outcomes]]:
         "PNG of every kind, cut at every length": lambda: damaged(png_files(), [cuts]),
         "PNG of every kind, every bit flipped": lambda: damaged(png_files(), [flips]),
         "the same of 3 examples in the C decoder (refused: left to Pillow)": damaged_in_c,
-        "PNG edited and its checksums mended, C decoder against Pillow": lambda: mended_in_c(count, rng),
+        "PNG edited and its checksums mended, C decoder against Pillow": lambda: mended_in_c(
+            count, rng
+        ),
         "PNG of every kind, edited and its checksums mended": lambda: mended_in_pillow(count, rng),
-        "`.npz`, cut at every length, every bit flipped": lambda: damaged(npz_files(), [cuts, flips]),
-        "JPEG, TIFF, BMP, GIF, PNM, WebP, JPEG 2000, `.npy`, DICOM, cut at every length": lambda: damaged(
-            unchecked(), [cuts]
+        "`.npz`, cut at every length, every bit flipped": lambda: damaged(
+            npz_files(), [cuts, flips]
+        ),
+        "JPEG, TIFF, BMP, GIF, PNM, WebP, JPEG 2000, `.npy`, DICOM, cut at every length": lambda: (
+            damaged(unchecked(), [cuts])
         ),
         "the same, every bit flipped *": lambda: accepted(damaged(unchecked(), [flips])),
         "the corpus (every format), edited at random *": lambda: edited(count, rng),
@@ -295,7 +315,9 @@ def one(name: str, count: int, seed: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--edits", type=int, default=200, help="random edits a file, runs of the command")
+    parser.add_argument(
+        "--edits", type=int, default=200, help="random edits a file, runs of the command"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--only", nargs="+", default=[""], metavar="TEXT", help="rows that have it in their name"
@@ -306,7 +328,9 @@ def main() -> int:
         one(options.row, options.edits, options.seed)
         return 0
     bad = 0
-    print("| class of bad input | cases | refused | identical or accepted | crashed | silently wrong |")
+    print(
+        "| class of bad input | cases | refused | identical or accepted | crashed | silently wrong |"
+    )
     print("|---|---|---|---|---|---|", flush=True)
     given = ["--edits", str(options.edits), "--seed", str(options.seed)]
     for name in rows(options.edits, options.seed):
@@ -326,7 +350,8 @@ def main() -> int:
         if name.endswith("*"):
             columns[-1] = "–"
         print(
-            f"| {name} | {' | '.join(f'{n:,}' if isinstance(n, int) else n for n in columns)} |", flush=True
+            f"| {name} | {' | '.join(f'{n:,}' if isinstance(n, int) else n for n in columns)} |",
+            flush=True,
         )
     return 1 if bad else 0
 

@@ -54,7 +54,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
             "6",
         ): "other numbers do as well",
-        ("options.intra_op_num_threads = options.inter_op_num_threads = 1", "2"): "the same by two threads",
+        (
+            "options.intra_op_num_threads = options.inter_op_num_threads = 1",
+            "2",
+        ): "the same by two threads",
     },
     "export/variants.py": {
         (
@@ -97,7 +100,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "cdef size_t i, count, slices = 0, pixels = 0",
             "cdef size_t i, count, slices = 0, pixels = 1",
         ): "from which size on the lock is released",
-        ("cdef int type_number = -1, status", "cdef int type_number = -2, status"): "below 0 is none",
+        (
+            "cdef int type_number = -1, status",
+            "cdef int type_number = -2, status",
+        ): "below 0 is none",
         (
             "type_number = _run(images, False, -1, &single)",
             "type_number = _run(images, False, -2, &single)",
@@ -161,7 +167,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("for axis, direction in zip(axes, directions, strict=True)", "False"): "each has two",
     },
     "runtime/organ_infer/plausibility.py": {
-        ("pixels = packed.reshape(len(packed), -1)", "2"): "any negative number stands for what is left",
+        (
+            "pixels = packed.reshape(len(packed), -1)",
+            "2",
+        ): "any negative number stands for what is left",
     },
     "runtime/organ_infer/engine/ensemble.py": {
         ("self._workers = _workers(1)", "2"): "it has one task",
@@ -234,7 +243,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "train/download.py": {
         ("CHUNK = 1 << 20", "2"): "the same bytes in other pieces",
         ("CHUNK = 1 << 20", "21"): "the same bytes in other pieces",
-        ("path.parent.mkdir(parents=True, exist_ok=True)", "pass"): "filelock makes the directory too",
+        (
+            "path.parent.mkdir(parents=True, exist_ok=True)",
+            "pass",
+        ): "filelock makes the directory too",
         (
             "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
             "True",
@@ -276,7 +288,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "with zero_division given scikit-learn does not warn",
     },
     "train/recipes/edge.py": {
-        ("return torch.optim.AdamW(groups, lr=self.peak, fused=True)", "False"): "the same steps, slower",
+        (
+            "return torch.optim.AdamW(groups, lr=self.peak, fused=True)",
+            "False",
+        ): "the same steps, slower",
         (
             "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
             "done <= warm",
@@ -312,12 +327,21 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "if max(picture.size) > LARGEST:",
             "max(picture.size) >= LARGEST",
         ): "resized to the size that it has",
-        ('picture.save(data, format="PNG", optimize=True)', "False"): "the same pixels in more bytes",
+        (
+            'picture.save(data, format="PNG", optimize=True)',
+            "False",
+        ): "the same pixels in more bytes",
     },
     "train/robustness.py": {
-        ("say: Callable[[str], None] = lambda line: None,", "1"): "what it returns is not looked at",
+        (
+            "say: Callable[[str], None] = lambda line: None,",
+            "1",
+        ): "what it returns is not looked at",
         ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",
-        ("accuracy[name], error[name] = map(list, zip(*scores, strict=True))", "False"): "each is a pair",
+        (
+            "accuracy[name], error[name] = map(list, zip(*scores, strict=True))",
+            "False",
+        ): "each is a pair",
         (
             "self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}",
             "files.count(file) >= 1",

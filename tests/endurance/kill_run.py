@@ -29,7 +29,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--stages", default="base,early_stopping,big,augmentation,batch_norm,resnet50")
+    parser.add_argument(
+        "--stages", default="base,early_stopping,big,augmentation,batch_norm,resnet50"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
@@ -44,7 +46,16 @@ def main() -> int:
             "cpu",
             "--smoke",
         ]
-        return [sys.executable, "-m", "train.all", *fixed, "--stages", options.stages, "--out", str(out)]
+        return [
+            sys.executable,
+            "-m",
+            "train.all",
+            *fixed,
+            "--stages",
+            options.stages,
+            "--out",
+            str(out),
+        ]
 
     with tempfile.TemporaryDirectory() as folder:
         alone, killed = Path(folder, "alone"), Path(folder, "killed")

@@ -57,7 +57,8 @@ def main() -> int:
             rows.append(held())
             threads, files, memory = rows[-1]
             print(
-                f"{i:>8,}{threads:>9}{files:>7}{memory:>8.1f}{time.perf_counter() - begun:>9.1f}", flush=True
+                f"{i:>8,}{threads:>9}{files:>7}{memory:>8.1f}{time.perf_counter() - begun:>9.1f}",
+                flush=True,
             )
         once(i, options.bundle, slices, expected)
     first, last = rows[1], rows[-1]

@@ -24,27 +24,48 @@ def bad_paths(folder: Path) -> list[str]:
     (folder / "damaged.png").write_bytes(EXAMPLES[0].read_bytes()[:200])
     (folder / "text.png").write_text("no image")
     (folder / "empty.png").touch()
-    return [str(folder / name) for name in ("damaged.png", "text.png", "absent.png", "empty.png")] + [
-        "/dev/null"
-    ]
+    return [
+        str(folder / name) for name in ("damaged.png", "text.png", "absent.png", "empty.png")
+    ] + ["/dev/null"]
 
 
 def run(paths: list[str], folder: Path, source: str) -> tuple[float, float, list[str], list[str]]:
     """Peak MiB, seconds, rows and lines of error of one run."""
     listed, rows, words = folder / "paths", folder / "rows.jsonl", folder / "words"
     listed.write_text("\n".join(paths) + "\n")
-    command = [sys.executable, "-m", "organ_infer", "--device", "cpu", "--quiet", "--format", "jsonl"]
-    command += ["--output", str(rows), "--files-from", "-" if source == "standard input" else str(listed)]
+    command = [
+        sys.executable,
+        "-m",
+        "organ_infer",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--format",
+        "jsonl",
+    ]
+    command += [
+        "--output",
+        str(rows),
+        "--files-from",
+        "-" if source == "standard input" else str(listed),
+    ]
     begun = time.perf_counter()
     with listed.open() as given, words.open("w") as said:
         process = subprocess.Popen(command, stdin=given, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
     code = os.waitstatus_to_exitcode(status)
-    assert code == 1, f"some images are bad: exit code 1 expected, found {code}: {words.read_text()[-300:]}"
+    assert code == 1, (
+        f"some images are bad: exit code 1 expected, found {code}: {words.read_text()[-300:]}"
+    )
     left = sorted(path.name for path in folder.iterdir() if path.suffix == ".partial")
     assert not left, f"left over: {left}"
-    return usage.ru_maxrss / 1024, seconds, rows.read_text().splitlines(), words.read_text().splitlines()
+    return (
+        usage.ru_maxrss / 1024,
+        seconds,
+        rows.read_text().splitlines(),
+        words.read_text().splitlines(),
+    )
 
 
 def held_against(paths: list[str], bad: list[str], rows: list[str], words: list[str]) -> None:
@@ -58,9 +79,10 @@ def held_against(paths: list[str], bad: list[str], rows: list[str], words: list[
             assert next(errors) == f"organ-infer: error: {path}: {row['error']}"
         else:
             first = answers.setdefault(path, row)
-            assert row["label"] == first["label"] and abs(row["probability"] - first["probability"]) < 1e-5, (
-                row
-            )
+            assert (
+                row["label"] == first["label"]
+                and abs(row["probability"] - first["probability"]) < 1e-5
+            ), row
     assert next(errors, None) is None, "a line of error too many"
 
 
@@ -82,9 +104,14 @@ def main() -> int:
                 peak, seconds, rows, words = run(paths, folder, source)
                 held_against(paths, bad, rows, words)
                 peaks[source, count] = peak
-                print(f"{count:>9,}  {source:<16}{len(words):>7,}{peak:>10.0f}{seconds:>9.1f}", flush=True)
+                print(
+                    f"{count:>9,}  {source:<16}{len(words):>7,}{peak:>10.0f}{seconds:>9.1f}",
+                    flush=True,
+                )
     ratios = {source: peaks[source, options.paths] / peaks[source, FEW] for source, _ in peaks}
-    print(", ".join(f"{ratio:.2f} times the memory from {source}" for source, ratio in ratios.items()))
+    print(
+        ", ".join(f"{ratio:.2f} times the memory from {source}" for source, ratio in ratios.items())
+    )
     return 0 if max(ratios.values()) <= 1.2 else 1
 
 

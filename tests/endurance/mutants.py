@@ -81,7 +81,9 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(value + 1)
         case ast.Constant(value=None):
             yield ast.Constant(1)
-        case ast.If(test=test, body=body, orelse=orelse) if not isinstance(test, ast.Compare | ast.BoolOp):
+        case ast.If(test=test, body=body, orelse=orelse) if not isinstance(
+            test, ast.Compare | ast.BoolOp
+        ):
             yield ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
         case ast.IfExp(test=test, body=body, orelse=orelse):
             yield ast.IfExp(test, orelse, body)

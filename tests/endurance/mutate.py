@@ -282,7 +282,10 @@ TESTS_ALONE = (
 def targets() -> list[str]:
     """Every file that can be mutated."""
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return ["ext/packing.pyx", *sorted(str(path.relative_to(ROOT)) for path in found if _has_code(path))]
+    return [
+        "ext/packing.pyx",
+        *sorted(str(path.relative_to(ROOT)) for path in found if _has_code(path)),
+    ]
 
 
 def _has_code(path: Path) -> bool:
@@ -291,16 +294,36 @@ def _has_code(path: Path) -> bool:
 
 def changed_since(commit: str) -> list[str]:
     """The targets that differ from a commit, those with the most changed lines first."""
-    asked = ["git", "-C", str(ROOT), "diff", "--numstat", "--no-renames", commit, "--", "*.py", "*.pyx"]
+    asked = [
+        "git",
+        "-C",
+        str(ROOT),
+        "diff",
+        "--numstat",
+        "--no-renames",
+        commit,
+        "--",
+        "*.py",
+        "*.pyx",
+    ]
     rows = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.splitlines()
-    lines = {name: int(added) + int(removed) for added, removed, name in (row.split("\t") for row in rows)}
-    return sorted((target for target in targets() if target in lines), key=lambda target: -lines[target])
+    lines = {
+        name: int(added) + int(removed)
+        for added, removed, name in (row.split("\t") for row in rows)
+    }
+    return sorted(
+        (target for target in targets() if target in lines), key=lambda target: -lines[target]
+    )
 
 
 def tests_of(target: str) -> list[str]:
     """The test files of a target: those named in TESTS, and those that import it."""
-    module = target.removeprefix("runtime/").removesuffix(".py").removesuffix(".pyx").replace("/", ".")
-    module = "organ_infer._packing" if target == "ext/packing.pyx" else module.removesuffix(".__init__")
+    module = (
+        target.removeprefix("runtime/").removesuffix(".py").removesuffix(".pyx").replace("/", ".")
+    )
+    module = (
+        "organ_infer._packing" if target == "ext/packing.pyx" else module.removesuffix(".__init__")
+    )
     package, _, name = module.rpartition(".")
     named = {f"tests/{test}.py" for test in TESTS.get(target, ())}
     if target in TESTS_ALONE:
@@ -325,7 +348,9 @@ class Coverage:
     """Which tests execute a line of a target, and how long each takes."""
 
     tests: list[str]  # the files
-    lines: dict[int, list[str]] = field(default_factory=dict)  # tests, or files whose fixtures execute it
+    lines: dict[int, list[str]] = field(
+        default_factory=dict
+    )  # tests, or files whose fixtures execute it
     seconds: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)  # with the unchanged file
 
@@ -379,7 +404,9 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("runtime", "ext", "tests", "examples", "docs", "train", "export"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+            )
         for name in ("pyproject.toml", "README.md", "setup.py"):
             shutil.copy(ROOT / name, folder)
         self.module = next((folder / "runtime" / "organ_infer").glob("_packing*.so"))
@@ -422,7 +449,9 @@ class Place:
         contexts = {} if path.suffix == ".pyx" else watched.get_data().contexts_by_lineno(str(path))
         lines = {line: [test for test in named if test] for line, named in contexts.items()}
         made.write_text(
-            json.dumps({"lines": lines, "seconds": watcher.costs(), "failed": sorted(watcher.failed)})
+            json.dumps(
+                {"lines": lines, "seconds": watcher.costs(), "failed": sorted(watcher.failed)}
+            )
         )
         return 0
 
@@ -477,16 +506,27 @@ class Place:
     def compiler(self, ext: Path) -> list[str]:
         import numpy
 
-        macros = ["-DNPY_NO_DEPRECATED_API=NPY_1_25_API_VERSION", "-DNPY_TARGET_VERSION=NPY_1_25_API_VERSION"]
+        macros = [
+            "-DNPY_NO_DEPRECATED_API=NPY_1_25_API_VERSION",
+            "-DNPY_TARGET_VERSION=NPY_1_25_API_VERSION",
+        ]
         flags = ["-fPIC", "-std=c11", "-pthread", "-ffp-contract=off", "-fno-trapping-math", "-w"]
         headers = [ext, numpy.get_include(), sysconfig.get_path("include")]
-        return ["gcc", *flags, *macros, "-DPy_LIMITED_API=0x030B0000", *(f"-I{path}" for path in headers)]
+        return [
+            "gcc",
+            *flags,
+            *macros,
+            "-DPy_LIMITED_API=0x030B0000",
+            *(f"-I{path}" for path in headers),
+        ]
 
     def compile_kernels(self, ext: Path) -> None:
         for kernel in sorted(ext.glob("*.c")):
             if kernel.stem not in ("packing", "reading", "files", "png"):
                 self.objects.append(kernel.with_suffix(".o"))
-                subprocess.run([*self.compiler(ext), "-O2", "-c", kernel, "-o", self.objects[-1]], check=True)
+                subprocess.run(
+                    [*self.compiler(ext), "-O2", "-c", kernel, "-o", self.objects[-1]], check=True
+                )
 
     def compiled(self, path: Path) -> bool:
         made, new = path.with_suffix(".c"), self.module.with_suffix(".new")
@@ -519,7 +559,12 @@ def outcomes(
         while waiting and free and time.monotonic() < ends:
             mutant, tests = waiting.pop()
             place = free.pop()
-            running[place.start(mutant, [*tests, *left_out])] = mutant, tests, place, time.monotonic()
+            running[place.start(mutant, [*tests, *left_out])] = (
+                mutant,
+                tests,
+                place,
+                time.monotonic(),
+            )
         if not running:
             return
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -535,7 +580,9 @@ def outcomes(
             os.killpg(pid, signal.SIGKILL)  # what a test left running
         place.restore()
         free.append(place)
-        outcome = {0: "survived", NOTHING: "nothing"}.get(os.waitstatus_to_exitcode(status), "killed")
+        outcome = {0: "survived", NOTHING: "nothing"}.get(
+            os.waitstatus_to_exitcode(status), "killed"
+        )
         if outcome == "survived" and tests != covered.tests:
             waiting.append((mutant, covered.tests))
         else:
@@ -566,7 +613,9 @@ class Score:
 
         alive = self.counts["survived"]
         tried = self.counts["killed"] + alive
-        return bool(tried) and binomtest(alive, tried, 1 - goal, alternative="greater").pvalue < 0.05
+        return (
+            bool(tried) and binomtest(alive, tried, 1 - goal, alternative="greater").pvalue < 0.05
+        )
 
     def row(self) -> str:
         died, alive = self.counts["killed"], self.counts["survived"]
@@ -603,7 +652,12 @@ def main() -> int:
     add = parser.add_argument
     add("targets", nargs="*", metavar="TARGET", help="files or folders (default: all)")
     add("--changed-since", metavar="COMMIT", help="only targets that differ from COMMIT")
-    add("--most-changed", type=int, metavar="N", help="with --changed-since: the N most changed targets")
+    add(
+        "--most-changed",
+        type=int,
+        metavar="N",
+        help="with --changed-since: the N most changed targets",
+    )
     add("--sample", type=int, metavar="N", help="at most N mutants per target, drawn at random")
     add(
         "--minutes",
@@ -625,7 +679,11 @@ def main() -> int:
     chosen = changed_since(options.changed_since) if options.changed_since else targets()
     if options.most_changed:
         chosen = chosen[: options.most_changed]
-    chosen = [t for t in chosen if not asked or any(t == path or t.startswith(f"{path}/") for path in asked)]
+    chosen = [
+        t
+        for t in chosen
+        if not asked or any(t == path or t.startswith(f"{path}/") for path in asked)
+    ]
     if options.list:
         for target in chosen:
             for mutant in mutants_of(target):
@@ -636,7 +694,8 @@ def main() -> int:
     begun, low = time.monotonic(), False
     with contextlib.ExitStack() as stack:
         places = [
-            Place(Path(stack.enter_context(tempfile.TemporaryDirectory()))) for _ in range(options.jobs)
+            Place(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            for _ in range(options.jobs)
         ]
         for name in PRELOADED:
             with contextlib.suppress(ImportError):
@@ -644,7 +703,11 @@ def main() -> int:
         for i, target in enumerate(chosen):
             left = options.minutes * 60 - (time.monotonic() - begun)
             score = tried(
-                target, places, options.sample, options.seed, time.monotonic() + left / (len(chosen) - i)
+                target,
+                places,
+                options.sample,
+                options.seed,
+                time.monotonic() + left / (len(chosen) - i),
             )
             print(score.row(), flush=True)
             low = low or score.low

@@ -57,7 +57,9 @@ def alone(paths: list[str], bundle: Path | None, threads: int) -> tuple[float, p
     return time.perf_counter() - begun, pandas.DataFrame(rows, columns=KEYS)
 
 
-def by_ray(paths: list[str], bundle: Path | None, workers: int, out: Path) -> tuple[float, pandas.DataFrame]:
+def by_ray(
+    paths: list[str], bundle: Path | None, workers: int, out: Path
+) -> tuple[float, pandas.DataFrame]:
     shutil.rmtree(out, ignore_errors=True)
     begun = time.perf_counter()
     organ_infer.ray.classify(paths, out, bundle=bundle, workers=workers)
@@ -117,7 +119,9 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=500 << 20, log_to_driver=False)
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=500 << 20, log_to_driver=False
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     rng = random.Random(options.seed)
     told: dict[str, list[float]] = {}
@@ -139,14 +143,17 @@ def main() -> int:
         print(f"{options.paths:,} paths, {options.rounds} rounds, medians (all)")
         for name, seconds in told.items():
             rate = (
-                "" if "two paths" in name else f"{options.paths / statistics.median(seconds):>8,.0f} a second"
+                ""
+                if "two paths" in name
+                else f"{options.paths / statistics.median(seconds):>8,.0f} a second"
             )
             print(
                 f"{name:<24}{statistics.median(seconds):>8.1f} s {rate}  ({', '.join(f'{s:.1f}' for s in seconds)})"
             )
         one, two = (
             statistics.median(
-                a - b for a, b in zip(told[f"{n} workers"], told[f"{n} workers, two paths"], strict=True)
+                a - b
+                for a, b in zip(told[f"{n} workers"], told[f"{n} workers, two paths"], strict=True)
             )
             for n in (1, 2)
         )

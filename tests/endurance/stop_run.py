@@ -24,11 +24,15 @@ WORDS = {signal.SIGINT: ["organ-infer: interrupted"], signal.SIGTERM: ["organ-in
 def handles(pid: int) -> bool:
     """Whether the command has taken SIGTERM over."""
     status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    caught = next(
+        int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt")
+    )
     return bool(caught >> signal.SIGTERM - 1 & 1)
 
 
-def once(paths: list[str], folder: Path, number: int | None, to_file: bool, after: float) -> tuple[str, int]:
+def once(
+    paths: list[str], folder: Path, number: int | None, to_file: bool, after: float
+) -> tuple[str, int]:
     """What was wrong, or ""; and how many rows there were. `number`: the signal, None closes the pipe."""
     listed, out, partial = folder / "paths", folder / "out", folder / "out.partial"
     for path in (out, partial):

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from altering import altered, seal, tiny_graph
 from conftest import write_bundle
+from support.altered_bundles import altered, seal, tiny_graph
 from test_hostile_graphs import external
 from test_manifest_fields import PLACES, VALUES, allowed, full
 from test_tampering import FILES
@@ -91,15 +91,22 @@ def hidden() -> Iterator[str]:
         for location in ("w.bin", "../w.bin", "/etc/passwd"):
             data = external(location, **how)
             yield outcome(
-                lambda data=data: check_graph(data, where="g", size=28, classes=11, output="logits"), "g"
+                lambda data=data: check_graph(
+                    data, where="g", size=28, classes=11, output="logits"
+                ),
+                "g",
             )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spread", type=int, default=500, help="bits turned in each packaged network")
+    parser.add_argument(
+        "--spread", type=int, default=500, help="bits turned in each packaged network"
+    )
     options = parser.parse_args()
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # tens of thousands of files are written
+    memory = (
+        "/dev/shm" if Path("/dev/shm").is_dir() else None
+    )  # tens of thousands of files are written
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         tiny = seal(write_bundle(Path(folder, "tiny"), {"tiny.onnx": tiny_graph()}))
         packaged = Path(shutil.copytree(packaged_bundle(), Path(folder, "packaged")))
@@ -111,7 +118,9 @@ def main() -> int:
         }
         for path in sorted(packaged.iterdir()):
             if path.suffix == ".onnx":
-                rows[f"packaged, {path.name}: bits turned"] = bits(packaged, path.name, options.spread)
+                rows[f"packaged, {path.name}: bits turned"] = bits(
+                    packaged, path.name, options.spread
+                )
             else:
                 rows[f"packaged, {path.name}: every bit, length, byte"] = files(
                     packaged, path.name, altered(path.read_bytes())
@@ -124,7 +133,10 @@ def main() -> int:
             begun = time.perf_counter()
             found = Counter(outcomes)
             counts = "".join(f"{found[kind]:>9,}" for kind in KINDS)
-            print(f"{row:<60}{found.total():>8,}{counts}{time.perf_counter() - begun:>9.1f}", flush=True)
+            print(
+                f"{row:<60}{found.total():>8,}{counts}{time.perf_counter() - begun:>9.1f}",
+                flush=True,
+            )
             wrong += found.total() - found["refused"]
     return 1 if wrong else 0
 

@@ -56,9 +56,9 @@ class Table:
     def names(self, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
         """Exactly these names."""
         missing, more = sorted({*expected} - {*found}), sorted({*found} - {*expected})
-        said = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"too many: {', '.join(more)}"] * bool(
-            more
-        )
+        said = [f"missing: {', '.join(missing)}"] * bool(missing) + [
+            f"too many: {', '.join(more)}"
+        ] * bool(more)
         self.row(what, not said, "; ".join(said) or f"{len(set(found))} files, as they must be")
 
 
@@ -102,16 +102,28 @@ def package_files() -> set[str]:
 def check_sdist(table: Table, sdist: Path, top: str) -> None:
     with tarfile.open(sdist) as archive:
         names = {member.name.removeprefix(f"{top}/") for member in archive if not member.isdir()}
-    bad = sorted(name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in FORBIDDEN))
+    bad = sorted(
+        name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in FORBIDDEN)
+    )
     table.row("sdist: no tests, nothing built", not bad, ", ".join(bad) or "none")
     sources = {
         f"ext/{path.name}"
         for path in (ROOT / "ext").iterdir()
         if path.suffix in (".c", ".h", ".pyx", ".pxd") and f"ext/{path.name}" not in LEFT_OVER
     }
-    more = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg", "setup.py"}
+    more = {
+        "LICENSE",
+        "MANIFEST.in",
+        "PKG-INFO",
+        "README.md",
+        "pyproject.toml",
+        "setup.cfg",
+        "setup.py",
+    }
     expected = sources | more | {f"runtime/{name}" for name in package_files()}
-    table.names("sdist: contents", {n for n in names if "egg-info" not in n and n not in bad}, expected)
+    table.names(
+        "sdist: contents", {n for n in names if "egg-info" not in n and n not in bad}, expected
+    )
     table.row("sdist: size", sdist.stat().st_size < 16 << 20, f"{sdist.stat().st_size:,} bytes")
 
 
@@ -166,7 +178,9 @@ def check_install(table: Table, wheel: Path, python: str, folder: Path) -> None:
     if done.returncode:
         table.row(f"Python {version}: installed", False, " ".join(done.stderr.split())[-300:])
         return
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ORGAN_INFER"))}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ORGAN_INFER"))
+    }
     command, examples = where / "bin" / "organ-infer", sorted((folder / "examples").glob("*.png"))
     done = run(command, *examples, cwd=folder, env=environment)
     rows = [line.split() for line in done.stdout.splitlines()]
@@ -180,16 +194,23 @@ def check_install(table: Table, wheel: Path, python: str, folder: Path) -> None:
     done = run(command, "--check", cwd=folder, env=environment)
     lines = dict(re.findall(r"^([\w-]+) +(.+)$", done.stdout, re.M))
     parts = [
-        f"{name} {lines.get(name, 'none').split(' (')[0]}" for name in ("NumPy", "onnxruntime", "packing")
+        f"{name} {lines.get(name, 'none').split(' (')[0]}"
+        for name in ("NumPy", "onnxruntime", "packing")
     ]
-    table.row(f"Python {version}: --check", done.returncode == 0, ", ".join(parts) + done.stderr[-300:])
+    table.row(
+        f"Python {version}: --check", done.returncode == 0, ", ".join(parts) + done.stderr[-300:]
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", nargs="+", default=[sys.executable], help="interpreters to install it in")
+    parser.add_argument(
+        "--python", nargs="+", default=[sys.executable], help="interpreters to install it in"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave sdist and wheel there")
-    parser.add_argument("--skip-install", action="store_true", help="no fresh environments, no network")
+    parser.add_argument(
+        "--skip-install", action="store_true", help="no fresh environments, no network"
+    )
     options = parser.parse_args()
     table = Table()
     with tempfile.TemporaryDirectory() as name:
@@ -198,14 +219,31 @@ def main() -> int:
         shutil.copytree(ROOT / "examples", folder / "examples")
         build = (sys.executable, "-m", "build", "--no-isolation")
         sdist = built(
-            *build, "--sdist", "-o", folder / "sdist", tree, into=folder / "sdist", pattern="*.tar.gz"
+            *build,
+            "--sdist",
+            "-o",
+            folder / "sdist",
+            tree,
+            into=folder / "sdist",
+            pattern="*.tar.gz",
         )
         shutil.rmtree(tree)  # the sdist stands alone
         top = sdist.name.removesuffix(".tar.gz")
         with tarfile.open(sdist) as archive:
             archive.extractall(folder, filter="data")
-        pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation")
-        wheel = built(*pip, "-w", folder / "wheel", folder / top, into=folder / "wheel", pattern="*.whl")
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+        )
+        wheel = built(
+            *pip, "-w", folder / "wheel", folder / top, into=folder / "wheel", pattern="*.whl"
+        )
         check_sdist(table, sdist, top)
         check_wheel(table, wheel, top)
         check_binaries(table, wheel)

@@ -52,9 +52,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     add(
-        "--device", default="cuda", type=_device, help="cuda (default), cuda:N, or cpu, which implies --quick"
+        "--device",
+        default="cuda",
+        type=_device,
+        help="cuda (default), cuda:N, or cpu, which implies --quick",
     )
-    add("--quick", action="store_true", help="small sizes, to see that the checks run; figures mean little")
+    add(
+        "--quick",
+        action="store_true",
+        help="small sizes, to see that the checks run; figures mean little",
+    )
     add(
         "--data-dir",
         type=Path,
@@ -62,9 +69,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="DIR",
         help="where organamnist.npz is (default: ORGAN_DATA_DIR, else medmnist's own folder)",
     )
-    add("--budget", type=float, default=600.0, metavar="SECONDS", help="time for everything (default: 600)")
+    add(
+        "--budget",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="time for everything (default: 600)",
+    )
     add("--only", metavar="NAME,...", help="these checks alone")
-    add("--out", type=Path, default=Path("gpu_report.json"), metavar="FILE", help="default: gpu_report.json")
+    add(
+        "--out",
+        type=Path,
+        default=Path("gpu_report.json"),
+        metavar="FILE",
+        help="default: gpu_report.json",
+    )
     add("--list", action="store_true", help="list the checks and end")
     options = parser.parse_args(arguments)
     names = [check.name for check in CHECKS]

@@ -6,9 +6,9 @@ Each runs in a worker process, so that pytest itself never imports PyTorch or on
 from pathlib import Path
 
 import pytest
-from at_hand import DATA
 from proof.harness import OK, SKIPPED, Settings, run_checks
 from proof.table import CHECKS
+from support.data_files import DATA
 
 DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, and Linux on Windows
 TESTED = (
@@ -27,7 +27,9 @@ TESTED = (
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not any(Path(name).exists() for name in DEVICES), reason="needs an NVIDIA GPU"),
+    pytest.mark.skipif(
+        not any(Path(name).exists() for name in DEVICES), reason="needs an NVIDIA GPU"
+    ),
 ]
 
 

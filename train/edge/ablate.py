@@ -171,7 +171,9 @@ def judge(
     if file.exists():
         stored: dict[str, float] = record.read_json(file)
         if {key: stored.get(key) for key in about} != about:
-            raise RunError(f"{file} is of another recipe, data set or number of epochs; use another --out")
+            raise RunError(
+                f"{file} is of another recipe, data set or number of epochs; use another --out"
+            )
         return stored
 
     def say(line: str) -> None:
@@ -191,7 +193,9 @@ def judge(
         "val": accuracy(val, labels),
         "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
         "val_corrupted": float(
-            np.mean([accuracy(corrupt(val[chosen], c, SEVERITY), labels[chosen]) for c in CORRUPTIONS])
+            np.mean(
+                [accuracy(corrupt(val[chosen], c, SEVERITY), labels[chosen]) for c in CORRUPTIONS]
+            )
         ),
     }
     record.write_json(file, about | scores)
@@ -209,7 +213,9 @@ def table(out: Path, variants: Sequence[str], seeds: int) -> str:
     """
     lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
     for name in variants:
-        files = [out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)]
+        files = [
+            out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)
+        ]
         rows = [record.read_json(file) for file in files]
         cells = [_cell([row[key] for row in rows]) for key in SCORES]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -30,7 +30,9 @@ def chains(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     count = 0
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        search = NearestNeighbors(n_neighbors=min(3, len(members)), algorithm="brute").fit(flat[members])
+        search = NearestNeighbors(n_neighbors=min(3, len(members)), algorithm="brute").fit(
+            flat[members]
+        )
         # each slice is its own nearest
         graph = search.kneighbors_graph(flat[members], mode="distance")
         # 1 stands for an edge: the distance of equal slices is 0, which the graph takes for no edge

@@ -21,7 +21,9 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
         self.fit: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
-            self.fit = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.fit = nn.Sequential(
+                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, channels, H, W)
         y = F.relu(self.norm1(self.conv1(x)))

@@ -47,7 +47,9 @@ class SmallMapConv2d(nn.Conv2d):
         taps = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # (O, 3, 3, C)
         rows = [slice(1 - i, 1 - i + height) for i in range(0, height, stride)]
         columns = [slice(1 - j, 1 - j + width) for j in range(0, width, stride)]
-        dense = torch.cat([taps[:, i, j].flatten(1) for i in rows for j in columns])  # (H' W' O, H W C)
+        dense = torch.cat(
+            [taps[:, i, j].flatten(1) for i in rows for j in columns]
+        )  # (H' W' O, H W C)
         y = F.linear(x.permute(0, 2, 3, 1).flatten(1), dense)
         return y.view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
@@ -97,7 +99,9 @@ class GrayResNet(nn.Module):
         """
         own = self.resnet.state_dict()
         expected = {
-            key for key in own if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+            key
+            for key in own
+            if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
         }
         missing = sorted(expected - weights.keys())
         if missing:

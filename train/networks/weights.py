@@ -54,7 +54,9 @@ def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
             " from scratch with --weights none"
         ) from e
     if not (digest := digest_of(path, "sha256")).startswith(begin):
-        raise RunError(f"{path} is not torchvision's: its SHA-256 begins with {digest[:8]}; remove it")
+        raise RunError(
+            f"{path} is not torchvision's: its SHA-256 begins with {digest[:8]}; remove it"
+        )
     return _read_weights(path)
 
 

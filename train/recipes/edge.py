@@ -14,7 +14,12 @@ from train.recipes import edge_augment as augment
 # Only these views' stored slices are known to have columns that run from front to back.
 FLIPPED_VIEWS = ("axial",)
 # Checkpoints, scores and manifests keep the names of the first version.
-STORED_NAMES = {"flip_front_back": "mirror", "cutmix": "cut", "mixup": "mix", "ema_decay": "averaged"}
+STORED_NAMES = {
+    "flip_front_back": "mirror",
+    "cutmix": "cut",
+    "mixup": "mix",
+    "ema_decay": "averaged",
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,20 @@ class EdgeRecipe:
         """AdamW; weight decay for weights of two or more dimensions only."""
         weights = [p for p in network.parameters() if p.ndim > 1]
         rest = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.decay}, {"params": rest, "weight_decay": 0.0}]
+        groups = [
+            {"params": weights, "weight_decay": self.decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
         return torch.optim.AdamW(groups, lr=self.peak, fused=True)
 
     def learning_rate(self, done: float) -> float:
         """Linear warmup over a fifth of the steps, then half a cosine down."""
         warm = 0.2
-        share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+        share = (
+            done / warm
+            if done < warm
+            else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+        )
         return self.peak * max(share, 1e-3)
 
     def prepare(

@@ -84,7 +84,9 @@ def erase(x: Tensor, probability: float, most: float, generator: torch.Generator
     centers = torch.arange(size, device=x.device) + 0.5
     rows = (centers > top) & (centers < top + height)  # (N, S)
     columns = (centers > left) & (centers < left + width)
-    inside = rows[:, None, :, None] & columns[:, None, None, :] & (draws[4] < probability)[:, None, None]
+    inside = (
+        rows[:, None, :, None] & columns[:, None, None, :] & (draws[4] < probability)[:, None, None]
+    )
     return x.masked_fill(inside, 0)
 
 

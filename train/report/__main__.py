@@ -16,10 +16,15 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m train.report", description="Rewrite the report of a run, finished or not."
     )
     parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="directory of a data set, such as runs/organsmnist"
+        "run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="directory of a data set, such as runs/organsmnist",
     )
     parser.add_argument(
-        "--data-dir", type=Path, help="where the MedMNIST files are (default: medmnist's own folder)"
+        "--data-dir",
+        type=Path,
+        help="where the MedMNIST files are (default: medmnist's own folder)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -40,7 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train.report: error: {e}", file=sys.stderr)
         return e.exit_code
     except OSError as e:
-        print(f"train.report: error: {e.strerror or e}: {e.filename or options.run_dir}", file=sys.stderr)
+        print(
+            f"train.report: error: {e.strerror or e}: {e.filename or options.run_dir}",
+            file=sys.stderr,
+        )
         return 2
     print(page)
     return 0

@@ -13,7 +13,17 @@ from train.results_format import METRICS
 ROW_METRICS = (*METRICS, "ece_calibrated", "side_merged")
 # of `train.results_format.StageResult`
 RECORD = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
-COLUMNS = ("dataset", "size", "smoke", "stage", "seed", "split", *ROW_METRICS, *RECORD, "temperature")
+COLUMNS = (
+    "dataset",
+    "size",
+    "smoke",
+    "stage",
+    "seed",
+    "split",
+    *ROW_METRICS,
+    *RECORD,
+    "temperature",
+)
 
 
 def comparison_csv(run: Run, split: Data) -> str:
@@ -32,7 +42,11 @@ def comparison_csv(run: Run, split: Data) -> str:
     for stage in run.stages:
         for row in stage.rows:
             for name in SPLITS:
-                about = {"dataset": split.flag, "size": split.size, "smoke": "true" if run.smoke else "false"}
+                about = {
+                    "dataset": split.flag,
+                    "size": split.size,
+                    "smoke": "true" if run.smoke else "false",
+                }
                 writer.writerow(about | _cells(row, name))
     return text.getvalue()
 

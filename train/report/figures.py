@@ -80,12 +80,18 @@ def accuracy_by_stage(run: Run, *, with_study: bool) -> Figure:
     if with_study:
         axes.plot([], [], color=MUTED, lw=1, ls=(0, (3, 2)), label="reference study")
     axes.set_xticks(
-        range(len(stages)), [stage.name for stage in stages], rotation=35, ha="right", rotation_mode="anchor"
+        range(len(stages)),
+        [stage.name for stage in stages],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
     )
     axes.set_xlim(-0.4, max(len(stages) - 0.6, 0.4))
     axes.grid(axis="x", visible=False)
     axes.tick_params(length=0)
-    figure.legend(loc="upper left", bbox_to_anchor=(0.085, 1.0), ncols=4, handlelength=1.6, columnspacing=1.2)
+    figure.legend(
+        loc="upper left", bbox_to_anchor=(0.085, 1.0), ncols=4, handlelength=1.6, columnspacing=1.2
+    )
     return figure
 
 
@@ -104,7 +110,9 @@ def _accuracy(axes: Axes, run: Run, split: str, *, with_study: bool) -> None:
     if with_study:
         known = [i for i in joined if stages[i].name in STUDY]
         study = [STUDY[stages[i].name][split][0] for i in known]
-        axes.plot(known, study, color=color, marker=marker, ms=3.5, lw=1, ls=(0, (3, 2)), mfc="none")
+        axes.plot(
+            known, study, color=color, marker=marker, ms=3.5, lw=1, ls=(0, (3, 2)), mfc="none"
+        )
 
 
 def curves(rows: Sequence[Row | Unfinished]) -> Figure:
@@ -168,11 +176,15 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         shade = round(0.95 * math.sqrt(shares[i, j]), 3)
         axes.add_patch(Rectangle((j, i), 1, 1, fc=FILL, alpha=shade, lw=0, clip_on=False))
         color = "white" if shade > 0.75 else INK
-        axes.text(j + 0.5, i + 0.52, str(matrix[i, j]), ha="center", va="center", size=size, color=color)
+        axes.text(
+            j + 0.5, i + 0.52, str(matrix[i, j]), ha="center", va="center", size=size, color=color
+        )
     axes.set(xlim=(0, n), ylim=(n, 0), aspect="equal")
     axes.set_xticks(np.arange(n) + 0.5, classes, rotation=90, color=INK)
     axes.set_yticks(np.arange(n) + 0.5, classes, color=INK)
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, pad=3, labelsize=8)
+    axes.tick_params(
+        length=0, top=True, labeltop=True, bottom=False, labelbottom=False, pad=3, labelsize=8
+    )
     axes.spines[:].set_visible(True)
     axes.grid(visible=False)
     figure.text(0.2, 0.80, "predicted →", ha="right", va="bottom", size=7.5, color=MUTED)
@@ -192,8 +204,18 @@ def reliability_diagram(points: dict[str, Reliability]) -> Figure:
     upper.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls=(0, (2, 2)), label="perfect")
     for split, p in points.items():
         color, marker = COLORS[split], MARKERS[split]
-        upper.plot(p.confidence, p.accuracy, color=color, marker=marker, ms=4.5, lw=1.6, label=LABELS[split])
-        lower.plot(p.confidence, p.counts / p.counts.sum(), color=color, marker=marker, ms=3.5, lw=1.2)
+        upper.plot(
+            p.confidence,
+            p.accuracy,
+            color=color,
+            marker=marker,
+            ms=4.5,
+            lw=1.6,
+            label=LABELS[split],
+        )
+        lower.plot(
+            p.confidence, p.counts / p.counts.sum(), color=color, marker=marker, ms=3.5, lw=1.2
+        )
     upper.set(xlim=(0, 1.02), ylim=(0, 1.02))
     upper.set_title("share right", loc="left", fontsize=9, color=INK, pad=5)
     upper.tick_params(length=0, labelbottom=False)
@@ -205,7 +227,9 @@ def reliability_diagram(points: dict[str, Reliability]) -> Figure:
     return figure
 
 
-def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 4) -> Figure:
+def contact_sheet(
+    images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 4
+) -> Figure:
     """Draw slices with a caption under each, as one picture for use outside the page.
 
     Args:
@@ -237,7 +261,9 @@ def to_svg(figure: Figure, name: str) -> str:
     """The figure as a standalone SVG; `name` makes its ids differ from those of other figures on a page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     return text.getvalue()
 
 
@@ -254,7 +280,9 @@ def inline(svg: str, alt: str) -> str:
     attributes, body = body[: body.index(">")], body[body.index(">") + 1 :]
     view_box = re.search(r'viewBox="([^"]*)"', attributes)
     width = re.search(r'width="([\d.]+)pt"', attributes)
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL
+    )
     body = re.sub(r"<defs>\s*</defs>", "", body)
     # ids of groups are repeated from figure to figure, and nothing refers to them
     body = re.sub(r'<g id="[^"]*"', "<g", body)

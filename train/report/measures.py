@@ -34,7 +34,9 @@ def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:
     return rows
 
 
-def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tuple[float, float] | None:
+def accuracy_interval(
+    confusion: np.ndarray | None, draws: int = 10_000
+) -> tuple[float, float] | None:
     """The 95 % percentile bootstrap interval of the accuracy, slices drawn with replacement.
 
     A slice counts only as right or wrong, so a bootstrap sample of n slices is one binomial draw. Slices of one scan

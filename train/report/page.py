@@ -83,7 +83,9 @@ def _tables(run: Run, split: Data) -> dict[str, Any]:
     return {
         "scores": _metric_table(run, split, STUDY_METRICS, with_study=True),
         "more_scores": _metric_table(run, split, ("auc", "ece", "side_merged"), with_study=False),
-        "seed_rows": [row for stage in run.stages for row in stage.rows] if len(run.seeds) > 1 else [],
+        "seed_rows": [row for stage in run.stages for row in stage.rows]
+        if len(run.seeds) > 1
+        else [],
         "calibration_rows": _calibration_rows(run),
         "test_rows": _test_rows(run),
         "published": PUBLISHED.get(split.flag, ()),
@@ -144,7 +146,9 @@ def _stage_chart(run: Run, split: Data, files: Files) -> Markup | None:
     return _add(files, "accuracy_by_stage", figure, wording.chart_alt(run), png=True)
 
 
-def _metric_table(run: Run, split: Data, metrics: tuple[str, ...], *, with_study: bool) -> dict[str, Any]:
+def _metric_table(
+    run: Run, split: Data, metrics: tuple[str, ...], *, with_study: bool
+) -> dict[str, Any]:
     """Rows of cells, split by split; under a stage the reference study's values, if it has any."""
     rows = []
     for stage in run.stages:
@@ -183,7 +187,11 @@ def _calibration_rows(run: Run) -> list[dict[str, Any]]:
         }
         for stage in run.stages
     ]
-    return rows if any(row.temperature is not None for stage in run.stages for row in stage.rows) else []
+    return (
+        rows
+        if any(row.temperature is not None for stage in run.stages for row in stage.rows)
+        else []
+    )
 
 
 def _test_rows(run: Run) -> list[dict[str, Any]]:
@@ -223,7 +231,8 @@ def _data_rows(run: Run, split: Data) -> dict[str, Any]:
                 "label": label,
                 "samples": [pictures.data_uri(split.images["train"][k]) for k in chosen],
                 "counts": [
-                    (name, int(counts[name][i]), counts[name][i] / counts[name].max()) for name in SPLITS
+                    (name, int(counts[name][i]), counts[name][i] / counts[name].max())
+                    for name in SPLITS
                 ],
             }
         )
@@ -240,14 +249,19 @@ def _stage_section(stage: Stage, run: Run, split: Data, files: Files) -> dict[st
             continue
         figure = figures.confusion(matrix, split.classes)
         alt = wording.confusion_alt(stage.name, part, matrix, split.classes)
-        matrices.append((part, int(matrix.sum()), _add(files, f"{name}_confusion_{part}", figure, alt)))
+        matrices.append(
+            (part, int(matrix.sum()), _add(files, f"{name}_confusion_{part}", figure, alt))
+        )
     return {
         "name": stage.name,
         "about": STAGES[stage.name].title if stage.name in STAGES else "",
         "facts": wording.facts(stage, run),
         "seed": shown.seed if len(stage.rows) > 1 else None,
         "curves": _add(
-            files, f"{name}_curves", figures.curves(trained), wording.curves_alt(stage.name, trained)
+            files,
+            f"{name}_curves",
+            figures.curves(trained),
+            wording.curves_alt(stage.name, trained),
         )
         if trained
         else None,
@@ -259,7 +273,9 @@ def _unfinished_section(stage: Unfinished, files: Files) -> dict[str, Any]:
     curves = None
     if stage.history:
         figure = figures.curves([stage])
-        curves = _add(files, f"{anchor(stage.name)}_curves", figure, wording.curves_alt(stage.name, [stage]))
+        curves = _add(
+            files, f"{anchor(stage.name)}_curves", figure, wording.curves_alt(stage.name, [stage])
+        )
     return {"name": stage.name, "epochs": len(stage.history), "curves": curves}
 
 
@@ -267,7 +283,9 @@ def _per_class(best: Stage | None, split: Data) -> list[dict[str, Any]]:
     if best is None:
         return []
     tables = {part: best.shown.confusion(part) for part in EVALUATED}
-    columns = {part: measures.per_class(matrix) for part, matrix in tables.items() if matrix is not None}
+    columns = {
+        part: measures.per_class(matrix) for part, matrix in tables.items() if matrix is not None
+    }
     unknown = {"precision": None, "recall": None, "f1": None, "support": None}
     return [
         {
@@ -278,7 +296,9 @@ def _per_class(best: Stage | None, split: Data) -> list[dict[str, Any]]:
     ]
 
 
-def _mistakes(best: Stage | None, split: Data, files: Files) -> dict[str, list[dict[str, Any]]] | None:
+def _mistakes(
+    best: Stage | None, split: Data, files: Files
+) -> dict[str, list[dict[str, Any]]] | None:
     """Pictures of the most confident mistakes by split; None if no probabilities were kept."""
     probabilities = best.shown.probabilities if best else {}
     by_split = {
@@ -291,7 +311,9 @@ def _mistakes(best: Stage | None, split: Data, files: Files) -> dict[str, list[d
             images = [split.images[part][m.index] for m in mistakes]
             sheet = figures.contact_sheet(images, [_caption(m, split.classes) for m in mistakes])
             files[f"mistakes_{part}.png"] = figures.to_png(sheet, dpi=120)
-    return {part: [_mistake(m, part, split) for m in mistakes] for part, mistakes in by_split.items()} or None
+    return {
+        part: [_mistake(m, part, split) for m in mistakes] for part, mistakes in by_split.items()
+    } or None
 
 
 def _caption(mistake: measures.Mistake, classes: Sequence[str]) -> str:

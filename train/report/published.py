@@ -14,7 +14,9 @@ STUDY_DATASET = "organsmnist"
 STUDY_METRICS = ("accuracy", "precision", "recall", "f1")
 
 STUDY_NAME = "the reference study (C. Mariño, 2022)"
-STUDY_CITATION = "C. Mariño, “Trabajo Final: Aprendizaje Profundo para Análisis de Imágenes Biomédicas”, 2022"
+STUDY_CITATION = (
+    "C. Mariño, “Trabajo Final: Aprendizaje Profundo para Análisis de Imágenes Biomédicas”, 2022"
+)
 
 # The reference study's Table 10, OrganSMNIST at 28 px: accuracy, weighted precision, recall, F1.
 STUDY: dict[str, dict[str, tuple[float, float, float, float]]] = {

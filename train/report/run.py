@@ -209,4 +209,6 @@ def read(directory: Path) -> Run:
 
 def _begun(directory: Path) -> list[Path]:
     """The directories with a history.csv, stages in the ladder's order."""
-    return [path.parent for name in STAGES for path in sorted((directory / name).glob("**/history.csv"))]
+    return [
+        path.parent for name in STAGES for path in sorted((directory / name).glob("**/history.csv"))
+    ]

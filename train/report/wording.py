@@ -71,7 +71,10 @@ def headline(run: Run, split: Data) -> dict[str, str]:
             "No figure below says anything about a network.",
         }
     if best is None:
-        return {"line": f"{title}: no stage is measured yet", "text": "The page shows what is known so far."}
+        return {
+            "line": f"{title}: no stage is measured yet",
+            "text": "The page shows what is known so far.",
+        }
     val, _ = best.value("val", "accuracy")
     test, deviation = best.value("test", "accuracy")
     if test is None:
@@ -135,7 +138,9 @@ def origin(stage: Stage) -> str:
     weights = stage.shown.result.weights
     if weights != "none":
         return weights
-    return "those of its members" if stage.name == "ensemble" else "none: random, trained from scratch"
+    return (
+        "those of its members" if stage.name == "ensemble" else "none: random, trained from scratch"
+    )
 
 
 def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
@@ -152,7 +157,10 @@ def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
         ("best epoch", ", ".join(grouped(result.best_epoch) for result in results)),
         ("time", ", ".join(duration(result.seconds) for result in results)),
         ("time per epoch", ", ".join(duration(result.seconds_per_epoch) for result in results)),
-        ("seeds" if len(results) > 1 else "seed", ", ".join(grouped(result.seed) for result in results)),
+        (
+            "seeds" if len(results) > 1 else "seed",
+            ", ".join(grouped(result.seed) for result in results),
+        ),
     ]
     return [(name, text) for name, text in pairs if set(text) - set(UNDEFINED + ", ")]
 
@@ -250,7 +258,9 @@ def chart_alt(run: Run) -> str:
     """The text alternative of the chart of stages: its accuracies."""
     stages = [
         f"{stage.name}: "
-        + ", ".join(f"{SPLIT_NAMES[s]} {number(stage.value(s, 'accuracy')[0])}" for s in SPLIT_NAMES)
+        + ", ".join(
+            f"{SPLIT_NAMES[s]} {number(stage.value(s, 'accuracy')[0])}" for s in SPLIT_NAMES
+        )
         for stage in run.stages
     ]
     return "Accuracy by stage. " + "; ".join(stages) + "."

@@ -88,7 +88,9 @@ class UnverifiedBundle:
             data = _read_graph(self.directory / entry.file, entry, self.manifest)
             if entry in wanted:
                 graphs[entry.file] = data
-        return Bundle(self.directory, self.manifest, tuple((entry, graphs[entry.file]) for entry in wanted))
+        return Bundle(
+            self.directory, self.manifest, tuple((entry, graphs[entry.file]) for entry in wanted)
+        )
 
 
 def packaged_bundle() -> Path:
@@ -241,6 +243,10 @@ def _wrong_size(path: Path, expected: int, actual: int) -> BundleError:
 
 
 def _not_regular(path: Path, mode: int) -> BundleError:
-    kinds = [(stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe")]
+    kinds = [
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a pipe"),
+    ]
     kind = next((name for test, name in kinds if test(mode)), "a special file")
     return BundleError(f"{path}: must be a regular file, found {kind}; copy the bundle again")

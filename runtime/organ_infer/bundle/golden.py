@@ -33,11 +33,15 @@ def golden_slices() -> list[NDArray[Any]]:
     """
     slices: list[NDArray[Any]] = []
     for i in range(COUNT):
-        random = np.frombuffer(hashlib.shake_256(b"organ_infer %d" % i).digest(64), np.uint8).astype(np.int64)
+        random = np.frombuffer(
+            hashlib.shake_256(b"organ_infer %d" % i).digest(64), np.uint8
+        ).astype(np.int64)
         height, width = 28 + random[49:51] % 5 * 9
         y, x = np.mgrid[:height, :width]
         pixels = random[:49].reshape(7, 7)[y * 7 // height, x * 7 // width] % 200 // 2
-        disc = (y - random[51] % height) ** 2 + (x - random[52] % width) ** 2 < (6 + random[53] % 12) ** 2
+        disc = (y - random[51] % height) ** 2 + (x - random[52] % width) ** 2 < (
+            6 + random[53] % 12
+        ) ** 2
         pixels = np.where(disc, pixels // 2 + 100 + random[54] % 56, pixels)
         slices.append(pixels.astype(np.uint8) if i % 2 == 0 else (pixels * 257).astype(np.uint16))
     return slices

@@ -86,7 +86,12 @@ class FieldReader:
 
     def text(self, value: Any, key: str, *, limit: int = 200) -> str:
         """A printable string that is not blank, of at most `limit` characters."""
-        if not isinstance(value, str) or not value.strip() or len(value) > limit or not value.isprintable():
+        if (
+            not isinstance(value, str)
+            or not value.strip()
+            or len(value) > limit
+            or not value.isprintable()
+        ):
             raise self.refuse(key, f"a printable string of 1 to {limit} characters", value)
         return value
 
@@ -104,7 +109,11 @@ class FieldReader:
 
     def number(self, value: Any, key: str, low: float, high: float) -> float:
         """A number from `low` to `high`, both included, as a float; not a bool."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not low <= value <= high
+        ):
             raise self.refuse(key, f"a number from {low:g} to {high:g}", value)
         return float(value)
 
@@ -142,7 +151,9 @@ class FieldReader:
             if depth > DEPTH_LIMIT:
                 raise self.refuse(key, f"nested at most {DEPTH_LIMIT} levels deep", item)
             if isinstance(item, dict):
-                pending.extend((f"{path}.{clipped(n)}", child, depth + 1) for n, child in item.items())
+                pending.extend(
+                    (f"{path}.{clipped(n)}", child, depth + 1) for n, child in item.items()
+                )
             elif isinstance(item, list):
                 pending.extend((f"{path}[{i}]", child, depth + 1) for i, child in enumerate(item))
         return value

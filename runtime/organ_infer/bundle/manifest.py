@@ -153,7 +153,10 @@ class Manifest:
         if device == "cpu":
             return self.members
         return tuple(
-            min((entry, *entry.alternatives), key=lambda variant: BY_NAME[variant.precision].cuda_rank)
+            min(
+                (entry, *entry.alternatives),
+                key=lambda variant: BY_NAME[variant.precision].cuda_rank,
+            )
             for entry in self.members
         )
 
@@ -175,7 +178,10 @@ class Manifest:
         values["training"] = {**values["training"], SEAL: blank}
         try:
             text = json.dumps(
-                {key: values[key] for key in ORDER.split()}, indent=1, ensure_ascii=False, allow_nan=False
+                {key: values[key] for key in ORDER.split()},
+                indent=1,
+                ensure_ascii=False,
+                allow_nan=False,
             )
             digest = hashlib.sha256(f"{text}\n".encode()).hexdigest()
         except (TypeError, ValueError, RecursionError) as e:
@@ -237,7 +243,9 @@ class _Reader(FieldReader):
                 )
         for name in valid:
             if name not in value:
-                raise BundleError(f"{self.where}: key {prefix + name!r} is missing; export the bundle again")
+                raise BundleError(
+                    f"{self.where}: key {prefix + name!r} is missing; export the bundle again"
+                )
         return value
 
     def manifest(self, data: Any, text: str | bytes) -> Manifest:
@@ -266,7 +274,9 @@ class _Reader(FieldReader):
         names = [name.lower() for name in manifest.files()]
         for name in names:
             if names.count(name) > 1:
-                raise BundleError(f"{self.where}: file {name!r} is listed twice; export the bundle again")
+                raise BundleError(
+                    f"{self.where}: file {name!r} is listed twice; export the bundle again"
+                )
         return replace(manifest, training=self.unsealed(training, text))
 
     def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
@@ -282,9 +292,14 @@ class _Reader(FieldReader):
         if not marks:
             return training
         value = marks.get(SEAL)
-        match = SEAL_PATTERN.fullmatch(value) if len(marks) == 1 and isinstance(value, str) else None
+        match = (
+            SEAL_PATTERN.fullmatch(value) if len(marks) == 1 and isinstance(value, str) else None
+        )
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        if match is None or hashlib.sha256(_blanked(data, match[1].encode())).hexdigest() != match[1]:
+        if (
+            match is None
+            or hashlib.sha256(_blanked(data, match[1].encode())).hexdigest() != match[1]
+        ):
             raise BundleError(
                 f"{self.where}: changed since it was written, its sha256 differs from training.{SEAL}; copy or export"
                 f" the bundle again, or remove that key if the change is intended"
@@ -303,7 +318,9 @@ class _Reader(FieldReader):
     def task(self, value: Any, key: str) -> Task:
         parts = self.keys(value, key, Task)
         names = self.sequence(parts["classes"], f"{key}.classes", 2, CLASS_LIMIT, "class names")
-        classes = tuple(self.class_name(name, f"{key}.classes[{i}]") for i, name in enumerate(names))
+        classes = tuple(
+            self.class_name(name, f"{key}.classes[{i}]") for i, name in enumerate(names)
+        )
         if len(set(classes)) != len(classes):
             raise self.refuse(f"{key}.classes", "names that all differ", names)
         pairs = self.sequence(parts["paired"], f"{key}.paired", 0, CLASS_LIMIT, "pairs")
@@ -311,7 +328,9 @@ class _Reader(FieldReader):
             dataset=self.text(parts["dataset"], f"{key}.dataset"),
             view=self.one_of(parts["view"], f"{key}.view", VIEWS),
             classes=classes,
-            paired=tuple(self.pair(pair, f"{key}.paired[{i}]", classes) for i, pair in enumerate(pairs)),
+            paired=tuple(
+                self.pair(pair, f"{key}.paired[{i}]", classes) for i, pair in enumerate(pairs)
+            ),
         )
         sided = [name for pair in task.paired for name in pair]
         if len(set(sided)) != len(sided):
@@ -319,7 +338,9 @@ class _Reader(FieldReader):
         for stem in {name.rpartition("-")[0] for name in sided}:
             if stem in classes:
                 raise self.refuse(
-                    f"{key}.paired", f"pairs whose organ is not itself a class ({stem!r} is one)", pairs
+                    f"{key}.paired",
+                    f"pairs whose organ is not itself a class ({stem!r} is one)",
+                    pairs,
                 )
         return task
 
@@ -351,11 +372,15 @@ class _Reader(FieldReader):
 
     def window(self, value: Any, key: str) -> tuple[float, float]:
         level, width = self.sequence(value, key, 2, 2, "numbers (level and width in HU)")
-        return self.number(level, f"{key}[0]", -32768, 32767), self.number(width, f"{key}[1]", 1, 65535)
+        return self.number(level, f"{key}[0]", -32768, 32767), self.number(
+            width, f"{key}[1]", 1, 65535
+        )
 
     def orientation(self, value: Any, key: str) -> tuple[str, str]:
         letters = self.sequence(value, key, 2, 2, "DICOM letters (L R A P H F)")
-        rows, columns = (self.one_of(letter, f"{key}[{i}]", tuple(AXES)) for i, letter in enumerate(letters))
+        rows, columns = (
+            self.one_of(letter, f"{key}[{i}]", tuple(AXES)) for i, letter in enumerate(letters)
+        )
         if AXES[rows] == AXES[columns]:
             raise self.refuse(key, "two perpendicular directions, such as L and P", value)
         return rows, columns
@@ -363,7 +388,9 @@ class _Reader(FieldReader):
     def member(self, value: Any, key: str, *, nested: bool = False) -> Member:
         parts = self.keys(value, key, Member)
         limit = 0 if nested else 16
-        alternatives = self.sequence(parts["alternatives"], f"{key}.alternatives", 0, limit, "entries")
+        alternatives = self.sequence(
+            parts["alternatives"], f"{key}.alternatives", 0, limit, "entries"
+        )
         return Member(
             stage=self.text(parts["stage"], f"{key}.stage", limit=60),
             file=self.file_name(parts["file"], f"{key}.file"),
@@ -383,5 +410,6 @@ class _Reader(FieldReader):
     def card(self, value: Any, key: str) -> Card:
         parts = self.keys(value, key, Card)
         return Card(
-            self.file_name(parts["file"], f"{key}.file"), self.sha256(parts["sha256"], f"{key}.sha256")
+            self.file_name(parts["file"], f"{key}.file"),
+            self.sha256(parts["sha256"], f"{key}.sha256"),
         )

@@ -160,7 +160,9 @@ def check_graph(data: bytes, *, where: str, size: int, classes: int, output: str
     return info
 
 
-def _check_port(kind: str, ports: list[Port], name: str, shape: tuple[int | None, ...], where: str) -> None:
+def _check_port(
+    kind: str, ports: list[Port], name: str, shape: tuple[int | None, ...], where: str
+) -> None:
     if [port.name for port in ports] != [name]:
         names = ", ".join(repr(port.name) for port in ports) or "none"
         raise BundleError(
@@ -237,7 +239,9 @@ class _Walk:
             name, content_kind = known[number]
             if wire != (0 if content_kind == "int" else 2):
                 raise MalformedFile(f"{kind}.{name} of wire type {wire}")
-            content = value if content_kind == "int" else self.content(content_kind, start, offset, depth)
+            content = (
+                value if content_kind == "int" else self.content(content_kind, start, offset, depth)
+            )
             values.setdefault(name, []).append(content)
         self.collect(kind, values, depth)
         return values
@@ -289,8 +293,12 @@ class _Walk:
             info.opsets = len(values.get("opset_import", []))
             info.training = "training_info" in values
         elif kind == "Graph" and depth == 1:
-            weights = {name for tensor in values.get("initializer", []) for name in tensor.get("name", [])}
-            info.inputs += [port for port in map(_port, values.get("input", [])) if port.name not in weights]
+            weights = {
+                name for tensor in values.get("initializer", []) for name in tensor.get("name", [])
+            }
+            info.inputs += [
+                port for port in map(_port, values.get("input", [])) if port.name not in weights
+            ]
             info.outputs += map(_port, values.get("output", []))
 
 

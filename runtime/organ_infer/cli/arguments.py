@@ -14,10 +14,12 @@ from .formats import FORMATS
 __all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
 
 BUNDLE_VARIABLE = "ORGAN_INFER_BUNDLE"
-_DATASETS = {"organamnist": "OrganAMNIST", "organcmnist": "OrganCMNIST", "organsmnist": "OrganSMNIST"}
-_EXIT_CODES = (
-    "Exit codes: 0 all images classified, 1 some images failed, 2 error, 130 interrupted, 143 terminated."
-)
+_DATASETS = {
+    "organamnist": "OrganAMNIST",
+    "organcmnist": "OrganCMNIST",
+    "organsmnist": "OrganSMNIST",
+}
+_EXIT_CODES = "Exit codes: 0 all images classified, 1 some images failed, 2 error, 130 interrupted, 143 terminated."
 
 
 class UsageError(Exception):
@@ -129,10 +131,15 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         help="image file, directory or quoted pattern ('scans/*.png'); 'stack.npy#3' selects one slice",
     )
     group.add_argument(
-        "--files-from", metavar="FILE", help="read paths from FILE, one per line; - for standard input"
+        "--files-from",
+        metavar="FILE",
+        help="read paths from FILE, one per line; - for standard input",
     )
     group.add_argument(
-        "-0", "--null", action="store_true", help="paths in --files-from end with NUL, not with a newline"
+        "-0",
+        "--null",
+        action="store_true",
+        help="paths in --files-from end with NUL, not with a newline",
     )
     group.add_argument(
         "-r", "--recursive", action="store_true", help="include the subdirectories of directories"
@@ -189,16 +196,24 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
         help="test-time augmentation: average over the slice and four one-pixel shifts; takes five times as long",
     )
     group.add_argument(
-        "--no-cuda-graphs", dest="cuda_graphs", action="store_false", help="run CUDA without CUDA graphs"
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        help="run CUDA without CUDA graphs",
     )
 
 
 def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--format", choices=tuple(FORMATS), default="text", help="output format (default: %(default)s)"
+        "--format",
+        choices=tuple(FORMATS),
+        default="text",
+        help="output format (default: %(default)s)",
     )
     group.add_argument(
-        "--output", metavar="FILE", help="write results to FILE, which appears only when it is complete"
+        "--output",
+        metavar="FILE",
+        help="write results to FILE, which appears only when it is complete",
     )
     group.add_argument(
         "--top",
@@ -220,7 +235,9 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         " the organ",
     )
     group.add_argument(
-        "--quiet", action="store_true", help="show errors only, without progress, notes and warnings"
+        "--quiet",
+        action="store_true",
+        help="show errors only, without progress, notes and warnings",
     )
 
 
@@ -257,7 +274,9 @@ def _count(limit: int) -> Callable[[str], int]:
 
     def parse_count(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
-            raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {limit:,}, found {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from 1 to {limit:,}, found {text!r}"
+            )
         return int(text)
 
     return parse_count

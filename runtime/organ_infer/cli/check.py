@@ -66,7 +66,9 @@ class _Report:
                     f"{name}: cannot be loaded ({one_line(e)}); run pip install --force-reinstall {name}"
                 )
         pydicom = installed_version("pydicom")
-        self.add("pydicom", pydicom or "not installed; for DICOM files: pip install 'organ-infer[dicom]'")
+        self.add(
+            "pydicom", pydicom or "not installed; for DICOM files: pip install 'organ-infer[dicom]'"
+        )
 
     def add_machine(self, options: Options) -> bool:
         """Returns whether the extension that packs slices can be loaded."""
@@ -111,7 +113,9 @@ class _Report:
             self.problems.append(
                 f"{' and '.join(names)}: both are installed and overwrite each other; {reinstall_text()}"
             )
-        packages = ", ".join(f"{name} {version(name)}" for name in names) or "not installed as a package"
+        packages = (
+            ", ".join(f"{name} {version(name)}" for name in names) or "not installed as a package"
+        )
         try:
             ort = import_onnxruntime()
         except OrganInferError as e:
@@ -124,7 +128,9 @@ class _Report:
 
     def add_bundle(self, options: Options) -> bool:
         """Returns whether all files of the model are complete and unchanged."""
-        self.add("bundle", f"{options.bundle}" if options.bundle else f"{packaged_bundle()} (packaged)")
+        self.add(
+            "bundle", f"{options.bundle}" if options.bundle else f"{packaged_bundle()} (packaged)"
+        )
         try:
             listed = list_bundle(options.bundle or packaged_bundle())
             listed.verified()
@@ -132,7 +138,10 @@ class _Report:
             self.problems.append(str(e))
             return False
         task = listed.manifest.task
-        self.add("model", f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes")
+        self.add(
+            "model",
+            f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes",
+        )
         self.add("manifest", f"sha256 {listed.sha256}")
         for entry in listed.manifest.graphs():
             self.add(
@@ -165,7 +174,11 @@ class _Report:
                 )
         except OrganInferError as e:
             self.problems.append(str(e))
-        if options.device != "cpu" and CUDA in ort.get_available_providers() and CUDA not in providers:
+        if (
+            options.device != "cpu"
+            and CUDA in ort.get_available_providers()
+            and CUDA not in providers
+        ):
             self.add("CUDA", _why_no_cuda(ort))
 
     def add_self_test(self, classifier: "OrganClassifier", device: str) -> None:
@@ -209,7 +222,11 @@ def _why_no_cuda(ort: ModuleType) -> str:
     """Why onnxruntime offers CUDA but does not use it: the library that the loader does not find, if any."""
     from ..engine.cuda_errors import advice
 
-    library = Path(getattr(ort, "__file__", None) or "").parent / "capi" / "libonnxruntime_providers_cuda.so"
+    library = (
+        Path(getattr(ort, "__file__", None) or "").parent
+        / "capi"
+        / "libonnxruntime_providers_cuda.so"
+    )
     try:
         ctypes.CDLL(str(library))
     except OSError as e:

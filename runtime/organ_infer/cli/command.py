@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             messages = Messages()
             try:
-                return _parse_and_run(sys.argv[1:] if arguments is None else arguments, messages, signals)
+                return _parse_and_run(
+                    sys.argv[1:] if arguments is None else arguments, messages, signals
+                )
             except Exception:
                 signals.check()
                 raise

@@ -67,7 +67,9 @@ class RowFormat(ABC):
 
     def is_uncertain(self, prediction: "Prediction") -> bool:
         by_organ = self.options.by_organ
-        return bool((prediction.organ_probability if by_organ else prediction.probability) < self.threshold)
+        return bool(
+            (prediction.organ_probability if by_organ else prediction.probability) < self.threshold
+        )
 
     def label_and_organ(self, prediction: "Prediction") -> tuple[str, str]:
         """The label and the organ, either of them possibly replaced by `uncertain`."""
@@ -81,7 +83,9 @@ class RowFormat(ABC):
         if count == 1:
             return [(prediction.label, prediction.probability)]
         probabilities, classes = prediction.probabilities, self.options.classes
-        order = sorted(range(len(classes)), key=lambda i: (-probabilities[i], i != prediction.index, i))
+        order = sorted(
+            range(len(classes)), key=lambda i: (-probabilities[i], i != prediction.index, i)
+        )
         return [(classes[i], probabilities[i]) for i in order[:count]]
 
     def top_organs(self, prediction: "Prediction", count: int) -> list[tuple[str, float]]:
@@ -110,7 +114,9 @@ class TextFormat(RowFormat):
         pairs = top(prediction, self.options.top or 1)
         if self.is_uncertain(prediction):
             pairs[0] = UNCERTAIN, pairs[0][1]
-        columns = " ".join(f"{name:<{self._width}} {probability:.3f}" for name, probability in pairs)
+        columns = " ".join(
+            f"{name:<{self._width}} {probability:.3f}" for name, probability in pairs
+        )
         return f"{columns} {printable(prediction.path or '')}\n"
 
     def failure(self, failure: "ImageFailure") -> str:

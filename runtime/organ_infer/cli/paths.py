@@ -112,7 +112,9 @@ def _read_list(source: str, separator: bytes) -> Iterator[str]:
         raise UsageError("--files-from -: standard input is closed")
     try:
         with ExitStack() as stack:
-            file: BinaryIO = sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
+            file: BinaryIO = (
+                sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
+            )
             blocks = iter(lambda: file.read1(BLOCK), b"")  # type: ignore[attr-defined]
             for name in _split_blocks(blocks, separator):
                 if separator == b"\n":

@@ -28,7 +28,9 @@ class Messages:
 
     def __init__(self) -> None:
         self.quiet = False
-        self.bar = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.bar = (
+            sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        )
         # Characters of the bar that is on the screen.
         self._bar_width = 0
         self._last_drawn = self._started = time.monotonic()

@@ -16,7 +16,9 @@ def usable_processors(root: Path = Path("/")) -> int:
     Returns:
         At least 1.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = _cgroup_quota(root)
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 

@@ -104,9 +104,7 @@ def choose_device(ort: ModuleType, device: str) -> str:
     level = logging.INFO
     if both_wheels_installed():
         level = logging.WARNING
-        reason = (
-            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
-        )
+        reason = f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
     else:
         reason = (
             f"this onnxruntime offers only {', '.join(available)};"
@@ -312,7 +310,9 @@ class BoundSession:
     def captured(self) -> tuple[int, ...]:
         """The batch sizes that run as CUDA graphs."""
         return tuple(
-            sorted(size for size, buffers in list(self._network.buffers.items()) if buffers.captured)
+            sorted(
+                size for size, buffers in list(self._network.buffers.items()) if buffers.captured
+            )
         )
 
     @property
@@ -324,7 +324,9 @@ class BoundSession:
         """The active execution providers, as InferenceSession.get_providers."""
         return self._network.providers
 
-    def run(self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]) -> list[NDArray[Any]]:
+    def run(
+        self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]
+    ) -> list[NDArray[Any]]:
         """As InferenceSession.run, for one input and one output.
 
         Args:
@@ -466,7 +468,9 @@ class _Network:
         graph.add_run_config_entry("gpu_graph_id", str(size))
         buffers = _Buffers(host, pinned, device_input, device_output, binding, graph)
         self.buffers[size] = buffers
-        logger.debug("cuda: buffers for batches of %d, %s", size, "pageable" if pinned is None else "pinned")
+        logger.debug(
+            "cuda: buffers for batches of %d, %s", size, "pageable" if pinned is None else "pinned"
+        )
         return buffers
 
     def _pinned(self, shape: list[int], device_input: Any) -> Any:
@@ -482,7 +486,9 @@ class _Network:
                     info = device.memory_info(self._ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
                     if info is not None:
                         value = self._ort.OrtValue
-                        pinned = value.ortvalue_from_shape_and_type(shape, np.float32, memory_info=info)
+                        pinned = value.ortvalue_from_shape_and_type(
+                            shape, np.float32, memory_info=info
+                        )
                         pinned.numpy()[:] = 0
                         # A trial copy, which raises here if copies from this memory are not possible.
                         device_input.update_inplace(pinned)
@@ -531,5 +537,8 @@ class _Network:
 
 def _has_number(device: Any, number: int) -> bool:
     """Whether an OrtEpDevice is the GPU `number`. A device without a number counts as GPU 0."""
-    options = {**(getattr(device, "ep_metadata", None) or {}), **(getattr(device, "ep_options", None) or {})}
+    options = {
+        **(getattr(device, "ep_metadata", None) or {}),
+        **(getattr(device, "ep_options", None) or {}),
+    }
     return str(options.get("device_id", 0)) == str(number)

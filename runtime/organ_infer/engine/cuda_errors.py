@@ -15,7 +15,9 @@ __all__ = ["advice", "describe", "shorten"]
 # The part of onnxruntime's text to report: the first match.
 _ESSENTIALS = (
     # onnxruntime's CudaCall: "%s failure %d: %s ; GPU=%d ; hostname=%s ; file=%s ; line=%d ; expr=%s; %s"
-    re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND|CUSPARSE|NCCL)\w* failure -?\d+: .*?(?= ; |$)", re.I),
+    re.compile(
+        r"\b(?:CUDA|CUBLAS|CUDNN|CUFFT|CURAND|CUSPARSE|NCCL)\w* failure -?\d+: .*?(?= ; |$)", re.I
+    ),
     re.compile(r"Invalid device ID: .*?\(exclusive\)"),
     re.compile(r"Failed to allocate memory for requested buffer of size \d+"),
     re.compile(r"Failed to load (?:shared )?library .*"),
@@ -78,9 +80,7 @@ _ADVICE = (
         "this process can no longer use CUDA; start it again, and report it if it happens again",
     ),
 )
-_DEFAULT = (
-    "check that nvidia-smi lists a GPU, and install CUDA's libraries with pip install 'organ-infer[gpu]'"
-)
+_DEFAULT = "check that nvidia-smi lists a GPU, and install CUDA's libraries with pip install 'organ-infer[gpu]'"
 
 
 def shorten(error: BaseException | str) -> str:
@@ -128,7 +128,5 @@ def advice(error: BaseException | str = "") -> str:
     if known := describe(error):
         return known
     if both_wheels_installed():
-        return (
-            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
-        )
+        return f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other; {reinstall_text()}"
     return _DEFAULT

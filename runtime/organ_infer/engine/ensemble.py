@@ -128,7 +128,9 @@ class CacheLookup:
 class _Opener:
     """Opens the sessions of a bundle on one device, `cpu`, `cuda` or `cuda:N`."""
 
-    def __init__(self, bundle: UnverifiedBundle, device: str, threads: int, cuda_graphs: bool) -> None:
+    def __init__(
+        self, bundle: UnverifiedBundle, device: str, threads: int, cuda_graphs: bool
+    ) -> None:
         self._bundle = bundle
         self._device = device
         self._kind = parse_device(device).kind
@@ -149,7 +151,9 @@ class _Opener:
         """Verify and open the graphs of the bundle, and add their optimized graphs to the cache if there is one."""
         names = [entry.file for entry in self.variants]
         new_entry = (
-            contextlib.nullcontext() if cache is None else cache.new_entry(self._bundle.files(), names)
+            contextlib.nullcontext()
+            if cache is None
+            else cache.new_entry(self._bundle.files(), names)
         )
         sessions: list[Session] = []
         try:
@@ -176,7 +180,9 @@ class _Opener:
             (folder / graph_file).unlink(missing_ok=True)
             return self._session(entry, data)
 
-    def _session(self, entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None) -> Session:
+    def _session(
+        self, entry: Member, graph: bytes | Path, save: tuple[Path, str] | None = None
+    ) -> Session:
         return Session(
             graph,
             output=entry.output,
@@ -268,7 +274,10 @@ class Ensemble:
             if self._workers is None:
                 answers: list[Probabilities] = self._call(partial(self._run_all, packed))
             else:
-                futures = {i: self._workers.submit(self._run, self._sessions[i], packed) for i in self._order}
+                futures = {
+                    i: self._workers.submit(self._run, self._sessions[i], packed)
+                    for i in self._order
+                }
                 answers = [futures[i].result() for i in range(len(self._sessions))]
         finally:
             with self._lock:

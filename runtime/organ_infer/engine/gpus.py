@@ -14,7 +14,9 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 def driver_version() -> str | None:
     """The version of the installed NVIDIA driver, or None if there is none."""
     try:
-        match = re.search(r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", _DRIVER_FILE.read_text())
+        match = re.search(
+            r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", _DRIVER_FILE.read_text()
+        )
     except OSError:
         match = None
     if match:
@@ -45,7 +47,9 @@ def _query(fields: str) -> list[str] | str:
 
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        finished = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=SECONDS
+        )
     except FileNotFoundError:
         return "nvidia-smi is not installed"
     except subprocess.TimeoutExpired:

@@ -99,7 +99,9 @@ class Cache:
             sha256: The SHA-256 of the bundle's manifest.json, which lists that of every other file.
             onnxruntime: The version of onnxruntime.
         """
-        identity = json.dumps([ENTRY_FORMAT, str(bundle.resolve()), sha256, onnxruntime, _processor()])
+        identity = json.dumps(
+            [ENTRY_FORMAT, str(bundle.resolve()), sha256, onnxruntime, _processor()]
+        )
         self.root = root
         self.entry = root / f"{PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
@@ -184,7 +186,9 @@ class Cache:
     ) -> None:
         """Make `folder` the entry if it has all graphs, and no other process was faster."""
         try:
-            names = [name for graph in graphs for name in graph_files(graph) if (folder / name).exists()]
+            names = [
+                name for graph in graphs for name in graph_files(graph) if (folder / name).exists()
+            ]
             if not all((folder / graph_files(graph)[0]).exists() for graph in graphs):
                 return
             record = {
@@ -215,7 +219,9 @@ class Cache:
     def _remove_old_entries(self) -> None:
         """Remove the least recently used entries, and unfinished ones of killed processes."""
         last_use = {
-            path: path.stat().st_mtime for path in self.root.glob(f"{PREFIX}*") if (path / RECORD).is_file()
+            path: path.stat().st_mtime
+            for path in self.root.glob(f"{PREFIX}*")
+            if (path / RECORD).is_file()
         }
         recent = sorted(last_use, key=last_use.__getitem__)[-ENTRY_LIMIT:]
         begun = {path: path.stat().st_mtime for path in self.root.glob(f".{PREFIX}*.partial")}
@@ -275,7 +281,11 @@ def _processor() -> str:
     """The kind of processor. An optimized graph has memory layouts that were chosen for its instructions."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        lines = [line for line in first if line.startswith(("model name", "flags", "Features", "CPU part"))]
+        lines = [
+            line
+            for line in first
+            if line.startswith(("model name", "flags", "Features", "CPU part"))
+        ]
         if lines:
             return "\n".join(lines)
     return f"{platform.machine()} {platform.processor()}"

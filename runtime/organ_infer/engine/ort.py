@@ -35,7 +35,9 @@ def import_onnxruntime() -> ModuleType:
             raise DeviceError(
                 "onnxruntime is not installed; pip install 'organ-infer[cpu]' (or [gpu])"
             ) from e
-        raise DeviceError(f"onnxruntime cannot be loaded ({one_line(e)}); {reinstall_text()}") from e
+        raise DeviceError(
+            f"onnxruntime cannot be loaded ({one_line(e)}); {reinstall_text()}"
+        ) from e
     # Uninstalling one of two installed wheels leaves an incomplete package.
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"onnxruntime is installed incompletely; {reinstall_text()}")

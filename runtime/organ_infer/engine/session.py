@@ -192,7 +192,9 @@ class Session:
             session.close()
 
 
-def _open_cuda_session(ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool) -> Any:
+def _open_cuda_session(
+    ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool
+) -> Any:
     options = _common_options(ort, graph, threads)
     # A memory pattern allocates in the second run, when a CUDA graph may be recorded.
     options.enable_mem_pattern = False
@@ -200,7 +202,9 @@ def _open_cuda_session(ort: ModuleType, graph: bytes | Path, device: str, thread
     number = parse_device(device).number
     cuda.preload(ort)
     try:
-        return _create_session(ort, graph, options, [(CUDA, cuda.provider_options(capture, number)), CPU])
+        return _create_session(
+            ort, graph, options, [(CUDA, cuda.provider_options(capture, number)), CPU]
+        )
     except Exception as e:
         # onnxruntime's exceptions have no common base class except Exception.
         raise DeviceError(f"device {device}: CUDA failed ({shorten(e)}): {advice(e)}") from e
@@ -213,7 +217,9 @@ def _open_cpu_session(
     if save is not None:
         path, weights = save
         options.optimized_model_filepath = os.fspath(path)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", weights
+        )
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
@@ -247,7 +253,9 @@ def _common_options(ort: ModuleType, graph: bytes | Path, threads: int) -> Any:
     return options
 
 
-def _create_session(ort: ModuleType, graph: bytes | Path, options: Any, providers: list[Any]) -> Any:
+def _create_session(
+    ort: ModuleType, graph: bytes | Path, options: Any, providers: list[Any]
+) -> Any:
     """An InferenceSession, in onnxruntime's global thread pool if the program has created one."""
     model = os.fspath(graph) if isinstance(graph, Path) else graph
     # The fallback would print to standard output and continue on the CPU.

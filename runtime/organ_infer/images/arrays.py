@@ -77,7 +77,9 @@ def read_npz(source: Source) -> SliceReaders:
             yield from _member_slices(archive, name, members[name], source.limits, selector)
         if not selected:
             available = ", ".join(members)[:200] or "none"
-            raise ImageError(f".npz: no array {source.selector or ''!r}; the file contains: {available}")
+            raise ImageError(
+                f".npz: no array {source.selector or ''!r}; the file contains: {available}"
+            )
 
 
 def _check_directory(file: BinaryIO, size: int) -> int:
@@ -86,7 +88,9 @@ def _check_directory(file: BinaryIO, size: int) -> int:
     tail = file.read(END + LOCATOR)
     end, before = tail[-END:], tail[:-END]
     if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0" or before[:4] == b"PK\6\7":
-        raise ImageError(".npz: truncated, or not an archive of up to 4 GiB as numpy.savez writes it")
+        raise ImageError(
+            ".npz: truncated, or not an archive of up to 4 GiB as numpy.savez writes it"
+        )
     if int.from_bytes(end[12:16], "little") > DIRECTORY_LIMIT:
         raise ImageError(".npz: too many arrays")
     return int.from_bytes(end[10:12], "little")
@@ -95,7 +99,9 @@ def _check_directory(file: BinaryIO, size: int) -> int:
 def _members(archive: zipfile.ZipFile, count: int, limits: Limits) -> dict[str, zipfile.ZipInfo]:
     """Return the archive's entries by array name."""
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if len(members) != count or not all(info.filename.endswith(".npy") for info in members.values()):
+    if len(members) != count or not all(
+        info.filename.endswith(".npy") for info in members.values()
+    ):
         raise ImageError(".npz: damaged, or contains other files than .npy")
     total = sum(info.file_size for info in members.values())
     if total > limits.file_bytes:
@@ -106,7 +112,9 @@ def _members(archive: zipfile.ZipFile, count: int, limits: Limits) -> dict[str, 
     return members
 
 
-def _select(members: dict[str, zipfile.ZipInfo], selector: str | None) -> Iterator[tuple[str, str | None]]:
+def _select(
+    members: dict[str, zipfile.ZipInfo], selector: str | None
+) -> Iterator[tuple[str, str | None]]:
     """Yield the selected arrays' names, each with the selector of its slices."""
     for name in members:
         if selector is None or selector == name:

@@ -96,7 +96,9 @@ def _check_dataset(dataset: Any, pixel_limit: int) -> None:
             f"DICOM: photometric interpretation {photometric} is not supported; CT slices are gray"
         )
     if "ModalityLUTSequence" in dataset:
-        raise ImageError("DICOM: a Modality LUT is not supported; only rescale slope and intercept are")
+        raise ImageError(
+            "DICOM: a Modality LUT is not supported; only rescale slope and intercept are"
+        )
     _check_decoder(dataset.file_meta.TransferSyntaxUID)
 
 
@@ -150,7 +152,9 @@ def _frame(dataset: Any, index: int, stored: Any) -> Slice:
 
 def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
     """Return where a frame's attributes are: its own functional group, the shared one, or the dataset."""
-    own, shared = (dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared"))
+    own, shared = (
+        dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared")
+    )
     for group in (*own[index : index + 1], *shared[:1]):
         if items := group.get(sequence):
             return items[0]
@@ -172,7 +176,9 @@ def _displayed_gray(dataset: Any, stored: Any, warnings: list[str]) -> Any:
     """Return uint8 or uint16 gray, scaled from the stored bits."""
     bits = int(dataset.BitsStored)
     if int(dataset.PixelRepresentation) or bits > 16:
-        raise ImageError("DICOM: signed or 32-bit pixels without a rescale slope have no known unit")
+        raise ImageError(
+            "DICOM: signed or 32-bit pixels without a rescale slope have no known unit"
+        )
     warnings.append(f"no rescale slope; read as {bits}-bit gray, not as HU")
     highest = (1 << bits) - 1
     if dataset.PhotometricInterpretation == "MONOCHROME1":

@@ -13,9 +13,7 @@ from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, check_size
 
 __all__ = ["EXPECTED", "slices_in_memory"]
 
-EXPECTED = (
-    "expected an array (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays and Pillow images"
-)
+EXPECTED = "expected an array (H, W) or (N, H, W), a Pillow image, or a sequence of (H, W) arrays and Pillow images"
 
 
 def slices_in_memory(images: Any) -> Iterator[tuple[str, Slice]]:
@@ -32,7 +30,9 @@ def slices_in_memory(images: Any) -> Iterator[tuple[str, Slice]]:
         yield from _slices_of_one(images, "images", allow_stack=True)
         return
     if isinstance(images, (str, bytes, os.PathLike)):
-        raise InputError(f"images: expected pixels, found the path {images!r}; use predict_paths([path])")
+        raise InputError(
+            f"images: expected pixels, found the path {images!r}; use predict_paths([path])"
+        )
     try:
         sequence = list(images)
     except TypeError as e:
@@ -48,11 +48,15 @@ def _slices_of_one(image: Any, where: str, *, allow_stack: bool) -> Iterator[tup
     if not isinstance(image, np.ndarray):
         raise InputError(f"{where}: {EXPECTED}, found {type(image).__name__}")
     if image.dtype.name not in DTYPES:
-        raise InputError(f"{where}: expected {', '.join(DTYPES)}, found {image.dtype}; {_advice(image)}")
+        raise InputError(
+            f"{where}: expected {', '.join(DTYPES)}, found {image.dtype}; {_advice(image)}"
+        )
     if np.ma.is_masked(image):
         raise InputError(f"{where}: masked pixels are not supported; pass image.filled(0)")
     if image.ndim not in ((2, 3) if allow_stack else (2,)):
-        raise InputError(f"{where}: {EXPECTED}, found {image.ndim} axes {image.shape}; {_advice(image)}")
+        raise InputError(
+            f"{where}: {EXPECTED}, found {image.ndim} axes {image.shape}; {_advice(image)}"
+        )
     if image.ndim == 3 and image.shape[-1] in (3, 4):
         raise InputError(f"{where}: {image.shape} looks like color; {_advice(image)}")
     for pixels in image if image.ndim == 3 else [image]:

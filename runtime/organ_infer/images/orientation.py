@@ -8,12 +8,21 @@ from numpy.typing import NDArray
 from ..bundle.manifest import AXES
 from ..errors import InputError
 
-__all__ = ["LETTERS_TEXT", "Orientation", "can_reorient", "parse_orientation", "plane_of", "reorient"]
+__all__ = [
+    "LETTERS_TEXT",
+    "Orientation",
+    "can_reorient",
+    "parse_orientation",
+    "plane_of",
+    "reorient",
+]
 
 # (direction in which the row index grows, direction in which the column index grows)
 Orientation = tuple[str, str]
 
-LETTERS_TEXT = "two letters of L R A P H F at right angles, rows then columns (PL is the usual axial display)"
+LETTERS_TEXT = (
+    "two letters of L R A P H F at right angles, rows then columns (PL is the usual axial display)"
+)
 _PLANES = {
     frozenset(("LR", "AP")): "axial",
     frozenset(("LR", "HF")): "coronal",
@@ -46,7 +55,9 @@ def can_reorient(source: Orientation, target: Orientation) -> bool:
     return {AXES[letter] for letter in source} == {AXES[letter] for letter in target}
 
 
-def reorient(pixels: NDArray[np.generic], source: Orientation, target: Orientation) -> NDArray[np.generic]:
+def reorient(
+    pixels: NDArray[np.generic], source: Orientation, target: Orientation
+) -> NDArray[np.generic]:
     """Flip and transpose a slice or a stack of slices.
 
     Args:

@@ -260,11 +260,15 @@ def _luma(image: Any, name: str, transparent: Any, warnings: list[str]) -> Pixel
     elif mode in ("CMYK", "YCbCr", "RGBX", "RGBa"):
         image = image.convert("RGBA" if mode == "RGBa" else "RGB")
     if image.mode not in ("RGB", "RGBA"):
-        raise ImageError(f"{name}: pixel mode {mode} is not supported; save it as gray of 8 or 16 bits")
+        raise ImageError(
+            f"{name}: pixel mode {mode} is not supported; save it as gray of 8 or 16 bits"
+        )
     warnings.append(f"converted from {'palette' if mode in ('P', 'PA') else 'color'} to gray")
     if image.mode == "RGBA":
         warnings.append("alpha composited on black")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert(
+            "RGB"
+        )
     if np.ptp(np.asarray(image), axis=2).mean() >= CHROMA:
         warnings.append("implausible: color image; CT slices are gray")
     return np.asarray(image.convert("L"))

@@ -138,7 +138,9 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
             yield name + suffix, read
 
 
-def decode_slices(data: bytes, limits: Limits = DEFAULT_LIMITS, selector: str | None = None) -> SliceReaders:
+def decode_slices(
+    data: bytes, limits: Limits = DEFAULT_LIMITS, selector: str | None = None
+) -> SliceReaders:
     """Yield the slices of a file's bytes, as `open_slices` does. The names lack the path.
 
     Args:
@@ -170,11 +172,15 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
         raise ImageError("the file is empty")
     row = next((row for row in FORMATS if row.matches(head)), None)
     if row is None:
-        raise ImageError(f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}")
+        raise ImageError(
+            f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
+        )
     file.seek(0)
     with _decoder_errors(row.name):
         module, _, function = row.reader.partition(":")
-        reader: Callable[[Source], SliceReaders] = getattr(import_module(f".{module}", __package__), function)
+        reader: Callable[[Source], SliceReaders] = getattr(
+            import_module(f".{module}", __package__), function
+        )
         for suffix, read in reader(Source(file, size, row, limits, selector)):
             yield suffix, partial(_read, row.name, read)
 

@@ -127,7 +127,9 @@ def tiff_is_complete(data: bytes) -> bool:
     while offset not in seen:
         seen.add(offset)
         (tags,) = struct.unpack_from(order + count, data, offset)
-        (offset,) = struct.unpack_from(order + link, data, offset + struct.calcsize(count) + tags * tag)
+        (offset,) = struct.unpack_from(
+            order + link, data, offset + struct.calcsize(count) + tags * tag
+        )
     return True
 
 

@@ -136,7 +136,9 @@ def numbered(count: int, read: Callable[[int], Slice], selector: str | None) -> 
         for i in range(count):
             yield f"#{i}", partial(read, i)
         return
-    if not (selector.isascii() and selector.isdigit() and len(selector) < 10 and int(selector) < count):
+    if not (
+        selector.isascii() and selector.isdigit() and len(selector) < 10 and int(selector) < count
+    ):
         available = "only #0" if count == 1 else f"#0 to #{count - 1}"
         raise ImageError(f"no slice {selector!r}; the file contains {available}")
     yield f"#{selector}", partial(read, int(selector))

@@ -34,7 +34,9 @@ def packaged(precision: str, scratch: Path) -> Path:
 
     source = Path(organ_infer.__file__).parent / "default"
     manifest = json.loads((source / "manifest.json").read_text())
-    entries = [variant for entry in manifest["members"] for variant in (entry, *entry["alternatives"])]
+    entries = [
+        variant for entry in manifest["members"] for variant in (entry, *entry["alternatives"])
+    ]
     plain = next(entry for entry in entries if entry["precision"] == "fp32")
     content = (source / plain["file"]).read_bytes()
     graphs = {plain["stage"]: content if precision == "fp32" else _halved(content)}
@@ -124,7 +126,11 @@ def _rewritten(network: str) -> bytes:
     from export.rewrite import rewrite
 
     graph = _Graph(seed=len(network) + sum(map(ord, network)))
-    last = graph.small_cnn("images") if network == "batch_norm" else graph.resnet("images", BLOCKS[network])
+    last = (
+        graph.small_cnn("images")
+        if network == "batch_norm"
+        else graph.resnet("images", BLOCKS[network])
+    )
     content: bytes = rewrite(graph.model(last)).SerializeToString()
     return content
 
@@ -144,11 +150,15 @@ class _Graph:
         given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, 28, 28])
         answer = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(CLASSES)])
         graph = helper.make_graph(self.nodes, "random", [given], [answer], self.tensors)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9
+        )
         checker.check_model(model, full_check=True)
         return model
 
-    def node(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
+    def node(
+        self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Any
+    ) -> str:
         from onnx import helper
 
         name = output or f"{kind.lower()}_{len(self.nodes)}"

@@ -44,7 +44,10 @@ def missing(modules: Sequence[str]) -> list[str]:
 def _installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # its package is missing; a placeholder is in its place
+    except (
+        ModuleNotFoundError,
+        ValueError,
+    ):  # its package is missing; a placeholder is in its place
         return False
 
 
@@ -66,7 +69,9 @@ def use_tree() -> str | None:
     paths = [str(ROOT), *([str(runtime)] if built else [])]
     sys.path[:0] = [path for path in paths if path not in sys.path]
     # Children import it from the same place.
-    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     return problem
 
 
@@ -110,7 +115,10 @@ def _imported() -> dict[str, Any]:
         from organ_infer.engine.session import import_onnxruntime
 
         ort = import_onnxruntime()
-        about["onnxruntime"] = {"version": ort.__version__, "providers": ort.get_available_providers()}
+        about["onnxruntime"] = {
+            "version": ort.__version__,
+            "providers": ort.get_available_providers(),
+        }
     except Exception as e:
         about["onnxruntime"] = {"error": f"{type(e).__name__}: {e}"}
     try:
@@ -121,7 +129,9 @@ def _imported() -> dict[str, Any]:
         found["cudnn"] = torch.backends.cudnn.version()
         found["cuda_available"] = torch.cuda.is_available()
         if found["cuda_available"]:
-            found["devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            found["devices"] = [
+                torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+            ]
             found["arch_list"] = torch.cuda.get_arch_list()
         about["torch"] = found
     except Exception as e:
@@ -157,7 +167,9 @@ def nvidia_smi(query: str, device: str | None = None) -> list[str]:
 def smi_id(device: str, environment: Mapping[str, str] = os.environ) -> str:
     """nvidia-smi's name of a CUDA device: its number or UUID, through CUDA_VISIBLE_DEVICES."""
     number = int(device.partition(":")[2] or 0)
-    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    visible = [
+        name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()
+    ]
     return visible[number].strip() if number < len(visible) else str(number)
 
 
@@ -194,7 +206,9 @@ def sampled_utilization(device: str) -> Iterator[Utilization]:
     process = None
     if device != "cpu":
         with contextlib.suppress(OSError):
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
     if process is None:
         yield found
         return

@@ -63,7 +63,9 @@ def opened(
         if "cuda_graphs" not in inspect.signature(OrganClassifier).parameters:
             raise Skip("needs OrganClassifier(cuda_graphs=...), which this version does not have")
         options["cuda_graphs"] = cuda_graphs
-    with OrganClassifier(bundle, device="cuda" if device == "cuda:0" else device, **options) as classifier:
+    with OrganClassifier(
+        bundle, device="cuda" if device == "cuda:0" else device, **options
+    ) as classifier:
         yield classifier
 
 

@@ -60,13 +60,19 @@ def cuda_equals_cpu(ctx: Context) -> None:
             continue
         with opened(bundle, ctx.settings.device) as classifier:
             if ctx.settings.cuda:
-                ctx.expect(classifier.providers[0] == CUDA, f"{precision} runs on {classifier.providers[0]}")
+                ctx.expect(
+                    classifier.providers[0] == CUDA,
+                    f"{precision} runs on {classifier.providers[0]}",
+                )
             found = classifier.predict_proba(test)
             labels = [answer.label for answer in classifier.predict_paths(files)]
         compared = compare(expected, found, DIFFERENCE[precision])
-        compared["example_labels_differ"] = sum(a != b for a, b in zip(expected_labels, labels, strict=True))
+        compared["example_labels_differ"] = sum(
+            a != b for a, b in zip(expected_labels, labels, strict=True)
+        )
         compared["examples_right"] = sum(
-            label == Path(file).stem.rpartition("-")[0] for label, file in zip(labels, files, strict=True)
+            label == Path(file).stem.rpartition("-")[0]
+            for label, file in zip(labels, files, strict=True)
         )
         ctx.figures[precision] = compared
         judge(ctx, precision, compared, len(test), len(files))
@@ -88,11 +94,14 @@ def compare(expected: Array, found: Array, close: float) -> dict[str, Any]:
     }
 
 
-def judge(ctx: Context, precision: str, compared: dict[str, Any], count: int, examples: int) -> None:
+def judge(
+    ctx: Context, precision: str, compared: dict[str, Any], count: int, examples: int
+) -> None:
     """The verdict on a comparison with the CPU."""
     far, other = compared["largest_difference"], compared["labels_differ"]
     ctx.expect(
-        far <= DIFFERENCE[precision], f"{precision}: a probability differs by {far:.1e} from the CPU's"
+        far <= DIFFERENCE[precision],
+        f"{precision}: a probability differs by {far:.1e} from the CPU's",
     )
     most = OTHER_LABELS[precision] * count
     wrong = compared["labels_differ_clearly"] if precision == "fp32" else other
@@ -113,11 +122,15 @@ def node_placement(ctx: Context) -> None:
             placed = placed_nodes(classifier)
         if not placed or not all(placed):
             raise Skip("this onnxruntime does not tell where nodes run: install a later one")
-        ctx.figures[name] = [{provider: _counted(kinds) for provider, kinds in one.items()} for one in placed]
+        ctx.figures[name] = [
+            {provider: _counted(kinds) for provider, kinds in one.items()} for one in placed
+        ]
         for one in placed:
             on_cuda += len(one.get(CUDA, []))
             ctx.expect(bool(one.get(CUDA)), f"{name}: no node runs on CUDA")
-            elsewhere |= {kind for provider, kinds in one.items() if provider != CUDA for kind in kinds}
+            elsewhere |= {
+                kind for provider, kinds in one.items() if provider != CUDA for kind in kinds
+            }
             if stranded := left_on_cpu(one):
                 ctx.problems.append(f"{name}: on the CPU remain {', '.join(stranded)}")
     ctx.summary = f"{on_cuda} nodes on CUDA; elsewhere: {', '.join(sorted(elsewhere)) or 'none'}"
@@ -132,12 +145,18 @@ def cuda_graphs(ctx: Context) -> None:
     for name, bundle in _bundles(ctx, ()):
         precision = name.rpartition(" ")[2]
         with opened(bundle, ctx.settings.device, cuda_graphs=False) as plain:
-            expected = {size: [plain.predict_proba(x) for x in _turns(test, size)] for size in BATCHES}
+            expected = {
+                size: [plain.predict_proba(x) for x in _turns(test, size)] for size in BATCHES
+            }
         with opened(bundle, ctx.settings.device, cuda_graphs=True) as recorded:
-            found = {size: [recorded.predict_proba(x) for x in _turns(test, size)] for size in BATCHES}
+            found = {
+                size: [recorded.predict_proba(x) for x in _turns(test, size)] for size in BATCHES
+            }
             sizes = recorded_sizes(recorded)
         far = {
-            size: max(float(np.abs(a - b).max()) for a, b in zip(expected[size], found[size], strict=True))
+            size: max(
+                float(np.abs(a - b).max()) for a, b in zip(expected[size], found[size], strict=True)
+            )
             for size in BATCHES
         }
         ctx.figures[name] = {"recorded": sizes, "largest_difference": far}
@@ -202,7 +221,9 @@ def _latency(ctx: Context, named: Sequence[tuple[str, Path]], turns: int) -> Non
                 rows[256]["slices_per_second"] > rows[1]["slices_per_second"],
                 f"{name}: 256 slices at once are no faster per slice than one",
             )
-        parts.append(f"{name}: {rows[1]['median_us']:.0f} us, {rows[256]['slices_per_second']:,.0f}/s")
+        parts.append(
+            f"{name}: {rows[1]['median_us']:.0f} us, {rows[256]['slices_per_second']:,.0f}/s"
+        )
     ctx.summary = "; ".join(parts)
 
 
@@ -241,7 +262,11 @@ def lifetimes(ctx: Context) -> None:
             classifier.predict_proba(test[:64])
     grown = _growth(before, _memory(ctx))
     seconds = (time.perf_counter() - begun) / CLASSIFIERS
-    ctx.figures["classifiers"] = {"count": CLASSIFIERS, "seconds_each": seconds, "growth_mib": grown}
+    ctx.figures["classifiers"] = {
+        "count": CLASSIFIERS,
+        "seconds_each": seconds,
+        "growth_mib": grown,
+    }
     _expect_flat(ctx, f"{CLASSIFIERS} classifiers", grown)
     ctx.summary = (
         f"growth in MiB: {THREADS} threads {ctx.figures['threads']['growth_mib']}, "
@@ -335,7 +360,9 @@ def beside_torch(ctx: Context) -> None:
     }
     ctx.expect(far <= DIFFERENCE["fp32"], f"answers differ by {far:.1e} from the CPU's")
     ctx.expect(turns[0] > 0, "PyTorch allocated nothing meanwhile")
-    ctx.expect(not errors, f"PyTorch failed {len(errors)} times: {', '.join(sorted(set(errors))[:2])}")
+    ctx.expect(
+        not errors, f"PyTorch failed {len(errors)} times: {', '.join(sorted(set(errors))[:2])}"
+    )
     ctx.summary = f"torch: {turns[0]} turns, {len(errors)} errors; dp {far:.1e}; recorded {sizes}"
 
 
@@ -351,7 +378,10 @@ def _bundles(ctx: Context, ensemble: Sequence[str]) -> list[tuple[str, Path]]:
     ]
     if ensemble:
         makers.append(
-            ("ensemble fp16", lambda: bundles.random_ensemble(ensemble, "fp16", ctx.settings.scratch))
+            (
+                "ensemble fp16",
+                lambda: bundles.random_ensemble(ensemble, "fp16", ctx.settings.scratch),
+            )
         )
     for name, make in makers:
         try:

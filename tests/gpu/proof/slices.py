@@ -63,7 +63,9 @@ def _made_up() -> Slices:
     angles = 2 * np.pi * np.arange(len(CLASSES)) / len(CLASSES)
     spots = np.stack(
         [
-            np.exp(-((axis[:, None] - 14 - 8 * np.sin(a)) ** 2 + (axis - 14 - 8 * np.cos(a)) ** 2) / 18)
+            np.exp(
+                -((axis[:, None] - 14 - 8 * np.sin(a)) ** 2 + (axis - 14 - 8 * np.cos(a)) ** 2) / 18
+            )
             for a in angles
         ]
     )  # (classes, 28, 28)

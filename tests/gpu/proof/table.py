@@ -14,7 +14,9 @@ from proof.harness import Check, Context
 FIXED_WORKSPACE = (("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),)
 
 
-def _row(run: Callable[[Context], None], seconds: float, quick_seconds: float, **options: Any) -> Check:
+def _row(
+    run: Callable[[Context], None], seconds: float, quick_seconds: float, **options: Any
+) -> Check:
     """A check that is named as its function, and proves what the first sentence of its docstring says."""
     group = "runtime" if run.__module__ == runtime.__name__ else "training"
     proves = (run.__doc__ or "").splitlines()[0].rstrip(".")

@@ -78,7 +78,9 @@ def config(max_epochs: int, *, batch_size: int = 128, amp: str = "auto") -> Trai
     """The settings of a training from scratch with seed 1."""
     from train.config import TrainConfig
 
-    return TrainConfig(seed=1, batch_size=batch_size, max_epochs=max_epochs, weights="none", amp=amp)
+    return TrainConfig(
+        seed=1, batch_size=batch_size, max_epochs=max_epochs, weights="none", amp=amp
+    )
 
 
 def make_learner(stage: str, settings: Settings, amp: str = "auto") -> Learner:
@@ -91,7 +93,9 @@ def make_learner(stage: str, settings: Settings, amp: str = "auto") -> Learner:
     from train.stages import STAGES
 
     device = device_of(settings)
-    network: Any = make_network(str(STAGES[stage].network), classes=len(slices.CLASSES), size=28, seed=1)
+    network: Any = make_network(
+        str(STAGES[stage].network), classes=len(slices.CLASSES), size=28, seed=1
+    )
     network.to(device, memory_format=torch.channels_last)
     return Learner.of(network, STAGES[stage].recipe_for("axial"), precision=precision(device, amp))
 

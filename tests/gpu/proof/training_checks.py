@@ -53,12 +53,17 @@ def device(ctx: Context) -> None:
         name = torch.cuda.get_device_name(where)
         capability = torch.cuda.get_device_capability(where)
         built_for = torch.cuda.get_arch_list()
-        ctx.figures |= {"capability": capability, "arch_list": built_for, "cuda": torch.version.cuda}
+        ctx.figures |= {
+            "capability": capability,
+            "arch_list": built_for,
+            "cuda": torch.version.cuda,
+        }
         ctx.figures["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
         native = f"sm_{capability[0]}{capability[1]}" in built_for
         ctx.figures["native_code"] = native
         ctx.expect(
-            _runs_on(capability, built_for), f"PyTorch is built for {built_for}, the GPU is {capability}"
+            _runs_on(capability, built_for),
+            f"PyTorch is built for {built_for}, the GPU is {capability}",
         )
     x = torch.ones(2, 1, 4, 4, device=where, requires_grad=True)
     total_of: Any = F.conv2d(x, torch.ones(1, 1, 3, 3, device=where)).sum()
@@ -78,7 +83,9 @@ def _runs_on(capability: tuple[int, int], built_for: list[str]) -> bool:
     except ImportError:
         major, minor = capability
         return any(
-            f"{kind}_{major}{lower}" in built_for for kind in ("sm", "compute") for lower in range(minor + 1)
+            f"{kind}_{major}{lower}" in built_for
+            for kind in ("sm", "compute")
+            for lower in range(minor + 1)
         )
     return runs_on(capability, built_for)
 
@@ -124,7 +131,12 @@ def host_waits(ctx: Context) -> None:
 
     images, labels = on_device(ctx, 2560)["train"]
     parts = []
-    for name, amp in (("batch_norm", "auto"), ("resnet50", "auto"), ("edge", "auto"), ("batch_norm", "fp16")):
+    for name, amp in (
+        ("batch_norm", "auto"),
+        ("resnet50", "auto"),
+        ("edge", "auto"),
+        ("batch_norm", "fp16"),
+    ):
         try:
             how = config(4, amp=amp)
         except Skip as e:
@@ -151,7 +163,9 @@ def host_waits(ctx: Context) -> None:
         more = counted[20] - counted[10]
         per_epoch = sum(counted[10].values())
         ctx.figures[f"{name} {amp}"] = {"per_epoch": dict(counted[10]), "per_10_steps": dict(more)}
-        ctx.expect(not more, f"{name} {amp}: {sum(more.values())} waits in 10 steps, at {', '.join(more)}")
+        ctx.expect(
+            not more, f"{name} {amp}: {sum(more.values())} waits in 10 steps, at {', '.join(more)}"
+        )
         ctx.expect(per_epoch > 0, f"{name} {amp}: even the end of the epoch was not seen to wait")
         parts.append(f"{name} {amp}: {sum(more.values())} per 10 steps, {per_epoch} per epoch")
     ctx.summary = "; ".join(parts)
@@ -187,8 +201,14 @@ def networks(ctx: Context) -> None:
         how, learner = config(epochs), make_learner(name, ctx.settings)
         count = 32 if deep and ctx.settings.quick else None
         images, labels = data["train"][0][:count], data["train"][1][:count]
-        with peak_memory(ctx.settings) as peak, sampled_utilization(ctx.settings.device) as utilization:
-            rows = [train_epoch(learner, name, (images, labels), how, epoch + 1) for epoch in range(epochs)]
+        with (
+            peak_memory(ctx.settings) as peak,
+            sampled_utilization(ctx.settings.device) as utilization,
+        ):
+            rows = [
+                train_epoch(learner, name, (images, labels), how, epoch + 1)
+                for epoch in range(epochs)
+            ]
         validated = learner.ema.network if learner.ema else learner.network
         answers = fit.evaluate(validated, data["val"][0][:count]).argmax(1)
         accuracy = float((answers == data["val"][1][:count].cpu().numpy()).mean())
@@ -227,7 +247,9 @@ def precisions(ctx: Context) -> None:
     stage, epochs = "batch_norm", 2
     for amp in PRECISIONS:
         how, learner = config(epochs, amp=amp), make_learner(stage, ctx.settings, amp)
-        rows = [train_epoch(learner, stage, data["train"], how, epoch + 1) for epoch in range(epochs)]
+        rows = [
+            train_epoch(learner, stage, data["train"], how, epoch + 1) for epoch in range(epochs)
+        ]
         accuracy = float((fit.evaluate(learner.network, data["val"][0]).argmax(1) == labels).mean())
         found[amp] = rows[-1][0], accuracy, rows[-1][2]
         ctx.figures[amp] = {
@@ -274,7 +296,9 @@ def deterministic(ctx: Context) -> None:
     ctx.summary = "; ".join(verdicts)
 
 
-def _finished(stage: str, data: Any, how: Any, ctx: Context, kind: str, interrupted: bool) -> Checkpoint:
+def _finished(
+    stage: str, data: Any, how: Any, ctx: Context, kind: str, interrupted: bool
+) -> Checkpoint:
     """The finished checkpoint of a stage; `interrupted`: stopped as by a signal after its first epoch, and resumed."""
     from train import fit
     from train.stages import STAGES
@@ -318,7 +342,11 @@ def small_maps(ctx: Context) -> None:
     batch, steps = (16, 1) if quick else (128, 20)
     turns = (1,) if quick else (1, 2)
     data = on_device(ctx, batch * steps)
-    variants = {"shipped": SmallMapConv2d.forward, "plain": nn.Conv2d.forward, "product": _matrix_product}
+    variants = {
+        "shipped": SmallMapConv2d.forward,
+        "plain": nn.Conv2d.forward,
+        "product": _matrix_product,
+    }
     parts = []
     for name in ("resnet50",) if quick else ("resnet50", "resnet152"):
         logits, times = {}, {}
@@ -327,13 +355,18 @@ def small_maps(ctx: Context) -> None:
                 learner = make_learner(name, ctx.settings)
                 logits[variant] = fit.evaluate(learner.network, data["val"][0][: 2 * batch])
                 how = config(2, batch_size=batch)
-                seconds = [train_epoch(learner, name, data["train"], how, epoch)[2] for epoch in turns]
+                seconds = [
+                    train_epoch(learner, name, data["train"], how, epoch)[2] for epoch in turns
+                ]
                 times[variant] = seconds[-1] / steps * 1e3
         scale = float(np.abs(logits["plain"]).max())
         far = {v: float(np.abs(logits[v] - logits["plain"]).max()) / scale for v in variants}
         ctx.figures[name] = {"ms_per_step": times, "relative_difference": far}
         for variant, value in far.items():
-            ctx.expect(value <= 1e-3, f"{name}: {variant} differs from the plain convolution by {value:.1e}")
+            ctx.expect(
+                value <= 1e-3,
+                f"{name}: {variant} differs from the plain convolution by {value:.1e}",
+            )
         parts.append(f"{name} ms: " + ", ".join(f"{v} {ms:.1f}" for v, ms in times.items()))
     ctx.summary = "; ".join(parts)
 
@@ -394,7 +427,9 @@ def augmentation(ctx: Context) -> None:
             ctx.settings,
             turns,
         )
-    ctx.summary = ", ".join(f"{name} {ctx.figures[name]:.2f} ms" for name in ("augmentation", "edge"))
+    ctx.summary = ", ".join(
+        f"{name} {ctx.figures[name]:.2f} ms" for name in ("augmentation", "edge")
+    )
 
 
 def evaluation_memory(ctx: Context) -> None:
@@ -432,7 +467,9 @@ def evaluation_memory(ctx: Context) -> None:
     ctx.expect(bool(np.isfinite(logits).all()), "logits are not finite")
     ctx.expect(largest < count, f"all {count} slices were evaluated at once")
     ctx.expect(mib <= EVALUATION_MEMORY, f"evaluation took {mib} MiB")
-    ctx.summary = f"{name}, {count} slices: batches of {largest}, {mib} MiB, {count / seconds:,.0f} slices/s"
+    ctx.summary = (
+        f"{name}, {count} slices: batches of {largest}, {mib} MiB, {count / seconds:,.0f} slices/s"
+    )
 
 
 def checkpoint(ctx: Context) -> None:
@@ -455,7 +492,8 @@ def checkpoint(ctx: Context) -> None:
     read = record.load_checkpoint(path)["state"]
     path.unlink()
     ctx.expect(
-        all(torch.equal(read[key], state[key].cpu()) for key in state), "it does not read back the same"
+        all(torch.equal(read[key], state[key].cpu()) for key in state),
+        "it does not read back the same",
     )
     ctx.figures |= {"network": name, "megabytes": megabytes, "seconds": seconds}
     ctx.summary = f"{name}: {megabytes:.0f} MB in {seconds:.2f} s"

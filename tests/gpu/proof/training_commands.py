@@ -26,7 +26,9 @@ def two_ranks(ctx: Context) -> None:
         *torchrun,
         *_train(ctx, out, "--smoke", "--stages", "base,early_stopping", "--max-epochs", "1"),
     ]
-    done = run_command(command, ctx.seconds_left() / 2, ctx.settings.scratch / "two-ranks.log", one_gpu)
+    done = run_command(
+        command, ctx.seconds_left() / 2, ctx.settings.scratch / "two-ranks.log", one_gpu
+    )
     ctx.figures["stages"] = {"exit_code": done.code, "seconds": done.seconds}
     bundle = out / "organamnist" / "bundle" / "manifest.json"
     ctx.expect(done.code == 0 and bundle.exists(), f"--parallel stages: {_ended(done)}")
@@ -38,10 +40,17 @@ def two_ranks(ctx: Context) -> None:
     done = run_command(command, ctx.seconds_left(), ctx.settings.scratch / "batches.log", one_gpu)
     # torchrun ends with 1 itself, and reports the exit code of the process that failed first
     codes = [int(code) for code in re.findall(r"exitcode *: (-?\d+)", done.output)]
-    ctx.figures["batches"] = {"exit_codes": codes, "seconds": done.seconds, "refused": REFUSAL in done.output}
-    ctx.expect(done.code != 0 and not done.stopped, f"--parallel batches was not refused: {_ended(done)}")
+    ctx.figures["batches"] = {
+        "exit_codes": codes,
+        "seconds": done.seconds,
+        "refused": REFUSAL in done.output,
+    }
     ctx.expect(
-        2 in codes and REFUSAL in done.output, f"--parallel batches: exit codes {codes}, {_ended(done)}"
+        done.code != 0 and not done.stopped, f"--parallel batches was not refused: {_ended(done)}"
+    )
+    ctx.expect(
+        2 in codes and REFUSAL in done.output,
+        f"--parallel batches: exit codes {codes}, {_ended(done)}",
     )
     ctx.summary += f"; --parallel batches: exit codes {codes}"
 
@@ -55,7 +64,9 @@ def ladder(ctx: Context) -> None:
     else:
         options = [text for epochs in LADDER_EPOCHS for text in ("--max-epochs", epochs)]
     limit = ctx.seconds_left() - 12  # for the command to stop in order
-    done = run_command(_train(ctx, out, *options), limit, ctx.settings.scratch / "ladder.log", _one_gpu(ctx))
+    done = run_command(
+        _train(ctx, out, *options), limit, ctx.settings.scratch / "ladder.log", _one_gpu(ctx)
+    )
     results = out / "organamnist" / "results.json"
     ctx.figures |= {"exit_code": done.code, "seconds": done.seconds, "stopped": done.stopped}
     ctx.figures["epochs"] = _epochs(done.output)
@@ -65,7 +76,9 @@ def ladder(ctx: Context) -> None:
     if results.exists():
         ctx.figures["results"] = json.loads(results.read_text())
     if done.stopped:
-        ctx.expect(done.code == 143, f"stopped for time, it ended with exit code {done.code} and not 143")
+        ctx.expect(
+            done.code == 143, f"stopped for time, it ended with exit code {done.code} and not 143"
+        )
         ctx.expect(bool(ctx.figures["epochs"]), "no epoch was finished in time")
         ctx.summary = f"stopped after {done.seconds:.0f} s: {_reached(ctx.figures['epochs'])}"
         return
@@ -81,7 +94,14 @@ def _train(ctx: Context, out: Path, *options: str) -> list[str]:
     device = "cuda" if ctx.settings.cuda else "cpu"
     if ctx.settings.data_dir is None:
         raise Skip("needs --data-dir")
-    fixed = ["--dataset", "organamnist", "--data-dir", str(ctx.settings.data_dir), "--weights", "none"]
+    fixed = [
+        "--dataset",
+        "organamnist",
+        "--data-dir",
+        str(ctx.settings.data_dir),
+        "--weights",
+        "none",
+    ]
     return ["-m", "train.all", *fixed, "--out", str(out), "--device", device, *options]
 
 

@@ -24,7 +24,14 @@ class Page(HTMLParser):
         self.marked: dict[str, list[list[str]]] = {}  # rows of the best stage
         self.bold: dict[str, list[int]] = {}  # places of bold cells in their rows
         self.pairs: list[tuple[str, str]] = []
-        self.texts: dict[str, list[str]] = {"h1": [], "h2": [], "h3": [], "p": [], "figcaption": [], "li": []}
+        self.texts: dict[str, list[str]] = {
+            "h1": [],
+            "h2": [],
+            "h3": [],
+            "p": [],
+            "figcaption": [],
+            "li": [],
+        }
         self.images: list[tuple[str, np.ndarray]] = []
         self.text = ""
         self._region = ""

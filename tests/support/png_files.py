@@ -104,7 +104,15 @@ ODD = {
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8), (4, 8), (4, 16),
          (6, 8), (6, 16)]  # fmt: skip
-PASSES = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+PASSES = [
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+]
 
 
 def guesses(a, b, c):
@@ -128,12 +136,19 @@ def any_png(values, kind, depth, *extra, interlaced=False):
         for i in range(1, len(wide)):
             row, above = wide[i].tolist(), wide[i - 1].tolist()
             here = zip(row[pixel:], row[:-pixel], above[pixel:], above[:-pixel], strict=True)
-            stream += bytes([i % 5]) + bytes((v - guesses(a, b, c)[i % 5]) & 255 for v, a, b, c in here)
+            stream += bytes([i % 5]) + bytes(
+                (v - guesses(a, b, c)[i % 5]) & 255 for v, a, b, c in here
+            )
     data = zlib.compress(stream)
     form = bytes([depth, kind, 0, 0, int(interlaced)])
     middle = len(data) // 2
     parts = [*extra, (b"IDAT", data[:middle]), (b"IDAT", data[middle:])]
-    return SIGNATURE + head(width, height, form) + b"".join(chunk(*part) for part in parts) + chunk(b"IEND")
+    return (
+        SIGNATURE
+        + head(width, height, form)
+        + b"".join(chunk(*part) for part in parts)
+        + chunk(b"IEND")
+    )
 
 
 def random_png(kind, depth, *extra, interlaced=False, height=9, width=11, seed=0):

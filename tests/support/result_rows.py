@@ -23,9 +23,15 @@ def stage_result(name: str = "base", seed: int = 1, **changed: Any) -> StageResu
 def robustness_entry(name: str = "base", **changed: Any) -> RobustnessEntry:
     """An entry of two corruptions, on 9 of 16 slices of test."""
     usual: dict[str, Any] = {"seed": 1, "members": {name: "ab"}, "split": "test", "slices": 9}
-    usual |= {"split_slices": 16, "corruption_seed": 0, "clean_accuracy": 0.9, "clean_balanced_error": 0.1}
+    usual |= {
+        "split_slices": 16,
+        "corruption_seed": 0,
+        "clean_accuracy": 0.9,
+        "clean_balanced_error": 0.1,
+    }
     usual |= {"mean_corrupted_accuracy": 0.7, "mean_balanced_error": 0.3}
     usual |= {
-        key: {"shot_noise": [0.5] * 5, "contrast_up": [0.5] * 5} for key in ("accuracy", "balanced_error")
+        key: {"shot_noise": [0.5] * 5, "contrast_up": [0.5] * 5}
+        for key in ("accuracy", "balanced_error")
     }
     return RobustnessEntry(name=name, **usual | changed)

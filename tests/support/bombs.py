@@ -7,8 +7,9 @@ import zlib
 from functools import cache
 
 import numpy as np
-from image_files import tiff
-from png_files import SIGNATURE, chunk, head
+
+from support.image_files import tiff
+from support.png_files import SIGNATURE, chunk, head
 
 BIG = 60_000
 GRAY = np.zeros((28, 28), np.uint8)
@@ -49,7 +50,10 @@ def webp():
 def npz(total):
     """A small archive of an array of `total` bytes."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as member:
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w") as member,
+    ):
         shape = {"descr": "|u1", "fortran_order": False, "shape": (total >> 20, 1024, 1024)}
         np.lib.format.write_array_header_1_0(member, shape)
         for _ in range(total >> 20):
@@ -64,7 +68,9 @@ def lying_npz(total):
 
 def header(shape):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()
 
 
@@ -77,7 +83,7 @@ def deflated_dicom(total):
 
 
 def dicom(**fields):
-    from image_files import dicom as plain
+    from support.image_files import dicom as plain
 
     return plain(GRAY, RescaleSlope=1, RescaleIntercept=0, **fields)
 

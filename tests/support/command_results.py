@@ -20,5 +20,7 @@ def paths(done):
 def failed(done, words, code=2):
     """One error line, nothing on standard output, no traceback."""
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("organ-infer: error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("organ-infer: error: ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
     assert re.search(words, done.stderr), done.stderr

@@ -3,11 +3,11 @@
 import io
 
 import numpy as np
-from image_files import GRAY, STACK, dicom, npy, npz, saved, slices, tiff
 from PIL import Image
-from png_files import KINDS, any_png, random_png
 
 from organ_infer import ImageError
+from support.image_files import GRAY, STACK, dicom, npy, npz, saved, slices, tiff
+from support.png_files import KINDS, any_png, random_png
 
 WIDE = np.add.outer(np.arange(20) * 5, np.arange(24) * 3).astype(np.uint8)
 WIDE[5:12, 6:15] ^= 0x55

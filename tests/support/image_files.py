@@ -52,7 +52,9 @@ def refused(data, words, pick=None, **limits):
 
 def saved(image, form="PNG", **options):
     file = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        file, form, **options
+    )
     return file.getvalue()
 
 
@@ -76,13 +78,26 @@ def tiff(*pages, order="<", bits=None, **tags):
     for page in pages:
         channels = 1 if page.ndim == 2 else page.shape[2]
         depth = bits or page.dtype.itemsize * 8
-        raw = page.astype(page.dtype.newbyteorder(order)).tobytes() if bits is None else packed_12(page)
+        raw = (
+            page.astype(page.dtype.newbyteorder(order)).tobytes()
+            if bits is None
+            else packed_12(page)
+        )
         strip, data = len(data), data + raw + b"\0" * (len(raw) % 2)
-        entries = {256: page.shape[1], 257: page.shape[0], 258: depth, 259: 1, 262: 1 if channels == 1 else 2}
+        entries = {
+            256: page.shape[1],
+            257: page.shape[0],
+            258: depth,
+            259: 1,
+            262: 1 if channels == 1 else 2,
+        }
         entries |= {273: strip, 277: channels, 278: page.shape[0], 279: len(raw)}
         entries |= {int(name[1:]): value for name, value in tags.items()}
         if channels > 1:  # its depth, a channel each, does not fit into the entry
-            entries[258], data = (len(data), data + struct.pack(f"{order}{channels}H", *[depth] * channels))
+            entries[258], data = (
+                len(data),
+                data + struct.pack(f"{order}{channels}H", *[depth] * channels),
+            )
             data += b"\0" * (len(data) % 2)
         at = len(data)
         data = data[:link] + struct.pack(order + "I", at) + data[link + 4 :]

@@ -31,7 +31,7 @@ def network(graph):
     return lambda batch: session.run(None, {"images": batch})[0]
 
 
-def stand_in(
+def fake(
     available=(CUDA, CPU),
     granted=(CUDA, CPU),
     fails=None,
@@ -127,7 +127,8 @@ def stand_in(
     def assigned():
         return [
             types.SimpleNamespace(
-                ep_name=name, get_nodes=lambda ops=ops: [types.SimpleNamespace(op_type=op) for op in ops]
+                ep_name=name,
+                get_nodes=lambda ops=ops: [types.SimpleNamespace(op_type=op) for op in ops],
             )
             for name, ops in placed.items()
         ]
@@ -190,7 +191,9 @@ def stand_in(
             if number not in graphs:
                 module.runs.append("capture")
                 if refuses == "capture":
-                    raise RuntimeError(refusal or "operation not permitted\nwhen stream is capturing")
+                    raise RuntimeError(
+                        refusal or "operation not permitted\nwhen stream is capturing"
+                    )
                 graphs[number] = binding.input, binding.output
             else:
                 module.runs.append("replay")
@@ -206,7 +209,11 @@ def stand_in(
         print("Failed to load libcublas.so.12")
 
     module.SessionOptions, module.RunOptions = SessionOptions, RunOptions
-    module.InferenceSession, module.OrtValue, module.preload_dlls = InferenceSession, OrtValue, preload_dlls
+    module.InferenceSession, module.OrtValue, module.preload_dlls = (
+        InferenceSession,
+        OrtValue,
+        preload_dlls,
+    )
     module.get_available_providers = lambda: list(available)
     module.disable_telemetry_events = lambda: None
     module.severities = []
@@ -215,7 +222,9 @@ def stand_in(
         module.OrtDeviceMemoryType = types.SimpleNamespace(HOST_ACCESSIBLE="host accessible")
         devices = [
             types.SimpleNamespace(
-                ep_name=CUDA, memory_info=lambda kind: "pinned", ep_options={"device_id": str(number)}
+                ep_name=CUDA,
+                memory_info=lambda kind: "pinned",
+                ep_options={"device_id": str(number)},
             )
             for number in range(gpus)
         ]
@@ -242,8 +251,8 @@ INVALID_DEVICE = (
 
 
 def install(monkeypatch, **how):
-    """Put a stand-in in onnxruntime's place for the length of a test; torch counts as not loaded."""
-    module = stand_in(**how)
+    """Put a fake in onnxruntime's place for the length of a test; torch counts as not loaded."""
+    module = fake(**how)
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     return module

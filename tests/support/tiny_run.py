@@ -21,7 +21,10 @@ SPLITS = {"train": 330, "val": 97, "test": 139}
 # the share of slices that show another class than their label, so that no network is right on all of a split
 MISLABELED = {"train": 0.05, "val": 0.15, "test": 0.25}
 CLASSES, SIZE = 11, 28
-FITTED_ON, CORRUPTED = 50, 40  # slices of validation for the temperature, and of test that are corrupted
+FITTED_ON, CORRUPTED = (
+    50,
+    40,
+)  # slices of validation for the temperature, and of test that are corrupted
 
 
 def data_file() -> bytes:
@@ -33,7 +36,9 @@ def data_file() -> bytes:
     for split, count in SPLITS.items():
         frequencies = generator.dirichlet(np.full(CLASSES, 3.0))
         rest = generator.choice(CLASSES, count - 2 * CLASSES, p=frequencies)
-        labels = generator.permutation(np.concatenate([np.arange(CLASSES), np.arange(CLASSES), rest]))
+        labels = generator.permutation(
+            np.concatenate([np.arange(CLASSES), np.arange(CLASSES), rest])
+        )
         wrong = generator.random(count) < MISLABELED[split]
         shown = np.where(wrong, (labels + generator.integers(1, 4, count)) % CLASSES, labels)
         noise = generator.normal(0, 25, (count, SIZE, SIZE))
@@ -101,7 +106,12 @@ def tiny_run(folder: Path) -> TinyRun:
     known = INFO[FLAG] | {"MD5": hashlib.md5(content).hexdigest()}
     try:
         torch.set_num_threads(1)
-        with patch.dict(INFO, {FLAG: known}), _small(), _watched(run), contextlib.redirect_stdout(out):
+        with (
+            patch.dict(INFO, {FLAG: known}),
+            _small(),
+            _watched(run),
+            contextlib.redirect_stdout(out),
+        ):
             from train.all import main
 
             place = ["--dataset", FLAG, "--data-dir", str(folder), "--out", str(folder / "runs")]
@@ -155,7 +165,9 @@ def _watched(run: TinyRun) -> Iterator[None]:
     plain = run.images["val"][chosen]
     copies = [corruptions.corrupt(plain, name, 3) for name in corruptions.CORRUPTIONS]
     known[digest(np.concatenate([plain, *copies]))] = "fitting images"
-    known[digest(np.concatenate([run.labels["val"][chosen]] * (1 + len(copies))))] = "fitting labels"
+    known[digest(np.concatenate([run.labels["val"][chosen]] * (1 + len(copies))))] = (
+        "fitting labels"
+    )
     chosen = evenly(CORRUPTED, SPLITS["test"])
     known[digest(run.images["test"][chosen])] = "some test images"
     known[digest(run.labels["test"][chosen])] = "some test labels"
@@ -166,7 +178,9 @@ def _watched(run: TinyRun) -> Iterator[None]:
     def note(name: str, **arrays: Any) -> None:
         run.events.append(Event(name, {key: holds(value) for key, value in arrays.items()}))
 
-    def watch(stack: contextlib.ExitStack, owner: Any, name: str, look: Callable[..., None]) -> None:
+    def watch(
+        stack: contextlib.ExitStack, owner: Any, name: str, look: Callable[..., None]
+    ) -> None:
         original = getattr(owner, name)
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -177,7 +191,9 @@ def _watched(run: TinyRun) -> Iterator[None]:
 
     def slices(_place: Path, _info: Any, _members: Any, slices: Any, **_: Any) -> None:
         fitting = dict(zip(("fitting", "fitting_labels"), slices.fitted_on, strict=True))
-        note("write_bundle", train=slices.train, val=slices.val, val_labels=slices.labels, **fitting)
+        note(
+            "write_bundle", train=slices.train, val=slices.val, val_labels=slices.labels, **fitting
+        )
 
     def data(_directory: Path, split: Any) -> None:
         images = {f"{part} images": split.images[part] for part in SPLITS}
@@ -197,10 +213,20 @@ def _watched(run: TinyRun) -> Iterator[None]:
             lambda _, x, y, *__: note("train_epoch", images=x.cpu(), labels=y.cpu()),
         )
         watch(stack, fit, "evaluate", lambda _, x: note("evaluate", images=x))
-        watch(stack, results, "export_member", lambda _, __, x, y, **___: note("export", images=x, labels=y))
+        watch(
+            stack,
+            results,
+            "export_member",
+            lambda _, __, x, y, **___: note("export", images=x, labels=y),
+        )
         watch(stack, results, "measure", lambda _, y: note("measure", labels=y))
         watch(stack, calibration, "fit_temperature", lambda _, y: note("fit_temperature", labels=y))
-        watch(stack, calibration, "expected_calibration_error", lambda _, y: note("calibrated", labels=y))
+        watch(
+            stack,
+            calibration,
+            "expected_calibration_error",
+            lambda _, y: note("calibrated", labels=y),
+        )
         watch(
             stack,
             robustness,

@@ -18,7 +18,9 @@ def unequal_data(lengths=LENGTHS, *, size=28, flag="organamnist", view="axial", 
     for seed, (split, count) in enumerate(lengths.items()):
         generator = np.random.default_rng(seed)
         shares = generator.dirichlet(np.ones(classes))
-        drawn = np.concatenate([np.arange(classes), generator.choice(classes, count, p=shares)])[:count]
+        drawn = np.concatenate([np.arange(classes), generator.choice(classes, count, p=shares)])[
+            :count
+        ]
         labels[split] = generator.permutation(drawn).astype(np.int64)
         images[split] = generator.integers(0, 256, (count, size, size), np.uint8)
         images[split][:, : size // 7, : size // 7] = (LABEL_STEP * labels[split] + 5)[:, None, None]
@@ -46,7 +48,9 @@ class Origins:
         self.by_content = {
             content_of(image): (split, place, int(label))
             for split in data.images
-            for place, (image, label) in enumerate(zip(data.images[split], data.labels[split], strict=True))
+            for place, (image, label) in enumerate(
+                zip(data.images[split], data.labels[split], strict=True)
+            )
         }
         assert len(self.by_content) == sum(len(y) for y in data.labels.values())
 
