@@ -294,7 +294,9 @@ def test_graphs_of_16_mib_and_more_are_looked_up_in_the_cache(monkeypatch, tmp_p
     asked = []
     monkeypatch.setattr(ensemble, "cache_directory", lambda: asked.append(1))
     halves = [types.SimpleNamespace(bytes=size // 2), types.SimpleNamespace(bytes=size - size // 2)]
-    unverified = types.SimpleNamespace(manifest=types.SimpleNamespace(forms=lambda device: halves))
+    unverified = types.SimpleNamespace(
+        manifest=types.SimpleNamespace(variants=lambda device: halves)
+    )
     with ensemble.CacheLookup(unverified, "cpu") as lookup:
         assert lookup.result("1.0") == (None, None)
     assert bool(asked) == used
@@ -311,7 +313,7 @@ def lookup_with(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(ensemble, "Cache", FakeCache)
         forms = [types.SimpleNamespace(bytes=1 << 24)]
-        manifest = types.SimpleNamespace(forms=lambda device: forms)
+        manifest = types.SimpleNamespace(variants=lambda device: forms)
         unverified = types.SimpleNamespace(
             manifest=manifest, directory=tmp_path, sha256="0", files=lambda: {"a": 1}
         )

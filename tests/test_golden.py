@@ -15,7 +15,7 @@ from organ_infer.bundle.golden import GOLDEN, golden_answers, golden_rows, golde
 def manifest(metrics=None, classes=3, precisions=("fp32",)):
     forms = [types.SimpleNamespace(precision=precision) for precision in precisions]
     task = types.SimpleNamespace(classes=[f"class {i}" for i in range(classes)])
-    return types.SimpleNamespace(metrics=metrics or {}, task=task, forms=lambda device: forms)
+    return types.SimpleNamespace(metrics=metrics or {}, task=task, variants=lambda device: forms)
 
 
 def stored(rows, device="cpu"):

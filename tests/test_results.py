@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
-from tests.checkpoints import finished_checkpoint
+from support.checkpoints import finished_checkpoint
 from torch import nn
 
 from export.member import Parity

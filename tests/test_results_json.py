@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.checkpoints import finished_checkpoint
+from support.checkpoints import finished_checkpoint
 
 from tests.support.result_rows import split_metrics, stage_result
 from train import calibration, results

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.checkpoints import finished_checkpoint
+from support.checkpoints import finished_checkpoint
 
 from export.bundle_info import BundleInfo
 from export.member import ExportError
