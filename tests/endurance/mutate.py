@@ -2,8 +2,8 @@
 
 Changes one thing at a time in a copy of the tree (tests/endurance/mutants.py) and runs the tests that execute the line until
 one fails. Which those are is measured first, a run of the target's test files under coverage: TESTS, and every test file that
-imports the target. Prints each survivor with its line before and after, and one row per target. A mutant that takes longer
-than LIMIT counts as killed. equivalent_mutants.py names those that change nothing.
+imports the target. Prints each survivor with its line before and after, and one row per target. A mutant that hangs
+counts as killed. equivalent_mutants.py names those that change nothing.
 
 Exit code 1 if fewer than 90 % of a target's mutants die (95 % in STRICT). Of a sample, exit code 1 if its survivors are too
 many for that by a binomial test at 5 %. Takes hours for everything:
@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 from tests.endurance.mutants import Mutant, mutants_of  # noqa: E402
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # it forks
-LIMIT = 240  # seconds per mutant
+# A mutant that hangs is ended after so many seconds, and so many times what its tests take without it.
+LIMIT_SECONDS, LIMIT_TIMES = 30, 5
 GOAL, STRICT_GOAL = 0.9, 0.95
 NOTHING = 77
 PRELOADED = (
@@ -354,6 +355,10 @@ class Coverage:
     seconds: dict[str, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)  # with the unchanged file
 
+    def limit(self, tests: list[str]) -> float:
+        """Seconds after which these tests count as hanging."""
+        return LIMIT_SECONDS + LIMIT_TIMES * sum(self.seconds.get(test, 0.0) for test in tests)
+
     def of(self, mutant: Mutant) -> list[str]:
         """The tests that execute a mutant's line, the quickest first; all files if there is none."""
         lines = range(mutant.line, mutant.end + 1)
@@ -563,16 +568,16 @@ def outcomes(
                 mutant,
                 tests,
                 place,
-                time.monotonic(),
+                time.monotonic() + covered.limit(tests),
             )
         if not running:
             return
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid not in running:
-            for late, (*_, begun) in running.items():
-                if time.monotonic() - begun > LIMIT:
+            for child, (*_, late) in running.items():
+                if time.monotonic() > late:
                     with contextlib.suppress(ProcessLookupError):
-                        os.killpg(late, signal.SIGKILL)
+                        os.killpg(child, signal.SIGKILL)
             time.sleep(0.02)
             continue
         mutant, tests, place, _ = running.pop(pid)
