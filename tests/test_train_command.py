@@ -303,6 +303,28 @@ def test_a_package_that_an_export_needs_is_missed_before_training(tmp_path, monk
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("share", "least"), [("batches", 6), ("stages", 2)])
+def test_every_process_that_shares_batches_needs_two_slices(tmp_path, monkeypatch, share, least):
+    group = run.parallel.Group(rank=0, size=3)
+    monkeypatch.setattr(run.parallel, "launched", lambda: group)
+    monkeypatch.setattr(run.parallel, "check", lambda *_: None)
+    few = options(tmp_path, "--parallel", share, "--batch-size", str(least - 1))
+    with pytest.raises(RunError, match=f"--batch-size takes {least} or more here"):
+        run._checked(few)
+    enough = options(tmp_path, "--parallel", share, "--batch-size", str(least))
+    assert run._checked(enough).group == group
+
+
+def test_a_package_that_the_report_needs_is_missed_before_training(tmp_path, monkeypatch):
+    def missing(name: str) -> None:
+        raise ImportError(f"no module for {name}")
+
+    monkeypatch.setattr(run, "importlib", SimpleNamespace(import_module=missing))
+    with pytest.raises(ImportError, match=r"train\.report\.page"):
+        run.run(options(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_weights_that_are_missing_are_missed_before_training_and_not_sought_for_a_stage_that_has_begun(
     tmp_path,
 ):
@@ -394,6 +416,22 @@ def test_a_run_goes_from_training_to_test_to_the_report_in_that_order(tmp_path, 
         and "over 2 seeds" in printed
         and "mean nothing" not in printed
     )
+
+
+def test_the_processes_train_as_one_group_and_the_first_then_uses_all_processors(
+    tmp_path, faked, monkeypatch
+):
+    for name in ("join", "leave", "use_all_processors"):
+        monkeypatch.setattr(
+            run.parallel, name, lambda *given, name=name: faked.steps.append((name, *given[2:]))
+        )
+    run.run(options(tmp_path, "--parallel", "batches"))
+    assert faked.steps[:4] == [
+        ("join", "batches"),
+        "fit base 1",
+        ("leave",),
+        ("use_all_processors",),
+    ]
 
 
 def test_the_settings_of_a_run_are_those_that_were_given(tmp_path, faked):
