@@ -198,9 +198,9 @@ def test_an_organ_is_never_more_than_certain(tmp_path):
 def test_arrays_and_pictures_of_the_longest_side_are_taken_and_longer_ones_are_not(classifier):
     from PIL import Image
 
-    assert len(classifier.predict(np.zeros((1, 65_535), np.uint8))) == 1
+    assert len(classifier.predict(np.zeros((2, 65_535), np.uint8))) == 1
     assert len(classifier.predict(Image.new("L", (65_535, 1)))) == 1
-    for image in (np.zeros((1, 65_536), np.uint8), Image.new("L", (65_536, 1))):
+    for image in (np.zeros((2, 65_536), np.uint8), Image.new("L", (65_536, 1))):
         with pytest.raises(InputError, match="65,535"):
             classifier.predict(image)
 
@@ -280,9 +280,8 @@ def test_its_text_names_the_model_and_where_it_runs(bundle):
     assert repr(opened) == "<OrganClassifier random, axial, closed>"
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_stack_of_narrow_slices_is_no_color(classifier, count):
-    assert len(classifier.predict(np.zeros((2, 28, count), np.uint8))) == 2
+def test_a_stack_of_narrow_slices_is_no_color(classifier):
+    assert len(classifier.predict(np.zeros((2, 28, 5), np.uint8))) == 2
     assert len(classifier.predict(np.zeros((28, 3), np.uint8))) == 1
     assert len(classifier.predict([np.zeros((28, 4), np.uint8)])) == 1
 
@@ -380,13 +379,22 @@ BAD = [
     (np.zeros((28, 28), bool), r"found bool; pass image.astype\('uint8'\) \* 255"),
     (np.zeros((28, 28), np.int64), "found int64; pass uint8 gray, uint16 gray, or int16"),
     (np.zeros((28, 28), object), "found object"),
-    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like color; pass gray"),
+    (np.zeros((28, 28, 3), np.uint8), r"\(28, 28, 3\) looks like color; convert it to gray"),
+    (
+        np.zeros((28, 28, 2), np.uint8),
+        r"\(28, 28, 2\) looks like gray with alpha; pass array\[\.\.\., 0\]",
+    ),
+    (np.zeros((5, 2, 2), np.uint8), "looks like gray with alpha"),
+    (np.zeros((128, 128, 90), np.int16), r"looks like a volume \(X, Y, Z\); pass crops"),
+    (np.zeros((40, 1), np.uint8), "is one pixel wide, no slice; .* not labels"),
+    (np.zeros((40, 1, 28), np.uint8), "is one pixel wide"),
+    ([np.zeros((1, 40), np.uint8)], r"images\[0\]: an array \(1, 40\) is one pixel wide"),
     (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\); pass gray"),
     (np.zeros(28, np.uint8), r"found 1 axes \(28,\)"),
     (np.uint8(3), "found uint8"),
     (np.zeros((0, 28, 28), np.uint8), "images: empty; expected an array"),
     (np.zeros((0, 28), np.uint8), r"expected 1 to 65,535 pixels per side, found \(0, 28\)"),
-    (np.zeros((1, 70_000), np.uint8), "1 to 65,535 pixels per side"),
+    (np.zeros((2, 70_000), np.uint8), "1 to 65,535 pixels per side"),
     ([], "images: empty; expected an array"),
     (None, "found NoneType"),
     ([None], r"images\[0\]: .* found NoneType"),
@@ -451,7 +459,7 @@ def test_whatever_a_slice_and_a_manifest_may_hold_packs_to_finite_numbers(tmp_pa
         with OrganClassifier(folder, device="cpu") as opened:
             for dtype in (np.uint8, np.uint16, np.int16):
                 ends = np.iinfo(dtype)
-                for shape in ((28, 28), (3, 200), (1, 1)):
+                for shape in ((28, 28), (3, 200), (2, 2)):
                     image = np.resize(np.array([ends.min, ends.max], dtype), shape)
                     packed = opened._pack([image])
                     assert np.isfinite(packed).all() and np.abs(packed).max() <= 1000
@@ -597,3 +605,10 @@ def test_many_classifiers_leave_threads_and_descriptors_flat(bundle, slices):
     for _ in range(20):
         once()
     assert count() == before
+
+
+def test_one_channel_is_the_slice_without_it(classifier, slices):
+    expected = classifier.predict_proba(slices[:3])
+    for given in (slices[:3, ..., None], [image[..., None] for image in slices[:3]]):
+        np.testing.assert_array_equal(classifier.predict_proba(given), expected)
+    np.testing.assert_array_equal(classifier.predict_proba(slices[0][..., None]), expected[:1])

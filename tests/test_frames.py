@@ -42,8 +42,8 @@ def stacked(found, expected, dtype=np.uint8):
 
 @pytest.mark.parametrize(
     "stack",
-    [STACK, STACK.astype(np.uint16) * 257, STACK.astype(">i2"), np.asfortranarray(STACK), STACK[:1], STACK[:, :1, :1]],
-    ids=["uint8", "uint16", "big endian", "columns first", "one", "one pixel"],
+    [STACK, STACK.astype(np.uint16) * 257, STACK.astype(">i2"), np.asfortranarray(STACK), STACK[:1], STACK[:, :2, :5]],
+    ids=["uint8", "uint16", "big endian", "columns first", "one", "a few pixels"],
 )  # fmt: skip
 def test_a_stack_is_its_slices(stack):
     expected = stack.astype(stack.dtype.newbyteorder("="))
@@ -200,10 +200,9 @@ def test_an_npy_of_another_version_is_refused():
 
 
 def test_an_array_of_three_or_four_in_its_last_axis_looks_like_color_and_others_do_not():
-    for count in (1, 2, 5):
-        assert len(slices(npy(STACK[:, :, :count]))) == 5
+    assert len(slices(npy(STACK[:, :, :5]))) == 5
     for count in (3, 4):
-        refused(npy(STACK[:, :, :count]), "looks like color; save gray")
+        refused(npy(STACK[:, :, :count]), "looks like color; convert it to gray")
         assert list(slices(npy(STACK[0, :, :count]))) == [""]
 
 
@@ -386,3 +385,38 @@ def test_the_command_takes_slices(command, tmp_path):
     assert [row["path"] for row in rows] == [expected[3], expected[-1], f"{tmp_path}/z.npz#c"]
     assert rows[0] == json.loads(done.stdout.splitlines()[3])
     assert "no array 'c'" in rows[2]["error"]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_last_axis_of_one_is_dropped(order):
+    channel = np.asarray(STACK[..., None], order=order)
+    for data, suffix in ((npy(channel), ""), (npz(a=channel), "#a")):
+        found = slices(data)
+        assert list(found) == [f"{suffix}#{i}" for i in range(len(STACK))]
+        for i, pixels in enumerate(STACK):
+            np.testing.assert_array_equal(found[f"{suffix}#{i}"].pixels, pixels)
+    same(decode(npy(np.asarray(GRAY[..., None], order=order))), GRAY)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((9, 7, 2), "gray with alpha"),
+        ((128, 128, 5), "a volume"),
+        ((200, 200, 199), "a volume"),
+        ((9, 1), "one pixel wide"),
+        ((1, 9), "one pixel wide"),
+        ((4, 1, 9), "one pixel wide"),
+    ],
+)
+def test_an_array_that_is_no_stack_is_refused_and_the_other_arrays_are_read(shape, words):
+    odd = np.zeros(shape, np.uint8)
+    refused(npy(odd), words)
+    with pytest.raises(ImageError, match=words):
+        dict(decode_slices(npz(labels=odd, images=STACK)))["#labels"]()
+    assert len(dict(decode_slices(npz(labels=odd, images=STACK)))) == 1 + len(STACK)
+
+
+@pytest.mark.parametrize("shape", [(127, 127, 5), (128, 128, 128), (128, 129, 128), (3, 128, 128)])
+def test_other_stacks_are_no_volumes(shape):
+    assert len(dict(decode_slices(npy(np.zeros(shape, np.uint8))))) == shape[0]

@@ -8,7 +8,16 @@ from typing import Any, BinaryIO, Literal, NoReturn
 import numpy as np
 
 from ..errors import ImageError
-from .types import DTYPES, Limits, Slice, SliceReaders, Source, check_size, numbered
+from .types import (
+    DTYPES,
+    Limits,
+    Slice,
+    SliceReaders,
+    Source,
+    array_problem,
+    check_size,
+    numbered,
+)
 
 __all__ = ["read_npy", "read_npz"]
 
@@ -188,13 +197,16 @@ def _read_header(file: Any, size: int, limits: Limits) -> _Header:
     if version not in _HEADERS:
         raise ImageError(f".npy: version {version} is not supported; save it with numpy.save")
     shape, column_order, dtype = _HEADERS[version](file)
+    if len(shape) > 2 and shape[-1] == 1:
+        # one channel, which has one meaning
+        shape = shape[:-1]
     header = _Header(shape, column_order, dtype, start=file.tell())
     if dtype.name not in DTYPES or len(shape) not in (2, 3):
         raise ImageError(
             f".npy: expected slices (H, W) or (N, H, W) of {', '.join(DTYPES)}, found {dtype} {shape}"
         )
-    if len(shape) == 3 and shape[2] in (3, 4):
-        raise ImageError(f".npy: {shape} looks like color; save gray")
+    if problem := array_problem(shape):
+        raise ImageError(f".npy: an array {shape} {problem}")
     height, width = shape[-2:]
     check_size(width, height, limits.pixels)
     if size - header.start != header.count * header.slice_bytes:

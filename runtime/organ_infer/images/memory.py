@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, one_line
-from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, check_size
+from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, array_problem, check_size
 
 __all__ = ["EXPECTED", "slices_in_memory"]
 
@@ -53,12 +53,15 @@ def _slices_of_one(image: Any, where: str, *, allow_stack: bool) -> Iterator[tup
         )
     if np.ma.is_masked(image):
         raise InputError(f"{where}: masked pixels are not supported; pass image.filled(0)")
+    if image.ndim > 2 and image.shape[-1] == 1:
+        # one channel, which has one meaning
+        image = image[..., 0]
     if image.ndim not in ((2, 3) if allow_stack else (2,)):
         raise InputError(
             f"{where}: {EXPECTED}, found {image.ndim} axes {image.shape}; {_advice(image)}"
         )
-    if image.ndim == 3 and image.shape[-1] in (3, 4):
-        raise InputError(f"{where}: {image.shape} looks like color; {_advice(image)}")
+    if problem := array_problem(image.shape):
+        raise InputError(f"{where}: an array {image.shape} {problem}")
     for pixels in image if image.ndim == 3 else [image]:
         if 0 in pixels.shape or max(pixels.shape) > SIDE_LIMIT:
             raise InputError(f"{where}: expected 1 to 65,535 pixels per side, found {pixels.shape}")

@@ -21,6 +21,7 @@ __all__ = [
     "Slice",
     "SliceReaders",
     "Source",
+    "array_problem",
     "check_size",
     "numbered",
 ]
@@ -31,6 +32,8 @@ FILE_LIMIT = 1 << 28
 PIXEL_LIMIT = 89_478_485
 # pixels
 SIDE_LIMIT = 65_535
+# pixels; the slices of a volume (X, Y, Z) are square and larger than a crop around one organ
+VOLUME_SIDE = 128
 DTYPES = ("uint8", "uint16", "int16")
 # The first bytes of a file name its format. DICOM's signature is the last: 4 bytes at offset 128.
 SIGNATURE_BYTES = 132
@@ -142,6 +145,26 @@ def numbered(count: int, read: Callable[[int], Slice], selector: str | None) -> 
         available = "only #0" if count == 1 else f"#0 to #{count - 1}"
         raise ImageError(f"no slice {selector!r}; the file contains {available}")
     yield f"#{selector}", partial(read, int(selector))
+
+
+def array_problem(shape: tuple[int, ...]) -> str | None:
+    """Tell why an array is neither a slice nor a stack, although it has two or three axes.
+
+    Args:
+        shape: (H, W) or (N, H, W), without a last axis of 1.
+
+    Returns:
+        What the array looks like and what to pass instead, or None for a slice or a stack.
+    """
+    if len(shape) == 3 and shape[2] in (3, 4):
+        return "looks like color; convert it to gray (H, W)"
+    if len(shape) == 3 and shape[2] == 2:
+        return "looks like gray with alpha; pass array[..., 0]"
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2] and shape[0] >= VOLUME_SIDE:
+        return "looks like a volume (X, Y, Z); pass crops around one organ, (N, H, W) or (H, W)"
+    if 1 in shape[-2:]:
+        return "is one pixel wide, no slice; pass slices (H, W) or (N, H, W), not labels"
+    return None
 
 
 def check_size(width: int, height: int, limit: int) -> None:
