@@ -93,7 +93,7 @@ def tiff(*pages, order="<", bits=None, **tags):
         }
         entries |= {273: strip, 277: channels, 278: page.shape[0], 279: len(raw)}
         entries |= {int(name[1:]): value for name, value in tags.items()}
-        if channels > 1:  # its depth, a channel each, does not fit into the entry
+        if channels > 2:  # its depth, a channel each, does not fit into the entry
             entries[258], data = (
                 len(data),
                 data + struct.pack(f"{order}{channels}H", *[depth] * channels),
@@ -104,9 +104,9 @@ def tiff(*pages, order="<", bits=None, **tags):
         data += struct.pack(order + "H", len(entries))
         for number, value in sorted(entries.items()):
             count = channels if number == 258 else 1
-            kind, form = (4, "I") if number in (256, 257, 273, 278, 279) or count > 1 else (3, "HH")
+            kind, form = (4, "I") if number in (256, 257, 273, 278, 279) or count > 2 else (3, "HH")
             kind = 3 if number == 258 else kind
-            values = [value] if form == "I" else [value, 0]
+            values = [value] if form == "I" else [value, value if count == 2 else 0]
             data += struct.pack(order + "HHI" + form, number, kind, count, *values)
         link = len(data)
         data += b"\0\0\0\0"

@@ -4,7 +4,9 @@
 """
 
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 
 from ..errors import ImageError, one_line
+from . import tiff
+from .png_metadata import without_metadata
 from .truncation import check_complete
 from .types import Format, Slice, SliceReaders, Source, check_size, numbered
 
@@ -35,8 +39,14 @@ _EXIF_TRANSFORMS: dict[int, Callable[[Pixels], Pixels]] = {
 }
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_TILE, _TIFF_SIGN = 258, 262, (322, 323), 339
+# bytes copied in all to read the pages of a TIFF one by one
+PAGE_COPY_LIMIT = 1 << 33
 # depth and color type
 _PNG_GRAY_ALPHA_16, _PNG_RGBA_8 = b"\x10\4", b"\x08\6"
+
+
+class _UnsupportedPage(ImageError):
+    """A sound page of a pixel type that Pillow does not decode."""
 
 
 class _OpenImage(NamedTuple):
@@ -65,18 +75,49 @@ def read_frames(source: Source) -> SliceReaders:
     Raises:
         ImageError: If the file cannot be read as slices. Pillow's own exceptions pass through.
     """
-    row, pixel_limit, data = source.format, source.limits.pixels, source.read_all()
-    with _open_image(data, row, pixel_limit) as image:
-        image.verify()
-    check_complete(data, row)
-    gray_alpha_16 = row.name == "PNG" and data[24:26] == _PNG_GRAY_ALPHA_16
-    with _open_image(_as_rgba(data) if gray_alpha_16 else data, row, pixel_limit) as image:
-        opened = _OpenImage(image, data, row.name, pixel_limit, gray_alpha_16)
-        count = _frame_count(opened)
+    data = source.read_all()
+    if source.format.name == "PNG":
+        data = without_metadata(data)
+    try:
+        opened, count = _open_frames(data, source)
+    except _UnsupportedPage:
+        pages = tiff.page_offsets(data)
+        # each page is opened on its own, from a copy of the file
+        if len(pages) < 2 or len(pages) * len(data) > PAGE_COPY_LIMIT:
+            raise
+        yield from numbered(
+            len(pages), lambda index: _read_page(data, pages[index], source), source.selector
+        )
+        return
+    with opened.image:
         if count == 1 and source.selector is None:
             yield "", lambda: _read_frame(opened, 0)
         else:
             yield from numbered(count, lambda index: _read_frame(opened, index), source.selector)
+
+
+def _open_frames(data: bytes, source: Source) -> tuple[_OpenImage, int]:
+    """Verify a file, and open it again. Return it with the number of its frames."""
+    row, pixel_limit = source.format, source.limits.pixels
+    with _strict_pillow(), _open_image(data, row, pixel_limit) as image:
+        image.verify()
+    check_complete(data, row)
+    gray_alpha_16 = row.name == "PNG" and data[24:26] == _PNG_GRAY_ALPHA_16
+    image = _open_image(_as_rgba(data) if gray_alpha_16 else data, row, pixel_limit)
+    opened = _OpenImage(image, data, row.name, pixel_limit, gray_alpha_16)
+    try:
+        with _strict_pillow():
+            return opened, _frame_count(opened)
+    except BaseException:
+        image.close()
+        raise
+
+
+def _read_page(data: bytes, offset: int, source: Source) -> Slice:
+    """Read one page of a TIFF of which another page is not supported."""
+    alone = tiff.starting_at(data, offset)
+    with _open_image(alone, source.format, source.limits.pixels) as image:
+        return _read_frame(_OpenImage(image, alone, "TIFF", source.limits.pixels, False), 0)
 
 
 def slice_of_image(image: Image.Image) -> Slice:
@@ -100,6 +141,33 @@ def slice_of_image(image: Image.Image) -> Slice:
     return _reoriented(pixels, exif_orientation, warnings)
 
 
+class _Switch:
+    """How many threads decode while the host program's LOAD_TRUNCATED_IMAGES is off."""
+
+    lock = threading.Lock()
+    users = 0
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Let Pillow refuse truncated images in this block, even if the host program set LOAD_TRUNCATED_IMAGES.
+
+    That switch is global. If it is set, it is off until the last thread that decodes here is done.
+    """
+    with _Switch.lock:
+        switched = ImageFile.LOAD_TRUNCATED_IMAGES or _Switch.users > 0
+        if switched:
+            _Switch.users += 1
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        if switched:
+            with _Switch.lock:
+                _Switch.users -= 1
+                ImageFile.LOAD_TRUNCATED_IMAGES = _Switch.users == 0
+
+
 def _open_image(data: bytes, row: Format, pixel_limit: int) -> ImageFile.ImageFile:
     """Open as `Image.open` does, but with our own limit. Pillow's limit is global."""
     name = row.name
@@ -107,6 +175,8 @@ def _open_image(data: bytes, row: Format, pixel_limit: int) -> ImageFile.ImageFi
     try:
         image = Image.OPEN[name][0](io.BytesIO(data), "")
     except SyntaxError as e:
+        if name == "TIFF" and (problem := tiff.unsupported_type(data, str(e))):
+            raise _UnsupportedPage(f"TIFF: {problem}") from e
         raise ImageError(f"{name}: the header is damaged") from e
     check_size(*image.size, pixel_limit)
     if name == "PNG" and not image.tile:
@@ -126,7 +196,13 @@ def _as_rgba(data: bytes) -> bytes:
 
 
 def _frame_count(opened: _OpenImage) -> int:
-    count: int = getattr(opened.image, "n_frames", 1)
+    try:
+        count: int = getattr(opened.image, "n_frames", 1)
+    except SyntaxError as e:
+        # the first page was opened, a later one cannot be
+        raise _UnsupportedPage(f"{opened.name}: {one_line(e)}") from e
+    if opened.name == "TIFF":
+        tiff.check_stack(getattr(opened.image, "tag_v2", {}), count)
     if opened.name == "PNG" and count > opened.data.count(b"fcTL") + 1:
         raise ImageError(
             f"PNG: header declares {count:,} frames, but they are missing; the file is truncated or damaged"
@@ -139,6 +215,11 @@ def _frame_count(opened: _OpenImage) -> int:
 
 
 def _read_frame(opened: _OpenImage, index: int) -> Slice:
+    with _strict_pillow():
+        return _decode_frame(opened, index)
+
+
+def _decode_frame(opened: _OpenImage, index: int) -> Slice:
     image, data, name, pixel_limit, gray_alpha_16 = opened
     if index != image.tell():
         image.seek(index)
@@ -150,6 +231,7 @@ def _read_frame(opened: _OpenImage, index: int) -> Slice:
     is_deep, exif_orientation = _is_deep(image, name, data), 1
     # Pillow applies a TIFF's orientation while loading, and forgets it
     if name == "TIFF":
+        tiff.check_page(getattr(image, "tag_v2", {}))
         exif_orientation = _exif_orientation(image, warnings)
     # before the EXIF of other formats is read, which loads a PNG and ignores errors in the rest of it
     image.load()
