@@ -11,7 +11,7 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert parse(["a", "b"]) == Options(
         paths=["a", "b"], files_from=None, null=False, recursive=False, bundle=None, device="auto", threads=None,
-        batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None,
+        batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
         format="text", output=None, top=None, organs=False, min_probability=None, check=False, quiet=False,
     )  # fmt: skip
 

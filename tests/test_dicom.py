@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support.image_files import DEEP, GRAY, decode, dicom, refused, same, slices
+from PIL import Image
+from support.image_files import DEEP, GRAY, decode, dicom, refused, same, saved, slices
 
 STORED = (DEEP >> 4).astype(np.uint16)
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
@@ -112,7 +113,10 @@ def test_any_rotation_is_named_by_the_nearest_axes_or_refused(angles):
     "cosines", [[0, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [1e300, 1e300, 0, 0, 1, 0]]
 )
 def test_directions_that_are_none_are_refused(cosines):
-    refused(dicom(STORED, **HU, ImageOrientationPatient=cosines), "oblique")
+    refused(
+        dicom(STORED, **HU, ImageOrientationPatient=cosines),
+        "invalid ImageOrientationPatient; a direction has no length",
+    )
 
 
 @pytest.mark.parametrize("cosines", [[1, 0, 0], [1, 0, 0, 0, 1]])
@@ -194,7 +198,10 @@ def test_gray_is_scaled_from_the_bits_stored_to_8_or_16(bits, shown):
     found = decode(data)
     same(found, np.rint(fraction * full), np.uint8 if bits <= 8 else np.uint16)
     inverted = ("inverted, because 0 is white in this file",) if shown == "MONOCHROME1" else ()
-    assert found.warnings == (f"no rescale slope; read as {bits}-bit gray, not as HU", *inverted)
+    assert found.warnings == (
+        f"implausible: no rescale to HU; read as {bits}-bit gray of unknown units",
+        *inverted,
+    )
 
 
 def test_frames_must_be_there_to_the_last_byte():
@@ -226,7 +233,9 @@ def test_signed_pixels_and_those_of_fewer_bits():
     )
     found = decode(dicom(STORED, **LYING, BitsStored=12, HighBit=11))
     same(found, np.rint(STORED / 4095 * 65_535), np.uint16)
-    assert found.warnings == ("no rescale slope; read as 12-bit gray, not as HU",)
+    assert found.warnings == (
+        "implausible: no rescale to HU; read as 12-bit gray of unknown units",
+    )
 
 
 def test_frames_of_one_file():
@@ -302,8 +311,123 @@ def test_units_that_are_none_are_said():
     assert decode(dicom(STORED, **HU, **LYING, RescaleType="US")).warnings == (
         "rescale type US read as HU",
     )
-    other = dicom(STORED, **HU, **LYING, RescaleType="HU", Modality="PT")
-    assert decode(other).warnings == ("modality PT, not CT",)
+
+
+@pytest.mark.parametrize("modality", ["MR", "PT", "XA", "OT", "CR"])
+def test_another_modality_is_refused_unless_any_is_asked_for(modality):
+    data = dicom(STORED, **HU, **LYING, Modality=modality)
+    refused(data, f"DICOM: modality {modality}, not CT; pass --any-modality")
+    found = decode(data, any_modality=True)
+    same(found, STORED.astype(np.int32) - 1024, np.int16)
+    assert found.warnings == (f"implausible: modality {modality}, not CT",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.66.4", "a segmentation"),
+        ("1.2.840.10008.5.1.4.1.1.66.5", "a segmentation"),
+        ("1.2.840.10008.5.1.4.1.1.481.2", "a radiotherapy object"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "a radiotherapy object"),
+        ("1.2.840.10008.5.1.4.1.1.30", "a parametric map"),
+    ],
+)
+def test_objects_that_are_no_images_are_refused_whatever_is_asked_for(kind, words):
+    for modality in ("CT", "SEG"):
+        data = dicom(STORED, **HU, **LYING, SOPClassUID=kind, Modality=modality)
+        for any_modality in (False, True):
+            refused(data, f"DICOM: {words}.*, not a CT image", any_modality=any_modality)
+
+
+@pytest.mark.parametrize(
+    ("image_type", "words"),
+    [
+        (["ORIGINAL", "PRIMARY", "LOCALIZER"], "localizer image"),
+        (["DERIVED", "SECONDARY", "SCREEN SAVE"], "dose report or screenshot"),
+        (["DERIVED", "SECONDARY", "OTHER", "DOSE_INFO"], "dose report or screenshot"),
+        (["ORIGINAL", "PRIMARY", "AXIAL"], None),
+    ],
+)
+def test_localizers_and_reports_are_implausible(image_type, words):
+    found = decode(dicom(STORED, **HU, **LYING, ImageType=image_type)).warnings
+    assert (
+        (found == ())
+        if words is None
+        else (len(found) == 1 and f"implausible: {words}" in found[0])
+    )
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_the_stored_ones_are_no_pixels(signed):
+    """Old files keep overlays there, and decoders of compressed frames leave them."""
+    values = np.arange(-2048, 2048, 64) if signed else np.arange(0, 4096, 64)
+    clean = values.astype(np.int16 if signed else np.uint16).reshape(8, 8)
+    overlaid = clean.view(np.uint16) & 0x0FFF | 0xA000
+    expected = clean.astype(np.int32) * 2 - 3
+    data = dicom(
+        overlaid.view(clean.dtype),
+        RescaleSlope=2,
+        RescaleIntercept=-3,
+        BitsStored=12,
+        HighBit=11,
+    )
+    same(decode(data), expected, np.int16)
+
+
+def test_an_overlay_in_a_compressed_frame_is_no_pixel():
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    clean = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
+    overlaid = clean.copy()
+    overlaid[8:20, 8:20] |= 0x1000
+    code = saved(Image.fromarray(overlaid), "JPEG2000", irreversible=False, no_jp2=True)
+    data = dicom(
+        overlaid,
+        **HU,
+        syntax=JPEG2000Lossless,
+        BitsStored=12,
+        HighBit=11,
+        PixelData=encapsulate([code]),
+    )
+    same(decode(data), clean.astype(np.int32) - 1024, np.int16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "rescale", "hounsfield"),
+    [
+        (GRAY, (1, 0), False),
+        (GRAY, (1, -1), True),
+        (GRAY, (2, 0), True),
+        (GRAY.astype(np.int8), (1, 0), True),
+        (STORED, (1, 0), True),
+    ],
+)
+def test_8_bits_with_an_empty_rescale_are_gray(stored, rescale, hounsfield):
+    found = decode(dicom(stored, **LYING, RescaleSlope=rescale[0], RescaleIntercept=rescale[1]))
+    assert (found.pixels.dtype == np.int16) == hounsfield
+    assert bool(found.warnings) != hounsfield
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PixelRepresentation",
+        "PhotometricInterpretation",
+    ],
+)
+def test_a_missing_attribute_is_named(name):
+    from pydicom import dcmread
+
+    dataset = dcmread(io.BytesIO(dicom(STORED, **HU)))
+    delattr(dataset, name)
+    file = io.BytesIO()
+    dataset.save_as(file)
+    refused(file.getvalue(), f"DICOM: the attribute {name} is missing")
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR DS")

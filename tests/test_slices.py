@@ -169,7 +169,7 @@ def test_the_published_limits_and_types():
         ("uint8", "uint16", "int16"),
     )
     assert (
-        Limits() == (89_478_485, 268_435_456)
+        Limits() == (89_478_485, 268_435_456, False)
         and Slice(GRAY).warnings == ()
         and Slice(GRAY).orientation is None
     )

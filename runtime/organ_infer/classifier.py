@@ -162,6 +162,7 @@ class OrganClassifier:
         *,
         pixel_limit: int = PIXEL_LIMIT,
         file_limit: int = FILE_LIMIT,
+        any_modality: bool = False,
     ) -> Iterator[Prediction | ImageFailure]:
         """Classify image files, lazily and in order.
 
@@ -177,12 +178,14 @@ class OrganClassifier:
             paths: Image files.
             pixel_limit: Pixels per slice. Larger slices are refused.
             file_limit: Bytes per file, and of what it decompresses to. Larger files are refused.
+            any_modality: Also classify DICOM of other modalities than CT, with a warning.
 
         Returns:
             An iterator over the results: a Prediction per slice, or an ImageFailure if it cannot be read.
 
         Raises:
-            InputError: If `paths` is a single path, or a limit is not a positive whole number.
+            InputError: If `paths` is a single path, a limit is not a positive whole number, or
+                `any_modality` is not True or False.
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
@@ -192,7 +195,8 @@ class OrganClassifier:
             )
         _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
         _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
-        return self._predict_paths(paths, Limits(pixel_limit, file_limit))
+        _check_switch("any_modality", any_modality)
+        return self._predict_paths(paths, Limits(pixel_limit, file_limit, any_modality))
 
     def _predict_paths(
         self, paths: Iterable[str | os.PathLike[str]], limits: Limits

@@ -42,6 +42,7 @@ class Options(NamedTuple):
     cuda_graphs: bool
     pixel_limit: int | None
     file_limit: int | None
+    any_modality: bool
     format: str
     output: str | None
     top: int | None
@@ -161,6 +162,11 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         type=_count(1 << 50),
         metavar="BYTES",
         help="refuse larger files, also after decompression (default: 268,435,456)",
+    )
+    group.add_argument(
+        "--any-modality",
+        action="store_true",
+        help="also classify DICOM of other modalities than CT, with a warning",
     )
 
 

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError, dataset_name
 from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
 from .formats import FORMATS, RowFormat, RowOptions
-from .model import open_classifier, reading_limits
+from .model import open_classifier, reading_options
 from .output import RowBuffer, Writer
 from .progress import Messages, library_messages
 from .signals import Signals
@@ -57,7 +57,7 @@ def classify(
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
         chunk_size = None if is_piped else BATCHES_AHEAD * options.batch_size
         total = _count_files(options) if messages.bar else None
-        results = _results(classifier, candidates, chunk_size, reading_limits(options))
+        results = _results(classifier, candidates, chunk_size, reading_options(options))
         exit_code = _write_rows(results, row_format, rows, messages, signals, total)
         signals.check()
         writer.finish()
@@ -95,7 +95,7 @@ def _results(
     classifier: OrganClassifier,
     candidates: "Iterator[Candidate]",
     chunk_size: int | None,
-    limits: dict[str, int],
+    limits: dict[str, Any],
 ) -> Iterator[Result]:
     """The results in the order of the candidates. Candidates with an error become failures.
 

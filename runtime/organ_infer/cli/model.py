@@ -1,9 +1,11 @@
 """The model as the options ask for it."""
 
+from typing import Any
+
 from ..classifier import OrganClassifier
 from .arguments import Options
 
-__all__ = ["open_classifier", "reading_limits"]
+__all__ = ["open_classifier", "reading_options"]
 
 
 def open_classifier(options: Options) -> OrganClassifier:
@@ -23,7 +25,11 @@ def open_classifier(options: Options) -> OrganClassifier:
     )
 
 
-def reading_limits(options: Options) -> dict[str, int]:
-    """The limits as keyword arguments of `predict_paths`, without those that keep their default."""
-    limits = {"pixel_limit": options.pixel_limit, "file_limit": options.file_limit}
-    return {name: limit for name, limit in limits.items() if limit is not None}
+def reading_options(options: Options) -> dict[str, Any]:
+    """The keyword arguments of `predict_paths`, without those that keep their default."""
+    given = {
+        "pixel_limit": options.pixel_limit,
+        "file_limit": options.file_limit,
+        "any_modality": options.any_modality or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}

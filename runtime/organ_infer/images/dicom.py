@@ -22,6 +22,20 @@ FRAGMENT = 8
 DEFLATED = "1.2.840.10008.1.2.1.99"
 # least cosine of the angle between a slice's axis and the nearest patient axis
 MIN_COSINE = math.cos(math.radians(25))
+# SOP classes, or their beginnings, of objects that hold pixels but no image of CT
+_OTHER_OBJECTS = {
+    "1.2.840.10008.5.1.4.1.1.66": "a segmentation, surface or registration",
+    "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object (dose, structures or plan)",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+}
+_REQUIRED = (
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+)
 # letters of the patient axes x, y and z, growing and falling
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))
 
@@ -40,6 +54,7 @@ def read_dicom(source: Source) -> SliceReaders:
     data = source.read_all()
     _check_deflated_size(data, source.limits.file_bytes)
     dataset = dcmread(io.BytesIO(data))
+    _check_kind(dataset, source.limits.any_modality)
     _check_dataset(dataset, source.limits.pixels)
     count = _frame_count(dataset)
 
@@ -84,10 +99,26 @@ def _check_deflated_size(data: bytes, limit: int) -> None:
             )
 
 
+def _check_kind(dataset: Any, any_modality: bool) -> None:
+    """Refuse objects that are no CT image."""
+    kind = str(dataset.get("SOPClassUID", ""))
+    for prefix, name in _OTHER_OBJECTS.items():
+        if kind == prefix or kind.startswith(f"{prefix}."):
+            raise ImageError(f"DICOM: {name}, not a CT image")
+    modality = dataset.get("Modality") or "CT"
+    if modality != "CT" and not any_modality:
+        raise ImageError(
+            f"DICOM: modality {modality}, not CT; pass --any-modality or any_modality=True to classify it anyway"
+        )
+
+
 def _check_dataset(dataset: Any, pixel_limit: int) -> None:
     """Refuse a dataset that does not hold gray pixels that can be decoded here."""
     if "PixelData" not in dataset:
         raise ImageError("DICOM: no pixel data")
+    for name in _REQUIRED:
+        if dataset.get(name) is None:
+            raise ImageError(f"DICOM: the attribute {name} is missing")
     check_size(int(dataset.Columns), int(dataset.Rows), pixel_limit)
     if int(dataset.get("SamplesPerPixel", 1)) != 1:
         raise ImageError("DICOM: color is not supported; CT slices are gray")
@@ -133,14 +164,14 @@ def _frame_count(dataset: Any) -> int:
 
 def _frame(dataset: Any, index: int, stored: Any) -> Slice:
     """Return one frame in HU or gray, with its orientation. `stored` is what the decoder gives, (H, W)."""
-    warnings: list[str] = []
+    warnings = _kind_warnings(dataset)
+    stored = _stored_bits(dataset, stored)
     rescale = _functional_group(dataset, index, "PixelValueTransformationSequence")
-    if "RescaleSlope" in rescale or "RescaleIntercept" in rescale:
+    has_rescale = "RescaleSlope" in rescale or "RescaleIntercept" in rescale
+    if has_rescale and not _is_displayed(dataset, rescale):
         pixels = _hounsfield(rescale, stored, warnings)
     else:
         pixels = _displayed_gray(dataset, stored, warnings)
-    if dataset.get("Modality", "CT") != "CT":
-        warnings.append(f"modality {dataset.Modality}, not CT")
     plane = _functional_group(dataset, index, "PlaneOrientationSequence")
     orientation = _orientation(plane.get("ImageOrientationPatient"))
     if orientation is None:
@@ -148,6 +179,38 @@ def _frame(dataset: Any, index: int, stored: Any) -> Slice:
             "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
         )
     return Slice(pixels, tuple(warnings), orientation)
+
+
+def _kind_warnings(dataset: Any) -> list[str]:
+    """Warnings about what the image shows, from its header."""
+    warnings = []
+    if (modality := dataset.get("Modality") or "CT") != "CT":
+        warnings.append(f"implausible: modality {modality}, not CT")
+    image_type = [str(value) for value in dataset.get("ImageType") or ()]
+    if "LOCALIZER" in image_type:
+        warnings.append("implausible: localizer image, not an axial slice")
+    if any("DOSE" in value or value == "SCREEN SAVE" for value in image_type):
+        warnings.append("implausible: dose report or screenshot, not a slice")
+    return warnings
+
+
+def _stored_bits(dataset: Any, stored: Any) -> Any:
+    """Drop what is above the stored bits. Decoders of compressed frames leave overlays there."""
+    bits = int(dataset.BitsStored)
+    width = stored.dtype.itemsize * 8
+    if stored.dtype.kind not in "iu" or not 0 < bits < width:
+        return stored
+    if stored.dtype.kind == "u":
+        return stored & stored.dtype.type((1 << bits) - 1)
+    # the highest stored bit is the sign
+    return (stored << (width - bits)) >> (width - bits)
+
+
+def _is_displayed(dataset: Any, rescale: Any) -> bool:
+    """Whether a rescale of slope 1 and intercept 0 stands in an image of up to 8 bits, which cannot hold HU."""
+    slope, intercept = rescale.get("RescaleSlope", 1), rescale.get("RescaleIntercept", 0)
+    identity = float(slope or 1) == 1 and float(intercept or 0) == 0
+    return identity and int(dataset.BitsStored) <= 8 and not int(dataset.PixelRepresentation)
 
 
 def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
@@ -179,7 +242,7 @@ def _displayed_gray(dataset: Any, stored: Any, warnings: list[str]) -> Any:
         raise ImageError(
             "DICOM: signed or 32-bit pixels without a rescale slope have no known unit"
         )
-    warnings.append(f"no rescale slope; read as {bits}-bit gray, not as HU")
+    warnings.append(f"implausible: no rescale to HU; read as {bits}-bit gray of unknown units")
     highest = (1 << bits) - 1
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         warnings.append("inverted, because 0 is white in this file")
@@ -198,9 +261,11 @@ def _orientation(cosines: Any) -> Orientation | None:
     if cosines is None or len(cosines) != 6:
         return None
     directions = np.asarray([float(cosine) for cosine in cosines]).reshape(2, 3)
-    # a direction of length 0, or not finite, gives NaN, which is refused
+    # a direction of length 0, or not finite, gives NaN
     with np.errstate(invalid="ignore", over="ignore"):
         nearest = np.abs(directions).max(axis=1) / np.linalg.norm(directions, axis=1)
+    if not (nearest > 0).all():
+        raise ImageError("DICOM: invalid ImageOrientationPatient; a direction has no length")
     if not (nearest >= MIN_COSINE).all():
         raise ImageError(
             "DICOM: oblique slice, more than 25 degrees off the patient axes; resample the volume to them"

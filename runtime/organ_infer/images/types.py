@@ -55,10 +55,17 @@ class Slice:
 
 
 class Limits(NamedTuple):
-    """The most that is read: pixels per slice, and bytes per file and of what it decompresses to."""
+    """What is read.
+
+    Attributes:
+        pixels: The most pixels per slice.
+        file_bytes: The most bytes per file, and of what it decompresses to.
+        any_modality: Whether DICOM of other modalities than CT is read.
+    """
 
     pixels: int = PIXEL_LIMIT
     file_bytes: int = FILE_LIMIT
+    any_modality: bool = False
 
 
 DEFAULT_LIMITS = Limits()
