@@ -1,5 +1,6 @@
 """Where organ-infer writes: files, pipes and full disks, signals, the progress bar."""
 
+import errno
 import json
 import os
 import pty
@@ -15,6 +16,8 @@ import pytest
 from conftest import child_environment
 from support.command_results import failed
 
+from organ_infer.cli import output
+from organ_infer.cli.output import Writer
 from organ_infer.cli.progress import bar_text
 
 # Writing.
@@ -274,3 +277,126 @@ def test_a_folder_that_cannot_be_opened_does_not_spoil_what_was_written(tmp_path
     monkeypatch.setattr(os, "open", refuse)
     writer.finish()
     assert (tmp_path / "out.txt").read_text() == "heart\n" and len(list(tmp_path.iterdir())) == 1
+
+
+# One file, two runs; links, permissions and file systems.
+
+
+def written_to(path, text="row\n"):
+    writer = Writer(str(path))
+    writer.write(text)
+    writer.finish()
+    return writer
+
+
+def test_a_second_run_with_the_same_output_is_refused_and_the_first_ends_well(
+    bundle, three_images, tmp_path, command
+):
+    out = tmp_path / "out.txt"
+    first = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--files-from", "-", "--output", str(out)],
+        stdin=subprocess.PIPE, env=child_environment(),
+    )  # fmt: skip
+    try:
+        first.stdin.write(f"{three_images[0]}\n".encode())
+        first.stdin.flush()
+        partial = tmp_path / "out.txt.partial"
+        for _ in range(600):
+            if partial.exists():
+                break
+            time.sleep(0.05)
+        done = command("--output", out, three_images[1])
+        assert done.returncode == 2 and not done.stdout
+        assert "another organ-infer is writing this file; choose another path" in done.stderr
+        first.stdin.write(f"{three_images[2]}\n".encode())
+    finally:
+        first.stdin.close()
+    assert first.wait(60) == 0
+    assert [line.split()[-1] for line in out.read_text().splitlines()] == [
+        three_images[0],
+        three_images[2],
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.txt"]
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path):
+    (tmp_path / "a.txt.partial").write_text("half a ro")
+    written_to(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "row\n"
+    assert not (tmp_path / "a.txt.partial").exists()
+
+
+def test_a_partial_that_became_the_file_meanwhile_is_opened_anew(tmp_path, monkeypatch):
+    """The first run ends between the second's opening and its lock."""
+    first = Writer(str(tmp_path / "a.txt"))
+    first.write("first\n")
+    lock = output._lock
+    attempts = []
+
+    def lock_after_the_first_has_ended(descriptor):
+        attempts.append(descriptor)
+        if len(attempts) == 1:
+            first.finish()
+        return lock(descriptor)
+
+    monkeypatch.setattr(output, "_lock", lock_after_the_first_has_ended)
+    second = Writer(str(tmp_path / "a.txt"))
+    assert len(attempts) == 2 and (tmp_path / "a.txt").read_text() == "first\n"
+    second.write("second\n")
+    second.finish()
+    assert (tmp_path / "a.txt").read_text() == "second\n"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_file_behind_a_link_is_written_and_the_link_stays(tmp_path, exists):
+    target, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+    target.parent.mkdir()
+    if exists:
+        target.write_text("old")
+    link.symlink_to(target)
+    written_to(link)
+    assert link.is_symlink() and target.read_text() == "row\n"
+    assert [path.name for path in target.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
+def test_the_permissions_of_a_file_stay(tmp_path, mode):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    written_to(path)
+    assert path.read_text() == "row\n" and path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("length", [246, 247, 248, 255])
+def test_names_of_any_length_are_written(tmp_path, length):
+    path = tmp_path / ("a" * length)
+    written_to(path)
+    assert path.read_text() == "row\n" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "flock"])
+def test_a_file_system_that_refuses_a_call_that_is_not_needed_is_accepted(
+    tmp_path, monkeypatch, call
+):
+    import fcntl
+
+    def refused(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl if call == "flock" else os, call, refused)
+    (tmp_path / "a.txt").write_text("old")
+    written_to(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == "row\n"
+
+
+def test_a_flush_that_fails_for_the_disk_is_an_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = Writer(str(tmp_path / "a.txt"))
+    writer.write("row\n")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(output.OutputError, match="No space left on device"):
+        writer.finish()
+    assert not (tmp_path / "a.txt").exists()

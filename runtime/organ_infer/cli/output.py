@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+import zlib
 from pathlib import Path
 from time import monotonic
 
@@ -14,6 +15,9 @@ __all__ = ["ClosedPipe", "OutputError", "RowBuffer", "Writer"]
 
 # Characters of rows that are written together.
 BUFFER_SIZE = 1 << 14
+# Bytes of a file name on the usual file systems.
+NAME_BYTES = 255
+_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,7 +32,8 @@ class ClosedPipe(Exception):
 class Writer:
     """Writes to standard output, or to FILE.partial, which `finish` renames to FILE.
 
-    After a failed write, a file is truncated to its last complete line.
+    After a failed write, a file is truncated to its last complete line. FILE.partial is locked while it is
+    written. FILE keeps its permissions, and stays a link if it is one.
 
     Attributes:
         busy: Whether a write is in progress. A signal then waits for the end of the line.
@@ -46,18 +51,53 @@ class Writer:
         self._descriptor = 1
         if output is None:
             return
-        self.partial = f"{output}.partial"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISREG(os.stat(output).st_mode):
-                    raise OutputError(
-                        f"--output {printable(output)}: exists and is not a regular file; choose another path"
-                    )
-            access = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            flags = open_flags(access, "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
-            self._descriptor = os.open(self.partial, flags, 0o666)
+            # The file that a symbolic link points to is replaced, not the link.
+            self._target = os.path.realpath(output)
+            self.partial = _partial_path(self._target)
+            mode = self._existing_mode()
+            self._descriptor = self._open_partial()
+            if mode is not None:
+                # Some file systems keep no permissions.
+                with contextlib.suppress(OSError):
+                    os.chmod(self.partial, mode)
         except (OSError, ValueError) as e:
             raise self._error(e) from e
+
+    def _existing_mode(self) -> int | None:
+        """The permissions of the file that will be replaced."""
+        assert self.output is not None
+        try:
+            status = os.stat(self.output)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            raise OutputError(
+                f"--output {printable(self.output)}: exists and is not a regular file; choose another path"
+            )
+        return stat.S_IMODE(status.st_mode)
+
+    def _open_partial(self) -> int:
+        """Open FILE.partial for this process alone, and empty it."""
+        assert self.output is not None
+        access = os.O_WRONLY | os.O_CREAT
+        flags = open_flags(access, "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+        while True:
+            descriptor = os.open(self.partial, flags, 0o666)
+            try:
+                if not _lock(descriptor):
+                    raise OutputError(
+                        f"--output {printable(self.output)}: another organ-infer is writing this file;"
+                        " choose another path"
+                    )
+                # Another run may have renamed this file to FILE before the lock was free.
+                if _is_file(descriptor, self.partial):
+                    os.ftruncate(descriptor, 0)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
 
     def write(self, lines: str) -> None:
         """Write complete lines."""
@@ -83,14 +123,15 @@ class Writer:
         if self.output is None:
             return
         try:
-            os.fsync(self._descriptor)
+            _flush(self._descriptor)
+            # Renamed while it is locked, and closed after that: no other run can write into it.
+            os.replace(self.partial, self._target)
             os.close(self._descriptor)
-            os.replace(self.partial, self.output)
         except OSError as e:
             raise self._error(e) from e
         # The file is complete. A directory that cannot be opened is not flushed.
         with contextlib.suppress(OSError):
-            directory = os.open(Path(self.output).parent, os.O_RDONLY)
+            directory = os.open(Path(self._target).parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
@@ -113,6 +154,47 @@ class Writer:
         reason = getattr(error, "strerror", None) or str(error)
         note = self.partial_note() if getattr(error, "errno", 0) in _FULL_DISK else ""
         return OutputError(f"{target}: cannot be written ({reason}){note}")
+
+
+def _partial_path(target: str) -> str:
+    """FILE.partial, or a shorter name if that one would be too long for a file system."""
+    directory, name = os.path.split(target)
+    if len(os.fsencode(name)) + len(".partial") > NAME_BYTES:
+        name = f".organ-infer-{zlib.crc32(os.fsencode(name)):08x}"
+    return os.path.join(directory, f"{name}.partial")
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file for this process. False if another process has locked it."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some file systems have no locks. Results can be written there all the same.
+        return True
+    return True
+
+
+def _is_file(descriptor: int, path: str) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        # Some file systems cannot flush. The file is complete all the same.
+        if e.errno not in _NO_FLUSH:
+            raise
 
 
 class RowBuffer:
