@@ -262,7 +262,7 @@ def tree(tmp_path, pictures):
 
 def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_path, monkeypatch):
     from organ_infer.cli.arguments import parse
-    from organ_infer.cli.paths import find_candidates
+    from organ_infer.cli.paths import Candidates
     from organ_infer.images.discovery import Candidate
 
     for name in ("a/1.png", "b/2.png", "b/deep/3.png", "c.png"):
@@ -277,7 +277,7 @@ def test_a_directory_that_cannot_be_listed_is_named_and_the_rest_classified(tmp_
 
     monkeypatch.setattr(os, "scandir", scandir)
     refused = "cannot be listed (Permission denied)"
-    found = list(find_candidates(parse(["--recursive", str(tmp_path)])))
+    found = list(Candidates(parse(["--recursive", str(tmp_path)])))
     expected = [("a", refused), ("b/2.png", None), ("b/deep", refused), ("c.png", None)]
     assert found == [Candidate(str(tmp_path / name), error) for name, error in expected]
 
@@ -375,3 +375,21 @@ def test_names_of_any_bytes(command, pictures, tmp_path):
         and b"\xff\xfe.png" in done.stdout
     )
     assert b"\x1b" not in done.stderr and b"\\x1b[31m" in done.stderr
+
+
+def test_a_path_that_has_arrived_does_not_wait_for_the_next(bundle, three_images):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--files-from", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    )
+    with running:
+        for path in three_images:
+            running.stdin.write(f"{path}\n")
+            running.stdin.flush()
+            assert running.stdout.readline().split()[-1] == path
+        running.stdin.close()
+        assert running.stdout.read() == ""
+    assert running.returncode == 0

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import types
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,12 +13,17 @@ from hypothesis import strategies as st
 
 from organ_infer.cli import paths
 from organ_infer.cli.arguments import UsageError, parse
-from organ_infer.cli.paths import NAME_LIMIT, find_candidates
+from organ_infer.cli.paths import NAME_LIMIT, Candidates
 from organ_infer.images.discovery import Candidate
 
 quick = settings(max_examples=60, deadline=None)
 
 # Lists.
+
+
+def joined(lists):
+    return [name for names in lists for name in names]
+
 
 pieces_of = st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"")), max_size=8)
 
@@ -28,15 +34,15 @@ def test_a_list_is_cut_at_its_ends_however_its_blocks_fall(names, cuts):
     data = b"\n".join(names)
     at = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     blocks = [data[a:b] for a, b in pairwise(at)]
-    assert list(paths._split_blocks(blocks, b"\n")) == data.split(b"\n")
+    assert joined(paths._split_blocks(blocks, b"\n")) == data.split(b"\n")
 
 
 def test_a_path_of_a_list_is_taken_up_to_its_limit_and_not_a_byte_more():
     """65,536 bytes: docs/reference/errors.md."""
     assert NAME_LIMIT == 65_536
     name = b"x" * NAME_LIMIT
-    assert list(paths._split_blocks([name], b"\n")) == [name]
-    assert list(paths._split_blocks([name, b"\ny"], b"\n")) == [name, b"y"]
+    assert joined(paths._split_blocks([name], b"\n")) == [name]
+    assert joined(paths._split_blocks([name, b"\ny"], b"\n")) == [name, b"y"]
     with pytest.raises(
         UsageError, match="a path has more than 65,536 bytes; check whether the list needs -0"
     ):
@@ -57,15 +63,15 @@ def test_a_list_gives_its_paths_in_its_order(tmp_path_factory, names, null, last
     path = tmp_path_factory.mktemp("list") / "list"
     path.write_bytes((end.join(names) + (end if last else "")).encode())
     options = parse(["first", "--files-from", str(path), *(["-0"] if null else [])])
-    assert list(find_candidates(options)) == [Candidate("first"), *map(Candidate, names)]
+    assert list(Candidates(options)) == [Candidate("first"), *map(Candidate, names)]
 
 
 def test_lines_lose_one_carriage_return_and_paths_ended_by_nul_none(tmp_path):
     (tmp_path / "lines").write_bytes(b"/a\r\n\r\n/b\r\r\n/c")
-    found = list(find_candidates(parse(["--files-from", str(tmp_path / "lines")])))
+    found = list(Candidates(parse(["--files-from", str(tmp_path / "lines")])))
     assert found == [Candidate("/a"), Candidate("/b\r"), Candidate("/c")]
     (tmp_path / "nul").write_bytes(b"/a\r\0/b\n\0\0")
-    assert list(find_candidates(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [
+    assert list(Candidates(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [
         Candidate("/a\r"),
         Candidate("/b\n"),
     ]
@@ -75,10 +81,10 @@ def test_standard_input_is_read_as_it_comes_or_told_to_be_closed(monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"/a\n/b")))
     )
-    assert list(find_candidates(parse(["--files-from", "-"]))) == [Candidate("/a"), Candidate("/b")]
+    assert list(Candidates(parse(["--files-from", "-"]))) == [Candidate("/a"), Candidate("/b")]
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match=r"^--files-from -: standard input is closed$"):
-        list(find_candidates(parse(["--files-from", "-"])))
+        list(Candidates(parse(["--files-from", "-"])))
 
 
 def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
@@ -89,16 +95,16 @@ def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
         "a\0b": "embedded null byte",
     }.items():
         with pytest.raises(UsageError) as told:
-            next(find_candidates(parse([str(tmp_path / "images"), "--files-from", source])))
+            next(Candidates(parse([str(tmp_path / "images"), "--files-from", source])))
         assert str(told.value) == f"--files-from {source}: cannot be read ({words})"
 
 
 def test_a_list_that_is_a_pipe_is_not_opened_before_its_turn(tmp_path):
     """Opening a pipe waits for its writer: the paths before it come first."""
     os.mkfifo(tmp_path / "pipe")
-    assert next(
-        find_candidates(parse(["first", "--files-from", str(tmp_path / "pipe")]))
-    ) == Candidate("first")
+    assert next(Candidates(parse(["first", "--files-from", str(tmp_path / "pipe")]))) == Candidate(
+        "first"
+    )
 
 
 def test_a_list_names_directories_and_no_patterns(tmp_path):
@@ -108,9 +114,9 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
     (tmp_path / "list").write_text(f"{tmp_path}/d\n{tmp_path}/d/*.png\n")
     pattern = Candidate(f"{tmp_path}/d/*.png")
     given = ["--files-from", str(tmp_path / "list")]
-    assert list(find_candidates(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
+    assert list(Candidates(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
     below = Candidate(f"{tmp_path}/d/below/b.png")
-    assert list(find_candidates(parse([*given, "-r"]))) == [
+    assert list(Candidates(parse([*given, "-r"]))) == [
         Candidate(f"{tmp_path}/d/a.png"),
         below,
         pattern,
@@ -173,21 +179,92 @@ def stands_for(tree, recursive):
 def test_what_is_found_stands_in_the_order_of_the_arguments(tree, data, recursive):
     known = stands_for(tree, recursive)
     given = data.draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=6))
-    found = list(find_candidates(parse([*given, *(["-r"] if recursive else [])])))
+    found = list(Candidates(parse([*given, *(["-r"] if recursive else [])])))
     assert found == [item for name in given for item in known[name]]
 
 
 def test_a_slice_of_a_file_with_a_pattern_s_characters_is_no_pattern(tmp_path):
     (tmp_path / "[a].npy").touch()
     for name in ("[a].npy", "[a].npy#1", "[a].npy#x#2"):
-        assert list(find_candidates(parse([f"{tmp_path}/{name}"]))) == [
-            Candidate(f"{tmp_path}/{name}")
-        ]
+        assert list(Candidates(parse([f"{tmp_path}/{name}"]))) == [Candidate(f"{tmp_path}/{name}")]
 
 
 def test_a_pattern_s_names_are_in_byte_order(tmp_path):
     for name in ("ä.png", "z.png", "Z.png"):
         (tmp_path / name).touch()
-    assert [found.path for found in find_candidates(parse([f"{tmp_path}/*.png"]))] == [
+    assert [found.path for found in Candidates(parse([f"{tmp_path}/*.png"]))] == [
         f"{tmp_path}/{name}" for name in ("Z.png", "z.png", "ä.png")
     ]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    listed = tmp_path / "list"
+    listed.write_bytes(b"\xef\xbb\xbf/a\r\n/b\r\n")
+    assert list(Candidates(parse(["--files-from", str(listed)]))) == [
+        Candidate("/a"),
+        Candidate("/b"),
+    ]
+    listed.write_bytes(b"/a\n\xef\xbb\xbf/b")
+    assert [found.path for found in Candidates(parse(["--files-from", str(listed)]))] == [
+        "/a",
+        "\N{ZERO WIDTH NO-BREAK SPACE}/b",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_list_in_utf_16_is_refused(tmp_path, encoding):
+    listed = tmp_path / "list"
+    listed.write_bytes("\N{ZERO WIDTH NO-BREAK SPACE}/a".encode(encoding))
+    with pytest.raises(UsageError, match="the list is UTF-16; save it as UTF-8"):
+        list(Candidates(parse(["--files-from", str(listed)])))
+
+
+@pytest.mark.parametrize("folder", ["set [1]", "a*b", "what?", "[x]/[y]"])
+def test_existing_directories_of_a_pattern_are_literal(tmp_path, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "a.png").touch()
+    (tmp_path / folder / "b.txt").touch()
+    found = [found.path for found in Candidates(parse([f"{tmp_path}/{folder}/*.png"]))]
+    assert found == [f"{tmp_path}/{folder}/a.png"]
+
+
+def test_a_directory_that_does_not_exist_is_a_pattern(tmp_path):
+    for name in ("s1", "s2", "t"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    found = [found.path for found in Candidates(parse([f"{tmp_path}/s[12]/*.png"]))]
+    assert found == [f"{tmp_path}/s1/a.png", f"{tmp_path}/s2/a.png"]
+
+
+def test_whether_another_path_has_arrived_is_known(tmp_path, monkeypatch):
+    """A path is not kept waiting for those that may never come."""
+    (tmp_path / "folder").mkdir()
+    for name in "ab":
+        (tmp_path / "folder" / f"{name}.png").touch()
+    blocks = [b"/1\n/2\n/3", b"\n" + str(tmp_path / "folder").encode() + b"\n", b"/4\n", b""]
+
+    class Pipe:
+        def read1(self, size):
+            return blocks.pop(0)
+
+    monkeypatch.setattr(paths.sys, "stdin", types.SimpleNamespace(buffer=Pipe()))
+    candidates = Candidates(parse(["/x", "/y", "--files-from", "-"]))
+    seen = [(candidate.path, candidates.has_more) for candidate in candidates]
+    assert seen == [
+        ("/x", True),
+        ("/y", False),
+        ("/1", True),
+        ("/2", False),
+        ("/3", True),
+        (f"{tmp_path}/folder/a.png", True),
+        (f"{tmp_path}/folder/b.png", False),
+        ("/4", False),
+    ]
+
+
+def test_candidates_that_are_put_back_come_first_and_have_arrived():
+    candidates = Candidates(parse(["/x"]))
+    first = next(candidates)
+    candidates.put_back([Candidate("/w"), first])
+    assert candidates.has_more
+    assert list(candidates) == [Candidate("/w"), Candidate("/x")]

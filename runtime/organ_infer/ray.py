@@ -10,6 +10,7 @@ same paths, as on a shared file system.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import json
@@ -236,9 +237,12 @@ def _paths_in_directory(directory: str) -> list[str]:
 
 
 def _paths_in_file(path: str) -> list[str]:
-    with open(path, "rb") as lines:
-        names = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines)
-        return [name for name in names if name]
+    with open(path, "rb") as file:
+        content = file.read()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{path}: the list is UTF-16; save it as UTF-8")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.rstrip(b"\r")]
 
 
 def _path_tables(names: list[str], size: int) -> list[Any]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
@@ -17,7 +16,7 @@ from .signals import Signals
 
 if TYPE_CHECKING:
     from ..bundle.manifest import Task
-    from ..images.discovery import Candidate
+    from .paths import Candidates
 
 __all__ = ["classify"]
 
@@ -31,7 +30,7 @@ BATCHES_AHEAD = 16
 
 def classify(
     options: Options,
-    candidates: "Iterator[Candidate]",
+    candidates: "Candidates",
     messages: Messages,
     writer: Writer,
     signals: Signals,
@@ -52,10 +51,10 @@ def classify(
         row_format = _row_format(options, task)
         if options.bundle is None:
             _name_packaged_model(classifier.manifest.name, task, messages)
-        # The next path of a pipe may never come: its rows do not wait, and no paths are collected.
+        # The next path of a pipe may never come: its rows do not wait.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
-        chunk_size = None if is_piped else BATCHES_AHEAD * options.batch_size
+        chunk_size = BATCHES_AHEAD * options.batch_size
         total = _count_files(options) if messages.bar else None
         results = _results(classifier, candidates, chunk_size, reading_options(options))
         exit_code = _write_rows(results, row_format, rows, messages, signals, total)
@@ -93,29 +92,30 @@ def _count_files(options: Options) -> int | None:
 
 def _results(
     classifier: OrganClassifier,
-    candidates: "Iterator[Candidate]",
-    chunk_size: int | None,
-    limits: dict[str, Any],
+    candidates: "Candidates",
+    chunk_size: int,
+    reading: dict[str, Any],
 ) -> Iterator[Result]:
     """The results in the order of the candidates. Candidates with an error become failures.
 
     Args:
         classifier: Classifies the other candidates.
         candidates: What the command line names.
-        chunk_size: How many paths are passed on together, so that files are read ahead; None passes
-            on each path when it is needed.
-        limits: Keyword arguments of `predict_paths`.
+        chunk_size: At most so many paths are passed on together, so that files are read ahead. No more
+            are collected than have arrived.
+        reading: Keyword arguments of `predict_paths`.
     """
-    for is_error, group in groupby(candidates, lambda candidate: candidate.error is not None):
-        if is_error:
-            yield from (ImageFailure(candidate.path, candidate.error or "") for candidate in group)
-            continue
-        paths = (candidate.path for candidate in group)
-        if chunk_size is None:
-            yield from classifier.predict_paths(paths, **limits)
-            continue
-        while chunk := list(islice(paths, chunk_size)):
-            yield from classifier.predict_paths(chunk, **limits)
+    chunk: list[str] = []
+    for candidate in candidates:
+        if candidate.error is None:
+            chunk.append(candidate.path)
+            if candidates.has_more and len(chunk) < chunk_size:
+                continue
+        yield from classifier.predict_paths(chunk, **reading)
+        chunk = []
+        if candidate.error is not None:
+            yield ImageFailure(candidate.path, candidate.error)
+    yield from classifier.predict_paths(chunk, **reading)
 
 
 def _write_rows(

@@ -1,12 +1,12 @@
 """What the paths on the command line stand for: files, directories, patterns and lists, in order."""
 
+import codecs
 import glob
 import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..images.discovery import Candidate, images_below
@@ -16,7 +16,7 @@ from .arguments import Options, UsageError
 if TYPE_CHECKING:
     from .progress import Messages
 
-__all__ = ["find_candidates", "require_candidates"]
+__all__ = ["Candidates", "require_candidates"]
 
 # Bytes of a list that are read together.
 BLOCK = 1 << 16
@@ -24,40 +24,76 @@ BLOCK = 1 << 16
 NAME_LIMIT = 1 << 16
 
 
-def require_candidates(options: Options, messages: "Messages") -> Iterator[Candidate]:
+class Candidates(Iterator[Candidate]):
+    """Every image that the options name: first the paths, then the list.
+
+    A directory or pattern without an image gives a candidate with an error and the path as given.
+
+    Attributes:
+        has_more: Whether the next candidate can be taken without waiting for the writer of a list.
+
+    Raises:
+        UsageError: A list cannot be read.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._next: list[Candidate] = []
+        self._has_more = True
+        self._candidates = self._find(options)
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._next) or self._has_more
+
+    def __next__(self) -> Candidate:
+        return self._next.pop(0) if self._next else next(self._candidates)
+
+    def put_back(self, candidates: list[Candidate]) -> None:
+        """Give these again, before all others."""
+        self._next[:0] = candidates
+
+    def _find(self, options: Options) -> Iterator[Candidate]:
+        if options.files_from not in (None, "-"):
+            # Checked now, and not after the paths before the list have been classified.
+            _check_list(options.files_from)
+        last: Candidate | None = None
+        for path in options.paths:
+            for candidate in _expand_argument(path, options.recursive):
+                if last is not None:
+                    yield last
+                last = candidate
+        # The list behind the paths may have to be waited for.
+        self._has_more = options.files_from is None
+        if last is not None:
+            yield last
+        if options.files_from is None:
+            return
+        separator = b"\0" if options.null else b"\n"
+        for arrived in _read_list(options.files_from, separator):
+            for i, path in enumerate(arrived, 1):
+                candidates = list(_expand_path(path, options.recursive))
+                for j, expanded in enumerate(candidates, 1):
+                    self._has_more = i < len(arrived) or j < len(candidates)
+                    yield expanded
+
+
+def require_candidates(options: Options, messages: "Messages") -> Candidates:
     """The candidates of the options, of which at least one names an image.
 
     Raises:
         UsageError: There is no image at all, or a list cannot be read.
     """
-    candidates = find_candidates(options)
+    candidates = Candidates(options)
     empty: list[Candidate] = []
     for candidate in candidates:
         if not candidate.empty:
-            return chain(empty, [candidate], candidates)
+            candidates.put_back([*empty, candidate])
+            return candidates
         empty.append(candidate)
     for candidate in empty[:-1]:
         messages.error(f"{candidate.path}: {candidate.error}")
     last = f"{empty[-1].path}: {empty[-1].error}" if empty else "--files-from lists no path"
     raise UsageError(f"no image found: {last}")
-
-
-def find_candidates(options: Options) -> Iterator[Candidate]:
-    """Every image that the options name: first the paths, then the list.
-
-    A directory or pattern without an image gives a candidate with an error and the path as given.
-
-    Raises:
-        UsageError: A list cannot be read.
-    """
-    if options.files_from not in (None, "-"):
-        # Checked now, and not after the paths before the list have been classified.
-        _check_list(options.files_from)
-    for path in options.paths:
-        yield from _expand_argument(path, options.recursive)
-    if options.files_from is not None:
-        for path in _read_list(options.files_from, b"\0" if options.null else b"\n"):
-            yield from _expand_path(path, options.recursive)
 
 
 def _check_list(source: str) -> None:
@@ -81,11 +117,20 @@ def _expand_argument(path: str, recursive: bool) -> Iterator[Candidate]:
         yield from _expand_path(path, recursive)
         return
     # Without recursive patterns (**), which follow links in circles.
-    names = sorted(glob.iglob(path), key=os.fsencode)
+    names = sorted(glob.iglob(_with_literal_directories(path)), key=os.fsencode)
     for name in names:
         yield from _expand_path(name, recursive)
     if not names:
         yield Candidate(path, "no file matches this pattern", empty=True)
+
+
+def _with_literal_directories(pattern: str) -> str:
+    """Escape the leading directories of a pattern that exist by that very name, such as `set [1]`."""
+    head, tail = pattern, ""
+    while head and not os.path.isdir(head):
+        head, _, name = head.rpartition("/")
+        tail = f"/{name}{tail}"
+    return glob.escape(head) + tail if head else pattern
 
 
 def _selects_slice(path: str) -> bool:
@@ -106,8 +151,8 @@ def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
         yield Candidate(path, f"no image in this directory{advice}", empty=True)
 
 
-def _read_list(source: str, separator: bytes) -> Iterator[str]:
-    """The paths of a list, `-` for standard input. Empty ones are skipped."""
+def _read_list(source: str, separator: bytes) -> Iterator[list[str]]:
+    """The paths of a list, `-` for standard input, as many at a time as have arrived. Empty ones are skipped."""
     if source == "-" and sys.stdin is None:
         raise UsageError("--files-from -: standard input is closed")
     try:
@@ -116,23 +161,35 @@ def _read_list(source: str, separator: bytes) -> Iterator[str]:
                 sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
             )
             blocks = iter(lambda: file.read1(BLOCK), b"")  # type: ignore[attr-defined]
-            for name in _split_blocks(blocks, separator):
+            for names in _split_blocks(_without_mark(blocks, source), separator):
                 if separator == b"\n":
-                    name = name.removesuffix(b"\r")
-                if name:
-                    yield os.fsdecode(name)
+                    names = [name.removesuffix(b"\r") for name in names]
+                if paths := [os.fsdecode(name) for name in names if name]:
+                    yield paths
     except OSError as e:
         raise _unreadable_list(source, e) from e
 
 
-def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
+def _without_mark(blocks: Iterable[bytes], source: str) -> Iterator[bytes]:
+    """The blocks without the byte order mark that Windows writes before UTF-8.
+
+    Raises:
+        UsageError: The mark is that of UTF-16.
+    """
+    for i, block in enumerate(blocks):
+        if i == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UsageError(f"--files-from {source}: the list is UTF-16; save it as UTF-8")
+        yield block.removeprefix(codecs.BOM_UTF8) if i == 0 else block
+
+
+def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[list[bytes]]:
     """The blocks, joined and split at the separator, as they arrive."""
     rest = b""
     for block in blocks:
         *names, rest = (rest + block).split(separator)
-        yield from names
+        yield names
         if len(rest) > NAME_LIMIT:
             raise UsageError(
                 f"--files-from: a path has more than {NAME_LIMIT:,} bytes; check whether the list needs -0"
             )
-    yield rest
+    yield [rest]
