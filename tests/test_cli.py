@@ -393,3 +393,15 @@ def test_a_path_that_has_arrived_does_not_wait_for_the_next(bundle, three_images
         running.stdin.close()
         assert running.stdout.read() == ""
     assert running.returncode == 0
+
+
+def test_what_a_directory_holds_beside_images_is_counted(command, three_images, tmp_path):
+    shutil.copy(three_images[0], tmp_path / "IM0001")
+    (tmp_path / "notes.txt").write_text("none")
+    done = command(tmp_path)
+    assert done.returncode == 0 and done.stdout.endswith(f" {tmp_path}/IM0001\n")
+    assert done.stderr == (
+        "organ-infer: 1 entries of directories were passed over: files that are no images,"
+        " or linked directories\n"
+    )
+    assert command("--quiet", tmp_path).stderr == ""

@@ -7,6 +7,7 @@ import types
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -268,3 +269,38 @@ def test_candidates_that_are_put_back_come_first_and_have_arrived():
     candidates.put_back([Candidate("/w"), first])
     assert candidates.has_more
     assert list(candidates) == [Candidate("/w"), Candidate("/x")]
+
+
+def test_files_of_unknown_suffix_are_taken_by_their_first_bytes_and_the_others_counted(tmp_path):
+    from PIL import Image
+    from support.image_files import dicom, npy, npz, saved
+
+    gray = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    image = Image.fromarray(gray)
+    taken = {
+        "IM000001": dicom(gray.astype(np.uint16)),
+        "1.2.840.113619.2.55": dicom(gray.astype(np.uint16)),
+        "noext": saved(image),
+        "photo.JPEG_": saved(image, "JPEG"),
+        "scan.bak": saved(image, "TIFF"),
+        "array": npy(gray),
+        "new.webp2": saved(image, "WEBP"),
+    }
+    passed_over = {
+        "notes.txt": b"P3 is what this text begins with",
+        "more.txt": b"BM, says this one",
+        "archive.zip": npz(a=gray),
+        "DICOMDIR.txt": b"",
+        "short": b"\x89PN",
+    }
+    for name, content in {**taken, **passed_over}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "pipe")
+    for recursive, skipped in ((False, 6), (True, 7)):
+        candidates = Candidates(parse([str(tmp_path), *(["-r"] if recursive else [])]))
+        assert [found.path for found in candidates] == [
+            f"{tmp_path}/{name}" for name in sorted(taken, key=os.fsencode)
+        ]
+        assert candidates.skipped == skipped

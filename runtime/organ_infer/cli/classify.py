@@ -58,6 +58,11 @@ def classify(
         total = _count_files(options) if messages.bar else None
         results = _results(classifier, candidates, chunk_size, reading_options(options))
         exit_code = _write_rows(results, row_format, rows, messages, signals, total)
+        if candidates.skipped:
+            messages.note(
+                f"{candidates.skipped:,} entries of directories were passed over: files that are no images,"
+                " or linked directories"
+            )
         signals.check()
         writer.finish()
         return exit_code

@@ -5,7 +5,7 @@ import glob
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,12 +31,14 @@ class Candidates(Iterator[Candidate]):
 
     Attributes:
         has_more: Whether the next candidate can be taken without waiting for the writer of a list.
+        skipped: How many entries of directories are no images so far.
 
     Raises:
         UsageError: A list cannot be read.
     """
 
     def __init__(self, options: Options) -> None:
+        self.skipped = 0
         self._next: list[Candidate] = []
         self._has_more = True
         self._candidates = self._find(options)
@@ -48,6 +50,9 @@ class Candidates(Iterator[Candidate]):
     def __next__(self) -> Candidate:
         return self._next.pop(0) if self._next else next(self._candidates)
 
+    def _skip(self, path: str) -> None:
+        self.skipped += 1
+
     def put_back(self, candidates: list[Candidate]) -> None:
         """Give these again, before all others."""
         self._next[:0] = candidates
@@ -58,7 +63,7 @@ class Candidates(Iterator[Candidate]):
             _check_list(options.files_from)
         last: Candidate | None = None
         for path in options.paths:
-            for candidate in _expand_argument(path, options.recursive):
+            for candidate in _expand_argument(path, options.recursive, self._skip):
                 if last is not None:
                     yield last
                 last = candidate
@@ -71,7 +76,7 @@ class Candidates(Iterator[Candidate]):
         separator = b"\0" if options.null else b"\n"
         for arrived in _read_list(options.files_from, separator):
             for i, path in enumerate(arrived, 1):
-                candidates = list(_expand_path(path, options.recursive))
+                candidates = list(_expand_path(path, options.recursive, self._skip))
                 for j, expanded in enumerate(candidates, 1):
                     self._has_more = i < len(arrived) or j < len(candidates)
                     yield expanded
@@ -111,15 +116,17 @@ def _unreadable_list(source: str, error: Exception) -> UsageError:
     return UsageError(f"--files-from {source}: cannot be read ({reason})")
 
 
-def _expand_argument(path: str, recursive: bool) -> Iterator[Candidate]:
+def _expand_argument(
+    path: str, recursive: bool, on_skipped: Callable[[str], None]
+) -> Iterator[Candidate]:
     """A path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
     if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
-        yield from _expand_path(path, recursive)
+        yield from _expand_path(path, recursive, on_skipped)
         return
     # Without recursive patterns (**), which follow links in circles.
     names = sorted(glob.iglob(_with_literal_directories(path)), key=os.fsencode)
     for name in names:
-        yield from _expand_path(name, recursive)
+        yield from _expand_path(name, recursive, on_skipped)
     if not names:
         yield Candidate(path, "no file matches this pattern", empty=True)
 
@@ -137,13 +144,15 @@ def _selects_slice(path: str) -> bool:
     return split_selector(path)[1] is not None
 
 
-def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
+def _expand_path(
+    path: str, recursive: bool, on_skipped: Callable[[str], None]
+) -> Iterator[Candidate]:
     """A file, or the images of a directory."""
     if not os.path.isdir(path):
         yield Candidate(path)
         return
     is_empty = True
-    for candidate in images_below(path, recursive):
+    for candidate in images_below(path, recursive, on_skipped):
         is_empty = False
         yield candidate
     if is_empty:

@@ -1,10 +1,10 @@
 """The image files of a directory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .registry import SUFFIXES
+from .registry import SUFFIXES, has_known_content
 
 __all__ = ["Candidate", "images_below"]
 
@@ -24,15 +24,19 @@ class Candidate:
     empty: bool = False
 
 
-def images_below(directory: str, recursive: bool) -> Iterator[Candidate]:
-    """Yield the files of a directory whose suffix is in the format table, in byte order of their paths.
+def images_below(
+    directory: str, recursive: bool, on_skipped: Callable[[str], None] = lambda path: None
+) -> Iterator[Candidate]:
+    """Yield the images of a directory in byte order of their paths.
 
-    Hidden files are skipped, and linked directories are not followed. A directory that cannot be listed
-    gives a Candidate with an error.
+    An image is a file whose suffix is in the format table. Other files, such as those that a PACS exports
+    without a suffix, are images if their first bytes name a format. Hidden files are left out, and linked
+    directories are not followed. A directory that cannot be listed gives a Candidate with an error.
 
     Args:
         directory: Its path.
         recursive: Whether to list directories below it too.
+        on_skipped: Called with each file that is no image, and with `recursive` each linked directory.
     """
     names: list[tuple[bytes, str, bool]] = []
     try:
@@ -43,8 +47,13 @@ def images_below(directory: str, recursive: bool) -> Iterator[Candidate]:
                 is_directory = entry.is_dir(follow_symlinks=False)
                 if is_directory and recursive:
                     names.append((os.fsencode(entry.name) + b"/", entry.name, True))
-                elif not entry.is_dir() and entry.name.lower().endswith(SUFFIXES):
+                elif entry.is_dir():
+                    if recursive:
+                        on_skipped(entry.path)
+                elif entry.name.lower().endswith(SUFFIXES) or has_known_content(entry.path):
                     names.append((os.fsencode(entry.name), entry.name, False))
+                else:
+                    on_skipped(entry.path)
     except OSError as e:
         yield Candidate(directory, f"cannot be listed ({e.strerror})")
         return
@@ -52,6 +61,6 @@ def images_below(directory: str, recursive: bool) -> Iterator[Candidate]:
     for _, name, is_directory in names:
         path = os.path.join(directory, name)
         if is_directory:
-            yield from images_below(path, recursive)
+            yield from images_below(path, recursive, on_skipped)
         else:
             yield Candidate(path)

@@ -7,6 +7,7 @@ are read one at a time. Every failure is an ImageError of one line.
 import io
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,14 @@ from ..files import open_flags
 from . import truncation
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
-__all__ = ["FORMATS", "SUFFIXES", "decode_slices", "open_slices", "split_selector"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "decode_slices",
+    "has_known_content",
+    "open_slices",
+    "split_selector",
+]
 
 # Files of any other format are never decoded, because decoders of some formats run programs.
 FORMATS: tuple[Format, ...] = (
@@ -149,6 +157,22 @@ def decode_slices(
         selector: The slice to read (the text after `#` in its name), or None for all.
     """
     return _slice_readers(io.BytesIO(data), len(data), limits, selector)
+
+
+def has_known_content(path: str) -> bool:
+    """Whether a file's first bytes name a format beyond doubt: two letters do not, and a ZIP may hold anything."""
+    try:
+        with _open_regular_file(path, sys.maxsize) as (file, _):
+            head = file.read(SIGNATURE_BYTES) or b""
+    except ImageError:
+        return False
+    return any(
+        head[offset : offset + len(magic)] == magic
+        for row in FORMATS
+        if row.name != ".npz"
+        for offset, magic in row.signatures
+        if len(magic) > 2
+    )
 
 
 def split_selector(path: str) -> tuple[str, str | None]:
