@@ -223,7 +223,7 @@ def test_the_device_names():
 def test_the_fixed_batch_sizes():
     *first, last = re.findall(r"\d+", stated(CUDA, r"padded to ([\d, or]+) slices"))
     assert tuple(map(int, [*first, last])) == cuda.BATCHES == (1, 4, 16, 64, 256)
-    assert number(CUDA, r"larger ones run in pieces of (\d+)") == cuda.BATCHES[-1]
+    assert number(CUDA, r"Larger batches run in pieces of (\d+)") == cuda.BATCHES[-1]
 
 
 def test_the_options_of_onnxruntime():

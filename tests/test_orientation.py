@@ -107,7 +107,8 @@ def test_24_pairs_of_letters_are_read_and_all_others_are_refused():
                 assert parse_orientation(value) == letters
         else:
             with pytest.raises(
-                InputError, match=f"expected two letters .* rows then columns .*, found '{text}'"
+                InputError,
+                match=f"expected two letters .* row then column index .*, found '{text}'",
             ):
                 parse_orientation(text)
 

@@ -48,9 +48,9 @@ class OrganClassifier:
             container's CPU quota allow.
         batch_size: Slices per run of a network, 1 to 4,096.
         orientation: Orientation of the inputs, to reorient them to the model's. Two letters of
-            L R A P H F: the directions of the patient in which rows, then columns run ("PL": rows to
-            posterior, columns to left). Files that state their own orientation use that one. By default
-            inputs are used as stored.
+            L R A P H F: the patient directions in which the row index, then the column index grow ("PL":
+            posterior, left). A file that states its orientation uses that one. By default inputs are used
+            as stored.
         tta: Test-time augmentation. Probabilities are the mean over five views: the slice, and the slice
             shifted by one pixel up, down, left and right. Takes five times as long.
         cuda_graphs: Whether to use CUDA graphs. Set it to False if other threads of the program use CUDA

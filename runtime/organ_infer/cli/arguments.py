@@ -149,7 +149,8 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "--orientation",
         metavar="XY",
         help="orientation of the images, which are reoriented for the model: patient directions (L R A P H F)"
-        " of rows and columns, PL for the usual axial display (default: as stored; DICOM: from the header)",
+        " in which row and column index grow, PL for the usual axial display (default: as stored; DICOM:"
+        " from the header)",
     )
     group.add_argument(
         "--pixel-limit",

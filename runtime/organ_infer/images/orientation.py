@@ -1,4 +1,4 @@
-"""In-plane orientation: the patient directions in which a slice's rows and columns run, as DICOM letters."""
+"""In-plane orientation: the patient directions in which row and column index grow, as DICOM letters."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,7 @@ __all__ = [
 # (direction in which the row index grows, direction in which the column index grows)
 Orientation = tuple[str, str]
 
-LETTERS_TEXT = (
-    "two letters of L R A P H F at right angles, rows then columns (PL is the usual axial display)"
-)
+LETTERS_TEXT = "two letters of L R A P H F at right angles, for row then column index (PL is the usual axial display)"
 _PLANES = {
     frozenset(("LR", "AP")): "axial",
     frozenset(("LR", "HF")): "coronal",
