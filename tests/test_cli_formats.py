@@ -269,3 +269,13 @@ def test_the_examples_of_a_bundle_of_two_classes(command, two_class_bundle, thre
     assert next(csv.reader(io.StringIO(done.stdout))) == [*COLUMNS, "liver", "spleen"]
     with OrganClassifier(two_class_bundle) as opened:
         assert opened.classes == ("liver", "spleen")
+
+
+def test_top_is_limited_by_the_names_that_a_format_lists(command, three_images):
+    """docs/reference/command.md. Text lists organs with --organs, the other formats list classes."""
+    too_many = command("--organs", "--top", "9", three_images[0])
+    assert too_many.returncode == 2 and "--top 9: the model has 8 organs" in too_many.stderr
+    too_many = command("--organs", "--top", "12", "--format", "jsonl", three_images[0])
+    assert too_many.returncode == 2 and "--top 12: the model has 11 classes" in too_many.stderr
+    assert command("--organs", "--top", "11", "--format", "jsonl", three_images[0]).returncode == 0
+    assert command("--organs", "--top", "8", three_images[0]).returncode == 0

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from organ_infer import BundleError
 from organ_infer.bundle.golden import GOLDEN, golden_answers, golden_rows, golden_slices, tolerance
+from organ_infer.bundle.precision import PRECISIONS
 
 
 def manifest(metrics=None, classes=3, precisions=("fp32",)):
@@ -92,3 +93,9 @@ def test_the_slices_use_the_range_of_gray_and_differ():
         assert piece.max() > 0.4 * top and piece.min() < 0.3 * top
     for one, again in zip(slices, golden_slices(), strict=True):
         np.testing.assert_array_equal(one, again)
+
+
+def test_cuda_prefers_fp16_then_fp32_and_int8_last():
+    ranks = {row.name: row.cuda_rank for row in PRECISIONS}
+    assert sorted(ranks, key=ranks.get) == ["fp16", "fp32", "int8"]
+    assert len(set(ranks.values())) == len(ranks)

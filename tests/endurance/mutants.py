@@ -31,6 +31,8 @@ class Mutant:
         """Why nothing can be seen of it, if that is known."""
         if self.before.endswith("except -1:") and self.after == self.before.replace("-1:", "-2:"):
             return "another number stands for an error"
+        if self.before == "if TYPE_CHECKING:":
+            return "an import for types alone"
         return EQUIVALENT.get(self.target, {}).get((self.before, self.after))
 
 

@@ -233,6 +233,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_fit",
         "test_record",
     ),
+    "runtime/organ_infer/__init__.py": ("test_imports",),
+    "runtime/organ_infer/__main__.py": ("test_cli",),
     "train/report/__init__.py": ("test_whole_run",),
     "train/report/comparison.py": (
         "test_report",
