@@ -234,6 +234,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_record",
     ),
     "runtime/organ_infer/__init__.py": ("test_imports",),
+    "runtime/organ_infer/cli/exit_codes.py": ("test_cli",),
+    "runtime/organ_infer/images/memory.py": ("test_classifier",),
+    "runtime/organ_infer/images/png_metadata.py": ("test_host_switches",),
+    "train/recipes/base.py": ("test_fit",),
     "runtime/organ_infer/__main__.py": ("test_cli",),
     "train/report/__init__.py": ("test_whole_run",),
     "train/report/comparison.py": (
