@@ -34,11 +34,11 @@ class ExportOptions:
     """
 
     checkpoints: tuple[Path, ...]
-    data_dir: Path | None = None
-    out: Path | None = None
-    bundle: Path | None = None
-    precisions: tuple[str, ...] | None = None
-    merged: Path | None = None
+    data_dir: Path | None
+    out: Path | None
+    bundle: Path | None
+    precisions: tuple[str, ...] | None
+    merged: Path | None
 
 
 @dataclass(frozen=True)

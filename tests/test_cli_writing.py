@@ -228,6 +228,9 @@ def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
     from organ_infer.cli.signals import Signals, Stopped
 
     signals = Signals()
+    with pytest.raises(Stopped):  # before there is a writer
+        signals._handle(signal.SIGINT, None)
+    signals = Signals()
     signals.writer = SimpleNamespace(busy=True)
     signals.check()
     signals._handle(signal.SIGINT, None)

@@ -471,3 +471,9 @@ ends = time.monotonic()
 """)
     assert (done.returncode, done.stderr) == (0, "")
     assert float(done.stdout) >= 0.5
+
+
+def test_nothing_is_released_if_there_is_no_thread(monkeypatch):
+    released = []
+    monkeypatch.setattr(cuda_thread, "_worker", None)
+    assert cuda_thread._submit(os.getpid(), lambda: released.append(1)) is None and released == []

@@ -602,3 +602,13 @@ def test_unused_high_bits_are_not_pixels():
         SIGNED,
         np.int16,
     )
+
+
+def test_the_command_classifies_other_modalities_if_asked_to(command, tmp_path):
+    path = tmp_path / "mr.dcm"
+    path.write_bytes(dicom(STORED, **HU, **LYING, Modality="MR"))
+    refusal = command(path)
+    assert refusal.returncode == 1 and "modality MR, not CT; pass --any-modality" in refusal.stderr
+    done = command("--any-modality", path)
+    assert done.returncode == 0 and done.stdout.endswith(f" {path}\n")
+    assert "warning" in done.stderr and "implausible: modality MR, not CT" in done.stderr

@@ -1,6 +1,18 @@
 """Mutants that change nothing that can be seen, by target: (line, as changed) and why. Kept out of the score."""
 
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
+    "runtime/organ_infer/cli/classify.py": {
+        (
+            "chunk_size = BATCHES_AHEAD * options.batch_size",
+            "BATCHES_AHEAD + options.batch_size",
+        ): "how many paths are passed on together",
+    },
+    "runtime/organ_infer/engine/tta.py": {
+        (
+            "index = np.arange(packed.shape[-1])",
+            "2",
+        ): "slices are square: axis 2 is as long as the last",
+    },
     "export/member.py": {
         ("size = size or images.shape[-1]", "2"): "stored slices are square",
         (
