@@ -235,10 +235,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "runtime/organ_infer/__init__.py": ("test_imports",),
     "runtime/organ_infer/cli/exit_codes.py": ("test_cli",),
-    "runtime/organ_infer/cli/signals.py": (
-        "test_cli_inside",
-        "test_cli_writing",
-    ),
     "runtime/organ_infer/images/memory.py": ("test_classifier",),
     "runtime/organ_infer/images/png_metadata.py": ("test_host_switches",),
     "train/recipes/base.py": ("test_fit",),
