@@ -403,3 +403,14 @@ def test_a_flush_that_fails_for_the_disk_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(output.OutputError, match="No space left on device"):
         writer.finish()
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_a_handler_that_python_did_not_install_stays(monkeypatch):
+    from organ_infer.cli.signals import Signals
+
+    installed = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: installed.append(given))
+    with Signals():
+        pass
+    assert installed == []
