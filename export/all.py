@@ -185,7 +185,7 @@ def export(options: ExportOptions) -> None:
     data = load_data(
         first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored
     )
-    data = calibration.fitted_on(data.smoke() if first.smoke else data)
+    data = calibration.add_calibration_split(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:
         _write_merged(options.merged, members, data)
@@ -324,7 +324,7 @@ def _write_bundle(
             "data_md5": data.md5,
             "weights": "; ".join(weights) or "none",
             "versions": {},
-            "temperature_fitted_on": calibration.described(data),
+            "temperature_fitted_on": calibration.describe_split(data),
             "smoke": checkpoints[0].facts.smoke,
         },
     )
@@ -332,7 +332,7 @@ def _write_bundle(
         directory,
         info,
         [m.trained for m in members],
-        calibration.judged_with(data),
+        calibration.variant_slices(data),
         precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
     )
     print(f"{directory}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")

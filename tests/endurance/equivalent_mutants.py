@@ -199,7 +199,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/augment.py": {
         (
-            "chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective",
+            "chosen = draws[:, :3] < PROBABILITY",
             "draws[:, :3] <= PROBABILITY",
         ): "one draw in 16 million",
     },
@@ -254,15 +254,15 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/edge/chains.py": {
         (
-            "number, chain = connected_components(graph, directed=False)",
+            "count, chain = connected_components(graph, directed=False)",
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
         (
-            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "mask: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "np.random.default_rng(seed).random(chain.max() + 1) <= share",
         ): "a draw of exactly the share does not happen",
         (
-            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "mask: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "2",
         ): "one draw more than there are chains",
         (
@@ -272,7 +272,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/ema.py": {
         (
-            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "averages, values = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
             "False",
         ): "each pair holds two",
     },
@@ -292,10 +292,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return torch.optim.AdamW(groups, lr=self.peak, fused=True)",
             "False",
         ): "the same steps, slower",
-        (
-            "share = done / warm if done < warm else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))",
-            "done <= warm",
-        ): "both are 1 there",
+        ("if progress < warmup:", "progress <= warmup"): "both are 1 there",
     },
     "train/recipes/edge_augment.py": {
         (
@@ -334,7 +331,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/robustness.py": {
         (
-            "say: Callable[[str], None] = lambda line: None,",
+            "report: Callable[[str], None] = lambda line: None,",
             "1",
         ): "what it returns is not looked at",
         ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",
