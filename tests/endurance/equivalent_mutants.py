@@ -14,8 +14,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "used < STANDARD_DOMAINS",
         ): "onnx's checker takes no operator of the domain 'ai.onnx' by that name",
         (
-            "domains = {entry.domain for entry in model.opset_import} | {node.domain for node in model.graph.node}",
-            "{entry.domain for entry in model.opset_import} & {node.domain for node in model.graph.node}",
+            "domains = {entry.domain for entry in model.opset_import} | used",
+            "{entry.domain for entry in model.opset_import} & used",
         ): "what standard operators alone are made of names their set",
         (
             'assert "" in domains or "ai.onnx" in domains',
