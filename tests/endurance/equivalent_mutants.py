@@ -132,7 +132,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "runtime/organ_infer/classifier.py": {
         (
-            "organ_probabilities = np.minimum(merged[np.arange(len(rows)), organs].astype(np.float32), 1.0)",
+            "merged[np.arange(len(rows)), organs].astype(np.float32), 1.0",
             "2.0",
         ): "what is above 1 in float64 is 1 in float32",
         (
@@ -222,7 +222,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "train/data.py": {
         ('return int(self.images["train"].shape[-1])', "2"): "slices are square",
         (
-            'labels = {split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS}',
+            'split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS',
             "2",
         ): "NumPy takes any negative length as -1",
     },
@@ -248,7 +248,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "pass",
         ): "filelock makes the directory too",
         (
-            "return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()",
+            "file, lambda: hashlib.new(algorithm, usedforsecurity=False)",
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",
     },
@@ -315,7 +315,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "2",
         ): "NumPy takes any negative number for the rest",
         (
-            "def accuracy_interval(confusion: np.ndarray | None, draws: int = 10_000) -> tuple[float, float] | None:",
+            "confusion: np.ndarray | None, draws: int = 10_000",
             "10001",
         ): "one more draw of ten thousand",
     },
@@ -340,7 +340,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "False",
         ): "each is a pair",
         (
-            "self.networks = {file: _Network(file, data, device, shared=files.count(file) > 1) for file in files}",
+            "file: _Network(file, data, device, shared=files.count(file) > 1) for file in files",
             "files.count(file) >= 1",
         ): "answers are kept that nobody asks for again",
     },
