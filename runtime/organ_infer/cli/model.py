@@ -1,4 +1,4 @@
-"""The model as the options ask for it."""
+"""Opens the model with the options of the command."""
 
 from ..classifier import OrganClassifier
 from .arguments import Options
@@ -7,7 +7,7 @@ __all__ = ["open_classifier", "reading_limits"]
 
 
 def open_classifier(options: Options) -> OrganClassifier:
-    """The only place that passes options to OrganClassifier.
+    """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:
         OrganInferError: The bundle, the device or an option is not usable.
@@ -24,6 +24,6 @@ def open_classifier(options: Options) -> OrganClassifier:
 
 
 def reading_limits(options: Options) -> dict[str, int]:
-    """The limits as keyword arguments of `predict_paths`, without those that keep their default."""
+    """Return the limits as keyword arguments of `predict_paths`, without those that have their default."""
     limits = {"pixel_limit": options.pixel_limit, "file_limit": options.file_limit}
     return {name: limit for name, limit in limits.items() if limit is not None}

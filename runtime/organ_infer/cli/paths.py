@@ -1,4 +1,4 @@
-"""What the paths on the command line stand for: files, directories, patterns and lists, in order."""
+"""Expands the paths on the command line, which are files, directories, patterns and lists, in order."""
 
 import glob
 import os
@@ -25,7 +25,7 @@ NAME_LIMIT = 1 << 16
 
 
 def require_candidates(options: Options, messages: "Messages") -> Iterator[Candidate]:
-    """The candidates of the options, of which at least one names an image.
+    """Return the candidates of the options, of which at least one names an image.
 
     Raises:
         UsageError: There is no image at all, or a list cannot be read.
@@ -43,7 +43,7 @@ def require_candidates(options: Options, messages: "Messages") -> Iterator[Candi
 
 
 def find_candidates(options: Options) -> Iterator[Candidate]:
-    """Every image that the options name: first the paths, then the list.
+    """Yield every image that the options name: first the paths, then the list.
 
     A directory or pattern without an image gives a candidate with an error and the path as given.
 
@@ -76,7 +76,7 @@ def _unreadable_list(source: str, error: Exception) -> UsageError:
 
 
 def _expand_argument(path: str, recursive: bool) -> Iterator[Candidate]:
-    """A path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
+    """Expand a path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
     if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
         yield from _expand_path(path, recursive)
         return
@@ -93,7 +93,7 @@ def _selects_slice(path: str) -> bool:
 
 
 def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
-    """A file, or the images of a directory."""
+    """Yield a file, or the images of a directory."""
     if not os.path.isdir(path):
         yield Candidate(path)
         return
@@ -107,7 +107,7 @@ def _expand_path(path: str, recursive: bool) -> Iterator[Candidate]:
 
 
 def _read_list(source: str, separator: bytes) -> Iterator[str]:
-    """The paths of a list, `-` for standard input. Empty ones are skipped."""
+    """Yield the paths of a list, `-` for standard input. Empty paths are skipped."""
     if source == "-" and sys.stdin is None:
         raise UsageError("--files-from -: standard input is closed")
     try:
@@ -126,7 +126,7 @@ def _read_list(source: str, separator: bytes) -> Iterator[str]:
 
 
 def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """The blocks, joined and split at the separator, as they arrive."""
+    """Join the blocks and split them at the separator, as they arrive."""
     rest = b""
     for block in blocks:
         *names, rest = (rest + block).split(separator)

@@ -1,1 +1,1 @@
-"""Files and objects to slices: formats, decoding, orientation."""
+"""Reads slices from files and objects: formats, decoding, orientation."""
