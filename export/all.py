@@ -28,9 +28,9 @@ class ExportOptions:
         checkpoints: RUN/STAGE/checkpoint.pt, one or more.
         data_dir: The directory of the data set. None: medmnist's own folder.
         out: The directory for STAGE.onnx. None: member.onnx beside each checkpoint.
-        bundle: Where a bundle is written, if at all.
-        precisions: To try for the bundle. None: all.
-        merged: Where one graph of all members is written, if at all.
+        bundle: The directory for a bundle. None: no bundle.
+        precisions: The precisions to try for the bundle. None: all.
+        merged: The file for one graph of all members. None: no such graph.
     """
 
     checkpoints: tuple[Path, ...]
@@ -50,16 +50,16 @@ class CheckpointFile:
 
     @property
     def facts(self) -> StageFacts:
-        """What was trained on what."""
+        """What the stage trained, on which data."""
         return self.checkpoint.facts
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A verified member.
+    """A verified member: a trained network as an ONNX file.
 
     Attributes:
-        trained: Its stage and file.
+        trained: The stage and the file.
         logits: float32 (N, classes), of the validation slices.
         fitting_logits: float32 (N, classes), of the slices that the temperature of a merged graph is fitted on. None
             if no merged graph was requested.
@@ -77,14 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Of the command line. None: sys.argv.
 
     Returns:
-        The exit code: 0 done, 1 an export was stopped, 2 nothing could be done.
+        The exit code: 0 done, 1 an export failed, 2 nothing could be done.
     """
     options = _parse(arguments)
     try:
         from export.member import ExportError
         from train.errors import RunError
     except ImportError as e:
-        return _missing(e)
+        return _report_missing_package(e)
     try:
         export(options)
     except RunError as e:
@@ -94,17 +94,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"export: error: {e}", file=sys.stderr)
         return 1
     except OSError as e:
-        print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
+        path = f"{e.filename}: " if e.filename else ""
+        print(f"export: error: {path}{e.strerror or e}", file=sys.stderr)
         return 2
     except ImportError as e:
-        return _missing(e)
+        return _report_missing_package(e)
     return 0
 
 
 def _parse(arguments: list[str] | None) -> ExportOptions:
     parser = argparse.ArgumentParser(
         prog="python -m export.all",
-        description="Export checkpoints of python -m train.all to ONNX, each verified on the whole validation split.",
+        description="Export checkpoints of python -m train.all to ONNX and compare each with PyTorch on validation.",
         epilog="A bundle of several checkpoints averages their probabilities. Research software, not a medical device.",
     )
     add = parser.add_argument
@@ -114,13 +115,13 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="RUN/STAGE/checkpoint.pt",
+        help="checkpoints to export, such as runs/organsmnist/base/checkpoint.pt",
     )
     add(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set (default: medmnist's own folder)",
+        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
     )
     add(
         "--out",
@@ -132,34 +133,34 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         "--bundle",
         type=Path,
         metavar="DIR",
-        help="also write a bundle of the members; it replaces an existing bundle",
+        help="also write a bundle of the networks; it replaces an existing bundle",
     )
     add(
         "--precision",
         metavar="LIST",
-        help="precisions to try for the bundle, separated by commas (default: all); fp32 is always included, the others"
-        " if validation accepts them",
+        help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16)",
     )
     add(
         "--merged",
         type=Path,
         metavar="FILE",
-        help="also write one ONNX file that ends in the mean probabilities",
+        help="also write one ONNX file of all networks, which returns the mean probabilities",
     )
-    given = parser.parse_args(arguments)
+    values = parser.parse_args(arguments)
     return ExportOptions(
-        checkpoints=tuple(given.checkpoint),
-        data_dir=given.data_dir,
-        out=given.out,
-        bundle=given.bundle,
-        precisions=None if given.precision is None else tuple(given.precision.split(",")),
-        merged=given.merged,
+        checkpoints=tuple(values.checkpoint),
+        data_dir=values.data_dir,
+        out=values.out,
+        bundle=values.bundle,
+        precisions=None if values.precision is None else tuple(values.precision.split(",")),
+        merged=values.merged,
     )
 
 
-def _missing(error: ImportError) -> int:
+def _report_missing_package(error: ImportError) -> int:
+    """Print the command that installs a missing package. Returns the exit code."""
     print(
-        f"export: error: {error.name} is not installed: pip install -e '.[train,cpu]' (or train,gpu)",
+        f"export: error: {error.name}: not installed; run pip install -e '.[train,cpu]' (or train,gpu)",
         file=sys.stderr,
     )
     return 2
@@ -185,7 +186,7 @@ def export(options: ExportOptions) -> None:
     data = load_data(
         first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored
     )
-    data = calibration.fitted_on(data.smoke() if first.smoke else data)
+    data = calibration.add_calibration_split(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:
         _write_merged(options.merged, members, data)
@@ -194,7 +195,7 @@ def export(options: ExportOptions) -> None:
 
 
 def _check_options(options: ExportOptions) -> None:
-    """Raise RunError before anything is read or written."""
+    """Raise RunError if an option cannot be used, before anything is read or written."""
     from export.bundle import check_place
     from export.member import ExportError
     from export.variants import PRECISIONS
@@ -207,18 +208,20 @@ def _check_options(options: ExportOptions) -> None:
             raise RunError(f"--bundle: {e}") from e
     for precision in options.precisions or ():
         if precision not in PRECISIONS:
-            raise RunError(f"--precision: {precision!r} is none of {', '.join(PRECISIONS)}")
+            raise RunError(
+                f"--precision: unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}"
+            )
 
 
 def _load(path: Path) -> CheckpointFile:
-    """Read a checkpoint; RunError if its stage is not finished."""
+    """Read a checkpoint. Raises RunError if its stage is not finished."""
     from train.checkpoint import read_checkpoint
     from train.errors import RunError
 
     checkpoint = read_checkpoint(path)
     if not checkpoint.finished:
         raise RunError(
-            f"{path}: training of this stage is not finished; continue it with python -m train.all"
+            f"{path}: training of this stage is not finished; resume it with python -m train.all"
         )
     return CheckpointFile(path, checkpoint)
 
@@ -231,17 +234,20 @@ def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOpt
     if (options.bundle or options.merged or options.out) and len(set(stages)) < len(stages):
         repeated = next(stage for stage in stages if stages.count(stage) > 1)
         raise RunError(
-            f"--checkpoint: stage {repeated} is given twice; --bundle, --merged and --out accept each stage once"
+            f"--checkpoint: stage {repeated} is given twice; with --bundle, --merged and --out pass each stage once"
         )
     first = checkpoints[0]
     for checkpoint in checkpoints:
         for key in ("dataset", "size", "stored", "smoke"):
             value, expected = getattr(checkpoint.facts, key), getattr(first.facts, key)
             if value != expected:
-                raise RunError(f"{checkpoint.path} has {key} {value}, {first.path} has {expected}")
+                raise RunError(
+                    f"{checkpoint.path}: {key} is {value}, but {expected} in {first.path}; export them separately"
+                )
 
 
 def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Data) -> Exported:
+    """Export one checkpoint and print the comparison with PyTorch."""
     from export.bundle import Trained
     from export.member import export_member
     from export.variants import logits_of
@@ -271,7 +277,7 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
 
 
 def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
-    """Write one graph of all members, with the temperature of a bundle of their float32 variants."""
+    """Write one graph of all members, with the temperature fitted to their float32 networks."""
     import onnx
 
     from export.member import write_model
@@ -299,6 +305,7 @@ def _write_bundle(
     members: Sequence[Exported],
     data: Data,
 ) -> None:
+    """Write a bundle of all members and print its validation accuracy."""
     from export.bundle import write_bundle
     from export.bundle_info import BundleInfo
     from export.variants import PRECISIONS
@@ -309,7 +316,7 @@ def _write_bundle(
 
     name = checkpoints[0].facts.stage if len(checkpoints) == 1 else "ensemble"
     weights = sorted({checkpoint.facts.weights for checkpoint in checkpoints} - {"none"})
-    measured = measure(
+    val_metrics = measure(
         mean_probabilities([probabilities(m.logits) for m in members]), data.labels["val"]
     )
     info = BundleInfo(
@@ -318,13 +325,13 @@ def _write_bundle(
         view=data.view,
         classes=data.classes,
         size=data.size,
-        metrics={"val": measured.for_manifest()},
+        metrics={"val": val_metrics.for_manifest()},
         training={
             "seed": checkpoints[0].facts.seed,
             "data_md5": data.md5,
             "weights": "; ".join(weights) or "none",
             "versions": {},
-            "temperature_fitted_on": calibration.described(data),
+            "temperature_fitted_on": calibration.describe_split(data),
             "smoke": checkpoints[0].facts.smoke,
         },
     )
@@ -332,10 +339,10 @@ def _write_bundle(
         directory,
         info,
         [m.trained for m in members],
-        calibration.judged_with(data),
+        calibration.variant_slices(data),
         precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
     )
-    print(f"{directory}: {len(members)} members, validation accuracy {measured.accuracy:.4f}")
+    print(f"{directory}: {len(members)} members, validation accuracy {val_metrics.accuracy:.4f}")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def mean_of(
-    answers: Mapping[str, tuple[str, str]], temperature: float
+def averaging_nodes(
+    outputs: Mapping[str, tuple[str, str]], temperature: float
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """Create the nodes that average the members' probabilities.
 
     Each member's logits are divided by `temperature` before its softmax, as the runtime does.
 
     Args:
-        answers: By stage, the name of the tensor, float32 (N, classes), and what it holds: `logits` or
+        outputs: By stage, the name of the member's output tensor, float32 (N, classes), and its kind: `logits` or
             `probabilities`. Probabilities already include the temperature.
         temperature: Divides the logits.
 
@@ -26,7 +26,7 @@ def mean_of(
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
     probabilities = []
-    for stage, (tensor, kind) in answers.items():
+    for stage, (tensor, kind) in outputs.items():
         if kind == "logits":
             if temperature != 1.0:
                 constants.append(

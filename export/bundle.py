@@ -23,7 +23,8 @@ from export.variants import PRECISIONS, Slices, Variant, make_variants
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Manifest, Member
 
-WINDOW = (40, 400)  # level and width of an abdominal window, HU
+# level and width of an abdominal window, HU
+WINDOW = (40, 400)
 LICENSE = "CC BY 4.0 (MedMNIST v2)"
 
 
@@ -37,8 +38,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The measurements of the variants that are listed first, averaged and with the temperature; `ece_uncalibrated`
-    is without it."""
+    """The metrics of the average of the variants that are listed first.
+
+    Attributes:
+        accuracy: 0 to 1.
+        ece: The expected calibration error with the temperature.
+        ece_uncalibrated: The expected calibration error without it.
+    """
 
     accuracy: float
     ece: float
@@ -56,13 +62,13 @@ def write_bundle(
 ) -> Path:
     """Write a bundle and check that the runtime opens it. It appears whole or not at all.
 
-    The temperature is fitted to the variants that are listed first. Their measurements on validation with this
-    temperature join the metrics as `val_as_listed`.
+    The temperature is fitted to the variants that are listed first. Their metrics on validation with this temperature
+    are added to the manifest's as `val_as_listed`.
 
     Args:
-        directory: Where the bundle appears. A directory there is replaced: call `check_place` first.
+        directory: Where the bundle appears. An existing directory is replaced: call `check_place` first.
         info: The facts for the manifest and the model card.
-        members: The networks, whose probabilities the runtime averages.
+        members: The networks. The runtime averages their probabilities.
         slices: What the variants are converted, measured and calibrated with.
         precisions: Names of the precisions to try. fp32 is always included.
         report: Called with one line per step.
@@ -83,9 +89,11 @@ def write_bundle(
         with stack:
             _write_files(building, info, members, slices, precisions, report)
     except OSError as e:
-        raise ExportError(f"cannot write the bundle {directory}: {e.strerror}") from e
+        raise ExportError(
+            f"{directory}: the bundle cannot be written ({e.strerror}); name another directory"
+        ) from e
     except OrganInferError as e:
-        raise ExportError(f"the runtime refuses the bundle {directory.name}: {e}") from e
+        raise ExportError(f"{directory.name}: the runtime refuses the bundle: {e}") from e
     return directory
 
 
@@ -97,6 +105,7 @@ def _write_files(
     precisions: Sequence[str],
     report: Callable[[str], None],
 ) -> None:
+    """Write every file of the bundle to the directory `building`."""
     entries, logits, fitting_logits = [], [], []
     for member in members:
         variants = make_variants(
@@ -150,7 +159,13 @@ def _write_variants(building: Path, stage: str, variants: Sequence[Variant]) -> 
 def _measure_listed(
     logits: Sequence[np.ndarray], labels: np.ndarray, temperature: float
 ) -> _Listed:
-    """logits: (N, C) of each member's listed variant; labels: int (N,)."""
+    """Compute the metrics of the average.
+
+    Args:
+        logits: (N, classes) of each member's variant that is listed first.
+        labels: int (N,).
+        temperature: Divides the logits.
+    """
     probabilities = mean_softmax(logits, temperature)
     return _Listed(
         accuracy=float((probabilities.argmax(1) == labels).mean()),
@@ -191,7 +206,7 @@ def check_place(directory: Path) -> None:
     """Check that a bundle may replace `directory`.
 
     Raises:
-        ExportError: It is not a directory, or it contains files that no bundle has.
+        ExportError: It exists and is not a directory, or it contains files that no bundle has.
     """
     if not os.path.lexists(directory):
         return
@@ -221,7 +236,14 @@ def _is_manifest(path: Path) -> bool:
 
 
 def paired(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return the pairs of classes that are the two sides of one organ, ORGAN-left and ORGAN-right, left first."""
+    """Return the pairs of classes that are the two sides of one organ.
+
+    Args:
+        classes: The class names.
+
+    Returns:
+        Pairs (ORGAN-left, ORGAN-right).
+    """
     organs = [name.removesuffix("-left") for name in classes if name.endswith("-left")]
     return tuple(
         (f"{organ}-left", f"{organ}-right") for organ in organs if f"{organ}-right" in classes

@@ -1,7 +1,8 @@
-"""python -m export.golden BUNDLE: store the networks' answers to the runtime's golden slices in a bundle's manifest.
+"""python -m export.golden BUNDLE: store the networks' probabilities for the golden slices in a bundle's manifest.
 
-`organ-infer --check` compares new answers with them. A bundle that export.bundle writes has them already: the command is
-for older bundles and for bundles whose manifest was changed. It seals the manifest again.
+The golden slices are a few slices that the runtime generates. `organ-infer --check` runs the networks on them and compares
+the probabilities with the stored ones. A bundle that export.bundle writes has them already: the command is for older
+bundles and for bundles whose manifest was changed. It also renews the manifest's checksum.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def add_golden(bundle: Path) -> None:
-    """Ask the variants of each device for their answers, in onnxruntime on this CPU, and store them.
+    """Run the variants of each device on the golden slices, all with onnxruntime on this CPU, and store the results.
 
     Args:
-        bundle: A directory with manifest.json, which is replaced whole.
+        bundle: A directory with manifest.json, which is replaced atomically.
 
     Raises:
         BundleError: It is not a valid bundle.
@@ -37,28 +38,28 @@ def add_golden(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     packed = _packed_slices(manifest.input)
     golden = {
-        device: _answers(manifest, open_bundle(bundle, device).graphs, packed)
+        device: _golden_strings(manifest, open_bundle(bundle, device).graphs, packed)
         for device in ("cpu", "cuda")
     }
     _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, GOLDEN: golden}))
 
 
 def _packed_slices(spec: Input) -> np.ndarray:
-    """The golden slices as float32 (N, 1, S, S)."""
+    """Return the golden slices as float32 (N, 1, S, S)."""
     from organ_infer.batching import pack_slices
     from organ_infer.bundle.golden import golden_slices
 
     slices = golden_slices()
     packed = np.empty((len(slices), 1, spec.size, spec.size), np.float32)
-    for i, one in enumerate(slices):
-        pack_slices([one], spec, packed[i : i + 1])
+    for i, golden in enumerate(slices):
+        pack_slices([golden], spec, packed[i : i + 1])
     return packed
 
 
-def _answers(
+def _golden_strings(
     manifest: Manifest, graphs: Sequence[tuple[Member, bytes]], packed: np.ndarray
 ) -> list[str]:
-    """The mean probabilities of these graphs, as the manifest stores them."""
+    """Return the mean probabilities of these graphs for the packed slices, as the manifest stores them."""
     from organ_infer.bundle.golden import golden_rows
     from organ_infer.engine.ensemble import Ensemble
     from organ_infer.engine.session import Session
@@ -81,6 +82,7 @@ def _answers(
 
 
 def _replace_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Write the manifest under another name, flush it to the disk, and rename it."""
     from organ_infer.bundle.files import MANIFEST_FILE
 
     text = manifest.to_json()
@@ -109,11 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(
         prog="python -m export.golden",
-        description="Store the networks' answers to the golden slices in a bundle's manifest.",
+        description="Store the networks' probabilities for the golden slices in a bundle's manifest.",
     )
-    parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json"
-    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
     options = parser.parse_args(arguments)
     try:
         add_golden(options.bundle)

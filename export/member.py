@@ -1,4 +1,7 @@
-"""Exports a trained network to ONNX. The file appears only after a check and a comparison with PyTorch."""
+"""Exports a trained network to ONNX and compares the file with PyTorch.
+
+A member is one network of a bundle. Its file is written only after the comparison succeeded.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,18 @@ import torch
 from torch import nn
 
 OPSET = 18
-MAX_ABS = 1e-4  # largest accepted difference of a logit between PyTorch and onnxruntime
-TIE = 2e-4  # if the top two logits differ by less, either answer is accepted
+# largest accepted difference of a logit between PyTorch and onnxruntime
+MAX_ABS = 1e-4
+# if the top two logits differ by less, either class is accepted
+TIE = 2e-4
+# slices
 BATCH = 256
 # The networks need no other operators, and the runtime refuses custom ones.
 STANDARD_DOMAINS = {"", "ai.onnx"}
 
 
 class ExportError(Exception):
-    """An exported network differs from the trained one, or cannot be written. The message is one line."""
+    """A network cannot be exported, or the export differs from it. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,11 @@ def export_member(
     """Export a network and compare the file with PyTorch, at batch 1 and at batch 256.
 
     Args:
-        network: float32 (N, 1, S, S) to logits (N, classes). It is not changed.
-        path: The ONNX file. It appears only if `onnx.checker` accepts it and onnxruntime returns PyTorch's logits.
+        network: Maps float32 (N, 1, S, S) to logits (N, classes). It is not changed.
+        path: The ONNX file. It is written only if `onnx.checker` accepts it and onnxruntime returns PyTorch's logits.
         images: uint8 (N, H, W), the validation split.
         labels: int (N,).
-        size: S, pixels. Default: the images' own size.
+        size: S, pixels. None: the images' own size.
 
     Returns:
         The comparison.
@@ -93,7 +99,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise ExportError(f"cannot write {path}: {e.strerror}") from e
+        raise ExportError(f"{path}: cannot be written ({e.strerror}); name another path") from e
 
 
 def check_installed() -> None:
@@ -111,7 +117,7 @@ def check_installed() -> None:
 
 
 def _import_onnxruntime() -> ModuleType:
-    """Import onnxruntime as the runtime does, which disables the usage statistics that it sends by default."""
+    """Import onnxruntime through the runtime, which disables the usage statistics that it sends by default."""
     from organ_infer import DeviceError
     from organ_infer.engine.session import import_onnxruntime
 
@@ -127,12 +133,12 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
     """Convert a network to one self-contained graph.
 
     Args:
-        network: float32 (N, 1, size, size) to logits (N, classes). If it has a method `for_export`, the module that
-            this returns is exported instead.
+        network: Maps float32 (N, 1, size, size) to logits (N, classes). If it has a method `for_export`, the module
+            that this method returns is exported instead.
         size: Height and width of the input, pixels.
 
     Returns:
-        The graph, `images` float32 (N, 1, size, size) to `logits` (N, classes), with N free.
+        The graph from `images`, float32 (N, 1, size, size), to `logits`, (N, classes), with any N.
 
     Raises:
         ExportError: The graph uses operators that are not standard.
@@ -153,33 +159,32 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
     )
     assert program is not None
     file = io.BytesIO()
-    # save() also accepts a file object, which its annotation leaves out
+    # save() also accepts a file object, which its annotation does not mention
     program.save(file, external_data=False)  # type: ignore[arg-type]
     model = onnx.load_from_string(file.getvalue())
-    _remove_notes(model)
+    _remove_metadata(model)
     onnx.checker.check_model(model, full_check=True)
     _check_operators(model)
     return model
 
 
-def _remove_notes(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes, which name source files of this machine."""
+def _remove_metadata(model: onnx.ModelProto) -> None:
+    """Remove the exporter's metadata, which contains paths of source files on this machine."""
     graph = model.graph
-    ports = (*graph.value_info, *graph.input, *graph.output)
-    for part in (model, graph, *ports, *graph.node, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
+    values = (*graph.value_info, *graph.input, *graph.output)
+    for element in (model, graph, *values, *graph.node, *graph.initializer):
+        del element.metadata_props[:]
+        element.doc_string = ""
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
     """Remove operator sets that are not standard. Raises ExportError if a node uses one."""
-    domains = {entry.domain for entry in model.opset_import} | {
-        node.domain for node in model.graph.node
-    }
     used = {node.domain for node in model.graph.node}
+    domains = {entry.domain for entry in model.opset_import} | used
     if not used <= STANDARD_DOMAINS:
         raise ExportError(
-            f"the graph uses operators of {sorted(used - STANDARD_DOMAINS)}; only standard ones are accepted"
+            f"the exported graph: operators of {sorted(used - STANDARD_DOMAINS)} are not standard; build the network"
+            " from standard operators"
         )
     for entry in [e for e in model.opset_import if e.domain not in STANDARD_DOMAINS]:
         model.opset_import.remove(entry)
@@ -198,7 +203,7 @@ def compare(
     """Compare PyTorch with onnxruntime, at batch 1 and at batch 256.
 
     Args:
-        network: float32 (N, 1, S, S) to logits (N, classes), on the CPU.
+        network: Maps float32 (N, 1, S, S) to logits (N, classes), on the CPU.
         content: The exported ONNX file.
         images: uint8 (N, H, W).
         labels: int (N,).
@@ -209,29 +214,27 @@ def compare(
         The comparison.
 
     Raises:
-        ExportError: They are not the same network (see `check_logits`).
+        ExportError: The logits differ (see `check_logits`).
     """
     from organ_infer._packing import pack
 
-    parts_torch, parts_onnx = [], []
+    torch_logits, onnx_logits = [], []
     session = open_session(content)
     with torch.no_grad():
         for batch in (images[start : start + BATCH] for start in range(0, len(images), BATCH)):
-            # (B, 1, S, S)
-            x = pack(batch, size)
-            parts_torch.append(network(torch.from_numpy(x)).numpy())
-            parts_onnx.append(session.run(["logits"], {"images": x})[0])
-        single = pack(images[:1], size)
-        alone = session.run(["logits"], {"images": single})[0]
-    expected, exported = np.concatenate(parts_torch), np.concatenate(parts_onnx)
+            x = pack(batch, size)  # (B, 1, S, S)
+            torch_logits.append(network(torch.from_numpy(x)).numpy())
+            onnx_logits.append(session.run(["logits"], {"images": x})[0])
+        first_logits = session.run(["logits"], {"images": pack(images[:1], size)})[0]
+    expected, exported = np.concatenate(torch_logits), np.concatenate(onnx_logits)
     check_logits(expected, exported, name=name)
-    check_logits(expected[:1], alone, name=f"{name} at batch 1")
+    check_logits(expected[:1], first_logits, name=f"{name} at batch 1")
     accuracy = float((exported.argmax(1) == labels).mean())
     return Parity(len(images), float(np.abs(expected - exported).max()), accuracy, exported)
 
 
 def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> None:
-    """Check that two sets of logits are those of one network.
+    """Check that the logits of an exported graph are PyTorch's.
 
     Args:
         expected: float32 (N, classes), PyTorch's.
@@ -239,7 +242,7 @@ def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> No
         name: Of the network, for messages.
 
     Raises:
-        ExportError: A logit differs by more than MAX_ABS or is not finite, or an answer differs that is not a tie.
+        ExportError: A logit differs by more than MAX_ABS or is not finite, or a class differs without a tie.
     """
     if expected.shape != exported.shape:
         raise ExportError(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
-from export.average import mean_of
+from export.average import averaging_nodes
 from export.member import BATCH, MAX_ABS, ExportError, open_session
 
 
@@ -16,22 +16,22 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     """Merge members into one graph.
 
     Args:
-        members: By stage, graphs `images` float32 (N, 1, S, S) -> `logits` (N, classes).
+        members: By stage, graphs from `images`, float32 (N, 1, S, S), to `logits`, (N, classes).
         temperature: Divides each member's logits before its softmax.
 
     Returns:
-        One graph `images` -> `probabilities` (N, classes).
+        One graph from `images` to `probabilities`, float32 (N, classes).
 
     Raises:
         ExportError: The members differ in input size, classes or operator set.
     """
     models = list(members.values())
-    ports = {_shape(port) for model in models for port in model.graph.input}
-    answers = {_shape(port) for model in models for port in model.graph.output}
+    input_shapes = {_shape(value) for model in models for value in model.graph.input}
+    output_shapes = {_shape(value) for model in models for value in model.graph.output}
     opsets = {entry.version for model in models for entry in model.opset_import}
-    if len(ports) != 1 or len(answers) != 1 or len(opsets) != 1:
+    if len(input_shapes) != 1 or len(output_shapes) != 1 or len(opsets) != 1:
         raise ExportError(
-            "the members differ in input size, classes or operator set; one graph needs equal ones"
+            "--merged: the networks differ in input size, classes or operator set; pass networks with equal ones"
         )
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
@@ -41,10 +41,10 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
         nodes += prefixed.node
         weights += prefixed.initializer
         logits[stage] = prefixed.output[0].name, "logits"
-    averaging, constants = mean_of(logits, temperature)
+    averaging, constants = averaging_nodes(logits, temperature)
     nodes += averaging
     weights += constants
-    size, classes = next(iter(ports))[-1], next(iter(answers))[-1]
+    size, classes = next(iter(input_shapes))[-1], next(iter(output_shapes))[-1]
     graph = helper.make_graph(
         nodes,
         "ensemble",
@@ -67,7 +67,7 @@ def check_merged(
     """Check a merged graph against the members, at batch 1 and at batch 256.
 
     Args:
-        model: `images` -> `probabilities`.
+        model: The merged graph, from `images` to `probabilities`.
         expected: float (N, classes), the members' mean probabilities.
         images: uint8 (N, H, W).
         size: Height and width of the graph's input, pixels.
@@ -88,6 +88,6 @@ def check_merged(
             )
 
 
-def _shape(port: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The axes of a graph's input or output, 0 for a free axis."""
-    return tuple(axis.dim_value for axis in port.type.tensor_type.shape.dim)
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Return the shape of a graph's input or output, 0 for a free axis."""
+    return tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)

@@ -14,7 +14,7 @@ DIRECTIONS = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head",
 
 
 def model_card(info: BundleInfo, members: Sequence[Member], temperature: float) -> str:
-    """Describe a bundle: what it is, its data, its measurements and its limits.
+    """Write the model card: what the bundle is, its data, its metrics and its limits.
 
     Args:
         info: The facts about the bundle. Its metrics include `val_as_listed`, with `accuracy`, `ece` and
@@ -38,7 +38,7 @@ def model_card(info: BundleInfo, members: Sequence[Member], temperature: float) 
 Research software, not a medical device. Not for diagnosis.
 {smoke}
 Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[info.dataset]["label"])} classes.
-Networks: {networks}, trained {_start(training)}, seed {training.get("seed")}.{averaged}{_recipe(training)}
+Networks: {networks}, trained {_starting_weights(training)}, seed {training.get("seed")}.{averaged}{_recipe(training)}
 Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedMNIST stores them{_orientation(view)}.
 
 | {info.dataset}, {info.size} px | accuracy | AUC | ECE |
@@ -71,13 +71,13 @@ Image Analysis 2023. This model is derived from that data and has its license.
 """
 
 
-def _start(training: Mapping[str, Any]) -> str:
+def _starting_weights(training: Mapping[str, Any]) -> str:
     weights = training.get("weights", "none")
     return "from scratch" if weights == "none" else f"from ImageNet weights ({weights})"
 
 
 def _recipe(training: Mapping[str, Any]) -> str:
-    """A paragraph on how the network was trained, if `training` has a recipe."""
+    """Return a paragraph about the training of the network; empty if `training` has no recipe."""
     recipe = training.get("recipe")
     if not recipe:
         return ""
@@ -86,7 +86,7 @@ def _recipe(training: Mapping[str, Any]) -> str:
 
 
 def _orientation(view: str) -> str:
-    """The orientation of a view's slices, in words; empty if it is unknown."""
+    """Describe the orientation of a view's slices; empty if it is unknown."""
     letters = ORIENTATION.get(view)
     if letters is None:
         return ""
@@ -103,7 +103,7 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results of the other seeds, if there were any."""
+    """Describe the results over all seeds."""
     seeds = metrics.get("seeds")
     if not seeds:
         return "One seed."
@@ -116,7 +116,7 @@ def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _variants(members: Sequence[Member]) -> str:
-    """The validation accuracy of each member's variants, the listed one first."""
+    """List the validation accuracy of each member's variants, in the manifest's order."""
     accuracies = []
     for member in members:
         variants = ", ".join(
@@ -128,7 +128,7 @@ def _variants(members: Sequence[Member]) -> str:
 
 
 def _calibration_on_test(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The effect of calibration on other scans, if it was measured."""
+    """Describe the effect of calibration on test, if it was measured."""
     calibrated = metrics.get("test", {}).get("ece_calibrated")
     if calibrated is None:
         return "; on other scans expect it to be higher"

@@ -1,4 +1,4 @@
-"""Converts a float32 member to fewer bits: int8 for CPUs, fp16 for CUDA. `export.variants` decides what is accepted."""
+"""Converts float32 networks to int8 for CPUs and to fp16 for CUDA. `export.variants` decides which are accepted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+# slices per batch while the ranges of the activations are measured
 SAMPLE_BATCH = 64
 
 
 def to_int8(model: onnx.ModelProto, samples: np.ndarray) -> onnx.ModelProto:
     """Convert a model to a static QDQ graph.
 
-    Weights are int8 with one scale per channel, activations uint8 with one scale per tensor. Weights use 7 bits,
-    because products of 8 bits overflow the 16-bit sums of processors without VNNI instructions and the model would
-    answer differently there (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+    Weights are int8 with one scale per channel, activations uint8 with one scale per tensor. Weights use only 7 bits.
+    With 8 bits the products overflow the 16-bit sums of processors without VNNI instructions, and the network would give
+    other results there (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 
     Args:
         model: The float32 graph.
@@ -82,7 +83,7 @@ class _Samples:
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without unused operator sets and metadata, checked."""
+    """Remove unused operator sets and metadata from a model, and check it. Returns the same model."""
     used = {node.domain for node in model.graph.node}
     for entry in [entry for entry in model.opset_import if entry.domain not in used]:
         model.opset_import.remove(entry)
@@ -93,7 +94,7 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the advice of onnxruntime's tools to preprocess the model, which the export has already done."""
+    """Hide the advice of onnxruntime's tools to preprocess the model. The export has already done that."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

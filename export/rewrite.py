@@ -1,17 +1,18 @@
-"""Rewrites an exported network exactly: the same function, in operations that suit maps of one and of 2x2 pixels.
+"""Replaces convolutions on maps of 1x1 and 2x2 pixels by matrix products, which compute the same function faster.
 
 At 28 px a ResNet's third stage works on 2x2 pixels and its fourth on one pixel. There a padded 3x3 kernel covers mostly
 padding, and a convolution is a matrix product over channels. `rewrite` replaces such convolutions, and the operations
-between them, by products of matrices (N P, C): one row per slice and pixel, the pixels of a slice in consecutive rows.
+between them, by products of matrices (N P, C) with P pixels per map: one row per slice and pixel, the pixels of a slice in
+consecutive rows.
 
 - A 1x1 kernel becomes one product.
 - A 3x3 kernel on one pixel becomes its center tap. The other eight taps are dropped.
 - A 3x3 kernel on 2x2 pixels sees the whole map from every output pixel. It becomes one product with (N, 4 C), the
   pixels of a slice in one row, with the taps that are not over padding. The matrix has 16 blocks for the kernel's nine
-  taps and computes 16 products instead of the convolution's 36. (A Toeplitz product of nine was tried: it is not faster,
-  and slower at batch 1.)
+  taps and computes 16 products instead of the convolution's 36. (A Toeplitz product of nine is not faster, and slower at
+  batch 1.)
 
-Everything else stays as it is. Exact means equal except for rounding; `export.member.compare` measures the difference.
+Everything else is unchanged. The rewritten network differs only by rounding, which `export.variants` checks.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace convolutions on small maps by matrix products.
 
     Args:
-        model: One graph `images` float32 (N, 1, S, S) -> (N, classes), as export.member.to_onnx returns it. It is not
-            changed.
+        model: One graph from `images`, float32 (N, 1, S, S), to (N, classes), as export.member.to_onnx returns it. It
+            is not changed.
 
     Returns:
-        The rewritten model. A graph without small maps is returned as it was.
+        The rewritten model. A graph without small maps has the same nodes.
     """
     return _Rewriter(onnx.shape_inference.infer_shapes(model, data_prop=True)).run()
 
 
 class _Rewriter:
-    """Walks the nodes in order. Each tensor of the original graph exists unchanged, as a matrix, or both."""
+    """Rewrites the nodes of a graph in order.
+
+    In the new graph a tensor of the original one exists as a map (N, C, H, W) under its old name, as a matrix (N H W, C)
+    under a new name, or as both.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -48,16 +53,17 @@ class _Rewriter:
             value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        # tensor -> its matrix (N H W, C)
+        # the name of the matrix (N H W, C) by tensor
         self.rows: dict[str, str] = {}
-        # tensor that exists as a matrix -> its map, None until a node needs it
+        # the name of the map by tensor that exists as a matrix; None until a node needs the map
         self.maps: dict[str, str | None] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, np.ndarray] = {}
 
     def run(self) -> onnx.ModelProto:
+        """Return the rewritten model."""
         for node in self.model.graph.node:
-            matrix = self.matrix(node)
+            matrix = self.as_matrix(node)
             if matrix is not None:
                 self.rows[node.output[0]], self.maps[node.output[0]] = matrix, None
                 continue
@@ -85,8 +91,12 @@ class _Rewriter:
         onnx.checker.check_model(result, full_check=True)
         return result
 
-    def matrix(self, node: onnx.NodeProto) -> str | None:
-        """Add nodes that compute the output of `node` as a matrix, and return its name; None if `node` stays."""
+    def as_matrix(self, node: onnx.NodeProto) -> str | None:
+        """Add nodes that compute the output of `node` as a matrix.
+
+        Returns:
+            The name of the matrix. None if `node` is not replaced.
+        """
         first = node.input[0]
         if node.op_type == "Conv":
             return self.convolution(node)
@@ -100,12 +110,10 @@ class _Rewriter:
             return self.rows[first] if len(self.shapes[node.output[0]]) == 2 else None
         return None
 
-    # Convolutions.
-
     def convolution(self, node: onnx.NodeProto) -> str | None:
+        """Replace a convolution on a small map. Returns as `as_matrix`."""
         source, name = node.input[0], node.output[0]
-        # (C', C, k, k)
-        weight = numpy_helper.to_array(self.weights[node.input[1]])
+        weight = numpy_helper.to_array(self.weights[node.input[1]])  # (C', C, k, k)
         _, channels, height, width = self.shapes[source]
         kernel, stride = weight.shape[2], _stride(node, weight)
         if stride is None or len(node.input) < 3 or height != width or height not in (1, 2):
@@ -120,7 +128,7 @@ class _Rewriter:
                 axis=1,
             )
             return self.gemm(name, corner, weight[:, :, 0, 0].T, bias)
-        # Output pixel (i, j) sees input pixel (p, q) through tap (1 + p - i, 1 + q - j).
+        # Output pixel (i, j) reads input pixel (p, q) through tap (1 + p - i, 1 + q - j).
         # The matrix is (4 C, 4 C') for stride 1, (4 C, C') for stride 2.
         outputs = range(2 if stride == 1 else 1)
         matrix = np.block(
@@ -133,14 +141,15 @@ class _Rewriter:
         whole_maps = self.reshape(rows, -1, 4 * channels)
         if stride == 2:
             return self.gemm(name, whole_maps, matrix, bias)
-        return self.reshape(
-            self.gemm(name, whole_maps, matrix, self.repeated(bias)), -1, len(weight)
-        )
+        product = self.gemm(name, whole_maps, matrix, self.repeated(bias))
+        return self.reshape(product, -1, len(weight))
 
     def gemm(self, name: str, rows: str, matrix: np.ndarray, bias: str) -> str:
+        """Add a product with a constant matrix."""
         return self.add("Gemm", [rows, self.constant(f"{name}/matrix", matrix), bias])
 
     def repeated(self, bias: str) -> str:
+        """Add a bias for the four pixels of a 2x2 map."""
         return self.constant(
             f"{bias}/repeated", np.tile(numpy_helper.to_array(self.weights[bias]), 4)
         )
@@ -148,13 +157,14 @@ class _Rewriter:
     # Between maps (N, C, H, W) and matrices (N H W, C).
 
     def rows_of(self, name: str) -> str:
+        """Return the name of a tensor's matrix, with a conversion if there is none yet."""
         if name not in self.rows:
             channels_last = self.add("Transpose", [name], perm=[0, 2, 3, 1])
             self.rows[name] = self.reshape(channels_last, -1, self.shapes[name][1])
         return self.rows[name]
 
     def map_of(self, name: str) -> str:
-        """The name of a tensor with the shape that it has in the original graph."""
+        """Return the name of a tensor in its original shape, with a conversion if there is none yet."""
         if name not in self.maps:
             return name
         as_map = self.maps[name]
@@ -170,6 +180,7 @@ class _Rewriter:
     # Nodes and constants.
 
     def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
         output = f"small/{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
@@ -188,7 +199,7 @@ class _Rewriter:
 
 
 def _stride(node: onnx.NodeProto, weight: np.ndarray) -> int | None:
-    """The stride, 1 or 2, of a plain convolution with kernel 1, or with kernel 3 and padding 1; else None."""
+    """Return the stride, 1 or 2, of a plain convolution with kernel 1, or with kernel 3 and padding 1; else None."""
     attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
     stride, kernel = int(attributes.get("strides", [1, 1])[0]), weight.shape[2]
     plain = (

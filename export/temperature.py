@@ -8,23 +8,24 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
-LOWEST, HIGHEST = 0.05, 20.0  # within the range that a manifest may hold
+# within the range of a manifest's temperature
+LOWEST, HIGHEST = 0.05, 20.0
 ECE_BINS = 15
 
 
 def fit_temperature(logits: Sequence[np.ndarray], labels: np.ndarray) -> float:
-    """Fit the temperature at which the mean probability gives the labels the least negative log likelihood.
+    """Fit the temperature that minimizes the negative log likelihood of the labels under the mean probability.
 
     Each member's logits are divided by the temperature before its softmax, as the runtime does (Guo et al., ICML 2017,
     for one network).
 
     Args:
-        logits: float (N, C) of each member.
+        logits: float (N, classes) of each member.
         labels: int (N,).
 
     Returns:
-        The temperature, rounded to three decimals, from 0.05 to 20. It is 1 if the labels cannot determine it: if
-        every slice is right, which favors ever lower temperatures, or if no temperature is better than none.
+        The temperature, from 0.05 to 20, rounded to three decimals. It is 1 if every slice is classified correctly,
+        because the likelihood then grows without limit as the temperature falls, or if no temperature is better than 1.
     """
     members = [np.asarray(z, np.float64) for z in logits]
     rows = np.arange(len(labels))
@@ -45,11 +46,11 @@ def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.n
     """Average the members' probabilities.
 
     Args:
-        logits: float (N, C) of each member.
+        logits: float (N, classes) of each member.
         temperature: Divides the logits.
 
     Returns:
-        float64 (N, C), the mean over the members of their softmax.
+        float64 (N, classes), the mean over the members of their softmax.
     """
     members = [np.asarray(z, np.float64) / temperature for z in logits]
     mean: np.ndarray = np.mean([np.exp(log_softmax(z, axis=1)) for z in members], axis=0)
@@ -57,17 +58,17 @@ def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.n
 
 
 def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
-    """The bin of each top probability among equal bins from 0 to 1.
+    """Assign each top probability to one of equal bins from 0 to 1.
 
     Args:
-        confidence: float (N,), top probabilities. One on an edge counts to the bin below it.
-        bins: how many.
+        confidence: float (N,), top probabilities. A probability on an edge belongs to the bin below it.
+        bins: Number of bins.
 
     Returns:
         int (N,), from 0 to bins - 1.
     """
-    places: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return places
+    indices: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return indices
 
 
 def expected_calibration_error(
@@ -76,15 +77,15 @@ def expected_calibration_error(
     """Compute the expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
 
     Args:
-        probabilities: float (N, C).
+        probabilities: float (N, classes).
         labels: int (N,).
-        bins: Number of bins. A probability on an edge counts to the bin below it.
+        bins: Number of bins. A probability on an edge belongs to the bin below it.
 
     Returns:
         The error, 0 to 1.
     """
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == labels
-    which = confidence_bins(confidence, bins)
-    gaps = np.bincount(which, weights=correct - confidence.astype(np.float64), minlength=bins)
+    indices = confidence_bins(confidence, bins)
+    gaps = np.bincount(indices, weights=correct - confidence.astype(np.float64), minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))

@@ -1,8 +1,8 @@
 """python -m export.triton BUNDLE DIR: write a bundle as a model repository of Triton Inference Server (docs/deploy/triton.md).
 
-Each member is a model of its own. Triton's ensembles route tensors but compute nothing, so one more small graph averages
-the members' probabilities. Clients send their requests to the ensemble, which passes each batch through all models.
-Needs onnx and the runtime, no PyTorch.
+Each network of the bundle becomes a model. Triton's ensembles route tensors but compute nothing, so one more small graph
+averages the networks' probabilities. Clients send their requests to the ensemble, which passes each batch through all
+models. The command needs onnx and the runtime, but no PyTorch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 PRECISIONS = ("listed", *BY_NAME)
-DELAY = 500  # microseconds that a request waits for others to join its batch
-MAX_ABS = 1e-5  # largest accepted difference of a probability between the averaging graph and NumPy
+# microseconds that a request waits for others to join its batch
+DELAY = 500
+# largest accepted difference of a probability between the averaging graph and NumPy
+MAX_ABS = 1e-5
 
 
 class TritonError(Exception):
@@ -39,7 +41,13 @@ class TritonError(Exception):
 
 @dataclass(frozen=True)
 class _Served:
-    """A member as it is served: its model, its variant, and the ensemble's tensor that holds its answer."""
+    """A member as Triton serves it.
+
+    Attributes:
+        model: The name of its model.
+        variant: The file that the model runs.
+        tensor: The name of the ensemble's tensor that holds its output.
+    """
 
     model: str
     variant: Member
@@ -70,11 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"export: error: {e}", file=sys.stderr)
         return 2
     except OSError as e:
-        print(f"export: error: {e.strerror or e}: {e.filename}", file=sys.stderr)
+        path = f"{e.filename}: " if e.filename else ""
+        print(f"export: error: {path}{e.strerror or e}", file=sys.stderr)
         return 2
     except ImportError as e:
         print(
-            f"export: error: {e.name} is not installed: pip install -e '.[train,cpu]'",
+            f"export: error: {e.name}: not installed; run pip install -e '.[train,cpu]'",
             file=sys.stderr,
         )
         return 2
@@ -89,21 +98,26 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog="Clients send packed float32 slices: docs/deploy/triton.md. Research software, not a medical device.",
     )
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="a directory with manifest.json")
-    add("directory", type=Path, metavar="DIR", help="the repository: a new or an empty directory")
-    add("--device", choices=KINDS, default="cpu", help="device of the instances (default: cpu)")
+    add("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
+    add(
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="directory for the model repository, new or empty",
+    )
+    add("--device", choices=KINDS, default="cpu", help="device of the models (default: cpu)")
     add(
         "--precision",
         choices=PRECISIONS,
         default="listed",
-        help="the variant of every member (default: the one that the runtime uses on the device)",
+        help="precision of every network (default: listed, the one that the runtime uses on the device)",
     )
     add(
         "--instances",
         type=int,
         default=1,
         metavar="N",
-        help="instances per model, with one thread each on a CPU (default: 1)",
+        help="instances per model; on a CPU each has one thread (default: 1)",
     )
     add(
         "--max-batch", type=int, default=64, metavar="N", help="most slices per batch (default: 64)"
@@ -112,7 +126,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("instances", "max_batch"):
         if not 1 <= getattr(options, name) <= 4096:
             parser.error(
-                f"--{name.replace('_', '-')}: 1 to 4096 expected, found {getattr(options, name)}"
+                f"--{name.replace('_', '-')}: expected 1 to 4096, found {getattr(options, name)}"
             )
     return options
 
@@ -126,7 +140,7 @@ def write_repository(
         bundle: A directory with manifest.json.
         directory: A new or an empty directory.
         device: `cpu` or `cuda`.
-        precision: Of every member; `listed` for the variant that the runtime uses on the device.
+        precision: The precision of every member. `listed` is the variant that the runtime uses on the device.
         serving: How the models are served.
 
     Returns:
@@ -141,13 +155,15 @@ def write_repository(
     from organ_infer.files import atomic_directory
 
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
-        raise TritonError(f"{directory} is not empty; name a new directory")
+        raise TritonError(f"{directory}: not empty; name a new directory")
     manifest = open_bundle(bundle, device).manifest
     name = _model_name(manifest.name)
     served = _served_members(manifest, name, precision, device)
     names = [name, f"{name}-mean", *(member.model for member in served)]
     if len(set(names)) < len(names):
-        raise TritonError(f"{bundle}: two members would have one name: {', '.join(names)}")
+        raise TritonError(
+            f"{bundle}: two models would have the same name ({', '.join(names)}); rename a stage in the bundle"
+        )
     kinds = {member.tensor: member.variant.output for member in served}
     mean = _averaging_graph(kinds, len(manifest.task.classes), manifest.temperature)
     with atomic_directory(directory.absolute()) as building:
@@ -156,6 +172,7 @@ def write_repository(
 
 
 def _served_members(manifest: Manifest, name: str, precision: str, device: str) -> list[_Served]:
+    """Choose a variant, a model name and a tensor name for each member."""
     served = []
     for member in manifest.members:
         stage = _model_name(member.stage)
@@ -179,20 +196,22 @@ def _write_models(
     steps = []
     for member in served:
         variant = member.variant
-        answer = Port(variant.output, (len(classes),))
+        output = Port(variant.output, (len(classes),))
         content = (bundle / variant.file).read_bytes()
         if hashlib.sha256(content).hexdigest() != variant.sha256:
-            raise TritonError(f"{bundle / variant.file} changed while it was read")
-        config = model_config(member.model, [images], answer, serving, DELAY)
+            raise TritonError(
+                f"{bundle / variant.file}: changed while it was read; rerun the command"
+            )
+        config = model_config(member.model, [images], output, serving, DELAY)
         _write_model(building / member.model, config, classes, content)
         steps.append(Step(member.model, {"images": "images"}, {variant.output: member.tensor}))
-    answers = [Port(member.tensor, (len(classes),)) for member in served]
-    config = model_config(f"{name}-mean", answers, probabilities, serving, 0)
+    member_outputs = [Port(member.tensor, (len(classes),)) for member in served]
+    config = model_config(f"{name}-mean", member_outputs, probabilities, serving, 0)
     _write_model(building / f"{name}-mean", config, classes, mean)
     steps.append(
         Step(
             f"{name}-mean",
-            {port.name: port.name for port in answers},
+            {port.name: port.name for port in member_outputs},
             {"probabilities": "probabilities"},
         )
     )
@@ -201,15 +220,17 @@ def _write_models(
 
 
 def _model_name(text: str) -> str:
-    """A name that is valid in a path, an address and a configuration. Raises TritonError if it would be hidden."""
+    """Convert text to a name that is valid in a path, a URL and a configuration. Raises TritonError for a leading dot."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
     if name.startswith("."):
-        raise TritonError(f"a model cannot be named {name!r}; rename it in the bundle")
+        raise TritonError(
+            f"{name!r}: a model name cannot begin with a dot; rename it in the bundle"
+        )
     return name
 
 
 def _variant(member: Member, precision: str, device: str) -> Member:
-    """The variant of a member to serve. Raises TritonError if the bundle does not contain it."""
+    """Choose the variant of a member to serve. Raises TritonError if the bundle does not contain it."""
     variants = {variant.precision: variant for variant in (*reversed(member.alternatives), member)}
     if precision == "listed" and device == "cpu":
         return member
@@ -217,7 +238,7 @@ def _variant(member: Member, precision: str, device: str) -> Member:
         return min(variants.values(), key=lambda variant: BY_NAME[variant.precision].cuda_rank)
     if precision not in variants:
         raise TritonError(
-            f"member {member.stage} has no {precision} variant, only {', '.join(sorted(variants))}"
+            f"--precision: {member.stage} has no {precision} variant; choose from {', '.join(sorted(variants))}"
         )
     return variants[precision]
 
@@ -231,43 +252,52 @@ def _write_model(folder: Path, config: str, classes: Sequence[str], graph: bytes
         (folder / "1" / "model.onnx").write_bytes(graph)
 
 
-# The averaging graph.
+def _averaging_graph(outputs: Mapping[str, str], classes: int, temperature: float) -> bytes:
+    """Create the graph that averages the members' outputs, and compare it with NumPy at batch 1 and 64.
 
+    Args:
+        outputs: By input name, its kind: `logits` or `probabilities`.
+        classes: Number of classes.
+        temperature: Divides logits.
 
-def _averaging_graph(answers: Mapping[str, str], classes: int, temperature: float) -> bytes:
-    """Create the graph from the members' answers to `probabilities`, compared with NumPy at batch 1 and 64.
+    Returns:
+        The ONNX file.
 
-    answers: by input name, `logits` or `probabilities`. Raises TritonError if they differ.
+    Raises:
+        TritonError: The graph's probabilities differ from NumPy's.
     """
     import onnx
     from onnx import TensorProto, helper
 
-    from export.average import mean_of
+    from export.average import averaging_nodes
 
     def port(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes])
 
-    nodes, weights = mean_of({name: (name, kind) for name, kind in answers.items()}, temperature)
-    graph = helper.make_graph(
-        nodes, "mean", [*map(port, answers)], [port("probabilities")], weights
+    nodes, weights = averaging_nodes(
+        {name: (name, kind) for name, kind in outputs.items()}, temperature
     )
-    # older servers read these versions too
+    graph = helper.make_graph(
+        nodes, "mean", [*map(port, outputs)], [port("probabilities")], weights
+    )
+    # older servers also read these versions
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     for batch in (1, 64):
-        _compare(content, answers, classes, temperature, batch)
+        _compare(content, outputs, classes, temperature, batch)
     return content
 
 
 def _compare(
-    content: bytes, answers: Mapping[str, str], classes: int, temperature: float, batch: int
+    content: bytes, outputs: Mapping[str, str], classes: int, temperature: float, batch: int
 ) -> None:
+    """Compare the averaging graph with NumPy on random logits. Raises TritonError."""
     from organ_infer.engine.session import import_onnxruntime
 
     random = np.random.default_rng(batch)
     inputs, expected = {}, []
-    for name, kind in answers.items():
+    for name, kind in outputs.items():
         logits = random.normal(0, 5, (batch, classes)).astype(np.float32)
         powers = np.exp(logits / np.float64(temperature))
         expected.append(powers / powers.sum(axis=1, keepdims=True))
@@ -279,7 +309,9 @@ def _compare(
     probabilities = session.run(["probabilities"], inputs)[0]
     worst = float(np.abs(probabilities - np.mean(expected, axis=0)).max())
     if not worst <= MAX_ABS:
-        raise TritonError(f"the averaging graph's probabilities differ from NumPy's by {worst:.1e}")
+        raise TritonError(
+            f"the averaging graph: probabilities differ from NumPy's by {worst:.1e}; install another onnxruntime"
+        )
 
 
 if __name__ == "__main__":

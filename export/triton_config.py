@@ -14,8 +14,8 @@ class Serving:
     """How the models are served.
 
     Attributes:
-        kind: Of Triton's instance groups, `KIND_CPU` or `KIND_GPU`.
-        instances: Per model.
+        kind: The kind of Triton's instance groups, `KIND_CPU` or `KIND_GPU`.
+        instances: Instances per model.
         batch: Most slices per batch.
     """
 
@@ -26,7 +26,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a model: the tensor's name and its shape without the batch. All are float32."""
+    """An input or output of a model: the name and shape of a float32 tensor. The shape does not include the batch."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +34,13 @@ class Port:
 
 @dataclass(frozen=True)
 class Step:
-    """A model of an ensemble. `inputs` and `outputs`: the ensemble's tensor by the model's port."""
+    """One model of an ensemble and its connections.
+
+    Attributes:
+        model: The name of the model.
+        inputs: The name of the ensemble's tensor by the name of the model's input.
+        outputs: The name of the ensemble's tensor by the name of the model's output.
+    """
 
     model: str
     inputs: Mapping[str, str]
@@ -112,7 +118,7 @@ def _ports(inputs: Sequence[Port], output: Port, serving: Serving) -> str:
 
 
 def _warmup(inputs: Sequence[Port], batch: int) -> str:
-    """A request of zeros before the model reports ready, so that memory of the first request is allocated by then."""
+    """Format a request of zeros that runs before the model reports ready, so that its memory is already allocated."""
     listed = "".join(
         f'  inputs {{ key: "{port.name}" value {{ data_type: TYPE_FP32 dims: {list(port.shape)} zero_data: true }} }}\n'
         for port in inputs

@@ -1,7 +1,7 @@
 """The variants of a member in a bundle: rewritten float32, int8 and fp16, each measured on validation.
 
-A variant of fewer bits is accepted only if it loses little validation accuracy. The variant for CPUs is listed first:
-int8 if it is accepted, else fp32. The others are its alternatives.
+An int8 or fp16 variant is accepted only if its validation accuracy is at most a little lower. The variant for CPUs is
+listed first: int8 if it is accepted, else fp32. The others are its alternatives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from export.member import BATCH, ExportError, check_logits, open_session
 from export.quantize import to_fp16, to_int8
 from export.rewrite import rewrite
 
-INT8_SAMPLES = 512  # training slices
+# training slices that determine the ranges of int8 activations
+INT8_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Slices:
     fitted_on: tuple[np.ndarray, np.ndarray] | None = None
 
     def int8_samples(self) -> np.ndarray:
-        """Return float32 (N, 1, S, S): packed training slices, evenly spaced over the split, at most INT8_SAMPLES."""
+        """Pack training slices, evenly spaced over the split.
+
+        Returns:
+            float32 (N, 1, S, S), with N at most INT8_SAMPLES.
+        """
         from organ_infer._packing import pack
 
         step = max(1, len(self.train) // INT8_SAMPLES)
@@ -52,8 +57,8 @@ class Precision:
     Attributes:
         name: In manifests and on the command line. The runtime has a row of the same name
             (`organ_infer.bundle.precision`).
-        file_suffix: Between the stage and `.onnx` in file names.
-        convert: Returns the rewritten float32 graph in this precision. None for float32 itself.
+        file_suffix: The part of file names between the stage and `.onnx`.
+        convert: Converts the rewritten float32 graph to this precision. None for float32 itself.
         max_accuracy_loss: The largest loss of validation accuracy against float32 that is accepted.
         preferred_on_cpu: Whether an accepted variant is listed before float32.
     """
@@ -83,7 +88,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a member, as onnxruntime computes it.
+    """One variant of a member, with the logits that onnxruntime computes.
 
     Attributes:
         precision: The name of its precision.
@@ -122,7 +127,7 @@ def make_variants(
         The accepted variants, the one for CPUs first.
 
     Raises:
-        ExportError: The rewritten graph is not the network.
+        ExportError: The rewritten graph differs from the exported one.
     """
     rewritten = rewrite(model)
     exact = _exact_variant(stage, model, rewritten, slices)
@@ -140,13 +145,13 @@ def make_variants(
 def _exact_variant(
     stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices
 ) -> Variant:
-    """The rewritten float32 graph, after a comparison with the exported one. Raises ExportError."""
+    """Measure the rewritten float32 graph. Raises ExportError if it differs from the exported one."""
     expected = logits_of(model.SerializeToString(), slices.val, slices.size)
     content = rewritten.SerializeToString()
     logits, fitting_logits = _validation_and_fitting_logits(content, slices)
     check_logits(expected, logits, name=f"{stage} rewritten")
-    first_alone = logits_of(content, slices.val[:1], slices.size)
-    check_logits(expected[:1], first_alone, name=f"{stage} rewritten, at batch 1")
+    first_logits = logits_of(content, slices.val[:1], slices.size)
+    check_logits(expected[:1], first_logits, name=f"{stage} rewritten, at batch 1")
     return Variant("fp32", content, logits, _accuracy(logits, slices.labels), fitting_logits)
 
 
@@ -157,7 +162,7 @@ def _converted_variant(
     slices: Slices,
     report: Callable[[str], None],
 ) -> Variant | None:
-    """The graph in another precision, measured; None, and a report, if it cannot be converted or run."""
+    """Convert the graph to another precision and measure it. Returns None if it cannot be converted or run."""
     assert row.convert is not None
     fitting_logits = None
     try:
@@ -167,7 +172,8 @@ def _converted_variant(
         else:
             logits = logits_of(content, slices.val, slices.size)
         accuracy = _accuracy(logits, slices.labels)
-    except Exception as e:  # the tools of onnx and onnxruntime share no base class
+    # the errors of onnx's and onnxruntime's tools share no base class
+    except Exception as e:
         report(f"{stage}: no {row.name} variant: {' '.join(str(e).split())[:200]}")
         return None
     return Variant(row.name, content, logits, accuracy, fitting_logits)
@@ -176,7 +182,8 @@ def _converted_variant(
 def _is_accepted(
     stage: str, row: Precision, variant: Variant, exact: Variant, report: Callable[[str], None]
 ) -> bool:
-    # 1 - 0.998 is more than 0.002 in floating point
+    """Return whether a variant loses little enough accuracy, and report it."""
+    # rounded, because 1 - 0.998 is more than 0.002 in floating point
     loss = round(exact.val_accuracy - variant.val_accuracy, 9)
     accepted = loss <= row.max_accuracy_loss
     verdict = "accepted" if accepted else "not accepted"
@@ -188,7 +195,7 @@ def _is_accepted(
 
 
 def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
-    """A graph's logits, float32 (N, classes), of the validation slices and of those the temperature is fitted on."""
+    """Return the logits of the validation slices and of those that the temperature is fitted on."""
     if slices.fitted_on is None:
         logits = logits_of(content, slices.val, slices.size)
         return logits, logits

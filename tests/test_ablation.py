@@ -85,9 +85,9 @@ class Watched:
         monkeypatch.setattr(fit, "network_of", lambda state: torch.nn.Identity())
         monkeypatch.setattr(fit, "evaluate", self.evaluate)
 
-    def fit(self, stage, data, config, device, directory, *, recipe, say):
+    def fit(self, stage, data, config, device, directory, *, recipe, report):
         self.trained.append((stage, data, config, directory, recipe))
-        say("trained")
+        report("trained")
         return {}
 
     def evaluate(self, network, images):
@@ -130,7 +130,7 @@ def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(
 
 def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
-    scores = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
+    scores = ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     val, labels = data.images["val"], data.labels["val"]
     chosen = [
         0,
@@ -173,7 +173,7 @@ def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
 def test_all_validation_slices_are_corrupted_if_there_are_fewer(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
     monkeypatch.setattr(ablate, "CORRUPTED", 1000)
-    ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
+    ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     assert contents(watched.corrupted[0][0]) == contents(data.images["val"])
 
 
@@ -198,8 +198,8 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
 
 def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, data)
-    first = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
-    again = ablate.judge("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
+    first = ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
+    again = ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     assert len(watched.trained) == 1 and first.items() <= again.items()
     for changed in (
         {"epochs": 3},
@@ -211,11 +211,11 @@ def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
             "recipe": EdgeRecipe(),
             "seed": 3,
             "data": data,
-            "held": data,
+            "holdout": data,
             "epochs": 2,
         }
-        with pytest.raises(RunError, match="is of another recipe, data set or number of epochs"):
-            ablate.judge(**arguments | changed, out=tmp_path, device=CPU)
+        with pytest.raises(RunError, match="of another recipe, data set or number of epochs"):
+            ablate.measure_variant(**arguments | changed, out=tmp_path, device=CPU)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_variant_that_is_none_is_named(data, tmp_path, monkeypatch, capsys):
     watched = Watched(monkeypatch, data)
     assert ablate.main(["--out", str(tmp_path), "--only", "reference,no such"]) == 2
     assert (
-        "ablate: error: --only: 'no such' is none of reference, no cutting, "
+        "ablate: error: --only: unknown variant 'no such'; choose from reference, no cutting, "
         in capsys.readouterr().err
     )
     assert not watched.trained

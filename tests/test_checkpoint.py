@@ -85,7 +85,7 @@ def test_an_entry_that_is_missing_is_named(missing, tmp_path):
     stored = {key: value for key, value in FINISHED.items() if key != missing}
     record.save_checkpoint(tmp_path / "checkpoint.pt", stored)
     with pytest.raises(
-        RunError, match=f"checkpoint.pt is not a checkpoint of this program: it has no '{missing}'"
+        RunError, match=f"checkpoint.pt: not a checkpoint of this program, it has no '{missing}'"
     ):
         read_checkpoint(tmp_path / "checkpoint.pt")
 

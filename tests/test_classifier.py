@@ -419,7 +419,7 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": "gpu"}, "device: auto, cpu, cuda or cuda:N expected, found 'gpu'"),
+        ({"device": "gpu"}, "device: expected auto, cpu, cuda or cuda:N, found 'gpu'"),
         ({"threads": 0}, "threads: expected a whole number from 1"),
         ({"threads": True}, "threads"),
         ({"batch_size": 1.5}, "batch_size"),

@@ -122,7 +122,7 @@ def test_special_files_are_failed_images(command, three_images, tmp_path):
         *(
             (
                 ["--device", value, "x"],
-                f"--device: auto, cpu, cuda or cuda:N expected, found '{value}'",
+                f"--device: expected auto, cpu, cuda or cuda:N, found '{value}'",
             )
             for value in ("tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "", "cuda:1000")
         ),

@@ -100,7 +100,7 @@ def test_a_least_probability_is_above_0_and_at_most_1():
         ("--output= x", "--output: the value is empty"),
         ("--files-from= x", "--files-from: the value is empty"),
         ("--files x", "unrecognized arguments: --files"),
-        ("--device tpu x", "auto, cpu, cuda or cuda:N expected"),
+        ("--device tpu x", "expected auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given, words):

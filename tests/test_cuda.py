@@ -178,7 +178,7 @@ def test_a_gpu_that_is_not_there_is_named(install_fake, bundle):
 def test_other_devices_are_refused(bundle, device):
     with pytest.raises(InputError) as caught:
         OrganClassifier(bundle, device=device)
-    assert str(caught.value) == f"device: auto, cpu, cuda or cuda:N expected, found {device!r}"
+    assert str(caught.value) == f"device: expected auto, cpu, cuda or cuda:N, found {device!r}"
 
 
 # Batches and buffers.

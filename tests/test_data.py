@@ -18,7 +18,7 @@ from tests.support.data_files import DATA, needs_organamnist
 from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
-from train.data import default_directory, load_data, published
+from train.data import default_directory, load_data, published_file
 from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download
 from train.errors import RunError
@@ -138,9 +138,9 @@ def test_slices_of_the_networks_size_are_packed_from_a_larger_file(tmp_path, mon
     )
     whole = load_data("organcmnist", directory=tmp_path, size=128)
     assert whole.network_images("val") is whole.images["val"]
-    with pytest.raises(RunError, match="slices of 224 px cannot be resampled from 128 px"):
+    with pytest.raises(RunError, match="slices of 224 px: cannot be resampled from 128 px"):
         load_data("organcmnist", directory=tmp_path, size=224, resample_from=128)
-    with pytest.raises(RunError, match="slices of 28 px cannot be resampled from 100 px"):
+    with pytest.raises(RunError, match="slices of 28 px: cannot be resampled from 100 px"):
         load_data("organcmnist", directory=tmp_path, resample_from=100)
     same = load_data("organcmnist", directory=tmp_path, size=128, resample_from=128)
     assert (same.size, same.stored) == (128, 128)
@@ -281,7 +281,7 @@ def test_a_large_file_is_fetched_in_several_pieces(server, tmp_path, monkeypatch
 
 def test_after_four_broken_connections_the_part_is_kept_for_the_next_run(server, tmp_path):
     server.breaks, server.break_after = 4, 100
-    with pytest.raises(RunError, match=r"could not be downloaded: the connection broke off; fetch"):
+    with pytest.raises(RunError, match=r"download failed \(the connection broke off\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
     assert (tmp_path / "a.npz.part").read_bytes() == CONTENT[:400]
     download(address(server), tmp_path / "a.npz", MD5)
@@ -314,14 +314,14 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(download_module, "TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
-        with pytest.raises(RunError, match=r"a.npz could not be downloaded: timed out; fetch"):
+        with pytest.raises(RunError, match=r"a.npz: download failed \(timed out\); fetch"):
             download(url, tmp_path / "a.npz", MD5, attempts=2)
 
 
 def test_a_directory_that_cannot_be_made_is_named(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        RunError, match=r"cannot write to .*/file/b: Not a directory; choose another --data-dir"
+        RunError, match=r"file/b: cannot be written \(Not a directory\); choose another --data-dir"
     ):
         download(address(server), tmp_path / "file" / "b" / "a.npz", MD5)
     assert server.ranges == []
@@ -343,7 +343,8 @@ def test_a_directory_that_cannot_be_written_is_named(server, tmp_path, monkeypat
     refuse_to_open(monkeypatch, PermissionError(13, "Permission denied"))
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     with pytest.raises(
-        RunError, match=f"cannot write to {tmp_path}: Permission denied; choose another --data-dir"
+        RunError,
+        match=rf"{tmp_path}: cannot be written \(Permission denied\); choose another --data-dir",
     ):
         download(address(server), tmp_path / "a.npz", MD5)
     assert len(server.ranges) == 1
@@ -351,9 +352,7 @@ def test_a_directory_that_cannot_be_written_is_named(server, tmp_path, monkeypat
 
 def test_a_full_disk_is_named_after_every_attempt(server, tmp_path, monkeypatch):
     refuse_to_open(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(
-        RunError, match=r"could not be downloaded: .*No space left on device; fetch"
-    ):
+    with pytest.raises(RunError, match=r"download failed \(.*No space left on device\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
     assert len(server.ranges) == 4
 
@@ -364,7 +363,7 @@ def test_an_error_that_is_not_the_disks_says_nothing_of_the_directory(
     """It has no number: a connection's."""
     refuse_to_open(monkeypatch, OSError("the connection ended"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RunError, match=r"could not be downloaded: the connection ended; fetch"):
+    with pytest.raises(RunError, match=r"download failed \(the connection ended\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
 
 
@@ -379,9 +378,7 @@ def test_a_directory_that_vanishes_is_not_called_read_only(server, tmp_path):
         real(request, client)
 
     server.finish_request = finish
-    with pytest.raises(
-        RunError, match=r"could not be downloaded: .*No such file or directory.*; fetch"
-    ):
+    with pytest.raises(RunError, match=r"download failed \(.*No such file or directory.*\); fetch"):
         download(address(server), home / "a.npz", MD5)
 
 
@@ -399,7 +396,7 @@ def test_missing_directories_are_made_and_the_progress_ends_at_all_of_it(server,
 
 def test_an_error_without_words_is_named_by_its_kind(server, tmp_path, monkeypatch):
     refuse_to_open(monkeypatch, ConnectionResetError())
-    with pytest.raises(RunError, match=r"could not be downloaded: ConnectionResetError; fetch"):
+    with pytest.raises(RunError, match=r"download failed \(ConnectionResetError\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
 
 
@@ -435,7 +432,7 @@ def test_a_server_with_another_file_is_refused_with_both_md5s(server, tmp_path):
     server.content = b"something else"
     found = hashlib.md5(b"something else").hexdigest()
     with pytest.raises(
-        RunError, match=f"expected MD5 {MD5}, found {found}; fetch http://127.0.0.1"
+        RunError, match=rf"expected MD5 {MD5}, found {found}\); fetch http://127.0.0.1"
     ):
         download(address(server), tmp_path / "a.npz", MD5)
     assert not listed(tmp_path)
@@ -445,7 +442,7 @@ def test_a_server_that_refuses_is_named_with_its_reason(server, tmp_path):
     server.status = 404
     with pytest.raises(
         RunError,
-        match=rf"a.npz could not be downloaded: the server answered 404 Not Found; fetch {address(server).replace('?', '.')}"
+        match=rf"a.npz: download failed \(the server answered 404 Not Found\); fetch {address(server).replace('?', '.')}"
         rf" by hand to {tmp_path}/a.npz \(MD5 {MD5}\)",
     ):
         download(address(server), tmp_path / "a.npz", MD5)
@@ -468,7 +465,7 @@ def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
         thread.start()
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
         with pytest.raises(
-            RunError, match=f"a.npz could not be downloaded: .*; fetch {address} by hand"
+            RunError, match=rf"a.npz: download failed \(.*\); fetch {address} by hand"
         ) as told:
             download(address, tmp_path / "a.npz", MD5)
         thread.join(10)
@@ -500,7 +497,7 @@ def test_other_digests_are_checked_by_their_first_digits(server, tmp_path):
 def test_no_network_says_what_to_fetch_and_where_to_put_it(tmp_path):
     with pytest.raises(
         RunError,
-        match=r"could not be downloaded: .*refused.*fetch http://127.0.0.1:9/x by hand to .*a.npz",
+        match=r"download failed \(.*refused.*fetch http://127.0.0.1:9/x by hand to .*a.npz",
     ):
         download("http://127.0.0.1:9/x", tmp_path / "a.npz", MD5)
 
@@ -519,24 +516,24 @@ def test_a_truncated_file_is_named_with_both_md5s_and_the_address(organsmnist, s
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"val_images": np.zeros((22, 28, 27), np.uint8)}, "val holds uint8"),
-        ({"test_images": np.zeros((27, 28, 28), np.float32)}, "test holds float32"),
+        ({"val_images": np.zeros((22, 28, 27), np.uint8)}, "expected val images uint8"),
+        ({"test_images": np.zeros((27, 28, 28), np.float32)}, "found float32"),
         (
             {"test_images": np.zeros((26, 28, 28), np.uint8)},
-            r"test holds uint8 \(26, 28, 28\), expected uint8 \(27, 28, 28\)",
+            r"expected test images uint8 \(27, 28, 28\), found uint8 \(26, 28, 28\)",
         ),
         (
             {"test_labels": np.zeros((22, 1), np.uint8)},
-            r"test holds uint8 \(27, 28, 28\), expected uint8 \(22",
+            r"expected test images uint8 \(22, 28, 28\), found uint8 \(27",
         ),
-        ({"train_labels": np.full((40, 1), 11, np.uint8)}, "train has labels outside 0 to 10"),
-        ({"train_labels": np.full((40, 1), -1, np.int8)}, "train has labels outside 0 to 10"),
+        ({"train_labels": np.full((40, 1), 11, np.uint8)}, "expected train labels of 0 to 10"),
+        ({"train_labels": np.full((40, 1), -1, np.int8)}, "expected train labels of 0 to 10"),
         (
             {
                 "val_images": np.zeros((0, 28, 28), np.uint8),
                 "val_labels": np.zeros((0, 1), np.uint8),
             },
-            "val has labels outside 0 to 10",
+            "expected val labels of 0 to 10",
         ),
         ({"train_labels": None}, "not a MedMNIST file"),
         ({"val_images": np.array([{}])}, "not a MedMNIST file"),
@@ -546,8 +543,8 @@ def test_arrays_of_another_form_are_refused(tmp_path, monkeypatch, change, words
     arrays = dict(np.load(io.BytesIO(CONTENT))) | change
     np.savez(tmp_path / "organsmnist.npz", **{k: v for k, v in arrays.items() if v is not None})
     md5 = hashlib.md5((tmp_path / "organsmnist.npz").read_bytes()).hexdigest()
-    known = published("organsmnist", 28) | {"md5": md5}
-    monkeypatch.setattr(data_module, "published", lambda flag, size: known)
+    known = published_file("organsmnist", 28) | {"md5": md5}
+    monkeypatch.setattr(data_module, "published_file", lambda flag, size: known)
     with pytest.raises(RunError, match=words):
         load_data("organsmnist", directory=tmp_path)
 
@@ -556,23 +553,25 @@ def test_the_first_and_the_last_class_are_taken(tmp_path, monkeypatch):
     labels = np.tile([0, 10], 20)[:, None].astype(np.uint8)
     arrays = dict(np.load(io.BytesIO(CONTENT))) | {"train_labels": labels}
     np.savez(tmp_path / "organsmnist.npz", **arrays)
-    known = published("organsmnist", 28) | {"md5": digest_of(tmp_path / "organsmnist.npz", "md5")}
-    monkeypatch.setattr(data_module, "published", lambda flag, size: known)
+    known = published_file("organsmnist", 28) | {
+        "md5": digest_of(tmp_path / "organsmnist.npz", "md5")
+    }
+    monkeypatch.setattr(data_module, "published_file", lambda flag, size: known)
     assert load_data("organsmnist", directory=tmp_path).counts["train"] == [20, *[0] * 9, 20]
 
 
 @pytest.mark.parametrize("content", [b"no archive", CONTENT[:2000]])
 def test_a_file_that_is_no_archive_is_named(tmp_path, monkeypatch, content):
     (tmp_path / "organsmnist.npz").write_bytes(content)
-    known = published("organsmnist", 28) | {"md5": hashlib.md5(content).hexdigest()}
-    monkeypatch.setattr(data_module, "published", lambda flag, size: known)
-    with pytest.raises(RunError, match=r"organsmnist.npz is not a MedMNIST file"):
+    known = published_file("organsmnist", 28) | {"md5": hashlib.md5(content).hexdigest()}
+    monkeypatch.setattr(data_module, "published_file", lambda flag, size: known)
+    with pytest.raises(RunError, match=r"organsmnist.npz: not a MedMNIST file"):
         load_data("organsmnist", directory=tmp_path)
 
 
 def test_a_directory_in_place_of_the_file_is_named(tmp_path):
     (tmp_path / "organsmnist.npz").mkdir()
-    with pytest.raises(RunError, match=r"organsmnist.npz is not a file"):
+    with pytest.raises(RunError, match=r"organsmnist.npz: not a file"):
         load_data("organsmnist", directory=tmp_path)
 
 
@@ -582,17 +581,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     (tmp_path / "organsmnist.npz").write_bytes(CONTENT)
     monkeypatch.setattr(data_module, "digest_of", refuse)
-    with pytest.raises(RunError, match=r"cannot read .*organsmnist.npz: Permission denied"):
+    with pytest.raises(RunError, match=r"organsmnist.npz: cannot be read \(Permission denied\)"):
         load_data("organsmnist", directory=tmp_path)
 
 
 def test_unknown_names_and_sizes_list_the_valid_ones(tmp_path):
     with pytest.raises(
         RunError,
-        match="unknown data set 'pathmnist'; choose from organsmnist, organamnist, organcmnist",
+        match="data set 'pathmnist': unknown; choose from organsmnist, organamnist, organcmnist",
     ):
         load_data("pathmnist", directory=tmp_path)
-    with pytest.raises(RunError, match="unknown size 32; choose from 28, 64, 128, 224"):
+    with pytest.raises(RunError, match="size 32: not published; choose from 28, 64, 128, 224"):
         load_data("organsmnist", size=32, directory=tmp_path)
 
 
@@ -605,13 +604,13 @@ SLICES = {
 
 
 def test_medmnist_publishes_what_the_study_used():
-    assert published("organsmnist", 28)["md5"] == "9ab87b696fb54e2a387ebe992d6ed5f1"
-    assert published("organamnist", 28)["md5"] == "68e3f8846a6bd62f0c9bf841c0d9eacc"
+    assert published_file("organsmnist", 28)["md5"] == "9ab87b696fb54e2a387ebe992d6ed5f1"
+    assert published_file("organamnist", 28)["md5"] == "68e3f8846a6bd62f0c9bf841c0d9eacc"
     assert SIZES == (28, 64, 128, 224)
     addresses, digests = set(), set()
     for flag in DATASETS:
         for size in SIZES:
-            known = published(flag, size)
+            known = published_file(flag, size)
             name = f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz"
             assert known["name"] == name
             assert known["url"].startswith("https://") and f"/{name}" in known["url"]

@@ -95,7 +95,7 @@ def test_a_gpu_that_runs_no_kernel_is_refused(gpus, monkeypatch):
 
     monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(
-        RunError, match=r"does not run a convolution \(CUDA error: no kernel image .* device\); pip"
+        RunError, match=r"cannot run a convolution \(CUDA error: no kernel image .* device\); pip"
     ):
         choose_device("cuda")
 
@@ -150,7 +150,9 @@ def test_each_process_has_a_gpu_of_its_own_while_there_are_enough(
 
 def test_a_gpu_that_is_not_there_is_refused(gpus, no_kernel_needed):
     gpus(count=2)
-    with pytest.raises(RunError, match=r"--device cuda:2: PyTorch sees 2 GPUs, cuda:0 to cuda:1"):
+    with pytest.raises(
+        RunError, match=r"--device cuda:2: PyTorch finds 2 GPUs; choose from cuda:0 to cuda:1"
+    ):
         choose_device("cuda:2")
 
 
@@ -273,7 +275,7 @@ def test_a_build_for_amd_gpus_is_no_build_for_the_cpu_and_has_no_compute_capabil
     monkeypatch.setattr(
         torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel"))
     )
-    with pytest.raises(RunError, match="does not run a convolution"):
+    with pytest.raises(RunError, match="cannot run a convolution"):
         devices.check_gpu(GPU)
 
 
@@ -283,16 +285,14 @@ def test_a_gap_in_the_build_is_closed_by_an_upgrade(gpus):
     with pytest.raises(RunError) as refused:
         choose_device("cuda")
     text = str(refused.value)
-    assert text.startswith("cuda:0 (A Made-up GPU) has compute capability 8.0, this PyTorch (")
+    assert text.startswith("cuda:0 (A Made-up GPU): compute capability 8.0, but this PyTorch (")
     assert text.endswith(
         "is built for sm_75, sm_90, compute_90; pip install --upgrade torch torchvision"
     )
 
 
 def test_an_architecture_of_another_form_is_named():
-    with pytest.raises(
-        RunError, match="this PyTorch lists an unknown kind of architecture, 'gfx942'"
-    ):
+    with pytest.raises(RunError, match="unknown GPU architecture 'gfx942'; pip install"):
         runs_on((9, 0), ["gfx942"])
 
 

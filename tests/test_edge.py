@@ -180,11 +180,11 @@ def test_edge_keeps_its_last_weights_and_a_killed_run_ends_the_same(small, tmp_p
     data, config = made_data(), TrainConfig(1, 64, 3, "none")
 
     def run(directory):
-        return fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
+        return fit.fit(STAGES["edge"], data, config, CPU, directory, report=lambda line: None)
 
     whole = run(tmp_path / "whole")
     recipe = STAGES["edge"].recipe_for("axial")
-    assert whole.best_epoch == 3 and whole.facts.settings.method == recipe.described()
+    assert whole.best_epoch == 3 and whole.facts.settings.method == recipe.stored_settings()
     # four steps an epoch: the slice left over joins the fourth
     rates = [row["learning_rate"] for row in whole.history]
     assert rates == [recipe.learning_rate((epoch + 3 / 4) / 3) for epoch in range(3)]
@@ -221,7 +221,9 @@ def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypa
     data, seen = made_data(), []
     real = fit.evaluate
     monkeypatch.setattr(fit, "evaluate", lambda network, x: seen.append(x) or real(network, x))
-    ablate.judge("v", EdgeRecipe(erase=0.0, intensity=0.0), 1, data, data, 1, tmp_path, CPU)
+    ablate.measure_variant(
+        "v", EdgeRecipe(erase=0.0, intensity=0.0), 1, data, data, 1, tmp_path, CPU
+    )
     held, plain, mirrored = seen[1:4]  # the first is the epoch's own
     assert held is data.images["train"] and np.array_equal(plain, data.images["val"])
     assert np.array_equal(mirrored, data.images["val"][:, :, ::-1]) and len(seen) == 4 + 13
@@ -230,13 +232,13 @@ def test_mirrored_validation_is_mirrored_front_to_back(small, tmp_path, monkeypa
 def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
     data = made_data()
     stage = STAGES["edge"]
-    fit.fit(stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, say=lambda line: None)
+    fit.fit(stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, report=lambda line: None)
     state = record.load_checkpoint(tmp_path / "checkpoint.pt")
     record.save_checkpoint(
         tmp_path / "checkpoint.pt",
         state | {"finished": False, "optimiser": {}, "best": None, "best_accuracy": 0.5},
     )
-    with pytest.raises(RunError, match="was trained with another method; use --fresh"):
+    with pytest.raises(RunError, match="trained with another method; use --fresh"):
         fit.fit(
             stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, recipe=EdgeRecipe(shift=1)
         )
@@ -296,6 +298,6 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
         and again.partition("\n")[2] == table[table.index("| variant") :]
     )
     assert ablate.main([*command[:4], "--epochs", "2", *command[6:]]) == 2
-    assert "is of another recipe, data set or number of epochs" in capsys.readouterr().err
+    assert "of another recipe, data set or number of epochs" in capsys.readouterr().err
     assert ablate.main(["--only", "no such"]) == 2
-    assert "is none of reference, no cutting" in capsys.readouterr().err
+    assert "choose from reference, no cutting" in capsys.readouterr().err

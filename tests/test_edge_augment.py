@@ -240,8 +240,8 @@ PUBLISHED = {
 
 
 def test_the_recipe_is_the_published_one():
-    assert EdgeRecipe().described() == PUBLISHED
-    assert EdgeRecipe(ema_decay=None).described() == {
+    assert EdgeRecipe().stored_settings() == PUBLISHED
+    assert EdgeRecipe(ema_decay=None).stored_settings() == {
         k: v for k, v in PUBLISHED.items() if k != "averaged"
     }
 

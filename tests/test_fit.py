@@ -15,7 +15,7 @@ from train.data import Data
 from train.errors import RunError, StageFailed
 from train.learner import Learner
 from train.record import HISTORY_COLUMNS
-from train.results import opened
+from train.results import open_results
 from train.stages import STAGES, Stage
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def trained(stage, data, directory, **changes):
     config = dataclasses.replace(
         TrainConfig(seed=1, batch_size=64, max_epochs=3, weights="none"), **changes
     )
-    return fit.fit(stage, data, config, CPU, directory, say=lambda line: None)
+    return fit.fit(stage, data, config, CPU, directory, report=lambda line: None)
 
 
 def without_seconds(history):
@@ -124,7 +124,7 @@ def test_a_stage_is_not_continued_in_another_precision(data, tmp_path, monkeypat
     monkeypatch.undo()
     with pytest.raises(
         RunError,
-        match="was trained in bf16 so far, and --amp off trains in fp32 on cpu; continue with --amp bf16, or start over",
+        match="trained in bf16 so far, but --amp off trains in fp32 on cpu; continue with --amp bf16, or start over",
     ):
         trained(STAGES["base"], data, tmp_path, amp="off")
     done = trained(STAGES["base"], data, tmp_path, amp="bf16")
@@ -292,7 +292,7 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
     freed = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
     with pytest.raises(
-        StageFailed, match="out of memory on cpu while evaluating 32 slices at a time"
+        StageFailed, match="cpu: out of memory while evaluating 32 slices at a time"
     ):
         fit.evaluate(Limited(31), images)
     assert len(freed) == 2
@@ -310,12 +310,10 @@ def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(
 ):
     first = trained(STAGES["base"], data, tmp_path, max_epochs=1)
     assert first.finished
-    with pytest.raises(
-        RunError, match=f"was trained with another {named}; use --fresh to start over"
-    ):
+    with pytest.raises(RunError, match=f"trained with another {named}; use --fresh to start over"):
         trained(STAGES["base"], data, tmp_path, **changes)
     other = dataclasses.replace(data, md5="1" * 32)
-    with pytest.raises(RunError, match="was trained with another data_md5"):
+    with pytest.raises(RunError, match="trained with another data_md5"):
         trained(STAGES["base"], other, tmp_path, max_epochs=1)
     assert trained(STAGES["base"], data, tmp_path, max_epochs=1).history == first.history
 
@@ -336,7 +334,8 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
     monkeypatch.setattr(weights, "download", fetch)
     for _ in range(2):
         with pytest.raises(
-            RunError, match=r"resnet50-0676ba61.pth is not torchvision's: its SHA-256 begins with"
+            RunError,
+            match=r"resnet50-0676ba61.pth: not torchvision's file, its SHA-256 begins with",
         ):
             fit.starting_network(stage, data, config)
     assert asked == [("resnet50-0676ba61.pth", "0676ba61", "sha256")]
@@ -347,7 +346,7 @@ def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monke
     (tmp_path / "checkpoints" / "resnet50-0676ba61.pth").unlink()
     monkeypatch.setattr(weights, "download", refuse)
     with pytest.raises(
-        RunError, match=r"no ImageNet weights for resnet50: no network; .*--weights none"
+        RunError, match=r"ImageNet weights of resnet50: no network; .*--weights none"
     ):
         fit.starting_network(stage, data, config)
 
@@ -375,7 +374,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(data, tmp
     monkeypatch.setattr(fit, "train_epoch", broken)
     with pytest.raises(
         StageFailed,
-        match=r"base: the loss is not finite in epoch 2; epoch 1 is kept in .*checkpoint.pt",
+        match=r"base: the loss is not finite in epoch 2; .*checkpoint.pt holds epoch 1",
     ):
         trained(STAGES["base"], data, tmp_path)
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
@@ -400,7 +399,7 @@ def test_out_of_memory_says_which_batch_size_to_try(data, tmp_path, monkeypatch)
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(RunError, match=r"checkpoint.pt is not a readable checkpoint .*--fresh"):
+    with pytest.raises(RunError, match=r"checkpoint.pt: not a readable checkpoint .*--fresh"):
         trained(STAGES["base"], data, tmp_path)
 
 
@@ -416,7 +415,7 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
     config = TrainConfig(1, 64, 1, "imagenet", weights_dir=tmp_path)
     with pytest.raises(
         RunError,
-        match=r"no resnet50.pth or resnet50-0676ba61.pth in .*fetch https://.*--weights none",
+        match=r": no resnet50.pth or resnet50-0676ba61.pth; fetch https://.*--weights none",
     ):
         fit.starting_network(stage, data, config)
     import torchvision
@@ -428,7 +427,7 @@ def test_pretrained_stages_take_weights_from_a_directory_or_say_how(tmp_path, da
         fit.starting_network(stage, data, dataclasses.replace(config, weights="none"))[1] == "none"
     )
     (tmp_path / "resnet50.pth").write_bytes(b"broken")
-    with pytest.raises(RunError, match=r"resnet50.pth is not a readable PyTorch weights file"):
+    with pytest.raises(RunError, match=r"resnet50.pth: not a readable PyTorch weights file"):
         fit.starting_network(stage, data, config)
 
 
@@ -438,8 +437,8 @@ def test_results_of_another_version_s_stages_are_refused(tmp_path):
         tmp_path / "results.json",
         {"settings": {"smoke": False}, "stages": [{"name": "edge_teacher1"}]},
     )
-    with pytest.raises(RunError, match="has a stage 'edge_teacher1', of another version"):
-        opened(tmp_path, data, CPU, {"smoke": False})
+    with pytest.raises(RunError, match="stage 'edge_teacher1' is of another version"):
+        open_results(tmp_path, data, CPU, {"smoke": False})
 
 
 def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
@@ -447,14 +446,14 @@ def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
     settings = {"smoke": False, "deterministic": False, "amp": "auto"}
     record.write_json(tmp_path / "results.json", {"settings": settings, "stages": []})
     # each stage compares its own precision
-    assert opened(tmp_path, data, CPU, settings | {"amp": "bf16"}).settings["amp"] == "bf16"
-    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
-        opened(tmp_path, data, CPU, settings | {"deterministic": True})
+    assert open_results(tmp_path, data, CPU, settings | {"amp": "bf16"}).settings["amp"] == "bf16"
+    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+        open_results(tmp_path, data, CPU, settings | {"deterministic": True})
     # a run of before the setting was recorded
     record.write_json(tmp_path / "results.json", {"settings": {"smoke": False}, "stages": []})
-    opened(tmp_path, data, CPU, settings)
-    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
-        opened(tmp_path, data, CPU, settings | {"deterministic": True})
+    open_results(tmp_path, data, CPU, settings)
+    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+        open_results(tmp_path, data, CPU, settings | {"deterministic": True})
 
 
 def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
@@ -476,12 +475,12 @@ def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(filelock, "FileLock", Fallback)
     with record.locked(tmp_path):
         assert capsys.readouterr().err == (
-            f"train: note: {tmp_path} is on a file system without flock, so a killed run leaves its lock behind;"
+            f"train: note: {tmp_path}: on a file system without flock, so a killed run leaves its lock behind;"
             f" remove {tmp_path / '.lock'} then\n"
         )
     monkeypatch.setattr(filelock, "FileLock", None_)
     with (
-        pytest.raises(RunError, match="is on a file system without flock; choose another --out"),
+        pytest.raises(RunError, match=": on a file system without flock; choose another --out"),
         record.locked(tmp_path),
     ):
         pass

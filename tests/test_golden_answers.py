@@ -199,4 +199,4 @@ def test_the_help_says_what_the_command_does(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Store the networks' answers to the golden slices in a bundle's manifest." in text
+    assert "Store the networks' probabilities for the golden slices in a bundle's manifest." in text

@@ -315,7 +315,8 @@ def test_missing_layers_are_counted(imagenet):
         if key not in ("bn1.bias", "conv1.weight", "fc.bias")
     }
     with pytest.raises(
-        RunError, match=r"^w\.pth lacks bn1\.bias and 1 other tensors: not these weights$"
+        RunError,
+        match=r"^w\.pth: not the weights of resnet18, without bn1\.bias and 1 other tensors; use another file$",
     ):
         GrayResNet("resnet18", classes=3, seed=1).load_imagenet(kept, "w.pth")
 
@@ -335,7 +336,7 @@ def test_torchvisions_own_file_name_is_preferred_and_the_source_holds_its_digest
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1.0}, {"a": torch.zeros(1), "b": "text"}])
 def test_a_file_that_holds_no_state_dict_is_named(tmp_path, content):
     torch.save(content, tmp_path / "resnet50.pth")
-    with pytest.raises(RunError, match=r"resnet50\.pth is not a state dict of tensors"):
+    with pytest.raises(RunError, match=r"resnet50\.pth: not a state dict of tensors"):
         find_weights("resnet50", tmp_path)
 
 

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, checker, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from export.average import mean_of
+from export.average import averaging_nodes
 from export.member import ExportError
 from export.merge import merge
 from tests.support.tiny_graphs import linear_graph, model_of, packed, softmax
@@ -16,8 +16,8 @@ SLICES = RNG.integers(0, 256, (5, 4, 4), dtype=np.uint8)
 
 
 def averaged(answers, values, temperature):
-    """What the nodes of `mean_of` give for these tensors."""
-    nodes, weights = mean_of(answers, temperature)
+    """What the nodes of `averaging_nodes` give for these tensors."""
+    nodes, weights = averaging_nodes(answers, temperature)
     shapes = {name: [3] for name, _ in answers.values()}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in weights}
     model = model_of(nodes, shapes, {"probabilities": [3]}, constants)
@@ -48,9 +48,9 @@ def test_the_mean_is_of_probabilities_and_only_logits_are_divided_by_the_tempera
 
 def test_a_temperature_of_one_costs_no_division():
     answers = {"x": ("x", "logits")}
-    assert [node.op_type for node in mean_of(answers, 1.0)[0]] == ["Softmax", "Mean"]
-    assert mean_of(answers, 1.0)[1] == []
-    assert [node.op_type for node in mean_of(answers, 2.0)[0]] == ["Div", "Softmax", "Mean"]
+    assert [node.op_type for node in averaging_nodes(answers, 1.0)[0]] == ["Softmax", "Mean"]
+    assert averaging_nodes(answers, 1.0)[1] == []
+    assert [node.op_type for node in averaging_nodes(answers, 2.0)[0]] == ["Div", "Softmax", "Mean"]
 
 
 @pytest.mark.parametrize("names, temperature", [("a", 1.0), ("ab", 0.5), ("abc", 3.0)])
@@ -115,7 +115,7 @@ def test_members_that_differ_are_not_merged(other):
 
 def test_a_merged_graph_that_onnx_refuses_is_not_returned(monkeypatch):
     monkeypatch.setattr(
-        "export.merge.mean_of",
+        "export.merge.averaging_nodes",
         lambda logits, temperature: ([helper.make_node("Mean", ["no"], ["no2"])], []),
     )
     with pytest.raises(checker.ValidationError):

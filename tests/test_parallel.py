@@ -159,7 +159,7 @@ def test_a_process_that_has_ended_is_reported_by_the_others(monkeypatch, call):
         getattr(Group(0, 2), call)(*arguments)
     assert failed.value.exit_code == 1
     assert str(failed.value) == (
-        "another process of this run ended, see its own message (Connection closed by peer)"
+        "torchrun: another process of this run ended (Connection closed by peer); see its own message"
     )
 
 
@@ -179,13 +179,13 @@ def test_gradients_are_averaged_by_distributed_data_parallel(monkeypatch):
 def test_torchrun_says_which_process_this_is(monkeypatch):
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert parallel.launched() is ALONE
+    assert parallel.group_from_environment() is ALONE
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert parallel.launched() is ALONE  # without a rank
+    assert parallel.group_from_environment() is ALONE  # without a rank
     for rank, size in ((3, 4), (1, 2)):
         monkeypatch.setenv("WORLD_SIZE", str(size))
         monkeypatch.setenv("RANK", str(rank))
-        assert parallel.launched() == Group(rank, size)
+        assert parallel.group_from_environment() == Group(rank, size)
 
 
 def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):
@@ -204,7 +204,7 @@ def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):
 def test_a_process_knows_whether_it_is_in_a_group(monkeypatch, available, initialized, expected):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: available)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: initialized)
-    assert parallel.joined() is expected
+    assert parallel.is_joined() is expected
 
 
 def test_processes_are_counted_by_the_group_without_torchruns_count(monkeypatch):
@@ -230,7 +230,7 @@ def shut_down():
         time.sleep(600)
 
 
-def train(stage, data, recipe, device, directory, *, say=print, group=None):
+def train(stage, data, recipe, device, directory, *, report=print, group=None):
     if rank == "1":
         raise fit.StageFailed(f"{stage.name}: made to fail")
     if group is not None and group.size > 1:

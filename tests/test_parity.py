@@ -195,7 +195,7 @@ def test_operators_of_another_domain_are_not_exported(monkeypatch):
         helper.make_node("Gelu", ["logits"], ["unused"], domain="com.microsoft")
     )
     with pytest.raises(
-        ExportError, match=r"operators of \['com\.microsoft'\]; only standard ones are accepted"
+        ExportError, match=r"operators of \['com\.microsoft'\] are not standard; build"
     ):
         to_onnx(Linear(), SIZE)
 
@@ -269,7 +269,9 @@ def test_a_file_that_cannot_be_written_leaves_nothing_and_names_the_reason(tmp_p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ExportError, match=r"cannot write .*m\.onnx: No space left on device"):
+    with pytest.raises(
+        ExportError, match=r"m\.onnx: cannot be written \(No space left on device\)"
+    ):
         write_model(linear_graph(MATRIX), tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -279,7 +281,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.open", refuse)
-    with pytest.raises(ExportError, match=r"cannot write .*m\.onnx: Permission denied"):
+    with pytest.raises(ExportError, match=r"m\.onnx: cannot be written \(Permission denied\)"):
         write_model(linear_graph(MATRIX), tmp_path / "m.onnx")
 
 
@@ -368,7 +370,7 @@ def test_a_merged_graph_that_gives_nan_is_refused():
 
 def spoil_mean(monkeypatch, batch, amount):
     """The averaging graph gives `amount` too much at this batch size."""
-    real = average.mean_of
+    real = average.averaging_nodes
 
     def spoiled(answers, temperature):
         nodes, weights = real(answers, temperature)
@@ -388,7 +390,7 @@ def spoil_mean(monkeypatch, batch, amount):
         ]
         return nodes, weights
 
-    monkeypatch.setattr(average, "mean_of", spoiled)
+    monkeypatch.setattr(average, "averaging_nodes", spoiled)
 
 
 @pytest.mark.parametrize("batch", [1, 64])

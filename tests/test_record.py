@@ -156,7 +156,7 @@ def test_json_is_read_as_it_was_written(tmp_path):
 def test_a_file_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(
-        RunError, match=r"results.json is not valid JSON \(.*\); move it away or .*--fresh"
+        RunError, match=r"results.json: not valid JSON \(.*\); move it away or .*--fresh"
     ):
         record.read_json(tmp_path / "results.json")
 
@@ -253,7 +253,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"network": Runs()}, tmp_path / "checkpoint.pt")
     with pytest.raises(
-        RunError, match=r"checkpoint.pt is not a readable checkpoint \(UnpicklingError\)"
+        RunError, match=r"checkpoint.pt: not a readable checkpoint \(UnpicklingError\)"
     ):
         record.load_checkpoint(tmp_path / "checkpoint.pt")
     assert names(tmp_path) == ["checkpoint.pt"]
@@ -261,17 +261,17 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch):
 
 def test_files_that_are_no_checkpoint_are_named(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(RunError, match=f"no checkpoint at {path}"):
+    with pytest.raises(RunError, match=f"{path}: no such checkpoint"):
         record.load_checkpoint(path)
     path.write_bytes(b"nothing")
     with pytest.raises(
-        RunError, match=r"checkpoint.pt is not a readable checkpoint .*; start over with --fresh"
+        RunError, match=r"checkpoint.pt: not a readable checkpoint .*; start over with --fresh"
     ):
         record.load_checkpoint(path)
     for other in ([1, 2], {"state": {}}):
         torch.save(other, path)
         with pytest.raises(
-            RunError, match="is not a checkpoint of this program: it has no 'network' entry"
+            RunError, match=": not a checkpoint of this program, it has no 'network' entry"
         ):
             record.load_checkpoint(path)
 
@@ -331,7 +331,7 @@ def test_another_process_is_refused_while_the_lock_is_held_and_let_in_after(tmp_
         return answer
 
     with record.locked(run):
-        assert ask() == f"another run is using {run}; wait for it, or choose another --out"
+        assert ask() == f"{run}: another run is using it; wait for it, or choose another --out"
     assert ask() == "got it"
     with pytest.raises(KeyError), record.locked(run):
         raise KeyError
@@ -364,7 +364,7 @@ def test_a_lock_in_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(
-            RunError, match=r"cannot write to .*/file/run: Not a directory; choose another --out"
+            RunError, match=r"file/run: cannot be written \(Not a directory\); choose another --out"
         ),
         record.locked(tmp_path / "file" / "run"),
     ):

@@ -21,7 +21,7 @@ from train.report import measures, write_report
 from train.report.__main__ import main
 from train.report.pictures import samples
 from train.report.published import PUBLISHED, STUDY
-from train.report.run import read
+from train.report.run import read_run
 from train.results_format import Results
 
 CLASSES = ["kidney-left", "kidney-right", "liver", "<b>spleen & co</b>"]
@@ -307,7 +307,7 @@ def test_several_seeds_show_mean_and_deviation(tmp_path):
     cells = page.rows_of("base")[0]
     assert cells[5] == "0.432± 0.012"  # as recorded
     assert cells[1] == "0.911± 0.014"  # worked out
-    assert read(run_dir).stages[0].shown.seed == 2
+    assert read_run(run_dir).stages[0].shown.seed == 2
     assert len((run_dir / "results.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
@@ -317,7 +317,7 @@ def test_the_best_stage_is_validation_s_never_test_s(tmp_path):
     first["test"]["accuracy"] = 0.999
     second["val"]["accuracy"] = third["val"]["accuracy"] = 0.97
     assert (
-        read(make_run(tmp_path, split, [first, second, third])).best.name == "big"
+        read_run(make_run(tmp_path, split, [first, second, third])).best.name == "big"
     )  # the first of equals
 
 
@@ -372,10 +372,10 @@ def test_writing_twice_gives_the_same_bytes(two_stages):
 
 
 def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
-    with pytest.raises(RunError, match=r"no results\.json in .*; pass the directory of a data set"):
+    with pytest.raises(RunError, match=r": no results\.json; pass the directory of a data set"):
         write_report(tmp_path, make_split())
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("train.report: error: no results.json")
+    assert capsys.readouterr().err.startswith(f"train.report: error: {tmp_path}")
 
 
 def calibrated(entry, *, temperature=1.25, val=0.0123, test=0.0456):
@@ -452,7 +452,7 @@ def test_a_damaged_robustness_json_is_named(tmp_path):
     split = make_split()
     run_dir = make_run(tmp_path, split, [make_entry("base", split)])
     (run_dir / "robustness.json").write_text("{")
-    with pytest.raises(RunError, match=r"robustness\.json is not valid JSON"):
+    with pytest.raises(RunError, match=r"robustness\.json: not valid JSON"):
         write_report(run_dir, split)
 
 

@@ -19,7 +19,7 @@ from train.json_format import to_json
 from train.report import measures, wording
 from train.report.comparison import comparison_csv
 from train.report.measures import Reliability
-from train.report.run import Row, Run, Stage, StageFiles, read
+from train.report.run import Row, Run, Stage, StageFiles, read_run
 from train.results_format import (
     Calibration,
     Dataset,
@@ -451,7 +451,7 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path, value):
     with pytest.raises(
         RunError, match=r"stages\[0\]: val: accuracy: expected a finite number, found "
     ):
-        read(write(tmp_path, damaged))
+        read_run(write(tmp_path, damaged))
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path, value):
 def test_a_value_of_another_type_is_refused_by_name(tmp_path, key, value, words):
     row = to_json(result()) | {key: value}
     with pytest.raises(RunError, match=words) as raised:
-        read(write(tmp_path, {"stages": [row]}))
+        read_run(write(tmp_path, {"stages": [row]}))
     assert str(raised.value).startswith(str(tmp_path / "results.json"))
 
 
@@ -475,13 +475,13 @@ def test_a_row_without_a_key_is_refused_and_an_old_one_is_read(tmp_path):
     row = to_json(result())
     del row["parameters"]
     with pytest.raises(RunError, match=r"stages\[0\]: no key 'parameters'"):
-        read(write(tmp_path, {"stages": [row]}))
+        read_run(write(tmp_path, {"stages": [row]}))
     old = to_json(result()) | {
         "calibration": {"temperature": 1.5, "val_ece": 0.25, "test_ece": 0.5}
     }
     for key in ("precision", "export"):  # runs that did not record them
         old.pop(key, None)
-    assert read(write(tmp_path, {"stages": [old]})).stages[0].rows[0].temperature == 1.5
+    assert read_run(write(tmp_path, {"stages": [old]})).stages[0].rows[0].temperature == 1.5
 
 
 def test_results_json_is_written_as_it_was_read(tmp_path):
@@ -583,7 +583,7 @@ def test_a_run_is_read_stage_by_stage_and_seed_by_seed(tmp_path):
     }
     (tmp_path / "big" / "seed-1").mkdir(parents=True)
     (tmp_path / "edge").mkdir()
-    run = read(write(tmp_path, content))
+    run = read_run(write(tmp_path, content))
     assert [(stage.name, [row.seed for row in stage.rows]) for stage in run.stages] == [
         ("big", [1, 2]),
         ("edge", [1]),
@@ -601,7 +601,7 @@ def test_what_was_begun_and_is_not_in_the_results_is_unfinished(tmp_path):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "history.csv").write_text("epoch,val_loss\n1,0.5\n2,\n")
     stages = [to_json(row) for row in (result(seed=1), result("edge"))]
-    run = read(write(tmp_path, {"stages": stages}))
+    run = read_run(write(tmp_path, {"stages": stages}))
     assert [stage.name for stage in run.unfinished] == ["base", "big/seed-2"]
     assert [stage.best_epoch for stage in run.unfinished] == [None, None]
     first, second = run.unfinished[0].history
@@ -635,26 +635,26 @@ def test_probabilities_that_hold_code_are_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "is not valid JSON"),
+        ("{", "not valid JSON"),
         ([], "it has no list of stages"),
         ({"stages": {}}, "it has no list of stages"),
     ],
 )
 def test_a_results_json_that_is_none_is_named(tmp_path, content, words):
     with pytest.raises(RunError, match=words) as raised:
-        read(write(tmp_path, content))
+        read_run(write(tmp_path, content))
     assert str(tmp_path / "results.json") in str(raised.value) and raised.value.exit_code == 2
 
 
 def test_an_empty_results_json_is_a_run_without_stages(tmp_path):
-    run = read(write(tmp_path, {}))
+    run = read_run(write(tmp_path, {}))
     assert (run.stages, run.unfinished, run.seeds, run.smoke) == ((), (), (), False)
 
 
 def test_the_robustness_is_read_where_it_was_measured(tmp_path):
     entry = robustness_entry("edge")
     (tmp_path / "robustness.json").write_text(json.dumps({"stages": [to_json(entry)]}))
-    assert read(write(tmp_path, {})).robustness == (entry,)
+    assert read_run(write(tmp_path, {})).robustness == (entry,)
 
 
 def test_the_csv_has_a_line_for_each_stage_seed_and_split():

@@ -14,7 +14,7 @@ from export.temperature import expected_calibration_error, fit_temperature, mean
 from tests.support.result_rows import split_metrics, stage_result
 from tests.support.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module
-from train.calibration import SPLIT, fitted_on
+from train.calibration import SPLIT, add_calibration_split
 from train.config import TrainConfig
 from train.jobs import Job
 from train.json_format import to_json
@@ -56,7 +56,7 @@ def confusion_of(data, split):
 
 @pytest.fixture(scope="module")
 def data():
-    return fitted_on(unequal_data(), 5)
+    return add_calibration_split(unequal_data(), 5)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def exported(monkeypatch):
 
     checkpoint = finished_checkpoint(seconds=(2.0, 4.0), best_epoch=2)
     monkeypatch.setattr(results_module, "export_member", export)
-    monkeypatch.setattr(results_module, "trained", lambda job: (ReadsTheCorner(), checkpoint))
+    monkeypatch.setattr(results_module, "load_trained", lambda job: (ReadsTheCorner(), checkpoint))
     return calls
 
 

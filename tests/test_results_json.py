@@ -17,7 +17,7 @@ from train import calibration, results
 from train.config import TrainConfig
 from train.data import Data
 from train.errors import RunError
-from train.jobs import Job, epoch_caps, member_of, plan
+from train.jobs import Job, epoch_caps, member_of, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
 from train.results_format import Calibration, Dataset, ExportCheck, MeanStd, Results, StageResult
@@ -43,7 +43,7 @@ def data() -> Data:
     labels = {s: np.arange(n) % 3 % 2 for s, n in COUNTS.items()}
     counts = {s: np.bincount(y, minlength=2).tolist() for s, y in labels.items()}
     made = Data("organcmnist", "coronal", 28, "0123", ["liver", "spleen"], images, labels, counts)
-    return calibration.fitted_on(made, 4)
+    return calibration.add_calibration_split(made, 4)
 
 
 def config(seed: int = 1) -> TrainConfig:
@@ -61,7 +61,7 @@ def wrongly(labels: np.ndarray, *wrong: int) -> np.ndarray:
 
 
 def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, data):
-    found = results.opened(tmp_path, data, CPU, SETTINGS | {"smoke": True})
+    found = results.open_results(tmp_path, data, CPU, SETTINGS | {"smoke": True})
     assert list(to_json(found)) == [
         "format",
         "smoke",
@@ -90,7 +90,7 @@ def test_slices_of_a_larger_file_are_said_to_be_resampled_from_it(tmp_path, data
     resampled = Data(
         "organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts
     )
-    found = results.opened(tmp_path, resampled, CPU, SETTINGS).dataset
+    found = results.open_results(tmp_path, resampled, CPU, SETTINGS).dataset
     assert found is not None and (found.size, found.resample_from) == (28, 64)
 
 
@@ -98,7 +98,9 @@ def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
     summary = [{"name": "base", "seeds": [1]}]
     old = {"settings": SETTINGS, "stages": [to_json(stage_result("base"))], "device": "another"}
     (tmp_path / "results.json").write_text(json.dumps(old | {"summary": summary}))
-    found = results.opened(tmp_path, data, CPU, SETTINGS | {"amp": "off"})  # of each stage alone
+    found = results.open_results(
+        tmp_path, data, CPU, SETTINGS | {"amp": "off"}
+    )  # of each stage alone
     assert found.stages == [stage_result("base")]
     assert (
         found.device != "another"
@@ -110,23 +112,23 @@ def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
 def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, data):
     old = {key: value for key, value in SETTINGS.items() if key != "deterministic"}
     (tmp_path / "results.json").write_text(json.dumps({"settings": old}))
-    assert results.opened(tmp_path, data, CPU, SETTINGS).stages == []
-    with pytest.raises(RunError, match="was trained with deterministic False, this run has True"):
-        results.opened(tmp_path, data, CPU, SETTINGS | {"deterministic": True})
+    assert results.open_results(tmp_path, data, CPU, SETTINGS).stages == []
+    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+        results.open_results(tmp_path, data, CPU, SETTINGS | {"deterministic": True})
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([], "is not a results file of this program"),
-        ({"settings": []}, "is not a results file of this program"),
+        ([], ": not a results file of this program"),
+        ({"settings": []}, ": not a results file of this program"),
         (
             {"settings": SETTINGS | {"batch_size": 64}},
-            "was trained with batch_size 64, this run has 128",
+            "trained with batch_size 64, this run has 128",
         ),
         (
             {"settings": SETTINGS, "stages": [to_json(stage_result("other"))]},
-            "has a stage 'other', of another version",
+            "stage 'other' is of another version",
         ),
         ({"settings": SETTINGS, "stages": [{"name": "base"}]}, r"stages\[0\]: no key 'seed'"),
     ],
@@ -134,7 +136,7 @@ def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, 
 def test_results_of_another_run_are_refused(tmp_path, data, content, words):
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match=words) as raised:
-        results.opened(tmp_path, data, CPU, SETTINGS)
+        results.open_results(tmp_path, data, CPU, SETTINGS)
     assert raised.value.exit_code == 2 and str(tmp_path) in str(raised.value)
 
 
@@ -168,7 +170,7 @@ def job(tmp_path, data, monkeypatch) -> Job:
     checkpoint = finished_checkpoint(
         seconds=(2.0, 4.0, 3.0), best_epoch=2, parameters=77, precision="bf16"
     )
-    monkeypatch.setattr(results, "trained", lambda _: (Network(answers), checkpoint))
+    monkeypatch.setattr(results, "load_trained", lambda _: (Network(answers), checkpoint))
     exports: list[Path] = []
 
     def export(_: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int) -> Any:
@@ -228,8 +230,8 @@ def test_a_stage_that_is_measured_is_not_measured_again(job, data, monkeypatch):
     results.measure_test(job, data, CPU, found)
     before = json.dumps(to_json(found))
     with monkeypatch.context() as patched:
-        patched.setattr(results, "trained", None)
-        patched.setattr(results, "calibration", None)
+        patched.setattr(results, "load_trained", None)
+        patched.setattr(results, "fit_calibration", None)
         results.measure_stage(job, data, CPU, found)
         results.measure_test(job, data, CPU, found)
     assert json.dumps(to_json(found)) == before and len(results.exports) == 1
@@ -453,7 +455,9 @@ def test_most_epochs_are_given_for_all_stages_or_by_stage(given, caps):
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "1.5", "", "base=", "base=0", "=5=", "base=1,,2"])
 def test_numbers_of_epochs_that_are_none_are_refused(text):
-    with pytest.raises(RunError, match=r"--max-epochs takes N or STAGE=N with N from 1 on, found"):
+    with pytest.raises(
+        RunError, match=r"--max-epochs: expected N or STAGE=N with N of at least 1, found"
+    ):
         epoch_caps([text])
 
 
@@ -468,7 +472,7 @@ def options(**changed: Any) -> TrainOptions:
 
 def test_a_job_for_each_stage_with_the_studys_settings():
     # the reference study: batches of 128, at most 100 epochs, base 5; edge 24
-    jobs = plan(list(LADDER), options(), {}, Path("runs"))
+    jobs = plan_jobs(list(LADDER), options(), {}, Path("runs"))
     epochs = {job.stage.name: job.config.max_epochs for job in jobs}
     assert epochs == dict.fromkeys(STAGES, 100) | {"base": 5, "edge": 24}
     assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
@@ -481,7 +485,7 @@ def test_a_job_for_each_stage_with_the_studys_settings():
 def test_a_job_for_each_seed_in_a_directory_of_its_own():
     stages = [STAGES["base"], STAGES["edge"]]
     given = options(seed=5, seeds=2, amp="off", weights_dir=Path("w"), batch_size=7)
-    jobs = plan(stages, given, {"base": 2}, Path("runs"))
+    jobs = plan_jobs(stages, given, {"base": 2}, Path("runs"))
     assert [
         (job.stage.name, job.config.seed, job.config.max_epochs, job.directory) for job in jobs
     ] == [
@@ -496,7 +500,7 @@ def test_a_job_for_each_seed_in_a_directory_of_its_own():
 
 
 def test_a_smoke_run_starts_from_scratch_for_two_epochs():
-    (job,) = plan([STAGES["resnet50"]], options(smoke=True), {}, Path("runs"))
+    (job,) = plan_jobs([STAGES["resnet50"]], options(smoke=True), {}, Path("runs"))
     assert (job.config.smoke, job.config.weights, job.config.max_epochs) == (True, "none", 2)
 
 

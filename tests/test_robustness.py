@@ -81,7 +81,7 @@ def test_accuracy_and_balanced_error_by_hand():
         return np.stack([~bright, bright], axis=1).astype(float)
 
     said = []
-    found = corrupted_accuracy(predict, images, labels, say=said.append)
+    found = corrupted_accuracy(predict, images, labels, report=said.append)
     assert (found.clean_accuracy, found.clean_balanced_error) == (0.75, pytest.approx(1 / 6))
     assert list(found.accuracy) == list(found.balanced_error) == list(CORRUPTIONS)
     # 140 falls below at every step, 200 at 0.65 and below
@@ -159,10 +159,12 @@ def test_a_split_is_measured_with_its_own_labels(tmp_path, monkeypatch, split):
     monkeypatch.setattr(
         robustness,
         "corrupted_accuracy",
-        lambda predict, *arguments, say: measured.append(arguments) or SCORES,
+        lambda predict, *arguments, report: measured.append(arguments) or SCORES,
     )
     data, results = make_data(), make_run(tmp_path, "base")
-    measure_robustness(tmp_path, data, results, ["base"], split=split, slices=7, seed=3, say=quiet)
+    measure_robustness(
+        tmp_path, data, results, ["base"], split=split, slices=7, seed=3, report=quiet
+    )
     ((images, labels, seed),) = measured
     places = Origins(data).places(images, labels, split)
     assert (
@@ -174,10 +176,10 @@ def test_a_split_is_measured_with_its_own_labels(tmp_path, monkeypatch, split):
 
 def test_another_seed_is_measured_anew_and_recorded(tmp_path, counted):
     data, results = make_data(), make_run(tmp_path, "base")
-    (first,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, say=quiet)
-    (again,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, say=quiet)
+    (first,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, report=quiet)
+    (again,) = measure_robustness(tmp_path, data, results, ["base"], seed=1, report=quiet)
     assert again == first and len(counted) == 66
-    (second,) = measure_robustness(tmp_path, data, results, ["base"], seed=2, say=quiet)
+    (second,) = measure_robustness(tmp_path, data, results, ["base"], seed=2, report=quiet)
     assert (first.corruption_seed, second.corruption_seed) == (1, 2) and len(counted) == 2 * 66
     noisy = {name for name in CORRUPTIONS if first.accuracy[name] != second.accuracy[name]}
     assert noisy <= {"gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise"}
@@ -195,7 +197,7 @@ def test_the_noise_is_that_of_seed_0_unless_told_otherwise(tmp_path):
 
     corrupted_accuracy(predict, images, labels)
     assert content_of(corrupt(images, "shot_noise", 2, 0)) in asked
-    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, report=quiet)
     assert entry.corruption_seed == 0
 
 
@@ -211,7 +213,7 @@ def test_more_slices_than_a_batch_are_answered_in_their_order(tmp_path):
 
 def test_the_figures_of_another_data_set_are_dropped(tmp_path, counted):
     data, results = make_data(), make_run(tmp_path, "base")
-    measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    measure_robustness(tmp_path, data, results, ["base"], slices=5, report=quiet)
     for content in (
         '{"dataset": {"md5": "other"}, "stages": [1]}',
         "[]",
@@ -220,7 +222,7 @@ def test_the_figures_of_another_data_set_are_dropped(tmp_path, counted):
     ):
         (tmp_path / "robustness.json").write_text(content)
         counted.clear()
-        (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+        (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, report=quiet)
         kept = json.loads((tmp_path / "robustness.json").read_text())
         assert len(counted) == 66 and kept["stages"] == [to_json(entry)] and kept["format"] == 1
 
@@ -231,7 +233,7 @@ def test_a_single_seed_may_lie_in_a_directory_of_its_own(tmp_path):
     own = tmp_path / "base" / "seed-1"
     own.mkdir()
     (own / "member.onnx").write_bytes(make_graph(seed=9))
-    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, report=quiet)
     assert entry.members == {"base": hashlib.sha256(make_graph(seed=9)).hexdigest()}
 
 
@@ -250,7 +252,7 @@ def test_the_balanced_error_is_scikit_learns():
 def test_an_ensemble_is_the_mean_probability_of_its_members(tmp_path, counted):
     data = make_data()
     results = make_run(tmp_path, *MEMBERS, "ensemble")
-    entries = measure_robustness(tmp_path, data, results, [*MEMBERS, "ensemble"], say=quiet)
+    entries = measure_robustness(tmp_path, data, results, [*MEMBERS, "ensemble"], report=quiet)
     assert [entry.name for entry in entries] == [*MEMBERS, "ensemble"]
     assert len(counted) == 4 * 66  # the ensemble asks for what its members have answered
     logits = []
@@ -297,7 +299,7 @@ def test_only_what_changed_is_measured_again(tmp_path, counted):
     def measured(*names, **options):
         counted.clear()
         entries = measure_robustness(
-            tmp_path, data, results, names, slices=10, say=quiet, **options
+            tmp_path, data, results, names, slices=10, report=quiet, **options
         )
         return [file.parent.name for file in dict.fromkeys(counted)], entries
 
@@ -322,7 +324,8 @@ def test_only_what_changed_is_measured_again(tmp_path, counted):
     ]
     counted.clear()
     assert (
-        measure_robustness(tmp_path, data, results, ["big"], slices=20, say=quiet)[0].slices == 20
+        measure_robustness(tmp_path, data, results, ["big"], slices=20, report=quiet)[0].slices
+        == 20
     )
     assert counted and len(stored(tmp_path)) == 3
 
@@ -331,15 +334,15 @@ def test_a_stage_that_is_finished_outlives_a_later_failure(tmp_path, monkeypatch
     data = make_data()
     results = make_run(tmp_path, "base", "big")
     (tmp_path / "big" / "member.onnx").write_bytes(b"nothing")
-    with pytest.raises(RunError, match=r"cannot open .*big/member\.onnx"):
-        measure_robustness(tmp_path, data, results, ["base", "big"], slices=5, say=quiet)
+    with pytest.raises(RunError, match=r"big/member\.onnx: cannot be opened"):
+        measure_robustness(tmp_path, data, results, ["base", "big"], slices=5, report=quiet)
     kept = stored(tmp_path)
     assert [entry["name"] for entry in kept] == ["base"]
     (tmp_path / "big" / "member.onnx").unlink()
     with pytest.raises(
         RunError, match=r"big: no member\.onnx; rerun the command that trained the stage"
     ):
-        measure_robustness(tmp_path, data, results, ["big"], slices=5, say=quiet)
+        measure_robustness(tmp_path, data, results, ["big"], slices=5, report=quiet)
 
 
 def test_the_slices_are_spread_over_the_split(tmp_path, monkeypatch):
@@ -347,14 +350,16 @@ def test_the_slices_are_spread_over_the_split(tmp_path, monkeypatch):
     data.images["test"][:, 0, 0] = np.arange(40)
     seen = []
 
-    def keep(predict, images, labels, seed, *, say):
+    def keep(predict, images, labels, seed, *, report):
         seen.append(images[:, 0, 0].tolist())
         return SCORES
 
     monkeypatch.setattr(robustness, "corrupted_accuracy", keep)
     results = make_run(tmp_path, "base")
     for slices in (4, 1, None):
-        (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=slices, say=quiet)
+        (entry,) = measure_robustness(
+            tmp_path, data, results, ["base"], slices=slices, report=quiet
+        )
         assert (entry.slices, entry.split_slices) == (len(seen[-1]), 40)
     assert seen == [[0, 13, 26, 39], [0], list(range(40))]
 
@@ -365,7 +370,7 @@ def test_of_several_seeds_the_best_on_validation_is_measured(tmp_path):
         (tmp_path / "base" / f"seed-{seed}").mkdir(parents=True)
         (tmp_path / "base" / f"seed-{seed}" / "member.onnx").write_bytes(make_graph(seed=seed))
     results = Results(smoke=True, stages=[row("base", 5, 0.4), row("base", 6, 0.6)])
-    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, say=quiet)
+    (entry,) = measure_robustness(tmp_path, data, results, ["base"], slices=5, report=quiet)
     assert entry.seed == 6
     assert json.loads((tmp_path / "robustness.json").read_text())["smoke"] is True
 
@@ -394,8 +399,8 @@ def test_the_command_measures_and_prints_a_table(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--stages", "edge"], "--stages: 'edge' is not in .*; it has base"),
-        (["--slices", "0"], "--slices takes 1 or more, found 0"),
+        (["--stages", "edge"], "--stages: 'edge' is not in .*; choose from base"),
+        (["--slices", "0"], "--slices: expected 1 or more, found 0"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, capsys, arguments, words):
@@ -423,12 +428,14 @@ def test_a_run_with_a_stage_of_another_version_is_refused(tmp_path, capsys):
     text = (tmp_path / "results.json").read_text()
     (tmp_path / "results.json").write_text(text.replace('"base"', '"edge_teacher1"'))
     assert main([str(tmp_path)]) == 2
-    assert "has a stage 'edge_teacher1', of another version" in capsys.readouterr().err
+    assert "stage 'edge_teacher1' is of another version" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_run_is_refused_and_not_made(tmp_path, capsys):
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "no results.json in" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
+    assert (
+        ": no results.json; pass" in capsys.readouterr().err and not (tmp_path / "nowhere").exists()
+    )
 
 
 def test_the_table_has_a_column_per_stage_and_a_line_under_the_means():
@@ -463,7 +470,7 @@ def test_progress_is_told_a_line_per_corruption_with_the_stage(tmp_path):
     said = []
     results = make_run(tmp_path, "base")
     (entry,) = measure_robustness(
-        tmp_path, make_data(), results, ["base"], slices=5, say=said.append
+        tmp_path, make_data(), results, ["base"], slices=5, report=said.append
     )
     values = "".join(f"{value:>8.4f}" for value in entry.accuracy["jpeg_compression"])
     assert len(said) == 13 and said[1] == f"base           jpeg_compression  {values}"
@@ -503,7 +510,7 @@ def test_as_a_program_it_takes_its_arguments_and_ends_with_its_code(tmp_path, mo
     monkeypatch.setattr(sys, "argv", ["robustness", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("train.robustness", run_name="__main__")
-    assert ended.value.code == 2 and "no results.json in" in capsys.readouterr().err
+    assert ended.value.code == 2 and ": no results.json; pass" in capsys.readouterr().err
 
 
 def test_a_run_without_a_finished_stage_is_refused(tmp_path, data_at_hand, capsys):
@@ -511,7 +518,7 @@ def test_a_run_without_a_finished_stage_is_refused(tmp_path, data_at_hand, capsy
     assert main([str(tmp_path)]) == 2
     assert (
         capsys.readouterr().err
-        == f"train.robustness: error: {tmp_path} has no finished stage yet\n"
+        == f"train.robustness: error: {tmp_path}: no finished stage yet; train one with python -m train.all\n"
     )
 
 
@@ -519,7 +526,7 @@ def test_a_run_that_another_process_is_using_is_refused(tmp_path, data_at_hand, 
     make_run(tmp_path, "base")
     with record.locked(tmp_path):
         assert main([str(tmp_path), "--slices", "3", "--device", "cpu"]) == 2
-    assert "another run is using" in capsys.readouterr().err
+    assert "another run is using it" in capsys.readouterr().err
 
 
 def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, monkeypatch, capsys):
@@ -542,10 +549,10 @@ def test_the_command_measures_on_the_device_it_is_told(tmp_path, data_at_hand, m
         (
             OSError(28, "No space left on device", "a.json"),
             2,
-            "error: No space left on device: a.json",
+            "error: a.json: No space left on device",
         ),
-        (OSError(28, "No space left on device"), 2, "error: No space left on device: {run}"),
-        (OSError("no number"), 2, "error: no number: {run}"),
+        (OSError(28, "No space left on device"), 2, "error: {run}: No space left on device"),
+        (OSError("no number"), 2, "error: {run}: no number"),
         (
             KeyboardInterrupt(),
             130,
@@ -590,9 +597,9 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "network_of", lambda path: path.name == "checkpoint.pt" and Network())
     monkeypatch.setattr(fit, "evaluate", lambda network, images: exported._logits_exported(images))
     gpu = torch.device("cuda", 0)
-    on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, say=quiet)
+    on_gpu = measure_robustness(tmp_path, data, results, ["base"], device=gpu, report=quiet)
     assert sent == [gpu]
     (tmp_path / "robustness.json").unlink()
-    assert measure_robustness(tmp_path, data, results, ["base"], say=quiet) == on_gpu and sent == [
-        gpu
-    ]
+    assert measure_robustness(
+        tmp_path, data, results, ["base"], report=quiet
+    ) == on_gpu and sent == [gpu]

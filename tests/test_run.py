@@ -214,12 +214,15 @@ def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):
     ("arguments", "words"),
     [
         (["--stages", "nope"], "unknown stage 'nope'; choose from base"),
-        (["--dataset", "pathmnist"], "unknown data set 'pathmnist'"),
-        (["--max-epochs", "x"], "--max-epochs takes N or STAGE=N"),
+        (["--dataset", "pathmnist"], "data set 'pathmnist': unknown"),
+        (["--max-epochs", "x"], "--max-epochs: expected N or STAGE=N"),
         (["--max-epochs", "nope=3"], "unknown stage 'nope'"),
-        (["--precision", "int4"], "--precision: 'int4' is none of int8, fp32, fp16"),
+        (
+            ["--precision", "int4"],
+            "--precision: unknown precision 'int4'; choose from int8, fp32, fp16",
+        ),
         (["--data-dir", str(ROOT / "pyproject.toml")], "pyproject.toml"),
-        (["--out", "/proc/nope"], "cannot write to /proc/nope"),
+        (["--out", "/proc/nope"], "/proc/nope: cannot be written"),
     ],
 )
 def test_what_is_wrong_is_found_before_the_first_epoch(tmp_path, capsys, arguments, words):
@@ -268,7 +271,7 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
         assert first.stdout.readline().startswith("device  cpu (")
         assert "epoch" in first.stdout.readline()
         assert train_here(tmp_path, *options) == 2
-        assert "another run is using" in capsys.readouterr().err
+        assert "another run is using it" in capsys.readouterr().err
         first.send_signal(signal.SIGTERM)
         _, said = first.communicate(timeout=60)
     finally:
@@ -373,9 +376,12 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
     ).read_bytes()
     capsys.readouterr()
     assert main([*start, "--batch-size", "1"]) == 2
-    assert "--batch-size takes 2 or more here, found 1" in capsys.readouterr().err
+    assert (
+        "--batch-size: expected 2 or more for batch normalization, found 1"
+        in capsys.readouterr().err
+    )
     assert main([*start, "--size", "224", "--resample-from", "64"]) == 2
-    assert "slices of 224 px cannot be resampled from 64 px" in capsys.readouterr().err
+    assert "slices of 224 px: cannot be resampled from 64 px" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -481,12 +487,15 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
     refused = subprocess.run(
         [*export, "--precision", "int4"], cwd=ROOT, capture_output=True, text=True
     )
-    assert refused.returncode == 2 and "'int4' is none of int8, fp32, fp16" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "unknown precision 'int4'; choose from int8, fp32, fp16" in refused.stderr
+    )
 
 
 def test_export_names_a_file_that_is_no_checkpoint(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     export = [sys.executable, "-m", "export.all", "--checkpoint", str(tmp_path / "checkpoint.pt")]
     done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "checkpoint.pt is not a readable checkpoint" in done.stderr
+    assert done.returncode == 2 and "checkpoint.pt: not a readable checkpoint" in done.stderr
     assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from conftest import ROOT
 from train.all import parse_arguments
 from train.config import TrainConfig
 from train.errors import RunError
-from train.jobs import Job, epoch_caps, member_of, plan
+from train.jobs import Job, epoch_caps, member_of, plan_jobs
 from train.recipes import EdgeRecipe, ReferenceRecipe
 from train.report import figures, wording
 from train.stages import LADDER, LISTED, MEMBERS, STAGES, Stage, chosen_stages, epoch_cap
@@ -119,7 +119,7 @@ def test_caps_are_read_as_written():
 @pytest.mark.parametrize("text", ["0", "-1", "x", "big=", "big=0", "1.5", ""])
 def test_a_cap_that_is_no_count_is_refused(text):
     with pytest.raises(
-        RunError, match=f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}"
+        RunError, match=f"--max-epochs: expected N or STAGE=N with N of at least 1, found {text!r}"
     ):
         epoch_caps([text])
 
@@ -136,7 +136,7 @@ OUT = Path("runs") / "organamnist"
 
 def jobs(*arguments):
     options = parse_arguments(list(arguments))
-    return plan(chosen_stages(["base", "edge"]), options, epoch_caps(options.max_epochs), OUT)
+    return plan_jobs(chosen_stages(["base", "edge"]), options, epoch_caps(options.max_epochs), OUT)
 
 
 def test_every_stage_is_a_job_with_the_documented_defaults():
@@ -207,7 +207,7 @@ def test_the_rungs_bring_every_stage():
 
 def test_a_stage_that_is_none_is_named():
     with pytest.raises(
-        RunError, match=r"^unknown stage 'huge'; choose from base, early_stopping, "
+        RunError, match=r"^--stages: unknown stage 'huge'; choose from base, early_stopping, "
     ):
         chosen_stages(["base", "huge"])
 

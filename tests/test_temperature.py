@@ -23,7 +23,13 @@ from export.variants import Slices, logits_of
 from organ_infer import OrganClassifier
 from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import calibration as calibration_module
-from train.calibration import SPLIT, calibration, described, fitted_on, judged_with
+from train.calibration import (
+    SPLIT,
+    add_calibration_split,
+    describe_split,
+    fit_calibration,
+    variant_slices,
+)
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import load_data
 
@@ -162,7 +168,7 @@ def test_kept_probabilities_calibrate_as_their_logits_would():
     halves = {"val": slice(0, 1000), SPLIT: slice(1000, 2500), "test": slice(2500, None)}
     logits = {s: [5 * first[rows], second[rows]] for s, rows in halves.items()}
     members = [{s: mean_softmax([logits[s][i]]).astype(np.float32) for s in halves} for i in (0, 1)]
-    found = calibration(members, {s: labels[rows] for s, rows in halves.items()})
+    found = fit_calibration(members, {s: labels[rows] for s, rows in halves.items()})
     assert found.temperature == pytest.approx(
         fit_temperature(logits[SPLIT], labels[halves[SPLIT]]), abs=0.002
     )
@@ -182,7 +188,7 @@ def test_kept_probabilities_calibrate_as_their_logits_would():
 def test_probabilities_of_zero_are_no_infinite_logits():
     member = {s: np.eye(3, dtype=np.float32) for s in ("val", SPLIT, "test")}
     wrong = np.array([0, 1, 1])
-    found = calibration([member], {"val": wrong, SPLIT: wrong, "test": np.array([0, 1, 2])})
+    found = fit_calibration([member], {"val": wrong, SPLIT: wrong, "test": np.array([0, 1, 2])})
     assert (
         LOWEST <= found.temperature <= HIGHEST
         and np.isfinite([found.val_ece, found.test_ece]).all()
@@ -235,7 +241,7 @@ def test_a_bundle_holds_the_temperature_of_what_it_lists(tmp_path):
 
 def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
     data = unequal_data()
-    found = fitted_on(data, 10)
+    found = add_calibration_split(data, 10)
     chosen = np.array([0, 4, 8, 12, 16, 20, 24, 28, 32, 36])  # of 37
     plain = data.images["val"][chosen]
     copies = found.images[SPLIT].reshape(14, 10, 28, 28)
@@ -251,14 +257,14 @@ def test_temperatures_are_fitted_on_validation_and_its_corrupted_copies():
         found.images[s] is data.images[s] and found.labels[s] is data.labels[s] for s in data.images
     )
     assert (
-        described(found)
+        describe_split(found)
         == "10 validation slices and 13 corrupted copies of each (MedMNIST-C, severity 3)"
     )
 
 
 def test_no_more_slices_are_corrupted_than_there_are():
     data = unequal_data()
-    found = fitted_on(data)
+    found = add_calibration_split(data)
     assert np.array_equal(found.images[SPLIT][:37], data.images["val"])
     assert len(found.labels[SPLIT]) == len(found.images[SPLIT]) == 14 * 37
 
@@ -266,8 +272,8 @@ def test_no_more_slices_are_corrupted_than_there_are():
 def test_1000_slices_are_corrupted_unless_told_otherwise(monkeypatch):
     """As docs/results/edge.md says; the corruptions themselves are left out, which take seconds."""
     monkeypatch.setattr(calibration_module, "corrupt", lambda images, name, severity: images)
-    found = fitted_on(unequal_data({"train": 20, "val": 1207, "test": 30}))
-    assert described(found).startswith("1,000 validation slices and 13 corrupted copies")
+    found = add_calibration_split(unequal_data({"train": 20, "val": 1207, "test": 30}))
+    assert describe_split(found).startswith("1,000 validation slices and 13 corrupted copies")
 
 
 def test_every_slice_keeps_its_split_and_label_from_the_file_to_the_temperature(
@@ -289,10 +295,10 @@ def test_every_slice_keeps_its_split_and_label_from_the_file_to_the_temperature(
     for split in ("train", "val", "test"):
         assert origins.places(smoke.images[split], smoke.labels[split], split) == list(range(256))
     assert smoke.counts == data.counts == whole.counts
-    fitting = fitted_on(smoke, 9)
+    fitting = add_calibration_split(smoke, 9)
     chosen = origins.places(fitting.images[SPLIT][:9], fitting.labels[SPLIT][:9], "val")
     assert chosen == sorted(set(chosen)) and (chosen[0], chosen[-1]) == (0, 255)
-    slices = judged_with(fitting)
+    slices = variant_slices(fitting)
     assert origins.places(slices.train, smoke.labels["train"], "train") == list(range(256))
     assert origins.places(slices.val, slices.labels, "val") == list(range(256))
     images, labels = slices.fitted_on

@@ -203,14 +203,14 @@ def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             ImportError("x", name="onnxscript"),
             2,
-            "train: error: onnxscript is not installed: pip install",
+            "train: error: onnxscript: not installed; run pip install",
         ),
         (
             OSError(28, "No space left on device", "runs/x"),
             1,
-            "train: error: No space left on device: runs/x; finished stages are kept",
+            "train: error: runs/x: No space left on device; rerun the same command to resume",
         ),
-        (OSError("gone"), 1, "train: error: gone: there; finished stages are kept"),
+        (OSError("gone"), 1, "train: error: there: gone; rerun the same command"),
         (
             KeyboardInterrupt(),
             130,
@@ -252,7 +252,7 @@ def test_a_run_that_ends_well_gets_its_options_and_ends_in_0(monkeypatch, capsys
 def test_a_process_that_fails_in_a_group_leaves_at_once(monkeypatch, code, joined, left_at_once):
     left = []
     monkeypatch.setattr(command, "main", lambda: code)
-    monkeypatch.setattr("train.parallel.joined", lambda: joined)
+    monkeypatch.setattr("train.parallel.is_joined", lambda: joined)
     monkeypatch.setattr(command.os, "_exit", left.append)
     with pytest.raises(SystemExit) as ended:
         command.run_and_exit()
@@ -280,11 +280,17 @@ def options(folder: Path, *more: str) -> TrainOptions:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--precision", "fp32,int4"], "--precision: 'int4' is none of int8, fp32, fp16"),
-        (["--batch-size", "1"], "--batch-size takes 2 or more here, found 1"),
-        (["--max-epochs", "0"], "--max-epochs takes N or STAGE=N"),
+        (
+            ["--precision", "fp32,int4"],
+            "--precision: unknown precision 'int4'; choose from int8, fp32, fp16",
+        ),
+        (
+            ["--batch-size", "1"],
+            "--batch-size: expected 2 or more for batch normalization, found 1",
+        ),
+        (["--max-epochs", "0"], "--max-epochs: expected N or STAGE=N"),
         (["--stages", "base,nope"], "unknown stage 'nope'"),
-        (["--dataset", "pathmnist"], "unknown data set 'pathmnist'"),
+        (["--dataset", "pathmnist"], "data set 'pathmnist': unknown"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, arguments, words):
@@ -564,7 +570,7 @@ def test_batches_are_shared_by_all_processes_of_every_stage(monkeypatch):
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Data:
     medmnist_file(tmp_path, "organcmnist", monkeypatch)
-    return calibration.fitted_on(load_data("organcmnist", directory=tmp_path), 5)
+    return calibration.add_calibration_split(load_data("organcmnist", directory=tmp_path), 5)
 
 
 @pytest.fixture
@@ -824,13 +830,13 @@ def test_the_report_of_a_run_is_written_again_from_its_data_set(tmp_path, monkey
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({}, "run/results.json does not name its data set"),
-        ({"dataset": None}, "run/results.json does not name its data set"),
-        ({"dataset": {"flag": "pathmnist"}}, "unknown data set 'pathmnist'"),
-        ({"dataset": {"flag": "organcmnist", "size": 30}}, "unknown size 30"),
+        ({}, "run/results.json: names no data set"),
+        ({"dataset": None}, "run/results.json: names no data set"),
+        ({"dataset": {"flag": "pathmnist"}}, "data set 'pathmnist': unknown"),
+        ({"dataset": {"flag": "organcmnist", "size": 30}}, "size 30: not published"),
         (
             {"dataset": {"flag": "organcmnist", "size": 64, "resample_from": 28}},
-            "slices of 64 px cannot be resampled from 28 px",
+            "slices of 64 px: cannot be resampled from 28 px",
         ),
     ],
 )
@@ -855,7 +861,7 @@ def test_a_report_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
     (tmp_path / "results.json").write_text(json.dumps({"dataset": {"flag": "organcmnist"}}))
     monkeypatch.setattr("train.report.__main__.write_report", full)
     assert report([str(tmp_path), "--data-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"train.report: error: No space left on device: {tmp_path}\n"
+    assert capsys.readouterr().err == f"train.report: error: {tmp_path}: No space left on device\n"
 
 
 def test_the_report_needs_a_run(capsys, monkeypatch):
@@ -868,8 +874,8 @@ def test_the_report_needs_a_run(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "arguments", "words"),
     [
-        ("train.report.__main__", ["/nowhere"], "train.report: error: no results.json in /nowhere"),
-        ("train.all", ["--stages", "nope"], "train: error: unknown stage 'nope'"),
+        ("train.report.__main__", ["/nowhere"], "train.report: error: /nowhere: no results.json"),
+        ("train.all", ["--stages", "nope"], "train: error: --stages: unknown stage 'nope'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -128,7 +128,7 @@ def test_the_study_trains_with_adam_at_a_thousandth_and_plain_cross_entropy():
     assert {key: group[key] for key in published} == published
     assert len(group["params"]) == len(list(network.parameters()))
     assert [recipe.learning_rate(done) for done in (0.0, 0.3, 1.0)] == [1e-3] * 3
-    assert recipe.described() == {"learning_rate": 1e-3} and recipe.ema_decay is None
+    assert recipe.stored_settings() == {"learning_rate": 1e-3} and recipe.ema_decay is None
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
     expected = math.log(1 + math.exp(-2) + math.exp(-3)) + math.log(3)
     assert float(recipe.loss(logits, torch.tensor([0, 2]))) == pytest.approx(expected)
@@ -320,8 +320,8 @@ def test_the_wrapped_network_is_trained_and_its_own_weights_are_averaged(small_e
 
     data, config = made_data(n=64), dataclasses.replace(CONFIG, max_epochs=2)
     arguments = STAGES["edge"], data, config, CPU
-    plain = fit.fit(*arguments, tmp_path / "plain", say=lambda line: None)
-    done = fit.fit(*arguments, tmp_path / "wrapped", say=lambda line: None, group=Wrapping())
+    plain = fit.fit(*arguments, tmp_path / "plain", report=lambda line: None)
+    done = fit.fit(*arguments, tmp_path / "wrapped", report=lambda line: None, group=Wrapping())
     assert equal(done.state, plain.state)
     assert [network.calls for network in wrapped] == [
         4
@@ -427,10 +427,10 @@ def test_the_weights_that_are_validated_are_those_that_are_kept(
     monkeypatch.setattr(
         record,
         "save_checkpoint",
-        lambda path, state: states.append(checkpoint.copied(state)) or save(path, state),
+        lambda path, state: states.append(checkpoint.copy_to_cpu(state)) or save(path, state),
     )
     data = made_data(n=64)
-    done = fit.fit(STAGES["edge"], data, dataclasses.replace(CONFIG, max_epochs=2), CPU, tmp_path, recipe=EdgeRecipe(ema_decay=averaged), say=lambda line: None)  # fmt: skip
+    done = fit.fit(STAGES["edge"], data, dataclasses.replace(CONFIG, max_epochs=2), CPU, tmp_path, recipe=EdgeRecipe(ema_decay=averaged), report=lambda line: None)  # fmt: skip
     assert len(seen) == 2 and not equal(*seen)
     assert equal(done.state, seen[-1]) and equal(fit.network_of(done).state_dict(), seen[-1])
     for state, validated in zip(states[:2], seen, strict=True):
@@ -510,8 +510,8 @@ def runs_killed_after(epochs, data, config, directory, whole):
         patch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
         for _ in epochs:
             with pytest.raises(Killed):
-                fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
-        again = fit.fit(STAGES["edge"], data, config, CPU, directory, say=lambda line: None)
+                fit.fit(STAGES["edge"], data, config, CPU, directory, report=lambda line: None)
+        again = fit.fit(STAGES["edge"], data, config, CPU, directory, report=lambda line: None)
     assert without_seconds(again.history) == without_seconds(whole.history)
     assert equal(again.state, whole.state)
 
@@ -523,7 +523,9 @@ def test_a_run_killed_after_any_epochs_ends_as_one_that_was_not(monkeypatch):
     monkeypatch.setitem(networks.NETWORKS, "edge", network)
     data, config = made_data(n=40), dataclasses.replace(CONFIG, max_epochs=5)
     with tempfile.TemporaryDirectory() as directory:
-        whole = fit.fit(STAGES["edge"], data, config, CPU, Path(directory), say=lambda line: None)
+        whole = fit.fit(
+            STAGES["edge"], data, config, CPU, Path(directory), report=lambda line: None
+        )
 
     @given(st.sets(st.integers(1, 5)))
     @settings(deadline=None, max_examples=6)
@@ -537,7 +539,7 @@ def test_a_run_killed_after_any_epochs_ends_as_one_that_was_not(monkeypatch):
 def test_a_checkpoint_records_what_was_trained_on_what(tmp_path):
     data = dataclasses.replace(made_data(n=40), md5="abc")
     config = dataclasses.replace(CONFIG, max_epochs=1, seed=4, smoke=True)
-    fit.fit(STAGES["augmentation"], data, config, CPU, tmp_path, say=lambda line: None)
+    fit.fit(STAGES["augmentation"], data, config, CPU, tmp_path, report=lambda line: None)
     kept = record.load_checkpoint(tmp_path / "checkpoint.pt")
     about = {key: value for key, value in kept.items() if key not in ("state", "history")}
     assert about == {
@@ -588,7 +590,7 @@ def test_an_epoch_is_reported_with_its_losses_accuracy_and_time(monkeypatch, tmp
     now, lines = itertools.count(step=20.0), []
     monkeypatch.setattr(fit.time, "perf_counter", lambda: next(now))
     config = dataclasses.replace(CONFIG, max_epochs=3)
-    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, say=lines.append)
+    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, report=lines.append)
 
     def log_loss(gain, right):
         return -math.log((math.exp(gain) if right else 1) / (math.exp(gain) + 2))
@@ -653,7 +655,7 @@ def test_durations_are_shown_as_a_clock(seconds, shown):
 def test_a_first_epoch_that_is_never_right_is_still_the_best(monkeypatch, tmp_path):
     data = scripted(monkeypatch, [answer([1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0])] * 6)
     config = dataclasses.replace(CONFIG, max_epochs=50)
-    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, say=lambda line: None)
+    done = fit.fit(STAGES["early_stopping"], data, config, CPU, tmp_path, report=lambda line: None)
     assert (done.best_epoch, len(done.history)) == (1, 6) and "head.bias" in done.state
 
 
@@ -678,7 +680,7 @@ def test_a_second_process_writes_nothing_and_follows_the_first(monkeypatch, tmp_
         def wait(self):
             waits.append(1)
 
-    done = fit.fit(STAGES["early_stopping"], data, dataclasses.replace(CONFIG, max_epochs=50), CPU, tmp_path, say=lines.append, group=Second(1, 2))  # fmt: skip
+    done = fit.fit(STAGES["early_stopping"], data, dataclasses.replace(CONFIG, max_epochs=50), CPU, tmp_path, report=lines.append, group=Second(1, 2))  # fmt: skip
     assert [row["val_accuracy"] for row in done.history] == [0.5, 0.75] + [0.25] * 5
     assert done.best_epoch == 2 and not list(tmp_path.iterdir()) and not lines
     assert len(waits) == 7 + 1  # after every epoch, and at the end
@@ -734,10 +736,10 @@ def test_a_resumed_stage_needs_no_imagenet_weights_and_still_names_them(monkeypa
     arguments = STAGES["resnet50"], made_data(n=4), TrainConfig(1, 32, 2, "imagenet"), CPU, tmp_path
     lines = []
     with pytest.raises(Killed):
-        fit.fit(*arguments, say=lines.append)
+        fit.fit(*arguments, report=lines.append)
     monkeypatch.setattr(record, "save_checkpoint", save)
     monkeypatch.setattr(fit, "find_weights", None)
-    done = fit.fit(*arguments, say=lines.append)
+    done = fit.fit(*arguments, report=lines.append)
     assert done.facts.weights == "the source" and len(done.history) == 2
     assert lines[0] == "resnet50: continues after epoch 1"
 

@@ -270,6 +270,6 @@ def test_the_merged_graph_gives_the_mean_of_the_softmax():
     other = to_onnx(network_of("small").eval(), 28)
     other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 10
     with pytest.raises(
-        ExportError, match="the members differ in input size, classes or operator set"
+        ExportError, match="the networks differ in input size, classes or operator set"
     ):
         merge({"a": models["a"], "b": other})

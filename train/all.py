@@ -30,11 +30,24 @@ Research software, not a medical device."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
-    """Parse the command line; argparse exits with 2 for invalid options.
+    """Parse the command line.
 
     Args:
         arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The options.
+
+    Raises:
+        SystemExit: an option is invalid (exit code 2), or --help was given.
     """
+    values = vars(_parser().parse_args(arguments))
+    # an empty --stages stands for all of them
+    stages = None if values["stages"] == ("",) else values["stages"]
+    return TrainOptions(**values | {"max_epochs": tuple(values["max_epochs"]), "stages": stages})
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.all",
         description="Train every stage, export each to ONNX, and write a bundle and a report.",
@@ -46,7 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         "--dataset",
         default=TrainOptions.dataset,
         metavar="NAME",
-        help=f"{', '.join(DATASETS)} (default: {TrainOptions.dataset})",
+        help=f"data set: {', '.join(DATASETS)} (default: {TrainOptions.dataset})",
     )
     add(
         "--data-dir",
@@ -78,18 +91,23 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         "--amp",
         choices=("auto", "bf16", "fp16", "off"),
         default="auto",
-        help="precision of the forward pass: auto (default: bf16 if the device supports it natively, else float32), bf16,"
-        " fp16 with loss scaling, or off for float32",
+        help="precision of the forward pass; auto (default) is bf16 if the device supports it, else off (float32)",
     )
-    add("--size", type=int, default=28, choices=SIZES, help="pixels per side (default: 28)")
+    add(
+        "--size",
+        type=int,
+        default=28,
+        choices=SIZES,
+        help="pixels per side of the input (default: 28)",
+    )
     add(
         "--resample-from",
         type=int,
         choices=SIZES[1:],
         metavar="SIZE",
-        help="resample the slices from the file of 64, 128 or 224 px, by area averages as the runtime does",
+        help="resample the slices from the data set's file of this size: 64, 128 or 224 px",
     )
-    add("--seed", type=natural, default=1, help="default: 1")
+    add("--seed", type=natural, default=1, metavar="N", help="seed of the run (default: 1)")
     add(
         "--seeds",
         type=positive,
@@ -97,13 +115,19 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         metavar="K",
         help="train each stage with K seeds, counted up from --seed (default: 1)",
     )
-    add("--batch-size", type=positive, default=128, help="default: 128")
+    add(
+        "--batch-size",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="slices per training step (default: 128)",
+    )
     add(
         "--max-epochs",
         action="append",
         default=[],
         metavar="N",
-        help="at most N epochs per stage, or STAGE=N for one stage (ensemble=N: its ResNets); may be repeated",
+        help="most epochs of every stage, or STAGE=N for one stage; may be repeated",
     )
     add(
         "--weights",
@@ -115,22 +139,20 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
         "--weights-dir",
         type=Path,
         metavar="DIR",
-        help="directory of resnet50.pth and so on (default: download them)",
+        help="directory of the ImageNet weights, such as resnet50.pth (default: download them)",
     )
     add(
         "--precision",
         type=names,
         default=TrainOptions.precision,
         metavar="LIST",
-        help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16); fp32 is always included,"
-        " int8 and fp16 if validation accepts them",
+        help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16)",
     )
     add(
         "--parallel",
         choices=("stages", "batches"),
         default="stages",
-        help="how several processes of torchrun share the work: each trains stages of its own (default), or all share the"
-        " batches of each stage",
+        help="what the processes of torchrun divide among them: stages or batches (default: stages)",
     )
     add(
         "--deterministic", action="store_true", help="reproducible results on CUDA as well (slower)"
@@ -138,21 +160,25 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainOptions:
     add(
         "--smoke",
         action="store_true",
-        help="train a few batches of every stage from scratch; the results mean nothing",
+        help="train every stage on a few batches, to test the pipeline; the results mean nothing",
     )
     add(
         "--fresh",
         action="store_true",
-        help="start over: remove the results of earlier runs from the directory",
+        help="remove the results of earlier runs from the directory and start over",
     )
-    given = vars(parser.parse_args(arguments))
-    # an empty --stages stands for all of them
-    stages = None if given["stages"] == ("",) else given["stages"]
-    return TrainOptions(**given | {"max_epochs": tuple(given["max_epochs"]), "stages": stages})
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit code, as the epilog of --help lists them.
+    """
     options = parse_arguments(arguments)
     received: list[int] = []
 
@@ -160,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     from train.errors import RunError
 
     try:
@@ -178,28 +204,30 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (received[0] if received else signal.SIGINT)
     except ImportError as e:
         print(
-            f"train: error: {e.name} is not installed: pip install -e '.[train,cpu]' (or train,gpu)",
+            f"train: error: {e.name}: not installed; run pip install -e '.[train,cpu]' (or train,gpu)",
             file=sys.stderr,
         )
         return 2
     except OSError as e:
-        where = e.filename or options.out
+        path = e.filename or options.out
         print(
-            f"train: error: {e.strerror or e}: {where}; finished stages are kept", file=sys.stderr
+            f"train: error: {path}: {e.strerror or e}; rerun the same command to resume after the"
+            " finished stages",
+            file=sys.stderr,
         )
         return 1
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             with contextlib.suppress(ValueError):
                 signal.signal(number, handler)
     return 0
 
 
 def run_and_exit() -> NoReturn:
-    """Run the command and exit.
+    """Run the command and exit with its code.
 
-    A process that failed in a group exits at once: an orderly exit would wait for the other processes, which wait
-    for this one.
+    A process that fails in a group exits at once. An orderly exit would wait for the other processes, which wait for
+    this one.
     """
     try:
         code = main()
@@ -207,9 +235,9 @@ def run_and_exit() -> NoReturn:
         traceback.print_exc()
         code = 1
     if code and "torch" in sys.modules:
-        from train.parallel import joined
+        from train.parallel import is_joined
 
-        if joined():
+        if is_joined():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

@@ -1,4 +1,8 @@
-"""Types of command-line arguments, for argparse."""
+"""Types of command-line arguments.
+
+Each function is an argparse `type`: it converts the text of one argument, or raises ArgumentTypeError or ValueError,
+which argparse reports together with the option.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ import re
 
 
 def device_name(text: str) -> str:
-    """A value of --device: auto, cpu, cuda or cuda:N."""
+    """Check a value of --device: auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N, found {text!r}")
     return text
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Convert to an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
@@ -22,7 +26,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """A whole number from 0 on."""
+    """Convert to an integer of at least 0."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, found {text}")
@@ -30,5 +34,5 @@ def natural(text: str) -> int:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
+    """Split names at their commas."""
     return tuple(text.split(","))

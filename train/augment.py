@@ -47,49 +47,52 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 12 + 4 * ERASE_TRIES, generator=generator, device=x.device)
-    chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective
+    # rotation, erasing, perspective
+    chosen = draws[:, :3] < PROBABILITY
     angle = (draws[:, 3] * 2 - 1) * math.radians(DEGREES) * chosen[:, 0]
-    homography = _perspectives(draws[:, 4:12], size)  # (N, 3, 3), output pixel to input pixel
+    # (N, 3, 3), from an output pixel to an input pixel
+    homography = _perspectives(draws[:, 4:12], size)
     identity = torch.eye(3, device=x.device)
     homography = torch.where(chosen[:, 2, None, None], homography, identity)
     top, left, height, width = _rectangles(draws[:, 12:], size)
 
     centers = torch.arange(size, device=x.device, dtype=torch.float32) + 0.5
     v, u = torch.meshgrid(centers, centers, indexing="ij")
-    output = torch.stack([u, v, torch.ones_like(u)]).flatten(1)  # (3, S*S), x then y
-    q = homography @ output  # (N, 3, S*S), input pixels of the perspective
-    depth = q[:, 2]
-    qx, qy = q[:, 0] / depth, q[:, 1] / depth
+    # homogeneous coordinates, x first
+    output = torch.stack([u, v, torch.ones_like(u)]).flatten(1)  # (3, S*S)
+    source = homography @ output  # (N, 3, S*S)
+    depth = source[:, 2]
+    source_x, source_y = source[:, 0] / depth, source[:, 1] / depth
 
     # erasing comes before the perspective: a look-up inside the rectangle or outside the slice gives the fill
-    column, row = qx.floor(), qy.floor()
+    column, row = source_x.floor(), source_y.floor()
     erased = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-    outside = (qx < 0) | (qx >= size) | (qy < 0) | (qy >= size) | (depth <= 0)
-    blank = (erased & chosen[:, 1, None]) | outside
+    outside_x, outside_y = (source_x < 0) | (source_x >= size), (source_y < 0) | (source_y >= size)
+    outside = outside_x | outside_y | (depth <= 0)
+    filled = (erased & chosen[:, 1, None]) | outside
 
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    dx, dy = qx - size / 2, qy - size / 2
-    grid = torch.stack([cos * dx - sin * dy, sin * dx + cos * dy], dim=-1) * (
-        2 / size
-    )  # (N, S*S, 2)
+    dx, dy = source_x - size / 2, source_y - size / 2
+    rotated = torch.stack([cos * dx - sin * dy, sin * dx + cos * dy], dim=-1)  # (N, S*S, 2)
+    grid = rotated * (2 / size)
     warped = F.grid_sample(x, grid.view(n, size, size, 2), align_corners=False)
-    warped = warped.masked_fill(blank.view(n, 1, size, size), 0)
-    still = ~chosen.any(1)
-    return torch.where(still[:, None, None, None], x, warped)
+    warped = warped.masked_fill(filled.view(n, 1, size, size), 0)
+    unchanged = ~chosen.any(1)
+    return torch.where(unchanged[:, None, None, None], x, warped)
 
 
 def _perspectives(draws: Tensor, size: int) -> Tensor:
     """Homographies (N, 3, 3) from output to input pixels, for corners moved inwards by whole pixels.
 
-    The map of the unit square to a quadrilateral is in closed form, its inverse is the adjugate (Heckbert 1989).
+    The map of the unit square to a quadrilateral has a closed form, and its inverse is the adjugate (Heckbert 1989).
     """
     reach = int(DISTORTION * (size // 2)) + 1
     step = (draws * reach).floor()  # 0 to reach - 1, eight per slice
-    far = size - 1
+    last = size - 1
     x0, y0 = step[:, 0], step[:, 1]  # top left
-    x1, y1 = far - step[:, 2], step[:, 3]  # top right
-    x2, y2 = far - step[:, 4], far - step[:, 5]  # bottom right
-    x3, y3 = step[:, 6], far - step[:, 7]  # bottom left
+    x1, y1 = last - step[:, 2], step[:, 3]  # top right
+    x2, y2 = last - step[:, 4], last - step[:, 5]  # bottom right
+    x3, y3 = step[:, 6], last - step[:, 7]  # bottom left
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
     area = dx1 * dy2 - dx2 * dy1
@@ -107,13 +110,13 @@ def _perspectives(draws: Tensor, size: int) -> Tensor:
         -2,
     )
     # the unit square's side is the distance of the first and the last pixel; the depth is positive in the frame
-    scaled = torch.cat([adjugate[:, :2] * far, adjugate[:, 2:]], dim=1)
+    scaled = torch.cat([adjugate[:, :2] * last, adjugate[:, 2:]], dim=1)
     return scaled * (a * e - b * d).sign()[:, None, None]
 
 
 def _rectangles(draws: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rectangles to erase (top, left, height, width), each (N, 1) in pixels: the first of ten tries that fits."""
-    area, ratio, at_row, at_column = draws.view(-1, 4, ERASE_TRIES).unbind(1)
+    area, ratio, row_share, column_share = draws.view(-1, 4, ERASE_TRIES).unbind(1)
     low, high = ERASE_AREA
     area = (low + (high - low) * area) * size * size
     low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])
@@ -122,6 +125,6 @@ def _rectangles(draws: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     fits = (height < size) & (width < size)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)  # (N, 1)
     height, width = (height * fits).gather(1, first), (width * fits).gather(1, first)
-    top = (at_row.gather(1, first) * (size - height + 1)).floor()
-    left = (at_column.gather(1, first) * (size - width + 1)).floor()
+    top = (row_share.gather(1, first) * (size - height + 1)).floor()
+    left = (column_share.gather(1, first) * (size - width + 1)).floor()
     return top, left, height, width

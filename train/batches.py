@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def split_order(order: Tensor, size: int, at_least: int) -> list[Tensor]:
-    """The batches of an epoch.
+    """Split the order of an epoch into batches.
 
     Args:
         order: indices of slices, int64 (N,).

@@ -1,8 +1,8 @@
 """The slices that temperatures are fitted on, and a stage's calibration error with its temperature.
 
-The scans of validation resemble those of training, and a network is right on nearly all of them: a temperature fitted
-there makes it too sure of slices from elsewhere. It is fitted on validation slices with corrupted copies of them
-instead (Tomani et al., "Post-hoc uncertainty calibration for domain drift scenarios", CVPR 2021): each of MedMNIST-C's
+A network is right on nearly all validation slices, because their scans resemble those of training. A temperature fitted
+on them alone gives too high a confidence on other scans. It is therefore fitted on validation slices together with
+corrupted copies of them (Tomani et al., "Post-hoc uncertainty calibration for domain drift scenarios", CVPR 2021): each of MedMNIST-C's
 corruptions, at its middle severity.
 """
 
@@ -20,45 +20,45 @@ from train.data import Data
 from train.results_format import Calibration
 
 SPLIT = "val_corrupted"
-# slices of validation, each as it is and in 13 corrupted copies
+# validation slices, each used as it is and in one copy per corruption
 SLICES, SEVERITY = 1000, 3
-# smallest probability, so that the logarithm of one that was rounded to zero is finite
+# replaces a probability that was rounded to zero, so that its logarithm is finite
 TINY = np.finfo(np.float32).tiny
 
 
-def fitted_on(data: Data, slices: int = SLICES) -> Data:
-    """Add the split SPLIT, which temperatures are fitted on.
+def add_calibration_split(data: Data, slices: int = SLICES) -> Data:
+    """Add the split that temperatures are fitted on, SPLIT.
 
     Args:
         data: with the split "val".
-        slices: how many of validation to take, spread evenly over it.
+        slices: number of validation slices to take, spread evenly over the split.
 
     Returns:
         The data with SPLIT: the slices as they are, then a copy of all of them per corruption.
     """
     total = len(data.labels["val"])
-    chosen = np.linspace(0, total - 1, min(slices, total)).round().astype(int)
-    plain = data.images["val"][chosen]
+    rows = np.linspace(0, total - 1, min(slices, total)).round().astype(int)
+    plain = data.images["val"][rows]
     images = np.concatenate([plain, *(corrupt(plain, name, SEVERITY) for name in CORRUPTIONS)])
-    labels = np.tile(data.labels["val"][chosen], 1 + len(CORRUPTIONS))
+    labels = np.tile(data.labels["val"][rows], 1 + len(CORRUPTIONS))
     return replace(data, images=data.images | {SPLIT: images}, labels=data.labels | {SPLIT: labels})
 
 
-def judged_with(data: Data) -> Slices:
-    """The slices that the variants of a bundle are made, judged and calibrated with.
+def variant_slices(data: Data) -> Slices:
+    """Return the slices that the variants of a bundle are converted, measured and calibrated with.
 
     Args:
-        data: with the split SPLIT, from `fitted_on`.
+        data: with the split SPLIT, from `add_calibration_split`.
     """
     fitting = (data.images[SPLIT], data.labels[SPLIT])
     return Slices(data.images["train"], data.images["val"], data.labels["val"], data.size, fitting)
 
 
-def described(data: Data) -> str:
-    """The split SPLIT in words, for results.json and manifests.
+def describe_split(data: Data) -> str:
+    """Describe the split SPLIT in words, for results.json and manifests.
 
     Args:
-        data: with the split SPLIT, from `fitted_on`.
+        data: with the split SPLIT, from `add_calibration_split`.
     """
     slices = len(data.labels[SPLIT]) // (1 + len(CORRUPTIONS))
     return (
@@ -67,7 +67,7 @@ def described(data: Data) -> str:
     )
 
 
-def calibration(
+def fit_calibration(
     members: Sequence[Mapping[str, np.ndarray]],
     labels: Mapping[str, np.ndarray],
     *,
@@ -76,10 +76,13 @@ def calibration(
     """Fit a temperature on the split SPLIT, and measure the calibration error with it on validation and test.
 
     Args:
-        members: of each network that is averaged, its probabilities by split, float32 (N, classes). Their logarithm
-            is the logits but for a constant per row, which the softmax takes away.
+        members: the probabilities of each averaged network by split, float32 (N, classes). Their logarithms differ
+            from the logits only by a constant per row, which the softmax removes.
         labels: int (N,) by split.
-        fitted_on: SPLIT in words, from `described`.
+        fitted_on: SPLIT in words, from `describe_split`.
+
+    Returns:
+        The temperature and the calibration errors with it.
     """
     logits = {s: [np.log(np.maximum(m[s], TINY)) for m in members] for s in (SPLIT, "val", "test")}
     temperature = fit_temperature(logits[SPLIT], labels[SPLIT])

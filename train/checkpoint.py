@@ -23,12 +23,12 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class StageSettings:
-    """The settings that a stage is continued with only if they are equal.
+    """The settings that must be equal for a stage to be resumed.
 
     Args:
         batch_size: slices per step.
         max_epochs: epochs at most.
-        method: the recipe's settings, as `Recipe.described` gives them.
+        method: the recipe's settings, as `Recipe.stored_settings` gives them.
         precision: of the forward pass, `bf16`, `fp16` or `fp32`; None in checkpoints that did not record it.
     """
 
@@ -40,7 +40,7 @@ class StageSettings:
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What is known of a stage before its first epoch.
+    """What a stage trains, on which data, known before its first epoch.
 
     Args:
         stage: its name.
@@ -76,7 +76,9 @@ class ResumeState:
     """What an unfinished stage needs to continue.
 
     Args:
-        optimizer, ema, scaler: their state dicts; None without the average, and for versions without the scaler.
+        optimizer: its state dict.
+        ema: the state dict of the moving average; None if the recipe keeps none.
+        scaler: the state dict of the loss scaler; None in checkpoints of versions without one.
         best: the best weights so far, on the CPU.
         best_accuracy: on validation, 0 to 1.
     """
@@ -133,7 +135,7 @@ class Checkpoint:
         Raises:
             KeyError: an entry is missing that every version stores.
         """
-        # versions that could not resample slices did not say how they were stored
+        # versions that could not resample slices did not record the stored size
         stored = {"stored": stored["size"]} | dict(stored)
         settings = {name: stored["recipe"].get(name) for name in StageSettings.__dataclass_fields__}
         facts = {
@@ -167,14 +169,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         return Checkpoint.from_dict(stored)
     except KeyError as e:
-        raise RunError(f"{path} is not a checkpoint of this program: it has no {e} entry") from e
+        raise RunError(
+            f"{path}: not a checkpoint of this program, it has no {e} entry; use another file"
+        ) from e
 
 
 class CheckpointWriter:
     """Writes a stage's checkpoint at a new best, and otherwise at most every CHECKPOINT_SECONDS.
 
     A checkpoint of ResNet-152 holds 0.93 GB and can take longer to write than its epoch to train. An epoch that is
-    not written is copied to memory, and written if training breaks off (a signal, an error).
+    not written is copied to memory, and written if training stops early (a signal, an error).
 
     Args:
         path: of the checkpoint; it is replaced as a whole.
@@ -190,14 +194,14 @@ class CheckpointWriter:
         if new_best or time.monotonic() - self._written_at >= CHECKPOINT_SECONDS:
             self.write(checkpoint)
         else:
-            self._unwritten = copied(checkpoint.to_dict())
+            self._unwritten = copy_to_cpu(checkpoint.to_dict())
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint now."""
         self._save(checkpoint.to_dict())
 
-    def broke_off(self) -> None:
-        """Write the last epoch if it was not written."""
+    def write_pending(self) -> None:
+        """Write the last epoch unless it was written; call it when training stops early."""
         if self._unwritten is not None:
             self._save(self._unwritten)
 
@@ -206,12 +210,12 @@ class CheckpointWriter:
         self._written_at, self._unwritten = time.monotonic(), None
 
 
-def copied(value: Any) -> Any:
-    """A copy on the CPU of nested dictionaries and lists of tensors and plain values."""
+def copy_to_cpu(value: Any) -> Any:
+    """Copy nested dictionaries and lists of tensors and plain values to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: copied(entry) for key, entry in value.items()}
+        return {key: copy_to_cpu(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(copied, value))
+        return type(value)(map(copy_to_cpu, value))
     return value

@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a stage is trained with, besides its row in `train.stages`.
+    """The settings of a stage that its row in `train.stages` does not fix.
 
     Args:
         seed: of the starting weights, the order of the slices and every augmentation.
         batch_size: slices per step.
         max_epochs: epochs at most.
-        weights: what pretrained stages start from: `imagenet`, or `none` for random weights.
+        weights: starting weights of pretrained stages: `imagenet`, or `none` for random ones.
         weights_dir: where the ImageNet weights are; None downloads them.
         smoke: whether this is a smoke run; checkpoints record it.
         amp: precision of the forward pass: `auto`, `bf16`, `fp16` or `off`.

@@ -2,12 +2,11 @@
 
 Source: Di Salvo, Doerrich, Ledig, "MedMNIST-C: Comprehensive benchmark and improved classifier robustness by simulating
 realistic image corruptions", 2024, and its package medmnistc 0.1.0, whose parameters these are. As there, a slice is
-corrupted as a color image of three equal channels and read as gray again. Noise is drawn per channel, so the luma's is
-two thirds as strong.
+corrupted as a color image of three equal channels and converted back to gray. Noise is drawn per channel, so the noise
+of the resulting luma is two thirds as strong.
 
-The parameters were chosen at 224 pixels. Noise, brightness, contrast, gamma, JPEG quality and the factor of pixelate
-are not measured in pixels and are applied at the slice's own size. The blur is: its sigma (torchvision's default for the
-kernel's length) and the length are scaled by size / 224.
+The parameters were chosen at 224 pixels. Only those of the blur are lengths in pixels: the kernel's length and its sigma
+(torchvision's default for that length) are scaled by size / 224. All other parameters apply at the slice's own size.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Corruption:
 
 
 def corrupt(images: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Make a corrupted copy; equal arguments give equal copies.
+    """Corrupt a copy of the slices; equal arguments give equal copies.
 
     Args:
         images: uint8 (N, S, S).
@@ -75,14 +74,14 @@ def corrupt(images: np.ndarray, name: str, severity: int, seed: int = 0) -> np.n
 
 
 def pixelate(images: np.ndarray, factor: float, _: Generator) -> np.ndarray:
-    """Shrink by `factor` and enlarge to the size before, both with Pillow's box filter."""
+    """Shrink by `factor` and enlarge to the original size, both with Pillow's box filter."""
     size = images.shape[-1]
     small = int(size * factor)
     return _resized(_resized(images, _box(size, small)), _box(small, size))
 
 
 def jpeg_compression(images: np.ndarray, quality: float, _: Generator) -> np.ndarray:
-    """Write and read each slice as a JPEG file of that quality, with Pillow."""
+    """Encode and decode each slice as a JPEG of this quality, with Pillow."""
     decoded = np.empty_like(images)
     for i, image in enumerate(images):
         file = io.BytesIO()
@@ -92,31 +91,31 @@ def jpeg_compression(images: np.ndarray, quality: float, _: Generator) -> np.nda
 
 
 def gaussian_noise(images: np.ndarray, scale: float, generator: Generator) -> np.ndarray:
-    """Add normal noise; scale: its standard deviation, as a share of the gray range."""
+    """Add normal noise whose standard deviation is `scale`, as a share of the gray range."""
     color = _color(images)
     return _gray(color + scale * generator.standard_normal(color.shape, np.float32))
 
 
 def speckle_noise(images: np.ndarray, scale: float, generator: Generator) -> np.ndarray:
-    """Add normal noise in proportion to the pixel."""
+    """Add normal noise in proportion to the value; `scale` is its relative standard deviation."""
     color = _color(images)
     return _gray(color + color * scale * generator.standard_normal(color.shape, np.float32))
 
 
 def impulse_noise(images: np.ndarray, amount: float, generator: Generator) -> np.ndarray:
-    """Replace values by salt and pepper, equally often; amount: the share of the values that are replaced."""
+    """Replace a share `amount` of the values by salt and pepper, equally often."""
     color = _color(images)
     drawn = generator.random(color.shape)
     return _gray(np.where(drawn < amount, drawn < amount / 2, color))
 
 
 def shot_noise(images: np.ndarray, photons: float, generator: Generator) -> np.ndarray:
-    """Draw Poisson noise; photons: the mean count of a white pixel."""
+    """Draw Poisson noise; `photons` is the mean count of a white pixel."""
     return _gray(generator.poisson(_color(images) * photons) / photons)
 
 
 def gaussian_blur(images: np.ndarray, length: float, _: Generator) -> np.ndarray:
-    """Blur with a Gaussian, mirrored at the edge; length: pixels of torchvision's kernel at 224 pixels per side.
+    """Blur with a Gaussian, mirrored at the edge; `length` is that of torchvision's kernel at 224 pixels per side.
 
     At 28 pixels sigma is 0.25 to 0.44. A Gaussian sampled there is almost a single pixel and changes nothing. Its
     discrete analog (Lindeberg, PAMI 1990) has the right variance at any sigma; at 224 pixels the two agree within two
@@ -134,18 +133,18 @@ def gaussian_blur(images: np.ndarray, length: float, _: Generator) -> np.ndarray
 
 
 def brightness(images: np.ndarray, factor: float, _: Generator) -> np.ndarray:
-    """Pillow's ImageEnhance.Brightness: away from black (factor above 1) or toward it."""
+    """Move values away from black (factor above 1) or toward it, as Pillow's ImageEnhance.Brightness."""
     return _blended(images, np.zeros((1, 1, 1), np.float32), factor)
 
 
 def contrast(images: np.ndarray, factor: float, _: Generator) -> np.ndarray:
-    """Pillow's ImageEnhance.Contrast: away from the slice's mean (factor above 1) or toward it."""
+    """Move values away from the slice's mean (factor above 1) or toward it, as Pillow's ImageEnhance.Contrast."""
     mean = np.floor(images.mean(axis=(1, 2), keepdims=True) + 0.5)
     return _blended(images, mean.astype(np.float32), factor)
 
 
 def gamma_correction(images: np.ndarray, gamma: float, _: Generator) -> np.ndarray:
-    """torchvision's adjust_gamma; above 1 darker."""
+    """Apply torchvision's adjust_gamma; a gamma above 1 darkens."""
     curve: np.ndarray = (255.999 * (np.arange(256) / 255) ** gamma).astype(np.uint8)
     adjusted: np.ndarray = curve[images]
     return adjusted
@@ -170,28 +169,28 @@ CORRUPTIONS = {
 
 
 def _color(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, S, S) as three equal channels from 0 to 1, float32 (N, S, S, 3)."""
+    """Convert uint8 (N, S, S) to three equal channels of 0 to 1, float32 (N, S, S, 3)."""
     return np.repeat(images[..., None].astype(np.float32) / 255, 3, axis=-1)
 
 
 def _gray(color: np.ndarray) -> np.ndarray:
-    """Values from 0 to 1 (N, S, S, 3), clipped, as bytes and their luma: uint8 (N, S, S), by Pillow's formula."""
+    """Convert values of 0 to 1, (N, S, S, 3), to bytes and then to gray by Pillow's formula, uint8 (N, S, S)."""
     red, green, blue = np.moveaxis((np.clip(color, 0, 1) * 255).astype(np.uint32), -1, 0)
     luma: np.ndarray = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return luma.astype(np.uint8)
 
 
 def _blended(images: np.ndarray, base: np.ndarray, factor: float) -> np.ndarray:
-    """From `base` through the images to `factor` times as far, as Pillow's Image.blend."""
+    """Extrapolate from `base` to `factor` times the distance of the images, as Pillow's Image.blend."""
     blended: np.ndarray = np.clip(base + np.float32(factor) * (images - base), 0, 255)
     return blended.astype(np.uint8)
 
 
-def _box(size: int, wanted: int) -> np.ndarray:
-    """Pillow's box filter as a matrix (wanted, size): the mean of the pixels whose centers an output pixel covers."""
-    scale = size / wanted
+def _box(size: int, new_size: int) -> np.ndarray:
+    """Pillow's box filter as a matrix (new_size, size): the mean of the pixels whose centers an output pixel covers."""
+    scale = size / new_size
     reach = max(scale, 1) / 2
-    centers = (np.arange(wanted)[:, None] + 0.5) * scale
+    centers = (np.arange(new_size)[:, None] + 0.5) * scale
     distances = np.arange(size) + 0.5 - centers
     inside = (distances > -reach) & (distances <= reach)
     weights: np.ndarray = inside / inside.sum(1, keepdims=True)

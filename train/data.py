@@ -1,4 +1,4 @@
-"""Reads a MedMNIST data set, downloaded if it is missing, after a check of its MD5."""
+"""Reads a MedMNIST data set. A missing file is downloaded, and the MD5 of every file is checked."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Data:
     """The splits of a data set.
 
     Args:
-        flag: its name in the table.
-        view: of its slices.
+        flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`.
+        view: of its slices: axial, coronal or sagittal.
         size: pixels per side of the networks' input.
         md5: of its file.
         classes: class names, by index.
@@ -48,18 +48,18 @@ class Data:
         return int(self.images["train"].shape[-1])
 
     def network_images(self, split: str) -> np.ndarray:
-        """A split as networks are trained on it, see `as_network_images`."""
+        """Return the images of a split as networks take them, see `as_network_images`."""
         return self.as_network_images(self.images[split])
 
     def as_network_images(self, images: np.ndarray) -> np.ndarray:
-        """Slices as networks take them.
+        """Resample slices to the networks' input, if they are stored larger.
 
         Args:
             images: uint8 (N, H, W) of the stored size.
 
         Returns:
-            The images, or if the stored size is larger than the networks' input, float32 (N, S, S) in -1 to 1,
-            normalized and resampled by the runtime's own routine.
+            The images unchanged if they have the input's size. Otherwise float32 (N, S, S) in -1 to 1, resampled and
+            normalized by the runtime's own routine.
         """
         if self.stored == self.size:
             return images
@@ -69,23 +69,23 @@ class Data:
         return packed[:, 0]
 
     def smoke(self) -> Data:
-        """The first slices of each split, for a smoke run."""
+        """Return the first slices of each split, for a smoke run."""
         return replace(
             self,
-            images={split: a[:SMOKE_SLICES] for split, a in self.images.items()},
-            labels={split: a[:SMOKE_SLICES] for split, a in self.labels.items()},
+            images={split: images[:SMOKE_SLICES] for split, images in self.images.items()},
+            labels={split: labels[:SMOKE_SLICES] for split, labels in self.labels.items()},
         )
 
 
 def default_directory() -> Path:
-    """medmnist's own data folder."""
+    """Return medmnist's own data directory."""
     from medmnist.info import DEFAULT_ROOT
 
     return Path(DEFAULT_ROOT) if DEFAULT_ROOT else Path.home() / ".medmnist"
 
 
-def published(flag: str, size: int) -> dict[str, Any]:
-    """What medmnist publishes about a file.
+def published_file(flag: str, size: int) -> dict[str, Any]:
+    """Return what medmnist publishes about the file of a data set.
 
     Args:
         flag: the data set's name.
@@ -112,9 +112,9 @@ def load_data(
     """Load a data set; it is downloaded if `directory` does not have its file.
 
     Args:
-        flag: a name of the table.
+        flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`.
         size: pixels per side of the networks' input.
-        directory: of the file; by default medmnist's own.
+        directory: of the file; by default medmnist's own data directory.
         resample_from: pixels per side of a larger file to resample the slices from, by area averages.
 
     Returns:
@@ -124,41 +124,42 @@ def load_data(
         RunError: the name or the size is unknown, the file's MD5 is not the published one, or the download failed.
     """
     if flag not in DATASETS:
-        raise RunError(f"unknown data set {flag!r}; choose from {', '.join(DATASETS)}")
+        raise RunError(f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}")
     if size not in SIZES:
-        raise RunError(f"unknown size {size}; choose from {', '.join(map(str, SIZES))}")
+        raise RunError(f"size {size}: not published; choose from {', '.join(map(str, SIZES))}")
     stored = resample_from or size
     if stored not in SIZES or stored < size:
         raise RunError(
-            f"slices of {size} px cannot be resampled from {stored} px; choose from {', '.join(map(str, SIZES))}"
+            f"slices of {size} px: cannot be resampled from {stored} px; choose from"
+            f" {', '.join(str(s) for s in SIZES if s >= size)}"
         )
-    known = published(flag, stored)
-    path = (directory or default_directory()) / known["name"]
+    published = published_file(flag, stored)
+    path = (directory or default_directory()) / published["name"]
     if not path.exists():
-        download(known["url"], path, known["md5"])
+        download(published["url"], path, published["md5"])
     elif not path.is_file():
-        raise RunError(f"{path} is not a file")
+        raise RunError(f"{path}: not a file; remove it or choose another --data-dir")
     try:
         digest = digest_of(path, "md5")
     except OSError as e:
-        raise RunError(f"cannot read {path}: {e.strerror}") from e
-    if digest != known["md5"]:
+        raise RunError(f"{path}: cannot be read ({e.strerror}); choose another --data-dir") from e
+    if digest != published["md5"]:
         raise RunError(
-            f"{path} is not the published file: expected MD5 {known['md5']}, found {digest}; "
-            f"remove it to download it again, or fetch {known['url']}"
+            f"{path}: not the published file, expected MD5 {published['md5']}, found {digest}; "
+            f"remove it to download it again, or fetch {published['url']}"
         )
-    images, labels = _read(path, stored, len(known["classes"]))
+    classes = published["classes"]
+    images, labels = _read(path, stored, len(classes))
     counts = {
-        split: np.bincount(labels[split], minlength=len(known["classes"])).tolist()
-        for split in SPLITS
+        split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS
     }
-    return Data(flag, DATASETS[flag].view, size, digest, known["classes"], images, labels, counts)
+    return Data(flag, DATASETS[flag].view, size, digest, classes, images, labels, counts)
 
 
 def _read(
     path: Path, size: int, classes: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Images and labels by split; RunError if the file is not a MedMNIST file of this size."""
+    """Read images and labels by split. Raises RunError if it is not a MedMNIST file of this size."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images = {split: file[f"{split}_images"] for split in SPLITS}
@@ -166,13 +167,16 @@ def _read(
                 split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise RunError(f"{path} is not a MedMNIST file: {e}") from e
+        raise RunError(f"{path}: not a MedMNIST file ({e}); remove it to download it again") from e
     for split in SPLITS:
         x, y = images[split], labels[split]
         if x.dtype != np.uint8 or x.shape != (len(y), size, size):
             raise RunError(
-                f"{path}: {split} holds {x.dtype} {x.shape}, expected uint8 ({len(y)}, {size}, {size})"
+                f"{path}: expected {split} images uint8 ({len(y)}, {size}, {size}), found {x.dtype} {x.shape}; remove it to"
+                " download it again"
             )
         if not len(y) or y.min() < 0 or y.max() >= classes:
-            raise RunError(f"{path}: {split} has labels outside 0 to {classes - 1}")
+            raise RunError(
+                f"{path}: expected {split} labels of 0 to {classes - 1}; remove it to download it again"
+            )
     return images, labels

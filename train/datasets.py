@@ -1,4 +1,4 @@
-"""The table of data sets, readable without NumPy or PyTorch."""
+"""The table of data sets. It imports neither NumPy nor PyTorch, so that --help stays fast."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Dataset:
 
     Args:
         view: of its slices: axial, coronal or sagittal.
-        title: as its authors write it.
-        scans: CT scans behind each split, if they are known.
+        title: the name as its authors write it.
+        scans: number of CT scans by split; empty if unknown.
     """
 
     view: str

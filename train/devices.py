@@ -1,4 +1,4 @@
-"""Chooses the device to train on, checks that this PyTorch runs on it, and chooses the precision of the forward pass."""
+"""The device and precision of training: chosen from the command line, after a check that this PyTorch runs on it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PINNED = "pip install torch==2.7.1 torchvision==0.22.1 'onnxruntime-gpu[cuda,cud
 NEWEST = "pip install --upgrade torch torchvision"
 
 
-def choose_device(asked: str, *, deterministic: bool = False) -> torch.device:
-    """The device of this process. Under torchrun each process gets its own GPU if there are enough.
+def choose_device(requested: str, *, deterministic: bool = False) -> torch.device:
+    """Choose the device of this process. Under torchrun each process gets its own GPU if there are enough.
 
     Args:
-        asked: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` uses the CPU if no GPU is usable, with a warning on standard error.
+        requested: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` uses the CPU if no GPU is usable, with a warning on standard error.
         deterministic: whether to use deterministic algorithms; takes effect only before CUDA is first used.
 
     Returns:
@@ -35,28 +35,33 @@ def choose_device(asked: str, *, deterministic: bool = False) -> torch.device:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if asked == "cpu":
+    if requested == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         reason = why_no_gpu()
-        if asked != "auto":
-            raise RunError(f"--device {asked}: {reason}")
+        if requested != "auto":
+            raise RunError(f"--device {requested}: {reason}")
         print(f"train: warning: no GPU is used: {reason}", file=sys.stderr, flush=True)
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    _, _, number = asked.partition(":")
+    _, _, number = requested.partition(":")
     if number and int(number) >= count:
-        raise RunError(f"--device {asked}: PyTorch sees {count} GPUs, cuda:0 to cuda:{count - 1}")
+        raise RunError(
+            f"--device {requested}: PyTorch finds {count} GPUs; choose from cuda:0 to cuda:{count - 1}"
+        )
     device = torch.device("cuda", int(number or os.environ.get("LOCAL_RANK", "0")) % count)
     check_gpu(device)
     return device
 
 
 def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:
-    """Why `torch.cuda.is_available()` is false, and what to do.
+    """Explain why `torch.cuda.is_available()` is false, and what to do.
 
     Args:
         environment: environment variables; by default those of this process.
+
+    Returns:
+        One line without a final period.
     """
     if torch.version.cuda is None and torch.version.hip is None:
         return f"this PyTorch ({torch.__version__}) is built for the CPU only; install one built for CUDA: {NEWEST}"
@@ -65,7 +70,8 @@ def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:
         return f"CUDA_VISIBLE_DEVICES={hidden!r} hides every GPU; unset it"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
-    except Exception as e:  # RuntimeError or AssertionError, by version
+    # RuntimeError or AssertionError, depending on the version
+    except Exception as e:
         text = " ".join(str(e).split())
         if "too old" in text:
             return f"{text.split('. ')[0]}; update the driver, or {PINNED}"
@@ -77,13 +83,13 @@ def check_gpu(device: torch.device) -> None:
     """Check that this PyTorch has code for a GPU and runs a kernel on it.
 
     Raises:
-        RunError: it does not; the message has the command to install one that does.
+        RunError: it does not; the message contains the command that installs a PyTorch that does.
     """
     name = f"{device} ({torch.cuda.get_device_name(device)})"
     capability = torch.cuda.get_device_capability(device)
     built_for = torch.cuda.get_arch_list()
     if torch.version.hip is None and not runs_on(capability, built_for):
-        mismatch = f"{name} has compute capability {capability[0]}.{capability[1]}, this PyTorch ({torch.__version__})"
+        mismatch = f"{name}: compute capability {capability[0]}.{capability[1]}, but this PyTorch ({torch.__version__})"
         remedy = PINNED if capability < min(_parsed(arch)[1:3] for arch in built_for) else NEWEST
         raise RunError(f"{mismatch} is built for {', '.join(built_for)}; {remedy}")
     try:
@@ -94,14 +100,14 @@ def check_gpu(device: torch.device) -> None:
         works = x.grad is not None and float(x.grad.sum()) == 72
     except RuntimeError as e:
         raise RunError(
-            f"{name} does not run a convolution ({str(e).splitlines()[0]}); {PINNED}"
+            f"{name}: cannot run a convolution ({str(e).splitlines()[0]}); {PINNED}"
         ) from e
     if not works:
-        raise RunError(f"{name} computes a wrong convolution; update the driver, or {PINNED}")
+        raise RunError(f"{name}: computes a wrong convolution; update the driver, or {PINNED}")
 
 
 def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Whether code built for these architectures runs on a GPU.
+    """Return whether code built for these architectures runs on a GPU.
 
     `sm_86` runs on 8.6 and later minor versions of 8. `compute_90` is compiled at load for 9.0 and everything later.
     `sm_90a` runs on exactly 9.0.
@@ -113,31 +119,34 @@ def runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     for name in built_for:
         kind, major, minor, suffix = _parsed(name)
         if suffix == "a":
-            fits = capability == (major, minor)
+            runs = capability == (major, minor)
         elif kind == "sm" or suffix == "f":
-            fits = capability[0] == major and capability[1] >= minor
+            runs = capability[0] == major and capability[1] >= minor
         else:
-            fits = capability >= (major, minor)
-        if fits:
+            runs = capability >= (major, minor)
+        if runs:
             return True
     return not built_for
 
 
 def _parsed(name: str) -> tuple[str, int, int, str]:
-    """`sm_90a` as ("sm", 9, 0, "a")."""
+    """Split the name of an architecture: `sm_90a` becomes ("sm", 9, 0, "a")."""
     matched = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
     if matched is None:
-        raise RunError(f"this PyTorch lists an unknown kind of architecture, {name!r}")
+        raise RunError(f"PyTorch {torch.__version__}: unknown GPU architecture {name!r}; {PINNED}")
     return matched[1], int(matched[2]), int(matched[3]), matched[4]
 
 
 def precision(device: torch.device, amp: str = "auto") -> str:
-    """The precision of the forward pass of training: `bf16` or `fp16` (autocast), or `fp32`.
+    """Choose the precision of the forward pass of training.
 
     Args:
         device: where the network is trained.
         amp: a value of --amp. `auto` chooses bf16 if the device supports it natively, else fp32. Other values apply
             to every device, so that a run can continue on another kind of device.
+
+    Returns:
+        `bf16` or `fp16` for autocast, or `fp32`.
     """
     if amp != "auto":
         return "fp32" if amp == "off" else amp
@@ -153,23 +162,23 @@ def precision(device: torch.device, amp: str = "auto") -> str:
 
 
 def amp_option(precision: str) -> str:
-    """The value of --amp that gives this precision on every device."""
+    """Return the value of --amp that gives this precision on every device."""
     return "off" if precision == "fp32" else precision
 
 
 def device_name(device: torch.device) -> str:
-    """The device as results and reports name it."""
+    """Return the name of the device in results and reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def device_line(device: torch.device, amp: str) -> str:
-    """The first line of a run: the device, its name, the precision."""
-    shown = device_name(device)
+    """Return the first line of a run: the device, its name, the precision."""
+    name = device_name(device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        shown = f"{device}, {shown}, compute capability {major}.{minor}"
-    chosen = precision(device, amp)
-    kind = "full precision" if chosen == "fp32" else "mixed precision"
-    return f"device  {shown}; {kind} ({chosen}, --amp {amp})"
+        name = f"{device}, {name}, compute capability {major}.{minor}"
+    forward = precision(device, amp)
+    kind = "full precision" if forward == "fp32" else "mixed precision"
+    return f"device  {name}; {kind} ({forward}, --amp {amp})"

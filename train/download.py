@@ -1,4 +1,4 @@
-"""Downloads large files: resumed after an interruption, and checked before they get their name."""
+"""Downloads large files. A download resumes after an interruption, and its digest is checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = 30
 
 
 def digest_of(path: Path, algorithm: str) -> str:
-    """The digest of a file's bytes in hexadecimal, by any algorithm of hashlib (`md5`, `sha256`)."""
+    """Return the digest of a file in hexadecimal, by any algorithm of hashlib (`md5`, `sha256`)."""
     with path.open("rb") as file:
         return hashlib.file_digest(
             file, lambda: hashlib.new(algorithm, usedforsecurity=False)
@@ -30,41 +30,41 @@ def digest_of(path: Path, algorithm: str) -> str:
 def download(
     url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4
 ) -> None:
-    """Download a file through `path` + ".part", which a later attempt resumes.
+    """Download a file to `path` + ".part", check its digest, and rename it to `path`.
 
-    Of several processes one downloads, and the others wait for it.
+    A later attempt resumes the ".part" file. If several processes call this, one downloads and the others wait for it.
 
     Args:
-        url: its address.
-        path: where the file goes; nothing is done if it exists once the lock is held.
+        url: the address of the file.
+        path: where the file goes. If it exists once the lock is held, nothing is downloaded.
         digest: expected digest in hexadecimal, or its first digits.
-        algorithm: of the digest, by hashlib's name.
-        attempts: how often to try.
+        algorithm: hashlib's name of the digest's algorithm.
+        attempts: number of attempts.
 
     Raises:
         RunError: the server cannot be reached, or the digest differs; the message names the address.
     """
     part = path.with_name(path.name + ".part")
-    by_hand = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
+    manual_fetch = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as e:
         raise RunError(
-            f"cannot write to {path.parent}: {e.strerror}; choose another --data-dir or {by_hand}"
+            f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir or {manual_fetch}"
         ) from e
     try:
         if not path.exists():
             reason = _fetch(url, path, part, digest, algorithm, attempts)
             if reason:
-                raise RunError(f"{path.name} could not be downloaded: {reason}; {by_hand}")
+                raise RunError(f"{path.name}: download failed ({reason}); {manual_fetch}")
     finally:
         lock.release()
 
 
 def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
-    """Download a file; why it failed, or an empty string."""
+    """Download a file. Returns why it failed, or an empty string."""
     reason = ""
     for _ in range(attempts):
         try:
@@ -84,7 +84,7 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
         except OSError as e:
             if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
                 raise RunError(
-                    f"cannot write to {path.parent}: {e.strerror}; choose another --data-dir"
+                    f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir"
                 ) from e
             reason = str(e) or type(e).__name__
         else:
@@ -103,7 +103,7 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
 
 
 def _fetch_rest(url: str, part: Path) -> bool:
-    """Append the rest of a file to `part`; whether it is complete by the length that the server gave."""
+    """Append the rest of a file to `part`. Returns whether it has the length that the server announced."""
     from tqdm import tqdm
 
     start = part.stat().st_size if part.exists() else 0

@@ -14,7 +14,8 @@ class ModelEma:
 
     Args:
         network: the network that is trained; the average starts from its weights.
-        decay: per step, 0 to 1; the first steps use a smaller one, so that the start is forgotten sooner.
+        decay: per step, 0 to 1. The first steps use a smaller decay, so that the starting weights soon lose their
+            influence.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -25,13 +26,13 @@ class ModelEma:
     def update(self, network: nn.Module) -> None:
         """Average in the network's weights after one of its steps."""
         self.steps += 1
-        new = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        new_share = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-        own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-        torch._foreach_lerp_(list(own), list(other), new)
+        averages, values = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+        torch._foreach_lerp_(list(averages), list(values), new_share)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint stores: the number of steps and the averaged state dict."""
+        """Return what a checkpoint stores: the number of steps and the averaged state dict."""
         return {"steps": self.steps, "state": self.network.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

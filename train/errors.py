@@ -7,8 +7,8 @@ class RunError(Exception):
     """A run cannot start or continue.
 
     Args:
-        message: one line for the user: what is wrong and what to do.
-        exit_code: the exit code of the command: 2 if nothing could be done, 1 if a run broke off.
+        message: one line for the user: `<what>: <problem>; <what to do>`.
+        exit_code: of the command: 2 if nothing could be done, 1 if a run stopped early.
     """
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
@@ -17,7 +17,7 @@ class RunError(Exception):
 
 
 class StageFailed(RunError):
-    """A stage broke off while it was trained or evaluated; its last good checkpoint is kept. Exit code 1."""
+    """The training or evaluation of a stage failed. Its last good checkpoint remains. Exit code 1."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, exit_code=1)

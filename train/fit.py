@@ -1,7 +1,7 @@
-"""Trains one stage: epochs, validation, early stopping, and a restart from the last checkpoint.
+"""Trains one stage: epochs, validation, early stopping, and resumption from the last checkpoint.
 
-The order of the slices and every augmentation are drawn from a generator seeded by (seed, stage, epoch). So an epoch
-is the same whether or not the run was interrupted before it.
+The order of the slices and every augmentation are drawn from a generator seeded by (seed, stage, epoch). An epoch is
+therefore the same whether or not the run was interrupted before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from train.checkpoint import (
     CheckpointWriter,
     StageFacts,
     StageSettings,
-    copied,
+    copy_to_cpu,
     read_checkpoint,
 )
 from train.config import TrainConfig
@@ -41,7 +41,7 @@ from train.progress import progress_line
 from train.recipes import Recipe
 from train.stages import Stage
 
-# pixels per batch of evaluation: 1,024 slices of 28x28, 16 of 224x224
+# pixels per evaluation batch: 1,024 slices of 28x28, 16 of 224x224
 EVALUATION_PIXELS = 1024 * 28 * 28
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -52,8 +52,8 @@ class Progress:
 
     Args:
         history: one row per epoch, columns `record.HISTORY_COLUMNS`.
-        best: the weights that are kept, on the CPU; None before the first epoch.
-        best_epoch: counted from 1.
+        best: the weights that the finished stage gets, on the CPU; None before the first epoch.
+        best_epoch: the epoch of these weights, counted from 1.
         best_accuracy: its accuracy on validation, 0 to 1.
     """
 
@@ -79,7 +79,7 @@ class _Training:
     group: Group
 
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint after the last epoch, to continue from."""
+        """Return the checkpoint after the last epoch, from which training can resume."""
         progress = self.progress
         return Checkpoint(
             self.facts,
@@ -98,12 +98,12 @@ def fit(
     directory: Path,
     *,
     recipe: Recipe | None = None,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
     group: Group = ALONE,
 ) -> Checkpoint:
-    """Train a stage to its end, or continue it from `directory`/checkpoint.pt.
+    """Train a stage to its end, or resume it from `directory`/checkpoint.pt.
 
-    `history.csv` is replaced after every epoch, `checkpoint.pt` as CheckpointWriter describes.
+    `history.csv` is replaced after every epoch. `CheckpointWriter` describes when `checkpoint.pt` is replaced.
 
     Args:
         stage: a row of `train.stages`, with a network.
@@ -112,7 +112,7 @@ def fit(
         device: where the network is trained.
         directory: for the stage's files.
         recipe: by default the stage's own.
-        say: takes a line after each epoch.
+        report: called with one line per epoch.
         group: the processes that train this network together.
 
     Returns:
@@ -124,14 +124,17 @@ def fit(
     """
     recipe = recipe or stage.recipe_for(data.view)
     settings = StageSettings(
-        config.batch_size, config.max_epochs, recipe.described(), precision(device, config.amp)
+        config.batch_size,
+        config.max_epochs,
+        recipe.stored_settings(),
+        precision(device, config.amp),
     )
     writer = CheckpointWriter(directory / "checkpoint.pt")
-    previous = _previous(writer.path, settings, data, config, device)
+    previous = _previous_checkpoint(writer.path, settings, data, config, device)
     if previous and previous.finished:
         return previous
 
-    # the network, and what was learned before an interruption
+    # the network, with the state of an interrupted run if there is one
     network, weights = starting_network(stage, data, config, fresh=previous is None)
     network.to(device).to(memory_format=torch.channels_last)
     learner = Learner.of(network, recipe, precision=precision(device, config.amp))
@@ -145,15 +148,17 @@ def fit(
             previous.best_epoch,
             previous.resume.best_accuracy,
         )
-        say(f"{stage.name}: continues after epoch {len(progress.history)}")
+        report(f"{stage.name}: continues after epoch {len(progress.history)}")
 
     # the epochs
     facts = _facts(stage, data, config, network, weights, settings)
-    training = _Training(stage, data, config, device, facts, learner, progress, writer, say, group)
+    training = _Training(
+        stage, data, config, device, facts, learner, progress, writer, report, group
+    )
     try:
         _run_epochs(training)
     except BaseException:
-        writer.broke_off()
+        writer.write_pending()
         raise
 
     # the finished checkpoint
@@ -173,7 +178,7 @@ def _facts(
     weights: str,
     settings: StageSettings,
 ) -> StageFacts:
-    """What the stage's checkpoints record besides weights and epochs."""
+    """Collect what the stage's checkpoints record besides weights and epochs."""
     return StageFacts(
         stage=stage.name,
         network=_network_name(stage),
@@ -190,39 +195,39 @@ def _facts(
     )
 
 
-def _previous(
+def _previous_checkpoint(
     path: Path, settings: StageSettings, data: Data, config: TrainConfig, device: torch.device
 ) -> Checkpoint | None:
-    """The checkpoint to continue from, or None. Raises RunError if it is from another run."""
+    """Read the checkpoint to resume from; None if there is none. Raises RunError if it is from another run."""
     if not path.exists():
         return None
     checkpoint = read_checkpoint(path)
-    before = checkpoint.facts.settings
+    previous = checkpoint.facts.settings
     for key, stored, current in (
-        ("batch_size", before.batch_size, settings.batch_size),
-        ("max_epochs", before.max_epochs, settings.max_epochs),
-        ("method", before.method, settings.method),
+        ("batch_size", previous.batch_size, settings.batch_size),
+        ("max_epochs", previous.max_epochs, settings.max_epochs),
+        ("method", previous.method, settings.method),
         ("data_md5", checkpoint.facts.data_md5, data.md5),
     ):
         if stored != current:
             raise RunError(
-                f"{path} was trained with another {key}; use --fresh to start over, or another --out"
+                f"{path}: trained with another {key}; use --fresh to start over, or another --out"
             )
-    if not checkpoint.finished and before.precision != settings.precision:
+    if not checkpoint.finished and previous.precision != settings.precision:
         remedy = (
-            f"continue with --amp {amp_option(before.precision)}, or start over with"
-            if before.precision
+            f"continue with --amp {amp_option(previous.precision)}, or start over with"
+            if previous.precision
             else "use"
         )
         raise RunError(
-            f"{path} was trained in {before.precision or 'a precision that was not recorded'} so far, and --amp"
+            f"{path}: trained in {previous.precision or 'a precision that was not recorded'} so far, but --amp"
             f" {config.amp} trains in {settings.precision} on {device}; {remedy} --fresh"
         )
     return checkpoint
 
 
 def _run_epochs(training: _Training) -> None:
-    """Train and validate epoch after epoch until the stage stops."""
+    """Train and validate until the stage stops."""
     stage, config, data, device = training.stage, training.config, training.data, training.device
     learner, progress, group = training.learner, training.progress, training.group
     images = {
@@ -230,21 +235,28 @@ def _run_epochs(training: _Training) -> None:
     }
     labels = torch.from_numpy(data.labels["train"]).to(device)
     history = progress.history
-    shared = replace(learner, network=group.wrap(learner.network))
+    group_learner = replace(learner, network=group.wrap(learner.network))
     # the seconds of an epoch include the checkpoint written before it
-    clock = time.perf_counter()
+    epoch_start = time.perf_counter()
     while not _stops(stage, config, len(history), progress.best_epoch):
         epoch = len(history) + 1
 
         # one pass over the training slices, then validation
         with _memory_errors(training):
             loss, accuracy = train_epoch(
-                shared, images["train"], labels, len(data.classes), stage, config, epoch, group
+                group_learner,
+                images["train"],
+                labels,
+                len(data.classes),
+                stage,
+                config,
+                epoch,
+                group,
             )
             logits = evaluate(learner.validated, images["val"])  # (N, classes)
         if not (np.isfinite(loss) and np.isfinite(logits).all()):
             last_good = (
-                f"epoch {epoch - 1} is kept in {training.writer.path}"
+                f"{training.writer.path} holds epoch {epoch - 1}"
                 if history
                 else "no epoch was finished"
             )
@@ -254,13 +266,13 @@ def _run_epochs(training: _Training) -> None:
         val_loss, val_accuracy = _scores(logits, data.labels["val"])
         val_accuracy = group.agree(val_accuracy)
 
-        # the weights to keep: the best on validation, or the last ones of a stage without patience
+        # the stage gets the weights that are best on validation, or without patience the last ones
         new_best = val_accuracy > progress.best_accuracy
         if new_best or stage.patience is None:
-            progress.best = copied(learner.validated.state_dict())
+            progress.best = copy_to_cpu(learner.validated.state_dict())
             progress.best_epoch, progress.best_accuracy = epoch, val_accuracy
 
-        # the history, the checkpoint and the line on standard output
+        # the history, the checkpoint, and the line for the user
         now = time.perf_counter()
         history.append(
             {
@@ -269,21 +281,21 @@ def _run_epochs(training: _Training) -> None:
                 "train_accuracy": accuracy,
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "seconds": now - clock,
+                "seconds": now - epoch_start,
                 "learning_rate": learner.optimizer.param_groups[0]["lr"],
             }
         )
-        clock = now
+        epoch_start = now
         if group.first:
             _write_epoch(training, new_best=new_best)
         group.wait()
     if history:
-        history[-1]["seconds"] += time.perf_counter() - clock
+        history[-1]["seconds"] += time.perf_counter() - epoch_start
 
 
 @contextlib.contextmanager
 def _memory_errors(training: _Training) -> Iterator[None]:
-    """Raise StageFailed with the batch size to try if memory runs out."""
+    """Turn an out-of-memory error into StageFailed, which names a smaller batch size."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as e:
@@ -295,7 +307,7 @@ def _memory_errors(training: _Training) -> Iterator[None]:
 
 
 def _scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy of logits float32 (N, classes) for labels int64 (N,)."""
+    """Return mean cross-entropy in nats and accuracy, for logits float32 (N, classes) and labels int64 (N,)."""
     loss = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)))
     return loss, float((logits.argmax(1) == labels).mean())
 
@@ -319,16 +331,16 @@ def _write_epoch(training: _Training, *, new_best: bool) -> None:
 def starting_network(
     stage: Stage, data: Data, config: TrainConfig, *, fresh: bool = True
 ) -> tuple[nn.Module, str]:
-    """The stage's network with its starting weights, on the CPU.
+    """Build the stage's network with its starting weights, on the CPU.
 
     Args:
         stage: a row of `train.stages`, with a network.
         data: for the number of classes and the size of the slices.
         config: for the seed and the ImageNet weights.
-        fresh: whether training starts; a continued stage needs no ImageNet weights.
+        fresh: whether training starts; a resumed stage needs no ImageNet weights.
 
     Returns:
-        The network, and where its weights are from: `none` if they were drawn from the seed.
+        The network, and the source of its weights: `none` if they were drawn from the seed.
 
     Raises:
         RunError: ImageNet weights are not available.
@@ -349,7 +361,7 @@ def _network_name(stage: Stage) -> str:
 
 
 def network_of(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint with its weights, on the CPU; of a finished stage the best weights."""
+    """Build the network of a checkpoint with its weights, on the CPU. A finished stage has its best weights."""
     facts = checkpoint.facts
     network = make_network(
         facts.network, classes=len(facts.classes), size=facts.size, seed=facts.seed
@@ -368,9 +380,9 @@ def train_epoch(
     epoch: int,
     group: Group = ALONE,
 ) -> tuple[float, float]:
-    """One pass over the training slices in a new order.
+    """Train one epoch: one pass over the training slices in a new order.
 
-    The host does not wait for the device before the end of the epoch.
+    The host waits for the device only at the end of the epoch.
 
     Args:
         learner: its network is trained in place.
@@ -383,26 +395,26 @@ def train_epoch(
         group: the processes that share each batch.
 
     Returns:
-        The mean loss in nats and the accuracy, over the batches as they were seen.
+        The mean loss in nats and the accuracy, each batch with the weights before its step.
     """
     device, network, recipe = images.device, learner.network, learner.recipe
     generator = torch.Generator(device).manual_seed(_epoch_seed(config.seed, stage.name, epoch))
     order = torch.randperm(len(images), generator=generator, device=device)
-    losses = torch.zeros((), device=device)
-    hits = torch.zeros((), device=device)
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), device=device)
     autocast = AUTOCAST[precision(device, config.amp)]
     network.train()
     batches = split_order(order, config.batch_size, at_least=2 * group.size)
-    for step, chosen in enumerate(batches):  # chosen: (B,)
+    for step, batch in enumerate(batches):  # indices, (B,)
         for parameters in learner.optimizer.param_groups:
             parameters["lr"] = recipe.learning_rate(
                 (epoch - 1 + step / len(batches)) / config.max_epochs
             )
 
-        # a batch, augmented; this process's rows of it
-        x = normalize(images[chosen])  # (B, 1, S, S)
-        x, targets = recipe.prepare(x, labels[chosen], classes, generator)
-        x, targets, y = group.share(x), group.share(targets), group.share(labels[chosen])
+        # augment the whole batch, then take this process's rows
+        x = normalize(images[batch])  # (B, 1, S, S)
+        x, targets = recipe.prepare(x, labels[batch], classes, generator)
+        x, targets, y = group.share(x), group.share(targets), group.share(labels[batch])
 
         # forward
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -411,7 +423,7 @@ def train_epoch(
 
         # backward and step; the group averages gradients over its processes
         learner.optimizer.zero_grad(set_to_none=True)
-        scaled = learner.scaler.scale(loss * (group.size / len(chosen)))
+        scaled = learner.scaler.scale(loss * (group.size / len(batch)))
         scaled.backward()  # type: ignore[no-untyped-call]
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
@@ -419,14 +431,14 @@ def train_epoch(
             learner.ema.update(getattr(network, "module", network))
 
         # sums stay on the device
-        losses += loss.detach()
-        hits += (logits.argmax(1) == y).sum()
-    total = group.sum(torch.stack([losses, hits])) / len(images)
-    return float(total[0]), float(total[1])
+        loss_sum += loss.detach()
+        correct += (logits.argmax(1) == y).sum()
+    means = group.sum(torch.stack([loss_sum, correct])) / len(images)
+    return float(means[0]), float(means[1])
 
 
 def evaluate(network: nn.Module, images: Tensor | np.ndarray) -> np.ndarray:
-    """Evaluate a network in evaluation mode and full float32.
+    """Run a network in evaluation mode and full float32.
 
     Args:
         network: on its device.
@@ -446,13 +458,13 @@ def evaluate(network: nn.Module, images: Tensor | np.ndarray) -> np.ndarray:
         torch.cuda.empty_cache()
     device = next(network.parameters()).device
     raise StageFailed(
-        f"out of memory on {device} while evaluating {max(1, batch // 2)} slices at a time; free memory on the device,"
+        f"{device}: out of memory while evaluating {max(1, batch // 2)} slices at a time; free memory on the device,"
         " or use --device cpu"
     )
 
 
 def evaluation_batch(size: int) -> int:
-    """Slices per batch of evaluation, for slices of `size` pixels per side."""
+    """Return the slices per evaluation batch, for slices of `size` pixels per side."""
     return max(1, EVALUATION_PIXELS // size**2)
 
 
@@ -460,7 +472,7 @@ def evaluation_batch(size: int) -> int:
 def _logits(network: nn.Module, images: Tensor, batch: int) -> np.ndarray:
     network.eval()
     device = next(network.parameters()).device
-    # an argument that is left out is reset to its default, which for `enabled` is False
+    # an omitted argument is reset to its default, and the default of `enabled` is False
     flags = torch.backends.cudnn.flags(
         enabled=True,
         benchmark=False,
@@ -474,7 +486,7 @@ def _logits(network: nn.Module, images: Tensor, batch: int) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, computed in float64, as float32."""
+    """Return the softmax over the last axis as float32, computed in float64."""
     z = logits.astype(np.float64)
     z = np.exp(z - z.max(-1, keepdims=True))
     softmax: np.ndarray = (z / z.sum(-1, keepdims=True)).astype(np.float32)
@@ -487,7 +499,7 @@ def _epoch_seed(seed: int, stage: str, epoch: int) -> int:
 
 
 def _stops(stage: Stage, config: TrainConfig, epochs: int, best_epoch: int) -> bool:
-    """Whether a stage stops after so many epochs."""
+    """Return whether a stage stops after this number of epochs."""
     return epochs >= config.max_epochs or (
         stage.patience is not None and epochs - best_epoch >= stage.patience
     )

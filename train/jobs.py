@@ -18,8 +18,8 @@ class Job:
 
     Args:
         stage: a row of `train.stages`.
-        config: its settings.
-        directory: where its files go.
+        config: the settings of the stage with this seed.
+        directory: for the stage's files.
     """
 
     stage: Stage
@@ -27,30 +27,35 @@ class Job:
     directory: Path
 
 
-def epoch_caps(given: Sequence[str]) -> dict[str, int]:
-    """--max-epochs as {stage or "all": N}.
+def epoch_caps(values: Sequence[str]) -> dict[str, int]:
+    """Parse --max-epochs.
 
     Args:
-        given: each `N` or `STAGE=N`, or several separated by commas.
+        values: each `N` or `STAGE=N`, or several separated by commas.
+
+    Returns:
+        The most epochs by stage; the key `all` applies to every other stage.
 
     Raises:
         RunError: an entry is neither, or names no stage.
     """
     caps = {}
-    for text in (part for entry in given for part in entry.split(",")):
+    for text in (part for value in values for part in value.split(",")):
         name, _, number = text.rpartition("=")
         if not number.isdecimal() or int(number) < 1:
-            raise RunError(f"--max-epochs takes N or STAGE=N with N from 1 on, found {text!r}")
+            raise RunError(
+                f"--max-epochs: expected N or STAGE=N with N of at least 1, found {text!r}"
+            )
         if name and name not in STAGES:
             raise RunError(f"--max-epochs: unknown stage {name!r}; choose from {', '.join(STAGES)}")
         caps[name or "all"] = int(number)
     return dict(sorted(caps.items()))
 
 
-def plan(
+def plan_jobs(
     stages: Sequence[Stage], options: TrainOptions, caps: dict[str, int], directory: Path
 ) -> list[Job]:
-    """The jobs of a run.
+    """Plan the jobs of a run.
 
     Args:
         stages: in the order to run.
@@ -59,7 +64,7 @@ def plan(
         directory: of the run; each stage has a directory in it, and each of several seeds one below that.
 
     Returns:
-        One job per stage and seed; the seeds of a stage follow each other.
+        One job per stage and seed, the seeds of a stage in a row.
     """
     jobs = []
     for stage in stages:
@@ -82,7 +87,15 @@ def plan(
 
 
 def member_of(job: Job, name: str) -> Path:
-    """The directory of an average's member, for the average's job and the member's name."""
+    """Return the directory of an average's member.
+
+    Args:
+        job: of the average.
+        name: of the member's stage.
+
+    Returns:
+        The average's directory with the member's name in place of the average's: STAGE or STAGE/seed-N.
+    """
     parts = job.directory.parts
     return Path(
         *(

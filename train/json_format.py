@@ -1,4 +1,4 @@
-"""JSON objects as dataclasses: unknown keys, missing keys and values of a wrong type are refused by name."""
+"""Converts JSON objects to dataclasses and back. Unknown keys, missing keys and wrong types are errors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from train.errors import RunError
 
 T = TypeVar("T")
 
-# metadata of a field that is left out of the file while it has its default
+# metadata of a field that is not written while it has its default
 OPTIONAL = types.MappingProxyType({"left_out_by_default": True})
 
 _EXPECTED = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false"}
 
 
 def from_json(kind: type[T], value: object, where: str) -> T:
-    """Build a dataclass from a parsed JSON object.
+    """Convert a parsed JSON object to a dataclass.
 
     Args:
         kind: a dataclass. Its fields may hold int, float, str, bool, other dataclasses, lists, dicts with text
             keys, `X | None`, and `object` for what is not checked.
         value: the parsed JSON.
-        where: the file and the place in it, which error messages begin with.
+        where: the file and the position in it, with which error messages begin.
 
     Returns:
         An instance of `kind`. Missing keys take the field's default.
@@ -56,7 +56,7 @@ def from_json(kind: type[T], value: object, where: str) -> T:
 
 
 def to_json(value: object) -> Any:
-    """Turn dataclasses, and lists and dicts of them, into what `json` writes; keys stand in the fields' order."""
+    """Convert dataclasses, and lists and dicts of them, to what `json` writes, keys in the order of the fields."""
     if dataclasses.is_dataclass(value):
         items = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {
@@ -72,14 +72,14 @@ def to_json(value: object) -> Any:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """The value of a field that is not given; MISSING if it must be given."""
+    """Return the default of a field; MISSING if the field is required."""
     return (
         field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     )
 
 
 def _converted(annotation: Any, value: object, where: str) -> Any:
-    """The value as the annotation wants it; numbers stay as they are, so that they are written as they were."""
+    """Convert a value to the type of an annotation. Numbers are not converted, so that they are written unchanged."""
     if annotation is object:
         return value
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -1,4 +1,4 @@
-"""A network while it is trained: its optimizer, the average of its weights, the scaler of its loss."""
+"""A network during training: with its optimizer, the moving average of its weights and the scaler of its loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from train.recipes import Recipe
 
 @dataclass
 class Learner:
-    """A network with everything that an epoch changes.
+    """A network with everything that a training step changes.
 
     Args:
         network: on its device.
@@ -35,7 +35,7 @@ class Learner:
 
     @classmethod
     def of(cls, network: nn.Module, recipe: Recipe, *, precision: str = "fp32") -> Learner:
-        """A learner before its first step, for a network that is already on its device."""
+        """Create a learner for a network that is already on its device."""
         device = next(network.parameters()).device
         return cls(
             network,
@@ -47,13 +47,18 @@ class Learner:
 
     @property
     def validated(self) -> nn.Module:
-        """The network that is validated and kept: the average of the weights if there is one."""
+        """The network that is validated and saved: the average of the weights if there is one."""
         return self.ema.network if self.ema else self.network
 
     def resume_state(
         self, best: dict[str, torch.Tensor] | None, best_accuracy: float
     ) -> ResumeState:
-        """What a checkpoint stores beside the network's weights."""
+        """Return what a checkpoint stores besides the network's weights.
+
+        Args:
+            best: the best weights so far, on the CPU.
+            best_accuracy: their accuracy on validation, 0 to 1.
+        """
         return ResumeState(
             self.optimizer.state_dict(),
             self.ema.state_dict() if self.ema else None,
@@ -63,7 +68,7 @@ class Learner:
         )
 
     def restore(self, weights: dict[str, Any], resume: ResumeState) -> None:
-        """Continue from a checkpoint's weights and what `resume_state` returned."""
+        """Load a checkpoint's weights and what `resume_state` returned."""
         self.network.load_state_dict(weights)
         self.optimizer.load_state_dict(resume.optimizer)
         if self.ema and resume.ema is not None:

@@ -1,4 +1,4 @@
-"""The quality of probabilities: scikit-learn's metrics, MedMNIST's AUC, the expected calibration error."""
+"""Metrics of predicted probabilities: scikit-learn's, MedMNIST's AUC, and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.results_format import SplitMetrics
 
 
 def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float | None:
-    """MedMNIST's AUC: the unweighted mean over classes of one class against the rest.
+    """Compute MedMNIST's AUC: the unweighted mean over classes of one class against the rest.
 
     Args:
         probabilities: float (N, classes).
@@ -34,7 +34,7 @@ def area_under_curve(probabilities: np.ndarray, labels: np.ndarray) -> float | N
 
 
 def measure(probabilities: np.ndarray, labels: np.ndarray) -> SplitMetrics:
-    """Measure the probabilities of one split.
+    """Compute the metrics of one split.
 
     Args:
         probabilities: float (N, classes); rows sum to 1.
@@ -55,7 +55,7 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> SplitMetrics:
     predicted = probabilities.argmax(1)
     classes = np.arange(probabilities.shape[1])
     with warnings.catch_warnings():
-        # classes absent from a small split are counted as zero, on purpose
+        # classes that are absent from a small split count as zero
         warnings.simplefilter("ignore")
         precision, recall, f1, _ = precision_recall_fscore_support(
             labels, predicted, labels=classes, average="weighted", zero_division=0
@@ -72,7 +72,7 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> SplitMetrics:
 
 
 def organ_of(label: str) -> str:
-    """The organ a class belongs to: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
+    """Return the organ of a class: `kidney` for `kidney-left` and `kidney-right`, else the class itself."""
     for side in ("-left", "-right"):
         if label.endswith(side):
             return label[: -len(side)]
@@ -80,7 +80,7 @@ def organ_of(label: str) -> str:
 
 
 def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
-    """The share of slices whose predicted class belongs to the right organ, whichever side.
+    """Compute the accuracy without regard to the side: `kidney-left` for `kidney-right` counts as correct.
 
     Args:
         confusion: int (classes, classes) counts, rows true, columns predicted.

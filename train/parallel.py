@@ -1,4 +1,4 @@
-"""Several processes under torchrun: each trains stages of its own, or all share the batches of each stage."""
+"""Training with several processes of torchrun: each trains other stages, or all share the batches of each stage."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ class Group:
         return DistributedDataParallel(network, broadcast_buffers=True)
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch."""
+        """Return this process's rows of a batch."""
         return batch[self.rank :: self.size] if self.size > 1 else batch
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over the group."""
+        """Return the sum of a tensor over the group."""
         if self.size > 1:
-            with _others_needed():
+            with _peer_errors():
                 torch.distributed.all_reduce(value)
         return value
 
     def agree(self, value: float) -> float:
-        """The first process's value, for all."""
+        """Return the first process's value in every process."""
         if self.size == 1:
             return value
-        box = [value]
-        with _others_needed():
-            torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        with _peer_errors():
+            torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wait(self) -> None:
-        """Wait until every process of the group has called this. Signals are handled meanwhile."""
+        """Wait until every process of the group has called this. Signals are handled during the wait."""
         if self.size > 1:
-            with _others_needed():
+            with _peer_errors():
                 barrier = torch.distributed.barrier(async_op=True)
                 while not barrier.is_completed():
                     time.sleep(0.01)
@@ -69,22 +69,23 @@ class Group:
 
 
 @contextlib.contextmanager
-def _others_needed() -> Iterator[None]:
-    """Raise RunError if communication fails, because another process ended."""
+def _peer_errors() -> Iterator[None]:
+    """Turn an error of communication into RunError: another process of the group has ended."""
     try:
         yield
     except RuntimeError as e:
         reason = str(e).splitlines()[0]
         raise RunError(
-            f"another process of this run ended, see its own message ({reason})", exit_code=1
+            f"torchrun: another process of this run ended ({reason}); see its own message",
+            exit_code=1,
         ) from e
 
 
 ALONE = Group()
 
 
-def launched() -> Group:
-    """The processes that torchrun started, this one's place among them; ALONE without torchrun."""
+def group_from_environment() -> Group:
+    """Return the group of processes that torchrun started; ALONE without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     return Group(int(os.environ["RANK"]), size) if size > 1 else ALONE
 
@@ -92,7 +93,7 @@ def launched() -> Group:
 def check(group: Group, device: torch.device, share: str) -> None:
     """Check that the processes of this machine can share its GPUs.
 
-    NCCL takes one process per GPU. With `--parallel stages` several processes can train on one GPU.
+    NCCL allows one process per GPU. With `--parallel stages` several processes can train on one GPU.
 
     Args:
         group: the processes of the run.
@@ -107,7 +108,7 @@ def check(group: Group, device: torch.device, share: str) -> None:
         gpus = torch.cuda.device_count()
         if processes > gpus:
             raise RunError(
-                f"--parallel batches needs a GPU per process, found {processes} processes and {gpus} GPUs on this machine;"
+                f"--parallel batches: needs a GPU per process, found {processes} processes and {gpus} GPUs on this machine;"
                 f" use torchrun --nproc-per-node {gpus}, or --parallel stages"
             )
 
@@ -115,8 +116,8 @@ def check(group: Group, device: torch.device, share: str) -> None:
 def join(group: Group, device: torch.device, share: str) -> None:
     """Set up communication between the group's processes.
 
-    NCCL if they share batches on CUDA, otherwise gloo: sharing stages needs barriers only, and several processes may
-    then use one GPU.
+    The backend is NCCL if the processes share batches on CUDA, otherwise gloo. Processes that train other stages need
+    barriers only, and with gloo several of them can use one GPU.
 
     Args:
         group: the processes of the run.
@@ -130,25 +131,25 @@ def join(group: Group, device: torch.device, share: str) -> None:
     nccl = device.type == "cuda" and share == "batches"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # a process that has no stage left waits for the slowest one
+    # 24 hours: a process that has finished its stages waits for the slowest one
     torch.distributed.init_process_group(
         "nccl" if nccl else "gloo", timeout=timedelta(hours=24), device_id=device if nccl else None
     )
 
 
 def leave(group: Group) -> None:
-    """Undo `join` after success. NCCL's shutdown waits for every process, so a failed process must not call it."""
+    """End communication after success. NCCL's shutdown waits for every process, so a failed process must not call this."""
     if group.size > 1:
         torch.distributed.destroy_process_group()
 
 
-def joined() -> bool:
-    """Whether this process is still in a group, as after a failure."""
+def is_joined() -> bool:
+    """Return whether this process is still in a group, as it is after a failure."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def use_all_processors() -> None:
-    """Use every processor again once this process is alone.
+    """Use every processor again after the other processes have finished.
 
     torchrun sets OMP_NUM_THREADS=1 for its processes (https://pytorch.org/docs/stable/elastic/run.html).
     """

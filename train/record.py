@@ -40,7 +40,7 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
         save: called with a temporary file in the same directory, open for writing bytes.
 
     Raises:
-        OSError: the disk is full or the directory read-only. `path` is then as it was before.
+        OSError: the disk is full or the directory is read-only. `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(
@@ -75,9 +75,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def sweep_partials(directory: Path) -> None:
-    """Remove what killed writers left in `directory` and below. Call it only under the run's lock."""
+    """Remove the temporary files of killed writers in `directory` and below. Call it only under the run's lock."""
     for partial in list(directory.rglob(".*.partial")):
-        # a directory is a bundle that was being written
+        # a bundle is written as a directory
         if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise RunError(
-            f"{path} is not valid JSON ({e}); move it away or start over with --fresh"
+            f"{path}: not valid JSON ({e}); move it away or start over with --fresh"
         ) from e
 
 
@@ -127,20 +127,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     import torch
 
     def save(file: BinaryIO) -> None:
-        watched = _Watched(file)
+        recording = _ErrorRecordingFile(file)
         try:
-            torch.save(state, cast(BinaryIO, watched))
+            torch.save(state, cast(BinaryIO, recording))
         except RuntimeError:
-            # torch hides a full disk behind an error of its own
-            if watched.error:
-                raise watched.error from None
+            # torch replaces the OSError of a full disk by an error of its own
+            if recording.error:
+                raise recording.error from None
             raise
 
     atomic_save(path, save)
 
 
-class _Watched:
-    """A file that remembers the system's error when a write failed."""
+class _ErrorRecordingFile:
+    """A file that records the OSError of a failed write."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -168,23 +168,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
-        raise RunError(f"no checkpoint at {path}") from e
+        raise RunError(f"{path}: no such checkpoint; check the path") from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
         raise RunError(
-            f"{path} is not a readable checkpoint ({type(e).__name__}); start over with --fresh"
+            f"{path}: not a readable checkpoint ({type(e).__name__}); start over with --fresh"
         ) from e
     if not isinstance(state, dict) or "network" not in state:
-        raise RunError(f"{path} is not a checkpoint of this program: it has no 'network' entry")
+        raise RunError(
+            f"{path}: not a checkpoint of this program, it has no 'network' entry; use another file"
+        )
     return state
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's directory; it ends with the process.
+    """Hold the lock of a run's directory. The lock ends with the process.
 
-    On a file system without flock, such as some network ones, filelock falls back to a lock file. A killed process
-    leaves it behind, so a note on standard error names it.
+    On a file system without flock, such as some network ones, filelock uses a lock file instead. A killed process
+    leaves that file behind, so a note on standard error names it.
 
     Raises:
         RunError: another run holds the lock, or the directory cannot be written to.
@@ -200,22 +202,22 @@ def locked(directory: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         if any("flock" in str(warning.message) for warning in caught):
             print(
-                f"train: note: {directory} is on a file system without flock, so a killed run leaves its lock behind;"
+                f"train: note: {directory}: on a file system without flock, so a killed run leaves its lock behind;"
                 f" remove {path} then",
                 file=sys.stderr,
                 flush=True,
             )
     # older versions of filelock have no fallback
     except NotImplementedError as e:
-        raise RunError(
-            f"{directory} is on a file system without flock; choose another --out"
-        ) from e
+        raise RunError(f"{directory}: on a file system without flock; choose another --out") from e
     except Timeout as e:
         raise RunError(
-            f"another run is using {directory}; wait for it, or choose another --out"
+            f"{directory}: another run is using it; wait for it, or choose another --out"
         ) from e
     except OSError as e:
-        raise RunError(f"cannot write to {directory}: {e.strerror}; choose another --out") from e
+        raise RunError(
+            f"{directory}: cannot be written ({e.strerror}); choose another --out"
+        ) from e
     try:
         yield
     finally:

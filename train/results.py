@@ -1,4 +1,4 @@
-"""The rows of results.json: measures each stage on train and validation, and once, at the end, on test."""
+"""Computes the rows of results.json: each stage on train and validation, and once, at the end, on test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from export.member import ExportError, export_member
 from train import fit, record
-from train.calibration import SPLIT, calibration, described
+from train.calibration import SPLIT, describe_split, fit_calibration
 from train.checkpoint import Checkpoint, read_checkpoint
 from train.data import Data
 from train.devices import device_name
@@ -47,30 +47,29 @@ VERSIONS = (
     "numpy",
 )
 
-# settings that older runs did not record, with the value they had
-SETTINGS_ADDED: dict[str, object] = {"deterministic": False}
-# each stage records its precision, and is resumed in that one alone, whichever --amp led to it
+# settings that older runs did not record, with the value that they had
+UNRECORDED_SETTINGS: dict[str, object] = {"deterministic": False}
+# a resumed run may change --amp: each stage records its own precision and resumes only in that precision
 NOT_COMPARED = ("amp",)
 PROBABILITIES_FILE = "probabilities.npz"
 
 
-def opened(
+def open_results(
     directory: Path, data: Data, device: torch.device, settings: dict[str, object]
 ) -> Results:
-    """Read the results of a run that is resumed, or begin new ones.
+    """Read the results of a resumed run, or create those of a new one.
 
     Args:
         directory: of the run, with results.json if it is resumed.
-        data: the data set, which the results name.
+        data: the data set.
         device: the device of this run.
         settings: the options of this run, by name.
 
     Returns:
-        The rows that are there, with the device, versions and settings of this run.
+        The existing rows, with the device, versions and settings of this run.
 
     Raises:
-        RunError: results.json is of another program or version, or a setting differs from this run's. The message
-            names the first that does.
+        RunError: results.json is of another program or version, or one of its settings differs from this run's.
     """
     path = directory / RESULTS_FILE
     results = Results(
@@ -92,7 +91,7 @@ def opened(
     content = record.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise RunError(
-            f"{path} is not a results file of this program; move it away or start over with --fresh"
+            f"{path}: not a results file of this program; move it away or start over with --fresh"
         )
     _check_settings(directory, content["settings"], settings)
     _check_stages(path, content.get("stages"))
@@ -101,43 +100,43 @@ def opened(
 
 
 def _check_stages(path: Path, rows: object) -> None:
-    """Raise RunError for a stage that this version does not have, before its row is read in this format."""
+    """Raise RunError for a stage that this version does not have."""
     names = (
         [row.get("name") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     )
     if unknown := [name for name in names if name not in STAGES]:
         raise RunError(
-            f"{path} has a stage {unknown[0]!r}, of another version of this program; use another --out"
+            f"{path}: stage {unknown[0]!r} is of another version of this program; use another --out"
         )
 
 
 def _check_settings(
     directory: Path, recorded: dict[str, object], settings: dict[str, object]
 ) -> None:
-    """Raise RunError for the first setting that differs from what the run's directory was trained with."""
-    before = SETTINGS_ADDED | recorded
+    """Raise RunError for the first setting that differs from the recorded one."""
+    recorded = UNRECORDED_SETTINGS | recorded
     for key, value in settings.items():
-        if key not in NOT_COMPARED and before.get(key) != value:
+        if key not in NOT_COMPARED and recorded.get(key) != value:
             raise RunError(
-                f"{directory} was trained with {key} {before.get(key)}, this run has {value}; "
+                f"{directory}: trained with {key} {recorded.get(key)}, this run has {value}; "
                 f"use --fresh to start over, or another --out"
             )
 
 
 def measure_stage(job: Job, data: Data, device: torch.device, results: Results) -> None:
-    """Measure a trained stage on train and validation, and put its row into the results.
+    """Measure a trained stage on train and validation, and add its row to the results.
 
-    A network is exported and verified, and also run on the slices that its temperature is fitted on
-    (`train.calibration.fitted_on`). Nothing is done if the row and the files of the stage are there.
+    A network is also exported, verified, and run on the slices that its temperature is fitted on
+    (`train.calibration.add_calibration_split`). Nothing is done if the row and the files of the stage exist.
 
     Args:
         job: the stage, already trained.
         data: with the split `train.calibration.SPLIT`.
         device: where PyTorch runs the network.
-        results: get the row, in place of an older one.
+        results: the row is added here, in place of an older one.
 
     Raises:
-        RunError: the exported network does not answer as PyTorch's. Exit code 1.
+        RunError: the exported network differs from PyTorch's. Exit code 1.
     """
     if row_of(results, job) and _has_files(job):
         return
@@ -152,7 +151,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
 
 
 def _has_files(job: Job) -> bool:
-    """Whether everything that `measure_stage` leaves in the stage's directory is there."""
+    """Return whether the stage's directory has all files that `measure_stage` writes."""
     path = job.directory / PROBABILITIES_FILE
     splits = {"train", "val", SPLIT} if job.stage.network else {"train", "val"}
     complete = path.exists() and splits <= set(np.load(path).files)
@@ -162,8 +161,8 @@ def _has_files(job: Job) -> bool:
 def _measured_network(
     job: Job, data: Data, device: torch.device
 ) -> tuple[StageResult, dict[str, np.ndarray]]:
-    """The row of a single network without its metrics, and its probabilities by split; exports the network."""
-    network, checkpoint = trained(job)
+    """Export and run a network. Returns its row without metrics, and its probabilities by split."""
+    network, checkpoint = load_trained(job)
     path = job.directory / "member.onnx"
     try:
         parity = export_member(
@@ -202,7 +201,7 @@ def _measured_network(
 
 
 def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str, np.ndarray]]:
-    """The row of an ensemble without its metrics, and its probabilities by split."""
+    """Average the members of an ensemble. Returns its row without metrics, and its probabilities by split."""
     files = [np.load(member_of(job, name) / PROBABILITIES_FILE) for name in job.stage.members]
     probabilities = {
         split: mean_probabilities([file[split] for file in files]) for split in ("train", "val")
@@ -224,13 +223,13 @@ def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str
 
 
 def measure_test(job: Job, data: Data, device: torch.device, results: Results) -> None:
-    """Measure a stage on test, and fit its temperature, unless the row holds both.
+    """Measure a stage on test and fit its temperature, unless its row has both.
 
     Args:
         job: a stage that `measure_stage` has measured.
         data: with the split `train.calibration.SPLIT`.
         device: where PyTorch runs the network.
-        results: hold the stage's row, which is completed.
+        results: the stage's row in them is completed.
     """
     row = _row(results, job.stage.name, job.config.seed)
     path = job.directory / PROBABILITIES_FILE
@@ -238,7 +237,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
     probabilities = dict(np.load(path))
     if not row.test or "test" not in probabilities:
         if job.stage.network:
-            network, _ = trained(job)
+            network, _ = load_trained(job)
             logits = fit.evaluate(network.to(device), data.network_images("test"))
             probabilities["test"] = fit.probabilities(logits)
         else:
@@ -247,13 +246,13 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
             )
         _save_probabilities(job, probabilities)
         row.test = measure(probabilities["test"], data.labels["test"])
-    if row.calibration is None or row.calibration.fitted_on != described(data):
+    if row.calibration is None or row.calibration.fitted_on != describe_split(data):
         networks = [np.load(member) for member in members or (path,)]
-        row.calibration = calibration(networks, data.labels, fitted_on=described(data))
+        row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
 
 
 def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray]) -> None:
-    """Write float32 (N, classes) by split into the stage's directory."""
+    """Write the probabilities, float32 (N, classes) by split, to the stage's directory."""
     arrays: dict[str, Any] = probabilities
     record.atomic_save(job.directory / PROBABILITIES_FILE, lambda file: np.savez(file, **arrays))
 
@@ -263,19 +262,25 @@ def _is_of(row: StageResult, job: Job) -> bool:
 
 
 def _row(results: Results, name: str, seed: int) -> StageResult:
-    """The row of a stage and seed that has been measured."""
+    """Return the row of a stage and seed, which must exist."""
     return next(row for row in results.stages if (row.name, row.seed) == (name, seed))
 
 
 def row_of(results: Results, job: Job) -> StageResult | None:
-    """The row of a stage and seed; None if it has not been measured."""
+    """Return the row of a stage and seed; None if it has not been measured."""
     return next((row for row in results.stages if _is_of(row, job)), None)
 
 
 def summary(rows: list[StageResult]) -> list[StageSummary]:
-    """Mean and sample standard deviation over seeds, a row per stage.
+    """Compute mean and sample standard deviation over seeds.
 
-    A metric that is undefined for one of the seeds has no mean, and one of a single seed no deviation.
+    A metric that is undefined for one of the seeds has no mean. A stage with a single seed has no deviation.
+
+    Args:
+        rows: of all stages and seeds.
+
+    Returns:
+        One summary per stage, in the order of the rows.
     """
     summaries = []
     for name in dict.fromkeys(row.name for row in rows):
@@ -297,7 +302,7 @@ def _mean_std(rows: list[StageResult], split: str, metric: str) -> MeanStd:
 
 
 def table(results: Results) -> str:
-    """The table that ends a run: a line per stage and seed, then the means over seeds."""
+    """Format the table that ends a run: a line per stage and seed, then the means over seeds."""
     head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'best':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
     flag = results.dataset.flag if results.dataset else ""
     lines = ["", f"{flag}, accuracy on {results.device}", head, "-" * len(head)]
@@ -321,7 +326,7 @@ def table(results: Results) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of Python and of the packages that are installed."""
+    """Return the versions of Python and of the installed packages."""
     versions = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -331,7 +336,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def trained(job: Job) -> tuple[nn.Module, Checkpoint]:
-    """The network of a finished stage with its best weights, on the CPU, and its checkpoint."""
+def load_trained(job: Job) -> tuple[nn.Module, Checkpoint]:
+    """Load a finished stage: its network with the best weights, on the CPU, and its checkpoint."""
     checkpoint = read_checkpoint(job.directory / "checkpoint.pt")
     return fit.network_of(checkpoint), checkpoint

@@ -1,7 +1,7 @@
 """results.json and robustness.json as dataclasses: what a run has measured, a row per stage and seed.
 
-Field names are the keys of the files, in the order in which they are written. They are stored in every old run, so
-they keep their names.
+Field names are the keys of the files, in the order in which they are written. They must not change, because earlier
+runs have stored them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from train.record import read_json, write_json
 RESULTS_FILE = "results.json"
 ROBUSTNESS_FILE = "robustness.json"
 SPLITS = ("train", "val", "test")
-# metrics of `SplitMetrics` that are single numbers
+# the fields of `SplitMetrics` that are single numbers
 METRICS = ("accuracy", "precision", "recall", "f1", "auc", "ece")
+# those of them that a bundle's manifest has
 MANIFEST_METRICS = ("accuracy", "auc", "ece")
 
 
@@ -38,7 +39,7 @@ class SplitMetrics:
     confusion: list[list[int]]
 
     def for_manifest(self) -> dict[str, float | None]:
-        """The metrics that a bundle's manifest holds of a split."""
+        """Return the metrics of a split that a bundle's manifest has."""
         return {key: getattr(self, key) for key in MANIFEST_METRICS}
 
 
@@ -89,13 +90,13 @@ class StageResult:
     calibration: Calibration | None = field(default=None, metadata=OPTIONAL)
 
     def on(self, split: str) -> SplitMetrics | None:
-        """The metrics on a split: "train", "val" or "test"; None if not measured."""
+        """Return the metrics on "train", "val" or "test"; None if not measured."""
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and sample standard deviation over seeds; None if undefined for a seed, or of one seed."""
+    """Mean and sample standard deviation over seeds. Both are None if a seed has no value, `std` also for one seed."""
 
     mean: float | None
     std: float | None = None
@@ -112,7 +113,7 @@ class StageSummary:
     test: dict[str, MeanStd] = field(default_factory=dict)
 
     def on(self, split: str) -> dict[str, MeanStd]:
-        """Mean and deviation by metric on a split: "train", "val" or "test"."""
+        """Return mean and deviation by metric on "train", "val" or "test"."""
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
 
@@ -140,22 +141,25 @@ class Results:
     dataset: Dataset | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    # the options of the run as they were given, compared key by key when it is resumed
+    # options of the run, which are compared key by key when the run is resumed
     settings: dict[str, object] = field(default_factory=dict)
     stages: list[StageResult] = field(default_factory=list)
     # only of runs with several seeds
     summary: list[StageSummary] = field(default_factory=list, metadata=OPTIONAL)
 
     def rows_of(self, name: str) -> list[StageResult]:
-        """The rows of one stage, a row per seed."""
+        """Return the rows of one stage, one per seed."""
         return [row for row in self.stages if row.name == name]
 
     def best_row(self, name: str, *, tested: bool = False) -> StageResult | None:
-        """The row of a stage that is best on validation, the first of equals; None if the stage has no row.
+        """Return the row of a stage with the highest validation accuracy.
 
         Args:
             name: of the stage.
-            tested: look only at rows that were measured on test.
+            tested: whether to consider only rows that were measured on test.
+
+        Returns:
+            The row, the first of equally good ones; None if the stage has no row.
         """
         rows = [row for row in self.rows_of(name) if row.test or not tested]
         return max(rows, key=_val_accuracy, default=None)
@@ -170,7 +174,7 @@ class CorruptionScores:
     # means over severities, then over corruptions
     mean_corrupted_accuracy: float
     mean_balanced_error: float
-    # by corruption five values, mildest severity first
+    # five values per corruption, mildest severity first
     accuracy: dict[str, list[float]]
     balanced_error: dict[str, list[float]]
 
@@ -196,10 +200,12 @@ class RobustnessEntry(CorruptionScores, RobustnessTask):
 
     @classmethod
     def of(cls, task: RobustnessTask, scores: CorruptionScores) -> RobustnessEntry:
+        """Combine a task with its scores."""
         return cls(**vars(task), **vars(scores))
 
     @property
     def task(self) -> RobustnessTask:
+        """The task of this row, for comparison with another task."""
         return RobustnessTask(
             **{key: getattr(self, key) for key in RobustnessTask.__dataclass_fields__}
         )
@@ -224,15 +230,25 @@ def read_results(directory: Path) -> Results:
     path = directory / RESULTS_FILE
     if not path.is_file():
         raise RunError(
-            f"no results.json in {directory}; pass the directory of a data set, as in runs/organsmnist"
+            f"{directory}: no results.json; pass the directory of a data set, such as runs/organsmnist"
         )
     return results_from_json(read_json(path), path)
 
 
 def results_from_json(content: object, path: Path) -> Results:
-    """Parsed JSON as results; `path` is named in messages. Raises RunError."""
+    """Convert parsed JSON to results.
+
+    Args:
+        content: the parsed JSON.
+        path: of the file, for messages.
+
+    Raises:
+        RunError: the content is not in this format.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("stages", []), list):
-        raise RunError(f"{path} is not the results.json of a run: it has no list of stages")
+        raise RunError(
+            f"{path}: not the results.json of a run, it has no list of stages; pass another directory"
+        )
     return from_json(Results, content, str(path))
 
 
@@ -246,10 +262,10 @@ def read_robustness(directory: Path, md5: str | None = None) -> list[RobustnessE
 
     Args:
         directory: of the run.
-        md5: of the data set that the rows must be of; None takes any.
+        md5: of the data set's file that the rows must belong to; None accepts any.
 
     Returns:
-        The rows; none if there is no file, or if it is of another data set.
+        The rows; an empty list if there is no file, or if it belongs to another data set.
 
     Raises:
         RunError: the file is not valid JSON or not in this format.
@@ -273,7 +289,7 @@ def write_robustness(
 
 
 def _md5_of(content: object) -> object:
-    """The MD5 that a parsed robustness.json names, whatever else it holds."""
+    """Return the MD5 of the data set in a parsed robustness.json; None if there is none."""
     dataset = content.get("dataset") if isinstance(content, dict) else None
     return dataset.get("md5") if isinstance(dataset, dict) else None
 

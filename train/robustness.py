@@ -1,7 +1,7 @@
 """Measure the exported networks of a run on corrupted slices (MedMNIST-C): python -m train.robustness RUN_DIR.
 
-Balanced error is 1 minus the balanced accuracy, averaged over severities and then over corruptions. MedMNIST-C divides
-it by AlexNet's. AlexNet's values there are of 224 pixels, so here the error stands as it is.
+The balanced error is 1 minus the balanced accuracy, averaged over severities and then over corruptions. MedMNIST-C
+divides it by AlexNet's error. It publishes AlexNet's error at 224 pixels only, so here the error is not divided.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def corrupted_accuracy(
     labels: np.ndarray,
     seed: int = 0,
     *,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> CorruptionScores:
     """Measure accuracy and balanced error on the slices as they are and on their 65 corrupted copies.
 
@@ -60,7 +60,10 @@ def corrupted_accuracy(
         images: uint8 (N, S, S).
         labels: int (N,).
         seed: of the noise.
-        say: gets a line of accuracies per corruption.
+        report: called with one line of accuracies per corruption.
+
+    Returns:
+        The scores by corruption and severity, and their means.
     """
     clean_accuracy, clean_error = _scores(predict(images), labels)
     accuracy: dict[str, list[float]] = {}
@@ -68,7 +71,7 @@ def corrupted_accuracy(
     for name in CORRUPTIONS:
         scores = [_scores(predict(corrupt(images, name, s, seed)), labels) for s in SEVERITIES]
         accuracy[name], error[name] = map(list, zip(*scores, strict=True))
-        say(f"{name:<18}" + "".join(f"{value:>8.4f}" for value in accuracy[name]))
+        report(f"{name:<18}" + "".join(f"{value:>8.4f}" for value in accuracy[name]))
     return CorruptionScores(
         clean_accuracy=clean_accuracy,
         clean_balanced_error=clean_error,
@@ -79,11 +82,11 @@ def corrupted_accuracy(
     )
 
 
-def _scores(answers: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Accuracy, and 1 minus the mean recall of the classes that occur."""
-    right = answers.argmax(1) == labels
-    recalls = [right[labels == c].mean() for c in np.unique(labels)]
-    return float(right.mean()), float(1 - np.mean(recalls))
+def _scores(class_scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return accuracy, and 1 minus the mean recall of the classes that occur."""
+    correct = class_scores.argmax(1) == labels
+    recalls = [correct[labels == c].mean() for c in np.unique(labels)]
+    return float(correct.mean()), float(1 - np.mean(recalls))
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,24 @@ def measure_robustness(
     slices: int | None = None,
     seed: int = 0,
     device: torch.device = CPU,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> list[RobustnessEntry]:
-    """Measure stages on corrupted slices, unless robustness.json holds the same measurement.
+    """Measure stages on corrupted slices, unless robustness.json has the same measurement.
 
-    A stage is its exported float32 network, an ensemble the mean probability of its members. Of several seeds the one
-    that is best on validation is measured. The file is written after each stage.
+    For a network its exported float32 file is measured, for an ensemble the mean probability of its members. Of
+    several seeds the best on validation is measured. robustness.json is written after each stage.
 
     Args:
         directory: of the run.
         data: the data set of the run.
         results: of the run.
-        names: the stages. Those that `results` lacks are passed over.
+        names: the stages. Stages without a row in `results` are skipped.
         split: "val" or "test".
-        slices: how many slices to take, spread evenly over the split; None takes all.
+        slices: number of slices, spread evenly over the split; None takes all.
         seed: of the noise.
-        device: on the CPU onnxruntime runs the exported networks. On a GPU PyTorch runs those that they were exported
-            from, whose logits agree (`export.member`).
-        say: gets a line per stage and corruption.
+        device: on the CPU onnxruntime runs the exported networks. On a GPU PyTorch runs the networks of the
+            checkpoints, whose logits were compared with the exported ones (`export.member`).
+        report: called with one line per stage and corruption.
 
     Returns:
         The entry of each stage, in the order of `names`.
@@ -131,24 +134,24 @@ def measure_robustness(
     """
     total = len(data.labels[split])
     count = min(slices or total, total)
-    chosen = np.linspace(0, total - 1, count).round().astype(int)
-    images, labels = data.images[split][chosen], data.labels[split][chosen]
+    rows = np.linspace(0, total - 1, count).round().astype(int)
+    images, labels = data.images[split][rows], data.labels[split][rows]
     measurements = [
         _measurement(directory, results, name, split, count, total, seed)
         for name in names
         if results.best_row(name)
     ]
     entries = read_robustness(directory, md5=data.md5)
-    todo = [m for m in measurements if not _entry_of(entries, m.task)]
-    predict = _Networks([file for m in todo for file in m.files], data, device)
-    for measurement in todo:
+    missing = [m for m in measurements if not _entry_of(entries, m.task)]
+    networks = _Networks([file for m in missing for file in m.files], data, device)
+    for measurement in missing:
         task = measurement.task
         scores = corrupted_accuracy(
-            predict.mean_of(measurement.files),
+            networks.mean_of(measurement.files),
             images,
             labels,
             seed,
-            say=_prefixed(say, task.name),
+            report=_prefixed(report, task.name),
         )
         entries = [entry for entry in entries if not _is_outdated(entry, task)]
         entries.append(RobustnessEntry.of(task, scores))
@@ -157,15 +160,15 @@ def measure_robustness(
     return [entry for m in measurements if (entry := _entry_of(entries, m.task))]
 
 
-def _prefixed(say: Callable[[str], None], name: str) -> Callable[[str], None]:
-    """Write lines that begin with the name of a stage."""
-    return lambda line: say(f"{name:<15}{line}")
+def _prefixed(report: Callable[[str], None], name: str) -> Callable[[str], None]:
+    """Return a function that reports lines after the name of a stage."""
+    return lambda line: report(f"{name:<15}{line}")
 
 
 def _measurement(
     directory: Path, results: Results, name: str, split: str, count: int, total: int, seed: int
 ) -> _Measurement:
-    """What there is to measure of a stage: its seed that is best on validation."""
+    """Describe the measurement of a stage, for its seed that is best on validation."""
     row = results.best_row(name)
     assert row is not None
     files = {
@@ -184,7 +187,7 @@ def _measurement(
 
 
 def _member(directory: Path, stage: str, seed: int) -> Path:
-    """The exported network of a stage, which must be there."""
+    """Return the path of a stage's exported network. Raises RunError if there is none."""
     folders = (directory / stage / f"seed-{seed}", directory / stage)
     for folder in folders:
         if (folder / "member.onnx").is_file():
@@ -197,42 +200,48 @@ def _entry_of(entries: list[RobustnessEntry], task: RobustnessTask) -> Robustnes
 
 
 def _is_outdated(entry: RobustnessEntry, task: RobustnessTask) -> bool:
-    """Whether a task replaces an entry: the same measurement, or an entry of other networks."""
-    same = (entry.split, entry.slices) == (task.split, task.slices)
-    return entry.name == task.name and (same or entry.members != task.members)
+    """Return whether a task replaces an entry: it measures the same slices, or the networks have changed."""
+    same_slices = (entry.split, entry.slices) == (task.split, task.slices)
+    return entry.name == task.name and (same_slices or entry.members != task.members)
 
 
 class _Networks:
-    """The exported networks of several stages; those that stages share answer each copy once."""
+    """The exported networks of several stages. A network of several stages runs once per corrupted copy.
+
+    Args:
+        files: the networks of every stage. A network of several stages occurs several times.
+        data: the data set.
+        device: where the networks run.
+    """
 
     def __init__(self, files: list[Path], data: Data, device: torch.device) -> None:
-        """files: of every stage; a file that occurs more than once is shared."""
         self.networks = {
             file: _Network(file, data, device, shared=files.count(file) > 1) for file in files
         }
 
     def mean_of(self, files: list[Path]) -> Callable[[np.ndarray], np.ndarray]:
-        """The mean probability of some networks, as a function of uint8 (N, S, S)."""
+        """Return a function from uint8 (N, H, W) to the mean probability of these networks."""
         return lambda images: mean_probabilities([self.networks[file](images) for file in files])
 
 
 class _Network:
-    """An exported network, opened when it is needed. A shared one keeps its answers for the next stage."""
+    """An exported network, opened at its first call. A shared one caches its probabilities for the next stage."""
 
     def __init__(self, file: Path, data: Data, device: torch.device, *, shared: bool) -> None:
         self.file, self.data, self.device = file, data, device
         self.session: Any = None
         self.network: nn.Module | None = None
-        self.answers: dict[bytes, np.ndarray] | None = {} if shared else None
+        # by SHA-256 of the images
+        self.cache: dict[bytes, np.ndarray] | None = {} if shared else None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """float32 (N, classes) probabilities of uint8 (N, H, W)."""
-        if self.answers is None:
+        """Return the probabilities, float32 (N, classes), of images uint8 (N, H, W)."""
+        if self.cache is None:
             return self._run(images)
         key = hashlib.sha256(np.ascontiguousarray(images).data).digest()
-        if key not in self.answers:
-            self.answers[key] = self._run(images)
-        return self.answers[key]
+        if key not in self.cache:
+            self.cache[key] = self._run(images)
+        return self.cache[key]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         logits = (
@@ -252,15 +261,19 @@ class _Network:
         if self.session is None:
             try:
                 self.session = open_session(self.file.read_bytes())
-            except Exception as e:  # onnxruntime's errors share no base class
-                raise RunError(f"cannot open {self.file}: {' '.join(str(e).split())[:200]}") from e
+            # onnxruntime's errors share no base class
+            except Exception as e:
+                reason = " ".join(str(e).split())[:200]
+                raise RunError(
+                    f"{self.file}: cannot be opened ({reason}); rerun the command that trained the stage"
+                ) from e
         starts = range(0, len(images), BATCH)
         batches = [pack(images[start : start + BATCH], self.data.size) for start in starts]
         return np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
 
 
 def table(entries: list[RobustnessEntry]) -> str:
-    """A column per stage: clean and mean accuracy, the balanced error, and the mean accuracy by corruption."""
+    """Format the table, a column per stage: clean and mean accuracy, balanced error, mean accuracy by corruption."""
     names = [entry.name for entry in entries]
     rows = {
         "clean": [entry.clean_accuracy for entry in entries],
@@ -276,35 +289,15 @@ def table(entries: list[RobustnessEntry]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 2 nothing could be done, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.robustness",
-        description="Measure the exported networks of a run on the 65 corrupted copies of a split (MedMNIST-C).",
-        epilog="Results are kept in RUN_DIR/robustness.json; python -m train.report shows them.",
-    )
-    add = parser.add_argument
-    add(
-        "run_dir",
-        type=Path,
-        metavar="RUN_DIR",
-        help="directory of a data set, such as runs/organsmnist",
-    )
-    add(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where the data set is (default: medmnist's own folder)",
-    )
-    add("--split", choices=SPLITS, default="test", help="default: test")
-    add("--stages", metavar="LIST", help="comma-separated names (default: every stage of the run)")
-    add(
-        "--slices",
-        type=int,
-        metavar="N",
-        help="number of slices, spread evenly over the split (default: all)",
-    )
-    add("--device", type=device_name, default="auto", help="auto (default), cpu, cuda or cuda:N")
-    options = parser.parse_args(arguments)
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 nothing could be done, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
     try:
         print(_measure(options))
     except RunError as e:
@@ -312,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
         return e.exit_code
     except OSError as e:
         print(
-            f"train.robustness: error: {e.strerror or e}: {e.filename or options.run_dir}",
+            f"train.robustness: error: {e.filename or options.run_dir}: {e.strerror or e}",
             file=sys.stderr,
         )
         return 2
@@ -325,12 +318,53 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train.robustness",
+        description="Measure the exported networks of a run on the 65 corrupted copies of a split (MedMNIST-C).",
+        epilog="The results are written to RUN_DIR/robustness.json; python -m train.report shows them.",
+    )
+    add = parser.add_argument
+    add(
+        "run_dir",
+        type=Path,
+        metavar="RUN_DIR",
+        help="directory of a data set, such as runs/organsmnist",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory of the data set's file (default: medmnist's own folder)",
+    )
+    add("--split", choices=SPLITS, default="test", help="split to measure on (default: test)")
+    add(
+        "--stages",
+        metavar="LIST",
+        help="stage names separated by commas (default: every stage of the run)",
+    )
+    add(
+        "--slices",
+        type=int,
+        metavar="N",
+        help="number of slices, spread evenly over the split (default: all)",
+    )
+    add(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="DEVICE",
+        help="auto (default: a GPU if there is one), cpu, cuda or cuda:N",
+    )
+    return parser
+
+
 def _measure(options: argparse.Namespace) -> str:
-    """Measure what the command line asks for; returns the table."""
+    """Measure what the command line asks for. Returns the table."""
     results = read_results(options.run_dir)
-    names = _chosen_names(options, results)
+    names = _stage_names(options, results)
     if options.slices is not None and options.slices < 1:
-        raise RunError(f"--slices takes 1 or more, found {options.slices}")
+        raise RunError(f"--slices: expected 1 or more, found {options.slices}")
     dataset = results.dataset or Dataset()
     data = load_data(
         dataset.flag,
@@ -358,21 +392,23 @@ def _measure(options: argparse.Namespace) -> str:
     return f"{head}\n{table(entries)}{last}"
 
 
-def _chosen_names(options: argparse.Namespace, results: Results) -> list[str]:
-    """The stages of --stages, or all that the run has. Raises RunError for one that it has not."""
+def _stage_names(options: argparse.Namespace, results: Results) -> list[str]:
+    """Return the stages of --stages, by default all of the run. Raises RunError for a stage that it does not have."""
     trained = list(dict.fromkeys(row.name for row in results.stages))
     names: list[str] = options.stages.split(",") if options.stages else trained
     if unknown := [name for name in trained if name not in STAGES]:
         raise RunError(
-            f"{options.run_dir} has a stage {unknown[0]!r}, of another version of this program"
+            f"{options.run_dir}: stage {unknown[0]!r} is of another version of this program; use that version"
         )
     for name in names:
         if name not in trained:
             raise RunError(
-                f"--stages: {name!r} is not in {options.run_dir}; it has {', '.join(trained) or 'none'}"
+                f"--stages: {name!r} is not in {options.run_dir}; choose from {', '.join(trained) or 'none'}"
             )
     if not names:
-        raise RunError(f"{options.run_dir} has no finished stage yet")
+        raise RunError(
+            f"{options.run_dir}: no finished stage yet; train one with python -m train.all"
+        )
     return names
 
 

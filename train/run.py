@@ -23,10 +23,10 @@ from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
 from train.download import digest_of
 from train.errors import RunError
-from train.jobs import Job, epoch_caps, plan
+from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
-from train.results import measure_stage, measure_test, opened, summary, table
+from train.results import measure_stage, measure_test, open_results, summary, table
 from train.results_format import (
     MANIFEST_METRICS,
     RESULTS_FILE,
@@ -39,7 +39,7 @@ from train.results_format import (
 from train.robustness import measure_robustness
 from train.stages import LISTED, STAGES, Stage, chosen_stages
 
-# slices that are corrupted: of test, and of validation for the temperature
+# test slices of the robustness measurement; in a smoke run also the validation slices for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
@@ -49,11 +49,11 @@ class Plan:
 
     options: TrainOptions
     stages: list[Stage]
-    # most epochs by stage, or "all"
+    # epochs at most, by stage or "all"
     caps: dict[str, int]
     precisions: Sequence[str]
     device: torch.device
-    # the processes of this run
+    # all processes of this run
     group: parallel.Group
 
     @property
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """The options that results.json records, and that a resumed run must have in common."""
+        """The options that results.json records and that must be equal when a run is resumed."""
         options = self.options
         return {
             "seed": options.seed,
@@ -83,8 +83,8 @@ class Plan:
         }
 
     def jobs(self) -> list[Job]:
-        """Every stage with every seed."""
-        return plan(self.stages, self.options, self.caps, self.directory)
+        """Return the jobs: every stage with every seed."""
+        return plan_jobs(self.stages, self.options, self.caps, self.directory)
 
 
 def run(options: TrainOptions) -> None:
@@ -94,11 +94,11 @@ def run(options: TrainOptions) -> None:
         options: the command line of `train.all`.
 
     Raises:
-        RunError: whatever can be found before the first epoch is found there.
+        RunError: the run cannot start or continue. Everything that can be checked is checked before the first epoch.
     """
-    checked = _checked(options)
-    if checked.group.first:
-        print(devices.device_line(checked.device, options.amp), flush=True)
+    plan = _check_options(options)
+    if plan.group.first:
+        print(devices.device_line(plan.device, options.amp), flush=True)
     data = load_data(
         options.dataset,
         size=options.size,
@@ -107,39 +107,45 @@ def run(options: TrainOptions) -> None:
     )
     if options.smoke:
         data = data.smoke()
-    if not checked.group.first:
-        _train_in_group(checked, checked.jobs(), data)
+    if not plan.group.first:
+        _train_in_group(plan, plan.jobs(), data)
         return
-    with record.locked(checked.directory):
-        results = _begin(checked, data)
-        jobs = checked.jobs()
+    with record.locked(plan.directory):
+        results = _prepare_directory(plan, data)
+        jobs = plan.jobs()
         _check_weights(jobs, data)
-        write_results(checked.directory, results)
-        _train_in_group(checked, jobs, data)
+        write_results(plan.directory, results)
+        _train_in_group(plan, jobs, data)
         parallel.use_all_processors()
-        data = calibration.fitted_on(data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES)
-        _measure_all(checked, jobs, data, results)
-        _measure_robustness(checked.directory, data, results, checked.device)
-        bundle = _bundles(checked.directory, data, results, options.seeds, checked.precisions)
-        _write_report(checked.directory, data)
-        _print_outcome(checked.directory, results, bundle)
+        data = calibration.add_calibration_split(
+            data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES
+        )
+        _measure_all(plan, jobs, data, results)
+        _measure_robustness(plan.directory, data, results, plan.device)
+        bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
+        _write_report(plan.directory, data)
+        _print_outcome(plan.directory, results, bundle)
 
 
-def _checked(options: TrainOptions) -> Plan:
-    """Check the command line and what the end of the run needs. Raises RunError."""
+def _check_options(options: TrainOptions) -> Plan:
+    """Check the command line and the packages that the end of the run needs. Raises RunError."""
     stages = chosen_stages(options.stages or LISTED)
     caps = epoch_caps(options.max_epochs)
     precisions = options.precision
     if unknown := [name for name in precisions if name not in PRECISIONS]:
-        raise RunError(f"--precision: {unknown[0]!r} is none of {', '.join(PRECISIONS)}")
+        raise RunError(
+            f"--precision: unknown precision {unknown[0]!r}; choose from {', '.join(PRECISIONS)}"
+        )
     device = devices.choose_device(options.device, deterministic=options.deterministic)
-    group = parallel.launched()
+    group = parallel.group_from_environment()
     parallel.check(group, device, options.parallel)
     # batch normalization needs two slices per process
     least = 2 * (group.size if options.parallel == "batches" else 1)
     if options.batch_size < least:
-        raise RunError(f"--batch-size takes {least} or more here, found {options.batch_size}")
-    # a package that is missing at the end of a run is missed now
+        raise RunError(
+            f"--batch-size: expected {least} or more for batch normalization, found {options.batch_size}"
+        )
+    # report a package that the end of the run needs before training
     importlib.import_module("train.report.page")
     try:
         check_installed()
@@ -148,29 +154,29 @@ def _checked(options: TrainOptions) -> Plan:
     return Plan(options, stages, caps, precisions, device, group)
 
 
-def _begin(checked: Plan, data: Data) -> Results:
-    """Clear or tidy the run's directory, and read the results that are there."""
-    if checked.options.fresh:
-        _clear(checked.directory)
-    record.sweep_partials(checked.directory)
-    return opened(checked.directory, data, checked.device, checked.settings)
+def _prepare_directory(plan: Plan, data: Data) -> Results:
+    """Remove old files from the run's directory. Returns the existing results, or new ones."""
+    if plan.options.fresh:
+        _remove_results(plan.directory)
+    record.sweep_partials(plan.directory)
+    return open_results(plan.directory, data, plan.device, plan.settings)
 
 
-def _measure_all(checked: Plan, jobs: list[Job], data: Data, results: Results) -> None:
-    """Measure every stage on train and validation, then on test, once, when every choice has been made."""
+def _measure_all(plan: Plan, jobs: list[Job], data: Data, results: Results) -> None:
+    """Measure every stage on train and validation. Then, when every choice has been made, measure once on test."""
     for job in jobs:
-        measure_stage(job, data, checked.device, results)
-        write_results(checked.directory, results)
+        measure_stage(job, data, plan.device, results)
+        write_results(plan.directory, results)
     for job in jobs:
-        measure_test(job, data, checked.device, results)
+        measure_test(job, data, plan.device, results)
     results.stages.sort(key=lambda row: (list(STAGES).index(row.name), row.seed))
-    if checked.options.seeds > 1:
+    if plan.options.seeds > 1:
         results.summary = summary(results.stages)
-    write_results(checked.directory, results)
+    write_results(plan.directory, results)
 
 
 def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
-    """Print the table, and where report and bundle are."""
+    """Print the table and the paths of the report and the bundle."""
     print(table(results))
     print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
     print(f"use it  organ-infer --bundle {bundle} images/*.png")
@@ -178,8 +184,8 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
         print("A smoke run: the figures above mean nothing.")
 
 
-def _clear(directory: Path) -> None:
-    """Remove what runs leave in `directory`, and nothing else."""
+def _remove_results(directory: Path) -> None:
+    """Remove what earlier runs wrote to `directory`, and nothing else."""
     for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE):
         (directory / name).unlink(missing_ok=True)
     averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
@@ -188,48 +194,50 @@ def _clear(directory: Path) -> None:
 
 
 def _check_weights(jobs: list[Job], data: Data) -> None:
-    """Load the ImageNet weights of every stage that has not begun, so that a missing file is noticed at once."""
+    """Load the ImageNet weights of every stage without a checkpoint, so that a missing file is reported at once."""
     for job in jobs:
         if job.stage.pretrained and not (job.directory / "checkpoint.pt").exists():
             fit.starting_network(job.stage, data, job.config)
 
 
-def _train_in_group(checked: Plan, jobs: list[Job], data: Data) -> None:
+def _train_in_group(plan: Plan, jobs: list[Job], data: Data) -> None:
     """Train the networks with the other processes of the run."""
-    share = checked.options.parallel
-    parallel.join(checked.group, checked.device, share)
-    _train_all(jobs, data, checked.device, checked.group, share)
-    parallel.leave(checked.group)
+    share = plan.options.parallel
+    parallel.join(plan.group, plan.device, share)
+    _train_all(jobs, data, plan.device, plan.group, share)
+    parallel.leave(plan.group)
 
 
 def _train_all(
     jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str
 ) -> None:
-    """Train the jobs with a network: each by all processes together, or each by one process."""
+    """Train the jobs that have a network, each by all processes together or each by one process."""
     jobs = [job for job in jobs if job.stage.network]
     if share == "batches":
         for job in jobs:
-            fit.fit(job.stage, data, job.config, device, job.directory, say=_say, group=group)
+            fit.fit(
+                job.stage, data, job.config, device, job.directory, report=_print_line, group=group
+            )
         return
-    # the most expensive networks first, dealt out in turn
+    # the most expensive networks first; process i of n takes every n-th from the i-th on
     order = (
         sorted(jobs, key=lambda job: -list(STAGES).index(job.stage.name))
         if group.size > 1
         else jobs
     )
     for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.config, device, job.directory, say=_say)
+        fit.fit(job.stage, data, job.config, device, job.directory, report=_print_line)
     group.wait()
 
 
 def _measure_robustness(
     directory: Path, data: Data, results: Results, device: torch.device
 ) -> None:
-    """Measure the stages marked for it that were trained; python -m train.robustness does any stage and all slices."""
+    """Measure the stages whose row asks for it on some slices; python -m train.robustness measures all."""
     names = [stage.name for stage in STAGES.values() if stage.robustness]
     slices = SMOKE_CORRUPTED if results.smoke else CORRUPTED
     measure_robustness(
-        directory, data, results, names, slices=slices, device=device, say=lambda line: None
+        directory, data, results, names, slices=slices, device=device, report=lambda line: None
     )
 
 
@@ -238,7 +246,7 @@ def _bundles(
 ) -> Path:
     """Write the bundle of the run, and return its directory.
 
-    It holds the last measured stage of the ladder. Averages before that stage get a bundle each, `bundle-NAME`.
+    It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`.
     """
     measured = {row.name for row in results.stages if row.test}
     *before, last = (name for name in STAGES if name in measured)
@@ -251,13 +259,13 @@ def _bundles(
 def _bundle(
     directory: Path, last: str, data: Data, results: Results, seeds: int, precisions: Sequence[str]
 ) -> Path:
-    """Write the bundle of the stage `last` unless it is there; of several seeds the best on validation."""
+    """Write the bundle of the stage `last` unless it is current. Of several seeds it gets the best on validation."""
     best = results.best_row(last, tested=True)
     assert best is not None
     members = []
     for stage in STAGES[last].members or (last,):
-        trained_in = directory.parent / stage
-        folder = trained_in if seeds == 1 else trained_in / f"seed-{best.seed}"
+        stage_dir = directory.parent / stage
+        folder = stage_dir if seeds == 1 else stage_dir / f"seed-{best.seed}"
         members.append(Trained(stage, folder / "member.onnx"))
     suffix = "" if data.size == 28 else f"-{data.size}"
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
@@ -277,9 +285,9 @@ def _bundle(
                 training=training,
             ),
             members,
-            calibration.judged_with(data),
+            calibration.variant_slices(data),
             precisions=precisions,
-            report=_say,
+            report=_print_line,
         )
     except ExportError as e:
         raise RunError(str(e), exit_code=1) from e
@@ -292,7 +300,7 @@ def _training_record(
     results: Results,
     precisions: Sequence[str],
 ) -> dict[str, Any]:
-    """What the manifest tells of a stage's training."""
+    """Return the manifest's record of a stage's training."""
     training: dict[str, Any] = {
         "seed": row.seed,
         "data_md5": data.md5,
@@ -301,7 +309,7 @@ def _training_record(
         "device": results.device,
         "smoke": results.smoke,
         "precisions_tried": list(precisions),
-        "temperature_fitted_on": calibration.described(data),
+        "temperature_fitted_on": calibration.describe_split(data),
         "members": {member.stage: digest_of(member.file, "sha256") for member in members},
     }
     if STAGES[row.name].card:
@@ -315,7 +323,7 @@ def _training_record(
 
 
 def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
-    """The metrics of the manifest: those of the row by split, and their means over seeds if there are several."""
+    """Return the manifest's metrics: those of the row by split, and with several seeds their means."""
     metrics: dict[str, Any] = {}
     for split in SPLITS:
         measured = row.on(split)
@@ -334,7 +342,7 @@ def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
 
 
 def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
-    """Whether the bundle that is there is complete and was made from the same networks."""
+    """Return whether a bundle exists, is complete, and was made from the same networks."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:
@@ -349,5 +357,5 @@ def _write_report(directory: Path, data: Data) -> None:
     write_report(directory, data)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)

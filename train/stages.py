@@ -1,4 +1,8 @@
-"""The stages as one table: what each adds to the one before it, and how the report presents it."""
+"""The ladder: the table of stages, one row each.
+
+A stage is one row of the comparison: a network with its recipe, or an average of networks. Each stage of the reference
+study adds one thing to the stage before it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ class Stage:
         network: a row of `train.networks.NETWORKS`; None for an average of `members`.
         recipe: how the network is trained; None for an average.
         title: one sentence for the report: what this stage adds.
-        listed: whether users name the stage; the others are trained as members of an average.
+        listed: whether the stage is trained by default; the others are trained as members of an average.
         robustness: whether a run measures the stage on corrupted slices.
         patience: epochs without a better validation accuracy before training stops; None trains all of `max_epochs`.
         max_epochs: epochs at most.
@@ -42,7 +46,7 @@ class Stage:
     card: str = ""
 
     def recipe_for(self, view: str) -> Recipe:
-        """The recipe for slices of a view."""
+        """Return the recipe for slices of a view: `axial`, `coronal` or `sagittal`."""
         if self.recipe is None:
             raise ValueError(f"stage {self.name} trains no network of its own")
         return self.recipe.for_view(view)
@@ -121,39 +125,42 @@ LADDER = (
 
 STAGES = {stage.name: stage for stage in LADDER}
 
-# the stages that users name; members come with their average
+# the stages that are trained by default; members are trained with their average
 LISTED = tuple(stage.name for stage in LADDER if stage.listed)
 MEMBERS = tuple(stage.name for stage in LADDER if not stage.listed)
 
 
 def epoch_cap(stage: Stage, caps: Mapping[str, int], *, smoke: bool) -> int:
-    """The epochs that a stage trains at most.
+    """Return the epochs that a stage trains at most.
 
     Args:
         stage: a row of the table.
         caps: --max-epochs by stage name, or `all`. The cap of an average applies to its members that are not listed.
         smoke: whether this is a smoke run.
     """
-    asked = caps.get(stage.name)
-    if asked is None and not stage.listed:
+    cap = caps.get(stage.name)
+    if cap is None and not stage.listed:
         averages = [other.name for other in STAGES.values() if stage.name in other.members]
-        asked = next((caps[name] for name in averages if name in caps), None)
+        cap = next((caps[name] for name in averages if name in caps), None)
     default = SMOKE_EPOCHS if smoke else stage.max_epochs
-    return min(stage.max_epochs, asked or caps.get("all") or default)
+    return min(stage.max_epochs, cap or caps.get("all") or default)
 
 
 def chosen_stages(names: Sequence[str]) -> list[Stage]:
-    """The stages to run, in the ladder's order, with the members of averages.
+    """Return the stages to run.
 
     Args:
-        names: as given with --stages.
+        names: of stages, as given with --stages.
+
+    Returns:
+        These stages and the members of their averages, in the ladder's order.
 
     Raises:
         RunError: a name is no stage.
     """
-    wanted: set[str] = set()
+    with_members: set[str] = set()
     for name in names:
         if name not in STAGES:
-            raise RunError(f"unknown stage {name!r}; choose from {', '.join(STAGES)}")
-        wanted.update((name, *STAGES[name].members))
-    return [stage for stage in STAGES.values() if stage.name in wanted]
+            raise RunError(f"--stages: unknown stage {name!r}; choose from {', '.join(STAGES)}")
+        with_members.update((name, *STAGES[name].members))
+    return [stage for stage in STAGES.values() if stage.name in with_members]

@@ -1,4 +1,4 @@
-"""Files to batches of network input. The next batch is read while the current one is classified.
+"""Reads files as batches of network input. The next batch is read while the current one is classified.
 
 Plain 8-bit gray PNG files are read in C. All other files go through `images`.
 """
@@ -30,7 +30,7 @@ __all__ = ["Batch", "pack_slices", "path_chunks", "read_ahead", "read_batches"]
 Path = str | os.PathLike[str]
 # the warnings of a slice that was read, or the error of one that was not
 Outcome = tuple[str, ...] | str
-# takes a chunk of paths, and a function that says whether to stop
+# takes a chunk of paths, and a function that returns whether to stop
 ReadChunk = Callable[[list[Path], Callable[[], bool]], Iterator["Batch"]]
 
 
@@ -98,15 +98,15 @@ def read_batches(
     Each slice is packed as soon as it is decoded, so only one decoded image is in memory.
 
     Args:
-        paths: At most `batch_size`.
+        paths: The files, at most `batch_size`.
         stopped: Called before each slice that is not read in C. Reading ends if it returns True.
         batch_size: Slices per batch, at most.
         spec: The manifest's description of the network's input.
-        load: Opens a file and gives its slices. May raise ImageError.
+        load: Opens a file and returns its slices. May raise ImageError.
         prepare: Applied to each slice before it is packed. May raise ImageError.
-        plain_pixel_limit: Plain PNG files of up to so many pixels are read in C, without `load` and
-            `prepare`. 0 turns this off.
-        threads: For reading in C.
+        plain_pixel_limit: Plain PNG files of up to this number of pixels are read in C, without `load`
+            and `prepare`. 0 turns this off.
+        threads: Threads for reading in C.
 
     Yields:
         Batches, in the order of `paths`.
@@ -188,8 +188,8 @@ def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
 class _Prefetcher:
     """Reads the next batch in a thread.
 
-    Each batch has a thread of its own, which ends with it. No thread is left waiting if the caller
-    stops asking.
+    Each batch is read in a new thread, which ends with it. So no thread waits forever if the caller
+    takes no more batches.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, read: ReadChunk) -> None:
@@ -261,7 +261,7 @@ def read_ahead(paths: Sequence[Path], size: int, read: ReadChunk) -> Generator[B
     Args:
         paths: All paths.
         size: Paths per call of `read`.
-        read: Gives the batches of a chunk of paths. Its second argument says whether to stop.
+        read: Yields the batches of a chunk of paths. Its second argument returns whether to stop.
 
     Yields:
         The batches, in order.

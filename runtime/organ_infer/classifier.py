@@ -1,4 +1,4 @@
-"""OrganClassifier: slices to predictions."""
+"""OrganClassifier, the entry point of the package: it classifies slices in memory and in files."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -171,8 +171,8 @@ class OrganClassifier:
         of paths or slices.
 
         If `paths` is a sequence, the next batch is read in a thread while one is classified. Any other
-        iterable may have to wait for its next path, so it is asked for more only after the results of the
-        paths before were given.
+        iterable may have to wait for its next path. Its next paths are therefore taken only after the
+        results of the previous ones were returned.
 
         Args:
             paths: Image files.
@@ -224,7 +224,7 @@ class OrganClassifier:
                 self._ensemble.check_process()
 
     def _plain_pixel_limit(self, limits: Limits) -> int:
-        """Return up to how many pixels plain PNG files are read in C, which can neither warn nor reorient."""
+        """Return the pixel limit for plain PNG files that are read in C, which can neither warn nor reorient."""
         if self._orientation is not None or limits.file_bytes < PLAIN_FILE:
             return 0
         return min(limits.pixels, WHOLE_SLICE_SIDE**2 - 1)

@@ -1,4 +1,4 @@
-"""Files that others may have written or may be reading: safe open flags, checksums, directories that appear whole."""
+"""Files that other processes may write or read: open flags, checksums, and directories that appear whole."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ __all__ = ["atomic_directory", "open_flags", "partial_directory", "sha256_of"]
 
 
 def open_flags(access: int, *names: str) -> int:
-    """Flags for `os.open`.
+    """Combine flags for `os.open`.
 
     Args:
         access: The flags that every platform has, such as `os.O_RDONLY`.
-        names: Further flags by name, such as "O_NOFOLLOW". A flag that this platform lacks is left out.
+        names: Further flags by name, such as "O_NOFOLLOW". A flag that this platform does not have is omitted.
 
     Returns:
         All flags combined.
@@ -25,7 +25,7 @@ def open_flags(access: int, *names: str) -> int:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file.
+    """Return the SHA-256 of a file.
 
     Args:
         path: The file. It is read in pieces.
@@ -44,9 +44,9 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def partial_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target`, in which to build a directory that has to appear whole.
+    """Create a temporary directory beside `target`, in which to build a directory that has to appear whole.
 
-    Rename it to `target` as the last step of the block. It is removed when the block ends and it is still there.
+    Rename it to `target` as the last step of the block. If it still exists when the block ends, it is removed.
 
     Args:
         target: The final path. Its parent must exist.
@@ -73,7 +73,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Create a directory that appears at `target` when the block ends, with all its files on the disk.
 
     The files are written in a hidden directory beside `target`, which is renamed at the end. If the block raises, the
-    hidden directory is removed and `target` stays as it was.
+    hidden directory is removed and `target` is unchanged.
 
     Args:
         target: The final path. Missing parent directories are created. An empty directory there is replaced.

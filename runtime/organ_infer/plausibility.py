@@ -1,4 +1,4 @@
-"""Plausibility checks: warnings for slices that are hardly a crop around one organ (docs/guides/formats.md).
+"""Plausibility checks: warnings for slices that are unlikely to be a crop around one organ (docs/guides/formats.md).
 
 All checks but the size and color checks run on the network's input, so they hold for every kind of image.
 No slice of OrganAMNIST's validation split comes near their thresholds.

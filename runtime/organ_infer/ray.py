@@ -326,7 +326,7 @@ def _output_directory(out: StrPath) -> Path:
 
 @contextlib.contextmanager
 def _complete_directory(target: Path) -> Iterator[Path]:
-    """`atomic_directory` with this package's errors."""
+    """Open `atomic_directory`, and convert its errors to this package's."""
     stack = contextlib.ExitStack()
     try:
         building = stack.enter_context(atomic_directory(target))

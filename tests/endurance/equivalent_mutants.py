@@ -1,17 +1,14 @@
 """Mutants that change nothing that can be seen, by target: (line, as changed) and why. Kept out of the score."""
 
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
-    "runtime/organ_infer/cli/classify.py": {
-        (
-            "chunk_size = BATCHES_AHEAD * options.batch_size",
-            "BATCHES_AHEAD + options.batch_size",
-        ): "how many paths are passed on together",
+    "export/all.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
     },
-    "runtime/organ_infer/engine/tta.py": {
-        (
-            "index = np.arange(packed.shape[-1])",
-            "2",
-        ): "slices are square: axis 2 is as long as the last",
+    "export/bundle.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
+    "export/golden.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
     },
     "export/member.py": {
         ("size = size or images.shape[-1]", "2"): "stored slices are square",
@@ -20,8 +17,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "used < STANDARD_DOMAINS",
         ): "onnx's checker takes no operator of the domain 'ai.onnx' by that name",
         (
-            "domains = {entry.domain for entry in model.opset_import} | {",
-            "{entry.domain for entry in model.opset_import} & {node.domain for node in model.graph.node}",
+            "domains = {entry.domain for entry in model.opset_import} | used",
+            "{entry.domain for entry in model.opset_import} & used",
         ): "what standard operators alone are made of names their set",
         (
             'assert "" in domains or "ai.onnx" in domains',
@@ -34,6 +31,9 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "1",
         ): "the first slice is compared by the other of the two batches that begin with it",
     },
+    "export/model_card.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
     "export/quantize.py": {
         ("SAMPLE_BATCH = 64", "65"): "the minimum and maximum of all batches, however they are cut",
     },
@@ -45,6 +45,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "the shape is compared with a square one",
     },
     "export/triton.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
         (
             "logits = random.normal(0, 5, (batch, classes)).astype(np.float32)",
             "1",
@@ -119,12 +120,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("if reach[axis] < 0:", "if reach[axis] <= 0:"): "nothing is added",
         ("if reach[axis] < 0:", "if reach[axis] < 1:"): "nothing is added",
     },
-    "runtime/organ_infer/images/arrays.py": {
-        ("BLOCK = 1 << 20", "21"): "how much is read at once",
-        ("BLOCK = 1 << 20", "2"): "how much is read at once",
-    },
-    "runtime/organ_infer/files.py": {
-        ("target.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
+    "runtime/organ_infer/batching.py": {
+        ("self._batch: Batch | None = None", "1"): "set before it is looked at",
     },
     "runtime/organ_infer/bundle/files.py": {
         ("data = file.read(limit + 1)", "2"): "any more than the limit is too much",
@@ -134,6 +131,9 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             'hashlib.shake_256(b"organ_infer %d" % i).digest(64), np.uint8',
             "65",
         ): "the bytes before the last are the same, and it is not used",
+    },
+    "runtime/organ_infer/bundle/onnx_graph.py": {
+        ("return None", "1"): "of bytes only that they are there is asked",
     },
     "runtime/organ_infer/classifier.py": {
         (
@@ -157,25 +157,20 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "1",
         ): "for the type checker: what comes before has refused it",
     },
-    "runtime/organ_infer/images/memory.py": {
+    "runtime/organ_infer/cli/classify.py": {
         (
-            'yield where, Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))',
-            "True",
-        ): "the same pixels in a copy",
+            "chunk_size = BATCHES_AHEAD * options.batch_size",
+            "BATCHES_AHEAD + options.batch_size",
+        ): "how many paths are passed on together",
     },
     "runtime/organ_infer/cli/command.py": {
         ("return _flush_stdout(int(e.code or 0))", "e.code and 0"): "--help and --version end in 0",
     },
-    "runtime/organ_infer/images/dicom.py": {
-        ("BLOCK = 1 << 20", "21"): "how much is inflated at once",
-        ("BLOCK = 1 << 20", "2"): "how much is inflated at once",
-        ("for axis, direction in zip(axes, directions, strict=True)", "False"): "each has two",
+    "runtime/organ_infer/cli/paths.py": {
+        ("BLOCK = 1 << 16", "2"): "the same paths in other blocks",
     },
-    "runtime/organ_infer/plausibility.py": {
-        (
-            "pixels = packed.reshape(len(packed), -1)",
-            "2",
-        ): "any negative number stands for what is left",
+    "runtime/organ_infer/cli/signals.py": {
+        ("super().__init__(number)", "pass"): "BaseException.__new__ stores the arguments as well",
     },
     "runtime/organ_infer/engine/ensemble.py": {
         ("self._workers = _workers(1)", "2"): "it has one task",
@@ -184,14 +179,29 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
         ): "no sum in float64 is just as far from 1",
     },
-    "runtime/organ_infer/cli/signals.py": {
-        ("super().__init__(number)", "pass"): "BaseException.__new__ stores the arguments as well",
+    "runtime/organ_infer/engine/tta.py": {
+        (
+            "index = np.arange(packed.shape[-1])",
+            "2",
+        ): "slices are square: axis 2 is as long as the last",
     },
-    "runtime/organ_infer/cli/paths.py": {
-        ("BLOCK = 1 << 16", "2"): "the same paths in other blocks",
+    "runtime/organ_infer/files.py": {
+        ("target.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
     },
-    "runtime/organ_infer/bundle/onnx_graph.py": {
-        ("return None", "1"): "of bytes only that they are there is asked",
+    "runtime/organ_infer/images/arrays.py": {
+        ("BLOCK = 1 << 20", "21"): "how much is read at once",
+        ("BLOCK = 1 << 20", "2"): "how much is read at once",
+    },
+    "runtime/organ_infer/images/dicom.py": {
+        ("BLOCK = 1 << 20", "21"): "how much is inflated at once",
+        ("BLOCK = 1 << 20", "2"): "how much is inflated at once",
+        ("for axis, direction in zip(axes, directions, strict=True)", "False"): "each has two",
+    },
+    "runtime/organ_infer/images/memory.py": {
+        (
+            'yield where, Slice(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))',
+            "True",
+        ): "the same pixels in a copy",
     },
     "runtime/organ_infer/images/pillow.py": {
         (
@@ -199,12 +209,15 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "65536",
         ): "no PNG or PNM holds more than 16 bits",
     },
-    "runtime/organ_infer/batching.py": {
-        ("self._batch: Batch | None = None", "1"): "set before it is looked at",
+    "runtime/organ_infer/plausibility.py": {
+        (
+            "pixels = packed.reshape(len(packed), -1)",
+            "2",
+        ): "any negative number stands for what is left",
     },
     "train/augment.py": {
         (
-            "chosen = draws[:, :3] < PROBABILITY  # rotation, erasing, perspective",
+            "chosen = draws[:, :3] < PROBABILITY",
             "draws[:, :3] <= PROBABILITY",
         ): "one draw in 16 million",
     },
@@ -259,15 +272,15 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/edge/chains.py": {
         (
-            "number, chain = connected_components(graph, directed=False)",
+            "count, chain = connected_components(graph, directed=False)",
             "True",
         ): "a directed graph's chains are by default those of weak connection, whichever way",
         (
-            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "mask: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "np.random.default_rng(seed).random(chain.max() + 1) <= share",
         ): "a draw of exactly the share does not happen",
         (
-            "chosen: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
+            "mask: np.ndarray = (np.random.default_rng(seed).random(chain.max() + 1) < share)[chain]",
             "2",
         ): "one draw more than there are chains",
         (
@@ -277,7 +290,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/ema.py": {
         (
-            "own, other = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
+            "averages, values = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)",
             "False",
         ): "each pair holds two",
     },
@@ -297,7 +310,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return torch.optim.AdamW(groups, lr=self.peak, fused=True)",
             "False",
         ): "the same steps, slower",
-        ("if done < warm", "done <= warm"): "both are 1 there",
+        ("if progress < warmup:", "progress <= warmup"): "both are 1 there",
     },
     "train/recipes/edge_augment.py": {
         (
@@ -310,6 +323,9 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)",
             "False",
         ): "the same steps, slower",
+    },
+    "train/report/__init__.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "train.data is imported anyway, later",
     },
     "train/report/measures.py": {
         (
@@ -333,7 +349,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "train/robustness.py": {
         (
-            "say: Callable[[str], None] = lambda line: None,",
+            "report: Callable[[str], None] = lambda line: None,",
             "1",
         ): "what it returns is not looked at",
         ('lines.insert(4, "-" * len(lines[0]))', "1"): "the lines of a table are equally long",

@@ -1,10 +1,10 @@
 """python -m train.edge.ablate: measure what each ingredient of the edge network's recipe contributes.
 
-The baseline is the recipe without erasing and intensity changes. Each variant adds or removes one ingredient of the
-baseline, or is the recipe itself. All are trained for 8 epochs on three quarters of the training split. They are
-measured on the held-out chains of slices, and on validation as stored, flipped front to back, and corrupted (the third
-severity of each of MedMNIST-C's corruptions). Test is never used. Finished variants are not trained again: rerun the
-command to continue, or run it several times in parallel with --only.
+The baseline is the recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline or
+removes one, and the last variant is the recipe itself. All are trained for 8 epochs on three quarters of the training
+split. They are measured on the other quarter (`train.edge.chains`), and on validation as stored, flipped front to back,
+and corrupted (the third severity of each of MedMNIST-C's corruptions). Test is never used. Finished variants are not
+trained again: rerun the command to continue, or run it several times in parallel with --only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from train.arguments import names, positive
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
+from train.datasets import DATASETS
 from train.devices import choose_device, device_line
 from train.edge.chains import chains, held_out
 from train.errors import RunError
@@ -50,27 +51,41 @@ SCORES = {
     "val_mirrored": "validation mirrored",
     "val_corrupted": "validation corrupted",
 }
-# of MedMNIST-C's five, and slices of validation
+# severity of the corruptions, and number of validation slices that are corrupted
 SEVERITY, CORRUPTED = 3, 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
+    """Run the command.
 
     Args:
         arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
     """
     options = _parser().parse_args(arguments)
     variants = options.only or tuple(VARIANTS)
     try:
         if unknown := [name for name in variants if name not in VARIANTS]:
-            raise RunError(f"--only: {unknown[0]!r} is none of {', '.join(VARIANTS)}")
-        data, held = split(load_data(options.dataset, directory=options.data_dir))
+            raise RunError(
+                f"--only: unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}"
+            )
+        data, holdout = split(load_data(options.dataset, directory=options.data_dir))
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
         for seed in range(1, options.seeds + 1):
             for name in variants:
-                judge(name, VARIANTS[name], seed, data, held, options.epochs, options.out, device)
+                measure_variant(
+                    name,
+                    VARIANTS[name],
+                    seed,
+                    data,
+                    holdout,
+                    options.epochs,
+                    options.out,
+                    device,
+                )
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
@@ -88,9 +103,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.edge.ablate",
         description="Measure what each ingredient of the edge network's recipe contributes.",
+        epilog=f"variants: {', '.join(VARIANTS)}",
     )
     add = parser.add_argument
-    add("--dataset", default="organamnist", help="default: organamnist")
+    add(
+        "--dataset",
+        default="organamnist",
+        metavar="NAME",
+        help=f"data set: {', '.join(DATASETS)} (default: organamnist)",
+    )
     add(
         "--data-dir",
         type=Path,
@@ -110,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         type=names,
         metavar="LIST",
-        help=f"variants separated by commas (default: all): {', '.join(VARIANTS)}",
+        help="variants to train, separated by commas (default: all, listed below)",
     )
     return parser
 
@@ -122,40 +143,40 @@ def split(data: Data) -> tuple[Data, Data]:
         data: a whole data set.
 
     Returns:
-        The data with three quarters of its training slices, and with the other quarter as its training split.
+        The data with three quarters of its training slices, and the data with the other quarter as training split.
     """
-    out = held_out(chains(data.images["train"], data.labels["train"]))
-    return _only(data, ~out), _only(data, out)
+    is_held_out = held_out(chains(data.images["train"], data.labels["train"]))
+    return _with_train_slices(data, ~is_held_out), _with_train_slices(data, is_held_out)
 
 
-def _only(data: Data, chosen: np.ndarray) -> Data:
-    """The data with the chosen training slices, bool (N,)."""
+def _with_train_slices(data: Data, mask: np.ndarray) -> Data:
+    """Return the data with the training slices of a mask, bool (N,)."""
     return replace(
         data,
-        images=data.images | {"train": data.images["train"][chosen]},
-        labels=data.labels | {"train": data.labels["train"][chosen]},
+        images=data.images | {"train": data.images["train"][mask]},
+        labels=data.labels | {"train": data.labels["train"][mask]},
     )
 
 
-def judge(
+def measure_variant(
     name: str,
     recipe: EdgeRecipe,
     seed: int,
     data: Data,
-    held: Data,
+    holdout: Data,
     epochs: int,
     out: Path,
     device: torch.device,
 ) -> dict[str, float]:
-    """Train a variant with a seed and measure it, unless its scores are already there.
+    """Train a variant with a seed and measure it, unless its scores exist.
 
     Args:
         name: of the variant, for its directory and its output lines.
         recipe: of the variant.
-        seed: of the run.
+        seed: of the training.
         data: the data to train and validate on.
-        held: the data whose training split was held out.
-        epochs: to train.
+        holdout: the data whose training split was held out.
+        epochs: number of epochs.
         out: directory of the ablation.
         device: where the network is trained.
 
@@ -163,53 +184,52 @@ def judge(
         Accuracies, 0 to 1, by the keys of SCORES.
 
     Raises:
-        RunError: the scores that are there are of another recipe, data set or number of epochs.
+        RunError: the existing scores are of another recipe, data set or number of epochs.
     """
     directory = out / name.replace(" ", "_") / f"seed-{seed}"
     file = directory / "scores.json"
-    about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.described()}
+    about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.stored_settings()}
     if file.exists():
         stored: dict[str, float] = record.read_json(file)
         if {key: stored.get(key) for key in about} != about:
             raise RunError(
-                f"{file} is of another recipe, data set or number of epochs; use another --out"
+                f"{file}: of another recipe, data set or number of epochs; use another --out"
             )
         return stored
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         print(f"{name}, {line}", flush=True)
 
     config = TrainConfig(seed, 128, epochs, "none")
-    checkpoint = fit.fit(STAGES["edge"], data, config, device, directory, recipe=recipe, say=say)
+    checkpoint = fit.fit(
+        STAGES["edge"], data, config, device, directory, recipe=recipe, report=report
+    )
     network = fit.network_of(checkpoint).to(device)
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
         return float((fit.evaluate(network, images).argmax(1) == labels).mean())
 
     val, labels = data.network_images("val"), data.labels["val"]
-    chosen = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
+    rows = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
     scores = {
-        "held_out": accuracy(held.network_images("train"), held.labels["train"]),
+        "held_out": accuracy(holdout.network_images("train"), holdout.labels["train"]),
         "val": accuracy(val, labels),
         "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
-        "val_corrupted": float(
-            np.mean(
-                [accuracy(corrupt(val[chosen], c, SEVERITY), labels[chosen]) for c in CORRUPTIONS]
-            )
-        ),
     }
+    corrupted = [accuracy(corrupt(val[rows], c, SEVERITY), labels[rows]) for c in CORRUPTIONS]
+    scores["val_corrupted"] = float(np.mean(corrupted))
     record.write_json(file, about | scores)
-    say(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
+    report(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
 
 
 def table(out: Path, variants: Sequence[str], seeds: int) -> str:
-    """Mean and standard deviation over the seeds, as a Markdown table.
+    """Format mean and standard deviation over the seeds as a Markdown table.
 
     Args:
         out: directory of the ablation.
-        variants: names, one row each.
-        seeds: how many, counted from 1.
+        variants: their names, one row each.
+        seeds: number of seeds, counted from 1.
     """
     lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
     for name in variants:

@@ -11,7 +11,15 @@ from train.networks.init import draw_layer
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch normalization, added to the input; a 1x1 convolution adapts the input if shapes differ."""
+    """Two 3x3 convolutions with batch normalization, added to the input.
+
+    If the shapes differ, a 1x1 convolution adapts the input.
+
+    Args:
+        channels: channels of the input.
+        width: filters of both convolutions.
+        stride: of the first convolution.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -31,11 +39,13 @@ class Block(nn.Module):
 
 
 class ResidualNetwork(nn.Module):
-    """A 3x3 stem, residual blocks (all but the first halve the map), the mean over the map, a linear head.
+    """A 3x3 convolution (the stem), residual blocks, the mean over the map, and a linear head.
+
+    Every block but the first halves the map.
 
     Args:
         stem: filters of the stem.
-        stem_stride: its stride.
+        stem_stride: stride of the stem.
         widths: filters of each block.
         classes: number of classes.
         seed: of the starting weights.

@@ -10,13 +10,13 @@ from torch import nn
 
 
 def layer_generator(seed: int, layer: str) -> torch.Generator:
-    """A generator for one layer: networks that share a layer start it with equal weights."""
+    """Return a generator for one layer. Equal seeds and names give equal weights in every network."""
     digest = hashlib.sha256(f"{seed}/{layer}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
 def draw_layer(layer: nn.Conv2d | nn.Linear, seed: int, name: str) -> None:
-    """Draw a layer's weight, then its bias, from PyTorch's default distributions (He et al. 2015, a = sqrt 5).
+    """Draw a layer's weight and then its bias from PyTorch's default distributions (He et al. 2015, a = sqrt 5).
 
     Args:
         layer: its parameters are replaced in place.

@@ -11,11 +11,11 @@ from train.networks.init import draw_layer
 class PlainCNN(nn.Module):
     """Two convolutions with 2x2 max pooling and three linear layers, with ReLU and optional batch normalization.
 
-    The first linear layer grows with the feature map, (size // 4) squared.
+    The first linear layer has (size // 4)**2 inputs per filter.
 
     Args:
         channels: filters of the two convolutions.
-        kernel: pixels per side.
+        kernel: pixels per side of both kernels.
         hidden: units of the two hidden linear layers.
         classes: number of classes.
         size: pixels per side of the input.
@@ -58,5 +58,5 @@ class PlainCNN(nn.Module):
         return logits
 
     def for_export(self) -> nn.Module:
-        """The module to export: this one."""
+        """Return the module to export: this one."""
         return self

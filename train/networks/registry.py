@@ -29,7 +29,7 @@ def _resnet(name: str) -> Callable[[int, int, int], nn.Module]:
 
 
 def _edge(classes: int, size: int, seed: int) -> nn.Module:
-    """308,203 parameters for 11 classes; maps of 14x14, 7x7 and 4x4 pixels after the stem at 28 px."""
+    """308,203 parameters for 11 classes. At 28 px the maps of the three blocks have 14x14, 7x7 and 4x4 pixels."""
     return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
 
 
@@ -51,17 +51,17 @@ def make_network(name: str, *, classes: int, size: int, seed: int) -> nn.Module:
     Args:
         name: a row of the table.
         classes: number of classes.
-        size: pixels per side of its input.
-        seed: of the weights.
+        size: pixels per side of the input.
+        seed: of the starting weights.
 
     Raises:
         RunError: the table has no such row.
     """
     if name not in NETWORKS:
-        raise RunError(f"unknown network {name!r}; choose from {', '.join(NETWORKS)}")
+        raise RunError(f"network {name!r}: not in this version; choose from {', '.join(NETWORKS)}")
     return NETWORKS[name](classes, size, seed)
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Count the trainable parameters; running means and variances are not among them."""
+    """Count the trainable parameters, without running means and variances."""
     return sum(p.numel() for p in network.parameters())

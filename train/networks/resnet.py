@@ -11,18 +11,22 @@ from train.networks.init import draw_layer, layer_generator
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution as one matrix product: a 1x1 kernel anywhere, a padded 3x3 kernel on a map of 1x1 or 2x2 pixels.
+    """A convolution that is computed as one matrix product for a 1x1 kernel, and on maps of 1x1 or 2x2 pixels.
 
-    At 28 px the maps of a ResNet shrink to 2x2 pixels and one. There most taps of a 3x3 kernel only meet padding, and
-    a library's convolution spends its time on zeros. In channels-last memory neither product copies its input. The
-    products for 2x2 maps take 60 % more operations, so a GPU runs the convolution itself.
+    At 28 px the maps of a ResNet shrink to 2x2 pixels and then to one. There most taps of a padded 3x3 kernel are over
+    padding, and a library's convolution spends its time on zeros. In channels-last memory the product needs no copy of
+    its input. The product for 2x2 maps takes 60 % more operations, so a GPU runs the convolution instead.
     """
 
     @classmethod
     def like(cls, conv: nn.Conv2d) -> SmallMapConv2d:
-        """The same convolution, sharing the weight of `conv`, which has a square kernel and no bias."""
+        """Create the same convolution with the same weight tensor.
+
+        Args:
+            conv: a convolution with a square kernel and without bias.
+        """
         (kernel, _), (stride, _) = conv.kernel_size, conv.stride
-        own = cls(
+        copy = cls(
             conv.in_channels,
             conv.out_channels,
             kernel,
@@ -31,8 +35,8 @@ class SmallMapConv2d(nn.Conv2d):
             bias=False,
             device="meta",
         )
-        own.weight = conv.weight
-        return own
+        copy.weight = conv.weight
+        return copy
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
         if x.is_cuda:
@@ -47,19 +51,23 @@ class SmallMapConv2d(nn.Conv2d):
         taps = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # (O, 3, 3, C)
         rows = [slice(1 - i, 1 - i + height) for i in range(0, height, stride)]
         columns = [slice(1 - j, 1 - j + width) for j in range(0, width, stride)]
-        dense = torch.cat(
-            [taps[:, i, j].flatten(1) for i in rows for j in columns]
-        )  # (H' W' O, H W C)
+        # (H' W' O, H W C)
+        dense = torch.cat([taps[:, i, j].flatten(1) for i in rows for j in columns])
         y = F.linear(x.permute(0, 2, 3, 1).flatten(1), dense)
         return y.view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
 
 class GrayResNet(nn.Module):
-    """torchvision's ResNet on gray slices: the gray channel stands for all three, with a head for `classes` classes.
+    """torchvision's ResNet on gray slices, which it takes as color slices of three equal channels.
 
-    Repeating the input three times and convolving equals convolving once with the kernel summed over its input
-    channels; the sum is taken in the forward pass, so the parameters and their gradients stay those of the
-    three-channel network. The weights are stored channels-last, and the bottlenecks' convolutions are SmallMapConv2d.
+    A convolution of three equal channels equals one with the kernel summed over its input channels. The sum is computed
+    in the forward pass, so the parameters and their gradients remain those of the three-channel network. The weights
+    are stored channels-last, and the convolutions of the bottlenecks are SmallMapConv2d.
+
+    Args:
+        name: torchvision's name, such as `resnet50`.
+        classes: number of classes.
+        seed: of the starting weights.
     """
 
     def __init__(self, name: str, *, classes: int, seed: int) -> None:
@@ -97,25 +105,28 @@ class GrayResNet(nn.Module):
         Raises:
             RunError: a tensor is missing or has another shape.
         """
-        own = self.resnet.state_dict()
+        current = self.resnet.state_dict()
         expected = {
             key
-            for key in own
+            for key in current
             if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
         }
         missing = sorted(expected - weights.keys())
         if missing:
             raise RunError(
-                f"{source} lacks {missing[0]} and {len(missing) - 1} other tensors: not these weights"
+                f"{source}: not the weights of {self.name}, without {missing[0]} and {len(missing) - 1} other tensors;"
+                f" use another file"
             )
         for key in sorted(expected):
-            if weights[key].shape != own[key].shape:
-                shape, needed = tuple(weights[key].shape), tuple(own[key].shape)
-                raise RunError(f"{source}: {key} has shape {shape}, the network needs {needed}")
+            if weights[key].shape != current[key].shape:
+                shape, needed = tuple(weights[key].shape), tuple(current[key].shape)
+                raise RunError(
+                    f"{source}: {key} has shape {shape}, the network needs {needed}; use another file"
+                )
         self.resnet.load_state_dict({key: weights[key] for key in expected}, strict=False)
 
     def for_export(self) -> nn.Module:
-        """torchvision's network with these weights, the channel sum folded into a one-channel stem."""
+        """Return torchvision's network with these weights and the channel sum in a one-channel first convolution."""
         import torchvision
 
         classes = self.resnet.fc.out_features

@@ -1,4 +1,4 @@
-"""What the training loop asks of a recipe."""
+"""The interface of a recipe to the training loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Recipe(Protocol):
 
     @property
     def ema_decay(self) -> float | None:
-        """Decay per step of the exponential moving average of the weights; None keeps no average."""
+        """Decay per step of the exponential moving average of the weights; None for no average."""
         ...
 
     @property
@@ -25,15 +25,15 @@ class Recipe(Protocol):
         ...
 
     def for_view(self, view: str) -> Recipe:
-        """This recipe for slices of a view (`axial`, `coronal` or `sagittal`)."""
+        """Return this recipe for slices of a view (`axial`, `coronal` or `sagittal`)."""
         ...
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """A new optimizer for the network's parameters."""
+        """Create an optimizer for the network's parameters."""
         ...
 
-    def learning_rate(self, done: float) -> float:
-        """The learning rate after the share `done` of all steps, 0 to 1."""
+    def learning_rate(self, progress: float) -> float:
+        """Return the learning rate after a share of all steps, 0 to 1."""
         ...
 
     def prepare(
@@ -54,9 +54,14 @@ class Recipe(Protocol):
         ...
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss summed over the batch, for logits float32 (N, classes) and targets as `prepare` returns them."""
+        """Compute the loss summed over the batch.
+
+        Args:
+            logits: float32 (N, classes).
+            targets: as `prepare` returns them.
+        """
         ...
 
-    def described(self) -> dict[str, float | str]:
-        """The settings as checkpoints store them; a stage is not continued with other settings."""
+    def stored_settings(self) -> dict[str, float | str]:
+        """Return the settings as checkpoints store them. A stage resumes only with equal settings."""
         ...

@@ -1,4 +1,4 @@
-"""The recipe of the edge network. Each ingredient is a field, so that an ablation can take it away."""
+"""The recipe of the edge network. Each ingredient is a field, so that an ablation can switch it off."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from train.recipes import edge_augment as augment
 
-# Only these views' stored slices are known to have columns that run from front to back.
+# Views whose stored slices are known to have columns that run from front to back.
 FLIPPED_VIEWS = ("axial",)
-# Checkpoints, scores and manifests keep the names of the first version.
+# Names of fields in checkpoints, scores and manifests. They must not change, because earlier runs have stored them.
 STORED_NAMES = {
     "flip_front_back": "mirror",
     "cutmix": "cut",
@@ -43,9 +43,9 @@ class EdgeRecipe:
     erase: float = 0.5
     cutmix: float = 0.5
     mixup: float = 0.0
-    # 1: by up to 10 degrees and a tenth
+    # strength of rotation and scale; 1 is up to 10 degrees and a tenth
     affine: float = 0.0
-    # of window and gamma, see edge_augment.intensity
+    # strength of changes of window and gamma, see edge_augment.intensity
     intensity: float = 0.3
     # standard deviation, as a share of the gray range
     noise: float = 0.0
@@ -57,11 +57,11 @@ class EdgeRecipe:
         return "by a recipe of its own"
 
     def for_view(self, view: str) -> EdgeRecipe:
-        """This recipe, without front-back flips for views whose stored orientation is not known."""
+        """Return this recipe, without front-back flips for views whose stored orientation is not known."""
         return self if view in FLIPPED_VIEWS else replace(self, flip_front_back=0.0)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW; weight decay for weights of two or more dimensions only."""
+        """Create AdamW, with weight decay only for weights of two or more dimensions."""
         weights = [p for p in network.parameters() if p.ndim > 1]
         rest = [p for p in network.parameters() if p.ndim <= 1]
         groups = [
@@ -70,14 +70,13 @@ class EdgeRecipe:
         ]
         return torch.optim.AdamW(groups, lr=self.peak, fused=True)
 
-    def learning_rate(self, done: float) -> float:
-        """Linear warmup over a fifth of the steps, then half a cosine down."""
-        warm = 0.2
-        share = (
-            done / warm
-            if done < warm
-            else 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
-        )
+    def learning_rate(self, progress: float) -> float:
+        """Warm up linearly over a fifth of the steps, then decay as half a cosine."""
+        warmup = 0.2
+        if progress < warmup:
+            share = progress / warmup
+        else:
+            share = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
         return self.peak * max(share, 1e-3)
 
     def prepare(
@@ -104,10 +103,10 @@ class EdgeRecipe:
         return x, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The summed cross-entropy with label smoothing."""
+        """Compute the summed cross-entropy with label smoothing."""
         return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
 
-    def described(self) -> dict[str, float | str]:
-        """The settings as checkpoints store them."""
+    def stored_settings(self) -> dict[str, float | str]:
+        """Return the settings as checkpoints store them."""
         settings = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
         return {name: value for name, value in settings.items() if value is not None}

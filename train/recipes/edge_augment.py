@@ -1,8 +1,8 @@
 """Augmentation for crops of CT slices, one batch at a time on its device. Each slice draws its own parameters.
 
-The crops are aligned to the organ's bounding box and sharp, because a spline resampled them. So shifts are whole
-pixels. Rotation and scale are off by default, because smoothing costs accuracy (docs/results/edge.md). Slices are never
-flipped left to right.
+The crops are aligned to the organ's bounding box. They are sharp, because a spline resampled them, and interpolation
+would smooth them, which costs accuracy (docs/results/edge.md). Therefore shifts are whole pixels, and rotation and scale
+are off by default. Slices are never flipped left to right.
 
 All functions take normalized slices x, float32 (N, 1, S, S) in -1 to 1, and a generator on x's device.
 """
@@ -16,27 +16,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Shift slices by up to `most` whole pixels along each axis; the edge pixels are repeated."""
+def shift(x: Tensor, max_pixels: int, generator: torch.Generator) -> Tensor:
+    """Shift slices by up to `max_pixels` whole pixels along each axis. Edge pixels are repeated."""
     n, size = len(x), x.shape[-1]
-    padded = F.pad(x, (most,) * 4, mode="replicate")
-    offset = torch.randint(0, 2 * most + 1, (2, n, 1), generator=generator, device=x.device)
+    padded = F.pad(x, (max_pixels,) * 4, mode="replicate")
+    offset = torch.randint(0, 2 * max_pixels + 1, (2, n, 1), generator=generator, device=x.device)
     rows, columns = offset + torch.arange(size, device=x.device)  # (N, S) each
     index = torch.arange(n, device=x.device)[:, None, None]
     return padded[index, 0, rows[:, :, None], columns[:, None, :]][:, None]
 
 
 def flip_front_back(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Flip stored axial slices front to back, as a fifth of the training slices are."""
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < probability
-    return torch.where(chosen, x.flip(3), x)
+    """Flip stored axial slices front to back. A fifth of the stored training slices are flipped already."""
+    flipped = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < probability
+    return torch.where(flipped, x.flip(3), x)
 
 
 def affine(x: Tensor, degrees: float, scale: float, generator: torch.Generator) -> Tensor:
     """Rotate half of the slices by up to `degrees` and scale each axis by up to exp(`scale`)."""
     n = len(x)
     draws = torch.rand(n, 4, generator=generator, device=x.device) * 2 - 1
-    chosen = draws[:, 0] < 0
+    transformed = draws[:, 0] < 0
     angle = draws[:, 1] * math.radians(degrees)
     across, down = (draws[:, 2:] * scale).exp().unbind(1)
     zero = torch.zeros_like(angle)
@@ -48,8 +48,8 @@ def affine(x: Tensor, degrees: float, scale: float, generator: torch.Generator) 
         1,
     )  # (N, 2, 3)
     grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    return torch.where(chosen[:, None, None, None], moved, x)
+    resampled = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return torch.where(transformed[:, None, None, None], resampled, x)
 
 
 def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -57,7 +57,7 @@ def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
     Args:
         x: slices.
-        strength: width and gamma change by up to exp(`strength`), the level by up to a third of `strength`.
+        strength: width and gamma change by factors of up to exp(`strength`), the level by up to a third of `strength`.
         generator: see the module.
     """
     draws = torch.rand(len(x), 3, 1, 1, 1, generator=generator, device=x.device) * 2 - 1
@@ -68,16 +68,16 @@ def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
 
 def noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise to half of the slices, with a standard deviation of up to `deviation` of the gray range."""
-    draws = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) * 2 - 1
-    drawn = torch.randn(x.shape, generator=generator, device=x.device)
-    return (x + drawn * draws.clamp(min=0) * 2 * deviation).clamp(-1, 1)
+    strength = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) * 2 - 1
+    normal = torch.randn(x.shape, generator=generator, device=x.device)
+    return (x + normal * strength.clamp(min=0) * 2 * deviation).clamp(-1, 1)
 
 
-def erase(x: Tensor, probability: float, most: float, generator: torch.Generator) -> Tensor:
-    """Set a rectangle of 2 % to `most` of the area, with an aspect ratio of 1:3 to 3:1, to middle gray."""
+def erase(x: Tensor, probability: float, max_area: float, generator: torch.Generator) -> Tensor:
+    """Set a rectangle to middle gray: 2 % to `max_area` of the slice, with an aspect ratio of 1:3 to 3:1."""
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 5, 1, generator=generator, device=x.device).unbind(1)
-    area = (0.02 + (most - 0.02) * draws[0]) * size * size
+    area = (0.02 + (max_area - 0.02) * draws[0]) * size * size
     ratio = ((draws[1] * 2 - 1) * math.log(3)).exp()
     height, width = (area * ratio).sqrt().clamp(max=size), (area / ratio).sqrt().clamp(max=size)
     top, left = draws[2] * (size - height), draws[3] * (size - width)
@@ -97,12 +97,12 @@ def cutmix(
 
     Args:
         x: slices.
-        targets: class shares, float32 (N, C).
-        probability: that a slice is changed; the area of its square is uniform.
+        targets: class shares, float32 (N, classes).
+        probability: of a change, per slice. The area of the square is uniformly distributed.
         generator: see the module.
 
     Returns:
-        The slices and their targets, shaped as given.
+        The slices and their targets, in the shapes of the arguments.
     """
     n, size = len(x), x.shape[-1]
     draws = torch.rand(n, 4, generator=generator, device=x.device)
@@ -120,16 +120,16 @@ def cutmix(
 def mixup(
     x: Tensor, targets: Tensor, probability: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """mixup (Zhang et al. 2018): blend another slice into each, by a uniform share of up to a half.
+    """mixup (Zhang et al. 2018): blend another slice into each, by a uniformly drawn share of up to a half.
 
     Args:
         x: slices.
-        targets: class shares, float32 (N, C).
-        probability: that a slice is changed.
+        targets: class shares, float32 (N, classes).
+        probability: of a change, per slice.
         generator: see the module.
 
     Returns:
-        The slices and their targets, shaped as given.
+        The slices and their targets, in the shapes of the arguments.
     """
     draws = torch.rand(len(x), 2, generator=generator, device=x.device)
     other = torch.randperm(len(x), generator=generator, device=x.device)

@@ -26,27 +26,27 @@ class ReferenceRecipe:
         return "yes" if self.augmented else "no"
 
     def for_view(self, view: str) -> ReferenceRecipe:
-        """This recipe; it is the same for every view."""
+        """Return this recipe; it is the same for every view."""
         return self
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Adam with PyTorch's default betas."""
+        """Create Adam with PyTorch's default betas."""
         return torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
 
-    def learning_rate(self, done: float) -> float:
-        """The same learning rate at every step."""
+    def learning_rate(self, progress: float) -> float:
+        """Return the learning rate, which is constant."""
         return LEARNING_RATE
 
     def prepare(
         self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """The slices, augmented if the stage is, and their labels; see `Recipe.prepare`."""
+        """Augment the slices if `augmented`; see `Recipe.prepare`."""
         return (augment.augment(x, generator) if self.augmented else x), labels
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The summed cross-entropy."""
+        """Compute the summed cross-entropy."""
         return F.cross_entropy(logits, targets, reduction="sum")
 
-    def described(self) -> dict[str, float | str]:
-        """The settings as checkpoints store them."""
+    def stored_settings(self) -> dict[str, float | str]:
+        """Return the settings as checkpoints store them."""
         return {"learning_rate": LEARNING_RATE}

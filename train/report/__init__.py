@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained page, its figures, and the comparison table as data.
+"""The report of a run: one self-contained page, its figures, and the comparison table as CSV.
 
-`write_report` may be called after every stage; the page then says which stages have not been run.
+`write_report` may be called after every stage. The page then lists the stages that have not been run.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 
-def write_report(run_dir: Path, split: Data) -> Path:
+def write_report(run_dir: Path, data: Data) -> Path:
     """Write `run_dir/report/index.html`, the figures beside it, and `run_dir/results.csv`.
 
     Each file appears whole or not at all; the page is written last.
 
     Args:
-        run_dir: with results.json; robustness.json and each stage's history.csv and probabilities.npz are shown if
-            they are there.
-        split: the data set, with the images and labels of its splits.
+        run_dir: the directory of a run, with results.json. robustness.json and each stage's history.csv and
+            probabilities.npz are shown if they exist.
+        data: the data set of the run.
 
     Returns:
         The page's path.
@@ -31,14 +31,15 @@ def write_report(run_dir: Path, split: Data) -> Path:
         RunError: results.json is missing or not readable.
     """
     from train.record import atomic_write
-    from train.report import comparison, page, run
+    from train.report import comparison, page
+    from train.report.run import read_run
 
-    finished = run.read(Path(run_dir))
-    html, files = page.render(finished, split)
-    report_dir = finished.directory / "report"
+    run = read_run(Path(run_dir))
+    html, files = page.render(run, data)
+    report_dir = run.directory / "report"
     for name, content in files.items():
         atomic_write(report_dir / name, content)
-    atomic_write(finished.directory / "results.csv", comparison.comparison_csv(finished, split))
+    atomic_write(run.directory / "results.csv", comparison.comparison_csv(run, data))
     index = report_dir / "index.html"
     atomic_write(index, html)
     return index

@@ -1,4 +1,4 @@
-"""Rewrite the report of a run, finished or not: `python -m train.report RUN_DIR`."""
+"""python -m train.report RUN_DIR: rewrite the report of a run, finished or not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from train.report import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0 done, 2 nothing could be done."""
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 done, 2 nothing could be done.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m train.report", description="Rewrite the report of a run, finished or not."
     )
@@ -24,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--data-dir",
         type=Path,
-        help="where the MedMNIST files are (default: medmnist's own folder)",
+        metavar="DIR",
+        help="directory of the data set's file (default: medmnist's own folder)",
     )
     options = parser.parse_args(arguments)
     try:
@@ -33,20 +41,22 @@ def main(arguments: list[str] | None = None) -> int:
 
         dataset = read_results(options.run_dir).dataset
         if dataset is None or not dataset.flag:
-            raise RunError(f"{options.run_dir}/results.json does not name its data set")
-        split = load_data(
+            raise RunError(
+                f"{options.run_dir}/results.json: names no data set; rerun python -m train.all"
+            )
+        data = load_data(
             dataset.flag,
             size=dataset.size,
             directory=options.data_dir,
             resample_from=dataset.resample_from,
         )
-        page = write_report(options.run_dir, split)
+        page = write_report(options.run_dir, data)
     except RunError as e:
         print(f"train.report: error: {e}", file=sys.stderr)
         return e.exit_code
     except OSError as e:
         print(
-            f"train.report: error: {e.strerror or e}: {e.filename or options.run_dir}",
+            f"train.report: error: {e.filename or options.run_dir}: {e.strerror or e}",
             file=sys.stderr,
         )
         return 2

@@ -1,4 +1,4 @@
-"""results.csv: the comparison table of the report as data."""
+"""results.csv: the comparison table of the report as CSV."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from train.data import Data
 from train.report.run import SPLITS, Row, Run
 from train.results_format import METRICS
 
-# of `train.report.run.Row.metric`
+# names for `train.report.run.Row.metric`
 ROW_METRICS = (*METRICS, "ece_calibrated", "side_merged")
-# of `train.results_format.StageResult`
-RECORD = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
+# fields of `train.results_format.StageResult`
+RESULT_FIELDS = ("network", "parameters", "weights", "epochs", "best_epoch", "seconds")
 COLUMNS = (
     "dataset",
     "size",
@@ -21,17 +21,17 @@ COLUMNS = (
     "seed",
     "split",
     *ROW_METRICS,
-    *RECORD,
+    *RESULT_FIELDS,
     "temperature",
 )
 
 
-def comparison_csv(run: Run, split: Data) -> str:
-    """Write the comparison table: a row per stage, seed and split, with every metric.
+def comparison_csv(run: Run, data: Data) -> str:
+    """Format the comparison table: a row per stage, seed and split, with every metric.
 
     Args:
-        run: the stages.
-        split: the data set; its name and size stand in every row.
+        run: the run.
+        data: the data set; its name and size are in every row.
 
     Returns:
         The text of results.csv; undefined values are empty.
@@ -41,13 +41,13 @@ def comparison_csv(run: Run, split: Data) -> str:
     writer.writeheader()
     for stage in run.stages:
         for row in stage.rows:
-            for name in SPLITS:
-                about = {
-                    "dataset": split.flag,
-                    "size": split.size,
+            for split in SPLITS:
+                run_cells = {
+                    "dataset": data.flag,
+                    "size": data.size,
                     "smoke": "true" if run.smoke else "false",
                 }
-                writer.writerow(about | _cells(row, name))
+                writer.writerow(run_cells | _cells(row, split))
     return text.getvalue()
 
 
@@ -58,6 +58,6 @@ def _cells(row: Row, split: str) -> dict[str, object]:
         "seed": row.seed,
         "split": split,
         **{metric: row.metric(split, metric) for metric in ROW_METRICS},
-        **{key: getattr(row.result, key) for key in RECORD},
+        **{key: getattr(row.result, key) for key in RESULT_FIELDS},
         "temperature": row.temperature,
     }

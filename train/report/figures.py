@@ -1,4 +1,4 @@
-"""The charts, drawn with matplotlib's figure objects, and their SVG for a page in light or dark mode.
+"""The charts of the report, drawn with matplotlib, and their SVG for a page in light or dark mode.
 
 Each function returns a Figure about 4.6 inches wide. At that width its text is still legible on a phone.
 """
@@ -28,7 +28,7 @@ INK, MUTED, GRID, FILL = "#1c1f23", "#5b626d", "#dcd9d1", "#0b6aa6"
 COLORS = {"train": "#7b828c", "val": "#0072b2", "test": "#d55e00"}
 MARKERS = {"train": "s", "val": "o", "test": "^"}
 LABELS = {"train": "train", "val": "validation", "test": "test"}
-# On the page a color becomes the style sheet's variable, so dark mode and print follow.
+# On the page each color is replaced by a variable of the style sheet, which differs in dark mode and print.
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FILL: "fill"} | {
     color: f"series-{split}" for split, color in COLORS.items()
 }
@@ -38,7 +38,7 @@ WIDTH = 4.6
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw with the settings of every figure; the caller's own matplotlib settings are restored."""
+    """Apply matplotlib's settings for all figures in a `with` block, and restore the caller's settings after it."""
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,
@@ -69,7 +69,8 @@ def accuracy_by_stage(run: Run, *, with_study: bool) -> Figure:
     """Plot train, validation and test accuracy of every stage.
 
     Args:
-        run: at least one stage. Members of the ensemble are marks without a line; several seeds have error bars.
+        run: a run with at least one stage. Members of the ensemble are markers without a line. Several seeds have error
+            bars.
         with_study: also plot the accuracies of the reference study, dashed.
     """
     stages = run.stages
@@ -119,7 +120,7 @@ def curves(rows: Sequence[Row | Unfinished]) -> Figure:
     """Plot loss and, below it, accuracy by epoch.
 
     Args:
-        rows: the seeds of a stage. Several are thin lines; the kept epoch of a single one is a vertical line.
+        rows: the seeds of a stage. Several seeds are thin lines. A single seed has a vertical line at its best epoch.
     """
     figure = Figure(figsize=(WIDTH, 4.3))
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -169,7 +170,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     axes = figure.add_axes((0.215, 0.005, 0.78, 0.78))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     digits = max(len(str(matrix.max(initial=0))), 3)
-    # a digit is 0.64 of its size wide
+    # the width of a digit is 0.64 of the font size
     size = min(8.0, WIDTH * 72 * 0.78 / n / (0.66 * digits))
     for i, j in np.argwhere(matrix > 0):
         # the square root makes rare confusions visible
@@ -193,7 +194,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def reliability_diagram(points: dict[str, Reliability]) -> Figure:
-    """Plot the share of right slices against the mean top probability by bin, and below it the share of slices.
+    """Plot accuracy against the mean top probability by bin, and below it the share of the slices by bin.
 
     Args:
         points: by split.
@@ -234,7 +235,7 @@ def contact_sheet(
 
     Args:
         images: uint8 (S, S).
-        captions: as many.
+        captions: one per image.
         columns: slices per row.
     """
     rows = max(math.ceil(len(images) / columns), 1)
@@ -252,13 +253,13 @@ def contact_sheet(
 
 
 def by_ladder(names: Sequence[str]) -> list[str]:
-    """Sort names of stages in the ladder's order, unknown ones last."""
+    """Sort names of stages in the ladder's order, unknown names last."""
     order = {name: i for i, name in enumerate(STAGES)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as a standalone SVG; `name` makes its ids differ from those of other figures on a page."""
+    """Convert a figure to a standalone SVG. `name` makes its ids differ from those of other figures on a page."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(
@@ -268,14 +269,22 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
-    """The figure as a PNG on white."""
+    """Convert a figure to a PNG on white."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
 
 def inline(svg: str, alt: str) -> str:
-    """Adapt an SVG of `to_svg` to the page: no fixed size, colors and font of the style sheet, `alt` as its name."""
+    """Adapt an SVG of `to_svg` to the page: no fixed size, and colors and font of the style sheet.
+
+    Args:
+        svg: as `to_svg` returns it.
+        alt: the text alternative.
+
+    Returns:
+        The SVG element.
+    """
     body = svg[svg.index("<svg") :]
     attributes, body = body[: body.index(">")], body[body.index(">") + 1 :]
     view_box = re.search(r'viewBox="([^"]*)"', attributes)
@@ -284,7 +293,7 @@ def inline(svg: str, alt: str) -> str:
         r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL
     )
     body = re.sub(r"<defs>\s*</defs>", "", body)
-    # ids of groups are repeated from figure to figure, and nothing refers to them
+    # ids of groups repeat in every figure, and nothing refers to them
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"'?DejaVu Sans'?(?:, [^;\"]*)?", "var(--sans)", body)
     for color, variable in VARIABLES.items():

@@ -1,4 +1,4 @@
-"""What the report computes itself from confusion matrices and probabilities."""
+"""Metrics that only the report needs, from confusion matrices and probabilities."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from export.temperature import confidence_bins
 
 
 def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:
-    """Precision, recall, F1 and support of each class.
+    """Compute precision, recall, F1 and support of each class.
 
     Args:
         confusion: int (classes, classes) counts, rows true, columns predicted.
 
     Returns:
-        A dict per class; a value is None if there is nothing to divide by.
+        A dict per class; a value is None if its denominator is 0.
     """
     rows: list[dict[str, float | None]] = []
     for i in range(len(confusion)):
@@ -37,10 +37,10 @@ def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:
 def accuracy_interval(
     confusion: np.ndarray | None, draws: int = 10_000
 ) -> tuple[float, float] | None:
-    """The 95 % percentile bootstrap interval of the accuracy, slices drawn with replacement.
+    """Compute the 95 % percentile bootstrap interval of the accuracy, with slices drawn with replacement.
 
-    A slice counts only as right or wrong, so a bootstrap sample of n slices is one binomial draw. Slices of one scan
-    resemble each other: the true uncertainty is larger than the interval.
+    A slice is either right or wrong, so a bootstrap sample of n slices is one binomial draw. Slices of one scan
+    resemble each other, so the true uncertainty is larger than the interval.
 
     Args:
         confusion: int (classes, classes) counts, rows true, columns predicted; None if not known.
@@ -51,15 +51,15 @@ def accuracy_interval(
     """
     if confusion is None or (total := int(confusion.sum())) == 0:
         return None
-    share = int(np.trace(confusion)) / total
-    drawn = np.random.default_rng(0).binomial(total, share, draws) / total
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    accuracy = int(np.trace(confusion)) / total
+    samples = np.random.default_rng(0).binomial(total, accuracy, draws) / total
+    low, high = np.percentile(samples, [2.5, 97.5])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrongly classified slice: its row in the split, class indices, top probability."""
+    """A wrongly classified slice: its index in the split, its true and predicted class, its top probability."""
 
     index: int
     true: int
@@ -68,12 +68,15 @@ class Mistake:
 
 
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> list[Mistake]:
-    """The wrong slices with the highest top probability, highest first; of equals the earlier slice first.
+    """Return the wrongly classified slices with the highest top probability.
 
     Args:
         probabilities: float (N, classes).
         labels: int (M,) with M >= N, because a smoke run evaluates only the first slices.
         count: how many to return at most.
+
+    Returns:
+        The highest probability first; of equal probabilities the earlier slice first.
     """
     if len(probabilities) == 0:
         return []
@@ -86,7 +89,7 @@ def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int
 
 @dataclass(frozen=True)
 class Reliability:
-    """The points of a reliability diagram: for each bin that holds slices, float or int (bins,)."""
+    """The points of a reliability diagram, one per bin that is not empty: arrays (bins,)."""
 
     # mean top probability
     confidence: np.ndarray

@@ -1,4 +1,4 @@
-"""Collects what the page shows and fills the template; the only module that knows both."""
+"""Renders the page: collects its content and fills the template page.html.jinja."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from train.report.published import (
     STUDY_DATASET,
     STUDY_METRICS,
     STUDY_NAME,
+    study_values,
 )
-from train.report.published import study_values as study_of
 from train.report.run import SPLITS, Run, Stage, Unfinished
 from train.results_format import RobustnessEntry
 from train.stages import MEMBERS, STAGES
@@ -41,69 +41,69 @@ EVALUATED: tuple[str, ...] = ("val", "test")
 Files = dict[str, bytes | str]
 
 
-def render(run: Run, split: Data) -> tuple[str, Files]:
+def render(run: Run, data: Data) -> tuple[str, Files]:
     """Render the report.
 
     Args:
-        run: what the directory holds.
-        split: the data set, with the images and labels of its splits.
+        run: the run.
+        data: its data set.
 
     Returns:
         The page as HTML, and the figures beside it by file name.
     """
     files: Files = {}
     with figures.drawing():
-        context = _outcome(run, split, files) | _tables(run, split) | _details(run, split, files)
+        context = _outcome(run, data, files) | _tables(run, data) | _details(run, data, files)
     return _environment().get_template("page.html.jinja").render(context), files
 
 
-def _outcome(run: Run, split: Data, files: Files) -> dict[str, Any]:
-    """What the head of the page shows, and what every section refers to."""
+def _outcome(run: Run, data: Data, files: Files) -> dict[str, Any]:
+    """Return the content of the page's head, and what every section refers to."""
     return {
         "run": run,
-        "split": split,
-        "title": DATASET_TITLES.get(split.flag, split.flag),
+        "data": data,
+        "title": DATASET_TITLES.get(data.flag, data.flag),
         "smoke": run.smoke,
         "splits": SPLITS,
         "best": run.best,
-        "headline": wording.headline(run, split),
+        "headline": wording.headline(run, data),
         "key_figures": wording.key_figures(run.best),
-        "chart": _stage_chart(run, split, files),
-        "with_study": split.flag == STUDY_DATASET,
+        "chart": _stage_chart(run, data, files),
+        "with_study": data.flag == STUDY_DATASET,
         "study_name": STUDY_NAME,
         "study_citation": STUDY_CITATION,
         "with_members": any(stage.name in MEMBERS for stage in run.stages),
         "not_run": [name for name in STAGES if name not in {stage.name for stage in run.stages}],
-        "scans": SCANS.get(split.flag),
+        "scans": SCANS.get(data.flag),
     }
 
 
-def _tables(run: Run, split: Data) -> dict[str, Any]:
-    """The tables over all stages, and those that need no stage."""
+def _tables(run: Run, data: Data) -> dict[str, Any]:
+    """Return the tables over all stages, and those that need no stage."""
     return {
-        "scores": _metric_table(run, split, STUDY_METRICS, with_study=True),
-        "more_scores": _metric_table(run, split, ("auc", "ece", "side_merged"), with_study=False),
+        "scores": _metric_table(run, data, STUDY_METRICS, with_study=True),
+        "more_scores": _metric_table(run, data, ("auc", "ece", "side_merged"), with_study=False),
         "seed_rows": [row for stage in run.stages for row in stage.rows]
         if len(run.seeds) > 1
         else [],
         "calibration_rows": _calibration_rows(run),
         "test_rows": _test_rows(run),
-        "published": PUBLISHED.get(split.flag, ()),
-        "data_rows": _data_rows(run, split),
+        "published": PUBLISHED.get(data.flag, ()),
+        "data_rows": _data_rows(run, data),
         "robustness": _robustness(run),
     }
 
 
-def _details(run: Run, split: Data, files: Files) -> dict[str, Any]:
-    """What the page shows of the best stage and of each stage, and how the run was made."""
+def _details(run: Run, data: Data, files: Files) -> dict[str, Any]:
+    """Return the sections about the best stage and about each stage, and the provenance of the run."""
     return {
         "training": wording.training(run),
-        "stages": [_stage_section(stage, run, split, files) for stage in run.stages],
+        "stages": [_stage_section(stage, run, data, files) for stage in run.stages],
         "unfinished": [_unfinished_section(stage, files) for stage in run.unfinished],
-        "per_class": _per_class(run.best, split),
-        "mistakes": _mistakes(run.best, split, files),
-        "reliability": _reliability(run.best, split, files),
-        "record": wording.record(run, split),
+        "per_class": _per_class(run.best, data),
+        "mistakes": _mistakes(run.best, data, files),
+        "reliability": _reliability(run.best, data, files),
+        "record": wording.record(run, data),
     }
 
 
@@ -125,7 +125,7 @@ def _environment() -> Environment:
 
 
 def anchor(name: str) -> str:
-    """Turn a stage's name into a part of a file name or of an address on the page."""
+    """Convert a stage's name to a part of a file name or of an anchor on the page."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-") or "stage"
 
 
@@ -135,25 +135,27 @@ def _add(files: Files, name: str, figure: Figure, alt: str, *, png: bool = False
     files[f"{name}.svg"] = svg
     if png:
         files[f"{name}.png"] = figures.to_png(figure)
-    # matplotlib built it, and escapes what it is given
+    # safe without escaping: matplotlib wrote this SVG and escapes its texts
     return Markup(figures.inline(svg, alt))
 
 
-def _stage_chart(run: Run, split: Data, files: Files) -> Markup | None:
+def _stage_chart(run: Run, data: Data, files: Files) -> Markup | None:
     if not run.stages:
         return None
-    figure = figures.accuracy_by_stage(run, with_study=split.flag == STUDY_DATASET)
+    figure = figures.accuracy_by_stage(run, with_study=data.flag == STUDY_DATASET)
     return _add(files, "accuracy_by_stage", figure, wording.chart_alt(run), png=True)
 
 
 def _metric_table(
-    run: Run, split: Data, metrics: tuple[str, ...], *, with_study: bool
+    run: Run, data: Data, metrics: tuple[str, ...], *, with_study: bool
 ) -> dict[str, Any]:
-    """Rows of cells, split by split; under a stage the reference study's values, if it has any."""
+    """Return a row per stage, with a cell per split and metric, and the reference study's values if it has any."""
     rows = []
     for stage in run.stages:
-        cells = [(name, *stage.value(name, metric)) for name in SPLITS for metric in metrics]
-        study = [study_of(split.flag, stage.name, name) for name in SPLITS] if with_study else []
+        cells = [(split, *stage.value(split, metric)) for split in SPLITS for metric in metrics]
+        study = (
+            [study_values(data.flag, stage.name, split) for split in SPLITS] if with_study else []
+        )
         rows.append(
             {
                 "name": stage.name,
@@ -161,8 +163,8 @@ def _metric_table(
                 "best": run.best is not None and stage.name == run.best.name,
                 "cells": cells,
                 "study": [
-                    (name, value)
-                    for name, values in zip(SPLITS, study, strict=True)
+                    (split, value)
+                    for split, values in zip(SPLITS, study, strict=True)
                     for value in (values or (None,) * len(metrics))
                 ]
                 if any(study)
@@ -173,15 +175,15 @@ def _metric_table(
 
 
 def _calibration_rows(run: Run) -> list[dict[str, Any]]:
-    """The temperature of each stage, and ECE before and after it; empty if no stage has one."""
+    """Return the temperature of each stage, and ECE before and after calibration; empty if no stage has one."""
     rows = [
         {
             "name": stage.name,
             "best": run.best is not None and stage.name == run.best.name,
             "temperature": ", ".join(wording.number(row.temperature) for row in stage.rows),
             "cells": [
-                (name, metric, *stage.value(name, metric))
-                for name in ("val", "test")
+                (split, metric, *stage.value(split, metric))
+                for split in ("val", "test")
                 for metric in ("ece", "ece_calibrated")
             ],
         }
@@ -195,7 +197,7 @@ def _calibration_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def _test_rows(run: Run) -> list[dict[str, Any]]:
-    """Test accuracy of each stage with its interval, and the counts behind it."""
+    """Return the test accuracy of each stage with its interval, and the number of slices."""
     rows = []
     for stage in run.stages:
         matrix = stage.shown.confusion("test")
@@ -214,43 +216,43 @@ def _test_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _data_rows(run: Run, split: Data) -> dict[str, Any]:
-    """Counts of every class by split, with sample slices of train."""
-    # those of the whole file, of which a smoke run uses only a part
+def _data_rows(run: Run, data: Data) -> dict[str, Any]:
+    """Return the number of slices of each class by split, with sample slices of train."""
+    # counts of the whole file, because a smoke run uses only a part of it
     recorded = run.dataset.counts
-    classes = len(split.classes)
+    classes = len(data.classes)
     counts = {
-        name: np.asarray(recorded.get(name) or np.bincount(split.labels[name], minlength=classes))
-        for name in SPLITS
+        split: np.asarray(recorded.get(split) or np.bincount(data.labels[split], minlength=classes))
+        for split in SPLITS
     }
     rows = []
-    for i, label in enumerate(split.classes):
-        chosen = pictures.samples(split.labels["train"], i, SAMPLES)
+    for i, label in enumerate(data.classes):
+        indices = pictures.samples(data.labels["train"], i, SAMPLES)
         rows.append(
             {
                 "label": label,
-                "samples": [pictures.data_uri(split.images["train"][k]) for k in chosen],
+                "samples": [pictures.data_uri(data.images["train"][k]) for k in indices],
                 "counts": [
-                    (name, int(counts[name][i]), counts[name][i] / counts[name].max())
-                    for name in SPLITS
+                    (split, int(counts[split][i]), counts[split][i] / counts[split].max())
+                    for split in SPLITS
                 ],
             }
         )
-    return {"rows": rows, "totals": [(name, int(counts[name].sum())) for name in SPLITS]}
+    return {"rows": rows, "totals": [(split, int(counts[split].sum())) for split in SPLITS]}
 
 
-def _stage_section(stage: Stage, run: Run, split: Data, files: Files) -> dict[str, Any]:
+def _stage_section(stage: Stage, run: Run, data: Data, files: Files) -> dict[str, Any]:
     shown, name = stage.shown, anchor(stage.name)
     trained = [row for row in stage.rows if row.history]
     matrices = []
-    for part in ("train", "val"):
-        matrix = shown.confusion(part)
+    for split in ("train", "val"):
+        matrix = shown.confusion(split)
         if matrix is None:
             continue
-        figure = figures.confusion(matrix, split.classes)
-        alt = wording.confusion_alt(stage.name, part, matrix, split.classes)
+        figure = figures.confusion(matrix, data.classes)
+        alt = wording.confusion_alt(stage.name, split, matrix, data.classes)
         matrices.append(
-            (part, int(matrix.sum()), _add(files, f"{name}_confusion_{part}", figure, alt))
+            (split, int(matrix.sum()), _add(files, f"{name}_confusion_{split}", figure, alt))
         )
     return {
         "name": stage.name,
@@ -279,64 +281,66 @@ def _unfinished_section(stage: Unfinished, files: Files) -> dict[str, Any]:
     return {"name": stage.name, "epochs": len(stage.history), "curves": curves}
 
 
-def _per_class(best: Stage | None, split: Data) -> list[dict[str, Any]]:
+def _per_class(best: Stage | None, data: Data) -> list[dict[str, Any]]:
     if best is None:
         return []
-    tables = {part: best.shown.confusion(part) for part in EVALUATED}
+    tables = {split: best.shown.confusion(split) for split in EVALUATED}
     columns = {
-        part: measures.per_class(matrix) for part, matrix in tables.items() if matrix is not None
+        split: measures.per_class(matrix) for split, matrix in tables.items() if matrix is not None
     }
     unknown = {"precision": None, "recall": None, "f1": None, "support": None}
     return [
         {
             "label": label,
-            "values": [(part, columns[part][i] if part in columns else unknown) for part in tables],
+            "values": [
+                (split, columns[split][i] if split in columns else unknown) for split in tables
+            ],
         }
-        for i, label in enumerate(split.classes)
+        for i, label in enumerate(data.classes)
     ]
 
 
 def _mistakes(
-    best: Stage | None, split: Data, files: Files
+    best: Stage | None, data: Data, files: Files
 ) -> dict[str, list[dict[str, Any]]] | None:
-    """Pictures of the most confident mistakes by split; None if no probabilities were kept."""
+    """Return pictures of the most confident mistakes by split; None without probabilities."""
     probabilities = best.shown.probabilities if best else {}
     by_split = {
-        part: measures.confident_mistakes(probabilities[part], split.labels[part], MISTAKES)
-        for part in EVALUATED
-        if part in probabilities
+        split: measures.confident_mistakes(probabilities[split], data.labels[split], MISTAKES)
+        for split in EVALUATED
+        if split in probabilities
     }
-    for part, mistakes in by_split.items():
+    for split, mistakes in by_split.items():
         if mistakes:
-            images = [split.images[part][m.index] for m in mistakes]
-            sheet = figures.contact_sheet(images, [_caption(m, split.classes) for m in mistakes])
-            files[f"mistakes_{part}.png"] = figures.to_png(sheet, dpi=120)
+            images = [data.images[split][m.index] for m in mistakes]
+            sheet = figures.contact_sheet(images, [_caption(m, data.classes) for m in mistakes])
+            files[f"mistakes_{split}.png"] = figures.to_png(sheet, dpi=120)
     return {
-        part: [_mistake(m, part, split) for m in mistakes] for part, mistakes in by_split.items()
+        split: [_mistake(m, split, data) for m in mistakes] for split, mistakes in by_split.items()
     } or None
 
 
 def _caption(mistake: measures.Mistake, classes: Sequence[str]) -> str:
-    """The text under a mistake on the contact sheet."""
+    """Return the text under a mistake on the contact sheet."""
     return (
         f"{classes[mistake.predicted]} {wording.number(mistake.probability)}\n"
         f"true: {classes[mistake.true]}, no. {mistake.index}"
     )
 
 
-def _mistake(mistake: measures.Mistake, part: str, split: Data) -> dict[str, Any]:
-    """A mistake as the page shows it."""
+def _mistake(mistake: measures.Mistake, split: str, data: Data) -> dict[str, Any]:
+    """Return a mistake as the template takes it."""
     return {
-        "image": pictures.data_uri(split.images[part][mistake.index]),
+        "image": pictures.data_uri(data.images[split][mistake.index]),
         "index": mistake.index,
-        "true": split.classes[mistake.true],
-        "predicted": split.classes[mistake.predicted],
+        "true": data.classes[mistake.true],
+        "predicted": data.classes[mistake.predicted],
         "probability": mistake.probability,
     }
 
 
 def _robustness(run: Run) -> list[dict[str, Any]]:
-    """Tables of the corrupted slices: one pair per split and number of slices, test and more slices first."""
+    """Return the robustness tables, two per split and number of slices: test first, then more slices first."""
     names = figures.by_ladder(list(dict.fromkeys(entry.name for entry in run.robustness)))
     by_slices: dict[tuple[str, int], list[RobustnessEntry]] = {}
     for entry in sorted(run.robustness, key=lambda entry: names.index(entry.name)):
@@ -344,30 +348,30 @@ def _robustness(run: Run) -> list[dict[str, Any]]:
     order = sorted(by_slices, key=lambda key: (key[0] != "test", -key[1]))
     return [
         {
-            "split": part,
+            "split": split,
             "slices": slices,
-            "of": by_slices[part, slices][0].split_slices,
-            "entries": by_slices[part, slices],
-            "corruptions": _by_corruption(by_slices[part, slices]),
+            "of": by_slices[split, slices][0].split_slices,
+            "entries": by_slices[split, slices],
+            "corruptions": _by_corruption(by_slices[split, slices]),
         }
-        for part, slices in order
+        for split, slices in order
     ]
 
 
 def _by_corruption(entries: list[RobustnessEntry]) -> list[tuple[str, list[float]]]:
-    """The mean accuracy over severities of each entry, by corruption."""
+    """Return the mean accuracy over severities of each entry, by corruption."""
     return [
         (name.replace("_", " "), [statistics.fmean(entry.accuracy[name]) for entry in entries])
         for name in entries[0].accuracy
     ]
 
 
-def _reliability(best: Stage | None, split: Data, files: Files) -> Markup | None:
+def _reliability(best: Stage | None, data: Data, files: Files) -> Markup | None:
     probabilities = best.shown.probabilities if best else {}
     points = {
-        part: measures.reliability(probabilities[part], split.labels[part])
-        for part in EVALUATED
-        if part in probabilities and len(probabilities[part])
+        split: measures.reliability(probabilities[split], data.labels[split])
+        for split in EVALUATED
+        if split in probabilities and len(probabilities[split])
     }
     if best is None or not points:
         return None

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-# pixels per side on the page; larger slices are reduced to keep the page small
+# largest width and height on the page, pixels; larger slices are reduced to keep the page small
 LARGEST = 96
 
 
@@ -32,7 +32,7 @@ def samples(labels: np.ndarray, index: int, count: int) -> list[int]:
     Args:
         labels: int (N,).
         index: of the class.
-        count: how many to choose at most.
+        count: number of slices to choose, at most.
 
     Returns:
         Indices into `labels`, ascending.
@@ -40,5 +40,5 @@ def samples(labels: np.ndarray, index: int, count: int) -> list[int]:
     of_class = np.flatnonzero(labels == index)
     if len(of_class) <= count + 2:
         return [int(i) for i in of_class[:count]]
-    places = np.linspace(0, len(of_class) - 1, count + 2)[1:-1]
-    return [int(of_class[round(place)]) for place in places]
+    positions = np.linspace(0, len(of_class) - 1, count + 2)[1:-1]
+    return [int(of_class[round(position)]) for position in positions]

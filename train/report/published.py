@@ -1,7 +1,7 @@
 """Published results on the same data sets: the reference study that the ladder reproduces, and later results.
 
 The reference study is C. Mariño, "Trabajo Final: Aprendizaje Profundo para Análisis de Imágenes Biomédicas", 2022.
-Accuracies are on test unless a split is named. None marks what a source does not give.
+Accuracies are on test unless a split is named. None marks a value that the source does not give.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Published:
     """One published test result."""
 
     source: str
-    # of the network's input
+    # pixels per side of the network's input, in words
     pixels: str
     accuracy: float
     auc: float | None = None
@@ -73,7 +73,7 @@ class Published:
 _OFFICIAL = "MedMNIST v2, official ResNet-18 or -50"
 _DOERRICH = "Doerrich et al., Scientific Reports 2025"
 
-# 28 px and chosen on validation first: a run of this ladder can be compared with those.
+# The results at 28 px with a network chosen on validation come first, because a run of this ladder is comparable to them.
 PUBLISHED: dict[str, tuple[Published, ...]] = {
     "organamnist": (
         Published(_OFFICIAL, "28", 0.935, 0.997, "validation"),
@@ -100,18 +100,21 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
 }
 
-# of the table of data sets: the number of scans behind each split, if known, and titles
+# from the table of data sets: the number of scans by split, if known, and the titles
 SCANS = {flag: dict(dataset.scans) for flag, dataset in DATASETS.items() if dataset.scans}
 DATASET_TITLES = {flag: dataset.title for flag, dataset in DATASETS.items()}
 
 
 def study_values(flag: str, stage: str, split: str) -> tuple[float | None, ...] | None:
-    """The reference study's accuracy, precision, recall and F1 of a stage on a split; None if it has none.
+    """Return the reference study's values of a stage on a split.
 
     Args:
         flag: MedMNIST's name of the data set; the study has only OrganSMNIST.
         stage: of the ladder.
         split: "train", "val" or "test".
+
+    Returns:
+        Accuracy, precision, recall and F1, each None if the study does not give it; None for a stage without values.
     """
     if flag != STUDY_DATASET:
         return None

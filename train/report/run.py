@@ -1,4 +1,4 @@
-"""Reads the directory of a run, finished or not, with one seed or several."""
+"""Reads the directory of a run for the report. The run may be unfinished and have one seed or several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from train.results_format import (
 )
 from train.stages import STAGES
 
-__all__ = ["SPLITS", "Row", "Run", "Stage", "StageFiles", "Unfinished", "read"]
+__all__ = ["SPLITS", "Row", "Run", "Stage", "StageFiles", "Unfinished", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StageFiles:
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
-        """The rows of history.csv, one per epoch; none for a stage without epochs of its own (the ensemble)."""
+        """The rows of history.csv, one per epoch; empty for a stage without epochs of its own (the ensemble)."""
         path = self.directory / "history.csv"
         if not path.is_file():
             return []
@@ -47,7 +47,7 @@ class StageFiles:
 
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
-        """float32 (N, classes) by split, rows in the split's order; empty if they were not kept."""
+        """float32 (N, classes) by split, rows in the split's order; empty if there is no file."""
         path = self.directory / "probabilities.npz"
         if not path.is_file():
             return {}
@@ -56,15 +56,15 @@ class StageFiles:
 
     @property
     def best_epoch(self) -> int | None:
-        """The epoch whose weights were kept, from 1 on; None if there is none yet."""
+        """The epoch of the stage's final weights, counted from 1; None if not known."""
         return None
 
 
 @dataclass(frozen=True)
 class Unfinished(StageFiles):
-    """A stage that was begun and is not in results.json."""
+    """A stage that was started and is not in results.json."""
 
-    # its directory's path in the run
+    # path of its directory, relative to the run's
     name: str
 
 
@@ -92,17 +92,21 @@ class Row(StageFiles):
         return self.result.calibration.temperature if self.result.calibration else None
 
     def confusion(self, split: str) -> np.ndarray | None:
-        """int64 (classes, classes), rows true, columns predicted; None if the split is not measured."""
+        """Return the confusion matrix of a split.
+
+        Returns:
+            int64 (classes, classes), rows true, columns predicted; None if the split is not measured.
+        """
         metrics = self.result.on(split)
         return None if metrics is None else np.asarray(metrics.confusion, dtype=np.int64)
 
     def metric(self, split: str, metric: str) -> float | None:
-        """One metric on a split.
+        """Return one metric on a split.
 
         Args:
             split: "train", "val" or "test".
-            metric: a field of SplitMetrics; `side_merged`, which follows from the confusion matrix; or
-                `ece_calibrated`, the calibration error with the temperature, which train does not have.
+            metric: a field of SplitMetrics; `side_merged`, see `train.metrics.side_merged_accuracy`; or
+                `ece_calibrated`, the calibration error with the temperature.
 
         Returns:
             The value; None if it is undefined or not measured.
@@ -111,7 +115,7 @@ class Row(StageFiles):
             matrix = self.confusion(split)
             return None if matrix is None else side_merged_accuracy(matrix, self.classes)
         if metric == "ece_calibrated":
-            # train has none
+            # not measured on train
             value = getattr(self.result.calibration, f"{split}_ece", None)
         else:
             value = getattr(self.result.on(split), metric, None)
@@ -127,7 +131,15 @@ class Stage:
     summary: StageSummary | None = None
 
     def value(self, split: str, metric: str) -> tuple[float | None, float | None]:
-        """Mean and, over several seeds, standard deviation of a metric; None if undefined."""
+        """Return a metric of the stage over its seeds.
+
+        Args:
+            split: "train", "val" or "test".
+            metric: as for `Row.metric`.
+
+        Returns:
+            Mean and standard deviation; None if undefined. A single seed has no standard deviation.
+        """
         if len(self.rows) == 1:
             return self.rows[0].metric(split, metric), None
         recorded = self.summary.on(split).get(metric) if self.summary else None
@@ -141,13 +153,13 @@ class Stage:
 
     @property
     def shown(self) -> Row:
-        """The row whose matrices and pictures are shown: the seed that is best on validation, the first of equals."""
+        """The row of the seed that is best on validation, the first of equals. Its matrices and pictures are shown."""
         return max(self.rows, key=lambda row: _or_lowest(row.metric("val", "accuracy")))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory: results.json, its stages in order, and stages begun but not finished."""
+    """A run's directory: results.json, its stages in order, and unfinished stages."""
 
     directory: Path
     results: Results
@@ -161,7 +173,7 @@ class Run:
 
     @property
     def dataset(self) -> Dataset:
-        """The data set that results.json names; without names and counts if it names none."""
+        """The data set of results.json; an empty Dataset if there is none."""
         return self.results.dataset or Dataset()
 
     @property
@@ -170,7 +182,7 @@ class Run:
 
     @property
     def best(self) -> Stage | None:
-        """The stage with the highest validation accuracy, the first of equals. Test is never looked at."""
+        """The stage with the highest validation accuracy, the first of equals. Test plays no part."""
         known = [stage for stage in self.stages if stage.value("val", "accuracy")[0] is not None]
         return max(known, key=lambda stage: stage.value("val", "accuracy")[0] or 0.0, default=None)
 
@@ -179,14 +191,14 @@ def _or_lowest(value: float | None) -> float:
     return -math.inf if value is None else value
 
 
-def read(directory: Path) -> Run:
+def read_run(directory: Path) -> Run:
     """Read the directory of a run.
 
     Args:
-        directory: with results.json; robustness.json and the stages' directories may be missing.
+        directory: of the run, with results.json. robustness.json and the stages' directories may be missing.
 
     Raises:
-        RunError: results.json is missing, or one of the two files is not readable.
+        RunError: results.json is missing, or results.json or robustness.json is not readable.
     """
     results = read_results(directory)
     classes = tuple(results.dataset.classes) if results.dataset else ()
@@ -201,14 +213,14 @@ def read(directory: Path) -> Run:
     measured = {row.directory for rows in by_stage.values() for row in rows}
     unfinished = tuple(
         Unfinished(folder, str(folder.relative_to(directory)))
-        for folder in _begun(directory)
+        for folder in _started_stages(directory)
         if folder not in measured
     )
     return Run(directory, results, stages, unfinished, tuple(read_robustness(directory)))
 
 
-def _begun(directory: Path) -> list[Path]:
-    """The directories with a history.csv, stages in the ladder's order."""
+def _started_stages(directory: Path) -> list[Path]:
+    """Return the directories with a history.csv, in the ladder's order."""
     return [
         path.parent for name in STAGES for path in sorted((directory / name).glob("**/history.csv"))
     ]

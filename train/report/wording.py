@@ -21,7 +21,7 @@ SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format a metric with three decimals; None is a dash."""
+    """Format a metric, by default with three decimals; None is a dash."""
     return UNDEFINED if value is None else f"{value:.{digits}f}"
 
 
@@ -46,24 +46,24 @@ def duration(seconds: float | None) -> str:
 
 
 def subject(stage: str) -> str:
-    """Name a stage as the subject of a sentence."""
+    """Name a stage as the subject of a sentence: `The ensemble`."""
     if stage in MEMBERS:
         return stage.replace("resnet", "ResNet-")
     return "The ensemble" if stage == "ensemble" else f"The {stage} network"
 
 
-def headline(run: Run, split: Data) -> dict[str, str]:
-    """State the outcome.
+def headline(run: Run, data: Data) -> dict[str, str]:
+    """State the outcome of a run.
 
     Args:
-        run: the stages.
-        split: the data set.
+        run: the run.
+        data: the data set.
 
     Returns:
         `line`, the title of the page, and `text`, the paragraph under it.
     """
     best = run.best
-    title = DATASET_TITLES.get(split.flag, split.flag)
+    title = DATASET_TITLES.get(data.flag, data.flag)
     if run.smoke:
         return {
             "line": "Smoke run: nothing here is a result",
@@ -86,26 +86,26 @@ def headline(run: Run, split: Data) -> dict[str, str]:
     return {
         "line": f"{subject(best.name)} is right on {percent(test)} of the test slices",
         "text": f"It is the best stage on validation, with accuracy {number(val)}. Test was evaluated once, after"
-        f" every choice was made: accuracy {number(test)}{_uncertainty(best, deviation)}.{_compared(test, split)}",
+        f" every choice was made: accuracy {number(test)}{_uncertainty(best, deviation)}.{_compared(test, data)}",
     }
 
 
 def _uncertainty(best: Stage, deviation: float | None) -> str:
-    """The deviation over seeds, or the interval of a single seed, in parentheses."""
+    """State the deviation over seeds, or the interval of a single seed, in parentheses."""
     if deviation is not None:
         return f" (mean of {len(best.rows)} seeds, standard deviation {number(deviation)})"
     interval = accuracy_interval(best.shown.confusion("test"))
     return f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
 
 
-def _compared(test: float, split: Data) -> str:
-    """The outcome compared with what is published on the same data set and size."""
-    if split.size != 28:
+def _compared(test: float, data: Data) -> str:
+    """Compare the outcome with published results on the same data set and size."""
+    if data.size != 28:
         return ""
-    if split.flag == STUDY_DATASET:
+    if data.flag == STUDY_DATASET:
         reached = number(STUDY["ensemble"]["test"][0])
         return f" The ensemble of {STUDY_NAME} reached {reached}."
-    published = PUBLISHED.get(split.flag)
+    published = PUBLISHED.get(data.flag)
     if not published:
         return ""
     gap = test - published[0].accuracy
@@ -116,10 +116,10 @@ def _compared(test: float, split: Data) -> str:
 
 
 def key_figures(best: Stage | None) -> list[dict[str, Any]]:
-    """The numbers in large type under the headline."""
+    """Return the numbers in large type under the headline."""
     if best is None:
         return []
-    chosen = (
+    figures = (
         ("validation accuracy", "val", "accuracy"),
         ("test accuracy", "test", "accuracy"),
         ("test AUC", "test", "auc"),
@@ -128,13 +128,13 @@ def key_figures(best: Stage | None) -> list[dict[str, Any]]:
     )
     return [
         {"label": label, "split": split, "value": value, "deviation": deviation}
-        for label, split, metric in chosen
+        for label, split, metric in figures
         for value, deviation in [best.value(split, metric)]
     ]
 
 
 def origin(stage: Stage) -> str:
-    """Where a stage's starting weights are from; the ensemble trains nothing of its own."""
+    """State the source of a stage's starting weights."""
     weights = stage.shown.result.weights
     if weights != "none":
         return weights
@@ -144,7 +144,7 @@ def origin(stage: Stage) -> str:
 
 
 def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
-    """What was trained, for how long and from which weights, as pairs; several seeds are listed with commas."""
+    """Describe a stage's training as pairs of name and text. Values of several seeds are separated by commas."""
     shown, results = stage.shown.result, [row.result for row in stage.rows]
     pairs = [
         ("network", shown.network or UNDEFINED),
@@ -166,13 +166,13 @@ def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
 
 
 def augmented(stage: Stage) -> str:
-    """Whether a stage trains on augmented slices."""
+    """State whether a stage trains on augmented slices."""
     row = STAGES.get(stage.name)
     return UNDEFINED if row is None or row.recipe is None else row.recipe.augmentation
 
 
 def stopping(stage: Stage, run: Run) -> str:
-    """When the training of a stage stops, and which weights it keeps."""
+    """State when the training of a stage stops, and which weights it gets."""
     row = STAGES.get(stage.name)
     if row is None or row.network is None:
         return UNDEFINED
@@ -188,7 +188,7 @@ def stopping(stage: Stage, run: Run) -> str:
 
 
 def training(run: Run) -> list[tuple[str, str]]:
-    """The hyperparameters of the reference study's stages, as pairs; empty if none of them was trained."""
+    """Return the hyperparameters of the reference study's stages as pairs; empty if none of them was trained."""
     names = {stage.name for stage in run.stages}
     if not any(isinstance(STAGES[name].recipe, ReferenceRecipe) for name in names & set(STAGES)):
         return []
@@ -212,23 +212,23 @@ def training(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def record(run: Run, split: Data) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Where the figures come from, in groups of pairs: the data, the weights, settings and versions."""
+def record(run: Run, data: Data) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the provenance of the figures, in groups of pairs: run, weights, settings and versions."""
     results = run.results
     seconds = sum(row.result.seconds for stage in run.stages for row in stage.rows)
-    data = [
+    run_pairs = [
         (
             "data set",
-            f"{DATASET_TITLES.get(split.flag, split.flag)}, {split.view}, {split.size} × {split.size} pixels",
+            f"{DATASET_TITLES.get(data.flag, data.flag)}, {data.view}, {data.size} × {data.size} pixels",
         ),
-        ("MD5", run.dataset.md5 or split.md5),
+        ("MD5", run.dataset.md5 or data.md5),
         ("seeds", ", ".join(map(str, run.seeds)) or UNDEFINED),
         ("device", text_of(results.device)),
         ("time, all stages", duration(seconds) if run.stages else UNDEFINED),
     ]
     weights = [(stage.name, origin(stage)) for stage in run.stages]
     groups = [
-        ("Run", data),
+        ("Run", run_pairs),
         ("Starting weights", weights),
         ("Settings", pairs_of(results.settings)),
         ("Versions", pairs_of(results.versions)),
@@ -237,7 +237,7 @@ def record(run: Run, split: Data) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def pairs_of(values: Mapping[str, object]) -> list[tuple[str, str]]:
-    """An object of results.json as pairs of texts."""
+    """Format an object of results.json as pairs of texts."""
     return [(key.replace("_", " "), text_of(value)) for key, value in values.items()]
 
 
@@ -255,7 +255,7 @@ def text_of(value: object) -> str:
 
 
 def chart_alt(run: Run) -> str:
-    """The text alternative of the chart of stages: its accuracies."""
+    """Describe the chart of stages for readers without images: its accuracies."""
     stages = [
         f"{stage.name}: "
         + ", ".join(
@@ -267,17 +267,17 @@ def chart_alt(run: Run) -> str:
 
 
 def confusion_alt(name: str, split: str, matrix: np.ndarray, classes: Sequence[str]) -> str:
-    """The text alternative of a confusion matrix: the sum of its diagonal, and the most frequent confusion."""
+    """Describe a confusion matrix for readers without images: the correct slices and the most frequent confusion."""
     text = f"Confusion matrix of {name} on {SPLIT_NAMES[split]}: {np.trace(matrix):,} of {matrix.sum():,} slices right"
-    off = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
-    if off.any():
-        i, j = np.unravel_index(off.argmax(), off.shape)
-        text += f"; most often {classes[i]} was predicted as {classes[j]}, {off[i, j]:,} times"
+    errors = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    if errors.any():
+        i, j = np.unravel_index(errors.argmax(), errors.shape)
+        text += f"; most often {classes[i]} was predicted as {classes[j]}, {errors[i, j]:,} times"
     return text + "."
 
 
 def curves_alt(name: str, rows: Sequence[Row | Unfinished]) -> str:
-    """The text alternative of the curves of a stage: their last values on validation."""
+    """Describe the curves of a stage for readers without images: their last values on validation."""
     last = [row.history[-1] for row in rows]
     losses = ", ".join(f"{line.get('val_loss', float('nan')):.3f}" for line in last)
     accuracies = ", ".join(f"{line.get('val_accuracy', float('nan')):.3f}" for line in last)
@@ -285,7 +285,7 @@ def curves_alt(name: str, rows: Sequence[Row | Unfinished]) -> str:
 
 
 def reliability_alt(name: str, points: dict[str, Reliability]) -> str:
-    """The text alternative of the reliability diagram: its widest gaps."""
+    """Describe the reliability diagram for readers without images: its widest gaps."""
     gaps = [
         f"on {SPLIT_NAMES[split]} the widest gap is {np.abs(p.accuracy - p.confidence).max():.2f}"
         for split, p in points.items()

@@ -1,1 +1,1 @@
-"""A model on disk: its manifest, the listed files, the ONNX graphs and the golden answers."""
+"""A model on disk: its manifest, the listed files, the ONNX graphs, and known answers for a self-test."""

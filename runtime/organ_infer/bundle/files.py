@@ -62,14 +62,14 @@ class UnverifiedBundle:
     sha256: str
 
     def files(self) -> list[Path]:
-        """The paths of all files of the bundle, manifest.json first."""
+        """Return the paths of all files of the bundle, manifest.json first."""
         return [self.directory / name for name in (MANIFEST_FILE, *self.manifest.files())]
 
     def verified(self, device: str = "cpu") -> Bundle:
         """Read and verify every listed file.
 
-        Checked are size and SHA-256, and that each graph is one self-contained file of standard operators with the
-        input and output that the manifest describes.
+        Each file must have the listed size and SHA-256. Each graph must be one self-contained file of standard operators
+        with the input and output that the manifest describes.
 
         Args:
             device: `cpu` or `cuda`. Only the graphs for this device are kept in memory.
@@ -82,19 +82,19 @@ class UnverifiedBundle:
         """
         card = self.directory / self.manifest.card.file
         _check_sha256(card, _read(card, CARD_LIMIT), self.manifest.card.sha256)
-        wanted = self.manifest.variants(device)
+        variants = self.manifest.variants(device)
         graphs: dict[str, bytes] = {}
         for entry in self.manifest.graphs():
             data = _read_graph(self.directory / entry.file, entry, self.manifest)
-            if entry in wanted:
+            if entry in variants:
                 graphs[entry.file] = data
         return Bundle(
-            self.directory, self.manifest, tuple((entry, graphs[entry.file]) for entry in wanted)
+            self.directory, self.manifest, tuple((entry, graphs[entry.file]) for entry in variants)
         )
 
 
 def packaged_bundle() -> Path:
-    """The directory of the bundle that the package contains."""
+    """Return the directory of the bundle that the package contains."""
     return Path(__file__).parents[1] / "default"
 
 
@@ -149,7 +149,7 @@ def open_bundle(directory: str | os.PathLike[str], device: str = "cpu") -> Bundl
 
 
 def _manifest_text(folder: Path) -> tuple[bytes, str]:
-    """The bytes of manifest.json and its path."""
+    """Return the bytes of manifest.json, and its path."""
     if not folder.is_dir():
         problem = "not a directory" if folder.exists() else "no such directory"
         raise BundleError(f"{folder}: {problem}; pass a bundle, a directory with {MANIFEST_FILE}")
@@ -203,7 +203,7 @@ def _read_graph(path: Path, entry: Member, manifest: Manifest) -> bytes:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file, opened without following a link or waiting for a pipe."""
+    """Read a regular file, without following a link or waiting for a pipe."""
     flags = open_flags(os.O_RDONLY, "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
     try:
         # Before opening it, because opening alone can act on a device.

@@ -1,7 +1,7 @@
-"""Golden answers: the probabilities of a bundle's networks for fixed drawn slices, computed where the bundle was made.
+"""Golden answers: stored probabilities of a bundle's networks for a fixed set of generated slices, the golden slices.
 
-The manifest stores them (`metrics.golden`), so that another machine can compare its own answers. A file that is intact
-can still answer differently: one int8 file of https://github.com/intel/neural-compressor scored 74.76 % on two
+They are computed when the bundle is created and stored in its manifest (`metrics.golden`). Another machine compares its
+own probabilities with them, because an intact file can give other results on another processor: one int8 file of https://github.com/intel/neural-compressor scored 74.76 % on two
 processors and 68.95 % on a third.
 """
 
@@ -24,9 +24,9 @@ COUNT = 16
 
 
 def golden_slices() -> list[NDArray[Any]]:
-    """The fixed slices, the same on every machine: gray tiles with a brighter disc.
+    """Generate the golden slices, the same on every machine: gray tiles with a brighter disc.
 
-    Real networks are unsure about them, so that small differences in arithmetic become visible.
+    Networks give no clear answer for them, so that small differences in arithmetic become visible.
 
     Returns:
         16 arrays (H, W) with sides of 28 to 64 pixels, alternately uint8 and uint16.
@@ -48,7 +48,7 @@ def golden_slices() -> list[NDArray[Any]]:
 
 
 def golden_rows(probabilities: NDArray[np.float64]) -> list[str]:
-    """Golden answers in the form that the manifest stores.
+    """Format golden answers as the manifest stores them.
 
     Args:
         probabilities: float64 (slices, classes).
@@ -60,7 +60,7 @@ def golden_rows(probabilities: NDArray[np.float64]) -> list[str]:
 
 
 def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | None:
-    """The stored answers to `golden_slices()`.
+    """Return the stored probabilities for the golden slices.
 
     Args:
         manifest: Of the bundle.
@@ -90,5 +90,13 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
 
 
 def tolerance(manifest: Manifest, device: str) -> float:
-    """The largest accepted difference from a golden answer: the widest among the variants that `device` runs."""
+    """Return the largest accepted difference from a golden answer on a device.
+
+    Args:
+        manifest: Of the bundle.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        The largest tolerance among the variants that the device runs.
+    """
     return max(BY_NAME[variant.precision].tolerance for variant in manifest.variants(device))

@@ -40,7 +40,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def clipped(text: str, limit: int = 60) -> str:
-    """`text` for an error message: control characters escaped, cut to at most `limit` characters."""
+    """Shorten text for an error message to at most `limit` characters, and escape control characters."""
     text = printable(text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -72,11 +72,11 @@ class FieldReader:
         self.where = where
 
     def refuse(self, key: str, expected: str, value: Any) -> BundleError:
-        """The error for a `value` that is not as `expected`."""
+        """Return the error for a `value` that is not as `expected`."""
         try:
             shown = json.dumps(value, ensure_ascii=True, default=str)
         except RecursionError:
-            # A value that was just parsed may be nested too deeply to be written from here.
+            # A parsed value may be nested too deeply to be written.
             shown = "a value nested too deeply"
         return BundleError(
             f"{self.where}: {key} must be {expected}, found {clipped(shown)}; export the bundle again"

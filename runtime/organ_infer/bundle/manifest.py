@@ -27,7 +27,7 @@ CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
 OUTPUTS = ("logits", "probabilities")
-# DICOM letter -> axis of the patient.
+# The axis of the patient by DICOM letter.
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}
 
 # The checksum of the manifest's own text. It is stored in `training`, because a bundle has no other place for it. To
@@ -57,7 +57,7 @@ class Task:
     paired: tuple[tuple[str, str], ...] = ()
 
     def organs(self) -> tuple[str, ...]:
-        """The organ of each class: the name of the class, without the side if the class is paired."""
+        """Return the organ of each class: the name of the class, without the side if the class is paired."""
         sided = {name for pair in self.paired for name in pair}
         return tuple(name.rpartition("-")[0] if name in sided else name for name in self.classes)
 
@@ -139,13 +139,13 @@ class Manifest:
         return self.license
 
     def graphs(self) -> Iterator[Member]:
-        """Every graph the manifest lists: members and their alternatives."""
+        """Yield every listed graph: members and their alternatives."""
         for entry in self.members:
             yield entry
             yield from entry.alternatives
 
     def variants(self, device: str) -> tuple[Member, ...]:
-        """The graphs to run on `device` (`cpu` or `cuda`), one per member.
+        """Return the graphs to run on `device` (`cpu` or `cuda`), one per member.
 
         A listed graph is the variant chosen for the CPU. CUDA runs its fp16 variant, or else its fp32 variant, because
         int8 gains nothing there.
@@ -164,11 +164,11 @@ class Manifest:
     forms = variants
 
     def files(self) -> tuple[str, ...]:
-        """The names of all files of the bundle except manifest.json."""
+        """Return the names of all files of the bundle except manifest.json."""
         return (*(entry.file for entry in self.graphs()), self.card.file)
 
     def to_json(self) -> str:
-        """The manifest as JSON text with its checksum, checked by reading it again.
+        """Convert to JSON text with a checksum. The text is checked by reading it again.
 
         Raises:
             BundleError: A value is not plain JSON, or `from_json` would refuse it.
@@ -213,12 +213,13 @@ class Manifest:
 
 
 def _blanked(data: bytes, digits: bytes) -> bytes:
+    """Replace the last occurrence of `digits` by zeros."""
     before, _, after = data.rpartition(digits)
     return before + b"0" * len(digits) + after
 
 
 def _with_current_keys(data: dict[str, Any]) -> dict[str, Any]:
-    """Older bundles write `license` as `licence`, and have the key `merged`, which is always null."""
+    """Rename the keys of older bundles: they have `licence` for `license`, and `merged`, which is always null."""
     current = dict(data)
     if "licence" in current and "license" not in current:
         current["license"] = current.pop("licence")
@@ -231,7 +232,7 @@ class _Reader(FieldReader):
     """Reads the parts of a manifest."""
 
     def keys(self, value: Any, key: str, kind: type) -> dict[str, Any]:
-        """An object that has exactly the fields of the dataclass `kind` as keys."""
+        """Check that an object has exactly the fields of the dataclass `kind` as keys, and return it."""
         valid = sorted(part.name for part in fields(kind))
         prefix = f"{key}." if key else ""
         if not isinstance(value, dict):
@@ -280,9 +281,9 @@ class _Reader(FieldReader):
         return replace(manifest, training=self.unsealed(training, text))
 
     def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
-        """`training` without the seal. A manifest without a seal is accepted, one with a wrong seal is not.
+        """Verify the checksum (the seal), and return `training` without it. A manifest without a seal is accepted.
 
-        Key and value each identify the seal, so that damage to one of them does not remove it.
+        Both its key and its value identify the seal, so that damage to one of them does not remove it.
         """
         marks = {
             key: value

@@ -1,7 +1,7 @@
-"""Checks of an ONNX file, read from its protobuf wire format before onnxruntime sees a byte of it.
+"""Checks an ONNX file in its protobuf wire format, before onnxruntime reads it.
 
-Refused are weights in other files (external data), operators outside the domain of the ONNX standard, files that are
-not one complete model, and graphs with another input or output than the manifest describes.
+A file is refused if its weights are in other files (external data), if operators are outside the ONNX standard, if it is
+not one complete model, or if the graph has another input or output than the manifest describes.
 
 The field numbers are those of onnx.proto (onnx 1.18, IR version 11,
 https://github.com/onnx/onnx/blob/v1.18.0/onnx/onnx.proto). The encoding is described at
@@ -26,9 +26,9 @@ KEY_LIMIT = 0xFFFF_FFFF
 # float32 in TensorProto.DataType.
 FLOAT = 1
 
-# Message -> field number -> (name, kind). The kind is another message of this table, "text", "int", or "bytes", of which
-# only the presence is recorded. Fields that are not in the table cannot hold a tensor, a graph or a domain, and are
-# skipped.
+# The name and kind of each relevant field, by message and field number. The kind is another message of this table,
+# "text", "int", or "bytes", of which only the presence is recorded. Other fields cannot contain a tensor, a graph or a
+# domain, and are skipped.
 _MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
     "Model": {
         7: ("graph", "Graph"),
@@ -210,7 +210,7 @@ class _Walk:
         self.info = GraphInfo()
 
     def varint(self, offset: int, end: int) -> tuple[int, int]:
-        """A number of variable length, and the offset behind it."""
+        """Read a number of variable length. Returns it and the offset after it."""
         value = shift = 0
         while offset < end:
             byte = self.data[offset]
@@ -247,7 +247,7 @@ class _Walk:
         return values
 
     def field(self, offset: int, end: int) -> tuple[int, int, int, int, int]:
-        """One field: its number, its wire type, its value if it is a number, and where its content starts and ends."""
+        """Read one field. Returns its number, wire type, numeric value (or 0), and the start and end of its content."""
         key, start = self.varint(offset, end)
         if key > KEY_LIMIT:
             # Other readers drop the bits above 32 and see another field.
@@ -268,7 +268,7 @@ class _Walk:
         return number, wire, value, start, stop
 
     def content(self, kind: str, start: int, end: int, depth: int) -> Any:
-        """The content of a field that is not a number."""
+        """Read the content of a field that is not a number."""
         if kind == "bytes":
             return None
         if kind == "text":

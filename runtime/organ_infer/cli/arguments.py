@@ -70,7 +70,7 @@ class _VersionAction(argparse.Action):
 
 
 def dataset_name(flag: str) -> str:
-    """The published name of a data set."""
+    """Return the published name of a data set."""
     return _DATASETS.get(flag, flag)
 
 
@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     parser = _build_parser()
     arguments = list(arguments)
-    # What follows -- is a path, even if it looks like an option.
+    # Everything after -- is a path, even if it looks like an option.
     end = arguments.index("--") if "--" in arguments else len(arguments)
     namespace = parser.parse_intermixed_args(arguments[:end])
     namespace.paths += arguments[end + 1 :]
@@ -277,7 +277,7 @@ def _device(text: str) -> str:
 
 
 def _count(limit: int) -> Callable[[str], int]:
-    """The type of a whole number from 1 to `limit`."""
+    """Return the argparse type of a whole number from 1 to `limit`."""
 
     def parse_count(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
@@ -300,7 +300,7 @@ def _probability(text: str) -> float:
 
 
 def _packaged_model_text() -> str:
-    """One sentence about the packaged model, from its manifest, for argparse (with %% for %)."""
+    """Return one sentence about the packaged model, from its manifest, for argparse (with %% for %)."""
     import json
 
     path = os.path.join(os.path.dirname(os.path.dirname(__file__)), "default", "manifest.json")

@@ -27,7 +27,7 @@ __all__ = ["check"]
 
 
 def check(options: Options) -> tuple[list[str], list[str]]:
-    """Check as much as possible, whatever is missing.
+    """Check as much as possible, even if parts of the installation are missing.
 
     Returns:
         The lines of the report, and one line per problem.
@@ -71,7 +71,7 @@ class _Report:
         )
 
     def add_machine(self, options: Options) -> bool:
-        """Returns whether the extension that packs slices can be loaded."""
+        """Report the machine. Returns whether the extension that packs slices can be loaded."""
         usable = usable_processors()
         self.add("system", f"{platform.system()} {platform.release()}, {platform.machine()}")
         self.add("processor", f"{_processor_name()}, {usable} of {os.cpu_count()} usable")
@@ -107,7 +107,7 @@ class _Report:
             self.add("visible GPUs", f"{VISIBLE_VARIABLE}={visible!r}")
 
     def add_onnxruntime(self) -> ModuleType | None:
-        """Returns the onnxruntime module, or None if it cannot be loaded."""
+        """Report onnxruntime. Returns the module, or None if it cannot be loaded."""
         names = sorted(set(packages_distributions().get("onnxruntime", [])))
         if len(names) > 1:
             self.problems.append(
@@ -127,7 +127,7 @@ class _Report:
         return ort
 
     def add_bundle(self, options: Options) -> bool:
-        """Returns whether all files of the model are complete and unchanged."""
+        """Report the bundle. Returns whether all its files are complete and unchanged."""
         self.add(
             "bundle", f"{options.bundle}" if options.bundle else f"{packaged_bundle()} (packaged)"
         )
@@ -151,7 +151,7 @@ class _Report:
         return True
 
     def add_model(self, options: Options, ort: ModuleType) -> None:
-        """Open the model as a run would, and test it."""
+        """Open the model as for classification, and run the self-test."""
         from ..engine.cuda import CUDA
         from .model import open_classifier
 
@@ -182,9 +182,9 @@ class _Report:
             self.add("CUDA", _why_no_cuda(ort))
 
     def add_self_test(self, classifier: "OrganClassifier", device: str) -> None:
-        """Compare the answers to the golden slices, in one batch and one by one, with the golden answers.
+        """Compare the probabilities of the golden slices, in one batch and one by one, with the golden answers.
 
-        A bundle without golden answers is compared with itself: one by one against one batch.
+        Without golden answers in the bundle, the slices one by one are compared with the batch.
         """
         import numpy as np
 
@@ -219,7 +219,7 @@ class _Report:
 
 
 def _why_no_cuda(ort: ModuleType) -> str:
-    """Why onnxruntime offers CUDA but does not use it: the library that the loader does not find, if any."""
+    """Explain why onnxruntime offers CUDA but does not use it, for example a library that cannot be loaded."""
     from ..engine.cuda_errors import advice
 
     library = (

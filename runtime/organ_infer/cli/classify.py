@@ -1,4 +1,4 @@
-"""Classify what the command line names and write one row per slice, in the order of the input."""
+"""Classifies the images of the command line and writes one row per slice, in the order of the input."""
 
 import os
 from collections.abc import Iterator
@@ -44,14 +44,14 @@ def classify(
         UsageError: An option does not fit the model.
         OrganInferError: The model cannot be opened, or failed.
         OutputError: The results cannot be written.
-        ClosedPipe: Nobody reads standard output any more.
+        ClosedPipe: The reader of standard output has closed it.
     """
     with library_messages(messages), open_classifier(options) as classifier:
         task = classifier.manifest.task
         row_format = _row_format(options, task)
         if options.bundle is None:
             _name_packaged_model(classifier.manifest.name, task, messages)
-        # The next path of a pipe may never come: its rows do not wait.
+        # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
         chunk_size = BATCHES_AHEAD * options.batch_size
@@ -69,7 +69,7 @@ def classify(
 
 
 def _row_format(options: Options, task: "Task") -> RowFormat:
-    """The output format for the model's classes. Raises UsageError if --top exceeds their number."""
+    """Create the output format for the model's classes. Raises UsageError if --top exceeds their number."""
     format_class, organs = FORMATS[options.format], task.organs()
     lists_organs = options.organs and format_class.lists_organs
     kind, names = ("organs", organs) if lists_organs else ("classes", task.classes)
@@ -89,7 +89,7 @@ def _name_packaged_model(name: str, task: "Task", messages: Messages) -> None:
 
 
 def _count_files(options: Options) -> int | None:
-    """How many files there are, if that is known without listing a directory or reading a list."""
+    """Return the number of files, or None if a directory or list would have to be read for it."""
     if options.files_from is not None or any(map(os.path.isdir, options.paths)):
         return None
     return len(options.paths)
@@ -101,7 +101,7 @@ def _results(
     chunk_size: int,
     reading: dict[str, Any],
 ) -> Iterator[Result]:
-    """The results in the order of the candidates. Candidates with an error become failures.
+    """Yield the results in the order of the candidates. Candidates with an error become failures.
 
     Args:
         classifier: Classifies the other candidates.

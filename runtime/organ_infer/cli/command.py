@@ -1,4 +1,4 @@
-"""The command organ-infer: its entry point, and which errors it reports (docs/reference/command.md)."""
+"""The command organ-infer: its entry point and the handling of errors (docs/reference/command.md)."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The model as the options ask for it."""
+"""Opens the model with the options of the command."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ __all__ = ["open_classifier", "reading_options"]
 
 
 def open_classifier(options: Options) -> OrganClassifier:
-    """The only place that passes options to OrganClassifier.
+    """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:
         OrganInferError: The bundle, the device or an option is not usable.

@@ -1,4 +1,4 @@
-"""Where the rows go: standard output, or a file that appears under its name only when it is complete."""
+"""Writes rows to standard output, or to a file that appears under its name only when it is complete."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ class Writer:
 
     Raises:
         OutputError: The output cannot be opened or written.
-        ClosedPipe: Nobody reads standard output any more.
+        ClosedPipe: The reader of standard output has closed it.
     """
 
     def __init__(self, output: str | None) -> None:
@@ -144,7 +144,7 @@ class Writer:
                 os.unlink(self.partial)
 
     def partial_note(self) -> str:
-        """The end of an error message: where the results are that FILE will not contain."""
+        """Return the end of an error message: the path of the results that FILE will not contain."""
         if self.output is None or not self._complete_bytes:
             return ""
         return f"; results so far are in {printable(self.partial)}"
@@ -203,7 +203,7 @@ class RowBuffer:
     Args:
         writer: Takes the rows.
         header: Written before the first row. A header alone is not a result.
-        delay: Seconds after which rows are written, however few they are.
+        delay: Seconds after which rows are written even if they are few.
     """
 
     def __init__(self, writer: Writer, header: str, delay: float) -> None:
@@ -223,10 +223,10 @@ class RowBuffer:
         return True
 
     def flush(self) -> None:
-        """Write what is pending."""
+        """Write the pending rows."""
         self._writer.write(self._pending)
 
     def flush_results(self) -> None:
-        """Write what is pending, unless it is the header alone."""
+        """Write the pending rows, unless only the header is pending."""
         if self._pending != self._header:
             self.flush()

@@ -1,4 +1,4 @@
-"""What the paths on the command line stand for: files, directories, patterns and lists, in order."""
+"""Expands the paths on the command line, which are files, directories, patterns and lists, in order."""
 
 import codecs
 import glob

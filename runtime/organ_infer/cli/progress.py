@@ -19,10 +19,10 @@ BAR_COLUMNS = 13
 class Messages:
     """Writes messages to standard error, one per line, and clears the progress bar before each.
 
-    If standard error is closed or full, messages are lost and the command goes on.
+    If standard error is closed or full, messages are lost and the command continues.
 
     Attributes:
-        quiet: Whether notes and the progress bar are left out.
+        quiet: Whether notes and the progress bar are omitted.
         bar: Whether standard error can show a progress bar.
     """
 
@@ -36,11 +36,11 @@ class Messages:
         self._last_drawn = self._started = time.monotonic()
 
     def error(self, text: str) -> None:
-        """An error, also with --quiet."""
+        """Write an error, also with --quiet."""
         self._line(f"error: {text}")
 
     def note(self, text: str) -> None:
-        """A note or warning, which --quiet leaves out."""
+        """Write a note or warning, unless --quiet is given."""
         if not self.quiet:
             self._line(text)
 
@@ -48,9 +48,9 @@ class Messages:
         """Draw the progress bar, unless the last drawing is less than INTERVAL old.
 
         Args:
-            done: Images so far, with the failed ones.
+            done: Images so far, including the failed ones.
             failed: Images that could not be classified.
-            total: How many images there are, or None if that is not known.
+            total: The number of images, or None if it is not known.
         """
         if not self.bar or self.quiet:
             return
@@ -87,7 +87,7 @@ class Messages:
 def library_messages(messages: Messages) -> Iterator[None]:
     """Show the library's logged warnings as notes, and silence those of Pillow and onnxruntime.
 
-    Their warnings are for programmers. The previous settings come back when the context ends.
+    Their warnings are for programmers. The previous settings are restored when the context ends.
     """
     import logging
     import warnings
@@ -113,7 +113,7 @@ def library_messages(messages: Messages) -> Iterator[None]:
 
 
 def bar_text(done: int, failed: int, total: int | None, seconds: float, columns: int) -> str:
-    """The progress bar in at most `columns` characters. If there is no space, only the count is left."""
+    """Format the progress bar in at most `columns` characters. If that is too few, only the count is shown."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
     parts = [count, "images", rate, f"{failed:,} failed" if failed else ""]

@@ -60,7 +60,7 @@ class Signals:
     def check(self) -> None:
         """Raise Stopped if a signal is pending, or if its Stopped was lost.
 
-        Stopped is lost where other code replaces it, as the import of an extension module can.
+        Stopped is lost if other code replaces it, as the import of an extension module can do.
         """
         number = self._raised if self._pending is None else self._pending
         if number is not None:

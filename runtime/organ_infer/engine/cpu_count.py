@@ -1,4 +1,4 @@
-"""How many processors this process may use: the affinity mask and the container's quota, not the machine's count."""
+"""The number of processors that this process may use, by its affinity mask and the container's quota."""
 
 import math
 import os
@@ -8,7 +8,7 @@ __all__ = ["usable_processors"]
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """The number of processors that this process may keep busy at once.
+    """Return the number of processors that this process may keep busy at the same time.
 
     Args:
         root: The directory that contains /proc and /sys.
@@ -24,10 +24,10 @@ def usable_processors(root: Path = Path("/")) -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """The processors that the control groups of this process allow (version 2 or 1), or None without a limit."""
+    """Return the processors that the control groups of this process allow (version 2 or 1); None without a limit."""
     quotas = []
     for group in _cgroup_paths(root):
-        # A limit of any group above applies, too.
+        # The limits of all parent groups apply, too.
         for folder in (group, *group.parents):
             quota = _quota_in(folder)
             if quota is not None:
@@ -38,6 +38,7 @@ def _cgroup_quota(root: Path) -> float | None:
 
 
 def _cgroup_paths(root: Path) -> list[Path]:
+    """Return the directories of this process's control groups, of both versions."""
     base = root / "sys/fs/cgroup"
     paths = [base, base / "cpu"]
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -50,6 +51,7 @@ def _cgroup_paths(root: Path) -> list[Path]:
 
 
 def _quota_in(folder: Path) -> float | None:
+    """Return the processors that one control group allows; None without a limit."""
     time, _, period = _text(folder / "cpu.max").partition(" ")
     if not time:
         time = _text(folder / "cpu.cfs_quota_us")

@@ -1,4 +1,4 @@
-"""CUDA in onnxruntime: whether it is active, its options, fixed batch sizes, reused device buffers, CUDA graphs.
+"""CUDA in onnxruntime: its options, the check that it is active, fixed batch sizes, device buffers, CUDA graphs.
 
 All work on the GPU runs on one thread (`cuda_thread`). This module is tested against a fake that computes on the CPU. It
 has not been run on a GPU yet. tests/benchmarks/test_cuda_latency.py measures what a GPU gains.
@@ -58,8 +58,8 @@ _OPTIONS = {
 }
 
 
-# Operators that may stay on the CPU. They compute shapes, which onnxruntime leaves there on purpose, or turn the few
-# numbers of an answer into probabilities. All others carry the network's work.
+# Operators that may run on the CPU without a loss of speed. They compute shapes, which onnxruntime leaves there on
+# purpose, or convert the logits to probabilities. All other operators are compute-intensive.
 HARMLESS_OPERATORS = frozenset(
     {"Cast", "Concat", "Constant", "ConstantOfShape", "Gather", "Reshape", "Shape", "Size", "Slice"}
     | {"Squeeze", "Unsqueeze", "Softmax", "LogSoftmax"}
@@ -69,14 +69,14 @@ CLOSED = "this classifier is closed; open another OrganClassifier"
 
 
 def provider_options(capture: bool, number: int = 0) -> dict[str, str]:
-    """onnxruntime's options for the CUDA provider.
+    """Return onnxruntime's options for the CUDA provider.
 
     Args:
         capture: Whether runs may be recorded as CUDA graphs.
         number: The number of the GPU.
 
     Returns:
-        Option -> value.
+        The values by option.
     """
     options = {**_OPTIONS, "device_id": str(number)}
     return {**options, "enable_cuda_graph": "1"} if capture else options
@@ -123,7 +123,7 @@ class Placement:
         """Wrap what onnxruntime reports.
 
         Args:
-            nodes: Execution provider -> the operator of each of its nodes. Empty if onnxruntime reports nothing.
+            nodes: The operator of each node by execution provider. Empty if onnxruntime reports nothing.
         """
         self._nodes = nodes
 
@@ -157,7 +157,7 @@ def _names(operators: Sequence[str]) -> str:
 def check_active_provider(session: "BoundSession", where: str) -> None:
     """Check that a session runs on CUDA: the provider is active and has nodes to run.
 
-    A warning is logged if nodes remain on the CPU that carry the network's work.
+    A warning is logged if compute-intensive nodes remain on the CPU.
 
     Args:
         session: The opened network.
@@ -327,10 +327,10 @@ class BoundSession:
     def run(
         self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.float32]]
     ) -> list[NDArray[Any]]:
-        """As InferenceSession.run, for one input and one output.
+        """Run the network, with the signature of InferenceSession.run.
 
         Args:
-            outputs: Ignored; the output is that of the constructor.
+            outputs: Ignored. The output is the one that the constructor names.
             feed: {"images": float32 (N, 1, S, S)} for any N. The images run in batches of the sizes in BATCHES.
 
         Returns:
@@ -341,14 +341,14 @@ class BoundSession:
         return [call(partial(self._network.run, feed["images"]))]
 
     def close(self) -> None:
-        """Free the device memory and wait for that. Closing twice is fine."""
+        """Free the device memory and wait until that is done. Closing twice has no effect."""
         from .cuda_thread import wait
 
         wait(self._released.now())
 
 
 class _Network:
-    """What a BoundSession has on the device. Only the CUDA thread uses it.
+    """The session and buffers of a BoundSession on the device. Only the CUDA thread uses it.
 
     If onnxruntime can record the network as a CUDA graph (every node on CUDA, no control flow), a graph is recorded for
     each batch size after a plain run. The graph is used only if its replay repeats the answer of that run. If any of
@@ -390,7 +390,7 @@ class _Network:
         if self._session is None:
             self._open(False)
         if refusal is not None:
-            # Not earlier: a device that does not open at all has refused more than graphs.
+            # Not earlier, because a device that does not open at all has not refused graphs alone.
             logger.info("cuda: running without CUDA graphs: %s", refusal)
 
     def _open(self, capture: bool) -> None:
@@ -398,13 +398,13 @@ class _Network:
         self._session = self._open_session(capture)
         self._plain = self._ort.RunOptions()
         if capture:
-            # This number means neither capture nor replay.
+            # -1 means neither capture nor replay.
             self._plain.add_run_config_entry("gpu_graph_id", "-1")
         self.providers = list(self._session.get_providers())
         self.placement = Placement(self._placed_nodes())
 
     def _placed_nodes(self) -> dict[str, list[str]]:
-        """Execution provider -> its operators.
+        """Return the operators of the nodes by execution provider.
 
         Empty for versions of onnxruntime that do not report it (https://github.com/microsoft/onnxruntime/pull/26781).
         """
@@ -422,7 +422,7 @@ class _Network:
         self._session = self._plain = None
 
     def run(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """images: float32 (N, 1, S, S) -> (N, classes), in batches of the sizes in BATCHES."""
+        """Run images, float32 (N, 1, S, S), in batches of the sizes in BATCHES. Returns (N, classes)."""
         if self._freed:
             raise OrganInferError(CLOSED)
         if self._session is None:
@@ -436,7 +436,7 @@ class _Network:
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def _run_batch(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """The answer for the next fixed size. Its first rows are those of `images`."""
+        """Run one batch at the next fixed size. The first rows of the result are those of `images`."""
         size = next(size for size in BATCHES if size >= len(images))
         buffers = self.buffers.get(size) or self._allocate(size, images.shape[1:])
         buffers.put(images)
@@ -447,7 +447,7 @@ class _Network:
         else:
             answer, refusal = self._record(size, buffers)
             if refusal is not None:
-                # This reference would keep the refused session on the device beside the next one.
+                # This reference would keep the memory of the old session while the next one is opened.
                 del buffers
                 self._disable_graphs(refusal)
             return answer
@@ -474,7 +474,7 @@ class _Network:
         return buffers
 
     def _pinned(self, shape: list[int], device_input: Any) -> Any:
-        """Host memory that the GPU reads directly, as an OrtValue that NumPy can write to; None if there is none.
+        """Allocate host memory that the GPU reads directly, as an OrtValue that NumPy can write to; None if impossible.
 
         onnxruntime's device names, "cuda" and "cpu", do not include pinned memory. Since
         https://github.com/microsoft/onnxruntime/pull/28038 an allocator can be selected by the description of the device
@@ -501,12 +501,12 @@ class _Network:
     # CUDA graphs.
 
     def _record(self, size: int, buffers: _Buffers) -> tuple[NDArray[Any], str | None]:
-        """Run the batch in `buffers`, record a CUDA graph, and check that its replay repeats the answer.
+        """Run the batch in `buffers`, record a CUDA graph, and check that its replay gives the same result.
 
         The first run is plain and also allocates everything that this size needs.
 
         Returns:
-            The answer, and the reason why there can be no graph, or None.
+            The result, and the reason why no graph can be used, or None.
         """
         run = self._session.run_with_iobinding
         run(buffers.binding, self._plain)
@@ -536,7 +536,7 @@ class _Network:
 
 
 def _has_number(device: Any, number: int) -> bool:
-    """Whether an OrtEpDevice is the GPU `number`. A device without a number counts as GPU 0."""
+    """Return whether an OrtEpDevice is the GPU `number`. A device without a number counts as GPU 0."""
     options = {
         **(getattr(device, "ep_metadata", None) or {}),
         **(getattr(device, "ep_options", None) or {}),

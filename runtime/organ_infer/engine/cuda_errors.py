@@ -1,6 +1,6 @@
 """onnxruntime's errors on CUDA as one short line, with advice.
 
-onnxruntime writes some 1,000 characters around the one part that matters: C++ signatures, file names, the host name.
+onnxruntime surrounds the relevant part with about 1,000 characters: C++ signatures, file names, the host name.
 """
 
 import re
@@ -84,7 +84,7 @@ _DEFAULT = "check that nvidia-smi lists a GPU, and install CUDA's libraries with
 
 
 def shorten(error: BaseException | str) -> str:
-    """The text of an error on one line.
+    """Return the text of an error on one line.
 
     Args:
         error: What onnxruntime raised, or its text.
@@ -100,7 +100,7 @@ def shorten(error: BaseException | str) -> str:
 
 
 def describe(error: BaseException | str) -> str | None:
-    """The cause of a failure and what to do.
+    """Return the cause of a failure and what to do.
 
     Args:
         error: What onnxruntime raised, or its text.
@@ -117,7 +117,7 @@ def describe(error: BaseException | str) -> str | None:
 
 
 def advice(error: BaseException | str = "") -> str:
-    """What to do if CUDA is available but does not start.
+    """Return what to do if CUDA is available but does not start.
 
     Args:
         error: What onnxruntime raised, or nothing if it only activated another execution provider.

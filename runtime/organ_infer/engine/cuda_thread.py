@@ -5,8 +5,9 @@ calling thread's current CUDA device. With one thread, a server with a thread pe
 records each graph once, and finds the device of its own threads unchanged. The thread also serializes the work: a
 session's buffers hold one batch, and nothing may be allocated while a graph is recorded.
 
-The thread starts with the first task and never with the CPU. It is a daemon thread: an idle one does not delay the end
-of the interpreter. Only `Future` comes from concurrent.futures, because its executors stop before atexit handlers run.
+The thread starts with the first task, so it never starts if only the CPU is used. It is a daemon thread, so an idle one
+does not delay the end of the interpreter. The executors of concurrent.futures are not used, because they stop before
+atexit handlers run.
 """
 
 import atexit
@@ -43,7 +44,7 @@ class _Worker:
             raise DeviceError(f"the thread for CUDA cannot be started ({one_line(e)})") from e
 
     def submit(self, task: Callable[[], Any]) -> "Future[Any]":
-        # `put` may interrupt itself: finalizers submit, and they run wherever memory is collected.
+        # `put` must be reentrant: finalizers submit tasks, and they run at any point where memory is collected.
         future: Future[Any] = Future()
         self._tasks.put((future, task))
         return future
@@ -66,7 +67,7 @@ def _do(future: "Future[Any]", task: Callable[[], Any]) -> None:
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Drop the local variables that an error's traceback keeps: CUDA memory among them must be freed in this thread."""
+    """Clear the local variables of an error's traceback, because CUDA memory among them must be freed in this thread."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -83,6 +84,7 @@ _hooked = False
 
 
 def _started() -> _Worker:
+    """Return the worker, and start it if there is none."""
     global _worker, _hooked
     if _worker is None:
         with _starting:
@@ -124,12 +126,12 @@ def call(task: Callable[[], T]) -> T:
         future.cancel()
         raise
     finally:
-        # The future holds the error, whose traceback holds this frame: a cycle would keep both.
+        # The future refers to the error, whose traceback refers to this frame. Without this, the cycle would keep both.
         del future
 
 
 def wait(future: "Future[Any] | None") -> None:
-    """Wait for a submitted task, except on the CUDA thread itself, which runs it next.
+    """Wait for a submitted task. On the CUDA thread itself do not wait, because that thread has to run it.
 
     Args:
         future: The task, or None if there is nothing to wait for.
@@ -141,8 +143,8 @@ def wait(future: "Future[Any] | None") -> None:
 class Released:
     """Calls `release` on the CUDA thread once `owner` is gone, at the latest when the interpreter ends.
 
-    In a forked child `release` never runs and what it would free is never destroyed: the threads that a session's
-    destructor waits for do not exist there.
+    In a forked child `release` never runs, and the objects that it would free are never destroyed: a session's destructor
+    waits for threads that do not exist there.
     """
 
     def __init__(self, owner: object, release: Callable[[], None]) -> None:
@@ -153,7 +155,7 @@ class Released:
             release: Frees what belongs to the owner. It must not hold a reference to the owner.
         """
         self._finalizer = weakref.finalize(owner, _submit, os.getpid(), release)
-        # `_release_all` does it: later, nothing would run `release`.
+        # `_release_all` does this instead, because nothing would run `release` at a later point.
         self._finalizer.atexit = False
         _live.add(self)
 
@@ -180,7 +182,7 @@ def _submit(pid: int, release: Callable[[], None]) -> "Future[None] | None":
 def _release_all() -> None:
     """Release everything at the end of the interpreter.
 
-    The thread stays for handlers that run later and use a classifier.
+    The thread continues, for handlers that run later and use a classifier.
     """
     futures = [released.now() for released in list(_live)]
     for future in futures:
@@ -191,8 +193,9 @@ def _release_all() -> None:
                 return
 
 
-def _never_destroy(thing: object) -> None:
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def _never_destroy(leaked: object) -> None:
+    """Add a reference that is never removed."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(leaked))
 
 
 def _after_fork() -> None:

@@ -34,5 +34,5 @@ def parse_device(name: object) -> Device:
     """
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
-        raise ValueError(f"auto, cpu, cuda or cuda:N expected, found {name!r}")
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}")
     return Device(match[1]) if match[1] else Device("cuda", int(match[2]))

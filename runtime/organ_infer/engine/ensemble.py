@@ -1,4 +1,4 @@
-"""The networks of a bundle on one device: packed slices in, the mean of their probabilities out."""
+"""The networks of a bundle on one device, and the mean of their probabilities."""
 
 import contextlib
 import os
@@ -71,9 +71,9 @@ def open_ensemble(
 
 
 class CacheLookup:
-    """Looks up the optimized graphs of a bundle in the cache, on a thread of its own if they will be needed.
+    """Looks up the optimized graphs of a bundle in the cache, in a separate thread if they will be needed.
 
-    A context manager. Leaving it does not wait for a lookup whose result nobody asked for.
+    It is a context manager. Its exit does not wait for a lookup whose result was not requested.
     """
 
     def __init__(self, bundle: UnverifiedBundle, device: str) -> None:
@@ -105,10 +105,10 @@ class CacheLookup:
             self._workers.shutdown(wait=False)
 
     def result(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
-        """The result of the lookup.
+        """Return the result of the lookup.
 
         Args:
-            version: The version of onnxruntime, which was only guessed until it was loaded.
+            version: The version of the loaded onnxruntime. The lookup started with the version of the installed package.
 
         Returns:
             The cache of the bundle, or None if it has none. The path of each optimized graph by the name of the bundle's
@@ -206,7 +206,7 @@ def _workers(count: int) -> "ThreadPoolExecutor":
 
 
 def _caller(sessions: Sequence[Session]) -> Callable[[Callable[[], Any]], Any]:
-    """The function that runs all networks on a batch. On CUDA the whole call is one task of the CUDA thread."""
+    """Return a function that calls a task. On CUDA it runs the whole task on the CUDA thread."""
     if sessions[0].placement is None:
         return lambda task: task()
     from .cuda_thread import call
@@ -226,7 +226,7 @@ class Ensemble:
             manifest: Of the bundle.
             variants: The manifest's entry of each network.
             sessions: The networks, in the same order.
-            parallel: How many networks run at the same time, each on its share of the threads.
+            parallel: The number of networks that run at the same time, each with its share of the threads.
         """
         self.manifest = manifest
         self.providers = sessions[0].providers
@@ -264,7 +264,7 @@ class Ensemble:
             DeviceError: A network failed or gave no usable answer.
             OrganInferError: The ensemble is closed, or belongs to another process.
         """
-        # First, because a forked child has neither the holder of the lock nor the workers.
+        # Checked before the lock, because a forked child has neither the thread that holds it nor the workers.
         self.check_process()
         with self._lock:
             if self._closed:
@@ -294,7 +294,7 @@ class Ensemble:
         self._sessions[0].check_process()
 
     def close(self) -> None:
-        """Free the networks, after predictions in progress in other threads. Closing twice is fine."""
+        """Free the networks, after predictions in progress in other threads. Closing twice has no effect."""
         if os.getpid() != self._pid:
             self._closed = True
             return
@@ -313,7 +313,7 @@ class Ensemble:
         return [self._run(session, packed) for session in self._sessions]
 
     def _run(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
-        """The probabilities of one network, float64 (N, classes)."""
+        """Run one network. Returns its probabilities, float64 (N, classes)."""
         answer = session.run(packed).astype(np.float64)
         if session.output == "logits":
             answer /= self.manifest.temperature

@@ -1,4 +1,4 @@
-"""The NVIDIA driver and GPUs of this machine, from the driver's own file and nvidia-smi. Neither has to exist."""
+"""The NVIDIA driver and GPUs of this machine, according to the driver's own file and nvidia-smi, if they exist."""
 
 import re
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 __all__ = ["VISIBLE_VARIABLE", "driver_version", "list_gpus"]
 
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
-# The longest time that nvidia-smi may take.
+# The longest time that nvidia-smi may take, in seconds.
 SECONDS = 10
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def driver_version() -> str | None:
-    """The version of the installed NVIDIA driver, or None if there is none."""
+    """Return the version of the installed NVIDIA driver, or None if there is none."""
     try:
         match = re.search(
             r"Kernel Module\D*?(?:x86_64|aarch64)?\s+(\d+(?:\.\d+)+)", _DRIVER_FILE.read_text()
@@ -26,7 +26,7 @@ def driver_version() -> str | None:
 
 
 def list_gpus() -> list[str] | str:
-    """The GPUs that nvidia-smi lists.
+    """Return the GPUs that nvidia-smi lists.
 
     Returns:
         One line per GPU with its number, name and memory, or the reason why there is none.
@@ -42,7 +42,7 @@ def list_gpus() -> list[str] | str:
 
 
 def _query(fields: str) -> list[str] | str:
-    """The rows that nvidia-smi prints, or the reason why it prints none."""
+    """Return the rows that nvidia-smi prints, or the reason why it prints none."""
     import subprocess
 
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]

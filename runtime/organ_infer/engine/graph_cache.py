@@ -1,7 +1,7 @@
 """The cache of optimized graphs, shared by all processes of a user.
 
 An optimized graph opens in milliseconds with its weights mapped from the file, while optimizing a ResNet takes seconds.
-An entry belongs to one bundle in one place, one version of onnxruntime and one kind of processor. It also records which
+An entry belongs to one bundle in one directory, one version of onnxruntime and one processor model. It also records which
 files of the bundle were verified. Entries are private to the user, and their checksums are compared at every use.
 
 The cache is never required. If anything is wrong with it, the bundle is read and optimized again. ORGAN_INFER_CACHE names
@@ -28,7 +28,7 @@ __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 logger = logging.getLogger("organ_infer")
 
 VARIABLE = "ORGAN_INFER_CACHE"
-# Of the names of entries.
+# The names of entries begin with it.
 PREFIX = "bundle-"
 # Increased if the files of an entry change their meaning.
 ENTRY_FORMAT = 2
@@ -44,7 +44,7 @@ ABANDONED = 3600
 
 
 def cache_directory() -> Path | None:
-    """The directory of the cache, or None if it is switched off or there is no place for it."""
+    """Return the directory of the cache, or None if it is switched off or no directory can be chosen."""
     setting = os.environ.get(VARIABLE)
     if setting is not None:
         return Path(setting).absolute() if setting else None
@@ -58,7 +58,7 @@ def cache_directory() -> Path | None:
 
 
 def describe_cache() -> str:
-    """One line for a report: the directory of the cache and its content, or why it is not used."""
+    """Describe the cache in one line: its directory and content, or why it is not used."""
     root = cache_directory()
     if root is None:
         switched_off = os.environ.get(VARIABLE) == ""
@@ -76,7 +76,7 @@ def describe_cache() -> str:
 
 
 def graph_files(name: str) -> tuple[str, str]:
-    """The names of the files in an entry that belong to one graph of the bundle.
+    """Return the names of the files in an entry that belong to one graph of the bundle.
 
     Args:
         name: The name of the bundle's file.
@@ -110,7 +110,7 @@ class Cache:
 
         Args:
             files: All files of the bundle.
-            warned: Whether damage to the entry was reported before, so that it is only logged as DEBUG now.
+            warned: Whether damage to the entry was already reported. It is then logged as DEBUG.
 
         Returns:
             The path of each optimized graph by the name of the bundle's file. None if there is no entry, it is damaged,
@@ -132,14 +132,14 @@ class Cache:
             return None
 
     def _record(self, files: Iterable[Path]) -> Any:
-        """The content of record.json, or None if the entry does not belong to `files` or others may write to it."""
+        """Read record.json. Returns None if the entry does not belong to `files` or other users may write to it."""
         if not (_is_safe_root(self.root) and _is_private(self.entry)):
             return None
         record = json.loads(_read_private(self.entry / RECORD))
         return record if record["bundle"] == _identities(files) else None
 
     def _is_intact(self, checksums: dict[str, str], warned: bool) -> bool:
-        """Whether the files of the entry are private and have these checksums."""
+        """Return whether the files of the entry are private and have these checksums."""
         # Imported here because small bundles are not cached and start sooner without this module.
         from concurrent.futures import ThreadPoolExecutor
 
@@ -184,7 +184,7 @@ class Cache:
     def _publish(
         self, folder: Path, files: list[Path], identities: dict[str, list[int]], graphs: list[str]
     ) -> None:
-        """Make `folder` the entry if it has all graphs, and no other process was faster."""
+        """Rename `folder` to the entry, if it has all graphs and no other process has created the entry."""
         try:
             names = [
                 name for graph in graphs for name in graph_files(graph) if (folder / name).exists()
@@ -217,7 +217,7 @@ class Cache:
         logger.info("%s: the optimized graphs were not cached (%s)", self.root, one_line(error))
 
     def _remove_old_entries(self) -> None:
-        """Remove the least recently used entries, and unfinished ones of killed processes."""
+        """Remove the least recently used entries, and unfinished entries of killed processes."""
         last_use = {
             path: path.stat().st_mtime
             for path in self.root.glob(f"{PREFIX}*")
@@ -237,7 +237,7 @@ def _remove(folder: Path) -> None:
 
 
 def _identities(files: Iterable[Path]) -> dict[str, list[int]]:
-    """By file name, the numbers of which at least one changes if a file is written or replaced."""
+    """Return by file name the numbers of its status of which at least one changes if the file is written or replaced."""
     identities = {}
     for path in files:
         status = path.lstat()
@@ -252,7 +252,10 @@ def _identities(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def _is_safe_root(root: Path) -> bool:
-    """Whether no other user can rename entries: the directory belongs to this user or root, and is closed or sticky."""
+    """Return whether no other user can rename entries.
+
+    That is so if the directory belongs to this user or root, and only its owner may write to it or it is sticky.
+    """
     status = root.stat()
     if not hasattr(os, "getuid"):
         return True
@@ -261,7 +264,7 @@ def _is_safe_root(root: Path) -> bool:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether only this user can have written `path`, and it is not a link."""
+    """Return whether only this user can have written `path`, and it is not a link."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return False
@@ -278,7 +281,7 @@ def _read_private(path: Path) -> bytes:
 
 
 def _processor() -> str:
-    """The kind of processor. An optimized graph has memory layouts that were chosen for its instructions."""
+    """Describe the processor. An optimized graph has memory layouts that were chosen for its instructions."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         lines = [

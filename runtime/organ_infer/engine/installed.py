@@ -10,7 +10,7 @@ __all__ = ["installed_version"]
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution.
+    """Return the version of an installed distribution.
 
     Args:
         name: The name of the distribution, such as `onnxruntime-gpu`.

@@ -14,7 +14,7 @@ __all__ = ["TELEMETRY_VARIABLE", "both_wheels_installed", "import_onnxruntime", 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 # Whether to silence onnxruntime's default logger, which all sessions of a process share. Only the command sets this,
-# because it owns its process. The logger writes to standard error what is raised as well, such as a GPU that fails.
+# because the process belongs to it. The logger writes errors to standard error that are also raised as exceptions.
 silent = False
 
 
@@ -25,7 +25,7 @@ def import_onnxruntime() -> ModuleType:
         The module.
 
     Raises:
-        DeviceError: It is missing or broken. The message has the command that installs it.
+        DeviceError: It is missing or broken. The message contains the command that installs it.
     """
     try:
         with _no_telemetry():
@@ -41,7 +41,7 @@ def import_onnxruntime() -> ModuleType:
     # Uninstalling one of two installed wheels leaves an incomplete package.
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"onnxruntime is installed incompletely; {reinstall_text()}")
-    # The program may have imported it before, with its statistics on. Older versions have no such function.
+    # The program may have imported onnxruntime before, with statistics. Older versions do not have this function.
     disable_telemetry = getattr(onnxruntime, "disable_telemetry_events", None)
     if disable_telemetry is not None:
         disable_telemetry()
@@ -68,10 +68,10 @@ def _no_telemetry() -> Iterator[None]:
 
 
 def reinstall_text() -> str:
-    """The commands that repair an installation with both wheels, or with parts of one."""
+    """Return the commands that repair an installation with both wheels, or with parts of one."""
     return "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'organ-infer[cpu]' or 'organ-infer[gpu]'"
 
 
 def both_wheels_installed() -> bool:
-    """Whether both onnxruntime and onnxruntime-gpu are installed. They overwrite each other's files."""
+    """Return whether both onnxruntime and onnxruntime-gpu are installed. They overwrite each other's files."""
     return all(map(installed_version, ("onnxruntime", "onnxruntime-gpu")))

@@ -1,4 +1,4 @@
-"""One network in onnxruntime: its execution provider, threads and memory, and checks of its answers."""
+"""One network in onnxruntime: its execution provider, threads and memory, and checks of its output."""
 
 import ctypes
 import os
@@ -33,13 +33,13 @@ THREAD_LIMIT = 1024
 
 
 def thread_count(threads: int | None) -> int:
-    """The number of threads to use.
+    """Return the number of threads to use.
 
     Args:
         threads: The requested number, or None.
 
     Returns:
-        The requested number, or else what the affinity mask and the container's quota allow.
+        The requested number, or by default the number that the affinity mask and the container's quota allow.
     """
     return usable_processors() if threads is None else threads
 
@@ -186,7 +186,7 @@ class Session:
             )
 
     def close(self) -> None:
-        """Free the network, after a run in progress in another thread. Closing twice is fine."""
+        """Free the network, after a run in progress in another thread. Closing twice has no effect."""
         session, self._run = self._run, None
         if isinstance(session, cuda.BoundSession):
             session.close()
@@ -235,20 +235,20 @@ def _open_cpu_session(
 
 
 def _common_options(ort: ModuleType, graph: bytes | Path, threads: int) -> Any:
-    """SessionOptions for every device."""
+    """Return the SessionOptions that all devices share."""
     options = ort.SessionOptions()
-    # Always set. With a number of its own onnxruntime pins threads, which fails in containers
+    # Always set. If onnxruntime chooses the number itself, it also pins threads, which fails in containers
     # (https://github.com/microsoft/onnxruntime/issues/8313).
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Never onnxruntime's own format, which nothing here checks.
+    # ONNX only, because `bundle.onnx_graph` does not check onnxruntime's own format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Errors are raised, so they need not be printed.
     options.log_severity_level = 4
     if isinstance(graph, Path):
-        # Optimized before.
+        # The graph is already optimized.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
@@ -256,7 +256,7 @@ def _common_options(ort: ModuleType, graph: bytes | Path, threads: int) -> Any:
 def _create_session(
     ort: ModuleType, graph: bytes | Path, options: Any, providers: list[Any]
 ) -> Any:
-    """An InferenceSession, in onnxruntime's global thread pool if the program has created one."""
+    """Create an InferenceSession, which uses onnxruntime's global thread pool if the program has created one."""
     model = os.fspath(graph) if isinstance(graph, Path) else graph
     # The fallback would print to standard output and continue on the CPU.
     create = partial(
@@ -267,7 +267,7 @@ def _create_session(
     except RuntimeError as e:
         if "use_per_session_threads" not in str(e):
             raise
-    # Beside a global pool onnxruntime allows no other threads.
+    # With a global pool onnxruntime allows no threads per session.
     logger.info("using the threads of onnxruntime's global pool, which this program created")
     options.use_per_session_threads = False
     options.intra_op_num_threads = options.inter_op_num_threads = 0

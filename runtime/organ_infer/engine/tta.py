@@ -13,7 +13,7 @@ __all__ = ["shifted_mean"]
 def shifted_mean(
     predict: Callable[[NDArray[np.float32]], Probabilities], packed: NDArray[np.float32]
 ) -> Probabilities:
-    """The mean answer for slices as they are and shifted by one pixel up, down, left and right.
+    """Return the mean probabilities of slices as they are and shifted by one pixel up, down, left and right.
 
     The edge of a shifted slice is repeated. One shifted copy is in memory at a time.
 
@@ -28,7 +28,7 @@ def shifted_mean(
         Exception: Whatever `predict` raises.
     """
     index = np.arange(packed.shape[-1])
-    # Where each pixel comes from: its next or its previous neighbor.
+    # The source of each pixel: its next or its previous neighbor.
     following, previous = np.minimum(index + 1, index[-1]), np.maximum(index - 1, 0)
     answers = [predict(packed)]
     for axis in (2, 3):

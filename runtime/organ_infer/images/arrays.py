@@ -1,4 +1,4 @@
-"""NumPy files to slices: .npy and .npz. Pickles are never loaded, and stacks are read slice by slice."""
+"""Reads slices from .npy and .npz files. Pickles are never loaded, and stacks are read slice by slice."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ _HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class _Header:
-    """Where an .npy stores which pixels.
+    """The layout of the pixels in an .npy file.
 
     Attributes:
         shape: (H, W) or (N, H, W).
@@ -53,7 +53,7 @@ class _Header:
 
     @property
     def count(self) -> int:
-        """Slices."""
+        """The number of slices."""
         return self.shape[0] if len(self.shape) == 3 else 1
 
     @property

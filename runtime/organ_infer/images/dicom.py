@@ -1,4 +1,4 @@
-"""DICOM to slices with pydicom (extra `dicom`): CT in Hounsfield units, and the orientation in the file."""
+"""Reads slices from DICOM with pydicom (extra `dicom`): CT in Hounsfield units, and the file's orientation."""
 
 import io
 import math
@@ -214,7 +214,7 @@ def _is_displayed(dataset: Any, rescale: Any) -> bool:
 
 
 def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
-    """Return where a frame's attributes are: its own functional group, the shared one, or the dataset."""
+    """Return the dataset with a frame's attributes: its own functional group, the shared one, or the whole file."""
     own, shared = (
         dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared")
     )

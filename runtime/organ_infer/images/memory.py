@@ -1,4 +1,4 @@
-"""Arrays and Pillow images, as given to `OrganClassifier.predict`, to slices."""
+"""Converts arrays and Pillow images, as given to `OrganClassifier.predict`, to slices."""
 
 import os
 import sys

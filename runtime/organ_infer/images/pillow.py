@@ -1,4 +1,4 @@
-"""Image files that Pillow decodes, and Pillow images, to gray slices.
+"""Reads gray slices from image files with Pillow, and from Pillow images.
 
 16 bits stay 16 bits, color becomes luma, and alpha is composited on black.
 """

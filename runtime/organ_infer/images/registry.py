@@ -1,4 +1,4 @@
-"""Files to slices: the format table, and the only place that opens image files (docs/guides/formats.md).
+"""The format table, and the only functions that open image files (docs/guides/formats.md).
 
 A file is read once, within a limit, and the checked bytes are the decoded bytes. The slices of a stack
 are read one at a time. Every failure is an ImageError of one line.

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: a slice, the limits, the open file and the checks on sizes."""
+"""Types that the readers of all formats share: a slice, the limits, the open file, and checks on sizes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ SIDE_LIMIT = 65_535
 # pixels; the slices of a volume (X, Y, Z) are square and larger than a crop around one organ
 VOLUME_SIDE = 128
 DTYPES = ("uint8", "uint16", "int16")
-# The first bytes of a file name its format. DICOM's signature is the last: 4 bytes at offset 128.
+# The bytes of a file that identify its format. DICOM's signature ends last: 4 bytes at offset 128.
 SIGNATURE_BYTES = 132
 
 
@@ -78,13 +78,13 @@ class Format(NamedTuple):
     """One row of the format table.
 
     Attributes:
-        name: As messages write it. For Pillow's formats, Pillow's name.
-        title: As people write it.
-        signatures: Offset and bytes there. One of them names the format.
-        suffixes: Files in a directory with these endings are read.
+        name: The name in messages. For Pillow's formats it is Pillow's name.
+        title: The usual spelling.
+        signatures: Pairs of an offset and the bytes at it. A file of the format has one of them.
+        suffixes: Files in a directory are read if their names end in one of these.
         reader: `module:function` in this package, imported on first use. The function takes a Source.
         plugin: Pillow's plugin, `PIL.<plugin>ImagePlugin`, if Pillow decodes the format.
-        is_complete: Whether a file's bytes reach the format's end, where Pillow does not check it.
+        is_complete: Returns whether a file is complete, for formats for which Pillow does not check that.
     """
 
     name: str

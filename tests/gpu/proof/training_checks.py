@@ -312,14 +312,14 @@ def _finished(
 
     if interrupted:
         try:
-            fit.fit(*given, say=interrupt)
+            fit.fit(*given, report=interrupt)
         except KeyboardInterrupt:
             pass
         else:
             raise AssertionError(f"{stage} could not be stopped after its first epoch")
         if not (directory / "checkpoint.pt").exists():
             raise AssertionError(f"{stage} left no checkpoint when it was stopped")
-    return fit.fit(*given, say=lambda line: None)
+    return fit.fit(*given, report=lambda line: None)
 
 
 def _weights_apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
