@@ -389,6 +389,7 @@ BAD = [
     (np.zeros((40, 1), np.uint8), "is one pixel wide, no slice; .* not labels"),
     (np.zeros((40, 1, 28), np.uint8), "is one pixel wide"),
     ([np.zeros((1, 40), np.uint8)], r"images\[0\]: an array \(1, 40\) is one pixel wide"),
+    (np.zeros((2, 28, 28, 3), np.uint8), r"found 4 axes \(2, 28, 28, 3\); pass gray"),
     (np.zeros((2, 28, 28, 4), np.uint8), r"found 4 axes \(2, 28, 28, 4\); pass gray"),
     (np.zeros(28, np.uint8), r"found 1 axes \(28,\)"),
     (np.uint8(3), "found uint8"),

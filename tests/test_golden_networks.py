@@ -12,6 +12,7 @@ from torch import nn
 from train.errors import RunError
 from train.networks import GrayResNet, ResidualNetwork, SmallMapConv2d, find_weights, make_network
 from train.networks import weights as weights_module
+from train.networks.init import layer_generator
 
 
 def convolution(x, weight, bias=None, stride=1):
@@ -365,3 +366,27 @@ def test_downloaded_weights_are_read_once_their_digest_agrees(tmp_path, monkeypa
         assert weights["a"].tolist() == [7.0] and source == "torchvision IMAGENET1K_V1"
     path = tmp_path / "hub" / "checkpoints" / name
     assert calls == [(Entry.IMAGENET1K_V1.url, path, name[9:17], "sha256")]
+
+
+class _Executes:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_weights_that_would_execute_code_are_refused_and_execute_none(tmp_path):
+    torch.save({"a": _Executes(tmp_path / "executed")}, tmp_path / "resnet50.pth")
+    with pytest.raises(RunError, match=r"resnet50\.pth: not a readable PyTorch weights file"):
+        find_weights("resnet50", tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(("seed", "layer"), [(1, "conv1"), (7, "blocks.0.body.0"), (2**31, "head")])
+def test_a_layer_is_drawn_from_seven_bytes_of_the_digest_of_its_seed_and_name(seed, layer):
+    digest = hashlib.sha256(f"{seed}/{layer}".encode()).hexdigest()
+    pairs = [digest[i : i + 2] for i in range(0, 14, 2)]
+    assert layer_generator(seed, layer).initial_seed() == int("".join(reversed(pairs)), 16)

@@ -14,6 +14,7 @@ SIZES = {
     "big": 1_662_939,
     "augmentation": 1_662_939,
     "batch_norm": 1_663_747,
+    "edge": 308_203,
 }
 
 

@@ -156,3 +156,9 @@ def test_other_descriptions_change_nothing(text):
 
 def test_a_plain_file_has_no_description():
     np.testing.assert_array_equal(decode(saved(Image.fromarray(GRAY), "TIFF")).pixels, GRAY)
+
+
+def test_a_page_of_one_pixel_can_stand_for_a_stack():
+    file = io.BytesIO()
+    Image.fromarray(GRAY[:1, :1]).save(file, "TIFF", description=json.dumps({"shape": [4, 1, 1]}))
+    refused(file.getvalue(), "declares 4 slices, found 1 pages")

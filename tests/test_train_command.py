@@ -27,9 +27,11 @@ from tests.support.report_page import Page
 from tests.support.result_rows import split_metrics, stage_result
 from train import all as command
 from train import calibration, run
+from train.config import TrainConfig
 from train.data import Data, load_data
 from train.errors import RunError
 from train.options import TrainOptions
+from train.recipes.reference import ReferenceRecipe
 from train.report import write_report
 from train.report.__main__ import main as report
 from train.results_format import Calibration, MeanStd, Results, StageResult, StageSummary
@@ -886,3 +888,17 @@ def test_python_m_runs_the_command_and_ends_with_its_exit_code(
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__")
     assert ended.value.code == 2 and capsys.readouterr().err.startswith(words)
+
+
+def test_the_options_of_python_have_the_commands_defaults():
+    assert TrainOptions() == command.parse_arguments([])
+
+
+def test_a_configuration_is_no_smoke_run_and_downloads_its_weights_unless_told():
+    config = TrainConfig(seed=1, batch_size=2, max_epochs=3, weights="none")
+    assert (config.smoke, config.weights_dir, config.amp) == (False, None, "auto")
+
+
+@pytest.mark.parametrize(("augmented", "shown"), [(True, "yes"), (False, "no")])
+def test_a_recipe_of_the_reference_study_says_whether_it_augments(augmented, shown):
+    assert ReferenceRecipe(augmented=augmented).augmentation == shown
