@@ -168,7 +168,7 @@ STEP = {
 WAITING_CALLS = {"item", "cpu", "tolist", "numpy", "nonzero", "synchronize"}
 WAITING_FUNCTIONS = {"torch.tensor", "torch.as_tensor", "torch.from_numpy"}
 # after the last step: the epoch's loss and accuracy are read back
-ALLOWED = {("train_epoch", "float(total[0])"), ("train_epoch", "float(total[1])")}
+ALLOWED = {("train_epoch", "float(means[0])"), ("train_epoch", "float(means[1])")}
 
 
 def waiting_calls(function):
