@@ -314,13 +314,13 @@ def test_a_package_that_an_export_needs_is_missed_before_training(tmp_path, monk
 @pytest.mark.parametrize(("share", "least"), [("batches", 6), ("stages", 2)])
 def test_every_process_that_shares_batches_needs_two_slices(tmp_path, monkeypatch, share, least):
     group = run.parallel.Group(rank=0, size=3)
-    monkeypatch.setattr(run.parallel, "launched", lambda: group)
+    monkeypatch.setattr(run.parallel, "group_from_environment", lambda: group)
     monkeypatch.setattr(run.parallel, "check", lambda *_: None)
     few = options(tmp_path, "--parallel", share, "--batch-size", str(least - 1))
-    with pytest.raises(RunError, match=f"--batch-size takes {least} or more here"):
-        run._checked(few)
+    with pytest.raises(RunError, match=f"--batch-size: expected {least} or more"):
+        run._check_options(few)
     enough = options(tmp_path, "--parallel", share, "--batch-size", str(least))
-    assert run._checked(enough).group == group
+    assert run._check_options(enough).group == group
 
 
 def test_a_package_that_the_report_needs_is_missed_before_training(tmp_path, monkeypatch):
