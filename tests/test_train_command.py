@@ -241,6 +241,21 @@ def test_a_signal_stops_the_run_and_the_handlers_are_put_back(monkeypatch, capsy
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ImportError])
+def test_a_signal_that_comes_out_as_another_error_stops_the_run(monkeypatch, capsys, error):
+    """As it does inside extension modules."""
+
+    def work(_: TrainOptions) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise error("unknown") from None
+
+    monkeypatch.setattr(run, "run", work)
+    assert command.main([]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.startswith("train: stopped;")
+
+
 def test_a_run_that_ends_well_gets_its_options_and_ends_in_0(monkeypatch, capsys):
     got = []
     monkeypatch.setattr(run, "run", got.append)

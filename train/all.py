@@ -190,9 +190,15 @@ def main(arguments: list[str] | None = None) -> int:
     from train.errors import RunError
 
     try:
-        from train.run import run
+        try:
+            from train.run import run
 
-        run(options)
+            run(options)
+        except Exception:
+            # what a signal raises inside an extension module can come out as another error
+            if received:
+                raise KeyboardInterrupt from None
+            raise
     except RunError as e:
         print(f"train: error: {e}", file=sys.stderr)
         return e.exit_code
