@@ -53,6 +53,7 @@ def test_a_sound_file_of_an_unsupported_type_is_refused_with_the_type(order, pag
     refused(data, f"TIFF: unsupported pixel type: {named}.*; save gray of 8 or 16 bits$")
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_damaged_file_is_called_damaged():
     data = tiff(GRAY)
     refused(data[:4] + b"\xff\xff\xff\x7f" + data[8:], "damaged|the end of the file is missing")
