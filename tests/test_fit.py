@@ -484,3 +484,16 @@ def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
         record.locked(tmp_path),
     ):
         pass
+
+
+def test_the_history_on_the_disk_has_every_epoch_that_is_reported(monkeypatch, tmp_path):
+    data = scripted(monkeypatch, [0.1, 0.2, 0.3])
+    lengths = []
+
+    def report(line):
+        text = (tmp_path / "history.csv").read_text()
+        lengths.append(len(text.splitlines()) - 1)
+
+    config = TrainConfig(1, 64, 3, "none")
+    fit.fit(STAGES["base"], data, config, CPU, tmp_path, report=report)
+    assert lengths[:3] == [1, 2, 3]

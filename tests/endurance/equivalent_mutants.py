@@ -185,6 +185,13 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
         ): "no sum in float64 is just as far from 1",
     },
+    "runtime/organ_infer/engine/cuda.py": {
+        (
+            'logger.debug("preload_dlls: %s", one_line(text.getvalue()))',
+            "pass",
+        ): "a message for developers",
+        ("_preloaded: ModuleType | None = None", "1"): "no module is either of them",
+    },
     "runtime/organ_infer/engine/tta.py": {
         (
             "index = np.arange(packed.shape[-1])",
@@ -301,6 +308,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ): "each pair holds two",
     },
     "train/fit.py": {
+        ("best_accuracy: float = -1.0", "2.0"): "any accuracy is better than a negative one",
         ("best: dict[str, Tensor] | None = None", "1"): "the first epoch is the best so far",
         ("best_epoch: int = 0", "1"): "the first epoch is the best so far",
         ("learner.optimizer.zero_grad(set_to_none=True)", "False"): "gradients of 0 or none",
