@@ -10,6 +10,7 @@ from support.image_files import decode, refused, saved
 
 from organ_infer import ImageError
 from organ_infer.images import decode_slices, pillow
+from organ_infer.images.png_metadata import without_metadata
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
 
@@ -106,3 +107,14 @@ def test_a_png_cut_in_its_metadata_is_refused():
     for length in (60, 5_000, len(data) - 20):
         with pytest.raises(ImageError):
             decode(data[:length])
+
+
+@pytest.mark.parametrize(("size", "stays"), [(65_536, True), (65_537, False)])
+def test_a_text_with_an_orientation_stays_up_to_64_kib(size, stays):
+    from support.png_files import chunk
+
+    key = b"XML:com.adobe.xmp\0"
+    text = chunk(b"iTXt", key + b"x" * (size - len(key)))
+    data = saved(Image.fromarray(NOISE))
+    with_text = data[:33] + text + data[33:]
+    assert without_metadata(with_text) == (with_text if stays else data)
