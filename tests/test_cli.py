@@ -401,7 +401,6 @@ def test_what_a_directory_holds_beside_images_is_counted(command, three_images, 
     done = command(tmp_path)
     assert done.returncode == 0 and done.stdout.endswith(f" {tmp_path}/IM0001\n")
     assert done.stderr == (
-        "organ-infer: 1 entries of directories were passed over: files that are no images,"
-        " or linked directories\n"
+        "organ-infer: skipped in directories: 1 (files that are no images, or links to directories)\n"
     )
     assert command("--quiet", tmp_path).stderr == ""

@@ -60,8 +60,8 @@ def classify(
         exit_code = _write_rows(results, row_format, rows, messages, signals, total)
         if candidates.skipped:
             messages.note(
-                f"{candidates.skipped:,} entries of directories were passed over: files that are no images,"
-                " or linked directories"
+                f"skipped in directories: {candidates.skipped:,} (files that are no images, or links to"
+                " directories)"
             )
         signals.check()
         writer.finish()
