@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -287,7 +288,7 @@ def test_a_graph_is_recorded_for_each_batch_size_after_a_plain_run(install_fake)
     assert session._run.captured == (4, 64) and len(ort.opened) == 1
 
 
-@pytest.mark.parametrize("refuses", ["open", "capture", "replay", "answer"])
+@pytest.mark.parametrize("refuses", ["open", "capture", "capture, stale", "replay", "answer"])
 def test_a_graph_that_is_refused_is_done_without(install_fake, refuses, caplog):
     ort = install_fake(refuses=refuses)
     with caplog.at_level(logging.INFO, "organ_infer"):
@@ -330,10 +331,66 @@ def test_a_pickled_classifier_keeps_its_graphs_and_its_gpu(install_fake, bundle,
     assert found == [("1" if cuda_graphs else None, "1")] * 2
 
 
-@pytest.mark.parametrize("value", [0, 1, None, "no"])
+@pytest.mark.parametrize("value", [0, 1, "no"])
 def test_the_switch_for_graphs_is_a_bool(bundle, value):
     with pytest.raises(InputError, match=f"cuda_graphs: expected True or False, found {value!r}"):
         OrganClassifier(bundle, cuda_graphs=value)
+
+
+@pytest.fixture
+def other_user(monkeypatch):
+    """Makes a library appear in this process that uses CUDA, or PyTorch that does not use it yet."""
+
+    def appear(name):
+        monkeypatch.delitem(sys.modules, "cupy", raising=False)
+        monkeypatch.setitem(
+            sys.modules,
+            "torch",
+            SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: name == "PyTorch")),
+        )
+        if name == "CuPy":
+            monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+
+    return appear
+
+
+@pytest.mark.parametrize("name", ["PyTorch", "CuPy"])
+def test_no_graph_is_recorded_while_another_library_uses_cuda(
+    install_fake, bundle, other_user, name, caplog
+):
+    ort = install_fake()
+    slices = np.zeros((3, 28, 28), np.uint8)
+    other_user(name)
+    with (
+        caplog.at_level(logging.INFO, "organ_infer"),
+        OrganClassifier(bundle, device="cuda") as classifier,
+    ):
+        for _ in range(3):
+            classifier.predict(slices)
+        assert ort.runs == ["plain"] * 3
+        assert caplog.text.count(f"recording no CUDA graphs, because {name} uses CUDA") == 1
+        # It is imported, and has not used CUDA.
+        other_user(None)
+        for _ in range(2):
+            classifier.predict(slices)
+        assert ort.runs[3:] == ["plain", "capture", "replay", "replay"]
+        # What is recorded is used: only a recording makes calls of other threads fail.
+        other_user(name)
+        classifier.predict(slices)
+        assert ort.runs[-1] == "replay"
+
+
+def test_graphs_that_are_asked_for_are_recorded_beside_another_library(
+    install_fake, bundle, other_user, caplog
+):
+    ort = install_fake()
+    other_user("PyTorch")
+    with (
+        caplog.at_level(logging.INFO, "organ_infer"),
+        OrganClassifier(bundle, device="cuda", cuda_graphs=True) as classifier,
+    ):
+        classifier.predict(np.zeros((3, 28, 28), np.uint8))
+    assert ort.runs == ["plain", "capture", "replay"] and "PyTorch" not in caplog.text
 
 
 def test_an_error_of_the_network_itself_is_not_taken_for_a_refusal(install_fake):

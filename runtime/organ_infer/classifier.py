@@ -53,8 +53,9 @@ class OrganClassifier:
             as stored.
         tta: Test-time augmentation. Probabilities are the mean over five views: the slice, and the slice
             shifted by one pixel up, down, left and right. Takes five times as long.
-        cuda_graphs: Whether to use CUDA graphs. Set it to False if other threads of the program use CUDA
-            at the same time. No effect on the CPU.
+        cuda_graphs: Whether to use CUDA graphs. By default they are used, but none is recorded while
+            PyTorch or CuPy uses CUDA in this process, because a recording makes calls of their threads
+            fail. True records them nevertheless. No effect on the CPU.
 
     Raises:
         BundleError: If the bundle is incomplete, altered, or of another format.
@@ -71,7 +72,7 @@ class OrganClassifier:
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
         tta: bool = False,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | None = None,
     ) -> None:
         _check_options(device, threads, batch_size, tta, cuda_graphs)
         self._options: dict[str, Any] = {
@@ -385,7 +386,8 @@ def _check_options(device: Any, threads: Any, batch_size: Any, tta: Any, cuda_gr
         _check_count("threads", threads, THREAD_LIMIT)
     _check_count("batch_size", batch_size, BATCH_LIMIT)
     _check_switch("tta", tta)
-    _check_switch("cuda_graphs", cuda_graphs)
+    if cuda_graphs is not None:
+        _check_switch("cuda_graphs", cuda_graphs)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

@@ -65,7 +65,7 @@ def model(request):
         OrganClassifier(
             bundle_of(exact, request), device="cpu", batch_size=BATCHES[-1]
         ) as reference,
-        OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1]) as graphs,
+        OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1], cuda_graphs=True) as graphs,
         OrganClassifier(bundle, device="cuda", batch_size=BATCHES[-1], cuda_graphs=False) as plain,
     ):
         entries = graphs.manifest.variants("cuda")

@@ -45,7 +45,8 @@ def fake(
     refusal=None,
 ):
     """A module to put in onnxruntime's place. `refuses` is where a CUDA graph fails: "open", "capture", "replay"
-    (raises, with the text `refusal` if there is one) or "answer" (a replay that does nothing); `placed` says which operators run where; `fails` is the text of the
+    (raises, with the text `refusal` if there is one), "capture, stale" (the next plain run raises as well) or "answer"
+    (a replay that does nothing); `placed` says which operators run where; `fails` is the text of the
     error with which CUDA does not open, or a function of the GPU's number and the number of openings so far. It keeps
     what was asked of it: `opened` (options, providers), `shapes` of batches, `values` made on the device (array, number,
     and a weak reference), `runs` as "plain", "capture" or "replay", `calls` on CUDA and `strays`, those made on another
@@ -54,6 +55,7 @@ def fake(
     module.__version__ = onnxruntime.__version__
     module.opened, module.shapes, module.values, module.runs, module.preloaded = [], [], [], [], 0
     module.running = module.openings = 0
+    module.stale = False
     module.calls, module.strays, module.threads = [], [], {}
     module.cuda_version = cuda_version
 
@@ -185,12 +187,16 @@ def fake(
             if not self.captures or number == "-1":
                 assert number in ("0", "-1")
                 module.runs.append("plain")
+                if module.stale:
+                    module.stale = False
+                    raise RuntimeError("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0")
                 binding.output.update_inplace(self.answer(binding.input.array))
                 return
             graphs = self.by_thread.__dict__
             if number not in graphs:
                 module.runs.append("capture")
-                if refuses == "capture":
+                if refuses in ("capture", "capture, stale"):
+                    module.stale = refuses != "capture"
                     raise RuntimeError(
                         refusal or "operation not permitted\nwhen stream is capturing"
                     )

@@ -1,7 +1,7 @@
 """CUDA in onnxruntime: its options, the check that it is active, fixed batch sizes, device buffers, CUDA graphs.
 
-All work on the GPU runs on one thread (`cuda_thread`). This module is tested against a fake that computes on the CPU. It
-has not been run on a GPU yet. tests/benchmarks/test_cuda_latency.py measures what a GPU gains.
+All work on the GPU runs on one thread (`cuda_thread`). The tests run this module against a fake that computes on the CPU.
+tests/gpu/prove.py runs it on a GPU, and tests/benchmarks/test_cuda_latency.py measures what a GPU gains.
 
 Options that are not used:
 
@@ -38,6 +38,7 @@ __all__ = [
     "Placement",
     "check_active_provider",
     "choose_device",
+    "other_cuda_user",
     "preload",
     "provider_options",
 ]
@@ -189,6 +190,18 @@ def check_active_provider(session: "BoundSession", where: str) -> None:
         logger.info("%s: harmless nodes remain on the CPU (%s)", where, _names(placement.elsewhere))
 
 
+def other_cuda_user() -> str | None:
+    """Return the name of another library that uses CUDA in this process, or None if none is known.
+
+    PyTorch counts once it has initialized CUDA, CuPy once it is imported. While a CUDA graph is recorded, CUDA refuses
+    calls such as `cudaMalloc` in every thread, so theirs could fail.
+    """
+    initialized = getattr(getattr(sys.modules.get("torch"), "cuda", None), "is_initialized", None)
+    if initialized is not None and initialized():
+        return "PyTorch"
+    return "CuPy" if "cupy" in sys.modules else None
+
+
 _preloaded: ModuleType | None = None
 
 
@@ -281,7 +294,7 @@ class BoundSession:
         *,
         output: str,
         classes: int,
-        capture: bool = True,
+        capture: bool | None = None,
         number: int = 0,
     ) -> None:
         """Open the network.
@@ -291,7 +304,7 @@ class BoundSession:
             open_session: Creates the InferenceSession. Its argument says whether to capture CUDA graphs.
             output: The name of the graph's output.
             classes: The number of classes.
-            capture: Whether to try CUDA graphs.
+            capture: Whether to try CUDA graphs. None tries them unless another library uses CUDA (`other_cuda_user`).
             number: The number of the GPU.
 
         Raises:
@@ -362,7 +375,7 @@ class _Network:
         *,
         output: str,
         classes: int,
-        capture: bool,
+        capture: bool | None,
         number: int,
     ) -> None:
         self._ort = ort
@@ -370,7 +383,10 @@ class _Network:
         self._output = output
         self._classes = classes
         self._number = number
-        self.capture = capture
+        self.capture = capture is not False
+        self._beside_others = capture is True
+        # The library because of which nothing is recorded at present.
+        self._waits_for: str | None = None
         # By batch size.
         self.buffers: dict[int, _Buffers] = {}
         self.providers: list[str] = []
@@ -440,16 +456,16 @@ class _Network:
         size = next(size for size in BATCHES if size >= len(images))
         buffers = self.buffers.get(size) or self._allocate(size, images.shape[1:])
         buffers.put(images)
-        if not self.capture:
-            self._session.run_with_iobinding(buffers.binding, self._plain)
-        elif buffers.captured:
+        if buffers.captured:
             self._session.run_with_iobinding(buffers.binding, buffers.graph)
+        elif not self._may_record():
+            self._session.run_with_iobinding(buffers.binding, self._plain)
         else:
             answer, refusal = self._record(size, buffers)
             if refusal is not None:
                 # This reference would keep the memory of the old session while the next one is opened.
                 del buffers
-                self._disable_graphs(refusal)
+                self._disable_graphs(refusal, images)
             return answer
         # A copy from the device.
         copied: NDArray[Any] = buffers.output.numpy()
@@ -500,6 +516,20 @@ class _Network:
 
     # CUDA graphs.
 
+    def _may_record(self) -> bool:
+        """Return whether a CUDA graph may be recorded now. What is recorded already is used in any case."""
+        if not self.capture or self._beside_others:
+            return self.capture
+        user = other_cuda_user()
+        if user is not None and user != self._waits_for:
+            logger.info(
+                "cuda: recording no CUDA graphs, because %s uses CUDA in this process;"
+                " cuda_graphs=True records them nevertheless",
+                user,
+            )
+        self._waits_for = user
+        return user is None
+
     def _record(self, size: int, buffers: _Buffers) -> tuple[NDArray[Any], str | None]:
         """Run the batch in `buffers`, record a CUDA graph, and check that its replay gives the same result.
 
@@ -527,12 +557,18 @@ class _Network:
         logger.debug("cuda: batches of %d run as a CUDA graph", size)
         return answer, None
 
-    def _disable_graphs(self, reason: str) -> None:
+    def _disable_graphs(self, reason: str, images: NDArray[np.float32]) -> None:
         """Continue without graphs, in a new session that never began to record one."""
         logger.info("cuda: running without CUDA graphs: %s", reason)
         self.buffers.clear()
         self._session = self._plain = None
         self._open(False)
+        try:
+            self._run_batch(images)
+        except Exception as e:
+            # A recording that fails leaves its error on this thread. CUDA can report it once more, for the next call
+            # (seen on an H100: error 901, "operation failed due to a previous error during capture"). Then it is gone.
+            logger.debug("cuda: after the refused recording: %s", shorten(e))
 
 
 def _has_number(device: Any, number: int) -> bool:

@@ -31,7 +31,7 @@ Probabilities = NDArray[np.float64]
 
 
 def open_ensemble(
-    directory: str | os.PathLike[str], *, device: str, threads: int, cuda_graphs: bool = True
+    directory: str | os.PathLike[str], *, device: str, threads: int, cuda_graphs: bool | None = None
 ) -> "Ensemble":
     """Open the graphs that a bundle has for a device.
 
@@ -39,7 +39,7 @@ def open_ensemble(
         directory: The bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: The number of threads for all networks together.
-        cuda_graphs: Whether CUDA may record runs as CUDA graphs.
+        cuda_graphs: Whether CUDA may record runs as CUDA graphs; None, unless another library uses CUDA.
 
     Returns:
         The opened networks.
@@ -129,7 +129,7 @@ class _Opener:
     """Opens the sessions of a bundle on one device, `cpu`, `cuda` or `cuda:N`."""
 
     def __init__(
-        self, bundle: UnverifiedBundle, device: str, threads: int, cuda_graphs: bool
+        self, bundle: UnverifiedBundle, device: str, threads: int, cuda_graphs: bool | None
     ) -> None:
         self._bundle = bundle
         self._device = device

@@ -79,7 +79,7 @@ class Session:
         device: str,
         threads: int,
         save: tuple[Path, str] | None = None,
-        capture: bool = True,
+        capture: bool | None = None,
     ) -> None:
         """Open a graph.
 
@@ -91,7 +91,7 @@ class Session:
             device: `cpu`, `cuda` or `cuda:N`.
             threads: The number of threads for one run.
             save: Where to write the optimized graph, and the name of the file for its weights in the same directory.
-            capture: Whether CUDA may record runs as CUDA graphs.
+            capture: Whether CUDA may record runs as CUDA graphs; None, unless another library uses CUDA.
 
         Raises:
             DeviceError: onnxruntime is missing, cannot open the graph, or does not activate the device.
@@ -113,7 +113,7 @@ class Session:
         _watch(self)
 
     def _open_cuda(
-        self, ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool
+        self, ort: ModuleType, graph: bytes | Path, device: str, threads: int, capture: bool | None
     ) -> cuda.BoundSession:
         session = cuda.BoundSession(
             ort,

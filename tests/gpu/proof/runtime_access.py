@@ -44,11 +44,15 @@ def needs_runtime(settings: Settings) -> None:
     from organ_infer.engine.session import import_onnxruntime
 
     try:
-        offered = import_onnxruntime().get_available_providers()
+        onnxruntime = import_onnxruntime()
+        offered = onnxruntime.get_available_providers()
     except DeviceError as e:
         raise Skip(str(e)) from e
     if settings.cuda and CUDA not in offered:
         raise Skip(f"needs onnxruntime with CUDA; this one offers {', '.join(offered)}")
+    if hasattr(onnxruntime, "set_default_logger_severity"):
+        # What fails is raised. Opening fp16 would print dozens of lines about plans that cuDNN does not have.
+        onnxruntime.set_default_logger_severity(4)
 
 
 @contextmanager

@@ -66,10 +66,12 @@ def needs_command(settings: Settings) -> None:
 
 
 def device_of(settings: Settings) -> torch.device:
+    """The device with its number, which `torch.cuda.set_device` demands; the current one from now on."""
     import torch
 
     device = torch.device(settings.device)
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 
