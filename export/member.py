@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 OPSET = 18
-# largest accepted difference of a logit between PyTorch and onnxruntime
-MAX_ABS = 1e-4
-# if the top two logits differ by less, either class is accepted
-TIE = 2e-4
+# Largest accepted difference of a logit between PyTorch and onnxruntime, in units of the network's largest logit, which
+# counts as 1 if it is smaller. float32 rounds relative to the size of a number, and two correct implementations sum in
+# different orders: a ResNet-101 trained on a GPU for one epoch differed by 2.3e-4.
+MAX_DIFFERENCE = 1e-4
 # slices
 BATCH = 256
 # The networks need no other operators, and the runtime refuses custom ones.
@@ -227,22 +227,32 @@ def compare(
             onnx_logits.append(session.run(["logits"], {"images": x})[0])
         first_logits = session.run(["logits"], {"images": pack(images[:1], size)})[0]
     expected, exported = np.concatenate(torch_logits), np.concatenate(onnx_logits)
-    check_logits(expected, exported, name=name)
-    check_logits(expected[:1], first_logits, name=f"{name} at batch 1")
+    accepted = accepted_difference(expected)
+    check_logits(expected, exported, name=name, accepted=accepted)
+    check_logits(expected[:1], first_logits, name=f"{name} at batch 1", accepted=accepted)
     accuracy = float((exported.argmax(1) == labels).mean())
     return Parity(len(images), float(np.abs(expected - exported).max()), accuracy, exported)
 
 
-def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> None:
+def accepted_difference(expected: np.ndarray) -> float:
+    """Return the largest accepted difference of a logit for a network whose logits are `expected`, (N, classes)."""
+    return MAX_DIFFERENCE * max(1.0, float(np.abs(expected).max()))
+
+
+def check_logits(
+    expected: np.ndarray, exported: np.ndarray, *, name: str, accepted: float | None = None
+) -> None:
     """Check that the logits of an exported graph are PyTorch's.
 
     Args:
         expected: float32 (N, classes), PyTorch's.
         exported: float32 (N, classes), the exported graph's.
         name: Of the network, for messages.
+        accepted: Largest accepted difference of a logit, by default `accepted_difference(expected)`. A slice whose top
+            two logits differ by more than twice as much keeps its class.
 
     Raises:
-        ExportError: A logit differs by more than MAX_ABS or is not finite, or a class differs without a tie.
+        ExportError: The shapes differ, or a logit differs by more than `accepted` or is not finite.
     """
     if expected.shape != exported.shape:
         raise ExportError(
@@ -250,17 +260,14 @@ def check_logits(expected: np.ndarray, exported: np.ndarray, *, name: str) -> No
         )
     if not np.isfinite(exported).all():
         raise ExportError(f"{name}: the exported graph returns NaN or infinite logits")
+    if not np.isfinite(expected).all():
+        raise ExportError(f"{name}: in PyTorch it returns NaN or infinite logits")
+    if accepted is None:
+        accepted = accepted_difference(expected)
     worst = float(np.abs(expected - exported).max())
-    if worst > MAX_ABS:
+    if worst > accepted:
         raise ExportError(
-            f"{name}: logits differ from PyTorch's by {worst:.2e}, at most {MAX_ABS:.0e} is allowed"
-        )
-    top = np.sort(expected, axis=1)
-    clear = top[:, -1] - top[:, -2] > TIE
-    wrong = int(((expected.argmax(1) != exported.argmax(1)) & clear).sum())
-    if wrong:
-        raise ExportError(
-            f"{name}: {wrong} of {len(expected)} slices get a different class than in PyTorch"
+            f"{name}: logits differ from PyTorch's by {worst:.2e}, at most {accepted:.1e} is allowed"
         )
 
 

@@ -9,7 +9,10 @@ import onnx
 from onnx import TensorProto, compose, helper
 
 from export.average import averaging_nodes
-from export.member import BATCH, MAX_ABS, ExportError, open_session
+from export.member import BATCH, ExportError, open_session
+
+# largest accepted difference of a probability between the merged graph and the members
+MAX_ABS = 1e-4
 
 
 def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -> onnx.ModelProto:
