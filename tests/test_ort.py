@@ -191,9 +191,18 @@ def test_the_tightest_quota_of_all_groups_holds(tmp_path, monkeypatch, files, ex
     assert usable_processors(tmp_path) == expected
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["not there", "refused"])
 @pytest.mark.parametrize(("count", "expected"), [(5, 5), (None, 1)])
-def test_without_an_affinity_mask_the_machine_is_counted(tmp_path, monkeypatch, count, expected):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+def test_without_an_affinity_mask_the_machine_is_counted(
+    tmp_path, monkeypatch, count, expected, refused
+):
+    def refuse(pid):
+        raise PermissionError(1, "Operation not permitted")
+
+    if refused:
+        monkeypatch.setattr(os, "sched_getaffinity", refuse, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: count)
     assert usable_processors(tmp_path) == expected
 

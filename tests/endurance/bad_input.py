@@ -1,9 +1,9 @@
 """Bad input of every class, tried at length: `python tests/endurance/bad_input.py [--edits 200] [--seed 0] [--only TEXT ...]`
 
 Prints a Markdown table: how many cases, how many were refused with a reason, how many accepted as what they are, how many
-crashed (anything but ImageError, InputError, BundleError or a usage error of one line, or the end of the process), and how
-many were silently wrong (other pixels than those of the sound file, and no error). Ends in 1 where one of the last two is not
-0. Each row runs in a process of its own. ORGAN_DATA_DIR names the directory of PngSuite's (tests/support/data_files.py).
+crashed (anything but ImageError, InputError, BundleError or a usage error of one line, or the end of the process), hung, and
+how many were silently wrong (other pixels or labels than those of the sound file, and no error). Ends in 1 where one of the
+last three is not 0. Each row runs in a process of its own. ORGAN_DATA_DIR names the directory of PngSuite's (tests/support/data_files.py).
 """
 
 import argparse
@@ -20,11 +20,13 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import bad_environments  # noqa: E402
 import numpy as np  # noqa: E402
 from support.bombs import bombs  # noqa: E402
 from support.damaged_files import answer, checked, cuts, edits, flips, outcome, unchecked  # noqa: E402
@@ -296,7 +298,7 @@ def rows(count: int, seed: int) -> dict[str, Callable[[], Outcomes]]:
         "arrays and objects that are no slices": arrays,
         "manifest cut, flipped, edited *": lambda: manifests(count, rng),
         "random arguments, the command run *": lambda: commands(count, rng),
-    }
+    } | {name: partial(row, count, rng) for name, row in bad_environments.ROWS.items()}
 
 
 def one(name: str, count: int, seed: int) -> None:
@@ -308,9 +310,23 @@ def one(name: str, count: int, seed: int) -> None:
     for what in rows(count, seed)[name]():
         kind = what.partition(":")[0]
         found[kind] += 1
-        if kind in ("crashed", "different"):
+        if kind in ("crashed", "different", "hung"):
             print(f"{name}: {what}", file=sys.stderr)
     os.write(out, json.dumps(found).encode())
+
+
+def row_in_a_process(name: str, given: list[str]) -> dict[str, int]:
+    """How often each outcome came."""
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "--row", name, *given],
+            stdout=subprocess.PIPE,
+            timeout=HOURS * 3600,
+            env=os.environ | {"ORGAN_INFER_CACHE": ""},
+        )
+    except subprocess.TimeoutExpired:
+        return {"hung": 1}
+    return json.loads(done.stdout) if done.returncode == 0 else {"crashed": 1}
 
 
 def main() -> int:
@@ -329,24 +345,18 @@ def main() -> int:
         return 0
     bad = 0
     print(
-        "| class of bad input | cases | refused | identical or accepted | crashed | silently wrong |"
+        "| class of bad input | cases | refused | identical or accepted | crashed | hung | silently wrong |"
     )
-    print("|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     given = ["--edits", str(options.edits), "--seed", str(options.seed)]
     for name in rows(options.edits, options.seed):
         if not any(text in name for text in options.only):
             continue
-        done = subprocess.run(
-            [sys.executable, __file__, "--row", name, *given],
-            stdout=subprocess.PIPE,
-            timeout=HOURS * 3600,
-            env=os.environ | {"ORGAN_INFER_CACHE": ""},
-        )
-        found = json.loads(done.stdout) if done.returncode == 0 else {"crashed": 1}
+        found = row_in_a_process(name, given)
         cases = sum(found.values())
-        crashed, wrong = found.get("crashed", 0), found.get("different", 0)
-        bad += crashed + wrong
-        columns = [cases, found.get("refused", 0), found.get("same", 0), crashed, wrong]
+        ends = [found.get(kind, 0) for kind in ("crashed", "hung", "different")]
+        bad += sum(ends)
+        columns = [cases, found.get("refused", 0), found.get("same", 0), *ends]
         if name.endswith("*"):
             columns[-1] = "–"
         print(

@@ -16,9 +16,11 @@ def usable_processors(root: Path = Path("/")) -> int:
     Returns:
         At least 1.
     """
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        # Not on every system, and a sandbox may refuse the call.
+        count = os.cpu_count() or 1
     quota = _cgroup_quota(root)
     return max(1, count if quota is None else min(count, math.ceil(quota)))
 
