@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import bad_environments  # noqa: E402
+import bad_pixels  # noqa: E402
 import numpy as np  # noqa: E402
 from support.bombs import bombs  # noqa: E402
 from support.damaged_files import answer, checked, cuts, edits, flips, outcome, unchecked  # noqa: E402
@@ -298,7 +299,10 @@ def rows(count: int, seed: int) -> dict[str, Callable[[], Outcomes]]:
         "arrays and objects that are no slices": arrays,
         "manifest cut, flipped, edited *": lambda: manifests(count, rng),
         "random arguments, the command run *": lambda: commands(count, rng),
-    } | {name: partial(row, count, rng) for name, row in bad_environments.ROWS.items()}
+    } | {
+        name: partial(row, count, rng)
+        for name, row in (bad_pixels.ROWS | bad_environments.ROWS).items()
+    }
 
 
 def one(name: str, count: int, seed: int) -> None:
