@@ -1,5 +1,6 @@
 """OrganClassifier: what goes in, what comes out, and how it lives in a program."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, child_environment, constant_graph, make_graph, write_bundle
 
-from organ_infer import InputError, OrganClassifier, OrganInferError, Prediction
+from organ_infer import BundleError, InputError, OrganClassifier, OrganInferError, Prediction
 from organ_infer.engine.session import Session
 
 
@@ -613,3 +614,40 @@ def test_one_channel_is_the_slice_without_it(classifier, slices):
     for given in (slices[:3, ..., None], [image[..., None] for image in slices[:3]]):
         np.testing.assert_array_equal(classifier.predict_proba(given), expected)
     np.testing.assert_array_equal(classifier.predict_proba(slices[0][..., None]), expected[:1])
+
+
+# The model that a program was tested with.
+
+
+def test_a_pinned_model_opens_and_another_is_refused(bundle, two_class_bundle):
+    digest = hashlib.sha256((Path(bundle) / "manifest.json").read_bytes()).hexdigest()
+    for pinned in (digest, digest.upper()):
+        with OrganClassifier(bundle, device="cpu", expected_sha256=pinned) as classifier:
+            assert classifier.sha256 == digest
+            with pickle.loads(pickle.dumps(classifier)) as again:
+                assert again.sha256 == digest
+    with pytest.raises(BundleError, match=f"another model, .*expected {digest}"):
+        OrganClassifier(two_class_bundle, device="cpu", expected_sha256=digest)
+
+
+def test_a_pickled_classifier_is_pinned(bundle_copy):
+    digest = hashlib.sha256((Path(bundle_copy) / "manifest.json").read_bytes()).hexdigest()
+    with OrganClassifier(bundle_copy, device="cpu", expected_sha256=digest) as classifier:
+        stored = pickle.dumps(classifier)
+    manifest = Path(bundle_copy) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    with pytest.raises(BundleError, match="another model"):
+        pickle.loads(stored)
+
+
+@pytest.mark.parametrize("value", ["", "0" * 63, "g" * 64, b"0" * 64, 7, True, "0" * 10_000])
+def test_a_digest_that_is_none_is_refused_in_a_short_line(bundle, value):
+    with pytest.raises(InputError, match="expected_sha256: expected 64 hexadecimal") as caught:
+        OrganClassifier(bundle, device="cpu", expected_sha256=value)
+    assert len(str(caught.value)) < 200
+
+
+def test_results_tell_whether_they_are_predictions(classifier, bad_image, pictures):
+    good = sorted(Path(pictures).iterdir())[0]
+    found = [result.ok for result in classifier.predict_paths([str(good), str(bad_image)])]
+    assert found == [True, False]

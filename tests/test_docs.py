@@ -269,8 +269,17 @@ def programs():
     }
 
 
+SERVICES = {"A web service", "asyncio and FastAPI"}
+SHOWN = {
+    "Threads": "22 bladder\n22 bladder\n",
+    "Processes": "8\n",
+    "Files in memory": "upload liver\n",
+    "A pinned model": "axial 11\nanother model\n",
+}
+
+
 @needs_default
-@pytest.mark.parametrize("name", sorted({*programs()} - {"A web service"}))
+@pytest.mark.parametrize("name", sorted({*programs()} - SERVICES))
 def test_the_programs_run(name, tmp_path):
     (tmp_path / "program.py").write_text(programs()[name])
     done = subprocess.run(
@@ -281,8 +290,23 @@ def test_the_programs_run(name, tmp_path):
         env=child_environment(),
         timeout=120,
     )
-    said = {"Threads": "22 bladder\n22 bladder\n", "Processes": "8\n"}.get(name, "")
-    assert (done.returncode, done.stdout) == (0, said), done.stderr
+    assert (done.returncode, done.stdout) == (0, SHOWN.get(name, "")), done.stderr
+
+
+@needs_default
+def test_the_asyncio_service_answers(tmp_path, monkeypatch):
+    pytest.importorskip("httpx", reason="httpx is not installed")
+    testing = pytest.importorskip("fastapi.testclient", reason="FastAPI is not installed")
+    program = {"__name__": "service"}
+    exec(compile(programs()["asyncio and FastAPI"], "service.py", "exec"), program)
+    picture = (ROOT / "examples" / "liver-1.png").read_bytes()
+    with testing.TestClient(program["app"]) as client:
+        assert len(client.get("/health").json()["model"]) == 64
+        (found,) = client.post("/", content=picture).json()
+        assert found["label"] == "liver" and found["path"] == "upload"
+        (failed,) = client.post("/", content=picture[:200]).json()
+        assert set(failed) == {"path", "error"}
+        assert client.post("/", content=bytes((16 << 20) + 1)).status_code == 413
 
 
 @needs_default
@@ -299,9 +323,9 @@ def test_the_web_service_answers(tmp_path):
         try:
             port = int(server.stdout.readline())
 
-            def ask(body):
+            def ask(body, path="/", method="POST"):
                 connection = HTTPConnection("127.0.0.1", port, timeout=30)
-                connection.request("POST", "/", body)
+                connection.request(method, path, body)
                 answer = connection.getresponse()
                 found = answer.status, json.loads(answer.read())
                 connection.close()
@@ -311,10 +335,14 @@ def test_the_web_service_answers(tmp_path):
             with ThreadPoolExecutor(4) as pool:
                 answers = list(pool.map(ask, [picture] * 8))
             assert all(answer == answers[0] for answer in answers)
-            status, found = answers[0]
+            status, (found,) = answers[0]
             assert (status, found["label"]) == (200, "liver")
             for body in (b"no picture", picture[:200], picture[:-30]):
-                assert ask(body)[0] == 400
+                status, (failed,) = ask(body)
+                assert status == 400 and set(failed) == {"path", "error"}
             assert ask(b"")[0] == 413
+            status, health = ask(b"", "/health", "GET")
+            assert status == 200 and len(health["model"]) == 64
+            assert ask(b"", "/other", "GET")[0] == 404
         finally:
             server.terminate()

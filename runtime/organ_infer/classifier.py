@@ -1,10 +1,11 @@
 """OrganClassifier, the entry point of the package: it classifies slices in memory and in files."""
 
 import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from .engine.tta import shifted_mean
 from .errors import ImageError, InputError, OrganInferError, one_line
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
-from .images.registry import open_slices
+from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
 from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
@@ -56,9 +57,15 @@ class OrganClassifier:
         cuda_graphs: Whether to use CUDA graphs. By default they are used, but none is recorded while
             PyTorch or CuPy uses CUDA in this process, because a recording makes calls of their threads
             fail. True records them nevertheless. No effect on the CPU.
+        expected_sha256: The `sha256` of the model that this program was tested with, or None for any.
+            Another bundle is refused.
+
+    Attributes:
+        manifest: What the bundle contains: the task with its classes, the input, the networks, figures of
+            validation and test.
 
     Raises:
-        BundleError: If the bundle is incomplete, altered, or of another format.
+        BundleError: If the bundle is incomplete, altered, of another format, or not the expected one.
         DeviceError: If onnxruntime is missing, or the device is not available.
         InputError: If an argument has the wrong type or value.
     """
@@ -73,8 +80,9 @@ class OrganClassifier:
         orientation: str | Sequence[str] | None = None,
         tta: bool = False,
         cuda_graphs: bool | None = None,
+        expected_sha256: str | None = None,
     ) -> None:
-        _check_options(device, threads, batch_size, tta, cuda_graphs)
+        _check_options(device, threads, batch_size, tta, cuda_graphs, expected_sha256)
         self._options: dict[str, Any] = {
             "bundle": None if bundle is None else os.path.abspath(bundle),
             "device": device,
@@ -83,6 +91,7 @@ class OrganClassifier:
             "orientation": None if orientation is None else parse_orientation(orientation),
             "tta": tta,
             "cuda_graphs": cuda_graphs,
+            "expected_sha256": expected_sha256,
         }
         self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
@@ -90,6 +99,7 @@ class OrganClassifier:
             device=device,
             threads=self._threads,
             cuda_graphs=cuda_graphs,
+            expected_sha256=expected_sha256,
         )
         self.manifest: Manifest = self._ensemble.manifest
         self._batch_size, self._tta = batch_size, tta
@@ -105,6 +115,12 @@ class OrganClassifier:
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the probabilities."""
         return self.manifest.task.classes
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the bundle's manifest.json. It identifies the model, because the manifest lists the
+        SHA-256 of every other file. `organ-infer --check` prints it too."""
+        return self._ensemble.sha256
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -194,10 +210,51 @@ class OrganClassifier:
             raise InputError(
                 f"paths: expected a sequence of paths, found one ({paths!r}); pass [path]"
             )
-        _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
-        _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
-        _check_switch("any_modality", any_modality)
-        return self._predict_paths(paths, Limits(pixel_limit, file_limit, any_modality))
+        return self._predict_paths(paths, _limits(pixel_limit, file_limit, any_modality))
+
+    def predict_bytes(
+        self,
+        data: bytes | bytearray | memoryview | BinaryIO,
+        *,
+        name: str = "data",
+        pixel_limit: int = PIXEL_LIMIT,
+        file_limit: int = FILE_LIMIT,
+        any_modality: bool = False,
+    ) -> list[Prediction | ImageFailure]:
+        """Classify an image file that is in memory, such as an upload, with the checks and limits of files.
+
+        Args:
+            data: The content of a file of any supported format, or a stream open for reading bytes, which is
+                read to its end.
+            name: Names the results, as a path names those of `predict_paths`.
+            pixel_limit: As for `predict_paths`.
+            file_limit: As for `predict_paths`. A longer stream is read up to the limit only.
+            any_modality: As for `predict_paths`.
+
+        Returns:
+            A Prediction per slice, or an ImageFailure if it cannot be read. At least one.
+
+        Raises:
+            InputError: If an argument has the wrong type, or a limit is not a positive whole number.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        limits = _limits(pixel_limit, file_limit, any_modality)
+        if not isinstance(name, str):
+            raise InputError(f"name: expected text, found {type(name).__name__}")
+        content = _content(data, file_limit)
+        batches = read_batches(
+            [name],
+            batch_size=self._batch_size,
+            spec=self.manifest.input,
+            load=lambda _: (
+                (name + suffix, read) for suffix, read in decode_slices(content, limits)
+            ),
+            prepare=self._prepare,
+            plain_pixel_limit=0,
+            threads=self._threads,
+        )
+        return [result for batch in batches for result in self._results(batch)]
 
     def _predict_paths(
         self, paths: Iterable[str | os.PathLike[str]], limits: Limits
@@ -377,7 +434,9 @@ def _reopen(cls: type[OrganClassifier], options: dict[str, Any]) -> OrganClassif
     return cls(**options)
 
 
-def _check_options(device: Any, threads: Any, batch_size: Any, tta: Any, cuda_graphs: Any) -> None:
+def _check_options(
+    device: Any, threads: Any, batch_size: Any, tta: Any, cuda_graphs: Any, expected_sha256: Any
+) -> None:
     try:
         parse_device(device)
     except ValueError as e:
@@ -388,6 +447,46 @@ def _check_options(device: Any, threads: Any, batch_size: Any, tta: Any, cuda_gr
     _check_switch("tta", tta)
     if cuda_graphs is not None:
         _check_switch("cuda_graphs", cuda_graphs)
+    if expected_sha256 is not None and not (
+        isinstance(expected_sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", expected_sha256)
+    ):
+        raise InputError(
+            f"expected_sha256: expected 64 hexadecimal digits, found {expected_sha256!r:.80}"
+        )
+
+
+def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
+    _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
+    _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
+    _check_switch("any_modality", any_modality)
+    return Limits(pixel_limit, file_limit, any_modality)
+
+
+def _content(data: Any, limit: int) -> bytes:
+    """Return the bytes of `data`, of a stream at most one more than `limit`, which `decode_slices` then refuses."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    read = getattr(data, "read", None)
+    if read is None:
+        raise InputError(
+            "data: expected bytes or a stream open for reading bytes,"
+            f" found {type(data).__name__}; for paths use predict_paths, for pixels predict"
+        )
+    pieces: list[bytes] = []
+    left = limit + 1
+    while left > 0:
+        piece = read(left)
+        if piece and not isinstance(piece, bytes):
+            raise InputError(
+                f"data: the stream returns {type(piece).__name__}, not bytes; open it in binary mode"
+            )
+        if not piece:
+            break
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

@@ -1,6 +1,7 @@
 """The results of classification: one Prediction or ImageFailure per slice."""
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 __all__ = ["ImageFailure", "Prediction"]
 
@@ -24,7 +25,10 @@ class Prediction:
         organ: The organ with the highest probability.
         organ_probability: Probability of `organ`, 0 to 1.
         warnings: Every conversion of the input, and anything implausible about it.
+        ok: Always True. `if result.ok:` tells type checkers that a result is a Prediction.
     """
+
+    ok: ClassVar[Literal[True]] = True
 
     path: str | None
     label: str
@@ -43,7 +47,10 @@ class ImageFailure:
     Attributes:
         path: The path as given, with `#0`, `#1`, ... for one slice of a file of many.
         error: The reason, one line.
+        ok: Always False.
     """
+
+    ok: ClassVar[Literal[False]] = False
 
     path: str
     error: str

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.files import Manifest, Member, UnverifiedBundle, list_bundle
-from ..errors import DeviceError, OrganInferError
+from ..errors import BundleError, DeviceError, OrganInferError
 from .cuda import CLOSED, Placement
 from .devices import parse_device
 from .graph_cache import Cache, cache_directory, graph_files
@@ -31,7 +31,12 @@ Probabilities = NDArray[np.float64]
 
 
 def open_ensemble(
-    directory: str | os.PathLike[str], *, device: str, threads: int, cuda_graphs: bool | None = None
+    directory: str | os.PathLike[str],
+    *,
+    device: str,
+    threads: int,
+    cuda_graphs: bool | None = None,
+    expected_sha256: str | None = None,
 ) -> "Ensemble":
     """Open the graphs that a bundle has for a device.
 
@@ -40,6 +45,7 @@ def open_ensemble(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: The number of threads for all networks together.
         cuda_graphs: Whether CUDA may record runs as CUDA graphs; None, unless another library uses CUDA.
+        expected_sha256: The SHA-256 of manifest.json, or None for any.
 
     Returns:
         The opened networks.
@@ -49,6 +55,11 @@ def open_ensemble(
         DeviceError: onnxruntime is missing, cannot open a graph, or does not activate the device.
     """
     bundle = list_bundle(directory)
+    if expected_sha256 is not None and bundle.sha256 != expected_sha256.lower():
+        raise BundleError(
+            f"{bundle.directory}: another model, its manifest.json has sha256 {bundle.sha256}, expected"
+            f" {expected_sha256.lower()}; pass the bundle that was pinned, or its new sha256"
+        )
     # The lookup runs while onnxruntime loads.
     with CacheLookup(bundle, device) as lookup:
         ort = import_onnxruntime()
@@ -195,7 +206,8 @@ class _Opener:
         )
 
     def _ensemble(self, sessions: list[Session]) -> "Ensemble":
-        return Ensemble(self._bundle.manifest, self.variants, sessions, self._parallel)
+        bundle = self._bundle
+        return Ensemble(bundle.manifest, self.variants, sessions, self._parallel, bundle.sha256)
 
 
 def _workers(count: int) -> "ThreadPoolExecutor":
@@ -218,7 +230,12 @@ class Ensemble:
     """Opened networks whose probabilities are averaged. Any thread may use it, but only in the process that opened it."""
 
     def __init__(
-        self, manifest: Manifest, variants: Sequence[Member], sessions: list[Session], parallel: int
+        self,
+        manifest: Manifest,
+        variants: Sequence[Member],
+        sessions: list[Session],
+        parallel: int,
+        sha256: str = "",
     ) -> None:
         """Combine opened networks.
 
@@ -227,7 +244,9 @@ class Ensemble:
             variants: The manifest's entry of each network.
             sessions: The networks, in the same order.
             parallel: The number of networks that run at the same time, each with its share of the threads.
+            sha256: Of the bundle's manifest.json.
         """
+        self.sha256 = sha256
         self.manifest = manifest
         self.providers = sessions[0].providers
         self._sessions = sessions
