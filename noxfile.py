@@ -72,8 +72,18 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict."""
-    session.install("-e", ".[dev,cpu]")
+    session.install("-e", ".[dev,cpu]", "pyright[nodejs]", "fastapi", "httpx")
     session.run("mypy")
+    # The programs of README and docs, those that need FastAPI as well.
+    session.run(
+        "pytest",
+        "-m",
+        "",
+        "tests/test_typed_programs.py",
+        "tests/test_docs.py",
+        "-k",
+        "typed or asyncio",
+    )
 
 
 @nox.session

@@ -5,7 +5,7 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
 from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
+
+if TYPE_CHECKING:
+    from .images.memory import Images
 
 __all__ = ["OrganClassifier"]
 
@@ -74,7 +77,7 @@ class OrganClassifier:
         self,
         bundle: str | os.PathLike[str] | None = None,
         *,
-        device: str = "auto",
+        device: Literal["auto", "cpu", "cuda"] | str = "auto",
         threads: int | None = None,
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
@@ -132,7 +135,7 @@ class OrganClassifier:
         """For each network on CUDA, its file and where onnxruntime placed its nodes. Empty on the CPU."""
         return self._ensemble.placements
 
-    def predict_proba(self, images: Any) -> NDArray[np.float32]:
+    def predict_proba(self, images: "Images") -> NDArray[np.float32]:
         """Return the probabilities of each class.
 
         Args:
@@ -151,7 +154,7 @@ class OrganClassifier:
         probabilities = [self._probabilities(packed) for packed in self._packed_batches(slices)]
         return np.concatenate(probabilities).astype(np.float32)
 
-    def predict(self, images: Any) -> list[Prediction]:
+    def predict(self, images: "Images") -> list[Prediction]:
         """Classify slices in memory.
 
         Args:

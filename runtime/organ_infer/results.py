@@ -25,7 +25,8 @@ class Prediction:
         organ: The organ with the highest probability.
         organ_probability: Probability of `organ`, 0 to 1.
         warnings: Every conversion of the input, and anything implausible about it.
-        ok: Always True. `if result.ok:` tells type checkers that a result is a Prediction.
+        ok: Always True. Type checkers tell a Prediction from an ImageFailure by `result.ok is True`, mypy also by
+            `if result.ok:`.
     """
 
     ok: ClassVar[Literal[True]] = True
