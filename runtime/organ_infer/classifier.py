@@ -50,7 +50,7 @@ class OrganClassifier:
             that CUDA_VISIBLE_DEVICES leaves visible.
         threads: Threads of onnxruntime. By default as many as the process's CPU affinity and the
             container's CPU quota allow.
-        batch_size: Slices per run of a network, 1 to 4,096.
+        batch_size: Slices per run of a network, 1 to 4,096, by default 64.
         orientation: Orientation of the inputs, to reorient them to the model's. Two letters of
             L R A P H F: the patient directions in which the row index, then the column index grow ("PL":
             posterior, left). A file that states its orientation uses that one. By default inputs are used
@@ -196,8 +196,9 @@ class OrganClassifier:
 
         Args:
             paths: Image files.
-            pixel_limit: Pixels per slice. Larger slices are refused.
-            file_limit: Bytes per file, and of what it decompresses to. Larger files are refused.
+            pixel_limit: Pixels per slice, by default 89,478,485. Larger slices are refused.
+            file_limit: Bytes per file, and of what it decompresses to, by default 256 MiB. Larger files are
+                refused.
             any_modality: Also classify DICOM of other modalities than CT, with a warning.
 
         Returns:
