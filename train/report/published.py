@@ -79,7 +79,6 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
         Published(_OFFICIAL, "28", 0.935, 0.997, "validation"),
         Published(_OFFICIAL, "28 upscaled to 224", 0.951, 0.998),
         Published(_DOERRICH, "224", 0.969, note="three seeds"),
-        Published("a vote of four networks", "224", 0.9857, note="ECE 0.0073"),
     ),
     "organcmnist": (
         Published(_OFFICIAL, "28", 0.905, 0.992, "validation"),
