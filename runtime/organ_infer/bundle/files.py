@@ -150,8 +150,9 @@ def open_bundle(directory: str | os.PathLike[str], device: str = "cpu") -> Bundl
 
 def _manifest_text(folder: Path) -> tuple[bytes, str]:
     """Return the bytes of manifest.json, and its path."""
-    if not folder.is_dir():
-        problem = "not a directory" if folder.exists() else "no such directory"
+    # Path.is_dir raises for names that are too long and directories that may not be entered.
+    if not os.path.isdir(folder):
+        problem = "not a directory" if os.path.exists(folder) else "no such directory"
         raise BundleError(f"{folder}: {problem}; pass a bundle, a directory with {MANIFEST_FILE}")
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):

@@ -5,10 +5,12 @@ A new option is one `add_argument` call, one field of `Options`, and its use.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..engine.devices import parse_device
+from ..errors import short_repr, shorten
 from .formats import FORMATS
 
 __all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
@@ -58,15 +60,24 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see organ-infer --help)")
+        raise UsageError(f"{shorten(message, 1000)} (see organ-infer --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(_encodable(message, file), file)
 
 
 class _VersionAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
-        print(f"organ-infer {__version__}")
+        print(_encodable(f"organ-infer {__version__}", sys.stdout))
         parser.exit()
+
+
+def _encodable(text: str, file: Any) -> str:
+    """Escape what the encoding of a text file lacks, such as a class name in an ASCII locale."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def dataset_name(flag: str) -> str:
@@ -282,7 +293,7 @@ def _count(limit: int) -> Callable[[str], int]:
     def parse_count(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
             raise argparse.ArgumentTypeError(
-                f"expected a whole number from 1 to {limit:,}, found {text!r}"
+                f"expected a whole number from 1 to {limit:,}, found {short_repr(text)}"
             )
         return int(text)
 
@@ -295,7 +306,9 @@ def _probability(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0 and at most 1, found {short_repr(text)}"
+        )
     return value
 
 

@@ -41,20 +41,23 @@ ENTRY_LIMIT = 8
 HASH_THREADS = 4
 # Seconds after which an unfinished entry counts as left behind by a killed process.
 ABANDONED = 3600
+_NOT_UTF8 = f"the path is not UTF-8; set {VARIABLE} to another directory"
 
 
 def cache_directory() -> Path | None:
     """Return the directory of the cache, or None if it is switched off or no directory can be chosen."""
     setting = os.environ.get(VARIABLE)
-    if setting is not None:
-        return Path(setting).absolute() if setting else None
     try:
+        if setting is not None:
+            return Path(setting).absolute() if setting else None
         from platformdirs import user_cache_path
 
-        return user_cache_path("organ_infer", appauthor=False)
+        path = user_cache_path("organ_infer", appauthor=False)
     except (ImportError, OSError, RuntimeError):
-        # RuntimeError means that there is no home directory.
+        # OSError: the working directory was removed. RuntimeError: there is no home directory.
         return None
+    # A relative HOME or XDG_CACHE_HOME would put a cache into every working directory.
+    return path if path.is_absolute() else None
 
 
 def describe_cache() -> str:
@@ -63,6 +66,8 @@ def describe_cache() -> str:
     if root is None:
         switched_off = os.environ.get(VARIABLE) == ""
         return f"none ({VARIABLE} is empty)" if switched_off else "none (no directory for it)"
+    if not _is_utf8(root):
+        return f"{root}, not used: {_NOT_UTF8}"
     try:
         if not _is_safe_root(root):
             return f"{root}, not used: other users may write to it (run chmod go-w on it)"
@@ -116,6 +121,9 @@ class Cache:
             The path of each optimized graph by the name of the bundle's file. None if there is no entry, it is damaged,
             or `files` changed since they were verified for it.
         """
+        if not _is_utf8(self.root):
+            # Reported once, by new_entry.
+            return None
         try:
             record = self._record(files)
             if record is None or not self._is_intact(record["sha256"], warned):
@@ -170,6 +178,8 @@ class Cache:
         with contextlib.ExitStack() as stack:
             folder = None
             try:
+                if not _is_utf8(self.root):
+                    raise OSError(_NOT_UTF8)
                 identities = _identities(files)
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not _is_safe_root(self.root):
@@ -228,6 +238,15 @@ class Cache:
         abandoned = [path for path, start in begun.items() if start < time.time() - ABANDONED]
         for path in {*last_use, *abandoned} - {*recent}:
             _remove(path)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Return whether onnxruntime can open files below this path. It takes paths as UTF-8 only."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remove(folder: Path) -> None:
