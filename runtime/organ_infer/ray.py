@@ -175,7 +175,7 @@ def classify(
         raise InputError(
             f"format: expected one of {', '.join(_WRITERS)}, found {short_repr(format)}"
         )
-    workers = _whole_number("workers", _number("workers", workers, 1))
+    workers = _worker_count(workers)
     num_cpus, num_gpus = _number("num_cpus", num_cpus, 0), _number("num_gpus", num_gpus, 0)
     target = _output_directory(out)
     names = _image_paths(paths)
@@ -225,10 +225,10 @@ def _number(name: str, value: Any, least: int) -> Any:
     return number
 
 
-def _whole_number(name: str, value: Any) -> int:
-    if not isinstance(value, int):
-        raise InputError(f"{name}: expected a whole number, found {short_repr(value)}")
-    return value
+def _worker_count(value: Any) -> int:
+    if isinstance(value, float) and value >= 1:
+        raise InputError(f"workers: expected a whole number, found {short_repr(value)}")
+    return int(_number("workers", value, 1))
 
 
 def _working_directory() -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..engine.devices import parse_device
 from ..errors import short_repr, shorten
 from .formats import FORMATS
+from .progress import encodable
 
 __all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
 
@@ -63,21 +64,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{shorten(message, 1000)} (see organ-infer --help)")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        super()._print_message(_encodable(message, file), file)
+        super()._print_message(encodable(message, file), file)
 
 
 class _VersionAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
-        print(_encodable(f"organ-infer {__version__}", sys.stdout))
+        print(encodable(f"organ-infer {__version__}", sys.stdout))
         parser.exit()
-
-
-def _encodable(text: str, file: Any) -> str:
-    """Escape what the encoding of a text file lacks, such as a class name in an ASCII locale."""
-    encoding = getattr(file, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def dataset_name(flag: str) -> str:

@@ -5,10 +5,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from ..errors import printable, shorten
 
-__all__ = ["Messages", "library_messages"]
+__all__ = ["Messages", "encodable", "library_messages"]
 
 # Seconds between two drawings of the bar.
 INTERVAL = 0.1
@@ -76,16 +77,22 @@ class Messages:
     def _write(self, text: str) -> None:
         if sys.stderr is None:
             return
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             buffer = getattr(sys.stderr, "buffer", None)
             if buffer is None:
                 # A program has put another object there, such as io.StringIO.
-                sys.stderr.write(text)
+                sys.stderr.write(encodable(text, sys.stderr))
             else:
                 # UTF-8 whatever the locale, as in the results.
+                sys.stderr.flush()
                 buffer.write(text.encode("utf-8"))
                 buffer.flush()
+
+
+def encodable(text: str, file: Any) -> str:
+    """Escape what the encoding of a text file lacks, such as the letters of a name in an ASCII locale."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import one_line
+from ..errors import one_line, shorten
 from ..files import partial_directory, sha256_of
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
@@ -30,6 +30,8 @@ logger = logging.getLogger("organ_infer")
 VARIABLE = "ORGAN_INFER_CACHE"
 # The names of entries begin with it.
 PREFIX = "bundle-"
+# Characters of a path in a log message.
+PATH_LIMIT = 1000
 # Increased if the files of an entry change their meaning.
 ENTRY_FORMAT = 2
 RECORD = "record.json"
@@ -41,7 +43,7 @@ ENTRY_LIMIT = 8
 HASH_THREADS = 4
 # Seconds after which an unfinished entry counts as left behind by a killed process.
 ABANDONED = 3600
-_NOT_UTF8 = f"the path is not UTF-8; set {VARIABLE} to another directory"
+_NOT_UTF8 = "the path is not UTF-8; set ORGAN_INFER_CACHE to another directory"
 
 
 def cache_directory() -> Path | None:
@@ -71,7 +73,8 @@ def describe_cache() -> str:
     try:
         if not _is_safe_root(root):
             return f"{root}, not used: other users may write to it (run chmod go-w on it)"
-        entries = list(root.glob(f"{PREFIX}*"))
+        # Path.glob would find nothing in a file.
+        entries = [path for path in root.iterdir() if path.name.startswith(PREFIX)]
         size = sum(path.stat().st_size for entry in entries for path in entry.iterdir())
     except FileNotFoundError:
         return f"{root}, not created yet"
@@ -121,8 +124,8 @@ class Cache:
             The path of each optimized graph by the name of the bundle's file. None if there is no entry, it is damaged,
             or `files` changed since they were verified for it.
         """
-        if not _is_utf8(self.root):
-            # Reported once, by new_entry.
+        # Without a cache, new_entry creates it or reports why not.
+        if not (os.path.isdir(self.root) and _is_utf8(self.root)):
             return None
         try:
             record = self._record(files)
@@ -224,7 +227,11 @@ class Cache:
             self._remove_old_entries()
 
     def _log_failure(self, error: OSError) -> None:
-        logger.info("%s: the optimized graphs were not cached (%s)", self.root, one_line(error))
+        logger.info(
+            "%s: the optimized graphs were not cached (%s)",
+            shorten(str(self.root), PATH_LIMIT),
+            error.strerror or one_line(error),
+        )
 
     def _remove_old_entries(self) -> None:
         """Remove the least recently used entries, and unfinished entries of killed processes."""
