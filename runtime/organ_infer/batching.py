@@ -34,7 +34,7 @@ ERROR_LIMIT = 2000
 # the warnings of a slice that was read, or the error of one that was not
 Outcome = tuple[str, ...] | str
 # takes a chunk of paths, and a function that returns whether to stop
-ReadChunk = Callable[[Sequence[Path], Callable[[], bool]], Iterator["Batch"]]
+ReadChunk = Callable[[list[Path], Callable[[], bool]], Iterator["Batch"]]
 
 
 @dataclass(frozen=True)
@@ -181,15 +181,21 @@ def pack_slices(
     return pack(slices, spec.size, mean=spec.mean, std=spec.std, window=window, out=out)
 
 
-def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[str]]:
-    """Yield the paths as str, in lists of up to `size`. No more paths are taken than are needed.
+def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
+    """Yield the paths in lists of up to `size`. No more paths are taken than are needed.
 
     Raises:
         InputError: If one of them is no path. The message names its position.
     """
-    remaining = (path_text(path, f"paths[{i}]") for i, path in enumerate(paths))
+    remaining = _checked(paths)
     while chunk := list(islice(remaining, size)):
         yield chunk
+
+
+def _checked(paths: Iterable[Path]) -> Iterator[Path]:
+    for i, path in enumerate(paths):
+        path_text(path, f"paths[{i}]")
+        yield path
 
 
 class _Prefetcher:
