@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -390,6 +391,16 @@ def test_a_value_is_shown_on_one_short_line():
     assert shorten("abc", 3) == "abc"
     assert len(shorten("a" * 50 + "z" * 50, 20)) == 20
     assert shorten("a" * 50 + "z" * 50, 20) == "aaaaaaaaaa ... zzzzz"
+
+
+@pytest.mark.parametrize("value", [b"x" * (1 << 24), bytearray(1 << 24), "x" * (1 << 24)], ids=type)
+def test_a_long_value_is_not_copied_to_show_its_beginning(value):
+    tracemalloc.start()
+    try:
+        assert len(short_repr(value)) <= 120
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_line_of_the_command_is_bounded(capfdbinary):

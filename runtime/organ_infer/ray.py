@@ -68,8 +68,8 @@ class ClassifyBatch:
 
     There is one row per slice (`path#0`, `path#1`, ... for a file of many), with the columns path, label,
     index, probability, organ, organ_probability, warnings and error, and one column per class with its
-    probability. If an image cannot be read, all columns but path, warnings and error are null. Otherwise
-    error is null.
+    probability. Paths are escaped as by `organ_infer.escape_path`. If an image cannot be read, all columns
+    but path, warnings and error are null. Otherwise error is null.
 
     Args:
         bundle: The bundle's directory, or None for the packaged bundle.
