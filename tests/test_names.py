@@ -29,6 +29,7 @@ from organ_infer import (
     ray,
     unescape_path,
 )
+from organ_infer.bundle.files import open_bundle, read_manifest
 from organ_infer.cli import main
 from organ_infer.cli.arguments import parse
 from organ_infer.cli.paths import Candidates
@@ -221,6 +222,15 @@ def test_without_a_working_directory(bundle, three_images, tmp_path):
 def test_a_bundle_that_no_file_can_be_named_is_no_directory(name):
     with pytest.raises(BundleError, match="no such directory; pass a bundle"):
         OrganClassifier(name)
+
+
+@pytest.mark.parametrize("call", [OrganClassifier, open_bundle, read_manifest])
+def test_an_error_can_always_be_printed(call, tmp_path):
+    with pytest.raises(BundleError) as told:
+        call(os.path.join(os.fsencode(tmp_path), b"caf\xe9\n"))
+    assert str(told.value).startswith(f"{tmp_path}/caf\\xe9\\x0a: no such directory; pass a bundle")
+    with pytest.raises(InputError, match=r"expected a path .*, found nan;"):
+        call(float("nan"))
 
 
 def test_a_bundle_may_be_named_by_bytes(bundle):

@@ -26,6 +26,10 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 class OrganInferError(Exception):
     """Base class of every error that organ_infer raises on purpose."""
 
+    def __str__(self) -> str:
+        # Paths in a message may hold anything, but a message can always be printed, on one line.
+        return printable(super().__str__())
+
 
 class BundleError(OrganInferError):
     """The bundle is incomplete, altered, or in a format that this version does not read."""

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import one_line, shorten
+from ..errors import one_line, printable, shorten
 from ..files import partial_directory, sha256_of
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
@@ -161,7 +161,9 @@ class Cache:
             for path, sha256 in zip(paths, workers.map(sha256_of, paths), strict=True):
                 if sha256 != checksums[path.name]:
                     level = logging.DEBUG if warned else logging.WARNING
-                    logger.log(level, "%s: damaged; rebuilding the cached graph", path)
+                    logger.log(
+                        level, "%s: damaged; rebuilding the cached graph", printable(str(path))
+                    )
                     return False
         return True
 
@@ -229,7 +231,7 @@ class Cache:
     def _log_failure(self, error: OSError) -> None:
         logger.info(
             "%s: the optimized graphs were not cached (%s)",
-            shorten(str(self.root), PATH_LIMIT),
+            shorten(printable(str(self.root)), PATH_LIMIT),
             error.strerror or one_line(error),
         )
 
