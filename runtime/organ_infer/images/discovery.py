@@ -76,7 +76,8 @@ def _entries(
                     names.append((os.fsencode(entry.name) + b"/", entry.name, True))
                 elif is_directory:
                     continue
-                elif os.path.isdir(entry.path):
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    # Not entry.is_dir(), which raises for a link to itself.
                     if recursive:
                         on_skipped(entry.path, Skipped.LINK)
                 elif entry.name.lower().endswith(SUFFIXES) or has_known_content(entry.path):
