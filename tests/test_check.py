@@ -112,7 +112,7 @@ def test_a_report_names_any_path_on_one_line(command, bundle, tmp_path):
 
     folder = shutil.copytree(bundle, tmp_path / "new\nline")
     done = command("--check", model=folder)
-    assert done.returncode == 0 and "new\\nline" in values(done.stdout)["bundle"]
+    assert done.returncode == 0 and "new\\x0aline" in values(done.stdout)["bundle"]
 
 
 @pytest.mark.parametrize(

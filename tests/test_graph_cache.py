@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,82 @@ def test_nothing_fails_if_nothing_can_be_cached(root, two, slices, caplog):
     with caplog.at_level(logging.INFO, logger="organ_infer"):
         answer(two, slices)
     assert f"{root}: the optimized graphs were not cached (" in caplog.text
+
+
+# Environments without a place for a cache, and what the log says of it. {} is a directory.
+HOME = {"ORGAN_INFER_CACHE": None, "XDG_CACHE_HOME": None}
+NO_PLACE = {
+    "not UTF-8": ({"ORGAN_INFER_CACHE": "{}/cach\udce9"}, "the path is not UTF-8"),
+    "XDG_CACHE_HOME not UTF-8": (
+        HOME | {"XDG_CACHE_HOME": "{}/cach\udce9"},
+        "the path is not UTF-8",
+    ),
+    "HOME not UTF-8": (HOME | {"HOME": "{}/hom\udce9"}, "the path is not UTF-8"),
+    "a file": ({"ORGAN_INFER_CACHE": "{}/file"}, "were not cached"),
+    "below a file": ({"ORGAN_INFER_CACHE": "{}/file/a"}, "were not cached"),
+    "a long name": ({"ORGAN_INFER_CACHE": "{}/" + "x" * 300}, "were not cached"),
+    "a long path": ({"ORGAN_INFER_CACHE": "{}" + "/xxx" * 2000}, "were not cached"),
+    "a device": ({"ORGAN_INFER_CACHE": "/dev/null"}, "were not cached"),
+    "a directory that cannot be written": ({"ORGAN_INFER_CACHE": "/proc"}, "were not cached"),
+}
+
+
+@posix
+@pytest.mark.parametrize("kind", NO_PLACE)
+def test_without_a_place_for_a_cache_the_answers_are_the_same(
+    kind, two, slices, tmp_path, monkeypatch, caplog
+):
+    expected = answer(two, slices)
+    monkeypatch.setattr(ensemble, "CACHE_THRESHOLD", 0)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "work").mkdir()
+    variables, words = NO_PLACE[kind]
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value.format(tmp_path))
+    monkeypatch.chdir(tmp_path / "work")
+    before = sorted(tmp_path.rglob("*"))
+    with caplog.at_level(logging.INFO, logger="organ_infer"):
+        assert np.array_equal(answer(two, slices), expected)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    message = caplog.records[0].getMessage()
+    assert words in message and message.isprintable() and len(message) < 1200
+    if kind != "a directory that cannot be written":
+        assert "not used: " in describe_cache() or "not created yet" in describe_cache()
+
+
+@pytest.mark.parametrize("variables", [{"XDG_CACHE_HOME": "here"}, {"HOME": "here"}, {"HOME": "~"}])
+def test_a_relative_home_never_puts_a_cache_into_the_working_directory(monkeypatch, variables):
+    """Versions of platformdirs differ in what they do with it."""
+    import platformdirs
+
+    monkeypatch.delenv("ORGAN_INFER_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    directory = cache_directory()
+    assert directory is None or directory.is_absolute()
+    for relative in ("here/organ_infer", "~/.cache/organ_infer"):
+        monkeypatch.setattr(
+            platformdirs, "user_cache_path", lambda *_, where=relative, **__: Path(where)
+        )
+        assert cache_directory() is None and describe_cache() == "none (no directory for it)"
+
+
+@posix
+def test_a_relative_cache_in_a_directory_that_was_removed_is_no_cache(
+    two, slices, tmp_path, monkeypatch
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(ensemble, "CACHE_THRESHOLD", 0)
+    monkeypatch.setenv("ORGAN_INFER_CACHE", "here")
+    assert cache_directory() is None
+    assert len(answer(two, slices)) == len(slices)
 
 
 def test_a_failed_save_still_opens(root, two, slices, monkeypatch):
@@ -465,7 +542,7 @@ def test_a_cache_is_described(files, tmp_path, monkeypatch):
         describe_cache() == f"{root}, not used: other users may write to it (run chmod go-w on it)"
     )
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0]))
-    assert describe_cache() == f"{files[0]}, 0 bundles, 0.0 MB"
+    assert describe_cache().startswith(f"{files[0]}, not used: [Errno 20] Not a directory")
     monkeypatch.setenv("ORGAN_INFER_CACHE", str(files[0] / "below"))
     assert describe_cache().startswith(f"{files[0] / 'below'}, not used: ")
     monkeypatch.delenv("ORGAN_INFER_CACHE")

@@ -641,7 +641,8 @@ def test_json_is_read_as_the_standard_has_it():
 
 def test_a_long_text_is_clipped_to_its_most():
     assert clipped("x" * 60) == "x" * 60 and clipped("x" * 61) == "x" * 57 + "..."
-    assert clipped("\n" * 30, 60) == "\\n" * 30 and clipped("\n" * 31) == ("\\n" * 31)[:57] + "..."
+    assert clipped("\n" * 15, 60) == "\\x0a" * 15
+    assert clipped("\n" * 16) == ("\\x0a" * 16)[:57] + "..."
     assert clipped("abcdef", 5) == "ab..."
     with pytest.raises(BundleError) as told:
         parse_json(f'{{"{"k" * 300}": 1, "{"k" * 300}": 1}}', "w")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import UserList
 
 import numpy as np
 import pytest
@@ -171,11 +172,12 @@ def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, en
 
 
 def test_an_error_of_reading_comes_in_its_place(bundle, pictures, monkeypatch):
-    paths = [pictures / "s00.png"] * 20 + [None] + [pictures / "s01.png"] * 20
+    # A list would be checked before the first file is read.
+    paths = UserList([pictures / "s00.png"] * 20 + [None] + [pictures / "s01.png"] * 20)
     with OrganClassifier(bundle, device="cpu", batch_size=8) as opened:
         results = opened.predict_paths(paths)
         assert [next(results).index for _ in range(16)]
-        with pytest.raises(TypeError, match="NoneType"):
+        with pytest.raises(InputError, match=r"^paths\[20\]: .*, found None;"):
             next(results)
     assert threads_reading() == []
 

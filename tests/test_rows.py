@@ -18,7 +18,7 @@ from organ_infer.bundle.files import Task
 from organ_infer.cli import formats
 from organ_infer.cli.formats import FORMATS, RowOptions
 from organ_infer.cli.output import ClosedPipe, OutputError, Writer
-from organ_infer.errors import printable
+from organ_infer.names import escape_path
 
 ORGANS = Task("organamnist", "axial", tuple(CLASSES), tuple(map(tuple, PAIRED))).organs()
 
@@ -139,7 +139,7 @@ def test_text_is_the_likeliest_labels_then_the_path(result, top, least):
     width = max(map(len, CLASSES))  # `uncertain` is shorter than the longest of them
     pairs, path = line[: (width + 7) * count - 1], line[(width + 7) * count - 1 :]
     shown = [pairs[i : i + width + 6] for i in range(0, len(pairs), width + 7)]
-    assert path == f" {printable(result.path)}\n" and line.count("\n") == 1
+    assert path == f" {escape_path(result.path, one_line=True)}\n" and line.count("\n") == 1
     assert len(shown) == count
     ranked = sorted(result.probabilities, reverse=True)[:count]
     assert [pair[width:] for pair in shown] == [f" {p:.3f}" for p in ranked]
@@ -154,7 +154,7 @@ def test_text_is_the_likeliest_labels_then_the_path(result, top, least):
 @given(result=predictions, top=st.integers(1, 8))
 def test_text_with_organs_has_the_sums_of_both_sides(result, top):
     line = format_of("text", top, by_organ=True).row(result)
-    words = line.removesuffix(f" {printable(result.path)}\n").split()
+    words = line.removesuffix(f" {escape_path(result.path, one_line=True)}\n").split()
     found = dict(zip(words[::2], words[1::2], strict=True))
     sums = {
         name: sum(p for p, organ in zip(result.probabilities, ORGANS, strict=True) if organ == name)
@@ -208,12 +208,16 @@ def test_nine_digits_name_every_float32():
     assert formats._nine_digits(float(np.float32(0.1))) == 0.100000001
 
 
-def test_a_name_that_is_not_utf8_is_escaped_in_jsonl_and_no_other():
-    assert (
-        format_of("jsonl").failure(ImageFailure("\udcff", "ä"))
-        == '{"path": "\\udcff", "error": "\\u00e4"}\n'
-    )
-    assert format_of("jsonl").failure(ImageFailure("ö", "ä")) == '{"path": "ö", "error": "ä"}\n'
+def test_a_name_that_is_not_utf8_is_escaped_and_no_other():
+    jsonl, table = format_of("jsonl"), format_of("csv")
+    odd, plain = ImageFailure("\udcff", "ä\udcfe"), ImageFailure("ö", "ä")
+    assert jsonl.failure(odd) == '{"path": "\\\\xff", "error": "ä\\\\xfe"}\n'
+    assert jsonl.failure(plain) == '{"path": "ö", "error": "ä"}\n'
+    assert table.failure(odd).startswith("\\xff,,,,,,ä\\xfe,")
+    warned = prediction(range(1, 12), path="\udcff", warnings=["w\udcfd"])
+    assert json.loads(jsonl.row(warned))["warnings"] == ["w\\xfd"]
+    assert table.row(warned).startswith("\\xff,") and ",w\\xfd,," in table.row(warned)
+    assert format_of("text").row(warned).endswith(" \\xff\n")
 
 
 # Where it is written.
@@ -224,10 +228,10 @@ def test_a_write_that_takes_a_part_at_a_time_loses_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
     writer = Writer(str(tmp_path / "out"))
     writer.write("heart\n")
-    writer.write("ä\udcff\n")
+    writer.write("ä\n")
     assert not (tmp_path / "out").exists() and not writer.busy
     writer.finish()
-    assert (tmp_path / "out").read_bytes() == b"heart\n\xc3\xa4\xff\n"
+    assert (tmp_path / "out").read_bytes() == b"heart\n\xc3\xa4\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -314,7 +318,7 @@ def test_an_output_that_cannot_be_opened_or_named_is_told(tmp_path):
     }.items():
         with pytest.raises(OutputError) as told:
             Writer(name)
-        assert str(told.value) == f"--output {printable(name)}: {words}"
+        assert str(told.value) == f"--output {escape_path(name, one_line=True)}: {words}"
     writer = Writer(str(tmp_path / "out"))
     writer.write("heart\n")
     (tmp_path / "out").mkdir()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .classifier import OrganClassifier
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
+    from .names import escape_path, unescape_path
     from .results import ImageFailure, Prediction
 
     __version__: str
@@ -29,6 +30,8 @@ __all__ = [
     "OrganInferError",
     "Prediction",
     "__version__",
+    "escape_path",
+    "unescape_path",
 ]
 
 _MODULES = {
@@ -40,6 +43,8 @@ _MODULES = {
     "ImageFailure": "results",
     "Prediction": "results",
     "OrganClassifier": "classifier",
+    "escape_path": "names",
+    "unescape_path": "names",
 }
 
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ._packing import pack
 from .bundle.manifest import Input
-from .errors import ImageError
+from .errors import ImageError, shorten
 from .images.types import Slice, SliceReaders
+from .names import path_text
 
 try:
     from ._reading import read as _read_plain
@@ -27,7 +28,9 @@ except ImportError:
 
 __all__ = ["Batch", "pack_slices", "path_chunks", "read_ahead", "read_batches"]
 
-Path = str | os.PathLike[str]
+Path = str | bytes | os.PathLike[str]
+# characters of an error
+ERROR_LIMIT = 2000
 # the warnings of a slice that was read, or the error of one that was not
 Outcome = tuple[str, ...] | str
 # takes a chunk of paths, and a function that returns whether to stop
@@ -156,9 +159,9 @@ def _read_file(
             try:
                 yield name, prepare(read())
             except ImageError as e:
-                yield name, str(e)
+                yield name, shorten(str(e), ERROR_LIMIT)
     except ImageError as e:
-        yield path, str(e)
+        yield path, shorten(str(e), ERROR_LIMIT)
 
 
 def pack_slices(
@@ -179,10 +182,20 @@ def pack_slices(
 
 
 def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:
-    """Yield the paths in lists of up to `size`. No more paths are taken than are needed."""
-    remaining = iter(paths)
+    """Yield the paths in lists of up to `size`. No more paths are taken than are needed.
+
+    Raises:
+        InputError: If one of them is no path. The message names its position.
+    """
+    remaining = _checked(paths)
     while chunk := list(islice(remaining, size)):
         yield chunk
+
+
+def _checked(paths: Iterable[Path]) -> Iterator[Path]:
+    for i, path in enumerate(paths):
+        path_text(path, f"paths[{i}]")
+        yield path
 
 
 class _Prefetcher:

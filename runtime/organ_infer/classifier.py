@@ -1,5 +1,6 @@
 """OrganClassifier, the entry point of the package: it classifies slices in memory and in files."""
 
+import operator
 import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,11 +18,12 @@ from .engine.devices import parse_device
 from .engine.ensemble import Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_mean
-from .errors import ImageError, InputError, OrganInferError, one_line
+from .errors import ImageError, InputError, OrganInferError, short_repr
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
+from .names import path_text
 from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
 
@@ -75,7 +77,7 @@ class OrganClassifier:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | None = None,
+        bundle: str | bytes | os.PathLike[str] | None = None,
         *,
         device: Literal["auto", "cpu", "cuda"] | str = "auto",
         threads: int | None = None,
@@ -85,9 +87,15 @@ class OrganClassifier:
         cuda_graphs: bool | None = None,
         expected_sha256: str | None = None,
     ) -> None:
-        _check_options(device, threads, batch_size, tta, cuda_graphs, expected_sha256)
+        _check_device(device)
+        directory = None if bundle is None else path_text(bundle, "bundle")
+        threads = None if threads is None else _count("threads", threads, THREAD_LIMIT)
+        batch_size = _count("batch_size", batch_size, BATCH_LIMIT)
+        tta = _switch("tta", tta)
+        cuda_graphs = None if cuda_graphs is None else _switch("cuda_graphs", cuda_graphs)
+        _check_digest(expected_sha256)
         self._options: dict[str, Any] = {
-            "bundle": None if bundle is None else os.path.abspath(bundle),
+            "bundle": None if directory is None else _absolute(directory),
             "device": device,
             "threads": threads,
             "batch_size": batch_size,
@@ -98,7 +106,7 @@ class OrganClassifier:
         }
         self._threads = thread_count(threads)
         self._ensemble = open_ensemble(
-            packaged_bundle() if bundle is None else bundle,
+            packaged_bundle() if directory is None else directory,
             device=device,
             threads=self._threads,
             cuda_graphs=cuda_graphs,
@@ -178,7 +186,7 @@ class OrganClassifier:
 
     def predict_paths(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[str | bytes | os.PathLike[str]],
         *,
         pixel_limit: int = PIXEL_LIMIT,
         file_limit: int = FILE_LIMIT,
@@ -205,15 +213,25 @@ class OrganClassifier:
             An iterator over the results: a Prediction per slice, or an ImageFailure if it cannot be read.
 
         Raises:
-            InputError: If `paths` is a single path, a limit is not a positive whole number, or
-                `any_modality` is not True or False.
+            InputError: If `paths` is a single path, or has an entry that is no path, such as the NaN of
+                a pandas column. Lists and tuples are checked before the first file is read. Also if a
+                limit is not a positive whole number, or `any_modality` is not True or False.
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
         if isinstance(paths, (str, bytes, os.PathLike)):
             raise InputError(
-                f"paths: expected a sequence of paths, found one ({paths!r}); pass [path]"
+                f"paths: expected a sequence of paths, found one ({short_repr(paths)}); pass [path]"
             )
+        try:
+            iter(paths)
+        except TypeError as e:
+            raise InputError(
+                f"paths: expected a sequence of paths, found {short_repr(paths)}; pass [path]"
+            ) from e
+        if isinstance(paths, (list, tuple)):
+            for i, path in enumerate(paths):
+                path_text(path, f"paths[{i}]")
         return self._predict_paths(paths, _limits(pixel_limit, file_limit, any_modality))
 
     def predict_bytes(
@@ -246,7 +264,7 @@ class OrganClassifier:
         limits = _limits(pixel_limit, file_limit, any_modality)
         if not isinstance(name, str):
             raise InputError(f"name: expected text, found {type(name).__name__}")
-        content = _content(data, file_limit)
+        content = _content(data, limits.file_bytes)
         batches = read_batches(
             [name],
             batch_size=self._batch_size,
@@ -261,7 +279,7 @@ class OrganClassifier:
         return [result for batch in batches for result in self._results(batch)]
 
     def _predict_paths(
-        self, paths: Iterable[str | os.PathLike[str]], limits: Limits
+        self, paths: Iterable[str | bytes | os.PathLike[str]], limits: Limits
     ) -> Iterator[Prediction | ImageFailure]:
         read = partial(
             read_batches,
@@ -438,32 +456,36 @@ def _reopen(cls: type[OrganClassifier], options: dict[str, Any]) -> OrganClassif
     return cls(**options)
 
 
-def _check_options(
-    device: Any, threads: Any, batch_size: Any, tta: Any, cuda_graphs: Any, expected_sha256: Any
-) -> None:
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        # the working directory was removed; opening the bundle reports it
+        return path
+
+
+def _check_device(device: Any) -> None:
     try:
         parse_device(device)
     except ValueError as e:
         raise InputError(f"device: {e}") from None
-    if threads is not None:
-        _check_count("threads", threads, THREAD_LIMIT)
-    _check_count("batch_size", batch_size, BATCH_LIMIT)
-    _check_switch("tta", tta)
-    if cuda_graphs is not None:
-        _check_switch("cuda_graphs", cuda_graphs)
+
+
+def _check_digest(expected_sha256: Any) -> None:
     if expected_sha256 is not None and not (
         isinstance(expected_sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", expected_sha256)
     ):
         raise InputError(
-            f"expected_sha256: expected 64 hexadecimal digits, found {expected_sha256!r:.80}"
+            f"expected_sha256: expected 64 hexadecimal digits, found {short_repr(expected_sha256)}"
         )
 
 
 def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
-    _check_count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX)
-    _check_count("file_limit", file_limit, FILE_LIMIT_MAX)
-    _check_switch("any_modality", any_modality)
-    return Limits(pixel_limit, file_limit, any_modality)
+    return Limits(
+        _count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX),
+        _count("file_limit", file_limit, FILE_LIMIT_MAX),
+        _switch("any_modality", any_modality),
+    )
 
 
 def _content(data: Any, limit: int) -> bytes:
@@ -493,11 +515,21 @@ def _content(data: Any, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _check_count(name: str, value: Any, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InputError(f"{name}: expected a whole number from 1 to {most:,}, found {value!r}")
+def _count(name: str, value: Any, most: int) -> int:
+    """Return a whole number as int, also one of NumPy. A bool is none."""
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= most:
+        raise InputError(
+            f"{name}: expected a whole number from 1 to {most:,}, found {short_repr(value)}"
+        )
+    return number
 
 
-def _check_switch(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InputError(f"{name}: expected True or False, found {one_line(repr(value))}")
+def _switch(name: str, value: Any) -> bool:
+    """Return True or False as bool, also that of NumPy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name}: expected True or False, found {short_repr(value)}")
+    return bool(value)

@@ -1,4 +1,7 @@
-"""The errors that this package raises. Each message is one line."""
+"""The errors that this package raises, and the texts of messages. Each message is one line of bounded length."""
+
+import contextlib
+import re
 
 __all__ = [
     "BundleError",
@@ -6,13 +9,26 @@ __all__ = [
     "ImageError",
     "InputError",
     "OrganInferError",
+    "escape_bytes",
+    "escape_character",
     "one_line",
     "printable",
+    "short_repr",
+    "shorten",
 ]
+
+# Characters of a value in a message.
+VALUE_LIMIT = 120
+# A lone surrogate. U+DC80 to U+DCFF stand for the bytes of a file name that are not UTF-8 (PEP 383).
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class OrganInferError(Exception):
     """Base class of every error that organ_infer raises on purpose."""
+
+    def __str__(self) -> str:
+        # Paths in a message may hold anything, but a message can always be printed, on one line.
+        return printable(super().__str__())
 
 
 class BundleError(OrganInferError):
@@ -37,14 +53,62 @@ def one_line(error: BaseException | str) -> str:
     return text or type(error).__name__
 
 
-def printable(text: str) -> str:
-    """Escape control characters, for a terminal or one line of text.
+def shorten(text: str, limit: int) -> str:
+    """Return the text, or its beginning and its end if it has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end - 5]} ... {text[-end:]}"
 
-    Undecodable bytes of a file name (surrogates from `os.fsdecode`) are kept.
+
+def short_repr(value: object) -> str:
+    """Return the repr of any value on one line of at most 120 characters.
+
+    Only the beginning of long texts and lists is read. A value whose repr fails is named by its type.
     """
+    # Imported here, because most programs never need it.
+    import reprlib
+
+    brief = reprlib.Repr()
+    brief.maxlevel = 2
+    brief.maxstring = brief.maxother = brief.maxlong = VALUE_LIMIT
+    try:
+        if isinstance(value, (bytes, bytearray)):
+            # reprlib would take the repr of all of it.
+            text = repr(value[:VALUE_LIMIT])
+        else:
+            text = brief.repr(value)
+    except Exception:
+        # For example an int with more digits than Python converts.
+        text = f"a value of type {type(value).__name__}"
+    # A byte of a file name looks as in every other message.
+    text = re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", text)
+    return shorten(printable(one_line(text)), VALUE_LIMIT)
+
+
+def escape_character(character: str) -> str:
+    r"""Escape one character: `\xNN` for ASCII and for a byte that is not UTF-8, else `\uNNNN` or `\UNNNNNNNN`."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def escape_bytes(text: str) -> str:
+    """Escape the bytes of file names that are not UTF-8, so that the text can be encoded."""
+    if text.isascii() or not _SURROGATE.search(text):
+        return text
+    # In an ASCII locale every other byte is a surrogate, also those of UTF-8.
+    # UnicodeEncodeError: a surrogate that stands for no byte.
+    with contextlib.suppress(UnicodeEncodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return _SURROGATE.sub(lambda match: escape_character(match[0]), text)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and bytes that are not UTF-8, for a terminal or one line of text."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
-        for c in text
-    )
+    return "".join(c if c.isprintable() else escape_character(c) for c in escape_bytes(text))

@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import json
 import math
+import operator
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +24,23 @@ from types import ModuleType
 from typing import Any
 
 from .classifier import OrganClassifier
-from .errors import BundleError, InputError, OrganInferError, one_line
+from .errors import (
+    BundleError,
+    InputError,
+    OrganInferError,
+    escape_bytes,
+    one_line,
+    short_repr,
+)
 from .files import atomic_directory
 from .images.discovery import images_below
 from .images.registry import SUFFIXES
+from .names import escape_path, path_text
 from .results import ImageFailure, Prediction
 
 __all__ = ["Classify", "ClassifyBatch", "classify"]
 
-StrPath = str | os.PathLike[str]
+StrPath = str | bytes | os.PathLike[str]
 
 # paths per task, at most. If a worker dies, its task is repeated.
 TASK_PATHS = 1024
@@ -59,8 +68,8 @@ class ClassifyBatch:
 
     There is one row per slice (`path#0`, `path#1`, ... for a file of many), with the columns path, label,
     index, probability, organ, organ_probability, warnings and error, and one column per class with its
-    probability. If an image cannot be read, all columns but path, warnings and error are null. Otherwise
-    error is null.
+    probability. Paths are escaped as by `organ_infer.escape_path`. If an image cannot be read, all columns
+    but path, warnings and error are null. Otherwise error is null.
 
     Args:
         bundle: The bundle's directory, or None for the packaged bundle.
@@ -82,7 +91,7 @@ class ClassifyBatch:
         device: str = "cpu",
         **options: Any,
     ) -> None:
-        self._base = base
+        self._base = path_text(base, "base")
         self._classifier = OrganClassifier(bundle, device=device, **options)
         self._schema = _schema(self._classifier.classes)
 
@@ -95,7 +104,7 @@ class ClassifyBatch:
         Returns:
             A pyarrow.Table with one row per slice, in order.
         """
-        names = [os.fsdecode(name) for name in batch["path"]]
+        names = [path_text(name, f"path[{i}]") for i, name in enumerate(batch["path"])]
         paths = [os.path.join(self._base, name) for name in names]
         rows, index = [], 0
         for result in self._classifier.predict_paths(paths):
@@ -108,9 +117,9 @@ class ClassifyBatch:
 
     def _row(self, name: str, result: Prediction | ImageFailure) -> dict[str, Any]:
         # a column of text holds only UTF-8
-        path = name.encode("utf-8", "backslashreplace").decode()
+        path = escape_path(name)
         if isinstance(result, ImageFailure):
-            return {"path": path, "warnings": [], "error": result.error}
+            return {"path": path, "warnings": [], "error": escape_bytes(result.error)}
         probabilities = dict(zip(self._classifier.classes, result.probabilities, strict=True))
         return probabilities | {
             "path": path,
@@ -119,7 +128,7 @@ class ClassifyBatch:
             "probability": result.probability,
             "organ": result.organ,
             "organ_probability": result.organ_probability,
-            "warnings": list(result.warnings),
+            "warnings": list(map(escape_bytes, result.warnings)),
             "error": None,
         }
 
@@ -162,11 +171,16 @@ def classify(
         BundleError: If the bundle cannot be used.
         OrganInferError: If Ray is not installed, or the run fails.
     """
-    _check_arguments(workers, format, num_cpus, num_gpus)
+    if not isinstance(format, str) or format not in _WRITERS:
+        raise InputError(
+            f"format: expected one of {', '.join(_WRITERS)}, found {short_repr(format)}"
+        )
+    workers = _worker_count(workers)
+    num_cpus, num_gpus = _number("num_cpus", num_cpus, 0), _number("num_gpus", num_gpus, 0)
     target = _output_directory(out)
     names = _image_paths(paths)
     ray = _ray()
-    bundle = None if bundle is None else os.path.abspath(bundle)
+    bundle = None if bundle is None else _absolute("bundle", bundle)
     # errors in the options are raised here, not in a worker
     with OrganClassifier(bundle, device="cpu", threads=1, **options) as classifier:
         classes = classifier.classes
@@ -174,7 +188,7 @@ def classify(
     size = min(TASK_PATHS, math.ceil(len(names) / (TASKS_PER_WORKER * workers)))
     constructor_options = {
         "bundle": bundle,
-        "base": os.getcwd(),
+        "base": _working_directory(),
         "device": "cuda" if num_gpus else "cpu",
         "threads": max(1, int(num_cpus)),
         **options,
@@ -196,34 +210,66 @@ def classify(
 # Input
 
 
-def _check_arguments(workers: Any, format: Any, num_cpus: Any, num_gpus: Any) -> None:
-    if format not in _WRITERS:
-        raise InputError(f"format: expected one of {', '.join(_WRITERS)}, found {format!r}")
-    for name, value, least in (
-        ("workers", workers, 1),
-        ("num_cpus", num_cpus, 0),
-        ("num_gpus", num_gpus, 0),
-    ):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise InputError(f"{name}: expected a number of at least {least}, found {value!r}")
-    if not isinstance(workers, int):
-        raise InputError(f"workers: expected a whole number, found {workers!r}")
+def _number(name: str, value: Any, least: int) -> Any:
+    """Return a finite number as int or float, also one of NumPy. A bool is none."""
+    number: Any = math.nan
+    if isinstance(value, float):
+        number = float(value)
+    elif not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if not least <= number < math.inf:
+        raise InputError(
+            f"{name}: expected a number of at least {least}, found {short_repr(value)}"
+        )
+    return number
+
+
+def _worker_count(value: Any) -> int:
+    if isinstance(value, float) and value >= 1:
+        raise InputError(f"workers: expected a whole number, found {short_repr(value)}")
+    return int(_number("workers", value, 1))
+
+
+def _working_directory() -> str:
+    """Return the directory at which relative paths start, or "" if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _absolute(name: str, path: StrPath) -> str:
+    try:
+        return os.path.abspath(path_text(path, name))
+    except OSError as e:
+        raise InputError(
+            f"{name}: a relative path without a working directory ({e.strerror}); pass absolute paths"
+        ) from e
 
 
 def _image_paths(paths: StrPath | Sequence[StrPath]) -> list[str]:
-    if isinstance(paths, (str, os.PathLike)):
-        where = os.fspath(paths)
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        where = os.fsdecode(paths)
         if where.lower().endswith(SUFFIXES) and not os.path.isdir(where):
             raise InputError(
                 "paths: expected a directory, a list of paths or a text file, found one image;"
-                f" pass [{where!r}]"
+                f" pass [{short_repr(where)}]"
             )
         try:
             names = _paths_in_directory(where) if os.path.isdir(where) else _paths_in_file(where)
         except OSError as e:
             raise InputError(f"{where}: cannot be read ({e.strerror})") from e
     else:
-        where, names = "paths", [os.fsdecode(path) for path in paths]
+        try:
+            iter(paths)
+        except TypeError as e:
+            raise InputError(
+                "paths: expected a directory, a list of paths or a text file,"
+                f" found {short_repr(paths)}"
+            ) from e
+        where = "paths"
+        names = [path_text(path, f"paths[{i}]") for i, path in enumerate(paths)]
     if not names:
         raise InputError(f"{where}: contains no images")
     return names
@@ -247,9 +293,17 @@ def _paths_in_file(path: str) -> list[str]:
 
 def _path_tables(names: list[str], size: int) -> list[Any]:
     """Return the paths as tables of one column and at most `size` rows. Each is one task."""
-    column = _arrow().array([os.fsencode(name) for name in names], _arrow().binary())
+    column = _arrow().array(list(map(_name_bytes, names)), _arrow().binary())
     table = _arrow().table({"path": column})
     return [table.slice(start, size) for start in range(0, len(names), size)]
+
+
+def _name_bytes(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        # No file can have this name. Its row has the error.
+        return name.encode("utf-8", "surrogatepass")
 
 
 # Output
@@ -313,12 +367,13 @@ def _output_directory(out: StrPath) -> Path:
     Raises:
         InputError: If something other than an empty directory is there.
     """
-    if "://" in os.fspath(out):
+    name = path_text(out, "out")
+    if "://" in name:
         raise InputError(
-            f"out: expected a directory, found {os.fspath(out)!r};"
+            f"out: expected a directory, found {short_repr(name)};"
             " mount it, or use ClassifyBatch and write the rows yourself"
         )
-    path = Path(os.path.abspath(out))
+    path = Path(_absolute("out", name))
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: not empty; pass a directory that does not exist")
     return path

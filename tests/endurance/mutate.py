@@ -135,6 +135,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_classifier",
         "test_cli",
         "test_messages",
+        "test_names",
+    ),
+    "runtime/organ_infer/names.py": (
+        "test_names",
+        "test_rows",
+    ),
+    "runtime/organ_infer/images/discovery.py": (
+        "test_cli_paths",
+        "test_names",
     ),
     "runtime/organ_infer/bundle/json_fields.py": BUNDLES,
     "runtime/organ_infer/bundle/golden.py": ("test_check",),

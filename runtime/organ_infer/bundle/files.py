@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..files import open_flags, sha256_of
+from ..names import path_text
 from .manifest import CARD_LIMIT, MANIFEST_FILE, MANIFEST_LIMIT, Card, Input, Manifest, Member, Task
 from .onnx_graph import check_graph
 
@@ -110,7 +111,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     Raises:
         BundleError: There is no manifest.json, or one of its fields is wrong.
     """
-    return Manifest.from_json(*_manifest_text(Path(directory)))
+    return Manifest.from_json(*_manifest_text(Path(path_text(directory, "directory"))))
 
 
 def list_bundle(directory: str | os.PathLike[str]) -> UnverifiedBundle:
@@ -125,7 +126,7 @@ def list_bundle(directory: str | os.PathLike[str]) -> UnverifiedBundle:
     Raises:
         BundleError: The manifest is wrong, or a file is missing, superfluous, or of another kind or size.
     """
-    folder = Path(directory)
+    folder = Path(path_text(directory, "directory"))
     text, where = _manifest_text(folder)
     manifest = Manifest.from_json(text, where)
     _check_listing(folder, manifest)
@@ -150,8 +151,9 @@ def open_bundle(directory: str | os.PathLike[str], device: str = "cpu") -> Bundl
 
 def _manifest_text(folder: Path) -> tuple[bytes, str]:
     """Return the bytes of manifest.json, and its path."""
-    if not folder.is_dir():
-        problem = "not a directory" if folder.exists() else "no such directory"
+    # Path.is_dir raises for names that are too long and directories that may not be entered.
+    if not os.path.isdir(folder):
+        problem = "not a directory" if os.path.exists(folder) else "no such directory"
         raise BundleError(f"{folder}: {problem}; pass a bundle, a directory with {MANIFEST_FILE}")
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):

@@ -5,11 +5,14 @@ A new option is one `add_argument` call, one field of `Options`, and its use.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..engine.devices import parse_device
+from ..errors import short_repr, shorten
 from .formats import FORMATS
+from .progress import encodable
 
 __all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
 
@@ -58,14 +61,17 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see organ-infer --help)")
+        raise UsageError(f"{shorten(message, 1000)} (see organ-infer --help)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(encodable(message, file), file)
 
 
 class _VersionAction(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from .. import __version__
 
-        print(f"organ-infer {__version__}")
+        print(encodable(f"organ-infer {__version__}", sys.stdout))
         parser.exit()
 
 
@@ -282,7 +288,7 @@ def _count(limit: int) -> Callable[[str], int]:
     def parse_count(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 16 or not 1 <= int(text) <= limit:
             raise argparse.ArgumentTypeError(
-                f"expected a whole number from 1 to {limit:,}, found {text!r}"
+                f"expected a whole number from 1 to {limit:,}, found {short_repr(text)}"
             )
         return int(text)
 
@@ -295,7 +301,9 @@ def _probability(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0 and at most 1, found {short_repr(text)}"
+        )
     return value
 
 

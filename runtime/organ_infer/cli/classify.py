@@ -1,10 +1,12 @@
 """Classifies the images of the command line and writes one row per slice, in the order of the input."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
+from ..images.discovery import Skipped
+from ..names import escape_path
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError, dataset_name
 from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
@@ -59,10 +61,7 @@ def classify(
         results = _results(classifier, candidates, chunk_size, reading_options(options))
         exit_code = _write_rows(results, row_format, rows, messages, signals, total)
         if candidates.skipped:
-            messages.note(
-                f"skipped in directories: {candidates.skipped:,} (files that are no images, or links to"
-                " directories)"
-            )
+            messages.note(_skipped_text(candidates.skipped))
         signals.check()
         writer.finish()
         return exit_code
@@ -86,6 +85,15 @@ def _name_packaged_model(name: str, task: "Task", messages: Messages) -> None:
         f"using the packaged model {name} ({task.view} slices, trained on {dataset_name(task.dataset)});"
         " use --bundle for another model"
     )
+
+
+def _skipped_text(skipped: Mapping[Skipped, int]) -> str:
+    """Return one line about the entries of directories that were passed over, with what to do."""
+    parts = [f"{skipped[kind]:,} {kind.value}" for kind in Skipped if skipped[kind]]
+    advice = ""
+    if skipped[Skipped.LINK]:
+        advice = "; pass a linked directory as a path to include it"
+    return f"skipped in directories: {', '.join(parts)}{advice}"
 
 
 def _count_files(options: Options) -> int | None:
@@ -138,12 +146,13 @@ def _write_rows(
             done += 1
             if isinstance(result, ImageFailure):
                 failed += 1
-                messages.error(f"{result.path}: {result.error}")
+                messages.error(f"{escape_path(result.path, one_line=True)}: {result.error}")
                 row = row_format.failure(result)
             else:
                 if not row_format.has_warnings:
                     for warning in result.warnings:
-                        messages.note(f"warning: {result.path}: {warning}")
+                        path = escape_path(result.path or "", one_line=True)
+                        messages.note(f"warning: {path}: {warning}")
                 row = row_format.row(result)
             if rows.add(row):
                 signals.check()

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import printable
+from ..errors import escape_bytes
+from ..names import escape_path
 
 if TYPE_CHECKING:
     from ..results import ImageFailure, Prediction
@@ -117,7 +118,7 @@ class TextFormat(RowFormat):
         columns = " ".join(
             f"{name:<{self._width}} {probability:.3f}" for name, probability in pairs
         )
-        return f"{columns} {printable(prediction.path or '')}\n"
+        return f"{columns} {escape_path(prediction.path or '', one_line=True)}\n"
 
     def failure(self, failure: "ImageFailure") -> str:
         return ""
@@ -136,12 +137,12 @@ class CsvFormat(RowFormat):
         label, organ = self.label_and_organ(prediction)
         return _csv_line(
             [
-                prediction.path or "",
+                escape_path(prediction.path or ""),
                 label,
                 _nine_digits(prediction.probability),
                 organ,
                 _nine_digits(prediction.organ_probability),
-                "; ".join(prediction.warnings),
+                escape_bytes("; ".join(prediction.warnings)),
                 "",
                 *map(_nine_digits, prediction.probabilities),
             ]
@@ -149,7 +150,8 @@ class CsvFormat(RowFormat):
 
     def failure(self, failure: "ImageFailure") -> str:
         no_probabilities = [""] * len(self.options.classes)
-        return _csv_line([failure.path, "", "", "", "", "", failure.error, *no_probabilities])
+        path, error = escape_path(failure.path), escape_bytes(failure.error)
+        return _csv_line([path, "", "", "", "", "", error, *no_probabilities])
 
 
 class JsonlFormat(RowFormat):
@@ -159,14 +161,14 @@ class JsonlFormat(RowFormat):
         label, organ = self.label_and_organ(prediction)
         probabilities = map(_nine_digits, prediction.probabilities)
         row: dict[str, object] = {
-            "path": prediction.path,
+            "path": None if prediction.path is None else escape_path(prediction.path),
             "label": label,
             "index": prediction.index,
             "probability": _nine_digits(prediction.probability),
             "organ": organ,
             "organ_probability": _nine_digits(prediction.organ_probability),
             "probabilities": dict(zip(self.options.classes, probabilities, strict=True)),
-            "warnings": list(prediction.warnings),
+            "warnings": list(map(escape_bytes, prediction.warnings)),
         }
         if self.options.top is not None:
             row["top"] = [
@@ -176,7 +178,7 @@ class JsonlFormat(RowFormat):
         return _json_line(row)
 
     def failure(self, failure: "ImageFailure") -> str:
-        return _json_line({"path": failure.path, "error": failure.error})
+        return _json_line({"path": escape_path(failure.path), "error": escape_bytes(failure.error)})
 
 
 # One row per output format: its name for --format, and its class.
@@ -203,10 +205,4 @@ def _json_line(row: object) -> str:
     # Imported here: the other formats do not need it.
     import json
 
-    line = json.dumps(row, ensure_ascii=False)
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        # A file name that is not UTF-8. As escapes it reads back as the same str.
-        line = json.dumps(row)
-    return line + "\n"
+    return json.dumps(row, ensure_ascii=False) + "\n"

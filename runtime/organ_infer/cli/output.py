@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 from time import monotonic
 
-from ..errors import printable
 from ..files import open_flags
+from ..names import escape_path
 
 __all__ = ["ClosedPipe", "OutputError", "RowBuffer", "Writer"]
 
@@ -73,7 +73,7 @@ class Writer:
             return None
         if not stat.S_ISREG(status.st_mode):
             raise OutputError(
-                f"--output {printable(self.output)}: exists and is not a regular file; choose another path"
+                f"--output {escape_path(self.output, one_line=True)}: exists and is not a regular file; choose another path"
             )
         return stat.S_IMODE(status.st_mode)
 
@@ -87,7 +87,7 @@ class Writer:
             try:
                 if not _lock(descriptor):
                     raise OutputError(
-                        f"--output {printable(self.output)}: another organ-infer is writing this file;"
+                        f"--output {escape_path(self.output, one_line=True)}: another organ-infer is writing this file;"
                         " choose another path"
                     )
                 # Another run may have renamed this file to FILE before the lock was free.
@@ -101,7 +101,7 @@ class Writer:
 
     def write(self, lines: str) -> None:
         """Write complete lines."""
-        data = memoryview(lines.encode("utf-8", "surrogateescape"))
+        data = memoryview(lines.encode("utf-8"))
         self.busy = True
         try:
             offset = 0
@@ -147,10 +147,14 @@ class Writer:
         """Return the end of an error message: the path of the results that FILE will not contain."""
         if self.output is None or not self._complete_bytes:
             return ""
-        return f"; results so far are in {printable(self.partial)}"
+        return f"; results so far are in {escape_path(self.partial, one_line=True)}"
 
     def _error(self, error: Exception) -> OutputError:
-        target = "standard output" if self.output is None else f"--output {printable(self.output)}"
+        target = (
+            "standard output"
+            if self.output is None
+            else f"--output {escape_path(self.output, one_line=True)}"
+        )
         reason = getattr(error, "strerror", None) or str(error)
         note = self.partial_note() if getattr(error, "errno", 0) in _FULL_DISK else ""
         return OutputError(f"{target}: cannot be written ({reason}){note}")

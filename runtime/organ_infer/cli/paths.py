@@ -5,12 +5,14 @@ import glob
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..images.discovery import Candidate, images_below
+from ..images.discovery import Candidate, Skipped, images_below
 from ..images.registry import split_selector
+from ..names import escape_path
 from .arguments import Options, UsageError
 
 if TYPE_CHECKING:
@@ -31,14 +33,14 @@ class Candidates(Iterator[Candidate]):
 
     Attributes:
         has_more: Whether the next candidate can be taken without waiting for the writer of a list.
-        skipped: How many entries of directories are no images so far.
+        skipped: How many entries of directories were passed over so far, by kind.
 
     Raises:
         UsageError: A list cannot be read.
     """
 
     def __init__(self, options: Options) -> None:
-        self.skipped = 0
+        self.skipped: Counter[Skipped] = Counter()
         self._next: list[Candidate] = []
         self._has_more = True
         self._candidates = self._find(options)
@@ -50,8 +52,8 @@ class Candidates(Iterator[Candidate]):
     def __next__(self) -> Candidate:
         return self._next.pop(0) if self._next else next(self._candidates)
 
-    def _skip(self, path: str) -> None:
-        self.skipped += 1
+    def _skip(self, path: str, kind: Skipped) -> None:
+        self.skipped[kind] += 1
 
     def put_back(self, candidates: list[Candidate]) -> None:
         """Give these again, before all others."""
@@ -96,8 +98,10 @@ def require_candidates(options: Options, messages: "Messages") -> Candidates:
             return candidates
         empty.append(candidate)
     for candidate in empty[:-1]:
-        messages.error(f"{candidate.path}: {candidate.error}")
-    last = f"{empty[-1].path}: {empty[-1].error}" if empty else "--files-from lists no path"
+        messages.error(f"{escape_path(candidate.path, one_line=True)}: {candidate.error}")
+    last = "--files-from lists no path"
+    if empty:
+        last = f"{escape_path(empty[-1].path, one_line=True)}: {empty[-1].error}"
     raise UsageError(f"no image found: {last}")
 
 
@@ -113,11 +117,13 @@ def _check_list(source: str) -> None:
 
 def _unreadable_list(source: str, error: Exception) -> UsageError:
     reason = getattr(error, "strerror", None) or error
-    return UsageError(f"--files-from {source}: cannot be read ({reason})")
+    return UsageError(
+        f"--files-from {escape_path(source, one_line=True)}: cannot be read ({reason})"
+    )
 
 
 def _expand_argument(
-    path: str, recursive: bool, on_skipped: Callable[[str], None]
+    path: str, recursive: bool, on_skipped: Callable[[str, Skipped], None]
 ) -> Iterator[Candidate]:
     """A path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
     if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
@@ -145,7 +151,7 @@ def _selects_slice(path: str) -> bool:
 
 
 def _expand_path(
-    path: str, recursive: bool, on_skipped: Callable[[str], None]
+    path: str, recursive: bool, on_skipped: Callable[[str, Skipped], None]
 ) -> Iterator[Candidate]:
     """A file, or the images of a directory."""
     if not os.path.isdir(path):
@@ -187,7 +193,9 @@ def _without_mark(blocks: Iterable[bytes], source: str) -> Iterator[bytes]:
     """
     for i, block in enumerate(blocks):
         if i == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UsageError(f"--files-from {source}: the list is UTF-16; save it as UTF-8")
+            raise UsageError(
+                f"--files-from {escape_path(source, one_line=True)}: the list is UTF-16; save it as UTF-8"
+            )
         yield block.removeprefix(codecs.BOM_UTF8) if i == 0 else block
 
 

@@ -5,13 +5,16 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from ..errors import printable
+from ..errors import printable, shorten
 
-__all__ = ["Messages", "library_messages"]
+__all__ = ["Messages", "encodable", "library_messages"]
 
 # Seconds between two drawings of the bar.
 INTERVAL = 0.1
+# Characters of a message. A path has 4,096 bytes at most, of which each can be escaped.
+LINE_LIMIT = 1 << 15
 # Columns that must be left beside the text for a bar: ten characters and "[] ".
 BAR_COLUMNS = 13
 
@@ -28,9 +31,7 @@ class Messages:
 
     def __init__(self) -> None:
         self.quiet = False
-        self.bar = (
-            sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        )
+        self.bar = sys.stderr is not None and _is_terminal() and os.environ.get("TERM") != "dumb"
         # Characters of the bar that is on the screen.
         self._bar_width = 0
         self._last_drawn = self._started = time.monotonic()
@@ -71,16 +72,27 @@ class Messages:
 
     def _line(self, text: str) -> None:
         self.end()
-        self._write(f"organ-infer: {printable(text)}\n")
+        self._write(f"organ-infer: {shorten(printable(text), LINE_LIMIT)}\n")
 
     def _write(self, text: str) -> None:
         if sys.stderr is None:
             return
-        with contextlib.suppress(OSError, ValueError):
-            data = text.encode("utf-8", "surrogateescape")
-            sys.stderr.flush()
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            buffer = getattr(sys.stderr, "buffer", None)
+            if buffer is None:
+                # A program has put another object there, such as io.StringIO.
+                sys.stderr.write(encodable(text, sys.stderr))
+            else:
+                # UTF-8 whatever the locale, as in the results.
+                sys.stderr.flush()
+                buffer.write(text.encode("utf-8"))
+                buffer.flush()
+
+
+def encodable(text: str, file: Any) -> str:
+    """Escape what the encoding of a text file lacks, such as the letters of a name in an ASCII locale."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager
@@ -123,6 +135,14 @@ def bar_text(done: int, failed: int, total: int | None, seconds: float, columns:
         filled = width * min(done, total) // total
         text = f"[{'#' * filled}{'.' * (width - filled)}] {text}"
     return (text if len(text) <= columns else count)[: max(columns, 0)]
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        # Another object than a file, or a closed one.
+        return False
 
 
 def _columns() -> int:

@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM as an exception that does not break a line of output."""
 
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class Signals:
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
+        if threading.current_thread() is not threading.main_thread():
+            # Only the main thread can set handlers. The program that called the command handles signals.
+            return self
         for number in SIGNALS:
             # A signal that is ignored stays ignored: nohup and background jobs ignore SIGINT.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):

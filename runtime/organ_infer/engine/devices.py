@@ -3,6 +3,8 @@
 import re
 from typing import NamedTuple
 
+from ..errors import short_repr
+
 __all__ = ["Device", "parse_device"]
 
 _NAME = re.compile(r"(auto|cpu|cuda)|cuda:(0|[1-9][0-9]{0,2})")
@@ -34,5 +36,5 @@ def parse_device(name: object) -> Device:
     """
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     if match is None:
-        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {name!r}")
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, found {short_repr(name)}")
     return Device(match[1]) if match[1] else Device("cuda", int(match[2]))

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import one_line
+from ..errors import one_line, printable, shorten
 from ..files import partial_directory, sha256_of
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
@@ -30,6 +30,8 @@ logger = logging.getLogger("organ_infer")
 VARIABLE = "ORGAN_INFER_CACHE"
 # The names of entries begin with it.
 PREFIX = "bundle-"
+# Characters of a path in a log message.
+PATH_LIMIT = 1000
 # Increased if the files of an entry change their meaning.
 ENTRY_FORMAT = 2
 RECORD = "record.json"
@@ -41,20 +43,23 @@ ENTRY_LIMIT = 8
 HASH_THREADS = 4
 # Seconds after which an unfinished entry counts as left behind by a killed process.
 ABANDONED = 3600
+_NOT_UTF8 = "the path is not UTF-8; set ORGAN_INFER_CACHE to another directory"
 
 
 def cache_directory() -> Path | None:
     """Return the directory of the cache, or None if it is switched off or no directory can be chosen."""
     setting = os.environ.get(VARIABLE)
-    if setting is not None:
-        return Path(setting).absolute() if setting else None
     try:
+        if setting is not None:
+            return Path(setting).absolute() if setting else None
         from platformdirs import user_cache_path
 
-        return user_cache_path("organ_infer", appauthor=False)
+        path = user_cache_path("organ_infer", appauthor=False)
     except (ImportError, OSError, RuntimeError):
-        # RuntimeError means that there is no home directory.
+        # OSError: the working directory was removed. RuntimeError: there is no home directory.
         return None
+    # A relative HOME or XDG_CACHE_HOME would put a cache into every working directory.
+    return path if path.is_absolute() else None
 
 
 def describe_cache() -> str:
@@ -63,10 +68,13 @@ def describe_cache() -> str:
     if root is None:
         switched_off = os.environ.get(VARIABLE) == ""
         return f"none ({VARIABLE} is empty)" if switched_off else "none (no directory for it)"
+    if not _is_utf8(root):
+        return f"{root}, not used: {_NOT_UTF8}"
     try:
         if not _is_safe_root(root):
             return f"{root}, not used: other users may write to it (run chmod go-w on it)"
-        entries = list(root.glob(f"{PREFIX}*"))
+        # Path.glob would find nothing in a file.
+        entries = [path for path in root.iterdir() if path.name.startswith(PREFIX)]
         size = sum(path.stat().st_size for entry in entries for path in entry.iterdir())
     except FileNotFoundError:
         return f"{root}, not created yet"
@@ -116,6 +124,9 @@ class Cache:
             The path of each optimized graph by the name of the bundle's file. None if there is no entry, it is damaged,
             or `files` changed since they were verified for it.
         """
+        # Without a cache, new_entry creates it or reports why not.
+        if not (os.path.isdir(self.root) and _is_utf8(self.root)):
+            return None
         try:
             record = self._record(files)
             if record is None or not self._is_intact(record["sha256"], warned):
@@ -150,7 +161,9 @@ class Cache:
             for path, sha256 in zip(paths, workers.map(sha256_of, paths), strict=True):
                 if sha256 != checksums[path.name]:
                     level = logging.DEBUG if warned else logging.WARNING
-                    logger.log(level, "%s: damaged; rebuilding the cached graph", path)
+                    logger.log(
+                        level, "%s: damaged; rebuilding the cached graph", printable(str(path))
+                    )
                     return False
         return True
 
@@ -170,6 +183,8 @@ class Cache:
         with contextlib.ExitStack() as stack:
             folder = None
             try:
+                if not _is_utf8(self.root):
+                    raise OSError(_NOT_UTF8)
                 identities = _identities(files)
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not _is_safe_root(self.root):
@@ -214,7 +229,11 @@ class Cache:
             self._remove_old_entries()
 
     def _log_failure(self, error: OSError) -> None:
-        logger.info("%s: the optimized graphs were not cached (%s)", self.root, one_line(error))
+        logger.info(
+            "%s: the optimized graphs were not cached (%s)",
+            shorten(printable(str(self.root)), PATH_LIMIT),
+            error.strerror or one_line(error),
+        )
 
     def _remove_old_entries(self) -> None:
         """Remove the least recently used entries, and unfinished entries of killed processes."""
@@ -228,6 +247,15 @@ class Cache:
         abandoned = [path for path, start in begun.items() if start < time.time() - ABANDONED]
         for path in {*last_use, *abandoned} - {*recent}:
             _remove(path)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Return whether onnxruntime can open files below this path. It takes paths as UTF-8 only."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remove(folder: Path) -> None:

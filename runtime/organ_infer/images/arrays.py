@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ImageError, printable, short_repr, shorten
 from .types import (
     DTYPES,
     Limits,
@@ -85,9 +85,9 @@ def read_npz(source: Source) -> SliceReaders:
         for name, selector in selected:
             yield from _member_slices(archive, name, members[name], source.limits, selector)
         if not selected:
-            available = ", ".join(members)[:200] or "none"
+            available = printable(", ".join(members)[:200]) or "none"
             raise ImageError(
-                f".npz: no array {source.selector or ''!r}; the file contains: {available}"
+                f".npz: no array {short_repr(source.selector or '')}; the file contains: {available}"
             )
 
 
@@ -148,7 +148,7 @@ def _member_slices(
 def _verify(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ImageError(
-            f".npz: unsupported compression of {info.filename};"
+            f".npz: unsupported compression of {shorten(printable(info.filename), 120)};"
             " save it with numpy.savez or numpy.savez_compressed"
         )
     with archive.open(info) as file:
@@ -203,7 +203,8 @@ def _read_header(file: Any, size: int, limits: Limits) -> _Header:
     header = _Header(shape, column_order, dtype, start=file.tell())
     if dtype.name not in DTYPES or len(shape) not in (2, 3):
         raise ImageError(
-            f".npy: expected slices (H, W) or (N, H, W) of {', '.join(DTYPES)}, found {dtype} {shape}"
+            f".npy: expected slices (H, W) or (N, H, W) of {', '.join(DTYPES)}, found"
+            f" {shorten(str(dtype), 120)} {shape}"
         )
     if problem := array_problem(shape):
         raise ImageError(f".npy: an array {shape} {problem}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, short_repr, shorten
 from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, array_problem, check_size
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def slices_in_memory(images: Any) -> Iterator[tuple[str, Slice]]:
         return
     if isinstance(images, (str, bytes, os.PathLike)):
         raise InputError(
-            f"images: expected pixels, found the path {images!r}; use predict_paths([path])"
+            f"images: expected pixels, found the path {short_repr(images)}; use predict_paths([path])"
         )
     try:
         sequence = list(images)
-    except TypeError as e:
+    except (TypeError, NotImplementedError) as e:
         raise InputError(f"images: {EXPECTED}, found {type(images).__name__}") from e
     for i, image in enumerate(sequence):
         yield from _slices_of_one(image, f"images[{i}]", allow_stack=False)
@@ -55,7 +55,7 @@ def _slices_of_one(image: Any, where: str, *, allow_stack: bool) -> Iterator[tup
         raise InputError(f"{where}: {EXPECTED}, found {type(image).__name__}")
     if image.dtype.name not in DTYPES:
         raise InputError(
-            f"{where}: expected {', '.join(DTYPES)}, found {image.dtype}; {_advice(image)}"
+            f"{where}: expected {', '.join(DTYPES)}, found {shorten(str(image.dtype), 120)}; {_advice(image)}"
         )
     if np.ma.is_masked(image):
         raise InputError(f"{where}: masked pixels are not supported; pass image.filled(0)")
@@ -85,7 +85,7 @@ def _slice_of_pillow_image(image: Any, where: str) -> Slice:
         raise
     except Exception as e:
         # Pillow raises almost anything for a damaged image that is not loaded yet
-        raise InputError(f"{where}: {one_line(e)}") from e
+        raise InputError(f"{where}: {shorten(one_line(e), 300)}") from e
 
 
 def _is_pillow_image(image: Any) -> bool:

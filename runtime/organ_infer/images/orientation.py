@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.manifest import AXES
-from ..errors import InputError
+from ..errors import InputError, short_repr
 
 __all__ = [
     "LETTERS_TEXT",
@@ -36,10 +36,10 @@ def parse_orientation(value: str | Sequence[str]) -> Orientation:
     """
     letters = tuple(value) if isinstance(value, (str, Sequence)) else ()
     if len(letters) != 2 or any(not isinstance(letter, str) for letter in letters):
-        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {value!r}")
+        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {short_repr(value)}")
     rows, columns = (letter.upper() for letter in letters)
     if rows not in AXES or columns not in AXES or AXES[rows] == AXES[columns]:
-        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {value!r}")
+        raise InputError(f"orientation: expected {LETTERS_TEXT}, found {short_repr(value)}")
     return rows, columns
 
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import ImageError, short_repr
 from .orientation import Orientation
 
 __all__ = [
@@ -150,7 +150,7 @@ def numbered(count: int, read: Callable[[int], Slice], selector: str | None) -> 
         selector.isascii() and selector.isdigit() and len(selector) < 10 and int(selector) < count
     ):
         available = "only #0" if count == 1 else f"#0 to #{count - 1}"
-        raise ImageError(f"no slice {selector!r}; the file contains {available}")
+        raise ImageError(f"no slice {short_repr(selector)}; the file contains {available}")
     yield f"#{selector}", partial(read, int(selector))
 
 
