@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -501,6 +502,15 @@ def test_without_a_home_there_is_no_place_for_a_cache(monkeypatch):
 
     monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
+    assert cache_directory() is None and describe_cache() == "none (no directory for it)"
+
+
+@pytest.mark.parametrize("path", ["~/.cache/organ_infer", "~someone/c/organ_infer", "organ_infer"])
+def test_a_relative_directory_is_no_place_for_a_cache(path, monkeypatch):
+    import platformdirs
+
+    monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path(path))
     assert cache_directory() is None and describe_cache() == "none (no directory for it)"
 
 

@@ -51,10 +51,12 @@ def cache_directory() -> Path | None:
     try:
         from platformdirs import user_cache_path
 
-        return user_cache_path("organ_infer", appauthor=False)
+        path = user_cache_path("organ_infer", appauthor=False)
     except (ImportError, OSError, RuntimeError):
         # RuntimeError means that there is no home directory.
         return None
+    # Without a home directory, platformdirs before 4.12 returns "~/.cache" as it is. XDG_CACHE_HOME may be relative.
+    return path if path.is_absolute() else None
 
 
 def describe_cache() -> str:
