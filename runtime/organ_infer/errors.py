@@ -48,3 +48,10 @@ def printable(text: str) -> str:
         c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def file_reason(error: Exception) -> str:
+    """Return why a file cannot be opened or written, in the same words with every version of Python."""
+    if isinstance(error, ValueError) and "null" in str(error):
+        return "NUL in the name"
+    return one_line(getattr(error, "strerror", None) or error)

@@ -112,8 +112,7 @@ def _check_list(source: str) -> None:
 
 
 def _unreadable_list(source: str, error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or error
-    return UsageError(f"--files-from {source}: cannot be read ({reason})")
+    return UsageError(f"--files-from {source}: cannot be read ({file_reason(error)})")
 
 
 def _expand_argument(
