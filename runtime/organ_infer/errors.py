@@ -6,6 +6,7 @@ __all__ = [
     "ImageError",
     "InputError",
     "OrganInferError",
+    "file_reason",
     "one_line",
     "printable",
 ]

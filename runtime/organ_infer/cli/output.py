@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from time import monotonic
 
-from ..errors import printable
+from ..errors import file_reason, printable
 from ..files import open_flags
 
 __all__ = ["ClosedPipe", "OutputError", "RowBuffer", "Writer"]
@@ -151,7 +151,7 @@ class Writer:
 
     def _error(self, error: Exception) -> OutputError:
         target = "standard output" if self.output is None else f"--output {printable(self.output)}"
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = file_reason(error)
         note = self.partial_note() if getattr(error, "errno", 0) in _FULL_DISK else ""
         return OutputError(f"{target}: cannot be written ({reason}){note}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..errors import file_reason
 from ..images.discovery import Candidate, images_below
 from ..images.registry import split_selector
 from .arguments import Options, UsageError
