@@ -78,9 +78,7 @@ def test_pyproject_names_the_backend(monkeypatch):
     assert callable(build_backend(monkeypatch).build_wheel)
 
 
-@pytest.mark.parametrize(
-    "hook", ["build_wheel", "build_sdist", "prepare_metadata_for_build_wheel"]
-)
+@pytest.mark.parametrize("hook", ["build_wheel", "build_sdist", "prepare_metadata_for_build_wheel"])
 def test_a_build_sees_a_writable_copy_without_earlier_products(hook, checkout, monkeypatch):
     backend, seen = build_backend(monkeypatch), {}
 

@@ -624,9 +624,7 @@ def test_twelve_bits_of_jpeg_need_pylibjpeg(bits, plugins, decodes, monkeypatch)
     syntax = "1.2.840.10008.1.2.4.51"
     # The start of image and of a frame alone: a plugin that is asked refuses it otherwise.
     pixels = encapsulate([b"\xff\xd8\xff\xc1"])
-    data = dicom(
-        STORED, **HU, syntax=syntax, PixelData=pixels, BitsStored=bits, HighBit=bits - 1
-    )
+    data = dicom(STORED, **HU, syntax=syntax, PixelData=pixels, BitsStored=bits, HighBit=bits - 1)
     words = "^DICOM: no decoder for JPEG Extended"
     refused(data, f"^(?!{words[1:]})" if decodes else f"{words}.+; {LIBJPEG}")
 

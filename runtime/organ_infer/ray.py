@@ -409,7 +409,9 @@ def _check_address(address: str) -> None:
         with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
             reason = _greeting_error(connection)
     except (OSError, OverflowError, ValueError) as e:
-        reason = f"no answer in {ANSWER_SECONDS:g} s" if isinstance(e, TimeoutError) else one_line(e)
+        reason = (
+            f"no answer in {ANSWER_SECONDS:g} s" if isinstance(e, TimeoutError) else one_line(e)
+        )
     if reason:
         raise OrganInferError(
             f"{ADDRESS_VARIABLE}={address}: no Ray cluster is there ({reason});"
