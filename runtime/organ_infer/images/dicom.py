@@ -196,7 +196,19 @@ def _frame(dataset: Any, index: int, stored: Any) -> Slice:
         warnings.append(
             "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
         )
-    return Slice(pixels, tuple(warnings), orientation)
+    measures = _functional_group(dataset, index, "PixelMeasuresSequence")
+    field = _field(measures.get("PixelSpacing"), *pixels.shape)
+    return Slice(pixels, tuple(warnings), orientation, field)
+
+
+def _field(spacing: Any, rows: int, columns: int) -> tuple[float, float] | None:
+    """Return height and width in millimeters, or None if PixelSpacing is missing or makes no sense."""
+    try:
+        between_rows, between_columns = map(float, spacing)
+    except (TypeError, ValueError):
+        return None
+    field = rows * between_rows, columns * between_columns
+    return field if all(0 < side < math.inf for side in field) else None
 
 
 def _kind_warnings(dataset: Any) -> list[str]:
