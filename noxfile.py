@@ -96,7 +96,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The tests that take minutes."""
-    session.install("-e", ".[dev,cpu]")
+    # what tests/test_building.py builds with
+    session.install("-e", ".[dev,cpu]", "setuptools>=77", "cython>=3.1")
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -116,6 +117,23 @@ def extras(session: nox.Session) -> None:
     session.run(
         "pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py", *session.posargs
     )
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def runtime(session: nox.Session) -> None:
+    """The runtime's tests under each version of Python that is installed here, without PyTorch."""
+    session.install(
+        *("-e", ".[cpu,dicom]", "onnx"),
+        *("pytest", "pytest-xdist", "pytest-benchmark", "hypothesis"),
+    )
+    session.run("pytest", "-n", "auto", *(session.posargs or runtime_tests()))
+
+
+@nox.session
+def frozen(session: nox.Session) -> None:
+    """A program made by PyInstaller, built and run."""
+    session.install(".[cpu,dicom]", "pyinstaller", "pytest")
+    session.run("pytest", "-m", "slow", "tests/test_frozen.py", *session.posargs)
 
 
 @nox.session

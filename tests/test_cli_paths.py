@@ -94,7 +94,7 @@ def test_a_list_that_cannot_be_read_is_told_before_the_paths(tmp_path):
     for source, words in {
         str(tmp_path / "none"): "No such file or directory",
         str(tmp_path): "Is a directory",
-        "a\0b": "embedded null byte",
+        "a\0b": "NUL in the name",
     }.items():
         with pytest.raises(UsageError) as told:
             next(Candidates(parse([str(tmp_path / "images"), "--files-from", source])))

@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -571,21 +572,61 @@ def test_a_file_without_pixels_is_named():
     refused(file.getvalue(), "DICOM: no pixel data$")
 
 
-def test_a_syntax_without_a_decoder_is_refused_in_one_line():
-    pydicom = pytest.importorskip("pydicom")
+LIBJPEG = "pip install pylibjpeg pylibjpeg-libjpeg$"
+OPENJPEG = "pip install pylibjpeg pylibjpeg-openjpeg$"
+DCMTK = "pydicom has none, so convert the file with dcmdjpeg of DCMTK$"
+NONE_KNOWN = "no decoder is known; export the series again, uncompressed$"
+
+
+@pytest.mark.parametrize(
+    "numbers, advice",
+    [
+        ([50, 51, 57, 70, 80, 81], LIBJPEG),
+        ([90, 91, 201, 202, 203], OPENJPEG),
+        ([53, 55], DCMTK),
+        ([52, 54, 56, 58, *range(59, 67), 92, 94, 100, 107, 110, 999], NONE_KNOWN),
+    ],
+)
+def test_a_syntax_without_a_decoder_is_refused_with_what_decodes_it(numbers, advice, monkeypatch):
+    base = pytest.importorskip("pydicom.pixels.decoders.base")
     from pydicom.encaps import encapsulate
 
-    for syntax, words in {
-        pydicom.uid.JPEGLSLossless: "no decoder for JPEG-LS Lossless Image Compression is installed; pip install",
-        pydicom.uid.MPEG2MPML: "no decoder for MPEG2",
-    }.items():
-        if syntax == pydicom.uid.JPEGLSLossless:
-            from pydicom.pixels.decoders.base import get_decoder
+    original = base.get_decoder
 
-            if get_decoder(syntax).is_available:
-                continue
-        data = dicom(STORED, **HU, syntax=syntax, PixelData=encapsulate([b"\xff\xd8\xff\xf7"]))
-        refused(data, words)
+    def without_plugins(syntax):
+        original(syntax)
+        return SimpleNamespace(available_plugins=())
+
+    monkeypatch.setattr(base, "get_decoder", without_plugins)
+    for number in numbers:
+        syntax = f"1.2.840.10008.1.2.4.{number}"
+        # pydicom writes no syntax that it does not know
+        known = "1.2.840.10008.1.2.4.107" if number in (110, 999) else syntax
+        data = dicom(STORED, **HU, syntax=known, PixelData=encapsulate([b"\xff\xd8\xff\xf7"]))
+        data = data.replace(known.encode(), syntax.encode())
+        refused(data, f"^DICOM: no decoder for .+ is installed; {advice}")
+
+
+@pytest.mark.parametrize(
+    "bits, plugins, decodes",
+    [
+        (8, ("pillow",), True),
+        (12, ("pillow",), False),
+        (12, ("gdcm", "pillow"), False),
+        (12, ("pillow", "pylibjpeg"), True),
+    ],
+)
+def test_twelve_bits_of_jpeg_need_pylibjpeg(bits, plugins, decodes, monkeypatch):
+    base = pytest.importorskip("pydicom.pixels.decoders.base")
+    from pydicom.encaps import encapsulate
+
+    monkeypatch.setattr(base, "get_decoder", lambda _: SimpleNamespace(available_plugins=plugins))
+    syntax = "1.2.840.10008.1.2.4.51"
+    # The start of image and of a frame alone: a plugin that is asked refuses it otherwise.
+    pixels = encapsulate([b"\xff\xd8\xff\xc1"])
+    data = dicom(STORED, **HU, syntax=syntax, PixelData=pixels, BitsStored=bits, HighBit=bits - 1)
+    words = "^DICOM: no decoder for JPEG Extended"
+    refused(data, f"^(?!{words[1:]})" if decodes else f"{words}.+; {LIBJPEG}")
 
 
 def test_unused_high_bits_are_not_pixels():

@@ -65,6 +65,8 @@ def test_the_plausibility_checks():
         == plausibility.WHOLE_SLICE_SIDE
         == 400
     )
+    assert number(FORMATS, r"DICOM: both sides of (\d+) mm") == plausibility.WHOLE_SLICE_FIELD
+    assert number(FORMATS, r"or one of (\d+) mm or more") == plausibility.WHOLE_SLICE_LENGTH
     assert number(FORMATS, r"apart by (\d+) of 255 or more on average") == pillow.CHROMA == 10
     assert number(FORMATS, r"brightest pixel under (\d+) %") / 100 == plausibility.MIN_SPAN == 0.25
     assert (

@@ -581,6 +581,15 @@ def test_without_a_home_there_is_no_place_for_a_cache(monkeypatch):
     assert cache_directory() is None and describe_cache() == "none (no directory for it)"
 
 
+@pytest.mark.parametrize("path", ["~/.cache/organ_infer", "~someone/c/organ_infer", "organ_infer"])
+def test_a_relative_directory_is_no_place_for_a_cache(path, monkeypatch):
+    import platformdirs
+
+    monkeypatch.delenv("ORGAN_INFER_CACHE", raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path(path))
+    assert cache_directory() is None and describe_cache() == "none (no directory for it)"
+
+
 def test_where_there_are_no_owners_nothing_is_asked_of_them(files, tmp_path, monkeypatch):
     cache = fill(opened(files, tmp_path / "root"), files)
     (tmp_path / "root").chmod(0o777)

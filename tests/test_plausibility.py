@@ -1,5 +1,6 @@
 """Plausibility checks: slices that are hardly a crop around one organ are classified with a warning."""
 
+import io
 import json
 import math
 import re
@@ -131,6 +132,74 @@ def test_a_span_of_just_25_percent_is_not_under_25_percent():
     assert warnings_of(around, SPEC) == ()
     around[-1] = around[:, 0] = around[:, -1] = 0.0
     assert "black border" in warnings_of(around, SPEC)[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "implausible"),
+    [
+        ((250, 250), True),
+        ((249.9, 299.9), False),
+        ((300, 30), True),
+        ((30, 300), True),
+        ((204, 186), False),
+        (None, False),
+    ],
+)
+def test_a_field_larger_than_an_organ_is_that_of_a_whole_slice(field, implausible):
+    warning = "implausible: {1:.0f} x {0:.0f} mm; likely a whole slice, crop it around one organ"
+    expected = (warning.format(*field),) if implausible else ()
+    assert shape_warnings(256, 320, field) == expected
+
+
+def test_a_slice_of_many_pixels_has_one_warning_about_its_size():
+    (warning,) = shape_warnings(512, 512, (415, 415))
+    assert "512 x 512 pixels" in warning
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "words"),
+    [
+        ((256, 256), [1.6, 1.6], "410 x 410 mm"),
+        ((160, 320), [1.0, 1.0], "320 x 160 mm"),
+        ((320, 160), [0.5, 2.0], "320 x 160 mm"),
+        ((256, 256), [0.8, 0.8], ""),
+        ((256, 256), [0, 1.6], ""),
+        ((256, 256), ["NaN", 1.6], ""),
+        ((256, 256), [], ""),
+        ((256, 256), None, ""),
+    ],
+)
+def test_a_whole_dicom_slice_is_known_by_its_millimeters(
+    classifier, tmp_path, shape, spacing, words
+):
+    pydicom = pytest.importorskip("pydicom")
+    pixels = np.random.default_rng(5).integers(900, 1200, shape, np.uint16)
+    rescale = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    data = pydicom.dcmread(io.BytesIO(dicom(pixels, **rescale)))
+    if spacing is not None:
+        with pydicom.config.disable_value_validation():
+            data.PixelSpacing = [str(value) for value in spacing]
+    data.save_as(tmp_path / "slice.dcm")
+    (result,) = classifier.predict_paths([tmp_path / "slice.dcm"])
+    found = [text for text in result.warnings if " mm;" in text]
+    expected = f"implausible: {words}; likely a whole slice, crop it around one organ"
+    assert found == ([expected] if words else [])
+
+
+def test_the_field_of_an_enhanced_multiframe_is_that_of_its_frame(classifier, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    pixels = np.random.default_rng(5).integers(900, 1200, (2, 256, 256), np.uint16)
+    data = pydicom.dcmread(io.BytesIO(dicom(pixels, RescaleSlope=1, RescaleIntercept=-1024)))
+    data.PerFrameFunctionalGroupsSequence = groups = [pydicom.Dataset(), pydicom.Dataset()]
+    for group, spacing in zip(groups, (0.5, 1.5), strict=True):
+        measures = pydicom.Dataset()
+        measures.PixelSpacing = [spacing, spacing]
+        group.PixelMeasuresSequence = [measures]
+    data.save_as(tmp_path / "frames.dcm")
+    results = list(classifier.predict_paths([tmp_path / "frames.dcm"]))
+    assert [any("384 x 384 mm" in text for text in result.warnings) for result in results] == [
+        *(False, True)
+    ]
 
 
 def test_a_side_of_400_pixels_is_that_of_a_whole_slice():

@@ -1,10 +1,14 @@
 """Ray Data: rows of a batch, what is refused, and a local cluster of two workers of which one is killed."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
+import socket
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +97,115 @@ def test_a_cluster_that_starts_here_reports_to_no_one(monkeypatch):
     with beyond._cluster(ray):
         pass
     assert seen == ["0", "ended", "1", "ended"] and os.environ[beyond.USAGE_VARIABLE] == "1"
+
+
+# the frame SETTINGS of HTTP/2, which is how a server of gRPC begins
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+@contextlib.contextmanager
+def server(*answer):
+    """The port of a server that reads the greeting, sends pieces of an answer, and closes; or stays silent."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        done = threading.Event()
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 10)
+                for piece in answer:
+                    connection.sendall(piece)
+                if not answer:
+                    done.wait(60)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            done.set()
+            thread.join(60)
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def test_a_dead_address_is_refused_before_ray_is_asked(monkeypatch):
+    ray = SimpleNamespace(is_initialized=lambda: False, init=lambda: pytest.fail("Ray was asked"))
+    for form in ("127.0.0.1:{}", "ray://127.0.0.1:{}"):
+        address = form.format(closed_port())
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(OrganInferError) as told, beyond._cluster(ray):
+            pass
+        assert str(told.value) == (
+            f"RAY_ADDRESS={address}: no Ray cluster is there ([Errno 111] Connection refused);"
+            " start one, correct RAY_ADDRESS, or unset it to run on this machine"
+        )
+
+
+def test_a_connected_cluster_is_used_whatever_the_address_is(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port()}")
+    with beyond._cluster(SimpleNamespace(is_initialized=lambda: True)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        ((), "no answer in 0.5 s"),
+        ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), "another program answers"),
+        ((b"\0",), "another program answers"),
+        ((b"",), "another program answers"),
+    ],
+)
+def test_what_does_not_answer_as_ray_does_is_refused_in_time(answer, reason, monkeypatch):
+    monkeypatch.setattr(beyond, "ANSWER_SECONDS", 0.5)
+    with server(*answer) as port, pytest.raises(OrganInferError, match=re.escape(f"({reason});")):
+        beyond._check_address(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("pieces", [(SETTINGS,), (SETTINGS[:2], SETTINGS[2:])])
+def test_what_answers_as_ray_does_is_left_to_ray(pieces):
+    with server(*pieces) as port:
+        beyond._check_address(f"127.0.0.1:{port}")
+
+
+def test_an_encrypted_cluster_is_only_connected_to(monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with server(b"TLS") as port:
+        beyond._check_address(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "host", "http://host:1", "a:b:c"])
+def test_addresses_without_a_port_are_left_to_ray(address, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
+    beyond._check_address(address)
+
+
+@pytest.mark.parametrize(
+    "address, place",
+    [
+        ("host:6379", ("host", 6379)),
+        ("ray://host", ("host", 10001)),
+        ("ray://[::1]:7", ("::1", 7)),
+        ("[::1]:7", ("::1", 7)),
+    ],
+)
+def test_the_place_in_an_address(address, place, monkeypatch):
+    def refuse(where, timeout):
+        assert where == place and timeout == beyond.ANSWER_SECONDS
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(OrganInferError, match=r"\(unreachable\)"):
+        beyond._check_address(address)
+
+
+def test_a_port_that_cannot_be_is_one_line():
+    with pytest.raises(OrganInferError, match=r"^RAY_ADDRESS=127.0.0.1:99999: no Ray cluster"):
+        beyond._check_address("127.0.0.1:99999")
 
 
 def test_the_output_goes_away_where_it_is_not_finished(tmp_path):

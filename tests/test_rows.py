@@ -313,7 +313,7 @@ def test_standard_output_is_written_at_once_and_never_renamed_or_taken_away(capf
 def test_an_output_that_cannot_be_opened_or_named_is_told(tmp_path):
     for name, words in {
         str(tmp_path / "none" / "out"): "cannot be written (No such file or directory)",
-        "a\0b": "cannot be written (embedded null byte)",
+        "a\0b": "cannot be written (NUL in the name)",
         str(tmp_path): "exists and is not a regular file; choose another path",
     }.items():
         with pytest.raises(OutputError) as told:

@@ -22,7 +22,7 @@ from .errors import ImageError, InputError, OrganInferError, short_repr
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
-from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice
+from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, SliceReaders
 from .names import path_text
 from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
@@ -269,9 +269,7 @@ class OrganClassifier:
             [name],
             batch_size=self._batch_size,
             spec=self.manifest.input,
-            load=lambda _: (
-                (name + suffix, read) for suffix, read in decode_slices(content, limits)
-            ),
+            load=lambda name: _named_slices(name, content, limits),
             prepare=self._prepare,
             plain_pixel_limit=0,
             threads=self._threads,
@@ -409,7 +407,8 @@ class OrganClassifier:
                 " pass 8- or 16-bit gray"
             )
         pixels, orientation = image.pixels, image.orientation or self._orientation
-        warnings = image.warnings + shape_warnings(*pixels.shape)
+        height, width = pixels.shape
+        warnings = image.warnings + shape_warnings(height, width, image.field)
         if orientation is not None:
             self._check_orientation(orientation, ImageError)
             model_orientation = self.manifest.input.orientation
@@ -488,8 +487,17 @@ def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
     )
 
 
+def _named_slices(name: str, content: bytes, limits: Limits) -> SliceReaders:
+    if len(content) > limits.file_bytes:
+        raise ImageError(
+            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with file_limit="
+        )
+    for suffix, read in decode_slices(content, limits):
+        yield name + suffix, read
+
+
 def _content(data: Any, limit: int) -> bytes:
-    """Return the bytes of `data`, of a stream at most one more than `limit`, which `decode_slices` then refuses."""
+    """Return the bytes of `data`, of a stream at most one more than `limit`, which is then refused."""
     if isinstance(data, bytes):
         return data
     if isinstance(data, (bytearray, memoryview)):

@@ -11,6 +11,7 @@ __all__ = [
     "OrganInferError",
     "escape_bytes",
     "escape_character",
+    "file_reason",
     "one_line",
     "printable",
     "short_repr",
@@ -112,3 +113,10 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else escape_character(c) for c in escape_bytes(text))
+
+
+def file_reason(error: Exception) -> str:
+    """Return why a file cannot be opened or written, in the same words with every version of Python."""
+    if isinstance(error, ValueError) and "null" in str(error):
+        return "NUL in the name"
+    return one_line(getattr(error, "strerror", None) or error)

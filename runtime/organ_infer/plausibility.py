@@ -15,6 +15,8 @@ __all__ = ["WHOLE_SLICE_SIDE", "pixel_warnings", "shape_warnings"]
 
 # Pixels. At CT's usual resolution, at least one side of a crop around one organ is shorter.
 WHOLE_SLICE_SIDE = 400
+# Millimeters. No organ is this large both ways, nor that large one way. The liver is the largest, some 200 mm wide.
+WHOLE_SLICE_FIELD, WHOLE_SLICE_LENGTH = 250.0, 300.0
 # Pixels up to BLACK count as black, pixels from WHITE on as white. Black is 0, white is 1.
 BLACK, WHITE = 0.02, 0.98
 # Difference between the brightest and the darkest pixel. Validation: 0.44 and more.
@@ -25,18 +27,23 @@ CLIPPED_LIMIT = 0.9
 BLACK_BORDER_LIMIT = 0.9
 
 
-def shape_warnings(height: int, width: int) -> tuple[str, ...]:
+def shape_warnings(
+    height: int, width: int, field: tuple[float, float] | None = None
+) -> tuple[str, ...]:
     """Return the warnings about a slice's size.
 
     Args:
         height: Pixels.
         width: Pixels.
+        field: Height and width in millimeters, if known.
     """
-    if min(height, width) < WHOLE_SLICE_SIDE:
+    if min(height, width) >= WHOLE_SLICE_SIDE:
+        size = f"{width} x {height} pixels"
+    elif field and (min(field) >= WHOLE_SLICE_FIELD or max(field) >= WHOLE_SLICE_LENGTH):
+        size = f"{field[1]:.0f} x {field[0]:.0f} mm"
+    else:
         return ()
-    return (
-        f"implausible: {width} x {height} pixels; likely a whole slice, crop it around one organ",
-    )
+    return (f"implausible: {size}; likely a whole slice, crop it around one organ",)
 
 
 def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:

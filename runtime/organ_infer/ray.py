@@ -18,6 +18,7 @@ import math
 import operator
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,13 @@ RETRIES = 10
 # rows per output file, about
 FILE_ROWS = 1 << 16
 USAGE_VARIABLE = "RAY_USAGE_STATS_ENABLED"
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+# seconds in which a cluster must answer. Ray itself waits for minutes.
+ANSWER_SECONDS = 15.0
+# port of Ray Client, for ray://HOST
+CLIENT_PORT = 10001
+# The first bytes of a client of HTTP/2, with an empty SETTINGS frame. Ray speaks gRPC, which is HTTP/2.
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 COLUMNS = (
     "path",
     "label",
@@ -423,6 +431,7 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_address(os.environ.get(ADDRESS_VARIABLE, ""))
     usage_setting = os.environ.get(USAGE_VARIABLE)
     # a cluster that starts here sends no usage statistics, unless the variable says otherwise
     os.environ[USAGE_VARIABLE] = usage_setting or "0"
@@ -438,6 +447,44 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that a Ray cluster may be at an address, within ANSWER_SECONDS.
+
+    Raises:
+        OrganInferError: If nothing, or something other than Ray, is there.
+    """
+    parts = re.fullmatch(r"(ray://)?(\[[^\]]+\]|[^:/\[\]]+)(?::(\d+))?", address)
+    # "auto", "local" and malformed addresses are Ray's matter
+    if parts is None or not (parts[1] or parts[3]):
+        return
+    host, port = parts[2].strip("[]"), int(parts[3] or CLIENT_PORT)
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as connection:
+            reason = _greeting_error(connection)
+    except (OSError, OverflowError, ValueError) as e:
+        reason = (
+            f"no answer in {ANSWER_SECONDS:g} s" if isinstance(e, TimeoutError) else one_line(e)
+        )
+    if reason:
+        raise OrganInferError(
+            f"{ADDRESS_VARIABLE}={address}: no Ray cluster is there ({reason});"
+            f" start one, correct {ADDRESS_VARIABLE}, or unset it to run on this machine"
+        )
+
+
+def _greeting_error(connection: socket.socket) -> str:
+    """Return why a server does not speak HTTP/2, or an empty string."""
+    # an encrypted connection would have to be negotiated first
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return ""
+    connection.sendall(HTTP2_HELLO)
+    answer = b""
+    while len(answer) < 4 and (received := connection.recv(4 - len(answer))):
+        answer += received
+    # a server begins with SETTINGS, type 4
+    return "" if answer[3:] == b"\x04" else "another program answers"
 
 
 @contextlib.contextmanager

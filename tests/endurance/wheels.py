@@ -109,7 +109,8 @@ def check_sdist(table: Table, sdist: Path, top: str) -> None:
     sources = {
         f"ext/{path.name}"
         for path in (ROOT / "ext").iterdir()
-        if path.suffix in (".c", ".h", ".pyx", ".pxd") and f"ext/{path.name}" not in LEFT_OVER
+        if path.suffix in (".c", ".h", ".pyx", ".pxd", ".py")
+        and f"ext/{path.name}" not in LEFT_OVER
     }
     more = {
         "LICENSE",

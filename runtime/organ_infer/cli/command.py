@@ -69,6 +69,9 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     except SystemExit as e:
         # --help and --version end this way.
         return _flush_stdout(int(e.code or 0))
+    except BrokenPipeError:
+        # argparse of Python 3.11.2, for example, raises it if the reader of --help is gone
+        return _flush_stdout(ALL_CLASSIFIED)
     except UsageError as e:
         messages.error(str(e))
         return FAILED

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from time import monotonic
 
+from ..errors import file_reason
 from ..files import open_flags
 from ..names import escape_path
 
@@ -155,7 +156,7 @@ class Writer:
             if self.output is None
             else f"--output {escape_path(self.output, one_line=True)}"
         )
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = file_reason(error)
         note = self.partial_note() if getattr(error, "errno", 0) in _FULL_DISK else ""
         return OutputError(f"{target}: cannot be written ({reason}){note}")
 

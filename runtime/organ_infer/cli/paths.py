@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
+from ..errors import file_reason
 from ..images.discovery import Candidate, Skipped, images_below
 from ..images.registry import split_selector
 from ..names import escape_path
@@ -116,9 +117,8 @@ def _check_list(source: str) -> None:
 
 
 def _unreadable_list(source: str, error: Exception) -> UsageError:
-    reason = getattr(error, "strerror", None) or error
     return UsageError(
-        f"--files-from {escape_path(source, one_line=True)}: cannot be read ({reason})"
+        f"--files-from {escape_path(source, one_line=True)}: cannot be read ({file_reason(error)})"
     )
 
 

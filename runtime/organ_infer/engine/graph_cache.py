@@ -59,6 +59,7 @@ def cache_directory() -> Path | None:
         # OSError: the working directory was removed. RuntimeError: there is no home directory.
         return None
     # A relative HOME or XDG_CACHE_HOME would put a cache into every working directory.
+    # Without a home directory, platformdirs before 4.12 returns "~/.cache" as it is.
     return path if path.is_absolute() else None
 
 

@@ -36,6 +36,20 @@ _REQUIRED = (
     "PixelRepresentation",
     "PhotometricInterpretation",
 )
+_JPEG = "1.2.840.10008.1.2.4."
+_JPEG_EXTENDED = f"{_JPEG}51"
+# plugins of pydicom that decode no more than 8 bits of JPEG Extended
+_ONLY_8_BIT_JPEG = {"gdcm", "pillow"}
+_LIBJPEG = "pip install pylibjpeg pylibjpeg-libjpeg"
+_OPENJPEG = "pip install pylibjpeg pylibjpeg-openjpeg"
+# DCMTK's program decodes the retired spectral selection and full progression. No plugin of pydicom does.
+_DCMTK = "pydicom has none, so convert the file with dcmdjpeg of DCMTK"
+# what decodes each transfer syntax
+_DECODING = {
+    **{f"{_JPEG}{number}": _LIBJPEG for number in (50, 51, 57, 70, 80, 81)},
+    **{f"{_JPEG}{number}": _OPENJPEG for number in (90, 91, 201, 202, 203)},
+    **{f"{_JPEG}{number}": _DCMTK for number in (53, 55)},
+}
 # letters of the patient axes x, y and z, growing and falling
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("H", "F"))
 
@@ -130,23 +144,27 @@ def _check_dataset(dataset: Any, pixel_limit: int) -> None:
         raise ImageError(
             "DICOM: a Modality LUT is not supported; only rescale slope and intercept are"
         )
-    _check_decoder(dataset.file_meta.TransferSyntaxUID)
+    _check_decoder(dataset)
 
 
-def _check_decoder(syntax: Any) -> None:
+def _check_decoder(dataset: Any) -> None:
+    """Refuse compressed pixels that no installed package decodes, with what decodes them."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    if not syntax.is_encapsulated:
-        return
+    syntax = dataset.file_meta.TransferSyntaxUID
     try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        raise ImageError(
-            f"DICOM: no decoder for {syntax.name} is installed; pip install pylibjpeg pylibjpeg-libjpeg"
-            " pylibjpeg-openjpeg"
-        )
+        if not syntax.is_encapsulated:
+            return
+        plugins = set(get_decoder(syntax).available_plugins)
+    # ValueError: pydicom does not know the UID
+    except (NotImplementedError, ValueError):
+        plugins = set()
+    if syntax == _JPEG_EXTENDED and int(dataset.BitsStored) > 8:
+        plugins -= _ONLY_8_BIT_JPEG
+    if not plugins:
+        name = syntax.name if syntax.name != syntax else f"transfer syntax {syntax}"
+        advice = _DECODING.get(syntax, "no decoder is known; export the series again, uncompressed")
+        raise ImageError(f"DICOM: no decoder for {name} is installed; {advice}")
 
 
 def _frame_count(dataset: Any) -> int:
@@ -178,7 +196,19 @@ def _frame(dataset: Any, index: int, stored: Any) -> Slice:
         warnings.append(
             "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
         )
-    return Slice(pixels, tuple(warnings), orientation)
+    measures = _functional_group(dataset, index, "PixelMeasuresSequence")
+    field = _field(measures.get("PixelSpacing"), *pixels.shape)
+    return Slice(pixels, tuple(warnings), orientation, field)
+
+
+def _field(spacing: Any, rows: int, columns: int) -> tuple[float, float] | None:
+    """Return height and width in millimeters, or None if PixelSpacing is missing or makes no sense."""
+    try:
+        between_rows, between_columns = map(float, spacing)
+    except (TypeError, ValueError):
+        return None
+    field = rows * between_rows, columns * between_columns
+    return field if all(0 < side < math.inf for side in field) else None
 
 
 def _kind_warnings(dataset: Any) -> list[str]:

@@ -155,14 +155,7 @@ def decode_slices(
         data: The file's content.
         limits: The most that may be read.
         selector: The slice to read (the text after `#` in its name), or None for all.
-
-    Raises:
-        ImageError: If the data has more bytes than the limit.
     """
-    if len(data) > limits.file_bytes:
-        raise ImageError(
-            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with --file-limit or file_limit="
-        )
     return _slice_readers(io.BytesIO(data), len(data), limits, selector)
 
 

@@ -47,11 +47,13 @@ class Slice:
         pixels: uint8 or uint16 gray, or int16 Hounsfield units, (H, W).
         warnings: Every conversion, and anything suspicious.
         orientation: Orientation of `pixels`, if the file states it.
+        field: Height and width in millimeters, if the file states them.
     """
 
     pixels: NDArray[Any]
     warnings: tuple[str, ...] = ()
     orientation: Orientation | None = None
+    field: tuple[float, float] | None = None
 
 
 class Limits(NamedTuple):
