@@ -99,6 +99,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ImportError as e:
         return _report_missing_package(e)
+    except Exception as e:
+        from export.machine import machine_failure
+
+        reason = machine_failure(e)
+        if reason is None:
+            raise
+        print(
+            f"export: error: {reason}; free memory or disk space and rerun the command",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

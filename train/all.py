@@ -222,6 +222,17 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except Exception as e:
+        from export.machine import machine_failure
+
+        reason = machine_failure(e)
+        if reason is None:
+            raise
+        print(
+            f"train: error: {reason}; free memory or disk space, and rerun the same command to resume",
+            file=sys.stderr,
+        )
+        return 1
     finally:
         for number, handler in previous_handlers.items():
             with contextlib.suppress(ValueError):

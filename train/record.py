@@ -165,10 +165,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    from export.machine import machine_failure
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint; check the path") from e
+    # a checkpoint that cannot be read now is not damaged
+    except (OSError, MemoryError) as e:
+        raise RunError(
+            f"{path}: cannot be read ({machine_failure(e)}); solve this and rerun the same command"
+        ) from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
         raise RunError(

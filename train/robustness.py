@@ -261,6 +261,8 @@ class _Network:
         if self.session is None:
             try:
                 self.session = open_session(self.file.read_bytes())
+            except OSError:
+                raise
             # onnxruntime's errors share no base class
             except Exception as e:
                 reason = " ".join(str(e).split())[:200]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from export.machine import machine_failure
 from train.download import digest_of, download
 from train.errors import RunError
 
@@ -62,6 +63,10 @@ def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as e:
+        raise RunError(
+            f"{path}: cannot be read ({machine_failure(e)}); solve this and rerun the same command"
+        ) from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
         raise RunError(
