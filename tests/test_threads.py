@@ -19,7 +19,12 @@ from conftest import DEFAULT, child_environment, make_graph, needs_default, writ
 from organ_infer import DeviceError, OrganClassifier
 from organ_infer.engine import cuda_thread, ensemble, ort, threads
 from organ_infer.engine.ensemble import CacheLookup, open_ensemble
-from organ_infer.engine.threads import affordable_threads, map_in_threads, startable_threads
+from organ_infer.engine.threads import (
+    affordable_threads,
+    limit_libraries,
+    map_in_threads,
+    startable_threads,
+)
 
 REFUSAL = RuntimeError("can't start new thread")
 START = _thread.start_new_thread
@@ -91,9 +96,14 @@ def test_fewer_threads_are_used_under_a_limit_and_one_warning_says_so(
 ):
     limit(most)
     assert affordable_threads(8) == expected
-    (warning,) = caplog.messages
+    assert affordable_threads(8) == 1
+    (warning, *further) = caplog.messages
     assert warning.startswith(
         f"threads: a limit on processes or memory allows {expected} instead of 8; raise it"
+    )
+    # the second time none is left at all
+    assert [line.split(";")[0] for line in further] == (
+        [] if expected == 1 else ["threads: a limit on processes or memory allows 1 instead of 8"]
     )
 
 
@@ -262,6 +272,76 @@ def test_an_onnxruntime_that_does_not_fit_into_memory_is_not_called_damaged(
         ort.import_onnxruntime()
 
 
+# Commands that use PyTorch.
+
+
+@pytest.mark.parametrize(
+    ("most", "blas", "openmp"), [(28, None, None), (27, "1", "8"), (4, "1", "3"), (0, "1", "1")]
+)
+def test_libraries_get_fewer_threads_before_they_are_loaded(limit, most, blas, openmp, monkeypatch):
+    """Four pools of seven threads beside the calling one: two of OpenBLAS, OpenMP, and onnxruntime."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    started = limit(most)
+    # each trial begins anew, as its threads have ended
+    trial = threads.startable_threads
+    monkeypatch.setattr(threads, "startable_threads", lambda count: started.clear() or trial(count))
+    limit_libraries(8)
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == blas
+    assert os.environ.get("OMP_NUM_THREADS") == openmp
+
+
+def test_variables_of_the_user_stay(limit, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    limit(0)
+    limit_libraries(8)
+    assert (os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"]) == ("3", "5")
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(8, None), (3, 3), (1, 1)])
+def test_pytorch_uses_only_threads_that_can_be_started(monkeypatch, allowed, expected):
+    from train import parallel
+
+    chosen = []
+    monkeypatch.setattr(parallel.torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(parallel.torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(parallel, "affordable_threads", lambda threads: min(threads, allowed))
+    parallel.limit_threads()
+    assert chosen == ([] if expected is None else [expected])
+
+
+def test_sessions_of_the_export_use_only_threads_that_can_be_started(limit, monkeypatch, caplog):
+    """Those of onnxruntime's quantization, too, which creates them itself."""
+    import onnxruntime
+
+    from export import member, quantize
+    from organ_infer.engine import cpu_count
+
+    created = []
+    real = onnxruntime.SessionOptions
+
+    class Recorded(real):
+        def __init__(self):
+            super().__init__()
+            created.append(self)
+
+    monkeypatch.setattr(cpu_count, "usable_processors", lambda: 6)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Recorded)
+    monkeypatch.setattr(member, "_allowed", None)
+    limit(1)
+    member.open_session(make_graph())
+    assert created[-1].intra_op_num_threads == 2
+    with quantize._limited_threads(0):
+        assert onnxruntime.SessionOptions().intra_op_num_threads == 1
+    assert onnxruntime.SessionOptions is Recorded
+    assert [line.split(";")[0] for line in caplog.messages] == [
+        "threads: a limit on processes or memory allows 2 instead of 6",
+        "threads: a limit on processes or memory allows 1 instead of 2",
+    ]
+
+
 # Real limits.
 
 DROPPED = """
@@ -332,5 +412,6 @@ def test_a_limit_of_memory_leaves_fewer_threads_or_one_line(examples, mebibytes)
 
 
 @pytest.fixture(autouse=True)
-def _warnings(caplog):
+def _warnings(caplog, monkeypatch):
+    monkeypatch.setattr(threads, "_reported", sys.maxsize)
     caplog.set_level(logging.WARNING, logger="organ_infer")

@@ -187,9 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     previous_handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    from organ_infer.engine.cpu_count import usable_processors
+    from organ_infer.engine.threads import limit_libraries
     from train.errors import RunError
 
     try:
+        limit_libraries(usable_processors())
         try:
             from train.run import run
 

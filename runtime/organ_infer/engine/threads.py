@@ -8,13 +8,20 @@ import _thread
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-__all__ = ["START_ERRORS", "affordable_threads", "map_in_threads", "startable_threads"]
+__all__ = [
+    "START_ERRORS",
+    "affordable_threads",
+    "limit_libraries",
+    "map_in_threads",
+    "startable_threads",
+]
 
 logger = logging.getLogger("organ_infer")
 
@@ -33,6 +40,10 @@ RESERVE = 1 << 26
 ARENA, ARENAS = 1 << 27, 8
 # Bytes of a thread's stack if it is not limited.
 STACK = 8 << 20
+
+
+# The lowest number of threads that a warning has reported.
+_reported = sys.maxsize
 
 
 def startable_threads(count: int) -> int:
@@ -117,7 +128,9 @@ def _threads_in_memory(count: int, memory: int) -> int:
 def affordable_threads(
     threads: int, needed: Callable[[int], int] = lambda n: n - 1, *, memory: int = 0
 ) -> int:
-    """Return the number of threads to use, fewer than requested if a limit does not allow all. One warning reports this.
+    """Return the number of threads to use, fewer than requested if a limit does not allow all.
+
+    A warning reports this, once per process unless the number falls further.
 
     Args:
         threads: The requested number, with the calling thread.
@@ -129,7 +142,9 @@ def affordable_threads(
     """
     possible = startable_threads(_threads_in_memory(needed(threads), memory))
     affordable = next((n for n in range(threads, 1, -1) if needed(n) <= possible), 1)
-    if affordable < threads:
+    global _reported
+    if affordable < min(threads, _reported):
+        _reported = affordable
         logger.warning(
             "threads: a limit on processes or memory allows %d instead of %d; raise it (ulimit -u, ulimit -v, or pids.max of"
             " the container), or ask for fewer threads",
@@ -137,6 +152,24 @@ def affordable_threads(
             threads,
         )
     return affordable
+
+
+def limit_libraries(threads: int) -> None:
+    """Let OpenBLAS and OpenMP start only threads that can be started, by variables of the environment.
+
+    For commands that use PyTorch, before NumPy is imported: under a limit on processes OpenBLAS interrupts the process, and
+    OpenMP ends it. Variables that are set already stay.
+
+    Args:
+        threads: The number of threads that each of them starts by default.
+    """
+    # NumPy and SciPy have an OpenBLAS each, PyTorch has OpenMP, and onnxruntime its own threads.
+    if startable_threads(4 * (threads - 1)) == 4 * (threads - 1):
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Half of them remain for onnxruntime.
+        os.environ["OMP_NUM_THREADS"] = str(affordable_threads(threads, lambda n: 2 * (n - 1)))
 
 
 def map_in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> list[R]:
