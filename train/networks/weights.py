@@ -63,12 +63,13 @@ def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError) as e:
-        raise RunError(
-            f"{path}: cannot be read ({machine_failure(e)}); solve this and rerun the same command"
-        ) from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
+        # a file that cannot be read now is not damaged
+        if reason := machine_failure(e):
+            raise RunError(
+                f"{path}: cannot be read ({reason}); solve this and rerun the same command"
+            ) from e
         raise RunError(
             f"{path}: not a readable PyTorch weights file ({type(e).__name__}); use another file"
         ) from e
