@@ -272,6 +272,25 @@ def test_an_onnxruntime_that_does_not_fit_into_memory_is_not_called_damaged(
         ort.import_onnxruntime()
 
 
+@pytest.mark.skipif(not LINUX, reason="threads as Linux lists them")
+@pytest.mark.parametrize("own", [None, "2"])
+def test_the_command_loads_numpy_without_threads_of_openblas(own):
+    """OpenBLAS interrupts the process if it cannot start them. The variable is then as it was."""
+    code = (
+        "import os; from organ_infer.cli.command import _import_numpy; _import_numpy(); import sys;"
+        "assert 'numpy' in sys.modules;"
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = child_environment()
+    environment.pop("OPENBLAS_NUM_THREADS", None)
+    if own:
+        environment["OPENBLAS_NUM_THREADS"] = own
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.stdout == f"1 {own}\n", done.stderr
+
+
 # Commands that use PyTorch.
 
 

@@ -421,13 +421,16 @@ def test_the_repository_goes_through_git(bundle, tmp_path, monkeypatch):
     out = tmp_path / "out"
     write(bundle, out)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    before = files_of(out)
+    before, paths = files_of(out), {path.relative_to(out) for path in out.rglob("*")}
     git = ["git", "-C", str(out), "-c", "user.name=x", "-c", "user.email=x@x"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *arguments], check=True)
     subprocess.run(["git", "clone", "-q", out, tmp_path / "clone"], check=True)
     shutil.rmtree(tmp_path / "clone" / ".git")
-    assert files_of(tmp_path / "clone") == before
+    clone = tmp_path / "clone"
+    assert files_of(clone) == before
+    # with every version folder
+    assert {path.relative_to(clone) for path in clone.rglob("*")} == paths
 
 
 def test_models_whose_names_differ_in_case_alone_are_refused(tmp_path, capsys):
