@@ -290,6 +290,24 @@ def test_the_commands_end_with_one_line_and_1(monkeypatch, capsys, error, reason
     assert second.startswith("train: error: ") and reason in second
 
 
+@pytest.mark.parametrize(("error", "reason"), FAILURES[len(DISK) :], ids=repr)
+def test_the_smaller_commands_end_with_one_line(monkeypatch, capsys, tmp_path, error, reason):
+    from train import results_format, robustness
+    from train.edge import ablate
+    from train.report import __main__ as report
+
+    monkeypatch.setattr(robustness, "_measure", raising(error))
+    monkeypatch.setattr(ablate, "load_data", raising(error))
+    monkeypatch.setattr(results_format, "read_results", raising(error))
+    assert robustness.main([str(tmp_path)]) == 2
+    assert ablate.main(["--out", str(tmp_path)]) == 1
+    assert report.main([str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    for name, line in zip(("train.robustness", "ablate", "train.report"), lines, strict=True):
+        assert line.startswith(f"{name}: error: ") and reason in line
+
+
 def test_other_errors_of_the_commands_are_not_hidden(monkeypatch):
     monkeypatch.setattr(export.all, "export", raising(ValueError("a fault of ours")))
     monkeypatch.setattr(run, "run", raising(ValueError("a fault of ours")))

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.machine import machine_failure
 from export.member import BATCH, open_session
 from organ_infer._packing import pack
-from train import fit, record
+from train import fit, parallel, record
 from train.arguments import device_name
 from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -311,6 +312,14 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as e:
+        if (reason := machine_failure(e)) is None:
+            raise
+        print(
+            f"train.robustness: error: {reason}; free memory or disk space, and rerun the same command to resume",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(
             "train.robustness: interrupted; rerun the same command to resume after the last finished stage",
@@ -375,6 +384,7 @@ def _measure(options: argparse.Namespace) -> str:
         resample_from=dataset.resample_from,
     )
     data = data.smoke() if results.smoke else data
+    parallel.limit_threads()
     device = choose_device(options.device)
     with record.locked(options.run_dir):
         entries = measure_robustness(
