@@ -79,7 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 an export failed, 2 nothing could be done.
     """
+    from organ_infer.engine.cpu_count import usable_processors
+    from organ_infer.engine.threads import limit_libraries
+
     options = _parse(arguments)
+    limit_libraries(usable_processors())
     try:
         from export.member import ExportError
         from train.errors import RunError
@@ -99,6 +103,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except ImportError as e:
         return _report_missing_package(e)
+    except Exception as e:
+        from export.machine import machine_failure
+
+        reason = machine_failure(e)
+        if reason is None:
+            raise
+        print(
+            f"export: error: {reason}; free memory or disk space and rerun the command",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -176,10 +191,11 @@ def export(options: ExportOptions) -> None:
         ExportError: A member is not the trained network, or a file cannot be written.
         RunError: The options, a checkpoint or the data cannot be used.
     """
-    from train import calibration
+    from train import calibration, parallel
     from train.data import load_data
 
     _check_options(options)
+    parallel.limit_threads()
     checkpoints = [_load(path) for path in options.checkpoints]
     _check_checkpoints(checkpoints, options)
     first = checkpoints[0].facts

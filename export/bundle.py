@@ -107,10 +107,19 @@ def _write_files(
 ) -> None:
     """Write every file of the bundle to the directory `building`."""
     entries, logits, fitting_logits = [], [], []
+    failed: dict[str, list[str]] = {}
     for member in members:
+        failures: list[str] = []
         variants = make_variants(
-            member.stage, onnx.load(member.file), slices, precisions, report=report
+            member.stage,
+            onnx.load(member.file),
+            slices,
+            precisions,
+            report=report,
+            failed=failures.append,
         )
+        if failures:
+            failed[member.stage] = failures
         entries.append(_write_variants(building, member.stage, variants))
         listed = variants[0]
         assert listed.fitting_logits is not None
@@ -125,6 +134,9 @@ def _write_files(
         f"without it {measured.ece_uncalibrated:.4f}"
     )
     info = replace(info, metrics={**info.metrics, "val_as_listed": asdict(measured)})
+    if failed:
+        # a run that finds this key repeats the conversion
+        info = replace(info, training={**info.training, "failed_conversions": failed})
 
     card = building / "MODEL_CARD.md"
     card.write_text(model_card(info, entries, temperature), encoding="utf-8")

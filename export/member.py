@@ -284,13 +284,30 @@ def open_session(content: bytes, providers: Sequence[str] = ("CPUExecutionProvid
     Raises:
         ExportError: onnxruntime is missing. The message names the command that installs it.
     """
-    from organ_infer.engine.cpu_count import usable_processors
-
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # By default onnxruntime pins threads to cores, which fails in containers.
-    options.intra_op_num_threads = usable_processors()
+    options.intra_op_num_threads = session_threads(len(content))
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(content, options, providers=list(providers))
+
+
+# what the previous session was allowed, so that a limit is reported once
+_allowed: int | None = None
+
+
+def session_threads(size: int) -> int:
+    """Return the number of threads for the next session, which waits forever if one of them cannot be started.
+
+    Args:
+        size: Of the graph, bytes.
+    """
+    from organ_infer.engine.cpu_count import usable_processors
+    from organ_infer.engine.ensemble import COPIES
+    from organ_infer.engine.threads import affordable_threads
+
+    global _allowed
+    _allowed = affordable_threads(_allowed or usable_processors(), memory=COPIES * size)
+    return _allowed

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from export.machine import check_space
+from export.member import session_threads
+
 # slices per batch while the ranges of the activations are measured
 SAMPLE_BATCH = 64
 
@@ -28,24 +31,32 @@ def to_int8(model: onnx.ModelProto, samples: np.ndarray) -> onnx.ModelProto:
 
     Returns:
         The int8 graph. Its input and output stay float32.
+
+    Raises:
+        OSError: The temporary directory is full or cannot be written.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _limited_threads(model.ByteSize()):
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, source)
-        quantize_static(
-            source,
-            target,
-            _Samples(samples),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        return _cleaned(onnx.load(target))
+        try:
+            onnx.save(model, source)
+            quantize_static(
+                source,
+                target,
+                _Samples(samples),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            return _cleaned(onnx.load(target))
+        except Exception:
+            # parts of onnx write in C++ and do not notice a full disk, so that reading the file again fails
+            check_space(folder, 2 * model.ByteSize())
+            raise
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -90,6 +101,30 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextlib.contextmanager
+def _limited_threads(size: int) -> Iterator[None]:
+    """Let onnxruntime's tools start only threads that can be started. They create their sessions themselves.
+
+    Args:
+        size: Of the model, bytes.
+    """
+    import onnxruntime
+
+    threads, unlimited = session_threads(size), onnxruntime.SessionOptions
+
+    class Limited(unlimited):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = threads
+            self.inter_op_num_threads = 1
+
+    onnxruntime.SessionOptions = Limited
+    try:
+        yield
+    finally:
+        onnxruntime.SessionOptions = unlimited
 
 
 @contextlib.contextmanager

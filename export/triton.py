@@ -31,6 +31,12 @@ KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 PRECISIONS = ("listed", *BY_NAME)
 # microseconds that a request waits for others to join its batch
 DELAY = 500
+# The file that keeps the version directory of an ensemble through git, object stores and archives, which know no empty
+# directories. Triton lists the directories of a model for its versions and reads no file of an ensemble's version
+# (https://github.com/triton-inference-server/core/blob/main/src/model_repository_manager/model_lifecycle.cc). The name is
+# not hidden and the file not empty, because some copies leave such files out.
+PLACEHOLDER = "placeholder.txt"
+PLACEHOLDER_TEXT = "This file keeps the version directory of the ensemble, which would be empty.\n"
 # largest accepted difference of a probability between the averaging graph and NumPy
 MAX_ABS = 1e-5
 
@@ -160,7 +166,8 @@ def write_repository(
     name = _model_name(manifest.name)
     served = _served_members(manifest, name, precision, device)
     names = [name, f"{name}-mean", *(member.model for member in served)]
-    if len(set(names)) < len(names):
+    # on file systems and in archives that do not distinguish upper and lower case, too
+    if len({model.casefold() for model in names}) < len(names):
         raise TritonError(
             f"{bundle}: two models would have the same name ({', '.join(names)}); rename a stage in the bundle"
         )
@@ -244,11 +251,13 @@ def _variant(member: Member, precision: str, device: str) -> Member:
 
 
 def _write_model(folder: Path, config: str, classes: Sequence[str], graph: bytes | None) -> None:
-    """Write config.pbtxt, labels.txt and the directory of version 1, which is empty for an ensemble."""
+    """Write config.pbtxt, labels.txt and the directory of version 1. That of an ensemble has only PLACEHOLDER."""
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-    if graph is not None:
+    if graph is None:
+        (folder / "1" / PLACEHOLDER).write_text(PLACEHOLDER_TEXT, encoding="utf-8")
+    else:
         (folder / "1" / "model.onnx").write_bytes(graph)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from export.machine import machine_failure
 from export.member import (
     BATCH,
     ExportError,
@@ -24,6 +25,10 @@ from export.rewrite import rewrite
 
 # training slices that determine the ranges of int8 activations
 INT8_SAMPLES = 512
+
+
+class _NotFinite(ExportError):
+    """A variant returns NaN or infinity, as it would again."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def make_variants(
     precisions: Sequence[str] = tuple(PRECISIONS),
     *,
     report: Callable[[str], None] = print,
+    failed: Callable[[str], None] = lambda precision: None,
 ) -> list[Variant]:
     """Convert an exported member to each precision and keep the accepted variants.
 
@@ -128,12 +134,14 @@ def make_variants(
         slices: What the variants are converted and measured with.
         precisions: Names of the precisions to try. fp32 is always included.
         report: Called with one line per variant tried, accepted or not.
+        failed: Called with each precision whose conversion failed, so that nothing is known of its accuracy.
 
     Returns:
         The accepted variants, the one for CPUs first.
 
     Raises:
-        ExportError: The rewritten graph differs from the exported one.
+        ExportError: The rewritten graph differs from the exported one, or the machine does not allow a conversion: a full
+            disk, no permission, too little memory.
     """
     rewritten = rewrite(model)
     exact = _exact_variant(stage, model, rewritten, slices)
@@ -142,7 +150,7 @@ def make_variants(
     for row in PRECISIONS.values():
         if row.convert is None or row.name not in precisions:
             continue
-        variant = _converted_variant(stage, row, rewritten, slices, report)
+        variant = _converted_variant(stage, row, rewritten, slices, report, failed)
         if variant is not None and _is_accepted(stage, row, variant, exact, report):
             (preferred if row.preferred_on_cpu else others).append(variant)
     return [*preferred, exact, *others]
@@ -170,8 +178,16 @@ def _converted_variant(
     rewritten: onnx.ModelProto,
     slices: Slices,
     report: Callable[[str], None],
+    failed: Callable[[str], None],
 ) -> Variant | None:
-    """Convert the graph to another precision and measure it. Returns None if it cannot be converted or run."""
+    """Convert the graph to another precision and measure it.
+
+    Returns:
+        The variant, or None if it cannot be converted or run.
+
+    Raises:
+        ExportError: It failed because of the machine, so that it may succeed later.
+    """
     assert row.convert is not None
     fitting_logits = None
     try:
@@ -183,7 +199,14 @@ def _converted_variant(
         accuracy = _accuracy(logits, slices.labels)
     # the errors of onnx's and onnxruntime's tools share no base class
     except Exception as e:
+        if reason := machine_failure(e):
+            raise ExportError(
+                f"{stage}: no {row.name} variant ({reason}); make room in the temporary directory and in memory, or set"
+                " TMPDIR, and rerun the command"
+            ) from e
         report(f"{stage}: no {row.name} variant: {' '.join(str(e).split())[:200]}")
+        if not isinstance(e, _NotFinite):
+            failed(row.name)
         return None
     return Variant(row.name, content, logits, accuracy, fitting_logits)
 
@@ -235,5 +258,5 @@ def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     if not np.isfinite(logits).all():
-        raise ExportError("it returns NaN or infinite logits")
+        raise _NotFinite("it returns NaN or infinite logits")
     return float((logits.argmax(1) == labels).mean())

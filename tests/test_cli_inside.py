@@ -316,7 +316,10 @@ def test_what_was_answered_is_written_and_not_finished_when_something_breaks(mon
 @pytest.mark.parametrize(
     ("raised", "words"),
     [
-        (MemoryError(), "not enough memory; use a smaller --batch-size"),
+        (
+            MemoryError(),
+            "not enough memory; use a smaller --batch-size, or raise the limit of memory (ulimit -v)",
+        ),
         (ValueError("a\n b"), "unexpected ValueError (a b); please report this error"),
         (KeyError("x" * 400), f"unexpected KeyError ('{'x' * 299}); please report this error"),
         (OrganInferError("a fault"), "a fault"),

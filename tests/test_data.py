@@ -1,13 +1,17 @@
 """Data sets: found, downloaded from a server on the loopback address, refused where they are not the published file."""
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import io
 import os
 import shutil
 import socket
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     content, break_after = CONTENT, 1000
     breaks, status, ignores_ranges, names_length = 0, None, False, True
+    retry_after = None
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -56,7 +61,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.agents.append(self.headers.get("User-Agent"))
         status = server.statuses.pop(0) if server.statuses else server.status
         if status:
-            self.send_error(status)
+            self.send_response(status)
+            if server.retry_after is not None:
+                self.send_header("Retry-After", server.retry_after)
+            self.end_headers()
             return
         partly = asked and not server.ignores_ranges
         start = int(asked.removeprefix("bytes=").rstrip("-")) if partly else 0
@@ -77,6 +85,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+class Clock:
+    """Time that passes only in pauses, and random numbers at the upper end."""
+
+    def __init__(self):
+        self.now, self.pauses = 1_800_000_000.0, []
+
+    def time(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(download_module, "time", clock)
+    monkeypatch.setattr(download_module.random, "uniform", lambda low, high: high)
+    return clock
 
 
 @pytest.fixture
@@ -255,7 +285,7 @@ def test_a_server_that_always_answers_416_is_named(server, tmp_path):
     server.status = 416
     with pytest.raises(RunError, match="the server answered 416"):
         download(address(server), tmp_path / "a.npz", MD5)
-    assert len(server.ranges) == 4
+    assert len(server.ranges) == 1
 
 
 def test_a_download_without_a_length_is_complete_when_it_ends(server, tmp_path):
@@ -279,13 +309,13 @@ def test_a_large_file_is_fetched_in_several_pieces(server, tmp_path, monkeypatch
     assert server.ranges == [None, "bytes=2500-"]
 
 
-def test_after_four_broken_connections_the_part_is_kept_for_the_next_run(server, tmp_path):
-    server.breaks, server.break_after = 4, 100
+def test_after_six_broken_connections_the_part_is_kept_for_the_next_run(server, tmp_path):
+    server.breaks, server.break_after = 6, 100
     with pytest.raises(RunError, match=r"download failed \(the connection broke off\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
-    assert (tmp_path / "a.npz.part").read_bytes() == CONTENT[:400]
+    assert (tmp_path / "a.npz.part").read_bytes() == CONTENT[:600]
     download(address(server), tmp_path / "a.npz", MD5)
-    assert server.ranges == [None, *(f"bytes={n}00-" for n in (1, 2, 3, 4))]
+    assert server.ranges == [None, *(f"bytes={n}00-" for n in (1, 2, 3, 4, 5, 6))]
 
 
 def test_a_file_that_is_there_is_not_asked_for(server, tmp_path):
@@ -294,12 +324,117 @@ def test_a_file_that_is_there_is_not_asked_for(server, tmp_path):
     assert server.ranges == [] and (tmp_path / "a.npz").read_bytes() == b"as it is"
 
 
-@pytest.mark.parametrize(("status", "requests"), [(404, 1), (417, 1), (499, 1), (500, 4), (503, 4)])
-def test_errors_of_the_server_are_tried_again_and_refusals_not(server, tmp_path, status, requests):
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 417, 451, 499])
+def test_refusals_are_not_tried_again(server, clock, tmp_path, status):
+    server.status, server.retry_after = status, "1"
+    with pytest.raises(RunError, match=f"the server answered {status}"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 1 and clock.pauses == []
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_a_busy_server_gets_time_that_doubles_and_each_pause_is_shown(
+    server, clock, tmp_path, status, capsys
+):
     server.status = status
     with pytest.raises(RunError, match=f"the server answered {status}"):
         download(address(server), tmp_path / "a.npz", MD5)
-    assert len(server.ranges) == requests
+    assert clock.pauses == [1, 2, 4, 8, 16] and len(server.ranges) == 6
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert lines[3].startswith(f"a.npz: the server answered {status} ")
+    assert lines[3].endswith("; waiting 8 s, then attempt 5 of 6")
+
+
+def test_pauses_differ_by_up_to_half_and_have_an_end(monkeypatch):
+    monkeypatch.setattr(download_module.random, "uniform", lambda low, high: low)
+    assert [download_module._pause(n, None) for n in (1, 2, 3)] == [0.5, 1, 2]
+    monkeypatch.setattr(download_module.random, "uniform", lambda low, high: high)
+    assert [download_module._pause(n, None) for n in (5, 6, 60)] == [16, 30, 30]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("header", "pause"),
+    [
+        ("7", 7),
+        (" 120 ", 120),
+        ("0", 1),
+        ("Fri, 15 Jan 2027 08:00:45 GMT", 45),
+        ("Fri, 15 Jan 2027 07:00:00 GMT", 1),
+        ("Friday, 15-Jan-27 08:00:45 GMT", 45),
+        ("Fri Jan 15 08:00:45 2027", 45),
+        ("-5", 1),
+        ("soon", 1),
+        ("", 1),
+        ("1.5", 1),
+    ],
+)
+def test_the_server_may_ask_for_a_pause_in_seconds_or_by_date(
+    server, clock, tmp_path, status, header, pause, capsys
+):
+    """The clock shows Friday, 15 January 2027, 08:00:00 GMT. Nothing shorter than the usual pause is waited."""
+    server.statuses, server.retry_after = [status], header
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert clock.pauses == [pause]
+    assert f"; waiting {pause} s, then attempt 2 of 6" in capsys.readouterr().err
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "header", ["301", "86400", "9" * 400, "Sat, 16 Jan 2027 08:00:00 GMT"], ids=str
+)
+def test_a_server_that_asks_for_too_long_a_pause_is_given_up(server, clock, tmp_path, header):
+    server.status, server.retry_after = 503, header
+    with pytest.raises(RunError, match=r"answered 503 .*, and asks to wait (\d+|inf) s\); fetch"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 1 and clock.pauses == []
+
+
+def test_all_pauses_together_have_a_limit(server, clock, tmp_path):
+    server.status, server.retry_after = 429, "140"
+    with pytest.raises(RunError, match="and asks to wait 140 s"):
+        download(address(server), tmp_path / "a.npz", MD5)
+    assert clock.pauses == [140, 140] and sum(clock.pauses) <= download_module.LONGEST_WAIT == 300
+
+
+def test_a_pause_can_be_interrupted_and_the_lock_is_given_back(
+    server, clock, tmp_path, monkeypatch
+):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    server.statuses = [503]
+    with monkeypatch.context() as patched:
+        patched.setattr(clock, "sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            download(address(server), tmp_path / "a.npz", MD5)
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert len(server.ranges) == 2
+
+
+def test_an_attempt_that_gets_further_begins_the_pauses_anew(server, clock, tmp_path):
+    server.statuses, server.breaks = [503, 503], 2
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert clock.pauses == [1, 2, 1, 1]
+
+
+def test_a_refused_connection_is_tried_again(clock, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.npz"
+    with pytest.raises(RunError, match=r"download failed \(.*refused\); fetch"):
+        download(url, tmp_path / "a.npz", MD5)
+    assert clock.pauses == [1, 2, 4, 8, 16]
+
+
+def test_an_invalid_certificate_is_not_tried_again(clock, tmp_path, monkeypatch):
+    def open_url(*_, **__):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("certificate has expired"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", open_url)
+    with pytest.raises(RunError, match="certificate has expired"):
+        download("https://127.0.0.1/a.npz", tmp_path / "a.npz", MD5)
+    assert clock.pauses == []
 
 
 def test_a_server_that_recovers_is_asked_again(server, tmp_path):
@@ -350,11 +485,13 @@ def test_a_directory_that_cannot_be_written_is_named(server, tmp_path, monkeypat
     assert len(server.ranges) == 1
 
 
-def test_a_full_disk_is_named_after_every_attempt(server, tmp_path, monkeypatch):
-    refuse_to_open(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(RunError, match=r"download failed \(.*No space left on device\); fetch"):
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EROFS", "EFBIG"])
+def test_a_full_disk_is_named_at_once(server, clock, tmp_path, monkeypatch, name):
+    number = getattr(errno, name)
+    refuse_to_open(monkeypatch, OSError(number, os.strerror(number)))
+    with pytest.raises(RunError, match=rf"download failed \(.*{os.strerror(number)}\); fetch"):
         download(address(server), tmp_path / "a.npz", MD5)
-    assert len(server.ranges) == 4
+    assert len(server.ranges) == 1 and clock.pauses == []
 
 
 def test_an_error_that_is_not_the_disks_says_nothing_of_the_directory(

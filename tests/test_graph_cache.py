@@ -1,5 +1,6 @@
 """The cache of optimized graphs: faster, never required, never trusted beyond its own checksums."""
 
+import hashlib
 import json
 import logging
 import os
@@ -108,6 +109,26 @@ def test_a_damaged_entry_is_rebuilt(root, two, slices, part, damage, caplog):
     assert len(caplog.records) == (damage != "remove" and part != "record.json")  # reported once
     assert np.array_equal(answer(two, slices), first)
     assert len(entries(root)) == 1
+
+
+def test_a_graph_that_was_already_cut_off_when_it_was_cached_is_replaced_for_good(
+    root, two, slices, caplog
+):
+    """As a full disk leaves it: its checksum is right, but it does not open."""
+    first = answer(two, slices)
+    (entry,) = entries(root)
+    graph, record = entry / "a.onnx.optimized", entry / "record.json"
+    content = graph.read_bytes()[:-40]
+    graph.write_bytes(content)
+    told = json.loads(record.read_text())
+    told["sha256"][graph.name] = hashlib.sha256(content).hexdigest()
+    record.write_text(json.dumps(told))
+    caplog.set_level(logging.WARNING, logger="organ_infer")
+    assert np.array_equal(answer(two, slices), first)
+    assert [line.split(":")[0] for line in caplog.messages] == ["rebuilding the cached graph"]
+    caplog.clear()
+    assert np.array_equal(answer(two, slices), first)
+    assert caplog.messages == [] and len(entries(root)) == 1
 
 
 @posix

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,8 @@ class Repository:
             for port in config.output:
                 assert len((folder / port.label_filename).read_text().split()) == port.dims[0]
             if config.platform == "ensemble":
-                assert not list((folder / "1").iterdir()) and config.WhichOneof(
-                    "scheduling_choice"
-                ) == ("ensemble_scheduling")
+                assert [path.name for path in (folder / "1").iterdir()] == ["placeholder.txt"]
+                assert config.WhichOneof("scheduling_choice") == "ensemble_scheduling"
                 assert not config.instance_group and not config.model_warmup
             else:
                 self.open(config, folder / "1" / "model.onnx")
@@ -326,7 +326,7 @@ def test_every_model_is_configured_as_documented(ensemble, tmp_path):
             str(path.relative_to(tmp_path / "out" / model))
             for path in (tmp_path / "out" / model).rglob("*")
         )
-        graph = [] if model == name else ["1/model.onnx"]
+        graph = ["1/placeholder.txt"] if model == name else ["1/model.onnx"]
         assert files == sorted(["1", *graph, "config.pbtxt", "labels.txt"])
         assert (tmp_path / "out" / model / "labels.txt").read_text().splitlines() == CLASSES
         for port in config["output"]:
@@ -383,6 +383,66 @@ def test_the_steps_of_the_ensemble_give_the_classifiers_probabilities(ensemble, 
     with OrganClassifier(hot, device="cpu", threads=1) as classifier:
         expected = classifier.predict_proba(SLICES)
     np.testing.assert_allclose(tensors["probabilities"], expected, atol=1e-5)
+
+
+def files_of(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_copy_that_knows_only_files_is_the_same_repository(ensemble, tmp_path):
+    """As git, object stores and archives copy: no empty directories, no links, no permissions, often no hidden files."""
+    out, copied = tmp_path / "out", tmp_path / "copy"
+    name = write(ensemble, out)
+    paths = list(out.rglob("*"))
+    for directory in (path for path in paths if path.is_dir()):
+        assert any(path.is_file() for path in directory.rglob("*")), directory
+    for path in paths:
+        assert not path.is_symlink() and not path.name.startswith(".")
+        if path.is_file():
+            assert path.stat().st_size > 0 and path.stat().st_mode & 0o777 == 0o644
+    names = [path.relative_to(out).as_posix().casefold() for path in paths]
+    assert len(set(names)) == len(names)
+
+    for relative, content in files_of(out).items():
+        (copied / relative).parent.mkdir(parents=True, exist_ok=True)
+        (copied / relative).write_bytes(content)
+
+    directories = {path.relative_to(out) for path in paths if path.is_dir()}
+    assert directories == {path.relative_to(copied) for path in copied.rglob("*") if path.is_dir()}
+    assert (copied / name / "1").is_dir()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_repository_goes_through_git(bundle, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write(bundle, out)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    before, paths = files_of(out), {path.relative_to(out) for path in out.rglob("*")}
+    git = ["git", "-C", str(out), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *arguments], check=True)
+    subprocess.run(["git", "clone", "-q", out, tmp_path / "clone"], check=True)
+    shutil.rmtree(tmp_path / "clone" / ".git")
+    clone = tmp_path / "clone"
+    assert files_of(clone) == before
+    # with every version folder
+    assert {path.relative_to(clone) for path in clone.rglob("*")} == paths
+
+
+def test_models_whose_names_differ_in_case_alone_are_refused(tmp_path, capsys):
+    """A copy to a file system that ignores the case would mix them."""
+    graphs = {"a.onnx": make_graph(seed=1), "b.onnx": make_graph(seed=2)}
+
+    def change(manifest):
+        manifest["members"][0]["stage"], manifest["members"][1]["stage"] = "Big", "big"
+
+    bundle = write_bundle(tmp_path / "bundle", graphs, change=change)
+    assert main([str(bundle), str(tmp_path / "out")]) == 2
+    assert "two models would have the same name" in capsys.readouterr().err
 
 
 def test_a_gpu_has_no_thread_count_and_a_batch_of_one_one_warm_up(bundle, tmp_path):
@@ -504,7 +564,7 @@ def test_the_files_are_whole_on_the_disk_before_they_take_their_place(
 
     def replaced(source, target):
         sizes = [path.stat().st_size for path in Path(source).rglob("*") if path.is_file()]
-        assert sorted(synced) == sorted(sizes) and len(sizes) == 8
+        assert sorted(synced) == sorted(sizes) and len(sizes) == 9
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replaced)

@@ -187,9 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt
 
     previous_handlers = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    from organ_infer.engine.cpu_count import usable_processors
+    from organ_infer.engine.threads import limit_libraries
     from train.errors import RunError
 
     try:
+        limit_libraries(usable_processors())
         try:
             from train.run import run
 
@@ -219,6 +222,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"train: error: {path}: {e.strerror or e}; rerun the same command to resume after the"
             " finished stages",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception as e:
+        from export.machine import machine_failure
+
+        reason = machine_failure(e)
+        if reason is None:
+            raise
+        print(
+            f"train: error: {reason}; free memory or disk space, and rerun the same command to resume",
             file=sys.stderr,
         )
         return 1

@@ -166,7 +166,14 @@ def _read(
             labels = {
                 split: file[f"{split}_labels"].reshape(-1).astype(np.int64) for split in SPLITS
             }
+    except MemoryError as e:
+        raise RunError(f"{path}: not enough memory to read it; free memory and rerun") from e
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        # an error of the system with a number is one of the disk, not of the file's content
+        if isinstance(e, OSError) and e.errno is not None:
+            raise RunError(
+                f"{path}: cannot be read ({e.strerror}); choose another --data-dir"
+            ) from e
         raise RunError(f"{path}: not a MedMNIST file ({e}); remove it to download it again") from e
     for split in SPLITS:
         x, y = images[split], labels[split]

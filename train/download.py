@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import email.utils
+import errno
 import hashlib
 import http.client
+import math
 import os
+import random
+import ssl
+import sys
+import time
 import urllib.error
 import urllib.request
+from datetime import UTC
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +25,22 @@ from train.errors import RunError
 CHUNK = 1 << 20
 # seconds without a byte
 TIMEOUT = 30
+# seconds of the first pause between two attempts, of the longest one without Retry-After, and of all pauses together
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 1.0, 30.0, 300.0
+# statuses below 500 that a later request may not get: timeout, locked, too early, too many requests
+TEMPORARY = frozenset({408, 423, 425, 429})
+# errors of the disk that waiting does not change
+LASTING = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EFBIG,
+        errno.ENAMETOOLONG,
+    }
+)
 
 
 def digest_of(path: Path, algorithm: str) -> str:
@@ -27,12 +51,29 @@ def digest_of(path: Path, algorithm: str) -> str:
         ).hexdigest()
 
 
+class _Unavailable(Exception):
+    """An attempt that failed.
+
+    Args:
+        reason: why, for the message.
+        again: whether a later attempt may succeed.
+        wait: seconds that the server asks to wait, or None.
+    """
+
+    def __init__(self, reason: str, *, again: bool = True, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.wait = wait
+
+
 def download(
-    url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 4
+    url: str, path: Path, digest: str, *, algorithm: str = "md5", attempts: int = 6
 ) -> None:
     """Download a file to `path` + ".part", check its digest, and rename it to `path`.
 
-    A later attempt resumes the ".part" file. If several processes call this, one downloads and the others wait for it.
+    A later attempt resumes the ".part" file. Between two attempts the server gets time: as much as its Retry-After asks
+    for, at least seconds that double from attempt to attempt. If several processes call this, one downloads and the others
+    wait for it.
 
     Args:
         url: the address of the file.
@@ -65,41 +106,95 @@ def download(
 
 def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
     """Download a file. Returns why it failed, or an empty string."""
-    reason = ""
-    for _ in range(attempts):
+    waited, failures = 0.0, 0
+    for attempt in range(1, attempts + 1):
+        before = part.stat().st_size if part.exists() else 0
         try:
-            complete = _fetch_rest(url, part)
-        except urllib.error.HTTPError as e:
-            reason = f"the server answered {e.code} {e.reason}"
-            # the part is longer than the file: start over
-            if e.code == 416:
-                part.unlink(missing_ok=True)
-                continue
-            if e.code < 500:
-                break
-        except urllib.error.URLError as e:
-            reason = str(e.reason)
-        except http.client.HTTPException as e:
-            reason = f"invalid HTTP response ({type(e).__name__})"
-        except OSError as e:
-            if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
-                raise RunError(
-                    f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir"
-                ) from e
-            reason = str(e) or type(e).__name__
-        else:
-            actual = digest_of(part, algorithm)
-            if actual.startswith(digest):
-                os.replace(part, path)
-                return ""
-            reason = (
-                f"expected {algorithm.upper()} {digest}, found {actual}"
-                if complete
-                else "the connection broke off"
+            _attempt(url, path, part, digest, algorithm)
+        except _Unavailable as e:
+            reason = str(e)
+            if not e.again or attempt == attempts:
+                return reason
+            # an attempt that got further begins the waiting anew
+            after = part.stat().st_size if part.exists() else 0
+            failures = 1 if after > before else failures + 1
+            pause = _pause(failures, e.wait)
+            if waited + pause > LONGEST_WAIT:
+                return f"{reason}, and asks to wait {pause:.0f} s" if e.wait else reason
+            print(
+                f"{path.name}: {reason}; waiting {math.ceil(pause)} s, then attempt {attempt + 1} of {attempts}",
+                file=sys.stderr,
+                flush=True,
             )
-            if complete:
-                part.unlink()
-    return reason
+            time.sleep(pause)
+            waited += pause
+        else:
+            return ""
+    return "no attempt was made"
+
+
+def _pause(failures: int, asked: float | None) -> float:
+    """Return the seconds to wait after a number of failures in a row, and what the server asks for if that is more."""
+    # the jitter keeps several machines from asking at the same time
+    own = min(FIRST_PAUSE * 2.0 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+    return own if asked is None else max(own, asked)
+
+
+def _attempt(url: str, path: Path, part: Path, digest: str, algorithm: str) -> None:
+    """Download what is missing of a file, and rename it if it is complete.
+
+    Raises:
+        _Unavailable: it is not complete.
+        RunError: the directory cannot be written.
+    """
+    try:
+        complete = _fetch_rest(url, part)
+    except urllib.error.HTTPError as e:
+        # the part is longer than the file: start over
+        if e.code == 416 and part.exists():
+            part.unlink()
+            return _attempt(url, path, part, digest, algorithm)
+        raise _Unavailable(
+            f"the server answered {e.code} {e.reason}",
+            again=e.code >= 500 or e.code in TEMPORARY,
+            wait=_retry_after(e.headers.get("Retry-After")),
+        ) from e
+    except urllib.error.URLError as e:
+        # waiting does not change the server's certificate
+        invalid = isinstance(e.reason, ssl.SSLCertVerificationError)
+        raise _Unavailable(str(e.reason), again=not invalid) from e
+    except http.client.HTTPException as e:
+        raise _Unavailable(f"invalid HTTP response ({type(e).__name__})") from e
+    except OSError as e:
+        if e.errno is not None and part.parent.exists() and not os.access(part.parent, os.W_OK):
+            raise RunError(
+                f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir"
+            ) from e
+        raise _Unavailable(str(e) or type(e).__name__, again=e.errno not in LASTING) from e
+    actual = digest_of(part, algorithm)
+    if actual.startswith(digest):
+        os.replace(part, path)
+        return
+    if not complete:
+        raise _Unavailable("the connection broke off")
+    part.unlink()
+    raise _Unavailable(f"expected {algorithm.upper()} {digest}, found {actual}")
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Return the seconds that a header Retry-After asks to wait, given as seconds or as a date; None without a valid one."""
+    if header is None:
+        return None
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    # a date without a time zone is one in UTC
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, date.timestamp() - time.time())
 
 
 def _fetch_rest(url: str, part: Path) -> bool:

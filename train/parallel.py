@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from organ_infer.engine.cpu_count import usable_processors
+from organ_infer.engine.threads import affordable_threads
 from train.errors import RunError
 
 
@@ -154,4 +155,12 @@ def use_all_processors() -> None:
     torchrun sets OMP_NUM_THREADS=1 for its processes (https://pytorch.org/docs/stable/elastic/run.html).
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(usable_processors())
+        torch.set_num_threads(affordable_threads(usable_processors()))
+
+
+def limit_threads() -> None:
+    """Let PyTorch use only threads that can be started. OpenMP ends the process if it cannot start one."""
+    threads = torch.get_num_threads()
+    affordable = affordable_threads(threads)
+    if affordable < threads:
+        torch.set_num_threads(affordable)

@@ -165,12 +165,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    from export.machine import machine_failure
+
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint; check the path") from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
+        # a file that cannot be read now is not damaged
+        if reason := machine_failure(e):
+            raise RunError(
+                f"{path}: cannot be read ({reason}); solve this and rerun the same command"
+            ) from e
         raise RunError(
             f"{path}: not a readable checkpoint ({type(e).__name__}); start over with --fresh"
         ) from e

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.machine import machine_failure
 from export.member import BATCH, open_session
 from organ_infer._packing import pack
-from train import fit, record
+from train import fit, parallel, record
 from train.arguments import device_name
 from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -261,6 +262,8 @@ class _Network:
         if self.session is None:
             try:
                 self.session = open_session(self.file.read_bytes())
+            except OSError:
+                raise
             # onnxruntime's errors share no base class
             except Exception as e:
                 reason = " ".join(str(e).split())[:200]
@@ -306,6 +309,14 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as e:
         print(
             f"train.robustness: error: {e.filename or options.run_dir}: {e.strerror or e}",
+            file=sys.stderr,
+        )
+        return 2
+    except Exception as e:
+        if (reason := machine_failure(e)) is None:
+            raise
+        print(
+            f"train.robustness: error: {reason}; free memory or disk space, and rerun the same command to resume",
             file=sys.stderr,
         )
         return 2
@@ -373,6 +384,7 @@ def _measure(options: argparse.Namespace) -> str:
         resample_from=dataset.resample_from,
     )
     data = data.smoke() if results.smoke else data
+    parallel.limit_threads()
     device = choose_device(options.device)
     with record.locked(options.run_dir):
         entries = measure_robustness(

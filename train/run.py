@@ -97,6 +97,7 @@ def run(options: TrainOptions) -> None:
         RunError: the run cannot start or continue. Everything that can be checked is checked before the first epoch.
     """
     plan = _check_options(options)
+    parallel.limit_threads()
     if plan.group.first:
         print(devices.device_line(plan.device, options.amp), flush=True)
     data = load_data(

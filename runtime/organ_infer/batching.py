@@ -230,8 +230,8 @@ class _Prefetcher:
         """Start reading the next batch, if there is one."""
         if not self._ended:
             thread = threading.Thread(target=self._run, name="organ_infer reading")
-            # RuntimeError: no more threads can be started. The caller then reads the batch itself.
-            with contextlib.suppress(RuntimeError):
+            # No more threads can be started. The caller then reads the batch itself.
+            with contextlib.suppress(RuntimeError, MemoryError):
                 thread.start()
                 self._thread = thread
 

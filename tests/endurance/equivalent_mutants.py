@@ -188,7 +188,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("super().__init__(number)", "pass"): "BaseException.__new__ stores the arguments as well",
     },
     "runtime/organ_infer/engine/ensemble.py": {
-        ("self._workers = _workers(1)", "2"): "it has one task",
+        ("workers = _workers(1)", "2"): "it has one task",
         (
             "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
             "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",

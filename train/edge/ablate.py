@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from train import fit, record
+from export.machine import machine_failure
+from train import fit, parallel, record
 from train.arguments import names, positive
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RunError(
                 f"--only: unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}"
             )
+        parallel.limit_threads()
         data, holdout = split(load_data(options.dataset, directory=options.data_dir))
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
@@ -89,6 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
         return e.exit_code
+    except Exception as e:
+        if (reason := machine_failure(e)) is None:
+            raise
+        print(
+            f"ablate: error: {reason}; free memory or disk space, and rerun the same command to resume",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             "ablate: stopped; rerun the same command to continue from the last finished epoch",

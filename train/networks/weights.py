@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from export.machine import machine_failure
 from train.download import digest_of, download
 from train.errors import RunError
 
@@ -64,6 +65,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
+        # a file that cannot be read now is not damaged
+        if reason := machine_failure(e):
+            raise RunError(
+                f"{path}: cannot be read ({reason}); solve this and rerun the same command"
+            ) from e
         raise RunError(
             f"{path}: not a readable PyTorch weights file ({type(e).__name__}); use another file"
         ) from e

@@ -60,6 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as e:
+        from export.machine import machine_failure
+
+        if (reason := machine_failure(e)) is None:
+            raise
+        print(
+            f"train.report: error: {reason}; free memory or disk space and rerun the command",
+            file=sys.stderr,
+        )
+        return 2
     print(page)
     return 0
 

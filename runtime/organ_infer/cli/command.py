@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Stopped as e:
             return _stopped(e.number, messages)
         except MemoryError:
-            _error(messages, "not enough memory; use a smaller --batch-size")
+            _error(
+                messages,
+                "not enough memory; use a smaller --batch-size, or raise the limit of memory (ulimit -v)",
+            )
         except Exception as e:
             reason = " ".join(str(e).split())[:300]
             _error(messages, f"unexpected {type(e).__name__} ({reason}); please report this error")
@@ -87,6 +90,7 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
+        _import_numpy()
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed; redirect it, or use --output FILE")
         if options.check:
@@ -110,6 +114,35 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
         return FAILED
     finally:
         messages.end()
+
+
+def _import_numpy() -> None:
+    """Import NumPy without the threads of OpenBLAS, which this command does not use.
+
+    Under a limit on processes OpenBLAS interrupts the process because it cannot start them.
+
+    Raises:
+        OrganInferError: NumPy cannot be loaded.
+    """
+    if "numpy" in sys.modules:
+        return
+    from ..errors import OrganInferError
+
+    variable = "OPENBLAS_NUM_THREADS"
+    own_value = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        import numpy  # noqa: F401
+    except ImportError as e:
+        reason = str(e.__cause__ or e).strip().splitlines()[0]
+        raise OrganInferError(
+            f"NumPy cannot be loaded ({reason}); install it again, or raise the limit of memory (ulimit -v)"
+        ) from e
+    finally:
+        if own_value is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = own_value
 
 
 def _check(options: "Options", messages: "Messages") -> int:

@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from ..errors import DeviceError, one_line
+from .threads import START_ERRORS
 
 __all__ = ["Released", "call", "wait"]
 
@@ -40,8 +41,11 @@ class _Worker:
         self.thread = threading.Thread(target=self._work, name="organ_infer_cuda", daemon=True)
         try:
             self.thread.start()
-        except RuntimeError as e:
-            raise DeviceError(f"the thread for CUDA cannot be started ({one_line(e)})") from e
+        except START_ERRORS as e:
+            raise DeviceError(
+                f"device cuda: the thread for CUDA cannot be started ({one_line(e)}); raise the limit on processes"
+                " (ulimit -u), or use --device cpu"
+            ) from e
 
     def submit(self, task: Callable[[], Any]) -> "Future[Any]":
         # `put` must be reentrant: finalizers submit tasks, and they run at any point where memory is collected.

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.files import Manifest, Member, UnverifiedBundle, list_bundle
-from ..errors import BundleError, DeviceError, OrganInferError
+from ..errors import BundleError, DeviceError, OrganInferError, one_line
 from .cuda import CLOSED, Placement
 from .devices import parse_device
 from .graph_cache import Cache, cache_directory, graph_files
 from .installed import installed_version
 from .session import Session, choose_device, import_onnxruntime, logger
+from .threads import START_ERRORS, affordable_threads, map_in_threads
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ __all__ = ["Ensemble", "open_ensemble"]
 
 # Bytes of graphs. Optimizing smaller ones takes less time than looking them up.
 CACHE_THRESHOLD = 1 << 24
+
+# Copies of a graph that onnxruntime has in memory while it opens it, at most.
+COPIES = 4
 
 Probabilities = NDArray[np.float64]
 
@@ -78,6 +82,9 @@ def open_ensemble(
                 return opener.from_cache(graphs)
             except DeviceError as e:
                 logger.warning("rebuilding the cached graph: %s", e)
+                # Its checksums are right, so the new one would not replace it.
+                if cache is not None:
+                    cache.remove()
         return opener.from_bundle(cache)
 
 
@@ -105,8 +112,11 @@ class CacheLookup:
             and parse_device(device).kind != "cuda"
             and not installed_version("onnxruntime-gpu")
         ):
-            self._workers = _workers(1)
-            self._future = self._workers.submit(self._find, self._version)
+            workers = _workers(1)
+            # Without a thread for it, the lookup is made when its result is requested.
+            with contextlib.suppress(*START_ERRORS):
+                self._future = workers.submit(self._find, self._version)
+                self._workers = workers
 
     def __enter__(self) -> "CacheLookup":
         return self
@@ -145,18 +155,33 @@ class _Opener:
         self._bundle = bundle
         self._device = device
         self._kind = parse_device(device).kind
-        self._threads = threads
         self._cuda_graphs = cuda_graphs
         self.variants = bundle.manifest.variants(self._kind)
-        self._parallel = min(len(self.variants), threads) if device == "cpu" else 1
+        self._threads = affordable_threads(
+            threads,
+            self._threads_to_start,
+            memory=COPIES * sum(entry.bytes for entry in self.variants),
+        )
+        self._parallel = self._networks_at_once(self._threads)
+
+    def _networks_at_once(self, threads: int) -> int:
+        return min(len(self.variants), threads) if self._kind == "cpu" else 1
+
+    def _threads_to_start(self, threads: int) -> int:
+        """Return how many threads the networks start: one per network that runs at once, and onnxruntime's own."""
+        parallel = self._networks_at_once(threads)
+        onnxruntime = len(self.variants) * (max(1, threads // parallel) - 1)
+        return onnxruntime + (parallel if parallel > 1 else 0)
 
     def from_cache(self, graphs: Mapping[str, Path]) -> "Ensemble":
         """Open optimized graphs, by the name of the bundle's file."""
-        with _workers(self._threads) as workers:
-            sessions = list(
-                workers.map(lambda entry: self._session(entry, graphs[entry.file]), self.variants)
+        return self._ensemble(
+            map_in_threads(
+                lambda entry: self._session(entry, graphs[entry.file]),
+                self.variants,
+                self._parallel,
             )
-        return self._ensemble(sessions)
+        )
 
     def from_bundle(self, cache: Cache | None) -> "Ensemble":
         """Verify and open the graphs of the bundle, and add their optimized graphs to the cache if there is one."""
@@ -290,14 +315,11 @@ class Ensemble:
                 raise OrganInferError(CLOSED)
             self._running += 1
         try:
-            if self._workers is None:
+            workers = self._workers
+            if workers is None:
                 answers: list[Probabilities] = self._call(partial(self._run_all, packed))
             else:
-                futures = {
-                    i: self._workers.submit(self._run, self._sessions[i], packed)
-                    for i in self._order
-                }
-                answers = [futures[i].result() for i in range(len(self._sessions))]
+                answers = self._run_in(workers, packed)
         finally:
             with self._lock:
                 self._running -= 1
@@ -327,6 +349,27 @@ class Ensemble:
                 self._workers.shutdown(wait=False)
             for session in self._sessions:
                 session.close()
+
+    def _run_in(
+        self, workers: "ThreadPoolExecutor", packed: NDArray[np.float32]
+    ) -> list[Probabilities]:
+        """Run the networks in threads, or what is left of them in this thread if no thread can be started."""
+        futures = {}
+        try:
+            for i in self._order:
+                futures[i] = workers.submit(self._run, self._sessions[i], packed)
+        except START_ERRORS as e:
+            logger.warning(
+                "running one network at a time: no thread can be started (%s); raise the limit on processes (ulimit -u)",
+                one_line(e),
+            )
+            # Its threads still do what is queued. A thread that starts later would find work without a caller.
+            self._workers = None
+            workers.shutdown(wait=False)
+        return [
+            futures[i].result() if i in futures else self._run(session, packed)
+            for i, session in enumerate(self._sessions)
+        ]
 
     def _run_all(self, packed: NDArray[np.float32]) -> list[Probabilities]:
         return [self._run(session, packed) for session in self._sessions]

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import one_line, printable, shorten
 from ..files import partial_directory, sha256_of
+from .threads import map_in_threads
 
 __all__ = ["Cache", "cache_directory", "describe_cache", "graph_files"]
 
@@ -152,21 +153,19 @@ class Cache:
 
     def _is_intact(self, checksums: dict[str, str], warned: bool) -> bool:
         """Return whether the files of the entry are private and have these checksums."""
-        # Imported here because small bundles are not cached and start sooner without this module.
-        from concurrent.futures import ThreadPoolExecutor
-
         paths = [self.entry / name for name in checksums]
         if not all(map(_is_private, paths)):
             return False
-        with ThreadPoolExecutor(HASH_THREADS) as workers:
-            for path, sha256 in zip(paths, workers.map(sha256_of, paths), strict=True):
-                if sha256 != checksums[path.name]:
-                    level = logging.DEBUG if warned else logging.WARNING
-                    logger.log(
-                        level, "%s: damaged; rebuilding the cached graph", printable(str(path))
-                    )
-                    return False
+        for path, sha256 in zip(paths, map_in_threads(sha256_of, paths, HASH_THREADS), strict=True):
+            if sha256 != checksums[path.name]:
+                level = logging.DEBUG if warned else logging.WARNING
+                logger.log(level, "%s: damaged; rebuilding the cached graph", printable(str(path)))
+                return False
         return True
+
+    def remove(self) -> None:
+        """Remove the entry, because its graphs cannot be opened. Nothing is raised if it stays."""
+        _remove(self.entry)
 
     @contextlib.contextmanager
     def new_entry(self, files: Iterable[Path], graphs: Iterable[str]) -> Iterator[Path | None]:

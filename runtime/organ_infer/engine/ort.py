@@ -35,9 +35,10 @@ def import_onnxruntime() -> ModuleType:
             raise DeviceError(
                 "onnxruntime is not installed; pip install 'organ-infer[cpu]' (or [gpu])"
             ) from e
-        raise DeviceError(
-            f"onnxruntime cannot be loaded ({one_line(e)}); {reinstall_text()}"
-        ) from e
+        # glibc's texts for a library that does not fit into the process's memory
+        short = any(text in str(e) for text in ("failed to map segment", "cannot allocate memory"))
+        remedy = "raise the limit of memory (ulimit -v)" if short else reinstall_text()
+        raise DeviceError(f"onnxruntime cannot be loaded ({one_line(e)}); {remedy}") from e
     # Uninstalling one of two installed wheels leaves an incomplete package.
     if not hasattr(onnxruntime, "InferenceSession"):
         raise DeviceError(f"onnxruntime is installed incompletely; {reinstall_text()}")
