@@ -330,7 +330,8 @@ class OrganClassifier:
                 " pass 8- or 16-bit gray"
             )
         pixels, orientation = image.pixels, image.orientation or self._orientation
-        warnings = image.warnings + shape_warnings(*pixels.shape, image.field)
+        height, width = pixels.shape
+        warnings = image.warnings + shape_warnings(height, width, image.field)
         if orientation is not None:
             self._check_orientation(orientation, ImageError)
             model_orientation = self.manifest.input.orientation
