@@ -84,15 +84,16 @@ def _golden_strings(
 def _replace_manifest(bundle: Path, manifest: Manifest) -> None:
     """Write the manifest under another name, flush it to the disk, and rename it."""
     from organ_infer.bundle.files import MANIFEST_FILE
+    from organ_infer.files import flush_file
 
     text = manifest.to_json()
-    # Beside the bundle, because no other file may be in it.
-    partial = bundle.absolute().with_name(f".{bundle.absolute().name}.manifest.partial")
+    # Beside the bundle, because no other file may be in it. The bundle's own name can be too long for a longer one.
+    partial = bundle.absolute().with_name(f".{os.getpid()}.manifest.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
         os.replace(partial, bundle / MANIFEST_FILE)
     finally:
         partial.unlink(missing_ok=True)

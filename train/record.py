@@ -14,12 +14,13 @@ import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from organ_infer.files import flush_directory, flush_file
 from train.errors import RunError
+from train.locks import Lock
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -50,22 +51,18 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             save(file)
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        # some file systems keep no permissions
+        with contextlib.suppress(OSError):
+            os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # the rename itself must survive a power cut
-    if hasattr(os, "O_DIRECTORY"):
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    flush_directory(path.parent)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -185,40 +182,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a run's directory. The lock ends with the process.
 
-    On a file system without flock, such as some network ones, filelock uses a lock file instead. A killed process
+    On a file system without locks, such as some network ones, a file marks the directory as in use. A killed process
     leaves that file behind, so a note on standard error names it.
 
     Raises:
         RunError: another run holds the lock, or the directory cannot be written to.
     """
-    from filelock import FileLock, Timeout
-
-    path = directory / ".lock"
+    lock = Lock(directory / ".lock")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            lock.acquire(timeout=0)
-        if any("flock" in str(warning.message) for warning in caught):
-            print(
-                f"train: note: {directory}: on a file system without flock, so a killed run leaves its lock behind;"
-                f" remove {path} then",
-                file=sys.stderr,
-                flush=True,
-            )
-    # older versions of filelock have no fallback
-    except NotImplementedError as e:
-        raise RunError(f"{directory}: on a file system without flock; choose another --out") from e
-    except Timeout as e:
-        raise RunError(
-            f"{directory}: another run is using it; wait for it, or choose another --out"
-        ) from e
+        acquired = lock.acquire()
     except OSError as e:
         raise RunError(
             f"{directory}: cannot be written ({e.strerror}); choose another --out"
         ) from e
+    if not acquired:
+        raise RunError(f"{directory}: another run is using it{_remedy(lock)}")
     try:
+        if lock.is_marked:
+            print(
+                f"train: note: {directory}: this file system has no locks; {lock.marker} marks the directory as in"
+                " use, remove it if a run on another computer is killed",
+                file=sys.stderr,
+                flush=True,
+            )
         yield
     finally:
         lock.release()
+
+
+def _remedy(lock: Lock) -> str:
+    """Return the end of the message that another run holds a lock: its process, and what to do."""
+    if not lock.is_marked:
+        return "; wait for it, or choose another --out"
+    owner = lock.owner()
+    return f"{f' ({owner})' if owner else ''}; wait for it, or remove {lock.marker} if that run was killed"
