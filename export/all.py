@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.console import forgiving_output
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -79,6 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 an export failed, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     options = _parse(arguments)
     try:
         from export.member import ExportError

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.console import forgiving_output
+
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Input, Manifest, Member
 
@@ -108,6 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     from organ_infer import OrganInferError
 
     parser = argparse.ArgumentParser(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.console import forgiving_output
 from export.member import BATCH, open_session
 from organ_infer._packing import pack
 from train import fit, record
@@ -297,6 +298,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done, 130 interrupted.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         print(_measure(options))

@@ -146,7 +146,12 @@ def _check_options(options: TrainOptions) -> Plan:
             f"--batch-size: expected {least} or more for batch normalization, found {options.batch_size}"
         )
     # report a package that the end of the run needs before training
-    importlib.import_module("train.report.page")
+    try:
+        importlib.import_module("train.report.page")
+    except OSError as e:
+        raise RunError(
+            f"matplotlib: cannot be loaded ({e.strerror or e}); set MPLCONFIGDIR to a directory that can be written"
+        ) from e
     try:
         check_installed()
     except ExportError as e:

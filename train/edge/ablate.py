@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from export.console import forgiving_output
 from train import fit, record
 from train.arguments import names, positive
 from train.config import TrainConfig
@@ -64,6 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     options = _parser().parse_args(arguments)
     variants = options.only or tuple(VARIANTS)
     try:
