@@ -109,7 +109,7 @@ def _write_files(
     entries, logits, fitting_logits = [], [], []
     for member in members:
         variants = make_variants(
-            member.stage, onnx.load(member.file), slices, precisions, report=report
+            member.stage, _read_graph(member.file), slices, precisions, report=report
         )
         entries.append(_write_variants(building, member.stage, variants))
         listed = variants[0]
@@ -132,6 +132,19 @@ def _write_files(
     (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     # This opens the bundle, so a bundle that the runtime refuses is never written.
     add_golden(building)
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    """Read an exported network. Raises ExportError if it is damaged."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except OSError:
+        raise
+    # onnx and protobuf raise many kinds of errors for a damaged file
+    except Exception as e:
+        raise ExportError(f"{path}: not a sound ONNX file; export the network again") from e
+    return model
 
 
 def _write_variants(building: Path, stage: str, variants: Sequence[Variant]) -> Member:

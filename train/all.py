@@ -221,7 +221,7 @@ def _run(options: TrainOptions) -> int:
         )
         return 2
     except OSError as e:
-        path = e.filename or options.out
+        path = e.filename2 or e.filename or options.out
         print(
             f"train: error: {path}: {e.strerror or e}; rerun the same command to resume after the"
             " finished stages",

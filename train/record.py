@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,8 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from organ_infer.files import flush_directory, flush_file
-from train.errors import RunError
+from train.errors import DamagedFile, RunError
 from train.locks import Lock
 
 HISTORY_COLUMNS = (
@@ -91,13 +94,89 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run. Raises RunError if it is not valid JSON."""
+    """Read a JSON file of a run. Raises DamagedFile if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise RunError(
+    # RecursionError: thousands of brackets
+    except (ValueError, RecursionError) as e:
+        raise DamagedFile(
             f"{path}: not valid JSON ({e}); move it away or start over with --fresh"
         ) from e
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz file of a run.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The arrays by name; an empty dictionary if there is no such file.
+
+    Raises:
+        DamagedFile: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
+    # numpy, zipfile and zlib raise many kinds of errors for a damaged file
+    except Exception as e:
+        raise DamagedFile(
+            f"{path}: cannot be read ({_reason(e)}); rerun the command that trained the stage"
+        ) from e
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Read a history.csv.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A row per epoch, NaN for an empty cell; an empty list if there is no such file.
+
+    Raises:
+        DamagedFile: the file cannot be read, or is not a history.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = [
+                {key: float(value) if value else math.nan for key, value in row.items() if key}
+                for row in reader
+            ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        raise DamagedFile(
+            f"{path}: cannot be read ({_reason(e)}); rerun the command that trained the stage"
+        ) from e
+    needed = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+    if not rows or any(not needed <= row.keys() for row in rows):
+        raise DamagedFile(
+            f"{path}: not the history of a stage; rerun the command that trained the stage"
+        )
+    return rows
+
+
+def note(line: str) -> None:
+    """Print a note about a file of the run on standard error."""
+    print(f"train: note: {line}", file=sys.stderr, flush=True)
+
+
+def set_aside(path: Path, problem: RunError) -> None:
+    """Rename a damaged file that will be rebuilt, and report it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    note(f"{str(problem).partition(';')[0]}; rebuilt from the checkpoints, the old file is {aside}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of an error in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
@@ -108,11 +187,16 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
         rows: a row per epoch with the columns `HISTORY_COLUMNS`. Losses are in nats; the seconds are those of training
             and validation.
     """
+    atomic_write(path, history_text(rows))
+
+
+def history_text(rows: list[dict[str, float]]) -> str:
+    """Return the content of history.csv, see `write_history`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, text.getvalue())
+    return text.getvalue()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -166,10 +250,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint; check the path") from e
+    except OSError as e:
+        raise RunError(
+            f"{path}: cannot be read ({e.strerror or e}); check the path and its permissions"
+        ) from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
         raise RunError(
-            f"{path}: not a readable checkpoint ({type(e).__name__}); start over with --fresh"
+            f"{path}: not a readable checkpoint ({type(e).__name__}); remove it to train the stage again, or"
+            " start over with --fresh"
         ) from e
     if not isinstance(state, dict) or "network" not in state:
         raise RunError(

@@ -62,6 +62,8 @@ class ExportCheck:
     max_abs: float
     val_accuracy: float
     slices: int
+    # of member.onnx; None in old runs
+    sha256: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass

@@ -29,8 +29,9 @@ from train.data import Data, load_data
 from train.devices import choose_device
 from train.download import digest_of
 from train.ensemble import mean_probabilities
-from train.errors import RunError
+from train.errors import DamagedFile, RunError
 from train.results_format import (
+    ROBUSTNESS_FILE,
     CorruptionScores,
     Dataset,
     Results,
@@ -142,7 +143,11 @@ def measure_robustness(
         for name in names
         if results.best_row(name)
     ]
-    entries = read_robustness(directory, md5=data.md5)
+    try:
+        entries = read_robustness(directory, md5=data.md5)
+    except DamagedFile as e:
+        record.set_aside(directory / ROBUSTNESS_FILE, e)
+        entries = []
     missing = [m for m in measurements if not _entry_of(entries, m.task)]
     networks = _Networks([file for m in missing for file in m.files], data, device)
     for measurement in missing:
