@@ -291,11 +291,20 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
     from export.member import write_model
     from export.merge import check_merged, merge
     from export.rewrite import rewrite
-    from export.temperature import fit_temperature, mean_softmax
+    from export.temperature import Labeled, fit_temperature, mean_softmax, why_rejected
     from train import calibration
 
     fitting_logits = [m.fitting_logits for m in members if m.fitting_logits is not None]
-    temperature = fit_temperature(fitting_logits, data.labels[calibration.SPLIT])
+    labels = data.labels[calibration.SPLIT]
+    temperature = fit_temperature(fitting_logits, labels)
+    rejected = why_rejected(
+        temperature,
+        Labeled(fitting_logits, labels),
+        Labeled([m.logits for m in members], data.labels["val"]),
+    )
+    if rejected:
+        temperature = 1.0
+        print(f"{rejected}; it stays 1")
     merged = merge(
         {m.trained.stage: rewrite(onnx.load(m.trained.file)) for m in members},
         temperature=temperature,

@@ -307,7 +307,8 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         record.load_checkpoint(path)
     path.write_bytes(b"nothing")
     with pytest.raises(
-        RunError, match=r"checkpoint.pt: not a readable checkpoint .*; remove it .* or start over with --fresh"
+        RunError,
+        match=r"checkpoint.pt: not a readable checkpoint .*; remove it .* or start over with --fresh",
     ):
         record.load_checkpoint(path)
     for other in ([1, 2], {"state": {}}):

@@ -301,6 +301,8 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
     if row.calibration is None or row.calibration.fitted_on != describe_split(data):
         networks = [_probabilities(folder) for folder in members or (job.directory,)]
         row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
+        if row.calibration.rejected:
+            print(f"{job.stage.name:<14} {row.calibration.rejected}; it stays 1", flush=True)
 
 
 def _probabilities(directory: Path) -> dict[str, np.ndarray]:
