@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,9 @@ class Labeled:
 def why_rejected(temperature: float, fitted_on: Labeled, validation: Labeled) -> str:
     """Explain why a fitted temperature must not be used, if it makes validation worse.
 
-    A temperature inside the bounds may raise the calibration error of validation as it is, because it is fitted on
-    corrupted slices too. A temperature at a bound is not a minimum, so it must improve both.
+    A temperature inside the bounds is the minimum of the negative log likelihood. It may raise the calibration error of
+    validation as it is, because it is fitted on corrupted slices too, and that of the slices that it was fitted on by
+    what chance explains, 1 / sqrt(N). A temperature at a bound is not a minimum, so it must make neither worse.
 
     Args:
         temperature: as `fit_temperature` returns it.
@@ -85,18 +87,18 @@ def why_rejected(temperature: float, fitted_on: Labeled, validation: Labeled) ->
     """
     if temperature == 1.0:
         return ""
+    at_bound = not LOWEST < temperature < HIGHEST
     checked = {"the slices that it was fitted on": fitted_on}
-    if not LOWEST < temperature < HIGHEST:
+    if at_bound:
         checked["validation"] = validation
     for name, slices in checked.items():
-        if not len(slices.labels):
-            continue
-        for measure, value in (
-            ("ECE", slices.ece),
-            ("negative log likelihood", slices.negative_log_likelihood),
+        chance = 0.0 if at_bound else 1 / math.sqrt(len(slices.labels))
+        for measure, value, accepted in (
+            ("ECE", slices.ece, chance),
+            ("negative log likelihood", slices.negative_log_likelihood, 0.0),
         ):
             before, after = value(1.0), value(temperature)
-            if after > before:
+            if after > before + accepted:
                 return f"temperature {temperature:g} raises the {measure} of {name} from {before:.4f} to {after:.4f}"
     return ""
 

@@ -185,6 +185,9 @@ def always_first(confidence, accuracy, count=200):
         # inside the bounds validation as it is may lose, but not the slices that it was fitted on
         (5.0, (0.5, 0.1), (0.5, 0.5), ""),
         (5.0, (0.5, 0.5), (0.5, 0.1), "ECE of the slices that it was fitted on from 0.0000 to"),
+        # of 200 slices, chance explains an ECE that is 0.07 higher
+        (1.25, (0.5, 0.5), (0.5, 0.5), "raises the ECE of the slices that it was fitted on"),
+        (1.1, (0.5, 0.5), (0.5, 0.5), "raises the negative log likelihood of the slices"),
         (1.0, (0.5, 0.1), (0.5, 0.5), ""),
     ],
 )  # fmt: skip
