@@ -333,7 +333,7 @@ def test_a_partial_that_became_the_file_meanwhile_is_opened_anew(tmp_path, monke
     """The first run ends between the second's opening and its lock."""
     first = Writer(str(tmp_path / "a.txt"))
     first.write("first\n")
-    lock = output._lock
+    lock = output.lock_file
     attempts = []
 
     def lock_after_the_first_has_ended(descriptor):
@@ -342,7 +342,7 @@ def test_a_partial_that_became_the_file_meanwhile_is_opened_anew(tmp_path, monke
             first.finish()
         return lock(descriptor)
 
-    monkeypatch.setattr(output, "_lock", lock_after_the_first_has_ended)
+    monkeypatch.setattr(output, "lock_file", lock_after_the_first_has_ended)
     second = Writer(str(tmp_path / "a.txt"))
     assert len(attempts) == 2 and (tmp_path / "a.txt").read_text() == "first\n"
     second.write("second\n")

@@ -78,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_export",
         "test_variants",
     ),
+    "export/console.py": ("test_console",),
     "export/golden.py": ("test_check",),
     "export/quantize.py": ("test_variants",),
     "export/temperature.py": (
@@ -206,6 +207,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/learner.py": (
         "test_edge",
         "test_fit",
+    ),
+    "train/locks.py": (
+        "test_data",
+        "test_record",
     ),
     "train/networks/init.py": ("test_golden_networks",),
     "train/networks/plain.py": (
