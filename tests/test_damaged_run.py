@@ -14,6 +14,14 @@ from train.report.run import StageFiles
 DERIVED = ("base/probabilities.npz", "base/member.onnx", "base/history.csv", "results.json")
 REWRITTEN = ("results.csv", "report/index.html", "bundle/manifest.json", "bundle/base.onnx", "bundle/MODEL_CARD.md")  # fmt: skip
 DAMAGES = ("empty", "truncated", "other")
+# Each case takes a run of the command, so one kind of damage stands for all by default.
+USUAL = [
+    pytest.param(
+        name, how, marks=() if name in DERIVED and how == "truncated" else pytest.mark.slow
+    )
+    for name in (*DERIVED, *REWRITTEN)
+    for how in DAMAGES
+]
 
 
 def train_here(out):
@@ -51,8 +59,7 @@ def damage(path, how):
 
 
 @needs_organamnist
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", [*DERIVED, *REWRITTEN])
+@pytest.mark.parametrize(("name", "how"), USUAL)
 def test_a_damaged_derived_file_is_rebuilt(finished, run, capsys, name, how):
     damage(run / name, how)
     assert train_here(run.parent) == 0
@@ -103,7 +110,13 @@ def test_a_file_in_the_place_of_a_directory_is_one_line(run, capsys, name):
 
 
 @needs_organamnist
-@pytest.mark.parametrize("change", ["other order", "fewer rows", "NaN", "other type"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "other order",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("fewer rows", "NaN", "other type")),
+    ],
+)
 def test_sound_probabilities_of_something_else_are_rebuilt(finished, run, capsys, change):
     path = run / "base" / "probabilities.npz"
     arrays = record.read_arrays(path)
@@ -122,6 +135,7 @@ def test_sound_probabilities_of_something_else_are_rebuilt(finished, run, capsys
 
 
 @needs_organamnist
+@pytest.mark.slow
 def test_a_damaged_results_file_is_kept_beside_the_new_one(run):
     damage(run / "results.json", "other")
     damaged = (run / "results.json").read_bytes()

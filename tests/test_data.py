@@ -97,6 +97,9 @@ class Clock:
     def time(self):
         return self.now
 
+    def monotonic(self):
+        return self.now
+
     def sleep(self, seconds):
         self.pauses.append(seconds)
         self.now += seconds
@@ -632,7 +635,7 @@ def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
-            for _ in range(4):
+            for _ in range(6):
                 with contextlib.suppress(OSError), listening.accept()[0] as connection:
                     connection.recv(4096)
                     connection.sendall(answer)
