@@ -450,7 +450,7 @@ def test_links_to_directories_are_counted_and_circles_end(command, three_images,
     assert done.returncode == 1 and done.stdout.endswith("/a/b/one.png\n")
     assert done.stderr == (
         f"organ-infer: error: {tmp_path}/a/loop.png: cannot be read (Too many levels of symbolic links)\n"
-        "organ-infer: skipped in directories: 1 (files that are no images), 2 (links to directories);"
+        "organ-infer: note: skipped in directories: 1 (files that are no images), 2 (links to directories);"
         " pass a linked directory as a path to include it\n"
     )
     # A link that is named is followed.

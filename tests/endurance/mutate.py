@@ -119,6 +119,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/summary.py": ("test_cli_inside",),
+    "runtime/organ_infer/cli/total.py": ("test_cli_inside",),
     "runtime/organ_infer/engine/devices.py": ("test_cuda",),
     "runtime/organ_infer/images/dicom.py": (
         "test_dicom",

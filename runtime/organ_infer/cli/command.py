@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 signals.check()
                 raise
         except Stopped as e:
-            return _stopped(e.number, messages)
+            return _stopped(e.number, messages, signals)
         except MemoryError:
             _error(
                 messages,
@@ -56,11 +56,12 @@ def _error(messages: "Messages | None", text: str) -> None:
         messages.error(text)
 
 
-def _stopped(number: int, messages: "Messages | None") -> int:
-    """Report the signal. Returns the exit code."""
+def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
+    """Report the signal and where the results are. Returns the exit code."""
     if messages is not None:
         messages.end()
-        messages.note(SIGNALS[number])
+        note = "" if signals.writer is None else signals.writer.partial_note()
+        messages.status(f"{SIGNALS[number]}{note}")
     return 128 + number
 
 
@@ -90,6 +91,8 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
+        if options.output is None:
+            messages.leave_screen_to_pager()
         _import_numpy()
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed; redirect it, or use --output FILE")
