@@ -119,6 +119,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/hints.py": ("test_cli_paths",),
     "runtime/organ_infer/cli/summary.py": ("test_cli_inside",),
     "runtime/organ_infer/cli/total.py": ("test_cli_inside",),
     "runtime/organ_infer/engine/devices.py": ("test_cuda",),

@@ -1,10 +1,12 @@
 """Classifies the images of the command line and writes one row per slice, in the order of the input."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
+from ..errors import file_reason
 from ..images.discovery import Skipped
 from ..names import escape_path
 from ..results import ImageFailure, Prediction
@@ -12,6 +14,7 @@ from .arguments import Options, UsageError
 from .formats import FORMATS, RowFormat, RowOptions
 from .model import open_classifier, reading_options
 from .output import RowBuffer, Writer
+from .paths import STANDARD_INPUT, Candidates
 from .progress import Messages, library_messages
 from .signals import Signals
 from .summary import Counts
@@ -19,7 +22,6 @@ from .total import Total
 
 if TYPE_CHECKING:
     from ..bundle.manifest import Task
-    from .paths import Candidates
 
 __all__ = ["classify"]
 
@@ -33,7 +35,7 @@ BATCHES_AHEAD = 16
 
 def classify(
     options: Options,
-    candidates: "Candidates",
+    candidates: Candidates,
     messages: Messages,
     writer: Writer,
     signals: Signals,
@@ -98,7 +100,7 @@ def _skipped_text(skipped: Mapping[Skipped, int]) -> str:
 
 def _results(
     classifier: OrganClassifier,
-    candidates: "Candidates",
+    candidates: Candidates,
     chunk_size: int,
     reading: dict[str, Any],
     on_path: Callable[[str], None] = lambda path: None,
@@ -115,6 +117,12 @@ def _results(
     """
     chunk: list[str] = []
     for candidate in candidates:
+        if candidate is STANDARD_INPUT:
+            yield from classifier.predict_paths(chunk, **reading)
+            chunk = []
+            on_path(candidate.path)
+            yield from _standard_input(classifier, reading)
+            continue
         if candidate.error is None:
             on_path(candidate.path)
             chunk.append(candidate.path)
@@ -125,6 +133,15 @@ def _results(
         if candidate.error is not None:
             yield ImageFailure(candidate.path, candidate.error)
     yield from classifier.predict_paths(chunk, **reading)
+
+
+def _standard_input(classifier: OrganClassifier, reading: dict[str, Any]) -> list[Result]:
+    """Classify the image on standard input, which is read to its end or to the limit of a file."""
+    name = STANDARD_INPUT.path
+    try:
+        return classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
+    except OSError as e:
+        return [ImageFailure(name, f"cannot be read ({file_reason(e)})")]
 
 
 def _write_rows(

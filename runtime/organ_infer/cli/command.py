@@ -99,8 +99,9 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
         if options.check:
             return _check(options, messages)
         from .classify import classify
-        from .paths import require_candidates
+        from .paths import require_candidates, require_standard_input
 
+        require_standard_input(options)
         candidates = require_candidates(options, messages)
         writer = signals.writer = Writer(options.output)
         return classify(options, candidates, messages, writer, signals)
