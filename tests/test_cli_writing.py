@@ -33,6 +33,32 @@ def test_output_appears_whole(command, three_images, tmp_path):
     assert command("--output", "rows.txt", three_images[0], cwd=tmp_path).returncode == 0
 
 
+def test_an_existing_output_is_replaced_with_a_note(command, three_images, tmp_path):
+    out = tmp_path / "rows.csv"
+    out.touch()
+    assert command("--output", out, three_images[0]).stderr == ""
+    note = (
+        f"organ-infer: note: --output {out}: exists and will be replaced; --force omits this note\n"
+    )
+    assert command("--output", out, three_images[0]).stderr == note
+    assert out.read_text() == command("--format", "csv", three_images[0]).stdout
+    for option in ("--force", "--quiet"):
+        done = command("--output", out, option, three_images[1])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert out.read_text() == command("--format", "csv", three_images[1]).stdout
+
+
+def test_a_json_file_is_one_array_of_the_rows_of_json_lines(
+    command, three_images, bad_image, tmp_path
+):
+    for given in ([bad_image], [*three_images, bad_image], [bad_image, *three_images]):
+        lines = command("--format", "jsonl", *given).stdout.splitlines()
+        assert command("--output", tmp_path / "rows.json", "--force", *given).returncode == 1
+        written = (tmp_path / "rows.json").read_text()
+        assert json.loads(written) == list(map(json.loads, lines))
+        assert command("--format", "json", *given).stdout == written
+
+
 def test_output_through_a_link_in_the_partials_place_is_refused(command, three_images, tmp_path):
     (tmp_path / "precious").write_text("keep")
     (tmp_path / "out.partial").symlink_to("precious")

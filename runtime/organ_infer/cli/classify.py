@@ -17,7 +17,7 @@ from .output import RowBuffer, Writer
 from .paths import STANDARD_INPUT, Candidates
 from .progress import Messages, library_messages
 from .signals import Signals
-from .summary import Counts
+from .summary import IMPLAUSIBLE, Counts, is_implausible
 from .total import Total
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ def classify(
         results = _results(
             classifier, candidates, chunk_size, reading_options(options), counts.add_path
         )
+        if options.strict:
+            results = map(_strict, results)
         with Total(options, wanted=messages.bar and not messages.quiet) as total:
             _write_rows(results, row_format, rows, messages, signals, counts, total)
         if candidates.skipped:
             messages.note(_skipped_text(candidates.skipped))
         signals.check()
+        if row_format.footer:
+            writer.write(row_format.footer)
         writer.finish()
         if messages.terminal:
             messages.status(counts.summary(candidates.skipped.total(), messages.seconds))
@@ -142,6 +146,14 @@ def _standard_input(classifier: OrganClassifier, reading: dict[str, Any]) -> lis
         return classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
     except OSError as e:
         return [ImageFailure(name, f"cannot be read ({file_reason(e)})")]
+
+
+def _strict(result: Result) -> Result:
+    """Turn the result of an implausible slice into a failure."""
+    if isinstance(result, ImageFailure) or not is_implausible(result):
+        return result
+    reasons = [text for text in result.warnings if text.startswith(IMPLAUSIBLE)]
+    return ImageFailure(result.path or "", f"{'; '.join(reasons)} (refused by --strict)")
 
 
 def _write_rows(

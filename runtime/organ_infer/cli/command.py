@@ -85,6 +85,7 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
 def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
     """Run the check or classify, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
+    from ..names import escape_path
     from .arguments import UsageError
     from .output import ClosedPipe, OutputError, Writer
 
@@ -104,6 +105,11 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
         require_standard_input(options)
         candidates = require_candidates(options, messages)
         writer = signals.writer = Writer(options.output)
+        if writer.replaces and not options.force:
+            messages.note(
+                f"--output {escape_path(options.output or '', one_line=True)}: exists and will be replaced;"
+                " --force omits this note"
+            )
         return classify(options, candidates, messages, writer, signals)
     except ClosedPipe:
         return ALL_CLASSIFIED

@@ -10,10 +10,15 @@ from .progress import duration
 if TYPE_CHECKING:
     from ..results import Prediction
 
-__all__ = ["IMPLAUSIBLE", "Counts"]
+__all__ = ["IMPLAUSIBLE", "Counts", "is_implausible"]
 
 # The beginning of a warning about an input that is hardly an organ crop.
 IMPLAUSIBLE = "implausible: "
+
+
+def is_implausible(prediction: "Prediction") -> bool:
+    """Whether a warning tells that the slice is hardly an organ crop."""
+    return any(text.startswith(IMPLAUSIBLE) for text in prediction.warnings)
 
 
 class Counts:
@@ -50,7 +55,7 @@ class Counts:
             self.failed += 1
             return
         self.classified += 1
-        self.implausible += any(text.startswith(IMPLAUSIBLE) for text in result.warnings)
+        self.implausible += is_implausible(result)
 
     def summary(self, skipped: int, seconds: float) -> str:
         """Return the last line of a run. Numbers that are 0 are left out.
