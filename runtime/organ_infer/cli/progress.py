@@ -149,7 +149,9 @@ def bar_text(done: int, failed: int, total: int | None, seconds: float, columns:
     """Format the progress bar in at most `columns` characters. If that is too few, only the count is shown."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
-    left = f"{duration((total - done) * seconds / done)} left" if total and done else ""
+    left = ""
+    if total is not None and 0 < done < total and seconds > 0:
+        left = f"{duration((total - done) * seconds / done)} left"
     parts = [count, "images", rate, left, f"{failed:,} failed" if failed else ""]
     text = " ".join(part for part in parts if part)
     if total and columns - len(text) >= BAR_COLUMNS:
