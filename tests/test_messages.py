@@ -112,6 +112,15 @@ def test_the_bar_leaves_the_last_column_free(screen):
     assert screen.text().split("\r")[2] == " " * (len(screen.text().split("\r")[1]))
 
 
+def test_the_rate_does_not_count_what_came_before_the_first_image(screen):
+    messages = Messages()
+    screen.now += 50
+    messages.start_progress()
+    screen.now += 2
+    messages.progress(10, 0, None)
+    assert screen.text() == "\r10 images 5/s" and messages.seconds == 52
+
+
 def test_the_bar_is_off_when_quiet_on_no_terminal_and_on_a_dumb_one(screen, monkeypatch):
     quiet = Messages()
     quiet.quiet = True

@@ -67,6 +67,7 @@ def classify(
         )
         if options.strict:
             results = map(_strict, results)
+        messages.start_progress()
         with Total(options, wanted=messages.bar and not messages.quiet) as total:
             _write_rows(results, row_format, rows, messages, signals, counts, total)
         if candidates.skipped:

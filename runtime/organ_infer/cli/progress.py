@@ -37,7 +37,7 @@ class Messages:
         self.bar = self.terminal and os.environ.get("TERM") != "dumb"
         # Characters of the bar that is on the screen.
         self._bar_width = 0
-        self._last_drawn = self._started = time.monotonic()
+        self._last_drawn = self._started = self._progress_started = time.monotonic()
 
     def error(self, text: str) -> None:
         """Write an error, also with --quiet."""
@@ -66,6 +66,10 @@ class Messages:
         if _stdout_is_pipe():
             self.bar = False
 
+    def start_progress(self) -> None:
+        """Begin to measure the rate and the time left. Opening the model does not count."""
+        self._last_drawn = self._progress_started = time.monotonic()
+
     def progress(self, done: int, failed: int, total: int | None) -> None:
         """Draw the progress bar, unless the last drawing is less than INTERVAL old.
 
@@ -81,7 +85,7 @@ class Messages:
             return
         self._last_drawn = now
         columns = _columns() - 1
-        text = bar_text(done, failed, total, now - self._started, columns)
+        text = bar_text(done, failed, total, now - self._progress_started, columns)
         self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
         self._bar_width = len(text)
 
