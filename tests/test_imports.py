@@ -53,7 +53,7 @@ def test_help_version_and_usage_errors_are_light(option):
 def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
     code = f"from organ_infer.cli import main\nassert main(['--check', '--bundle', {str(bundle)!r}]) == 0"
     assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
-    code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/none']) == 1"
+    code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/dev/null']) == 1"
     assert (
         loaded(code, ["organ_infer.cli.check", "organ_infer.bundle.golden", "importlib.metadata"])
         == []

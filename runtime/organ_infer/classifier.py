@@ -490,7 +490,7 @@ def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
 def _named_slices(name: str, content: bytes, limits: Limits) -> SliceReaders:
     if len(content) > limits.file_bytes:
         raise ImageError(
-            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with file_limit="
+            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with --file-limit or file_limit="
         )
     for suffix, read in decode_slices(content, limits):
         yield name + suffix, read

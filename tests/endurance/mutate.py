@@ -109,6 +109,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_writing",
     ),
     "runtime/organ_infer/cli/formats.py": (
+        "test_cli_arguments",
         "test_cli_formats",
         "test_rows",
     ),
@@ -120,6 +121,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/hints.py": ("test_cli_paths",),
+    "runtime/organ_infer/cli/summary.py": (
+        "test_cli_inside",
+        "test_plausibility",
+    ),
+    "runtime/organ_infer/cli/total.py": ("test_cli_inside",),
     "runtime/organ_infer/engine/devices.py": ("test_cuda",),
     "runtime/organ_infer/images/dicom.py": (
         "test_dicom",

@@ -34,6 +34,7 @@ class Writer:
     written. FILE keeps its permissions, and stays a link if it is one.
 
     Attributes:
+        replaces: Whether there is a file that is not empty in FILE's place.
         busy: Whether a write is in progress. A signal then waits for the end of the line.
 
     Raises:
@@ -43,6 +44,7 @@ class Writer:
 
     def __init__(self, output: str | None) -> None:
         self.output = output
+        self.replaces = False
         self.busy = False
         # Bytes of complete lines in the output.
         self._complete_bytes = 0
@@ -73,6 +75,7 @@ class Writer:
             raise OutputError(
                 f"--output {escape_path(self.output, one_line=True)}: exists and is not a regular file; choose another path"
             )
+        self.replaces = status.st_size > 0
         return stat.S_IMODE(status.st_mode)
 
     def _open_partial(self) -> int:
