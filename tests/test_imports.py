@@ -159,9 +159,10 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
     import organ_infer
     from organ_infer import classifier, errors, names, results
     from organ_infer.engine import installed
+    from organ_infer.images import discovery
 
     homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
-    homes |= {"escape_path": names, "unescape_path": names}
+    homes |= {"escape_path": names, "unescape_path": names, "find_images": discovery}
     for name in organ_infer.__all__:
         if name != "__version__":
             monkeypatch.delitem(vars(organ_infer), name, raising=False)

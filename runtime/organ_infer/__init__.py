@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .classifier import OrganClassifier
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
+    from .images.discovery import find_images
     from .names import escape_path, unescape_path
     from .results import ImageFailure, Prediction
 
@@ -31,6 +32,7 @@ __all__ = [
     "Prediction",
     "__version__",
     "escape_path",
+    "find_images",
     "unescape_path",
 ]
 
@@ -44,6 +46,7 @@ _MODULES = {
     "Prediction": "results",
     "OrganClassifier": "classifier",
     "escape_path": "names",
+    "find_images": "images.discovery",
     "unescape_path": "names",
 }
 

@@ -1,7 +1,6 @@
 """Expands the paths on the command line, which are files, directories, patterns and lists, in order."""
 
 import codecs
-import glob
 import os
 import stat
 import sys
@@ -11,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import file_reason
-from ..images.discovery import Candidate, Skipped, images_below
+from ..images.discovery import Candidate, Skipped, expand_path, expand_pattern
 from ..images.registry import split_selector
 from ..names import escape_path
 from .arguments import Options, UsageError
@@ -161,28 +160,7 @@ def _expand_argument(
     if problem := path_problem(path):
         yield Candidate(path, problem, empty=True)
         return
-    if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
-        yield from _expand_path(path, recursive, on_skipped)
-        return
-    # Without recursive patterns (**), which follow links in circles.
-    names = sorted(glob.iglob(_with_literal_directories(path)), key=os.fsencode)
-    for name in names:
-        yield from _expand_path(name, recursive, on_skipped)
-    if not names:
-        yield Candidate(path, "no file matches this pattern", empty=True)
-
-
-def _with_literal_directories(pattern: str) -> str:
-    """Escape the leading directories of a pattern that exist by that very name, such as `set [1]`."""
-    head, tail = pattern, ""
-    while head and not os.path.isdir(head):
-        head, _, name = head.rpartition("/")
-        tail = f"/{name}{tail}"
-    return glob.escape(head) + tail if head else pattern
-
-
-def _selects_slice(path: str) -> bool:
-    return split_selector(path)[1] is not None
+    yield from expand_pattern(path, recursive, on_skipped)
 
 
 def _expand_listed(
@@ -192,7 +170,7 @@ def _expand_listed(
     if problem := path_problem(path, in_list=True):
         yield Candidate(path, problem)
     else:
-        yield from _expand_path(path, recursive, on_skipped)
+        yield from expand_path(path, recursive, on_skipped)
 
 
 def _is_missing(candidate: Candidate) -> bool:
@@ -206,22 +184,6 @@ def _is_missing(candidate: Candidate) -> bool:
     except (OSError, ValueError):
         return False
     return False
-
-
-def _expand_path(
-    path: str, recursive: bool, on_skipped: Callable[[str, Skipped], None]
-) -> Iterator[Candidate]:
-    """A file, or the images of a directory."""
-    if not os.path.isdir(path):
-        yield Candidate(path)
-        return
-    is_empty = True
-    for candidate in images_below(path, recursive, on_skipped):
-        is_empty = False
-        yield candidate
-    if is_empty:
-        advice = "" if recursive else "; use --recursive to include subdirectories"
-        yield Candidate(path, f"no image in this directory{advice}", empty=True)
 
 
 def _read_list(source: str, separator: bytes) -> Iterator[list[str]]:
