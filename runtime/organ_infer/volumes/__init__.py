@@ -1,0 +1,1 @@
+"""CT volumes and masks: read, checked against each other, and cut into crops around organs."""
