@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 from typing import BinaryIO
 
-from ..errors import ImageError, one_line
+from ..errors import ImageError, OrganInferError, one_line
 from ..files import open_flags
 from . import truncation
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
@@ -23,7 +23,9 @@ __all__ = [
     "FORMATS",
     "SUFFIXES",
     "decode_slices",
+    "decoder_errors",
     "has_known_content",
+    "open_regular_file",
     "open_slices",
     "split_selector",
 ]
@@ -141,7 +143,7 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
         ImageError: If the file or the slice cannot be read. `read` raises it too.
     """
     name, selector = split_selector(path)
-    with _open_regular_file(name, limits.file_bytes) as (file, size):
+    with open_regular_file(name, limits.file_bytes) as (file, size):
         for suffix, read in _slice_readers(file, size, limits, selector):
             yield name + suffix, read
 
@@ -162,7 +164,7 @@ def decode_slices(
 def has_known_content(path: str) -> bool:
     """Whether a file's first bytes name a format beyond doubt: two letters do not, and a ZIP may hold anything."""
     try:
-        with _open_regular_file(path, sys.maxsize) as (file, _):
+        with open_regular_file(path, sys.maxsize) as (file, _):
             head = file.read(SIGNATURE_BYTES) or b""
     except ImageError:
         return False
@@ -200,7 +202,7 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
             f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
         )
     file.seek(0)
-    with _decoder_errors(row.name):
+    with decoder_errors(row.name):
         module, _, function = row.reader.partition(":")
         reader: Callable[[Source], SliceReaders] = getattr(
             import_module(f".{module}", __package__), function
@@ -210,16 +212,16 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
 
 
 def _read(name: str, read: Callable[[], Slice]) -> Slice:
-    with _decoder_errors(name):
+    with decoder_errors(name):
         return read()
 
 
 @contextmanager
-def _decoder_errors(name: str) -> Iterator[None]:
+def decoder_errors(name: str) -> Iterator[None]:
     """Convert any exception of a decoder to ImageError. Decoders of hostile bytes raise almost anything."""
     try:
         yield
-    except ImageError:
+    except OrganInferError:
         raise
     except MemoryError as e:
         raise ImageError(f"{name}: not enough memory to decode it") from e
@@ -228,7 +230,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file without blocking, and give it with its size. Nothing else is opened."""
     flags = open_flags(os.O_RDONLY, "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
     try:

@@ -1,10 +1,13 @@
-"""A CT volume in patient coordinates."""
+"""A CT volume in patient coordinates, and a mask on its grid."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..errors import InputError
 
 __all__ = ["Mask", "Volume"]
 
@@ -35,20 +38,109 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
     Attributes:
         unmapped: Names or numbers of structures that the label map does not map to a class, sorted.
         source: The path that it was read from.
+        warnings: What was converted, and anything suspicious.
     """
 
     unmapped: tuple[str, ...]
     source: str
+    warnings: tuple[str, ...]
+
+    def __init__(
+        self,
+        layers: Sequence[NDArray[np.uint8]],
+        codes: Mapping[str, int],
+        *,
+        unmapped: Sequence[str] = (),
+        source: str = "",
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Create a mask.
+
+        Args:
+            layers: uint8 (X, Y, Z) each: the code of the organ at a voxel, or 0. Organs that overlap are in
+                different layers.
+            codes: Class name -> code, 1 to 255.
+            unmapped: Structures without a class.
+            source: The path that it was read from.
+            warnings: What was converted, and anything suspicious.
+        """
+        if not layers or any(layer.shape != layers[0].shape for layer in layers):
+            raise InputError("layers: expected at least one, all of one shape")
+        self._layers = tuple(layers)
+        self._codes = dict(codes)
+        # per layer, once it was asked for: code -> box
+        self._boxes: dict[int, dict[int, _Box]] = {}
+        self.unmapped = tuple(unmapped)
+        self.source = source
+        self.warnings = tuple(warnings)
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
-        raise NotImplementedError
+        code = self._codes[name]
+        organ: NDArray[np.bool_] = self._layers[0] == code
+        for layer in self._layers[1:]:
+            organ |= layer == code
+        return organ
 
     def __iter__(self) -> Iterator[str]:
-        raise NotImplementedError
+        return iter(self._codes)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self._codes)
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would compute the organ's array
+        return name in self._codes
+
+    def __repr__(self) -> str:
+        return f"Mask({', '.join(self._codes)})"
 
     def box(self, name: str) -> tuple[slice, slice, slice]:
         """The smallest box of indices that contains the organ."""
-        raise NotImplementedError
+        code = self._codes[name]
+        boxes = [
+            box[code]
+            for box in (self._layer_boxes(i) for i in range(len(self._layers)))
+            if code in box
+        ]
+        if not boxes:
+            return slice(0, 0), slice(0, 0), slice(0, 0)
+        x, y, z = (
+            slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes))
+            for axis in range(3)
+        )
+        return x, y, z
+
+    def _layer_boxes(self, index: int) -> dict[int, "_Box"]:
+        if index not in self._boxes:
+            self._boxes[index] = _boxes(self._layers[index])
+        return self._boxes[index]
+
+
+_Box = tuple[slice, slice, slice]
+
+
+def _boxes(layer: NDArray[np.uint8]) -> dict[int, _Box]:
+    """Return the box of every code of a layer, (X, Y, Z). One pass finds the planes of each code."""
+    # the axis with the largest stride: its planes are contiguous
+    axis = int(np.argmax(np.abs(layer.strides)))
+    planes = np.moveaxis(layer, axis, 0)
+    extent: dict[int, tuple[int, int]] = {}
+    for i, plane in enumerate(planes):
+        counts = np.bincount(plane.ravel(order="K"), minlength=256)
+        for code in np.flatnonzero(counts[1:]).tolist():
+            first, _ = extent.get(code + 1, (i, i))
+            extent[code + 1] = first, i + 1
+    boxes: dict[int, _Box] = {}
+    for code, (start, stop) in extent.items():
+        shadow = np.zeros(planes.shape[1:], np.bool_)
+        for plane in planes[start:stop]:
+            shadow |= plane == code
+        sides = [_extent(np.any(shadow, axis=1)), _extent(np.any(shadow, axis=0))]
+        sides.insert(axis, slice(start, stop))
+        boxes[code] = (sides[0], sides[1], sides[2])
+    return boxes
+
+
+def _extent(line: Any) -> slice:
+    indices = np.flatnonzero(line)
+    return slice(int(indices[0]), int(indices[-1]) + 1)

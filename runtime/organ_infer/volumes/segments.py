@@ -1,0 +1,162 @@
+"""DICOM SEG to a mask: frames placed on the grid of the scan, whatever their number, order and overlaps."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..images.dicom import frame_count, functional_group
+from ..images.types import PIXEL_LIMIT, check_size
+from .dicom_files import DicomFile, dicom_files, file_errors, read_dataset
+from .grid import Alignment, alignment, described
+from .label_maps import LabelMap
+from .masks import Layers, finished_mask
+from .series import plane_affine
+from .types import Mask, Volume
+
+__all__ = ["read_segments"]
+
+# Segmentation, and Label Map Segmentation
+_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+
+
+def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
+    """Read the one DICOM SEG of a directory or zip, or the file.
+
+    Raises:
+        ImageError: If there is no SEG, several, or one of another grid.
+    """
+    with dicom_files(path) as files:
+        if len(files) != 1:
+            problem = (
+                f"{len(files)} DICOM files" if files else "no NIfTI, NRRD, MetaImage or DICOM SEG"
+            )
+            raise ImageError(
+                f"{path}: {problem}; pass a label image, a DICOM SEG, or a directory with an image per structure"
+            )
+        file = files[0]
+        with file_errors(file):
+            dataset = _dataset(file)
+            layers = Layers(like.hu.shape)
+            _place_frames(dataset, like, row, layers)
+            return finished_mask(path, layers, row)
+
+
+def _dataset(file: DicomFile) -> Any:
+    with file.open() as opened:
+        dataset = read_dataset(opened)
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind == _RTSTRUCT:
+        raise ImageError(
+            "DICOM: an RTSTRUCT, whose contours are not read; convert it to DICOM SEG or NIfTI"
+        )
+    if kind not in _SOP_CLASSES:
+        modality = dataset.get("Modality") or "unknown"
+        raise ImageError(
+            f"DICOM: modality {modality}, not a SEG; pass the mask, or a scan as the first path"
+        )
+    if "PixelData" not in dataset or not dataset.get("SegmentSequence"):
+        raise ImageError("DICOM: a SEG without frames; export the mask again")
+    check_size(int(dataset.Columns), int(dataset.Rows), PIXEL_LIMIT)
+    return dataset
+
+
+def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, str]:
+    """Return number -> class of the segments."""
+    classes = {}
+    for segment in dataset.SegmentSequence:
+        number, names = int(segment.SegmentNumber), _names(segment)
+        organ = row.class_of(None, *names)
+        if organ is None and not row.prefers_names:
+            # numbers of segments are not those of the public data sets, but may be those of a CSV file
+            organ = row.numbers.get(number) if row.name == row.source else None
+        if organ is None:
+            layers.unmapped.add(names[0] if names else str(number))
+        else:
+            classes[number] = organ
+    return classes
+
+
+def _names(segment: Any) -> list[str]:
+    """Return a segment's label, and the meaning of its code with its modifiers, such as `Kidney Left`."""
+    names = [str(segment.get("SegmentLabel") or "")]
+    for code in segment.get("SegmentedPropertyTypeCodeSequence") or ():
+        modifiers = code.get("SegmentedPropertyTypeModifierCodeSequence") or ()
+        meanings = [str(item.get("CodeMeaning") or "") for item in (code, *modifiers)]
+        names.append(" ".join(meanings))
+        # the label may hold what the code lacks, or the reverse
+        names.append(f"{names[0]} {' '.join(meanings[1:])}")
+    return [name for name in names if name.strip()]
+
+
+def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> None:
+    from pydicom.pixels.utils import iter_pixels
+
+    classes = _classes(dataset, row, layers)
+    kind = str(dataset.get("SegmentationType") or "BINARY")
+    is_label_map = kind == "LABELMAP"
+    # FRACTIONAL: at least half
+    least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    indices = [
+        i
+        for i in range(frame_count(dataset))
+        if is_label_map or _segment_number(dataset, i) in classes
+    ]
+    placed: set[str] = set()
+    if indices:
+        for i, frame in zip(indices, iter_pixels(dataset, indices=indices), strict=True):
+            lies = _lies(dataset, i, like)
+            # (rows, columns) to (x, y, z)
+            pixels = lies.apply(np.asarray(frame).T[:, :, None])
+            for number, organ in classes.items():
+                if is_label_map:
+                    voxels: NDArray[np.bool_] = pixels == number
+                elif number == _segment_number(dataset, i):
+                    voxels = pixels >= least
+                else:
+                    continue
+                if voxels.any():
+                    layers.add(organ, voxels, lies.start)
+                    placed.add(organ)
+    layers.empty |= {organ for organ in classes.values() if organ not in placed}
+
+
+def _segment_number(dataset: Any, index: int) -> int:
+    group = functional_group(dataset, index, "SegmentIdentificationSequence")
+    number = group.get("ReferencedSegmentNumber")
+    if number is None:
+        raise ImageError("DICOM: a frame without its segment's number; export the mask again")
+    return int(number)
+
+
+def _lies(dataset: Any, index: int, like: Volume) -> Alignment:
+    """Return how a frame lies in the scan, as a grid of one slice.
+
+    Raises:
+        ImageError: If it is not a part of a slice of the scan.
+    """
+    plane = plane_affine(dataset, index)
+    normal = np.cross(plane[:, 0], plane[:, 1])
+    normal /= np.linalg.norm(normal) or 1.0
+    spacing = np.linalg.norm(like.affine[:3, :3], axis=0)
+    along = np.abs(normal @ (like.affine[:3, :3] / spacing)).argmax()
+    affine = np.eye(4)
+    affine[:3, :2], affine[:3, 2], affine[:3, 3] = (
+        plane[:, :2],
+        normal * spacing[along],
+        plane[:, 2],
+    )
+    shape = (int(dataset.Columns), int(dataset.Rows), 1)
+    found = alignment(affine, shape, like.affine)
+    if found is None or any(
+        start < 0 or start + side > whole
+        for start, side, whole in zip(found.start, found.shape(shape), like.hu.shape, strict=True)
+    ):
+        raise ImageError(
+            f"DICOM: not the scan's grid: frame {index} has {described(affine, shape)},"
+            f" the scan {described(like.affine, like.hu.shape)};"
+            " pass the mask of this scan, or resample it with nearest neighbor"
+        )
+    return found
