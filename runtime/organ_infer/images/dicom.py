@@ -40,6 +40,12 @@ _OTHER_OBJECTS = {
     "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object (dose, structures or plan)",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
 }
+# SOP classes of masks -> which command takes them
+_ADVICE = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "; pass it as the mask of a scan to organ-infer volume",
+    "1.2.840.10008.5.1.4.1.1.66.7": "; pass it as the mask of a scan to organ-infer volume",
+    "1.2.840.10008.5.1.4.1.1.481.3": "; convert it to DICOM SEG, a mask that organ-infer volume reads",
+}
 _REQUIRED = (
     "Rows",
     "Columns",
@@ -134,7 +140,7 @@ def check_kind(dataset: Any, any_modality: bool) -> None:
     kind = str(dataset.get("SOPClassUID", ""))
     for prefix, name in _OTHER_OBJECTS.items():
         if kind == prefix or kind.startswith(f"{prefix}."):
-            raise ImageError(f"DICOM: {name}, not a CT image")
+            raise ImageError(f"DICOM: {name}, not a CT image{_ADVICE.get(kind, '')}")
     modality = dataset.get("Modality") or "CT"
     if modality != "CT" and not any_modality:
         raise ImageError(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from ..errors import ImageError, OrganInferError, one_line
 from ..files import open_flags
 from . import truncation
+from .scan_formats import SCAN_HEAD_BYTES, scan_title
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
 __all__ = [
@@ -198,6 +199,10 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
         raise ImageError("the file is empty")
     row = next((row for row in FORMATS if row.matches(head)), None)
     if row is None:
+        if title := scan_title(head + (file.read(SCAN_HEAD_BYTES) or b"")):
+            raise ImageError(
+                f"{title}: a whole scan or mask, not a slice; pass the scan with its mask to organ-infer volume"
+            )
         raise ImageError(
             f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
         )

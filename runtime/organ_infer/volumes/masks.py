@@ -27,6 +27,7 @@ class Layers:
 
     Attributes:
         codes: Class -> code, for the classes that have voxels.
+        structures: Class -> its structures in the mask.
         unmapped: Structures without a class.
         empty: Structures without a voxel.
     """
@@ -35,6 +36,7 @@ class Layers:
         self._shape = shape
         self._layers: list[NDArray[np.uint8]] = []
         self.codes: dict[str, int] = {}
+        self.structures: dict[str, list[str]] = {}
         self.unmapped: set[str] = set()
         self.empty: set[str] = set()
 
@@ -45,16 +47,22 @@ class Layers:
         return self.codes.setdefault(organ, len(self.codes) + 1)
 
     def add(
-        self, organ: str, voxels: NDArray[np.bool_], start: tuple[int, int, int] = (0, 0, 0)
+        self,
+        organ: str,
+        structure: str,
+        voxels: NDArray[np.bool_],
+        start: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         """Add voxels to a class.
 
         Args:
             organ: The class.
+            structure: What the mask calls the voxels.
             voxels: bool (x, y, z), a part of the grid or all of it.
             start: The first index of the part.
         """
         code = self.code(organ)
+        self.name(organ, structure)
         x, y, z = (slice(s, s + n) for s, n in zip(start, voxels.shape, strict=True))
         for layer in self._layers:
             part = layer[x, y, z]
@@ -64,6 +72,11 @@ class Layers:
         # x is contiguous, as in files
         self._layers.append(np.zeros(self._shape, np.uint8, order="F"))
         self._layers[-1][x, y, z][voxels] = code
+
+    def name(self, organ: str, structure: str) -> None:
+        """Note that a structure is a part of a class."""
+        if structure not in self.structures.setdefault(organ, []):
+            self.structures[organ].append(structure)
 
     def add_layer(self, layer: NDArray[np.uint8]) -> None:
         """Add a layer of codes, (X, Y, Z)."""
@@ -93,7 +106,14 @@ def finished_mask(path: str, layers: Layers, row: LabelMap, warnings: Iterable[s
     if layers.empty:
         warnings = (*warnings, f"structures without a voxel: {_listed(sorted(layers.empty))}")
     codes = {organ: layers.codes[organ] for organ in sorted(layers.codes)}
-    return Mask(layers.layers, codes, unmapped=unmapped, source=path, warnings=tuple(warnings))
+    return Mask(
+        layers.layers,
+        codes,
+        unmapped=unmapped,
+        source=path,
+        warnings=tuple(warnings),
+        structures=layers.structures,
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -134,11 +154,16 @@ def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
         counts[: len(part)] += part
         codes[start : start + len(values)] = lookup[numbers]
     layers.add_layer(lies.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
-    found = {organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()}
-    layers.codes = found
-    for number in np.flatnonzero(counts[1:]) + 1:
-        if not lookup[number]:
-            layers.unmapped.add(header.structures.get(int(number), str(number)))
+    layers.codes = {
+        organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()
+    }
+    organs = {code: organ for organ, code in layers.codes.items()}
+    for number in (np.flatnonzero(counts[1:]) + 1).tolist():
+        structure = header.structures.get(number, str(number))
+        if lookup[number]:
+            layers.name(organs[int(lookup[number])], structure)
+        else:
+            layers.unmapped.add(structure)
     return finished_mask(path, layers, row, header.warnings)
 
 
@@ -210,7 +235,7 @@ def _add(path: str, organ: str, structure: str, like: Volume, layers: Layers) ->
     if not voxels.any():
         layers.empty.add(structure)
         return
-    layers.add(organ, lies.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.add(organ, structure, lies.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0)))
 
 
 def _stem(name: str) -> str:

@@ -15,6 +15,8 @@ __all__ = ["read_nifti_header"]
 
 # bytes that are read of a header with its extensions
 HEADER_LIMIT = 1 << 24
+# rounding of the sum of squares of three float32
+LEAST_SQUARE = 3 * float(np.finfo(np.float32).eps)
 _DTYPES = {
     2: "u1",
     4: "i2",
@@ -186,7 +188,12 @@ def _is_equal(sform: NDArray[np.float64], qform: NDArray[np.float64]) -> bool:
 
 def _qform(pixdim: tuple[float, ...], quaternion: tuple[float, ...]) -> NDArray[np.float64]:
     b, c, d, *offset = quaternion
-    a = np.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    square = 1 - b * b - c * c - d * d
+    a = np.sqrt(max(0.0, square))
+    if square < LEAST_SQUARE:
+        # half a turn; the rounding of b, c and d would turn it by 0.03 degrees more
+        length = np.sqrt(b * b + c * c + d * d)
+        a, b, c, d = 0.0, b / length, c / length, d / length
     rotation = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -1,5 +1,6 @@
 """DICOM SEG to a mask: frames placed on the grid of the scan, whatever their number, order and overlaps."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,8 @@ def _dataset(file: DicomFile) -> Any:
     return dataset
 
 
-def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, str]:
-    """Return number -> class of the segments."""
+def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, tuple[str, str]]:
+    """Return number -> (class, name) of the segments that have a class."""
     classes = {}
     for segment in dataset.SegmentSequence:
         number, names = int(segment.SegmentNumber), _names(segment)
@@ -75,7 +76,7 @@ def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, str]:
         if organ is None:
             layers.unmapped.add(names[0] if names else str(number))
         else:
-            classes[number] = organ
+            classes[number] = organ, names[0] if names else str(number)
     return classes
 
 
@@ -92,8 +93,6 @@ def _names(segment: Any) -> list[str]:
 
 
 def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> None:
-    from pydicom.pixels.utils import iter_pixels
-
     classes = _classes(dataset, row, layers)
     kind = str(dataset.get("SegmentationType") or "BINARY")
     is_label_map = kind == "LABELMAP"
@@ -106,11 +105,11 @@ def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> 
     ]
     placed: set[str] = set()
     if indices:
-        for i, frame in zip(indices, iter_pixels(dataset, indices=indices), strict=True):
+        for i, frame in zip(indices, _frames(dataset, indices), strict=True):
             lies = _lies(dataset, i, like)
             # (rows, columns) to (x, y, z)
-            pixels = lies.apply(np.asarray(frame).T[:, :, None])
-            for number, organ in classes.items():
+            pixels = lies.apply(frame.T[:, :, None])
+            for number, (organ, name) in classes.items():
                 if is_label_map:
                     voxels: NDArray[np.bool_] = pixels == number
                 elif number == _segment_number(dataset, i):
@@ -118,9 +117,25 @@ def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> 
                 else:
                     continue
                 if voxels.any():
-                    layers.add(organ, voxels, lies.start)
-                    placed.add(organ)
-    layers.empty |= {organ for organ in classes.values() if organ not in placed}
+                    layers.add(organ, name, voxels, lies.start)
+                    placed.add(name)
+    layers.empty |= {name for _, name in classes.values() if name not in placed}
+
+
+def _frames(dataset: Any, indices: list[int]) -> Iterator[NDArray[Any]]:
+    """Yield the pixels of frames, (rows, columns)."""
+    from pydicom.pixels.utils import iter_pixels
+
+    if int(dataset.BitsAllocated) != 1 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        yield from iter_pixels(dataset, indices=indices)
+        return
+    # iter_pixels fails if a frame is no whole number of bytes, because the next one begins in its last byte
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    packed = np.frombuffer(dataset.PixelData, np.uint8)
+    for i in indices:
+        start, stop = i * rows * columns, (i + 1) * rows * columns
+        bits = np.unpackbits(packed[start // 8 : (stop + 7) // 8], bitorder="little")
+        yield bits[start % 8 :][: stop - start].reshape(rows, columns)
 
 
 def _segment_number(dataset: Any, index: int) -> int:

@@ -165,7 +165,8 @@ def _unsuitable(dataset: Any) -> str:
     try:
         check_kind(dataset, any_modality=True)
     except ImageError as e:
-        return f"{e.args[0].removeprefix('DICOM: ')}; pass the CT series, and a SEG as its mask"
+        what, _, _ = str(e.args[0]).removeprefix("DICOM: ").partition(";")
+        return f"{what}; pass the CT series, and a SEG as its mask"
     if "Rows" not in dataset:
         return "no image; pass the directory of a CT series"
     if int(dataset.get("SamplesPerPixel", 1) or 1) != 1:

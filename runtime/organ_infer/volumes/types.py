@@ -43,7 +43,7 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
 
     unmapped: tuple[str, ...]
     source: str
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
         unmapped: Sequence[str] = (),
         source: str = "",
         warnings: Sequence[str] = (),
+        structures: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Create a mask.
 
@@ -63,11 +64,13 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
             unmapped: Structures without a class.
             source: The path that it was read from.
             warnings: What was converted, and anything suspicious.
+            structures: Class name -> names or numbers of the mask's structures in it. By default the class.
         """
         if not layers or any(layer.shape != layers[0].shape for layer in layers):
             raise InputError("layers: expected at least one, all of one shape")
         self._layers = tuple(layers)
         self._codes = dict(codes)
+        self._structures = dict(structures or {})
         # per layer, once it was asked for: code -> box
         self._boxes: dict[int, dict[int, _Box]] = {}
         self.unmapped = tuple(unmapped)
@@ -75,11 +78,7 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
         self.warnings = tuple(warnings)
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
-        code = self._codes[name]
-        organ: NDArray[np.bool_] = self._layers[0] == code
-        for layer in self._layers[1:]:
-            organ |= layer == code
-        return organ
+        return self.region(name, (slice(None), slice(None), slice(None)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._codes)
@@ -109,6 +108,18 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
             for axis in range(3)
         )
         return x, y, z
+
+    def region(self, name: str, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
+        """The part of an organ's array inside a box of indices. Only this part is computed."""
+        code = self._codes[name]
+        organ: NDArray[np.bool_] = self._layers[0][box] == code
+        for layer in self._layers[1:]:
+            organ |= layer[box] == code
+        return organ
+
+    def structures(self, name: str) -> tuple[str, ...]:
+        """Names or numbers of the mask's structures that make up a class, such as the lobes of a lung."""
+        return tuple(self._structures.get(name, (name,)))
 
     def _layer_boxes(self, index: int) -> dict[int, "_Box"]:
         if index not in self._boxes:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,9 +163,9 @@ def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     if compression == "gzip":
         return _gunzip(file)
     if compression == "zlib":
-        return io.BufferedReader(_Inflated(file))  # type: ignore[return-value]
+        return cast(BinaryIO, io.BufferedReader(_Inflated(file)))
     if compression == "bzip2":
-        return bz2.BZ2File(file)
+        return cast(BinaryIO, bz2.BZ2File(file))
     return file
 
 
