@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,9 +151,10 @@ def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
     counts = np.zeros(MOST_LABEL + 1, np.int64)
     for start, values in blocks(header):
         numbers = _labels(values, header)
-        part = np.bincount(numbers)
+        # most voxels are background, and counting is slower than leaving them out
+        part = np.bincount(numbers[numbers != 0])
         counts[: len(part)] += part
-        codes[start : start + len(values)] = lookup[numbers]
+        np.take(lookup, numbers, out=codes[start : start + len(values)], mode="clip")
     layers.add_layer(lies.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
     layers.codes = {
         organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()
@@ -180,11 +182,12 @@ def _lookup(row: LabelMap, structures: Mapping[int, str], layers: Layers) -> NDA
     return lookup
 
 
-def _labels(values: NDArray[np.generic], header: Header) -> NDArray[np.int64]:
-    """Return the label numbers of a block."""
-    scaled = values
-    if (header.slope, header.intercept) != (1, 0):
-        scaled = values.astype(np.float64) * header.slope + header.intercept
+def _labels(values: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Return the label numbers of a block, unsigned or int64."""
+    is_scaled = (header.slope, header.intercept) != (1, 0)
+    if not is_scaled and values.dtype in (np.uint8, np.uint16):
+        return values
+    scaled = values.astype(np.float64) * header.slope + header.intercept if is_scaled else values
     # NaN fails every comparison
     low, high = scaled.min(), scaled.max()
     if not (low >= 0 and high <= MOST_LABEL):

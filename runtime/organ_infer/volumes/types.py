@@ -137,10 +137,9 @@ def _boxes(layer: NDArray[np.uint8]) -> dict[int, _Box]:
     planes = np.moveaxis(layer, axis, 0)
     extent: dict[int, tuple[int, int]] = {}
     for i, plane in enumerate(planes):
-        counts = np.bincount(plane.ravel(order="K"), minlength=256)
-        for code in np.flatnonzero(counts[1:]).tolist():
-            first, _ = extent.get(code + 1, (i, i))
-            extent[code + 1] = first, i + 1
+        for code in np.flatnonzero(np.bincount(plane[plane != 0])).tolist():
+            first, _ = extent.get(code, (i, i))
+            extent[code] = first, i + 1
     boxes: dict[int, _Box] = {}
     for code, (start, stop) in extent.items():
         shadow = np.zeros(planes.shape[1:], np.bool_)
