@@ -27,6 +27,7 @@ from support.phantoms import (
 )
 
 from organ_infer import ImageError, InputError
+from organ_infer.images.registry import open_slices
 from organ_infer.volumes import Mask, Volume, open_mask, open_volume
 from organ_infer.volumes.label_maps import LABEL_MAPS, label_map
 
@@ -424,6 +425,37 @@ def test_an_unreadable_slice_in_the_middle_is_named(tmp_path):
     dicom_refused(tmp_path, files, "IM0007: ")
 
 
+def test_files_that_may_be_slices_are_not_passed_over(tmp_path):
+    pytest.importorskip("pydicom")
+    files = series(SCAN)
+    for name, data in {"cut.dcm": b"", "text.DCM": b"hello"}.items():
+        path = write_series(tmp_path / name[:3], files | {name: data})
+        refused(f"{name}: no DICOM file, but named so", open_volume, path)
+        refused(
+            f"{name}: no DICOM file", open_volume, saved(tmp_path, "a.zip", zipped({name: data}))
+        )
+    (tmp_path / "cut" / "cut.dcm").unlink()
+    (tmp_path / "cut" / "nowhere").symlink_to(tmp_path / "missing")
+    os.mkfifo(tmp_path / "cut" / "pipe")
+    same_scan(open_volume(tmp_path / "cut"))
+
+
+def test_a_detached_header_needs_its_data(tmp_path):
+    lines = ["data file: voxels.raw"]
+    header = nrrd(SCAN.hu, SCAN.affine, "raw", lines=lines)[: -SCAN.hu.nbytes]
+    path = saved(tmp_path, "a.nhdr", header)
+    refused("no data file 'voxels.raw'", open_volume, path)
+    saved(tmp_path, "voxels.raw", SCAN.hu.tobytes(order="F"))
+    same_scan(open_volume(path))
+    # voxels at the end, after a header of another format
+    saved(tmp_path, "voxels.raw", b"before" + SCAN.hu.tobytes(order="F"))
+    for skip in (-1, 6):
+        data = nrrd(SCAN.hu, SCAN.affine, "raw", lines=[*lines, f"byte skip: {skip}"])
+        same_scan(open_volume(saved(tmp_path, "a.nhdr", data[: -SCAN.hu.nbytes])))
+    saved(tmp_path, "voxels.raw", b"short")
+    refused("truncated", open_volume, path)
+
+
 def test_a_tilted_gantry_and_mixed_slices_are_refused(tmp_path):
     pytest.importorskip("pydicom")
     sheared = SCAN.affine.copy()
@@ -671,6 +703,35 @@ def test_a_csv_file_maps_numbers_and_names(tmp_path):
         label_map("tptalsegmentator")
 
 
+# Scans where slices are expected.
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "two.nii", "scan.nrrd", "scan.mha"])
+def test_a_scan_is_no_image_and_the_message_names_the_command(tmp_path, name):
+    path = saved(tmp_path, name, WRITERS[name](SCAN))
+    with pytest.raises(
+        ImageError, match=r"a whole scan or mask, not a slice; .* organ-infer volume"
+    ):
+        list(open_slices(path))
+    for data in (b"\x1f\x8b damaged", gzip.compress(b"text"), b"NDims"):
+        with pytest.raises(ImageError, match="unknown image format"):
+            list(open_slices(saved(tmp_path, "other", data)))
+
+
+@pytest.mark.parametrize(
+    ("uid", "words"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.66.4", "not a CT image; pass it as the mask"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "not a CT image; convert it to DICOM SEG"),
+    ],
+)
+def test_a_dicom_mask_is_no_image(tmp_path, uid, words):
+    pytest.importorskip("pydicom")
+    path = saved(tmp_path, "a.dcm", series(SCAN, SOPClassUID=uid)["IM0001"])
+    with pytest.raises(ImageError, match=words):
+        list(open_slices(path))
+
+
 # Costs.
 
 
@@ -716,6 +777,9 @@ def test_without_pydicom_one_line_names_the_extra(tmp_path, monkeypatch):
 def test_types_are_checked(tmp_path, volume):
     with pytest.raises(InputError, match="like: expected a Volume"):
         open_mask(tmp_path, volume.hu)
+    with pytest.raises(InputError, match="path: expected a path, found int"):
+        open_volume(3)
+    same_scan(open_volume(os.fsencode(volume.source)))
     with pytest.raises(InputError, match="labels: expected a name"):
         open_mask(tmp_path, volume, 3)
     with pytest.raises(InputError, match="layers: expected at least one"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ..errors import ImageError
+from ..errors import ImageError, file_reason
 from ..images.dicom import DEFLATED, check_deflated_size, load_pydicom
 from ..images.registry import decoder_errors, open_regular_file
 from ..images.types import FILE_LIMIT, SIGNATURE_BYTES
@@ -51,15 +51,13 @@ class DicomFile:
         yield io.BytesIO(data)
 
     def head(self) -> bytes:
-        """Return the first bytes, or none if the file cannot be read."""
-        try:
+        """Return the first bytes."""
+        with file_errors(self):
             if self.archive is not None:
                 with self.archive.open(self.member) as packed:
                     return packed.read(SIGNATURE_BYTES)
             with open_regular_file(self.member, VOLUME_FILE_LIMIT) as (file, _):
                 return file.read(SIGNATURE_BYTES) or b""
-        except Exception:
-            return b""
 
 
 @contextmanager
@@ -70,6 +68,23 @@ def file_errors(file: DicomFile) -> Iterator[None]:
             yield
     except ImageError as e:
         raise ImageError(f"{file.name}: {e.args[0]}") from e
+
+
+def _usable(files: Iterator[DicomFile]) -> list[DicomFile]:
+    """Return the DICOM files.
+
+    Raises:
+        ImageError: If one is named .dcm and is not, because then a slice may be missing.
+    """
+    usable = []
+    for file in files:
+        if is_dicom(file.head()):
+            usable.append(file)
+        elif file.member.lower().endswith(".dcm"):
+            raise ImageError(
+                f"{file.name}: no DICOM file, but named so; copy the series again, or remove the file"
+            )
+    return usable
 
 
 def is_dicom(head: bytes) -> bool:
@@ -85,10 +100,10 @@ def dicom_files(path: str) -> Iterator[list[DicomFile]]:
         ImageError: If there is none.
     """
     if os.path.isdir(path):
-        yield [file for file in _below(path) if is_dicom(file.head())]
+        yield _usable(_below(path))
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            yield [file for file in _members(path, archive) if is_dicom(file.head())]
+            yield _usable(_members(path, archive))
     else:
         yield [DicomFile(path, None, path)]
 
@@ -96,7 +111,7 @@ def dicom_files(path: str) -> Iterator[list[DicomFile]]:
 def _below(directory: str) -> Iterator[DicomFile]:
     count = 0
     # os.walk follows no linked directories
-    for parent, directories, names in os.walk(directory):
+    for parent, directories, names in os.walk(directory, onerror=_not_listed):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         for name in sorted(names):
             if name.startswith("."):
@@ -107,7 +122,15 @@ def _below(directory: str) -> Iterator[DicomFile]:
                     f"more than {MOST_FILES:,} files; pass the directory of one series"
                 )
             path = os.path.join(parent, name)
-            yield DicomFile(path, None, path)
+            # neither pipes nor links to nothing
+            if os.path.isfile(path):
+                yield DicomFile(path, None, path)
+
+
+def _not_listed(error: OSError) -> None:
+    raise ImageError(
+        f"{error.filename}: cannot be listed ({file_reason(error)}); slices may be in it, so make it readable"
+    )
 
 
 def _members(path: str, archive: zipfile.ZipFile) -> Iterator[DicomFile]:

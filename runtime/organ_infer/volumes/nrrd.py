@@ -183,7 +183,8 @@ def _voxels(
         path, start = beside(path, name, "NRRD"), 0
     if byte_skip == -1:
         # the voxels are at the file's end
-        return Voxels(path, os.path.getsize(path) - int(np.prod(shape)) * dtype.itemsize)
+        size = int(np.prod(shape)) * dtype.itemsize
+        return Voxels(path, max(0, os.path.getsize(path) - size))
     return (
         Voxels(path, start, compression, byte_skip)
         if compression
@@ -195,7 +196,7 @@ def beside(path: str, name: str, title: str) -> str:
     """Return the path of a header's data file, which is in the header's directory.
 
     Raises:
-        ImageError: If the name is a list or pattern of files, or leads out of the directory.
+        ImageError: If the name is a list or pattern of files, or leads out of the directory, or there is no such file.
     """
     if name.upper().startswith("LIST") or "%" in name:
         raise ImageError(f"{title}: voxels in many files; convert the scan to one file")
@@ -203,7 +204,10 @@ def beside(path: str, name: str, title: str) -> str:
         raise ImageError(
             f"{title}: the data file {short_repr(name)} is not beside the header; move it there"
         )
-    return os.path.join(os.path.dirname(path), name)
+    data = os.path.join(os.path.dirname(path), name)
+    if not os.path.isfile(data):
+        raise ImageError(f"{title}: no data file {short_repr(name)}; put it beside the header")
+    return data
 
 
 def _structures(keys: dict[str, str]) -> dict[int, str]:

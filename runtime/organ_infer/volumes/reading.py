@@ -32,7 +32,7 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
         ImageError: If the file cannot be read as a CT scan in a known geometry.
         InputError: If there are several series and `series` chooses none.
     """
-    path = os.fspath(path)
+    path = _as_text(path)
     with _named(path):
         if os.path.isdir(path) or title_of(path) is None:
             return read_series(path, series)
@@ -59,7 +59,7 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
         ImageError: If the mask cannot be read, is empty, has another grid, or no structure with a class.
         InputError: If `labels` is no label map.
     """
-    path = os.fspath(path)
+    path = _as_text(path)
     if not isinstance(like, Volume):
         raise InputError("like: expected a Volume; pass what open_volume returned")
     row = label_map(labels)
@@ -70,6 +70,12 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
         elif title_of(path) is not None:
             return read_label_image(path, like, row)
         return read_segments(path, like, row)
+
+
+def _as_text(path: object) -> str:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise InputError(f"path: expected a path, found {type(path).__name__}")
+    return os.fsdecode(path)
 
 
 @contextmanager
