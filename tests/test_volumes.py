@@ -14,6 +14,7 @@ from support.phantoms import (
     ORGANS,
     ORIENTATIONS,
     RAS,
+    contours,
     in_patient_axes,
     metaimage,
     multi_frame,
@@ -120,6 +121,8 @@ def test_every_format_and_orientation_gives_the_same_scan_and_mask(
     same_organs(
         open_mask(path, open_volume(tmp_path / "scan.nii")), open_volume(tmp_path / "scan.nii")
     )
+    path = saved(tmp_path, "contours.dcm", contours(scan, structures))
+    same_organs(open_mask(path, volume), volume)
     turned = SCAN.turned((0, 1, 2), (True, False, True))
     structures = {organ: turned.labels == number for number, organ in NUMBERS.items()}
     if order[2] == 2:
@@ -623,6 +626,40 @@ def test_segments_are_found_by_label_or_code_and_may_overlap(tmp_path, volume):
     assert mask.unmapped == ("Left", "Tumor")
 
 
+def inside(polygon, x, y):
+    """Whether a point is inside a polygon: the number of edges that a ray to the right crosses is odd."""
+    crossed = False
+    for (x0, y0), (x1, y1) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
+        if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) > x:
+            crossed = not crossed
+    return crossed
+
+
+def test_contours_are_filled_by_the_even_odd_rule(tmp_path, volume):
+    """Polygons that cross themselves and leave the scan, and a contour in another one."""
+    pytest.importorskip("pydicom")
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        flat = [generator.uniform(-3, 20, (n, 2)).round(3).tolist() for n in (7, 4, 1, 2)]
+        lines = [[(x, y, 5) for x, y in polygon] for polygon in flat]
+        path = saved(tmp_path, "rt.dcm", contours(SCAN, {"Left Kidney": lines, "PTV": lines}))
+        mask = open_mask(path, volume)
+        expected = np.zeros(volume.hu.shape, bool)
+        for x, y in np.ndindex(volume.hu.shape[:2]):
+            expected[x, y, 5] = sum(inside(polygon, x, y) for polygon in flat) % 2
+        np.testing.assert_array_equal(mask["kidney-left"], expected)
+        assert mask.unmapped == ("PTV",)
+
+
+@pytest.mark.parametrize("z", [4.5, 12, -1])
+def test_contours_beside_the_slices_are_refused(tmp_path, volume, z):
+    pytest.importorskip("pydicom")
+    data = contours(SCAN, {"liver": [[(2, 2, z), (9, 2, z), (9, 9, z)]]})
+    refused("contour of 'liver' is not on a slice", open_mask, saved(tmp_path, "a", data), volume)
+    slanted = contours(SCAN, {"liver": [[(2, 2, 3), (9, 2, 4), (9, 9, 5)]]})
+    refused("is not on a slice", open_mask, saved(tmp_path, "b", slanted), volume)
+
+
 def test_other_files_are_no_segmentation(tmp_path, volume):
     pytest.importorskip("pydicom")
     structures = {"liver": SCAN.labels == 1}
@@ -633,13 +670,11 @@ def test_other_files_are_no_segmentation(tmp_path, volume):
     path = saved(tmp_path, "above.dcm", segmentation(other, structures))
     refused("not the scan's grid: frame", open_mask, path, volume)
     path = saved(tmp_path, "ct.dcm", series(SCAN)["IM0001"])
-    refused("modality CT, not a SEG", open_mask, path, volume)
-    path = saved(
-        tmp_path, "rt.dcm", series(SCAN, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3")["IM0001"]
-    )
-    refused("an RTSTRUCT", open_mask, path, volume)
+    refused("modality CT, neither SEG nor RTSTRUCT", open_mask, path, volume)
     (tmp_path / "empty").mkdir()
-    refused("no NIfTI, NRRD, MetaImage or DICOM SEG", open_mask, tmp_path / "empty", volume)
+    refused(
+        "no NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT", open_mask, tmp_path / "empty", volume
+    )
 
 
 # Label maps.
@@ -722,7 +757,7 @@ def test_a_scan_is_no_image_and_the_message_names_the_command(tmp_path, name):
     ("uid", "words"),
     [
         ("1.2.840.10008.5.1.4.1.1.66.4", "not a CT image; pass it as the mask"),
-        ("1.2.840.10008.5.1.4.1.1.481.3", "not a CT image; convert it to DICOM SEG"),
+        ("1.2.840.10008.5.1.4.1.1.481.3", "not a CT image; pass it as the mask"),
     ],
 )
 def test_a_dicom_mask_is_no_image(tmp_path, uid, words):

@@ -386,6 +386,48 @@ def _segment(number, name):
     return segment
 
 
+def contours(scan, structures):
+    """An RTSTRUCT.
+
+    Args:
+        scan: Its affine.
+        structures: Name -> bool (X, Y, Z), whose runs along x become rectangles, or a list of contours,
+            (N, 3) each in indices.
+    """
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    regions, drawn = [], []
+    for number, (name, shape) in enumerate(structures.items(), 1):
+        region, own = Dataset(), Dataset()
+        region.ROINumber = own.ReferencedROINumber = number
+        region.ROIName = name
+        lines = shape if isinstance(shape, list) else list(_rectangles(shape))
+        own.ContourSequence = Sequence([])
+        for line in lines:
+            contour = Dataset()
+            contour.ContourGeometricType = "CLOSED_PLANAR"
+            places = np.asarray(line) @ scan.affine[:3, :3].T + scan.affine[:3, 3]
+            contour.ContourData = [round(value, 4) for value in places.ravel().tolist()]
+            own.ContourSequence.append(contour)
+        regions.append(region)
+        drawn.append(own)
+    return dicom(
+        np.zeros((2, 2), np.uint8),
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3",
+        Modality="RTSTRUCT",
+        StructureSetROISequence=Sequence(regions),
+        ROIContourSequence=Sequence(drawn),
+    )
+
+
+def _rectangles(voxels):
+    for z, y in np.argwhere(voxels.any(axis=0).T):
+        edges = np.flatnonzero(np.diff(np.r_[0, voxels[:, y, z].astype(int), 0]))
+        for start, stop in edges.reshape(-1, 2) - 0.5:
+            yield [(start, y - 0.4, z), (stop, y - 0.4, z), (stop, y + 0.4, z), (start, y + 0.4, z)]
+
+
 def write_series(directory, files):
     """Write {name: bytes} into a new directory, and return its path."""
     directory.mkdir(exist_ok=True)

@@ -44,7 +44,7 @@ _OTHER_OBJECTS = {
 _ADVICE = {
     "1.2.840.10008.5.1.4.1.1.66.4": "; pass it as the mask of a scan to organ-infer volume",
     "1.2.840.10008.5.1.4.1.1.66.7": "; pass it as the mask of a scan to organ-infer volume",
-    "1.2.840.10008.5.1.4.1.1.481.3": "; convert it to DICOM SEG, a mask that organ-infer volume reads",
+    "1.2.840.10008.5.1.4.1.1.481.3": "; pass it as the mask of a scan to organ-infer volume",
 }
 _REQUIRED = (
     "Rows",

@@ -47,7 +47,8 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
     """Read the mask of a scan.
 
     Args:
-        path: A label image (NIfTI, NRRD, MetaImage), a directory with one binary image per structure, or a DICOM SEG.
+        path: A label image (NIfTI, NRRD, MetaImage), a directory with one binary image per structure, a DICOM SEG or
+            an RTSTRUCT.
         like: The scan. A mask whose axes have another order or direction is reoriented to it.
         labels: The data set whose numbers and names the mask has: totalsegmentator, totalsegmentator-v1, amos22, btcv,
             flare22, word, ct-org or lits. Or the path of a CSV file with lines `number_or_name,class`.

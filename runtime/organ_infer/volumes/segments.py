@@ -1,4 +1,4 @@
-"""DICOM SEG to a mask: frames placed on the grid of the scan, whatever their number, order and overlaps."""
+"""DICOM masks. Frames of a SEG are placed on the scan's grid, whatever their number, order and overlaps."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..images.dicom import frame_count, functional_group
 from ..images.types import PIXEL_LIMIT, check_size
+from .contours import place_contours
 from .dicom_files import DicomFile, dicom_files, file_errors, read_dataset
 from .grid import Alignment, alignment, described
 from .label_maps import LabelMap
@@ -24,24 +25,29 @@ _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 
 
 def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
-    """Read the one DICOM SEG of a directory or zip, or the file.
+    """Read the one DICOM SEG or RTSTRUCT of a directory or zip, or the file.
 
     Raises:
-        ImageError: If there is no SEG, several, or one of another grid.
+        ImageError: If there is none, several, or one of another grid.
     """
     with dicom_files(path) as files:
         if len(files) != 1:
             problem = (
-                f"{len(files)} DICOM files" if files else "no NIfTI, NRRD, MetaImage or DICOM SEG"
+                f"{len(files)} DICOM files"
+                if files
+                else "no NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
             )
             raise ImageError(
-                f"{path}: {problem}; pass a label image, a DICOM SEG, or a directory with an image per structure"
+                f"{path}: {problem}; pass a label image, a SEG or RTSTRUCT, or a directory with an image per structure"
             )
         file = files[0]
         with file_errors(file):
             dataset = _dataset(file)
             layers = Layers(like.hu.shape)
-            _place_frames(dataset, like, row, layers)
+            if str(dataset.SOPClassUID) == _RTSTRUCT:
+                place_contours(dataset, like, row, layers)
+            else:
+                _place_frames(dataset, like, row, layers)
             return finished_mask(path, layers, row)
 
 
@@ -50,13 +56,11 @@ def _dataset(file: DicomFile) -> Any:
         dataset = read_dataset(opened)
     kind = str(dataset.get("SOPClassUID", ""))
     if kind == _RTSTRUCT:
-        raise ImageError(
-            "DICOM: an RTSTRUCT, whose contours are not read; convert it to DICOM SEG or NIfTI"
-        )
+        return dataset
     if kind not in _SOP_CLASSES:
         modality = dataset.get("Modality") or "unknown"
         raise ImageError(
-            f"DICOM: modality {modality}, not a SEG; pass the mask, or a scan as the first path"
+            f"DICOM: modality {modality}, neither SEG nor RTSTRUCT; pass the mask here, and a scan as the first path"
         )
     if "PixelData" not in dataset or not dataset.get("SegmentSequence"):
         raise ImageError("DICOM: a SEG without frames; export the mask again")
