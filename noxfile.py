@@ -124,7 +124,7 @@ def extras(session: nox.Session) -> None:
 def runtime(session: nox.Session) -> None:
     """The runtime's tests under each version of Python that is installed here, without PyTorch."""
     session.install(
-        *("-e", ".[cpu,dicom]", "onnx"),
+        *("-e", ".[cpu,volume]", "onnx"),
         *("pytest", "pytest-xdist", "pytest-benchmark", "hypothesis"),
     )
     session.run("pytest", "-n", "auto", *(session.posargs or runtime_tests()))
@@ -142,7 +142,7 @@ def lowest(session: nox.Session) -> None:
     """The runtime's tests with the oldest versions that pyproject.toml allows of what the runtime imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    required = project["dependencies"] + extras["cpu"] + extras["dicom"]
+    required = project["dependencies"] + extras["cpu"] + extras["volume"]
     required += [line for line in extras["train"] if line.startswith("onnx>=")]
     oldest = [line.replace(">=", "==") for line in required]
     session.install("-e", ".", *oldest, "pytest", "pytest-xdist", "pytest-benchmark", "hypothesis")

@@ -12,7 +12,19 @@ from ..errors import ImageError
 from .orientation import Orientation
 from .types import SIGNATURE_BYTES, Slice, SliceReaders, Source, check_size, numbered
 
-__all__ = ["read_dicom"]
+__all__ = [
+    "DEFLATED",
+    "MIN_COSINE",
+    "check_dataset",
+    "check_deflated_size",
+    "check_kind",
+    "frame_count",
+    "functional_group",
+    "kind_warnings",
+    "load_pydicom",
+    "read_dicom",
+    "read_frame",
+]
 
 # bytes inflated at a time
 BLOCK = 1 << 20
@@ -27,6 +39,12 @@ _OTHER_OBJECTS = {
     "1.2.840.10008.5.1.4.1.1.66": "a segmentation, surface or registration",
     "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object (dose, structures or plan)",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+}
+# SOP classes of masks -> which command takes them
+_ADVICE = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "; pass it as the mask of a scan to organ-infer volume",
+    "1.2.840.10008.5.1.4.1.1.66.7": "; pass it as the mask of a scan to organ-infer volume",
+    "1.2.840.10008.5.1.4.1.1.481.3": "; pass it as the mask of a scan to organ-infer volume",
 }
 _REQUIRED = (
     "Rows",
@@ -64,16 +82,16 @@ def read_dicom(source: Source) -> SliceReaders:
     Raises:
         ImageError: If pydicom is missing or the file cannot be read as CT slices.
     """
-    dcmread, pixel_array = _load_pydicom()
+    dcmread, pixel_array = load_pydicom()
     data = source.read_all()
-    _check_deflated_size(data, source.limits.file_bytes)
+    check_deflated_size(data, source.limits.file_bytes)
     dataset = dcmread(io.BytesIO(data))
-    _check_kind(dataset, source.limits.any_modality)
-    _check_dataset(dataset, source.limits.pixels)
-    count = _frame_count(dataset)
+    check_kind(dataset, source.limits.any_modality)
+    check_dataset(dataset, source.limits.pixels)
+    count = frame_count(dataset)
 
     def read(index: int) -> Slice:
-        return _frame(dataset, index, np.asarray(pixel_array(dataset, index=index)))
+        return read_frame(dataset, index, np.asarray(pixel_array(dataset, index=index)))
 
     if count == 1 and source.selector is None:
         yield "", partial(read, 0)
@@ -81,17 +99,21 @@ def read_dicom(source: Source) -> SliceReaders:
         yield from numbered(count, read, source.selector)
 
 
-def _load_pydicom() -> tuple[Any, Any]:
-    """Return `dcmread` and `pixel_array`."""
+def load_pydicom(extra: str = "dicom") -> tuple[Any, Any]:
+    """Return `dcmread` and `pixel_array`.
+
+    Args:
+        extra: The extra that installs pydicom, for the message.
+    """
     try:
         import pydicom
         from pydicom.pixels.utils import pixel_array
     except ImportError as e:
-        raise ImageError("DICOM: needs pydicom 3; pip install 'organ-infer[dicom]'") from e
+        raise ImageError(f"DICOM: needs pydicom 3; pip install 'organ-infer[{extra}]'") from e
     return pydicom.dcmread, pixel_array
 
 
-def _check_deflated_size(data: bytes, limit: int) -> None:
+def check_deflated_size(data: bytes, limit: int) -> None:
     """Inflate a deflated dataset within a limit. pydicom has none."""
     from pydicom.filereader import read_dataset
 
@@ -113,12 +135,12 @@ def _check_deflated_size(data: bytes, limit: int) -> None:
             )
 
 
-def _check_kind(dataset: Any, any_modality: bool) -> None:
+def check_kind(dataset: Any, any_modality: bool) -> None:
     """Refuse objects that are no CT image."""
     kind = str(dataset.get("SOPClassUID", ""))
     for prefix, name in _OTHER_OBJECTS.items():
         if kind == prefix or kind.startswith(f"{prefix}."):
-            raise ImageError(f"DICOM: {name}, not a CT image")
+            raise ImageError(f"DICOM: {name}, not a CT image{_ADVICE.get(kind, '')}")
     modality = dataset.get("Modality") or "CT"
     if modality != "CT" and not any_modality:
         raise ImageError(
@@ -126,7 +148,7 @@ def _check_kind(dataset: Any, any_modality: bool) -> None:
         )
 
 
-def _check_dataset(dataset: Any, pixel_limit: int) -> None:
+def check_dataset(dataset: Any, pixel_limit: int) -> None:
     """Refuse a dataset that does not hold gray pixels that can be decoded here."""
     if "PixelData" not in dataset:
         raise ImageError("DICOM: no pixel data")
@@ -167,7 +189,7 @@ def _check_decoder(dataset: Any) -> None:
         raise ImageError(f"DICOM: no decoder for {name} is installed; {advice}")
 
 
-def _frame_count(dataset: Any) -> int:
+def frame_count(dataset: Any) -> int:
     """Return the number of frames that the header declares, if the pixel data can hold them."""
     count, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
     encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
@@ -180,23 +202,23 @@ def _frame_count(dataset: Any) -> int:
     return count
 
 
-def _frame(dataset: Any, index: int, stored: Any) -> Slice:
+def read_frame(dataset: Any, index: int, stored: Any) -> Slice:
     """Return one frame in HU or gray, with its orientation. `stored` is what the decoder gives, (H, W)."""
-    warnings = _kind_warnings(dataset)
+    warnings = kind_warnings(dataset)
     stored = _stored_bits(dataset, stored)
-    rescale = _functional_group(dataset, index, "PixelValueTransformationSequence")
+    rescale = functional_group(dataset, index, "PixelValueTransformationSequence")
     has_rescale = "RescaleSlope" in rescale or "RescaleIntercept" in rescale
     if has_rescale and not _is_displayed(dataset, rescale):
         pixels = _hounsfield(rescale, stored, warnings)
     else:
         pixels = _displayed_gray(dataset, stored, warnings)
-    plane = _functional_group(dataset, index, "PlaneOrientationSequence")
+    plane = functional_group(dataset, index, "PlaneOrientationSequence")
     orientation = _orientation(plane.get("ImageOrientationPatient"))
     if orientation is None:
         warnings.append(
             "no ImageOrientationPatient; orientation unknown, used as stored unless an orientation is given"
         )
-    measures = _functional_group(dataset, index, "PixelMeasuresSequence")
+    measures = functional_group(dataset, index, "PixelMeasuresSequence")
     field = _field(measures.get("PixelSpacing"), *pixels.shape)
     return Slice(pixels, tuple(warnings), orientation, field)
 
@@ -211,7 +233,7 @@ def _field(spacing: Any, rows: int, columns: int) -> tuple[float, float] | None:
     return field if all(0 < side < math.inf for side in field) else None
 
 
-def _kind_warnings(dataset: Any) -> list[str]:
+def kind_warnings(dataset: Any) -> list[str]:
     """Warnings about what the image shows, from its header."""
     warnings = []
     if (modality := dataset.get("Modality") or "CT") != "CT":
@@ -243,7 +265,7 @@ def _is_displayed(dataset: Any, rescale: Any) -> bool:
     return identity and int(dataset.BitsStored) <= 8 and not int(dataset.PixelRepresentation)
 
 
-def _functional_group(dataset: Any, index: int, sequence: str) -> Any:
+def functional_group(dataset: Any, index: int, sequence: str) -> Any:
     """Return the dataset with a frame's attributes: its own functional group, the shared one, or the whole file."""
     own, shared = (
         dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared")

@@ -14,16 +14,19 @@ from functools import partial
 from importlib import import_module
 from typing import BinaryIO
 
-from ..errors import ImageError, one_line
+from ..errors import ImageError, OrganInferError, one_line
 from ..files import open_flags
 from . import truncation
+from .scan_formats import SCAN_HEAD_BYTES, scan_title
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
 __all__ = [
     "FORMATS",
     "SUFFIXES",
     "decode_slices",
+    "decoder_errors",
     "has_known_content",
+    "open_regular_file",
     "open_slices",
     "split_selector",
 ]
@@ -141,7 +144,7 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
         ImageError: If the file or the slice cannot be read. `read` raises it too.
     """
     name, selector = split_selector(path)
-    with _open_regular_file(name, limits.file_bytes) as (file, size):
+    with open_regular_file(name, limits.file_bytes) as (file, size):
         for suffix, read in _slice_readers(file, size, limits, selector):
             yield name + suffix, read
 
@@ -162,7 +165,7 @@ def decode_slices(
 def has_known_content(path: str) -> bool:
     """Whether a file's first bytes name a format beyond doubt: two letters do not, and a ZIP may hold anything."""
     try:
-        with _open_regular_file(path, sys.maxsize) as (file, _):
+        with open_regular_file(path, sys.maxsize) as (file, _):
             head = file.read(SIGNATURE_BYTES) or b""
     except ImageError:
         return False
@@ -196,11 +199,15 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
         raise ImageError("the file is empty")
     row = next((row for row in FORMATS if row.matches(head)), None)
     if row is None:
+        if title := scan_title(head + (file.read(SCAN_HEAD_BYTES) or b"")):
+            raise ImageError(
+                f"{title}: a whole scan or mask, not a slice; pass the scan with its mask to organ-infer volume"
+            )
         raise ImageError(
             f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
         )
     file.seek(0)
-    with _decoder_errors(row.name):
+    with decoder_errors(row.name):
         module, _, function = row.reader.partition(":")
         reader: Callable[[Source], SliceReaders] = getattr(
             import_module(f".{module}", __package__), function
@@ -210,16 +217,16 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
 
 
 def _read(name: str, read: Callable[[], Slice]) -> Slice:
-    with _decoder_errors(name):
+    with decoder_errors(name):
         return read()
 
 
 @contextmanager
-def _decoder_errors(name: str) -> Iterator[None]:
+def decoder_errors(name: str) -> Iterator[None]:
     """Convert any exception of a decoder to ImageError. Decoders of hostile bytes raise almost anything."""
     try:
         yield
-    except ImageError:
+    except OrganInferError:
         raise
     except MemoryError as e:
         raise ImageError(f"{name}: not enough memory to decode it") from e
@@ -228,7 +235,7 @@ def _decoder_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular_file(path: str, limit: int) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file without blocking, and give it with its size. Nothing else is opened."""
     flags = open_flags(os.O_RDONLY, "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
     try:

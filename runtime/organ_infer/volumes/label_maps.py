@@ -1,0 +1,278 @@
+"""Numbers and names of structures in public data sets, and the classes that they belong to.
+
+The classes are those of the packaged model. A structure without a row has no class: it is listed once, as unmapped.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import InputError, file_reason, one_line, short_repr
+
+__all__ = ["LABEL_MAPS", "LabelMap", "label_map"]
+
+# bytes of a CSV file
+CSV_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One row of the table of label maps.
+
+    Attributes:
+        name: As in `labels=` and `--labels`.
+        source: Where the numbers are published.
+        numbers: Number in a label image -> class.
+        names: Words of a structure's name -> class. Every map of a data set has the same ones.
+        prefers_names: Whether names that a file gives its numbers go before `numbers`.
+    """
+
+    name: str
+    source: str
+    numbers: Mapping[int, str]
+    names: Mapping[frozenset[str], str]
+    prefers_names: bool = False
+
+    def class_of(self, number: int | None = None, *names: str) -> str | None:
+        """Return the class of a structure, or None.
+
+        Args:
+            number: In a label image or DICOM SEG, or None.
+            *names: What the file calls it, the best name first.
+        """
+        named = (self.names.get(words(name)) for name in names)
+        by_name = next((found for found in named if found), None)
+        by_number = None if number is None else self.numbers.get(number)
+        return (by_name or by_number) if self.prefers_names else (by_number or by_name)
+
+
+_LEFT, _RIGHT = ("left", "l"), ("right", "r")
+# words that do not tell structures apart
+_FILLERS = {"of", "the", "lobe", "organ"}
+
+
+def words(name: str) -> frozenset[str]:
+    """Return a name's words, whatever their order, their case and what is between them."""
+    found = re.findall(r"[a-z0-9]+", name.lower())
+    sides = {letter: side for side, letter in (_LEFT, _RIGHT)}
+    return frozenset(sides.get(word, word) for word in found) - _FILLERS
+
+
+def _named(names: Mapping[str, str]) -> dict[frozenset[str], str]:
+    return {words(name): organ for name, organ in names.items()}
+
+
+# Names of TotalSegmentator v1 and v2 (the same source as its numbers), and of segments in DICOM SEG. The chambers of
+# v1 are the heart, and the lobes are the lungs. A cyst or tumor alone is no organ.
+_NAMES = _named(
+    {
+        "bladder": "bladder",
+        "urinary_bladder": "bladder",
+        "femur_left": "femur-left",
+        "femur_right": "femur-right",
+        "head_of_femur_left": "femur-left",
+        "head_of_femur_right": "femur-right",
+        "heart": "heart",
+        "heart_myocardium": "heart",
+        "heart_atrium_left": "heart",
+        "heart_atrium_right": "heart",
+        "heart_ventricle_left": "heart",
+        "heart_ventricle_right": "heart",
+        "kidney_left": "kidney-left",
+        "kidney_right": "kidney-right",
+        "liver": "liver",
+        "lung_left": "lung-left",
+        "lung_right": "lung-right",
+        "lung_upper_lobe_left": "lung-left",
+        "lung_lower_lobe_left": "lung-left",
+        "lung_upper_lobe_right": "lung-right",
+        "lung_middle_lobe_right": "lung-right",
+        "lung_lower_lobe_right": "lung-right",
+        "pancreas": "pancreas",
+        "spleen": "spleen",
+    }
+)
+
+_ROWS = (
+    # Label images of v1 have other numbers. Masks that TotalSegmentator writes name their numbers, so that both are
+    # read by name.
+    LabelMap(
+        name="totalsegmentator",
+        source='https://github.com/wasserth/TotalSegmentator totalsegmentator/map_to_binary.py, "total"',
+        numbers={
+            1: "spleen",
+            2: "kidney-right",
+            3: "kidney-left",
+            5: "liver",
+            7: "pancreas",
+            10: "lung-left",
+            11: "lung-left",
+            12: "lung-right",
+            13: "lung-right",
+            14: "lung-right",
+            21: "bladder",
+            51: "heart",
+            75: "femur-left",
+            76: "femur-right",
+        },
+        names=_NAMES,
+        prefers_names=True,
+    ),
+    LabelMap(
+        name="totalsegmentator-v1",
+        source='https://github.com/wasserth/TotalSegmentator totalsegmentator/map_to_binary.py, "total_v1"',
+        numbers={
+            1: "spleen",
+            2: "kidney-right",
+            3: "kidney-left",
+            5: "liver",
+            10: "pancreas",
+            13: "lung-left",
+            14: "lung-left",
+            15: "lung-right",
+            16: "lung-right",
+            17: "lung-right",
+            44: "heart",
+            45: "heart",
+            46: "heart",
+            47: "heart",
+            48: "heart",
+            88: "femur-left",
+            89: "femur-right",
+            104: "bladder",
+        },
+        names=_NAMES,
+        prefers_names=True,
+    ),
+    LabelMap(
+        name="amos22",
+        source="https://amos22.grand-challenge.org (dataset.json)",
+        numbers={
+            1: "spleen",
+            2: "kidney-right",
+            3: "kidney-left",
+            6: "liver",
+            10: "pancreas",
+            14: "bladder",
+        },
+        names=_NAMES,
+    ),
+    LabelMap(
+        name="btcv",
+        source="https://www.synapse.org/Synapse:syn3193805/wiki/217789",
+        numbers={
+            1: "spleen",
+            2: "kidney-right",
+            3: "kidney-left",
+            6: "liver",
+            11: "pancreas",
+        },
+        names=_NAMES,
+    ),
+    LabelMap(
+        name="flare22",
+        source="https://flare22.grand-challenge.org",
+        numbers={
+            1: "liver",
+            2: "kidney-right",
+            3: "spleen",
+            4: "pancreas",
+            13: "kidney-left",
+        },
+        names=_NAMES,
+    ),
+    LabelMap(
+        name="word",
+        source="https://github.com/HiLab-git/WORD",
+        numbers={
+            1: "liver",
+            2: "spleen",
+            3: "kidney-left",
+            4: "kidney-right",
+            8: "pancreas",
+            14: "bladder",
+            15: "femur-left",
+            16: "femur-right",
+        },
+        names=_NAMES,
+    ),
+    # Lungs (3) and kidneys (4) are not told apart by side.
+    LabelMap(
+        name="ct-org",
+        source="https://www.cancerimagingarchive.net/collection/ct-org/",
+        numbers={1: "liver", 2: "bladder"},
+        names=_NAMES,
+    ),
+    # 2 is a tumor of the liver, so it is a part of it.
+    LabelMap(
+        name="lits",
+        source="https://competitions.codalab.org/competitions/17094",
+        numbers={1: "liver", 2: "liver"},
+        names=_NAMES,
+    ),
+)
+
+LABEL_MAPS: Mapping[str, LabelMap] = {row.name: row for row in _ROWS}
+
+
+def label_map(labels: str) -> LabelMap:
+    """Return a label map.
+
+    Args:
+        labels: A name in LABEL_MAPS, or the path of a CSV file with lines `number or name,class`.
+
+    Raises:
+        InputError: If there is no such map, or a line of the file is wrong.
+    """
+    if not isinstance(labels, (str, os.PathLike)):
+        raise InputError("labels: expected a name or the path of a CSV file")
+    labels = os.fspath(labels)
+    row = LABEL_MAPS.get(labels.lower())
+    if row is not None:
+        return row
+    if not os.path.isfile(labels):
+        raise InputError(
+            f"labels {short_repr(labels)}: no such label map or CSV file; expected {', '.join(LABEL_MAPS)}"
+        )
+    return _from_csv(labels)
+
+
+def _from_csv(path: str) -> LabelMap:
+    numbers: dict[int, str] = {}
+    names: dict[frozenset[str], str] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read(CSV_LIMIT + 1)
+        if len(text) > CSV_LIMIT:
+            raise InputError(f"labels {short_repr(path)}: larger than {CSV_LIMIT:,} bytes")
+        rows = list(csv.reader(text.splitlines()))
+    except UnicodeDecodeError as e:
+        raise InputError(f"labels {short_repr(path)}: not UTF-8; save the CSV file as UTF-8") from e
+    except (OSError, csv.Error) as e:
+        raise InputError(f"labels {short_repr(path)}: cannot be read ({file_reason(e)})") from e
+    for line, row in enumerate(rows, 1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or cells[0].startswith("#"):
+            continue
+        if len(cells) != 2 or not all(cells):
+            raise InputError(
+                f"labels {short_repr(path)}, line {line}: expected number_or_name,class,"
+                f" found {short_repr(one_line(','.join(row)))}"
+            )
+        key, organ = cells
+        if line == 1 and organ.lower() == "class":
+            continue
+        known = numbers if key.isascii() and key.isdigit() else names
+        value: int | frozenset[str] = int(key[:9]) if known is numbers else words(key)
+        organ = _NAMES.get(words(organ), organ)
+        if known.setdefault(value, organ) != organ:  # type: ignore[arg-type]
+            raise InputError(
+                f"labels {short_repr(path)}, line {line}: {short_repr(key)} has two classes; keep one line"
+            )
+    if not numbers and not names:
+        raise InputError(
+            f"labels {short_repr(path)}: the file is empty; expected number_or_name,class"
+        )
+    return LabelMap(path, path, numbers, names)

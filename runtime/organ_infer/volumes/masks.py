@@ -1,0 +1,249 @@
+"""Masks on the grid of a scan: label images, directories with one file per structure, DICOM SEG."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..images.scan_formats import SCAN_SUFFIXES
+from .grid import Alignment, Shape, alignment, described
+from .label_maps import LabelMap
+from .scan_files import read_header
+from .types import Mask, Volume
+from .voxel_files import Header, blocks
+
+__all__ = ["Layers", "finished_mask", "read_label_image", "read_structure_files"]
+
+# the largest number of a label image
+MOST_LABEL = 65_535
+# structures that a message lists
+MOST_LISTED = 12
+
+
+class Layers:
+    """Collects structures in as few layers as their overlaps allow.
+
+    Attributes:
+        codes: Class -> code, for the classes that have voxels.
+        structures: Class -> its structures in the mask.
+        unmapped: Structures without a class.
+        empty: Structures without a voxel.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._layers: list[NDArray[np.uint8]] = []
+        self.codes: dict[str, int] = {}
+        self.structures: dict[str, list[str]] = {}
+        self.unmapped: set[str] = set()
+        self.empty: set[str] = set()
+
+    def code(self, organ: str) -> int:
+        """Return the code of a class, a new one if it has none."""
+        if organ not in self.codes and len(self.codes) == 255:
+            raise ImageError("more than 255 classes; map fewer with a CSV file")
+        return self.codes.setdefault(organ, len(self.codes) + 1)
+
+    def add(
+        self,
+        organ: str,
+        structure: str,
+        voxels: NDArray[np.bool_],
+        start: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:
+        """Add voxels to a class.
+
+        Args:
+            organ: The class.
+            structure: What the mask calls the voxels.
+            voxels: bool (x, y, z), a part of the grid or all of it.
+            start: The first index of the part.
+        """
+        code = self.code(organ)
+        self.name(organ, structure)
+        x, y, z = (slice(s, s + n) for s, n in zip(start, voxels.shape, strict=True))
+        for layer in self._layers:
+            part = layer[x, y, z]
+            if not (voxels & (part != 0) & (part != code)).any():
+                part[voxels] = code
+                return
+        # x is contiguous, as in files
+        self._layers.append(np.zeros(self._shape, np.uint8, order="F"))
+        self._layers[-1][x, y, z][voxels] = code
+
+    def name(self, organ: str, structure: str) -> None:
+        """Note that a structure is a part of a class."""
+        if structure not in self.structures.setdefault(organ, []):
+            self.structures[organ].append(structure)
+
+    def add_layer(self, layer: NDArray[np.uint8]) -> None:
+        """Add a layer of codes, (X, Y, Z)."""
+        self._layers.append(layer)
+
+    @property
+    def layers(self) -> list[NDArray[np.uint8]]:
+        """uint8 (X, Y, Z) each."""
+        return self._layers
+
+
+def finished_mask(path: str, layers: Layers, row: LabelMap, warnings: Iterable[str] = ()) -> Mask:
+    """Return the mask, with its classes in the order of their names.
+
+    Raises:
+        ImageError: If no class has a voxel.
+    """
+    numbers = sorted((name for name in layers.unmapped if name.isdigit()), key=int)
+    unmapped = numbers + sorted(name for name in layers.unmapped if not name.isdigit())
+    if not layers.codes:
+        if not unmapped:
+            raise ImageError("the mask is empty; pass the mask of this scan")
+        raise ImageError(
+            f"no structure of the mask has a class in the label map {row.name}: found {_listed(unmapped)};"
+            " pass the data set's label map or a CSV file with --labels or labels="
+        )
+    if layers.empty:
+        warnings = (*warnings, f"structures without a voxel: {_listed(sorted(layers.empty))}")
+    codes = {organ: layers.codes[organ] for organ in sorted(layers.codes)}
+    return Mask(
+        layers.layers,
+        codes,
+        unmapped=unmapped,
+        source=path,
+        warnings=tuple(warnings),
+        structures=layers.structures,
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
+
+def _aligned(header: Header, like: Volume) -> Alignment:
+    """Return how a file's grid lies in the scan's.
+
+    Raises:
+        ImageError: If they are not the same grid.
+    """
+    found = alignment(header.affine, header.shape, like.affine)
+    if found is None or found.shape(header.shape) != like.hu.shape or found.start != (0, 0, 0):
+        raise ImageError(
+            f"not the scan's grid: the mask has {described(header.affine, header.shape)},"
+            f" the scan {described(like.affine, like.hu.shape)};"
+            " pass the mask of this scan, or resample it with nearest neighbor"
+        )
+    return found
+
+
+# Label images.
+
+
+def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
+    """Read a label image."""
+    header = read_header(path)
+    lies = _aligned(header, like)
+    layers = Layers(like.hu.shape)
+    lookup = _lookup(row, header.structures, layers)
+    codes = np.empty(header.count, np.uint8)
+    counts = np.zeros(MOST_LABEL + 1, np.int64)
+    for start, values in blocks(header):
+        numbers = _labels(values, header)
+        # most voxels are background, and counting is slower than leaving them out
+        part = np.bincount(numbers[numbers != 0])
+        counts[: len(part)] += part
+        np.take(lookup, numbers, out=codes[start : start + len(values)], mode="clip")
+    layers.add_layer(lies.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.codes = {
+        organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()
+    }
+    organs = {code: organ for organ, code in layers.codes.items()}
+    for number in (np.flatnonzero(counts[1:]) + 1).tolist():
+        structure = header.structures.get(number, str(number))
+        if lookup[number]:
+            layers.name(organs[int(lookup[number])], structure)
+        else:
+            layers.unmapped.add(structure)
+    return finished_mask(path, layers, row, header.warnings)
+
+
+def _lookup(row: LabelMap, structures: Mapping[int, str], layers: Layers) -> NDArray[np.uint8]:
+    """Return the code of every number, uint8 (65,536)."""
+    lookup = np.zeros(MOST_LABEL + 1, np.uint8)
+    # a table of names that no row knows is not used, neither are the numbers beside one that is
+    is_named = row.prefers_names and any(row.class_of(None, name) for name in structures.values())
+    for number in sorted({*row.numbers, *structures}):
+        name = structures.get(number)
+        organ = row.class_of(None if is_named else number, *(() if name is None else (name,)))
+        if organ is not None and 0 < number <= MOST_LABEL:
+            lookup[number] = layers.code(organ)
+    return lookup
+
+
+def _labels(values: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Return the label numbers of a block, unsigned or int64."""
+    is_scaled = (header.slope, header.intercept) != (1, 0)
+    if not is_scaled and values.dtype in (np.uint8, np.uint16):
+        return values
+    scaled = values.astype(np.float64) * header.slope + header.intercept if is_scaled else values
+    # NaN fails every comparison
+    low, high = scaled.min(), scaled.max()
+    if not (low >= 0 and high <= MOST_LABEL):
+        raise ImageError(
+            f"values {low:,.5g} to {high:,.5g} are no labels, 0 to {MOST_LABEL:,}; pass the mask, not the scan"
+        )
+    numbers = scaled.astype(np.int64)
+    if scaled.dtype.kind == "f" and (numbers != scaled).any():
+        raise ImageError(
+            "fractions, so probabilities or an interpolated mask; pass a label image of whole numbers"
+        )
+    return numbers
+
+
+# One file per structure.
+
+
+def read_structure_files(path: str, files: Iterable[str], like: Volume, row: LabelMap) -> Mask:
+    """Read a directory with one binary image per structure, named as the structure.
+
+    Args:
+        path: The directory.
+        files: The names of the images in it.
+        like: The scan.
+        row: The label map.
+    """
+    layers = Layers(like.hu.shape)
+    for name in sorted(files):
+        structure = _stem(name)
+        organ = row.class_of(None, structure)
+        if organ is None:
+            layers.unmapped.add(structure)
+            continue
+        file = os.path.join(path, name)
+        try:
+            _add(file, organ, structure, like, layers)
+        except ImageError as e:
+            raise ImageError(f"{file}: {e.args[0]}") from e
+    return finished_mask(path, layers, row)
+
+
+def _add(path: str, organ: str, structure: str, like: Volume, layers: Layers) -> None:
+    header = read_header(path)
+    lies = _aligned(header, like)
+    voxels = np.empty(header.count, np.bool_)
+    for start, values in blocks(header):
+        np.not_equal(values, 0, out=voxels[start : start + len(values)])
+    if not voxels.any():
+        layers.empty.add(structure)
+        return
+    layers.add(organ, structure, lies.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without the suffixes of scans."""
+    suffix = next(
+        (s for s in sorted(SCAN_SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), ""
+    )
+    return name[: len(name) - len(suffix)]

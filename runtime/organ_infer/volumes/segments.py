@@ -1,0 +1,181 @@
+"""DICOM masks. Frames of a SEG are placed on the scan's grid, whatever their number, order and overlaps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from ..images.dicom import frame_count, functional_group
+from ..images.types import PIXEL_LIMIT, check_size
+from .contours import place_contours
+from .dicom_files import DicomFile, dicom_files, file_errors, read_dataset
+from .grid import Alignment, alignment, described
+from .label_maps import LabelMap
+from .masks import Layers, finished_mask
+from .series import plane_affine
+from .types import Mask, Volume
+
+__all__ = ["read_segments"]
+
+# Segmentation, and Label Map Segmentation
+_SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+
+
+def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
+    """Read the one DICOM SEG or RTSTRUCT of a directory or zip, or the file.
+
+    Raises:
+        ImageError: If there is none, several, or one of another grid.
+    """
+    with dicom_files(path) as files:
+        if len(files) != 1:
+            problem = (
+                f"{len(files)} DICOM files"
+                if files
+                else "no NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
+            )
+            raise ImageError(
+                f"{path}: {problem}; pass a label image, a SEG or RTSTRUCT, or a directory with an image per structure"
+            )
+        file = files[0]
+        with file_errors(file):
+            dataset = _dataset(file)
+            layers = Layers(like.hu.shape)
+            if str(dataset.SOPClassUID) == _RTSTRUCT:
+                place_contours(dataset, like, row, layers)
+            else:
+                _place_frames(dataset, like, row, layers)
+            return finished_mask(path, layers, row)
+
+
+def _dataset(file: DicomFile) -> Any:
+    with file.open() as opened:
+        dataset = read_dataset(opened)
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind == _RTSTRUCT:
+        return dataset
+    if kind not in _SOP_CLASSES:
+        modality = dataset.get("Modality") or "unknown"
+        raise ImageError(
+            f"DICOM: modality {modality}, neither SEG nor RTSTRUCT; pass the mask here, and a scan as the first path"
+        )
+    if "PixelData" not in dataset or not dataset.get("SegmentSequence"):
+        raise ImageError("DICOM: a SEG without frames; export the mask again")
+    check_size(int(dataset.Columns), int(dataset.Rows), PIXEL_LIMIT)
+    return dataset
+
+
+def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, tuple[str, str]]:
+    """Return number -> (class, name) of the segments that have a class."""
+    classes = {}
+    for segment in dataset.SegmentSequence:
+        number, names = int(segment.SegmentNumber), _names(segment)
+        organ = row.class_of(None, *names)
+        if organ is None and not row.prefers_names:
+            # numbers of segments are not those of the public data sets, but may be those of a CSV file
+            organ = row.numbers.get(number) if row.name == row.source else None
+        if organ is None:
+            layers.unmapped.add(names[0] if names else str(number))
+        else:
+            classes[number] = organ, names[0] if names else str(number)
+    return classes
+
+
+def _names(segment: Any) -> list[str]:
+    """Return a segment's label, and the meaning of its code with its modifiers, such as `Kidney Left`."""
+    names = [str(segment.get("SegmentLabel") or "")]
+    for code in segment.get("SegmentedPropertyTypeCodeSequence") or ():
+        modifiers = code.get("SegmentedPropertyTypeModifierCodeSequence") or ()
+        meanings = [str(item.get("CodeMeaning") or "") for item in (code, *modifiers)]
+        names.append(" ".join(meanings))
+        # the label may hold what the code lacks, or the reverse
+        names.append(f"{names[0]} {' '.join(meanings[1:])}")
+    return [name for name in names if name.strip()]
+
+
+def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> None:
+    classes = _classes(dataset, row, layers)
+    kind = str(dataset.get("SegmentationType") or "BINARY")
+    is_label_map = kind == "LABELMAP"
+    # FRACTIONAL: at least half
+    least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    indices = [
+        i
+        for i in range(frame_count(dataset))
+        if is_label_map or _segment_number(dataset, i) in classes
+    ]
+    placed: set[str] = set()
+    if indices:
+        for i, frame in zip(indices, _frames(dataset, indices), strict=True):
+            lies = _lies(dataset, i, like)
+            # (rows, columns) to (x, y, z)
+            pixels = lies.apply(frame.T[:, :, None])
+            for number, (organ, name) in classes.items():
+                if is_label_map:
+                    voxels: NDArray[np.bool_] = pixels == number
+                elif number == _segment_number(dataset, i):
+                    voxels = pixels >= least
+                else:
+                    continue
+                if voxels.any():
+                    layers.add(organ, name, voxels, lies.start)
+                    placed.add(name)
+    layers.empty |= {name for _, name in classes.values() if name not in placed}
+
+
+def _frames(dataset: Any, indices: list[int]) -> Iterator[NDArray[Any]]:
+    """Yield the pixels of frames, (rows, columns)."""
+    from pydicom.pixels.utils import iter_pixels
+
+    if int(dataset.BitsAllocated) != 1 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        yield from iter_pixels(dataset, indices=indices)
+        return
+    # iter_pixels fails if a frame is no whole number of bytes, because the next one begins in its last byte
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    packed = np.frombuffer(dataset.PixelData, np.uint8)
+    for i in indices:
+        start, stop = i * rows * columns, (i + 1) * rows * columns
+        bits = np.unpackbits(packed[start // 8 : (stop + 7) // 8], bitorder="little")
+        yield bits[start % 8 :][: stop - start].reshape(rows, columns)
+
+
+def _segment_number(dataset: Any, index: int) -> int:
+    group = functional_group(dataset, index, "SegmentIdentificationSequence")
+    number = group.get("ReferencedSegmentNumber")
+    if number is None:
+        raise ImageError("DICOM: a frame without its segment's number; export the mask again")
+    return int(number)
+
+
+def _lies(dataset: Any, index: int, like: Volume) -> Alignment:
+    """Return how a frame lies in the scan, as a grid of one slice.
+
+    Raises:
+        ImageError: If it is not a part of a slice of the scan.
+    """
+    plane = plane_affine(dataset, index)
+    normal = np.cross(plane[:, 0], plane[:, 1])
+    normal /= np.linalg.norm(normal) or 1.0
+    spacing = np.linalg.norm(like.affine[:3, :3], axis=0)
+    along = np.abs(normal @ (like.affine[:3, :3] / spacing)).argmax()
+    affine = np.eye(4)
+    affine[:3, :2], affine[:3, 2], affine[:3, 3] = (
+        plane[:, :2],
+        normal * spacing[along],
+        plane[:, 2],
+    )
+    shape = (int(dataset.Columns), int(dataset.Rows), 1)
+    found = alignment(affine, shape, like.affine)
+    if found is None or any(
+        start < 0 or start + side > whole
+        for start, side, whole in zip(found.start, found.shape(shape), like.hu.shape, strict=True)
+    ):
+        raise ImageError(
+            f"DICOM: not the scan's grid: frame {index} has {described(affine, shape)},"
+            f" the scan {described(like.affine, like.hu.shape)};"
+            " pass the mask of this scan, or resample it with nearest neighbor"
+        )
+    return found
