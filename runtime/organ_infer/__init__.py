@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .classifier import OrganClassifier
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
     from .names import escape_path, unescape_path
-    from .results import ImageFailure, Prediction
+    from .results import ImageFailure, OrganPrediction, Prediction, SlicePrediction
 
     __version__: str
 
@@ -28,7 +28,9 @@ __all__ = [
     "InputError",
     "OrganClassifier",
     "OrganInferError",
+    "OrganPrediction",
     "Prediction",
+    "SlicePrediction",
     "__version__",
     "escape_path",
     "unescape_path",
@@ -41,7 +43,9 @@ _MODULES = {
     "InputError": "errors",
     "OrganInferError": "errors",
     "ImageFailure": "results",
+    "OrganPrediction": "results",
     "Prediction": "results",
+    "SlicePrediction": "results",
     "OrganClassifier": "classifier",
     "escape_path": "names",
     "unescape_path": "names",

@@ -118,7 +118,7 @@ def _check_combinations(parser: _Parser, options: Options) -> None:
 def _build_parser() -> _Parser:
     parser = _Parser(
         prog="organ-infer",
-        usage="organ-infer [options] PATH [PATH ...]",
+        usage="organ-infer [options] PATH [PATH ...]\n       organ-infer volume SCAN --mask MASK [options]",
         description="Name the organ on crops of abdominal CT slices. Research software, not a medical device.",
         allow_abbrev=False,
         add_help=False,

@@ -8,10 +8,10 @@ from ..classifier import OrganClassifier
 from ..images.discovery import Skipped
 from ..names import escape_path
 from ..results import ImageFailure, Prediction
-from .arguments import Options, UsageError, dataset_name
+from .arguments import Options, UsageError
 from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
 from .formats import FORMATS, RowFormat, RowOptions
-from .model import open_classifier, reading_options
+from .model import open_classifier, packaged_model_note, reading_options
 from .output import RowBuffer, Writer
 from .progress import Messages, library_messages
 from .signals import Signals
@@ -52,7 +52,7 @@ def classify(
         task = classifier.manifest.task
         row_format = _row_format(options, task)
         if options.bundle is None:
-            _name_packaged_model(classifier.manifest.name, task, messages)
+            messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
@@ -77,13 +77,6 @@ def _row_format(options: Options, task: "Task") -> RowFormat:
         raise UsageError(f"--top {options.top}: the model has {count} {kind}")
     return format_class(
         RowOptions(task.classes, organs, options.top, options.organs, options.min_probability)
-    )
-
-
-def _name_packaged_model(name: str, task: "Task", messages: Messages) -> None:
-    messages.note(
-        f"using the packaged model {name} ({task.view} slices, trained on {dataset_name(task.dataset)});"
-        " use --bundle for another model"
     )
 
 

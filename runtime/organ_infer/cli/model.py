@@ -1,14 +1,18 @@
 """Opens the model with the options of the command."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
-from .arguments import Options
+from .arguments import Options, dataset_name
 
-__all__ = ["open_classifier", "reading_options"]
+if TYPE_CHECKING:
+    from ..bundle.manifest import Task
+    from .volume_arguments import VolumeOptions
+
+__all__ = ["open_classifier", "packaged_model_note", "reading_options"]
 
 
-def open_classifier(options: Options) -> OrganClassifier:
+def open_classifier(options: "Options | VolumeOptions") -> OrganClassifier:
     """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:
@@ -22,6 +26,14 @@ def open_classifier(options: Options) -> OrganClassifier:
         orientation=options.orientation,
         tta=options.tta,
         cuda_graphs=options.cuda_graphs,
+    )
+
+
+def packaged_model_note(name: str, task: "Task") -> str:
+    """Return the note that names the packaged model, when no other was chosen."""
+    return (
+        f"using the packaged model {name} ({task.view} slices, trained on {dataset_name(task.dataset)});"
+        " use --bundle for another model"
     )
 
 

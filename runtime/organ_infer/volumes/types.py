@@ -35,10 +35,12 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
     Attributes:
         unmapped: Names or numbers of structures that the label map does not map to a class, sorted.
         source: The path that it was read from.
+        warnings: What was converted, and anything suspicious.
     """
 
     unmapped: tuple[str, ...]
     source: str
+    warnings: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
         raise NotImplementedError
@@ -52,3 +54,14 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
     def box(self, name: str) -> tuple[slice, slice, slice]:
         """The smallest box of indices that contains the organ."""
         raise NotImplementedError
+
+    def region(self, name: str, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
+        """The part of an organ's array inside a box of indices.
+
+        Masks that do not hold whole arrays should compute this part alone.
+        """
+        return self[name][box]
+
+    def structures(self, name: str) -> tuple[str, ...]:
+        """Names or numbers of the mask's structures that make up a class, such as the lobes of a lung."""
+        return (name,)
