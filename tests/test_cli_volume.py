@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 import sys
 from types import ModuleType
 
@@ -14,9 +16,10 @@ from support.dict_mask import DictMask, block
 from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier
-from organ_infer.cli import main
+from organ_infer.cli import main, output
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
+from organ_infer.cli.volume_rows import TextFormat
 from organ_infer.volumes.types import Volume
 
 SHAPE = (40, 40, 30)
@@ -363,6 +366,35 @@ def test_an_oblique_scan_and_a_missing_bundle_are_2(run, reading, tmp_path, capf
     assert code == 2 and "37 degrees off the patient axes" in err
     assert main(["volume", "s", "--mask", "m", "--bundle", str(tmp_path / "none")]) == 2
     assert len(reading.asked) == 2, "the scan was read before the bundle"
+
+
+def test_a_signal_leaves_the_organs_so_far_in_the_partial_file(run, monkeypatch, tmp_path):
+    original = TextFormat.organ_row
+
+    def organ_row(self, organ):
+        if organ.expected == "kidney-left":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, organ)
+
+    monkeypatch.setattr(TextFormat, "organ_row", organ_row)
+    code, _, err = run("--output", str(tmp_path / "o"))
+    assert code == 143 and err.endswith("organ-infer: terminated\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
+    lines = (tmp_path / "o.partial").read_text().splitlines()
+    assert len(lines) == 7 and lines[0].startswith("liver ")
+
+
+def test_a_signal_during_the_last_write_leaves_no_complete_file(run, monkeypatch, tmp_path):
+    write = os.write
+
+    def interrupted(descriptor, data):
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(output.os, "write", interrupted)
+    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
+    assert len((tmp_path / "o.partial").read_text().splitlines()) == 11
 
 
 def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatch, capfd):

@@ -94,6 +94,15 @@ def test_a_structure_as_large_as_a_whole_slice_is_implausible(classifier):
     )
 
 
+def test_an_organ_of_many_small_voxels_is_no_whole_slice(classifier):
+    # 440 x 420 voxels of 0.4 mm
+    hu = HU[:, :, :8].repeat(8, axis=0).repeat(9, axis=1)
+    fine = Volume(hu, np.diag([0.4, 0.4, 1.0, 1.0]), "fine")
+    liver = DictMask({"liver": block(fine.hu.shape, (10, 450), (10, 430), (2, 4))})
+    (organ,) = classifier.predict_volume(fine, liver, margin_mm=0)
+    assert organ.slices[0].prediction.warnings == ()
+
+
 def prediction(**probabilities):
     row = [probabilities.get(name.replace("-", "_"), 0.0) for name in CLASSES]
     index = int(np.argmax(row))
@@ -170,7 +179,7 @@ def test_a_mask_without_a_known_class_is_refused(classifier):
 
 @pytest.mark.parametrize(
     ("field", "words"),
-    [("orientation", "does not define an orientation"), ("window", "Hounsfield units")],
+    [("orientation", "no volumes, .* no orientation"), ("window", "no volumes, .* no window")],
 )
 def test_a_model_without_orientation_or_window_takes_no_volumes(tmp_path, field, words):
     def change(manifest):

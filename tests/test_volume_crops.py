@@ -45,6 +45,30 @@ def test_an_axial_crop_of_an_lps_volume_is_the_box_as_stored():
     assert crop.field == (2.0, 3.0)
 
 
+def test_the_field_is_height_and_width_in_millimeters():
+    volume = Volume(HU, affine((0.5, 2, 1)), "scan")
+    # Rows run along x (3 voxels of 0.5 mm), columns along y (2 of 2 mm).
+    (crop,) = crops(volume, (3, 6), (4, 6), (6, 7))
+    assert crop.field == (1.5, 4.0)
+    (crop,) = crops(volume, (3, 6), (4, 6), (6, 7), orientation="PL")
+    assert crop.field == (4.0, 1.5)
+
+
+def test_the_position_of_an_oblique_slice_is_that_of_the_crop_s_center():
+    matrix = np.eye(4)
+    # Each step along x is 0.25 mm toward the head. The lengths do not matter here.
+    matrix[2, 0], matrix[2, 3] = 0.25, 100
+    (crop,) = crops(Volume(HU, matrix, "scan"), (3, 6), (4, 6), (6, 7))
+    # The center of voxels 3, 4 and 5 is 4.
+    assert crop.position == pytest.approx(100 + 4 * 0.25 + 6)
+
+
+def test_an_affine_of_other_numbers_than_float64_is_accepted():
+    matrix = [[2, 0, 0, 1], [0, 2, 0, 0], [0, 0, 3, 7], [0, 0, 0, 1]]
+    (crop,) = crops(Volume(HU, matrix, "scan"), (3, 6), (4, 6), (6, 7))
+    assert crop.position == 7 + 6 * 3
+
+
 @pytest.mark.parametrize(
     ("diagonal", "orientation", "expected"),
     [
@@ -270,6 +294,10 @@ def test_slices_without_the_organ_are_skipped():
     assert [crop.index for crop in every] == [1, 2, 3, 9, 10]
     middle = organ_crops(volume, mask, slices="middle", **options)
     assert [crop.index for crop in middle] == [2, 3, 9]
+    # Stored from the head to the feet.
+    flipped = organ_crops(Volume(HU, affine((1, 1, -1)), "scan"), mask, slices="all", **options)
+    assert [crop.index for crop in flipped] == [10, 9, 3, 2, 1]
+    assert all(crop.pixels[0, 0] == HU[3, 4, crop.index] for crop in flipped)
 
 
 def test_organs_follow_each_other_in_the_order_of_the_mask_and_empty_ones_are_skipped():
@@ -351,6 +379,8 @@ def crops_of(volume, mask, **options):
         ({"volume": Volume(HU.tolist(), np.eye(4), "s")}, "s: .*found list"),
         ({"volume": Volume(HU[:0], np.eye(4), "s")}, "s: expected 1 to 65,535 voxels per side"),
         ({"volume": Volume(HU, np.eye(3), "s")}, r"s: expected a finite affine \(4, 4\)"),
+        ({"volume": Volume(HU, "none", "s")}, r"s: expected a finite affine .* found str"),
+        ({"volume": Volume(HU, [[1], [2, 3]], "s")}, r"s: expected a finite affine .* found list"),
         ({"volume": Volume(HU, np.eye(4) * np.nan, "s")}, r"s: expected a finite affine \(4, 4\)"),
         ({"volume": Volume(HU, affine((1, 0, 1)), "s")}, "s: an axis of the affine has no length"),
         ({"orientation": "LL"}, "orientation: expected two letters"),

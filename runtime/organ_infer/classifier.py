@@ -24,7 +24,7 @@ from .images.orientation import Orientation, can_reorient, parse_orientation, pl
 from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, SliceReaders
 from .names import path_text
-from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
+from .plausibility import WHOLE_SLICE_SIDE, field_warnings, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
@@ -314,9 +314,10 @@ class OrganClassifier:
         from .volumes.organs import organ_predictions
 
         orientation = self.manifest.input.orientation
-        if orientation is None:
+        if orientation is None or self.manifest.input.window is None:
             raise InputError(
-                "this model does not define an orientation, so volumes cannot be reoriented; use another bundle"
+                "this model takes no volumes, because its manifest has no"
+                f" {'window' if orientation else 'orientation'}; use another bundle"
             )
         check_types(volume, mask)
         check_classes(mask, self.classes)
@@ -327,18 +328,11 @@ class OrganClassifier:
 
     def _predict_crops(self, crops: "Sequence[Crop]") -> Iterator[Prediction]:
         """Classify crops, one batch at a time."""
-        orientation = self.manifest.input.orientation
         for start in range(0, len(crops), self._batch_size):
             batch = crops[start : start + self._batch_size]
-            try:
-                slices = [
-                    self._prepare(Slice(crop.pixels, crop.warnings, orientation, crop.field))
-                    for crop in batch
-                ]
-            except ImageError as e:
-                raise InputError(str(e)) from e
-            packed = self._pack([image.pixels for image in slices])
-            warnings = [image.warnings for image in slices]
+            packed = self._pack([crop.pixels for crop in batch])
+            # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
+            warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
             yield from self._predictions(packed, [None] * len(packed), warnings)
 
     def _predict_paths(

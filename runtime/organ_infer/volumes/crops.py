@@ -151,12 +151,12 @@ def organ_crops(
     if slices not in SLICES:
         raise InputError(f"slices: expected 'middle' or 'all', found {short_repr(slices)}")
     source = escape_path(volume.source, one_line=True)
-    _check_volume(volume, source)
-    grid = _grid(volume.affine, directions, source)
+    affine = _checked_affine(volume, source)
+    grid = _grid(affine, directions, source)
     return [
         crop
         for name in mask
-        for crop in _crops_of_organ(volume, mask, name, grid, directions, margin, slices)
+        for crop in _crops_of_organ(volume, affine, mask, name, grid, directions, margin, slices)
     ]
 
 
@@ -172,8 +172,9 @@ def _margin(value: Any) -> float:
     return margin
 
 
-def _check_volume(volume: Volume, source: str) -> None:
-    hu, affine = volume.hu, np.asarray(volume.affine)
+def _checked_affine(volume: Volume, source: str) -> NDArray[np.float64]:
+    """Return the affine. Raises InputError if the volume has another dtype or shape than documented."""
+    hu = volume.hu
     if not (isinstance(hu, np.ndarray) and hu.dtype == np.int16 and hu.ndim == 3):
         raise InputError(
             f"{source}: expected Hounsfield units as an int16 array (X, Y, Z), found {_described(hu)};"
@@ -181,10 +182,15 @@ def _check_volume(volume: Volume, source: str) -> None:
         )
     if 0 in hu.shape or max(hu.shape) > SIDE_LIMIT:
         raise InputError(f"{source}: expected 1 to 65,535 voxels per side, found {hu.shape}")
+    try:
+        affine = np.asarray(volume.affine, np.float64)
+    except (TypeError, ValueError):
+        affine = np.empty(0)
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(
             f"{source}: expected a finite affine (4, 4) to LPS millimeters, found {_described(volume.affine)}"
         )
+    return affine
 
 
 def _described(value: Any) -> str:
@@ -199,7 +205,7 @@ def _grid(affine: NDArray[np.float64], directions: Orientation, source: str) -> 
         InputError: An axis has no length, or is more than 25 degrees off.
     """
     # Column i is the step in mm along axis i of the volume.
-    steps = np.asarray(affine, np.float64)[:3, :3]
+    steps = affine[:3, :3]
     lengths = np.linalg.norm(steps, axis=0)
     if not (lengths > 0).all():
         raise InputError(f"{source}: an axis of the affine has no length; correct the header")
@@ -234,6 +240,7 @@ def _grid(affine: NDArray[np.float64], directions: Orientation, source: str) -> 
 
 def _crops_of_organ(
     volume: Volume,
+    affine: NDArray[np.float64],
     mask: Mask,
     name: str,
     grid: _Grid,
@@ -265,7 +272,7 @@ def _crops_of_organ(
     crops = []
     for i in chosen.tolist():
         center[slice_axis] = indices[i]
-        position = _position(volume.affine, center, directions)
+        position = _position(affine, center, directions)
         crops.append(Crop(name, view, indices[i], position, pixels[i], field, warnings))
     return crops
 
