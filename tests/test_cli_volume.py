@@ -45,8 +45,8 @@ def reading(monkeypatch):
     module.mask = DictMask(ORGANS, structures={"liver": ("5",)})
     module.asked = []
 
-    def open_volume(path):
-        module.asked.append(path)
+    def open_volume(path, *, series=None):
+        module.asked.append(path if series is None else (path, series))
         return module.volume
 
     def open_mask(path, *, like, labels="totalsegmentator"):
@@ -93,6 +93,11 @@ def test_text_has_a_line_per_organ_and_an_indented_line_per_slice(run):
         "organ-infer: warning: kidney-left: the structure touches the border of the volume; part of the"
         " organ may be missing"
     ]
+
+
+def test_a_single_slice_is_counted_in_the_singular(run, reading):
+    reading.mask = DictMask({"liver": block(SHAPE, (5, 30), (5, 25), (5, 6))})
+    assert run()[1].startswith("liver         kidney-right 0.750  differs       1 slice   scan")
 
 
 def test_text_says_that_an_organ_agrees(run, reading):
@@ -183,7 +188,7 @@ def test_several_structures_of_a_class_are_listed(run, reading):
 # Options.
 
 
-def test_margin_slices_and_labels_reach_their_place(run, reading, monkeypatch):
+def test_margin_slices_labels_and_series_reach_their_place(run, reading, monkeypatch):
     asked = []
     original = OrganClassifier.predict_volume
 
@@ -193,14 +198,14 @@ def test_margin_slices_and_labels_reach_their_place(run, reading, monkeypatch):
 
     monkeypatch.setattr(OrganClassifier, "predict_volume", predict_volume)
     assert run()[0] == 0
-    assert run("--margin", "2.5", "--slices", "all", "--labels", "amos22")[0] == 0
+    assert run("--margin", "2.5", "--slices", "all", "--labels", "amos22", "--series", "3")[0] == 0
     assert asked == [
         {"margin_mm": 5.0, "slices": "middle"},
         {"margin_mm": 2.5, "slices": "all"},
     ]
     assert reading.asked == [
         *("scan.nii.gz", ("mask.nii.gz", "totalsegmentator")),
-        *("scan.nii.gz", ("mask.nii.gz", "amos22")),
+        *(("scan.nii.gz", "3"), ("mask.nii.gz", "amos22")),
     ]
 
 
@@ -208,11 +213,12 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     plain = parse_volume(["s", "--mask", "m"])
     assert plain == VolumeOptions(
-        scan="s", mask="m", labels="totalsegmentator", margin=5.0, slices="middle", bundle=None, device="auto",
+        scan="s", mask="m", labels="totalsegmentator", series=None, margin=5.0, slices="middle", bundle=None, device="auto",
         threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, quiet=False,
     )  # fmt: skip
     for words, changed in {
         "--labels l": {"labels": "l"},
+        "--series 1.2.3": {"series": "1.2.3"},
         "--margin 0": {"margin": 0.0},
         "--slices all": {"slices": "all"},
         "--bundle b": {"bundle": "b"},
@@ -242,6 +248,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         (["", "--mask", "m"], "SCAN: the value is empty"),
         (["a", "--mask", ""], "--mask: the value is empty"),
         (["a", "--mask", "m", "--labels", ""], "--labels: the value is empty"),
+        (["a", "--mask", "m", "--series", ""], "--series: the value is empty"),
         (["a", "--mask", "m", "--output", ""], "--output: the value is empty"),
         (["a", "--mask", "m", "--bundle", ""], "--bundle: the value is empty"),
         (["a", "--mask", "m", "--margin", "-1"], "expected a number of mm from 0 to 1,000"),

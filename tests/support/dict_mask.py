@@ -35,6 +35,9 @@ class DictMask(Mask):
         low, high = corners.min(axis=0).tolist(), (corners.max(axis=0) + 1).tolist()
         return tuple(map(slice, low, high))
 
+    def region(self, name, box):
+        return self.organs[name][box]
+
     def structures(self, name):
         return self.names.get(name, (name,))
 

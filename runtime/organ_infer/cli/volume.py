@@ -69,7 +69,7 @@ def _open(options: VolumeOptions, messages: Messages) -> "tuple[Volume, Mask]":
     """Open the scan and its mask, and note what is remarkable about them."""
     # By name: readers and their libraries load only here.
     reading: Any = import_module("organ_infer.volumes.reading")
-    volume: Volume = reading.open_volume(options.scan)
+    volume: Volume = reading.open_volume(options.scan, series=options.series)
     mask: Mask = reading.open_mask(options.mask, like=volume, labels=options.labels)
     for path, warnings in ((options.scan, volume.warnings), (options.mask, mask.warnings)):
         for warning in warnings:

@@ -20,6 +20,7 @@ class VolumeOptions(NamedTuple):
     scan: str
     mask: str
     labels: str
+    series: str | None
     margin: float
     slices: str
     bundle: str | None
@@ -63,7 +64,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         parser.error(
             f"--mask: missing; name the mask whose organs are to be classified, or {_HINT}"
         )
-    for name in ("mask", "labels", "bundle", "output"):
+    for name in ("mask", "labels", "series", "bundle", "output"):
         if values[name] == "":
             parser.error(f"--{name}: the value is empty")
     if scans[0] == "":
@@ -101,6 +102,11 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         default="totalsegmentator",
         metavar="MAP",
         help="which structure is which class: the name of a label map, or a CSV file (default: %(default)s)",
+    )
+    group.add_argument(
+        "--series",
+        metavar="SERIES",
+        help="SeriesNumber or SeriesInstanceUID, if the directory has several DICOM series",
     )
     group.add_argument(
         "--margin",

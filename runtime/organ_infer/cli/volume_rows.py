@@ -62,7 +62,7 @@ class TextFormat(VolumeFormat):
         names = (
             f"{organ.expected:<{self._width}}  {organ.label:<{self._width}} {organ.probability:.3f}"
         )
-        count = f"{len(organ.slices):>4} slices"
+        count = f"{len(organ.slices):>4} {'slice ' if len(organ.slices) == 1 else 'slices'}"
         return f"{names}  {verdict:<10} {count}  {escape_path(self.scan, one_line=True)}\n"
 
     def slice_row(self, organ: "OrganPrediction", result: "SlicePrediction") -> str:
