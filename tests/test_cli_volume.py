@@ -16,7 +16,7 @@ from support.dict_mask import DictMask, block
 from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier
-from organ_infer.cli import main, output
+from organ_infer.cli import main, output, volume
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
@@ -179,6 +179,14 @@ def test_output_gets_the_rows_and_names_are_escaped(run, tmp_path, format_):
     assert names[format_] in shown
 
 
+def test_positions_have_three_decimal_places(run, reading):
+    reading.volume = Volume(HU, np.diag([1.0, 1.0, 1.23456789, 1.0]), "s")
+    reading.mask = DictMask({"liver": ORGANS["liver"]})
+    # slice 7
+    assert ",7,8.642," in run("--format", "csv")[1]
+    assert json.loads(run("--format", "jsonl")[1].splitlines()[1])["position"] == 8.642
+
+
 def test_several_structures_of_a_class_are_listed(run, reading):
     reading.mask = DictMask({"liver": ORGANS["liver"]}, structures={"liver": ("13", "14")})
     assert ",13; 14,liver," in run("--format", "csv")[1]
@@ -255,6 +263,11 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         (["a", "--mask", "m", "--margin", "nan"], "expected a number of mm .* found 'nan'"),
         (["a", "--mask", "m", "--margin", "1001"], "expected a number of mm"),
         (["a", "--mask", "m", "--margin", "five"], "expected a number of mm"),
+        (
+            ["a", "--mask", "m", "--margin", "\N{ARABIC-INDIC DIGIT FIVE}"],
+            "expected a number of mm",
+        ),
+        (["a", "--mas", "m"], "unrecognized arguments: --mas"),
         (["a", "--mask", "m", "--slices", "some"], "--slices: invalid choice"),
         (["a", "--mask", "m", "--format", "xml"], "--format: invalid choice"),
         (["a", "--mask", "m", "--threads", "0"], "expected a whole number from 1"),
@@ -322,6 +335,17 @@ def test_notes_name_warnings_unmapped_structures_and_empty_classes(run, reading)
     ]
     code, out, err = run("--quiet")
     assert (code, err) == (0, "") and out
+
+
+def test_a_long_list_of_structures_is_shortened(run, reading):
+    reading.mask = DictMask(
+        {"liver": ORGANS["liver"]}, unmapped=[f"structure_{i}" for i in range(500)]
+    )
+    _, _, err = run()
+    (line,) = err.splitlines()
+    names = line.partition("not classified: ")[2]
+    assert len(names) == 300 and names.startswith("structure_0, ")
+    assert names.endswith("structure_499") and " ... " in names
 
 
 def test_warnings_of_single_slices_name_the_slice(run, reading):
@@ -402,6 +426,20 @@ def test_a_signal_during_the_last_write_leaves_no_complete_file(run, monkeypatch
     assert run("--output", str(tmp_path / "o"))[0] == 130
     assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
     assert len((tmp_path / "o.partial").read_text().splitlines()) == 11
+
+
+def test_a_signal_during_a_write_ends_the_run_after_it(run, monkeypatch, tmp_path):
+    write, signals = os.write, [signal.SIGINT]
+
+    def interrupted(descriptor, data):
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return write(descriptor, data)
+
+    monkeypatch.setattr(output.os, "write", interrupted)
+    monkeypatch.setattr(volume, "DELAY", 0.0)
+    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert len((tmp_path / "o.partial").read_text().splitlines()) == 7
 
 
 def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatch, capfd):

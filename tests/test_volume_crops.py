@@ -401,6 +401,17 @@ def test_arguments_of_another_kind_are_refused(change, words):
         crops_of(**good() | change)
 
 
+def test_the_longest_axis_has_65535_voxels():
+    for count in (65_535, 65_536):
+        volume = Volume(np.zeros((count, 1, 1), np.int16), np.eye(4), "long")
+        mask = DictMask({"liver": block(volume.hu.shape, (0, 4), (0, 1), (0, 1))})
+        if count == 65_535:
+            assert crops_of(**good() | {"volume": volume, "mask": mask})
+        else:
+            with pytest.raises(InputError, match="65,535 voxels per side"):
+                crops_of(**good() | {"volume": volume, "mask": mask})
+
+
 @pytest.mark.parametrize(
     "organ",
     [
