@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
     from .images.discovery import find_images
     from .names import escape_path, unescape_path
-    from .results import ImageFailure, Prediction
+    from .results import ImageFailure, OrganPrediction, Prediction, SlicePrediction
 
     __version__: str
 
@@ -29,7 +29,9 @@ __all__ = [
     "InputError",
     "OrganClassifier",
     "OrganInferError",
+    "OrganPrediction",
     "Prediction",
+    "SlicePrediction",
     "__version__",
     "escape_path",
     "find_images",
@@ -43,7 +45,9 @@ _MODULES = {
     "InputError": "errors",
     "OrganInferError": "errors",
     "ImageFailure": "results",
+    "OrganPrediction": "results",
     "Prediction": "results",
+    "SlicePrediction": "results",
     "OrganClassifier": "classifier",
     "escape_path": "names",
     "find_images": "images.discovery",

@@ -108,6 +108,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/formats.py": (
         "test_cli_arguments",
         "test_cli_formats",
@@ -133,6 +136,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_frames",
     ),
     "runtime/organ_infer/plausibility.py": ("test_plausibility",),
+    "runtime/organ_infer/volumes/crops.py": (
+        "test_predict_volume",
+        "test_volume_crops",
+    ),
+    "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
     "runtime/organ_infer/engine/ensemble.py": (
         "test_graph_cache",
         "test_classifier",

@@ -12,7 +12,7 @@ from ..names import escape_path
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError
 from .formats import FORMATS, RowFormat, RowOptions
-from .model import open_classifier, reading_options
+from .model import open_classifier, packaged_model_note, reading_options
 from .output import RowBuffer, Writer
 from .paths import STANDARD_INPUT, Candidates
 from .progress import Messages, library_messages
@@ -55,8 +55,7 @@ def classify(
         task = classifier.manifest.task
         row_format = _row_format(options, task)
         if options.bundle is None and messages.terminal:
-            name = classifier.manifest.name
-            messages.note(f"using the packaged {name} ({task.view} slices); see --bundle")
+            messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)

@@ -11,6 +11,7 @@ from .signals import SIGNALS, Signals, Stopped
 if TYPE_CHECKING:
     from .arguments import Options
     from .progress import Messages
+    from .volume_arguments import VolumeOptions
 
 __all__ = ["main"]
 
@@ -68,8 +69,15 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
     from .arguments import UsageError, parse
 
+    options: Options | VolumeOptions
     try:
-        options = parse(arguments)
+        # A file or directory of this name is still ./volume.
+        if arguments and arguments[0] == "volume":
+            from .volume_arguments import parse_volume
+
+            options = parse_volume(arguments[1:])
+        else:
+            options = parse(arguments)
     except SystemExit as e:
         # --help and --version end this way.
         return _flush_stdout(int(e.code or 0))
@@ -82,11 +90,11 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     return _run(options, messages, signals)
 
 
-def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
+def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Signals) -> int:
     """Run the check or classify, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
     from ..names import escape_path
-    from .arguments import UsageError
+    from .arguments import Options, UsageError
     from .output import ClosedPipe, OutputError, Writer
 
     writer: Writer | None = None
@@ -97,6 +105,11 @@ def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
         _import_numpy()
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed; redirect it, or use --output FILE")
+        if not isinstance(options, Options):
+            from .volume import classify_volume
+
+            writer = signals.writer = Writer(options.output)
+            return classify_volume(options, messages, writer, signals)
         if options.check:
             return _check(options, messages)
         from .classify import classify
