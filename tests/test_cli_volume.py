@@ -16,7 +16,7 @@ from support.dict_mask import DictMask, block
 from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier
-from organ_infer.cli import main, output, volume
+from organ_infer.cli import main, output, progress, volume
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
@@ -330,8 +330,8 @@ def test_notes_name_warnings_unmapped_structures_and_empty_classes(run, reading)
     assert err.splitlines() == [
         "organ-infer: warning: scan.nii.gz: two slices are missing",
         "organ-infer: warning: mask.nii.gz: reoriented to the scan",
-        "organ-infer: mask.nii.gz: structures of no class, not classified: aorta, colon",
-        "organ-infer: mask.nii.gz: classes without voxels, skipped: heart",
+        "organ-infer: note: mask.nii.gz: structures of no class, not classified: aorta, colon",
+        "organ-infer: note: mask.nii.gz: classes without voxels, skipped: heart",
     ]
     code, out, err = run("--quiet")
     assert (code, err) == (0, "") and out
@@ -409,7 +409,9 @@ def test_a_signal_leaves_the_organs_so_far_in_the_partial_file(run, monkeypatch,
 
     monkeypatch.setattr(TextFormat, "organ_row", organ_row)
     code, _, err = run("--output", str(tmp_path / "o"))
-    assert code == 143 and err.endswith("organ-infer: terminated\n")
+    assert code == 143 and err.endswith(
+        f"organ-infer: terminated; results so far are in {tmp_path / 'o'}.partial\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
     lines = (tmp_path / "o.partial").read_text().splitlines()
     assert len(lines) == 7 and lines[0].startswith("liver ")
@@ -450,4 +452,7 @@ def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatc
         pytest.skip("the packaged bundle is not built yet")
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert main(["volume", "s", "--mask", "m"]) == 0
-    assert capfd.readouterr().err.startswith("organ-infer: using the packaged model ")
+    assert "using the packaged" not in capfd.readouterr().err
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    assert main(["volume", "s", "--mask", "m"]) == 0
+    assert "organ-infer: note: using the packaged edge (axial slices)" in capfd.readouterr().err
