@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,7 +58,12 @@ PROBABILITIES_FILE = "probabilities.npz"
 
 
 def open_results(
-    directory: Path, data: Data, device: torch.device, settings: dict[str, object]
+    directory: Path,
+    data: Data,
+    device: torch.device,
+    settings: dict[str, object],
+    *,
+    data_dir: Path | None = None,
 ) -> Results:
     """Read the results of a resumed run, or create those of a new one.
 
@@ -66,9 +72,10 @@ def open_results(
         data: the data set.
         device: the device of this run.
         settings: the options of this run, by name.
+        data_dir: the folder of the data set, which later commands use; None for medmnist's own.
 
     Returns:
-        The existing rows, with the device, versions and settings of this run.
+        The existing rows, with the device, data folder, versions and settings of this run.
 
     Raises:
         RunError: results.json is of another program or version, or one of its settings differs from this run's.
@@ -85,6 +92,7 @@ def open_results(
             classes=data.classes,
         ),
         device=device_name(device),
+        data_dir=None if data_dir is None else os.path.abspath(data_dir),
         versions=_versions(),
         settings=settings,
     )

@@ -177,7 +177,9 @@ def _prepare_directory(plan: Plan, data: Data) -> Results:
         _remove_results(plan.directory)
     _check_places(plan)
     record.sweep_partials(plan.directory)
-    return open_results(plan.directory, data, plan.device, plan.settings)
+    return open_results(
+        plan.directory, data, plan.device, plan.settings, data_dir=plan.options.data_dir
+    )
 
 
 def _check_places(plan: Plan) -> None:
