@@ -539,7 +539,7 @@ def test_what_other_runs_left_is_swept_and_fresh_removes_what_runs_leave_alone(t
     assert (place / "base" / "file").exists() and not (place / ".results.json.x.partial").exists()
     run.run(options(tmp_path, "--fresh"))
     left = sorted(path.name for path in place.iterdir())
-    assert left == [".lock", "mine", "notes.txt", "results.json"]
+    assert left == ["mine", "notes.txt", "results.json"]
     assert results_of(tmp_path)["settings"]["seed"] == 1
 
 
