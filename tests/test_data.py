@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -905,3 +906,12 @@ def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(tmp_p
 def test_a_file_system_that_never_shows_the_same_file_twice_does_not_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.os.path, "samestat", lambda first, second: False)
     assert locks.Lock(tmp_path / ".lock").acquire()
+
+
+def test_a_file_larger_than_the_disk_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        download_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=len(CONTENT) - 1)
+    )
+    with pytest.raises(RunError, match=r"a\.npz: download failed \(0 MB needed, 0 MB free\)"):
+        download(address(server), tmp_path / "new" / "a.npz", MD5)
+    assert server.ranges == [None] and not listed(tmp_path)

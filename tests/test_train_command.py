@@ -441,6 +441,18 @@ def test_a_run_goes_from_training_to_test_to_the_report_in_that_order(tmp_path, 
     )
 
 
+def test_a_disk_that_is_too_small_is_refused_before_training_and_nothing_is_left(
+    tmp_path, faked, monkeypatch
+):
+    def refused(directory: Path, *_: Any) -> str:
+        raise RunError(f"{directory}: about 2 GB needed")
+
+    monkeypatch.setattr(run, "check_space", refused)
+    with pytest.raises(RunError, match="about 2 GB needed"):
+        run.run(options(tmp_path, "--stages", "big"))
+    assert faked.steps == [] and not (tmp_path / "runs").exists()
+
+
 def test_the_processes_train_as_one_group_and_the_first_then_uses_all_processors(
     tmp_path, faked, monkeypatch
 ):

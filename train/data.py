@@ -178,7 +178,9 @@ def _read(
             raise RunError(
                 f"{path}: cannot be read ({e.strerror}); choose another --data-dir"
             ) from e
-        raise RunError(f"{path}: not a MedMNIST file ({e}); choose another --data-dir, or rename this file") from e
+        raise RunError(
+            f"{path}: not a MedMNIST file ({e}); choose another --data-dir, or rename this file"
+        ) from e
     for split in SPLITS:
         x, y = images[split], labels[split]
         if x.dtype != np.uint8 or x.shape != (len(y), size, size):

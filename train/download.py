@@ -10,6 +10,7 @@ import http.client
 import math
 import os
 import random
+import shutil
 import ssl
 import sys
 import time
@@ -251,6 +252,11 @@ def _fetch_rest(url: str, part: Path) -> bool:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
+        free = shutil.disk_usage(part.parent).free
+        if length and int(length) > free:
+            raise _Unavailable(
+                f"{int(length) / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free", again=False
+            )
         name = part.name.removesuffix(".part")
         with (
             part.open("ab" if start else "wb") as file,

@@ -22,6 +22,7 @@ from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
 from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
+from train.disk import check_space
 from train.download import digest_of
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
@@ -126,6 +127,8 @@ def run(options: TrainOptions) -> None:
         results = _prepare_directory(plan, data)
         jobs = plan.jobs()
         _check_weights(jobs, data)
+        processes = plan.group.size if options.parallel == "stages" else 1
+        print(check_space(plan.directory, jobs, data, plan.precisions, processes), flush=True)
         write_results(plan.directory, results)
         _train_in_group(plan, jobs, data)
         parallel.use_all_processors()
