@@ -20,6 +20,7 @@ from export.variants import PRECISIONS
 from organ_infer import BundleError
 from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
+from train.bundled import describe_bundle
 from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
 from train.disk import check_space
@@ -221,9 +222,17 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
     """Print the table and the paths of the report and the bundle."""
     print(table(results))
     print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
+    if last := _last_measured(results):
+        row = results.best_row(last, tested=True)
+        assert row is not None
+        for line in describe_bundle(results, last, row.seed):
+            print(f"        {line}")
     print(f"use it  organ-infer --bundle {shlex.quote(str(bundle))} images/*.png")
     if results.smoke:
         print("A smoke run: the figures above mean nothing.")
+        print(
+            f"warning: {bundle}: from a smoke run, its answers mean nothing; train without --smoke"
+        )
 
 
 def _remove_results(directory: Path) -> None:
@@ -299,11 +308,17 @@ def _bundles(
     It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`.
     """
     measured = {row.name for row in results.stages if row.test}
-    *before, last = (name for name in STAGES if name in measured)
-    for name in before:
-        if STAGES[name].members:
+    last = _last_measured(results)
+    for name in STAGES:
+        if STAGES[name].members and name in measured - {last}:
             _bundle(directory / f"bundle-{name}", name, data, results, seeds, precisions)
     return _bundle(directory / "bundle", last, data, results, seeds, precisions)
+
+
+def _last_measured(results: Results) -> str:
+    """Return the last stage of the ladder that was measured on test; an empty text if there is none."""
+    measured = {row.name for row in results.stages if row.test}
+    return next((name for name in reversed(STAGES) if name in measured), "")
 
 
 def _bundle(
