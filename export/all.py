@@ -214,6 +214,11 @@ def export(options: ExportOptions) -> None:
         directory=data_dir_of_checkpoint(checkpoints[0].path, options.data_dir),
         resample_from=first.stored,
     )
+    if first.smoke:
+        print(
+            f"export: warning: {checkpoints[0].path}: from a smoke run, its figures mean nothing; train without --smoke",
+            file=sys.stderr,
+        )
     data = calibration.add_calibration_split(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:

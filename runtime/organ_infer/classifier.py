@@ -1,5 +1,6 @@
 """OrganClassifier, the entry point of the package: it classifies slices in memory and in files."""
 
+import logging
 import operator
 import os
 import re
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .images.memory import Images
 
 __all__ = ["OrganClassifier"]
+
+logger = logging.getLogger("organ_infer")
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
@@ -113,6 +116,8 @@ class OrganClassifier:
             expected_sha256=expected_sha256,
         )
         self.manifest: Manifest = self._ensemble.manifest
+        if self.manifest.warning:
+            logger.warning("%s", self.manifest.warning)
         self._batch_size, self._tta = batch_size, tta
         self._orientation: Orientation | None = self._options["orientation"]
         if self._orientation:

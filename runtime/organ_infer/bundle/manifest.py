@@ -138,6 +138,13 @@ class Manifest:
         """The former name of `license`."""
         return self.license
 
+    @property
+    def warning(self) -> str:
+        """Why the answers of the bundle mean nothing, or an empty text."""
+        if self.training.get("smoke") is not True:
+            return ""
+        return f"{self.name}: from a smoke run, its answers mean nothing; train without --smoke"
+
     def graphs(self) -> Iterator[Member]:
         """Yield every listed graph: members and their alternatives."""
         for entry in self.members:

@@ -142,6 +142,8 @@ class _Report:
             "model",
             f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes",
         )
+        if listed.manifest.warning:
+            self.add("warning", listed.manifest.warning)
         self.add("manifest", f"sha256 {listed.sha256}")
         for entry in listed.manifest.graphs():
             self.add(
