@@ -116,8 +116,11 @@ class OrganClassifier:
             expected_sha256=expected_sha256,
         )
         self.manifest: Manifest = self._ensemble.manifest
-        if self.manifest.warning:
-            logger.warning("%s", self.manifest.warning)
+        if self.manifest.is_smoke:
+            logger.warning(
+                "%s: from a smoke run, its answers mean nothing; train without --smoke",
+                self.manifest.name,
+            )
         self._batch_size, self._tta = batch_size, tta
         self._orientation: Orientation | None = self._options["orientation"]
         if self._orientation:

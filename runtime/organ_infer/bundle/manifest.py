@@ -139,11 +139,9 @@ class Manifest:
         return self.license
 
     @property
-    def warning(self) -> str:
-        """Why the answers of the bundle mean nothing, or an empty text."""
-        if self.training.get("smoke") is not True:
-            return ""
-        return f"{self.name}: from a smoke run, its answers mean nothing; train without --smoke"
+    def is_smoke(self) -> bool:
+        """Whether the networks are from a smoke run, on a few batches, so that their answers mean nothing."""
+        return self.training.get("smoke") is True
 
     def graphs(self) -> Iterator[Member]:
         """Yield every listed graph: members and their alternatives."""
