@@ -424,7 +424,7 @@ def test_the_table_has_a_line_for_each_stage():
         "stage",
         "parameters",
         "epochs",
-        "best",
+        "kept",
         "s/epoch",
         "train",
         "val",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,7 @@ def _measured_network(
     """Export and run a network. Returns its row without metrics, and its probabilities by split."""
     network, checkpoint = load_trained(job)
     path = job.directory / "member.onnx"
+    start = time.perf_counter()
     try:
         parity = export_member(
             network, path, data.images["val"], data.labels["val"], size=data.size
@@ -229,15 +231,21 @@ def _measured_network(
     except ExportError as e:
         raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
     print(
-        f"{job.stage.name:<14} exported: {parity.slices} slices through onnxruntime, logits within "
-        f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}",
+        f"{job.label:<14} exported: {parity.slices} slices through onnxruntime, logits within "
+        f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}, {time.perf_counter() - start:.1f} s",
         flush=True,
     )
+    exported = time.perf_counter()
     network.to(device)
     probabilities = {
         split: fit.probabilities(fit.evaluate(network, data.network_images(split)))
         for split in ("train", "val", SPLIT)
     }
+    print(
+        f"{job.label:<14} measured: train, validation and the slices of the temperature,"
+        f" {time.perf_counter() - exported:.1f} s",
+        flush=True,
+    )
     facts = checkpoint.facts
     seconds = [epoch["seconds"] for epoch in checkpoint.history]
     row = StageResult(
@@ -310,7 +318,7 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
         networks = [_probabilities(folder) for folder in members or (job.directory,)]
         row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
         if row.calibration.rejected:
-            print(f"{job.stage.name:<14} {row.calibration.rejected}; it stays 1", flush=True)
+            print(f"{job.label:<14} {row.calibration.rejected}; it stays 1", flush=True)
 
 
 def _probabilities(directory: Path) -> dict[str, np.ndarray]:
@@ -374,7 +382,7 @@ def _mean_std(rows: list[StageResult], split: str, metric: str) -> MeanStd:
 
 def table(results: Results) -> str:
     """Format the table that ends a run: a line per stage and seed, then the means over seeds."""
-    head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'best':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
+    head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'kept':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
     flag = results.dataset.flag if results.dataset else ""
     lines = ["", f"{flag}, accuracy on {results.device}", head, "-" * len(head)]
     several = len({row.seed for row in results.stages}) > 1

@@ -29,6 +29,7 @@ from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
+from train.progress import phase
 from train.results import (
     PROBABILITIES_FILE,
     measure_stage,
@@ -136,10 +137,14 @@ def run(options: TrainOptions) -> None:
         data = calibration.add_calibration_split(
             data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES
         )
-        _measure_all(plan, jobs, data, results)
-        _measure_robustness(plan.directory, data, results, plan.device)
-        bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
-        _write_report(plan.directory, data)
+        with phase("measuring", _print_line):
+            _measure_all(plan, jobs, data, results)
+        with phase("robustness", _print_line):
+            _measure_robustness(plan.directory, data, results, plan.device)
+        with phase("bundle", _print_line):
+            bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
+        with phase("report", _print_line):
+            _write_report(plan.directory, data)
         _print_outcome(plan.directory, results, bundle)
 
 
@@ -275,7 +280,14 @@ def _train_all(
     if share == "batches":
         for job in jobs:
             fit.fit(
-                job.stage, data, job.config, device, job.directory, report=_print_line, group=group
+                job.stage,
+                data,
+                job.config,
+                device,
+                job.directory,
+                report=_print_line,
+                group=group,
+                label=job.label,
             )
         return
     # the most expensive networks first; process i of n takes every n-th from the i-th on
@@ -285,7 +297,15 @@ def _train_all(
         else jobs
     )
     for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.config, device, job.directory, report=_print_line)
+        fit.fit(
+            job.stage,
+            data,
+            job.config,
+            device,
+            job.directory,
+            report=_print_line,
+            label=job.label,
+        )
     group.wait()
 
 
