@@ -13,6 +13,7 @@ from train.data import SPLITS, Data
 from train.errors import RunError
 from train.jobs import Job
 from train.networks import count_parameters, make_network
+from train.results import PREDICTIONS_FILES
 from train.stages import STAGES
 
 # bytes per parameter of a finished checkpoint and of an exported network, float32
@@ -74,7 +75,7 @@ def needed_bytes(
         later += max(0, size - _bytes_of(job.directory / "member.onnx"))
     predictions = sum(len(data.labels[split]) for split in SPLITS) * len(data.classes) * PREDICTION
     later += predictions * sum(
-        1 for job in jobs if not (job.directory / "predictions_test.csv").exists()
+        1 for job in jobs if not (job.directory / PREDICTIONS_FILES["test"]).exists()
     )
     names = list(dict.fromkeys(job.stage.name for job in jobs))
     per_value = sum(PRECISIONS[name].value_bytes for name in {*precisions, "fp32"})

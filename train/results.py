@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import platform
 import time
@@ -56,6 +58,9 @@ UNRECORDED_SETTINGS: dict[str, object] = {"deterministic": False}
 # a resumed run may change --amp: each stage records its own precision and resumes only in that precision
 NOT_COMPARED = ("amp",)
 PROBABILITIES_FILE = "probabilities.npz"
+# what the names of the labels in it begin with, before the split
+LABELS = "labels_"
+PREDICTIONS_FILES = {split: f"predictions_{split}.csv" for split in SPLITS}
 
 
 def open_results(
@@ -161,7 +166,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
         row, probabilities = _measured_network(job, data, device)
     else:
         row, probabilities = _averaged_members(job, results)
-    _save_probabilities(job, probabilities)
+    _save_probabilities(job, probabilities, data)
     row.train = measure(probabilities["train"], data.labels["train"])
     row.val = measure(probabilities["val"], data.labels["val"])
     results.stages = [*(r for r in results.stages if not _is_of(r, job)), row]
@@ -312,8 +317,9 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
             probabilities["test"] = mean_probabilities(
                 [_probabilities(member)["test"] for member in members]
             )
-        _save_probabilities(job, probabilities)
+        _save_probabilities(job, probabilities, data)
         row.test = measure(probabilities["test"], data.labels["test"])
+    _write_predictions(job, probabilities, data)
     if row.calibration is None or row.calibration.fitted_on != describe_split(data):
         networks = [_probabilities(folder) for folder in members or (job.directory,)]
         row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
@@ -327,13 +333,47 @@ def _probabilities(directory: Path) -> dict[str, np.ndarray]:
     probabilities = record.read_arrays(path)
     if not probabilities:
         raise RunError(f"{path}: no such file; rerun the command that trained the stage")
-    return probabilities
+    return {name: array for name, array in probabilities.items() if not name.startswith(LABELS)}
 
 
-def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray]) -> None:
-    """Write the probabilities, float32 (N, classes) by split, to the stage's directory."""
-    arrays: dict[str, Any] = probabilities
+def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray], data: Data) -> None:
+    """Write the probabilities, float32 (N, classes) by split, and the labels, int64 (N,), to the stage's directory."""
+    labels = {f"{LABELS}{split}": data.labels[split] for split in probabilities}
+    arrays: dict[str, Any] = probabilities | labels
     record.atomic_save(job.directory / PROBABILITIES_FILE, lambda file: np.savez(file, **arrays))
+
+
+def _write_predictions(job: Job, probabilities: dict[str, np.ndarray], data: Data) -> None:
+    """Write a table per split, unless it is there and newer than the probabilities."""
+    source = job.directory / PROBABILITIES_FILE
+    for split, name in PREDICTIONS_FILES.items():
+        path = job.directory / name
+        if not path.exists() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            record.atomic_write(
+                path, predictions_csv(probabilities[split], data.labels[split], data.classes)
+            )
+
+
+def predictions_csv(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
+    """Return the predictions on one split as CSV.
+
+    Args:
+        probabilities: float32 (N, classes).
+        labels: int64 (N,).
+        classes: names, by index.
+
+    Returns:
+        A header, then a line per slice: its index in the split, label, predicted class, the probability of that class,
+        and the probability of each class, with nine digits.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "predicted", "probability", *classes])
+    for i, (row, label) in enumerate(zip(probabilities.tolist(), labels.tolist(), strict=True)):
+        best = int(np.argmax(probabilities[i]))
+        numbers = [f"{value:.9g}" for value in row]
+        writer.writerow([i, classes[label], classes[best], numbers[best], *numbers])
+    return text.getvalue()
 
 
 def _is_of(row: StageResult, job: Job) -> bool:

@@ -31,6 +31,7 @@ from train.json_format import to_json
 from train.options import TrainOptions
 from train.progress import phase
 from train.results import (
+    PREDICTIONS_FILES,
     PROBABILITIES_FILE,
     measure_stage,
     measure_test,
@@ -54,7 +55,13 @@ from train.stages import LISTED, STAGES, Stage, chosen_stages
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
-STAGE_FILES = ("checkpoint.pt", "history.csv", PROBABILITIES_FILE, "member.onnx")
+STAGE_FILES = (
+    "checkpoint.pt",
+    "history.csv",
+    PROBABILITIES_FILE,
+    *PREDICTIONS_FILES.values(),
+    "member.onnx",
+)
 
 
 @dataclass(frozen=True)
