@@ -269,6 +269,7 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
     )
     try:
         assert first.stdout.readline().startswith("device  cpu (")
+        assert first.stdout.readline().startswith("disk    about ")
         assert "epoch" in first.stdout.readline()
         assert train_here(tmp_path, *options) == 2
         assert "another run is using it" in capsys.readouterr().err
