@@ -28,7 +28,7 @@ class ExportOptions:
 
     Attributes:
         checkpoints: RUN/STAGE/checkpoint.pt, one or more.
-        data_dir: The directory of the data set. None: medmnist's own folder.
+        data_dir: The directory of the data set. None: the one that the run of the first checkpoint used.
         out: The directory for STAGE.onnx. None: member.onnx beside each checkpoint.
         bundle: The directory for a bundle. None: no bundle.
         precisions: The precisions to try for the bundle. None: all.
@@ -144,7 +144,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
+        help="directory of the data set's file, downloaded if it is missing (default: the one that the run used)",
     )
     add(
         "--out",
@@ -201,6 +201,7 @@ def export(options: ExportOptions) -> None:
     """
     from train import calibration, parallel
     from train.data import load_data
+    from train.data_dir import data_dir_of_checkpoint
 
     _check_options(options)
     parallel.limit_threads()
@@ -208,8 +209,16 @@ def export(options: ExportOptions) -> None:
     _check_checkpoints(checkpoints, options)
     first = checkpoints[0].facts
     data = load_data(
-        first.dataset, size=first.size, directory=options.data_dir, resample_from=first.stored
+        first.dataset,
+        size=first.size,
+        directory=data_dir_of_checkpoint(checkpoints[0].path, options.data_dir),
+        resample_from=first.stored,
     )
+    if first.smoke:
+        print(
+            f"export: warning: {checkpoints[0].path}: from a smoke run, its figures mean nothing; train without --smoke",
+            file=sys.stderr,
+        )
     data = calibration.add_calibration_split(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,6 +117,7 @@ def _write_files(
     failed: dict[str, list[str]] = {}
     for member in members:
         failures: list[str] = []
+        start = time.perf_counter()
         variants = make_variants(
             member.stage,
             _read_graph(member.file),
@@ -124,6 +126,7 @@ def _write_files(
             report=report,
             failed=failures.append,
         )
+        report(f"{member.stage}: variants done in {time.perf_counter() - start:.1f} s")
         if failures:
             failed[member.stage] = failures
         entries.append(_write_variants(building, member.stage, variants))

@@ -170,6 +170,11 @@ def write_repository(
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise TritonError(f"{directory}: not empty; name a new directory")
     manifest = open_bundle(bundle, device).manifest
+    if manifest.is_smoke:
+        print(
+            f"export: warning: {bundle}: from a smoke run, its answers mean nothing; train without --smoke",
+            file=sys.stderr,
+        )
     name = _model_name(manifest.name)
     served = _served_members(manifest, name, precision, device)
     names = [name, f"{name}-mean", *(member.model for member in served)]

@@ -71,6 +71,7 @@ class Precision:
         file_suffix: The part of file names between the stage and `.onnx`.
         convert: Converts the rewritten float32 graph to this precision. None for float32 itself.
         max_accuracy_loss: The largest loss of validation accuracy against float32 that is accepted.
+        value_bytes: Of one weight in the file.
         preferred_on_cpu: Whether an accepted variant is listed before float32.
     """
 
@@ -78,6 +79,7 @@ class Precision:
     file_suffix: str
     convert: Callable[[onnx.ModelProto, Slices], onnx.ModelProto] | None
     max_accuracy_loss: float
+    value_bytes: int
     preferred_on_cpu: bool = False
 
 
@@ -89,10 +91,17 @@ PRECISIONS = {
             ".int8",
             lambda model, slices: to_int8(model, slices.int8_samples()),
             max_accuracy_loss=0.002,
+            value_bytes=1,
             preferred_on_cpu=True,
         ),
-        Precision("fp32", "", None, max_accuracy_loss=0.0),
-        Precision("fp16", ".fp16", lambda model, _: to_fp16(model), max_accuracy_loss=0.002),
+        Precision("fp32", "", None, max_accuracy_loss=0.0, value_bytes=4),
+        Precision(
+            "fp16",
+            ".fp16",
+            lambda model, _: to_fp16(model),
+            max_accuracy_loss=0.002,
+            value_bytes=2,
+        ),
     )
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from organ_infer.files import atomic_directory
+from organ_infer.files import atomic_directory, created_directory
 
 
 def contents(directory):
@@ -85,3 +85,16 @@ def test_every_file_is_on_the_disk_before_the_directory_appears(tmp_path, monkey
         (building / "inside" / "b").write_text("b")
     assert sorted(steps[:2]) == ["a", "b"] and steps[2:] == ["renamed"]
     assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_directory_that_fails_leaves_no_new_parent(tmp_path):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "old" / "new" / "target"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["old"] and names(tmp_path / "old") == []
+
+
+def test_a_created_directory_stays_if_something_is_in_it(tmp_path):
+    with created_directory(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "file").touch()
+    assert names(tmp_path / "a") == ["file"]

@@ -455,4 +455,7 @@ def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatc
     assert "using the packaged" not in capfd.readouterr().err
     monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     assert main(["volume", "s", "--mask", "m"]) == 0
-    assert "organ-infer: note: using the packaged organamnist-edge (axial slices)" in capfd.readouterr().err
+    assert (
+        "organ-infer: note: using the packaged organamnist-edge (axial slices)"
+        in capfd.readouterr().err
+    )

@@ -10,9 +10,11 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,7 +100,8 @@ class Clock:
         return self.now
 
     def monotonic(self):
-        return self.now
+        # another process, which is waited for, lives in real time
+        return time.monotonic()
 
     def sleep(self, seconds):
         self.pauses.append(seconds)
@@ -137,8 +140,8 @@ def organsmnist(server, monkeypatch):
 
 
 def listed(directory):
-    """What lies there, but for the lock that a download holds."""
-    return [path.name for path in directory.iterdir() if not path.name.endswith(".lock")]
+    """The names of the files in a directory, also of hidden ones."""
+    return [path.name for path in directory.iterdir()]
 
 
 def test_the_default_data_set_is_downloaded_checked_and_read(organsmnist, server, tmp_path):
@@ -805,3 +808,110 @@ def test_the_axial_set_at_hand_is_the_published_one():
     data = load_data("organamnist", directory=DATA)
     assert [len(data.labels[s]) for s in ("train", "val", "test")] == [34561, 6491, 17778]
     assert data.counts["val"] == [321, 233, 225, 392, 568, 637, 1033, 1033, 1009, 529, 511]
+
+
+# what a failed download leaves behind
+
+
+def test_a_failed_download_leaves_no_directory_for_a_mistyped_name(server, organsmnist, tmp_path):
+    server.status = 404
+    with pytest.raises(RunError, match="the server answered 404"):
+        load_data("organsmnist", directory=tmp_path / "mistyped" / "data")
+    assert not listed(tmp_path)
+
+
+def test_a_failed_download_leaves_a_directory_that_was_there(server, organsmnist, tmp_path):
+    server.status = 404
+    (tmp_path / "data").mkdir()
+    with pytest.raises(RunError, match="the server answered 404"):
+        load_data("organsmnist", directory=tmp_path / "data")
+    assert listed(tmp_path) == ["data"] and not listed(tmp_path / "data")
+
+
+def test_a_download_leaves_only_its_file(server, organsmnist, tmp_path):
+    load_data("organsmnist", directory=tmp_path / "new")
+    assert listed(tmp_path / "new") == ["organsmnist.npz"]
+
+
+def test_an_interrupted_download_keeps_what_it_has_to_resume_from(server, tmp_path, monkeypatch):
+    def interrupted(url, path, part, digest, algorithm, attempts):
+        part.write_bytes(b"PK")
+        return "interrupted"
+
+    monkeypatch.setattr(download_module, "_fetch", interrupted)
+    with pytest.raises(RunError, match="interrupted"):
+        download(address(server), tmp_path / "new" / "a.npz", MD5)
+    assert listed(tmp_path / "new") == ["a.npz.part"]
+
+
+def test_an_empty_part_is_removed(server, tmp_path, monkeypatch):
+    def interrupted(url, path, part, digest, algorithm, attempts):
+        part.touch()
+        return "interrupted"
+
+    monkeypatch.setattr(download_module, "_fetch", interrupted)
+    with pytest.raises(RunError, match="interrupted"):
+        download(address(server), tmp_path / "new" / "a.npz", MD5)
+    assert not listed(tmp_path)
+
+
+def test_a_file_of_the_user_is_neither_replaced_nor_advised_to_be_removed(organsmnist, tmp_path):
+    path = tmp_path / "organsmnist.npz"
+    path.write_bytes(b"years of work")
+    found = hashlib.md5(b"years of work").hexdigest()
+    with pytest.raises(RunError) as caught:
+        load_data("organsmnist", directory=tmp_path)
+    assert str(caught.value).startswith(
+        f"{path}: has the name of MedMNIST's file but other content, expected MD5 {MD5}, found {found};"
+        " give another --data-dir, or rename this file to download http://127.0.0.1"
+    )
+    assert "remove" not in str(caught.value) and path.read_bytes() == b"years of work"
+
+
+# locks
+
+
+def test_a_lock_leaves_no_file(tmp_path):
+    lock = locks.Lock(tmp_path / ".lock")
+    assert lock.acquire() and listed(tmp_path) == [".lock"]
+    lock.release()
+    assert not listed(tmp_path)
+
+
+def test_a_marker_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "lock_file", lambda descriptor: None)
+    lock, other = locks.Lock(tmp_path / ".lock"), locks.Lock(tmp_path / ".lock")
+    assert lock.acquire() and not other.acquire()
+    assert listed(tmp_path) == [".lock.owner"]
+    lock.release()
+    assert not listed(tmp_path)
+
+
+def test_a_file_that_its_owner_removed_meanwhile_is_not_taken_for_the_lock(tmp_path, monkeypatch):
+    """The owner removes the file between the opening and the locking of another process."""
+    owner, waiting = locks.Lock(tmp_path / ".lock"), locks.Lock(tmp_path / ".lock")
+    assert owner.acquire()
+    real = locks.lock_file
+
+    def release_first(descriptor):
+        monkeypatch.setattr(locks, "lock_file", real)
+        owner.release()
+        return real(descriptor)
+
+    monkeypatch.setattr(locks, "lock_file", release_first)
+    assert waiting.acquire()
+    assert not locks.Lock(tmp_path / ".lock").acquire()
+
+
+def test_a_file_system_that_never_shows_the_same_file_twice_does_not_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.os.path, "samestat", lambda first, second: False)
+    assert locks.Lock(tmp_path / ".lock").acquire()
+
+
+def test_a_file_larger_than_the_disk_is_not_begun(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        download_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=len(CONTENT) - 1)
+    )
+    with pytest.raises(RunError, match=r"a\.npz: download failed \(0 MB needed, 0 MB free\)"):
+        download(address(server), tmp_path / "new" / "a.npz", MD5)
+    assert server.ranges == [None] and not listed(tmp_path)

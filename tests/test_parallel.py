@@ -342,7 +342,7 @@ def shut_down():
         time.sleep(600)
 
 
-def train(stage, data, recipe, device, directory, *, report=print, group=None):
+def train(stage, data, recipe, device, directory, *, report=print, group=None, label=""):
     if rank == "1":
         raise fit.StageFailed(f"{stage.name}: made to fail")
     if group is not None and group.size > 1:

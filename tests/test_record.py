@@ -458,3 +458,15 @@ def test_a_lock_in_a_place_that_cannot_be_written_is_named(tmp_path):
         record.locked(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def test_a_run_that_writes_nothing_leaves_no_directory(tmp_path):
+    with pytest.raises(ZeroDivisionError), record.locked(tmp_path / "runs" / "organsmnist"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_its_files_without_the_lock(tmp_path):
+    with record.locked(tmp_path / "runs"):
+        (tmp_path / "runs" / "results.json").touch()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["results.json"]

@@ -273,7 +273,7 @@ def test_facts_of_a_stage_are_those_of_its_entry():
         "stops": "after 5 epochs without a better validation accuracy, at the latest after 40, keeping the best weights",
         "augmented": "no",
         "epochs": "7",
-        "best epoch": "3",
+        "kept epoch": "3",
         "time": "90.0 s",
         "time per epoch": "12.9 s",
         "seed": "1",
@@ -286,7 +286,7 @@ def test_facts_over_several_seeds_are_listed_seed_by_seed():
         row_of(seed=5, epochs=9, best_epoch=None, seconds=200.0, seconds_per_epoch=1.0),
     )
     found = dict(wording.facts(Stage("big", rows), run_of()))
-    assert (found["seeds"], found["epochs"], found["best epoch"]) == ("1, 5", "7, 9", "3, –")
+    assert (found["seeds"], found["epochs"], found["kept epoch"]) == ("1, 5", "7, 9", "3, –")
     assert (found["time"], found["time per epoch"]) == ("90.0 s, 3 min", "12.9 s, 1.0 s")
     assert "seed" not in found and "training precision" not in found
 
@@ -294,7 +294,7 @@ def test_facts_over_several_seeds_are_listed_seed_by_seed():
 def test_facts_that_are_not_known_are_left_out():
     rows = (row_of(name="other", network="", best_epoch=None, precision=None),)
     found = dict(wording.facts(Stage("other", rows), run_of()))
-    assert not {"network", "training precision", "stops", "augmented", "best epoch"} & set(found)
+    assert not {"network", "training precision", "stops", "augmented", "kept epoch"} & set(found)
     assert found["starting weights"] == "none: random, trained from scratch"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +228,69 @@ def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job,
         *("weights", "precision", "export", "train", "val", "test", "calibration"),
     ]
     with np.load(job.directory / "probabilities.npz") as kept:
-        assert set(kept) == {"train", "val", "test", calibration.SPLIT}
+        splits = {"train", "val", "test", calibration.SPLIT}
+        assert set(kept) == splits | {f"labels_{split}" for split in splits}
+        assert all(np.array_equal(kept[f"labels_{s}"], data.labels[s]) for s in splits)
         assert np.allclose(kept["test"], wrongly(data.labels["test"], 0, 1, 6))
+
+
+def tables_of(job):
+    return {split: job.directory / f"predictions_{split}.csv" for split in results.SPLITS}
+
+
+def test_a_stage_has_a_table_of_predictions_per_split(job, data):
+    found = Results()
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    for split, wrong in {"train": {0, 3}, "val": {5}, "test": {0, 1, 6}}.items():
+        with tables_of(job)[split].open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["index", "label", "predicted", "probability", *data.classes]
+        assert [row["index"] for row in rows] == [str(i) for i in range(COUNTS[split])]
+        assert [row["label"] for row in rows] == [data.classes[k] for k in data.labels[split]]
+        assert {i for i, row in enumerate(rows) if row["predicted"] != row["label"]} == wrong
+        for row in rows:
+            assert row["probability"] == row[row["predicted"]] and float(row["probability"]) > 0.7
+            assert sum(float(row[name]) for name in data.classes) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_numbers_of_a_table_are_exact_in_float32_and_names_are_quoted():
+    value = np.float32(1 / 3)
+    text = results.predictions_csv(
+        np.array([[value, 1 - value]], np.float32), np.array([0]), ["liver, left", "heart"]
+    )
+    (row,) = csv.DictReader(text.splitlines())
+    assert (row["label"], row["predicted"]) == ("liver, left", "heart")
+    assert np.float32(row["liver, left"]) == value
+
+
+def test_tables_of_predictions_that_are_lost_or_old_are_written_again(job, data):
+    found = Results()
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    tables = tables_of(job)
+    expected = {split: path.read_bytes() for split, path in tables.items()}
+    tables["train"].unlink()
+    tables["val"].write_text("old")
+    os.utime(tables["val"], (1, 1))
+    tables["test"].write_text("mine")
+    results.measure_test(job, data, CPU, found)
+    assert tables["train"].read_bytes() == expected["train"]
+    assert tables["val"].read_bytes() == expected["val"]
+    assert tables["test"].read_text() == "mine"
+
+
+def test_probabilities_of_earlier_versions_without_labels_are_read(job, data):
+    found = Results()
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    path = job.directory / "probabilities.npz"
+    with np.load(path) as kept:
+        arrays = {name: kept[name] for name in kept if not name.startswith("labels_")}
+    np.savez(path, **arrays)
+    results.measure_stage(job, data, CPU, found)
+    results.measure_test(job, data, CPU, found)
+    assert len(results.exports) == 1
 
 
 def test_a_stage_that_is_measured_is_not_measured_again(job, data, monkeypatch):
@@ -328,7 +391,8 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
     for split, count in COUNTS.items():
         assert row.on(split).accuracy == pytest.approx((count - 2) / count)
     with np.load(job.directory / "probabilities.npz") as kept:
-        assert set(kept) == {"train", "val", "test"} and kept["test"].dtype == np.float32
+        assert {name for name in kept if not name.startswith("labels_")} == {"train", "val", "test"}
+        assert kept["test"].dtype == np.float32
         assert sorted({float(p) for p in kept["test"].max(1)}) == pytest.approx([0.5625, 0.6875])
     rows = found.stages[:-1]
     for member in rows:
@@ -424,7 +488,7 @@ def test_the_table_has_a_line_for_each_stage():
         "stage",
         "parameters",
         "epochs",
-        "best",
+        "kept",
         "s/epoch",
         "train",
         "val",

@@ -441,6 +441,18 @@ def test_a_run_goes_from_training_to_test_to_the_report_in_that_order(tmp_path, 
     )
 
 
+def test_a_disk_that_is_too_small_is_refused_before_training_and_nothing_is_left(
+    tmp_path, faked, monkeypatch
+):
+    def refused(directory: Path, *_: Any) -> str:
+        raise RunError(f"{directory}: about 2 GB needed")
+
+    monkeypatch.setattr(run, "check_space", refused)
+    with pytest.raises(RunError, match="about 2 GB needed"):
+        run.run(options(tmp_path, "--stages", "big"))
+    assert faked.steps == [] and not (tmp_path / "runs").exists()
+
+
 def test_the_processes_train_as_one_group_and_the_first_then_uses_all_processors(
     tmp_path, faked, monkeypatch
 ):
@@ -539,7 +551,7 @@ def test_what_other_runs_left_is_swept_and_fresh_removes_what_runs_leave_alone(t
     assert (place / "base" / "file").exists() and not (place / ".results.json.x.partial").exists()
     run.run(options(tmp_path, "--fresh"))
     left = sorted(path.name for path in place.iterdir())
-    assert left == [".lock", "mine", "notes.txt", "results.json"]
+    assert left == ["mine", "notes.txt", "results.json"]
     assert results_of(tmp_path)["settings"]["seed"] == 1
 
 

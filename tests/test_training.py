@@ -21,8 +21,10 @@ from train.augment import augment
 from train.batches import split_order
 from train.config import TrainConfig
 from train.ema import ModelEma
+from train.jobs import plan_jobs
 from train.learner import Learner
 from train.networks import ResidualNetwork, make_network
+from train.options import TrainOptions
 from train.parallel import ALONE, Group
 from train.recipes import EdgeRecipe, ReferenceRecipe
 from train.stages import STAGES
@@ -635,6 +637,37 @@ def test_the_time_that_is_left_counts_patience(stage, epochs, best, left):
     history[-1]["seconds"] += (100.0 - mean) * epochs
     line = progress.progress_line(STAGES[stage], 100, history, best, 0.5)
     assert line.endswith(f" left {left}")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kept"),
+    [
+        ("early_stopping", "(best 0.7500, epoch 2)"),
+        ("base", "(kept: last epoch)"),
+        ("edge", "(kept: last epoch)"),
+    ],
+)
+def test_the_line_of_an_epoch_names_the_weights_that_are_kept(stage, kept):
+    row = {"train_loss": 1.0, "val_accuracy": 0.5, "seconds": 2.0}
+    line = progress.progress_line(STAGES[stage], 9, [row] * 3, 2, 0.75)
+    assert f"val accuracy 0.5000 {kept}  2.0 s" in line and line.startswith(f"{stage} ")
+    assert progress.progress_line(
+        STAGES[stage], 9, [row] * 3, 2, 0.75, label=f"{stage} #2"
+    ).startswith(f"{stage} #2 ")
+
+
+def test_one_of_several_seeds_is_named_and_a_single_one_is_not(tmp_path):
+    for seeds, labels in ((1, ["base"]), (2, ["base #1", "base #2"])):
+        jobs = plan_jobs([STAGES["base"]], TrainOptions(seeds=seeds), {}, tmp_path)
+        assert [job.label for job in jobs] == labels
+
+
+def test_a_phase_is_reported_with_its_time_when_it_has_ended(monkeypatch):
+    lines, times = [], iter((10.0, 12.34))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(times))
+    with progress.phase("bundle", lines.append):
+        assert not lines
+    assert lines == ["bundle         done in 2.3 s"]
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,7 @@ def test_the_run_ends_in_a_table_of_accuracies_and_the_places_of_what_it_made(ru
         "stage",
         "parameters",
         "epochs",
-        "best",
+        "kept",
         "s/epoch",
         "train",
         "val",
@@ -404,7 +404,11 @@ def test_the_run_ends_in_a_table_of_accuracies_and_the_places_of_what_it_made(ru
         (said,) = [
             line for line in lines if line.startswith(f"{stage} ") and "exported: 97 slices" in line
         ]
-        assert said.endswith(f"val accuracy {truth[stage, 'val']['accuracy']:.4f}")
+        assert re.search(rf"val accuracy {truth[stage, 'val']['accuracy']:.4f}, \d+\.\d s$", said)
+        assert any(re.match(rf"{stage} +measured: .*, \d+\.\d s$", line) for line in lines)
+    phases = [line[10:].split() for line in lines if " done in " in line and "variants" not in line]
+    assert [words[0] for words in phases] == ["measuring", "robustness", "bundle", "report"]
+    assert sum(": variants done in " in line for line in lines) >= 1
 
 
 # the bundles
@@ -791,7 +795,7 @@ def test_the_page_names_the_view_the_stages_that_did_not_run_and_the_record(
         assert pairs["parameters", f"{rows[stage]['parameters']:,}"] == 1
         assert pairs["network", rows[stage]["network"]] == 1
         assert pairs["time", f"{rows[stage]['seconds']:.1f} s"] >= 1
-    assert Counter(text for name, text in page.pairs if name == "best epoch") == Counter(
+    assert Counter(text for name, text in page.pairs if name == "kept epoch") == Counter(
         str(rows[stage]["best_epoch"]) for stage in NETWORKS
     )
     augmented = [text for name, text in page.pairs if name == "augmented"]

@@ -142,15 +142,15 @@ def load_data(
     if not exists:
         download(published["url"], path, published["md5"])
     elif not path.is_file():
-        raise RunError(f"{path}: not a file; remove it or choose another --data-dir")
+        raise RunError(f"{path}: not a file; rename it or choose another --data-dir")
     try:
         digest = digest_of(path, "md5")
     except OSError as e:
         raise RunError(f"{path}: cannot be read ({e.strerror}); choose another --data-dir") from e
     if digest != published["md5"]:
         raise RunError(
-            f"{path}: not the published file, expected MD5 {published['md5']}, found {digest}; "
-            f"remove it to download it again, or fetch {published['url']}"
+            f"{path}: has the name of MedMNIST's file but other content, expected MD5 {published['md5']},"
+            f" found {digest}; give another --data-dir, or rename this file to download {published['url']}"
         )
     classes = published["classes"]
     images, labels = _read(path, stored, len(classes))
@@ -178,16 +178,18 @@ def _read(
             raise RunError(
                 f"{path}: cannot be read ({e.strerror}); choose another --data-dir"
             ) from e
-        raise RunError(f"{path}: not a MedMNIST file ({e}); remove it to download it again") from e
+        raise RunError(
+            f"{path}: not a MedMNIST file ({e}); choose another --data-dir, or rename this file"
+        ) from e
     for split in SPLITS:
         x, y = images[split], labels[split]
         if x.dtype != np.uint8 or x.shape != (len(y), size, size):
             raise RunError(
-                f"{path}: expected {split} images uint8 ({len(y)}, {size}, {size}), found {x.dtype} {x.shape}; remove it to"
-                " download it again"
+                f"{path}: expected {split} images uint8 ({len(y)}, {size}, {size}), found {x.dtype} {x.shape};"
+                " choose another --data-dir, or rename this file"
             )
         if not len(y) or y.min() < 0 or y.max() >= classes:
             raise RunError(
-                f"{path}: expected {split} labels of 0 to {classes - 1}; remove it to download it again"
+                f"{path}: expected {split} labels of 0 to {classes - 1}; choose another --data-dir, or rename this file"
             )
     return images, labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import errno
 import hashlib
@@ -9,6 +10,7 @@ import http.client
 import math
 import os
 import random
+import shutil
 import ssl
 import sys
 import time
@@ -17,7 +19,7 @@ import urllib.request
 from datetime import UTC
 from pathlib import Path
 
-from organ_infer.files import flush_file
+from organ_infer.files import created_directory, flush_file
 from train.errors import RunError
 from train.locks import Lock
 
@@ -73,7 +75,7 @@ def download(
 ) -> None:
     """Download a file to `path` + ".part", check its digest, and rename it to `path`.
 
-    A later attempt resumes the ".part" file. Between two attempts the server gets time: as much as its Retry-After asks
+    A download that fails leaves nothing behind but what it has of the file: a later attempt resumes the ".part" file. Between two attempts the server gets time: as much as its Retry-After asks
     for, at least seconds that double from attempt to attempt. If several processes call this, one downloads and the others
     wait for it, as long as its file grows.
 
@@ -90,22 +92,26 @@ def download(
     part = path.with_name(path.name + ".part")
     manual_fetch = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
     lock = Lock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        acquired = _wait_for(lock, path, part)
-    except OSError as e:
-        raise RunError(
-            f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir or {manual_fetch}"
-        ) from e
-    if not acquired:
-        return
-    try:
-        if not path.exists():
-            reason = _fetch(url, path, part, digest, algorithm, attempts)
-            if reason:
-                raise RunError(f"{path.name}: download failed ({reason}); {manual_fetch}")
-    finally:
-        lock.release()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(created_directory(path.parent))
+            acquired = _wait_for(lock, path, part)
+        except OSError as e:
+            raise RunError(
+                f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir or {manual_fetch}"
+            ) from e
+        if not acquired:
+            return
+        try:
+            if not path.exists():
+                reason = _fetch(url, path, part, digest, algorithm, attempts)
+                if reason:
+                    raise RunError(f"{path.name}: download failed ({reason}); {manual_fetch}")
+        finally:
+            # an empty part is nothing to resume from
+            if not _size_of(part):
+                part.unlink(missing_ok=True)
+            lock.release()
 
 
 def _wait_for(lock: Lock, path: Path, part: Path) -> bool:
@@ -118,7 +124,7 @@ def _wait_for(lock: Lock, path: Path, part: Path) -> bool:
     while not lock.acquire():
         if path.exists():
             return False
-        if size != (now := part.stat().st_size if part.exists() else 0):
+        if size != (now := _size_of(part)):
             size, since = now, time.monotonic()
         if time.monotonic() - since >= WAIT:
             file = lock.marker if lock.is_marked else lock.path
@@ -131,11 +137,19 @@ def _wait_for(lock: Lock, path: Path, part: Path) -> bool:
     return True
 
 
+def _size_of(part: Path) -> int:
+    """Return the bytes of a file; 0 if there is none, as when another process has just renamed it."""
+    try:
+        return part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
     """Download a file. Returns why it failed, or an empty string."""
     waited, failures = 0.0, 0
     for attempt in range(1, attempts + 1):
-        before = part.stat().st_size if part.exists() else 0
+        before = _size_of(part)
         try:
             _attempt(url, path, part, digest, algorithm)
         except _Unavailable as e:
@@ -143,7 +157,7 @@ def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attemp
             if not e.again or attempt == attempts:
                 return reason
             # an attempt that got further begins the waiting anew
-            after = part.stat().st_size if part.exists() else 0
+            after = _size_of(part)
             failures = 1 if after > before else failures + 1
             pause = _pause(failures, e.wait)
             if waited + pause > LONGEST_WAIT:
@@ -228,7 +242,7 @@ def _fetch_rest(url: str, part: Path) -> bool:
     """Append the rest of a file to `part`. Returns whether it has the length that the server announced."""
     from tqdm import tqdm
 
-    start = part.stat().st_size if part.exists() else 0
+    start = _size_of(part)
     request = urllib.request.Request(url, headers={"User-Agent": "organ-infer-train"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -238,6 +252,11 @@ def _fetch_rest(url: str, part: Path) -> bool:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
+        free = shutil.disk_usage(part.parent).free
+        if length and int(length) > free:
+            raise _Unavailable(
+                f"{int(length) / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free", again=False
+            )
         name = part.name.removesuffix(".part")
         with (
             part.open("ab" if start else "wb") as file,

@@ -78,6 +78,7 @@ class _Training:
     writer: CheckpointWriter
     report: Callable[[str], None]
     group: Group
+    label: str
 
     def checkpoint(self) -> Checkpoint:
         """Return the checkpoint after the last epoch, from which training can resume."""
@@ -101,6 +102,7 @@ def fit(
     recipe: Recipe | None = None,
     report: Callable[[str], None] = print,
     group: Group = ALONE,
+    label: str = "",
 ) -> Checkpoint:
     """Train a stage to its end, or resume it from `directory`/checkpoint.pt.
 
@@ -115,6 +117,7 @@ def fit(
         recipe: by default the stage's own.
         report: called with one line per epoch.
         group: the processes that train this network together.
+        label: what the lines begin with; by default the stage's name.
 
     Returns:
         The finished checkpoint.
@@ -151,12 +154,12 @@ def fit(
             previous.best_epoch,
             previous.resume.best_accuracy,
         )
-        report(f"{stage.name}: continues after epoch {len(progress.history)}")
+        report(f"{label or stage.name}: continues after epoch {len(progress.history)}")
 
     # the epochs
     facts = _facts(stage, data, config, network, weights, settings)
     training = _Training(
-        stage, data, config, device, facts, learner, progress, writer, report, group
+        stage, data, config, device, facts, learner, progress, writer, report, group, label
     )
     try:
         _run_epochs(training)
@@ -361,6 +364,7 @@ def _write_epoch(training: _Training, *, new_best: bool) -> None:
             progress.history,
             progress.best_epoch,
             progress.best_accuracy,
+            label=training.label,
         )
     )
 

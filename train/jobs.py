@@ -26,6 +26,12 @@ class Job:
     config: TrainConfig
     directory: Path
 
+    @property
+    def label(self) -> str:
+        """What lines about the job begin with: the stage, and one of several seeds."""
+        several = self.directory.name != self.stage.name
+        return f"{self.stage.name} #{self.config.seed}" if several else self.stage.name
+
 
 def epoch_caps(values: Sequence[str]) -> dict[str, int]:
     """Parse --max-epochs.

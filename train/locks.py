@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
 
 from organ_infer.files import lock_file, open_flags
+
+# to lock a file that another process removes at the same time
+ATTEMPTS = 100
 
 
 class Lock:
@@ -16,7 +20,7 @@ class Lock:
     behind. The marker of a process of this computer that has ended is removed by the next one.
 
     Args:
-        path: of the file to lock. It is created, and never removed.
+        path: of the file to lock. It is created, and removed when the lock is given back.
 
     Attributes:
         marker: the path of the marker file.
@@ -36,22 +40,45 @@ class Lock:
             OSError: the file cannot be created.
         """
         flags = open_flags(os.O_RDWR | os.O_CREAT, "O_CLOEXEC", "O_BINARY")
-        descriptor = os.open(self.path, flags, 0o666)
-        locked = lock_file(descriptor)
-        if locked:
-            self._descriptor = descriptor
-            return True
-        os.close(descriptor)
+        for attempt in range(ATTEMPTS):
+            descriptor = os.open(self.path, flags, 0o666)
+            locked = lock_file(descriptor)
+            # a file system that numbers its files anew with each question must not hang the run
+            if locked and (self._is_at_path(descriptor) or attempt == ATTEMPTS - 1):
+                self._descriptor = descriptor
+                return True
+            os.close(descriptor)
+            # if locked, the former owner removed the file after it was opened here
+            if not locked:
+                break
         self.is_marked = locked is None
-        return self.is_marked and (self._mark() or (self._is_stale() and self._mark_again()))
+        if not self.is_marked:
+            return False
+        # without locks the file itself means nothing
+        self._remove(self.path)
+        return self._mark() or (self._is_stale() and self._mark_again())
 
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor >= 0:
+            # while the lock is held, so that nobody loses a lock on this file
+            self._remove(self.path)
             os.close(self._descriptor)
             self._descriptor = -1
         elif self.is_marked:
             self.marker.unlink(missing_ok=True)
+
+    def _is_at_path(self, descriptor: int) -> bool:
+        """Return whether an open file is still the one at `path`."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except OSError:
+            return False
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
     def owner(self) -> str:
         """Return who has the lock, as in "process 123 on HOST"; an empty text if it is not known."""

@@ -1,8 +1,10 @@
-"""The line that a run prints after every epoch."""
+"""The lines that a run prints after every epoch and after every phase."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +17,8 @@ def progress_line(
     history: Sequence[Mapping[str, float]],
     best_epoch: int,
     best: float,
+    *,
+    label: str = "",
 ) -> str:
     """Format the outcome of the last epoch and the remaining time of the stage.
 
@@ -24,6 +28,7 @@ def progress_line(
         history: one row per epoch so far, columns `record.HISTORY_COLUMNS`.
         best_epoch: counted from 1.
         best: its accuracy on validation, 0 to 1.
+        label: what the line begins with; by default the stage's name.
 
     Returns:
         One line.
@@ -35,11 +40,25 @@ def progress_line(
     if stage.patience is not None:
         shortest = min(longest, (best_epoch + stage.patience - epoch) * seconds)
     left = clock(longest) if shortest == longest else f"{clock(shortest)} to {clock(longest)}"
+    kept = "kept: last epoch" if stage.patience is None else f"best {best:.4f}, epoch {best_epoch}"
     return (
-        f"{stage.name:<14} epoch {epoch:>3}/{max_epochs}  loss {row['train_loss']:.3f}  "
-        f"val accuracy {row['val_accuracy']:.4f} (best {best:.4f}, epoch {best_epoch})  "
+        f"{label or stage.name:<14} epoch {epoch:>3}/{max_epochs}  loss {row['train_loss']:.3f}  "
+        f"val accuracy {row['val_accuracy']:.4f} ({kept})  "
         f"{row['seconds']:.1f} s  left {left}"
     )
+
+
+@contextlib.contextmanager
+def phase(name: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Report the time of a phase of the run when it has ended.
+
+    Args:
+        name: of the phase.
+        report: called with one line.
+    """
+    start = time.perf_counter()
+    yield
+    report(f"{name:<14} done in {time.perf_counter() - start:.1f} s")
 
 
 def clock(seconds: float) -> str:

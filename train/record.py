@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from organ_infer.files import flush_directory, flush_file
+from organ_infer.files import created_directory, flush_directory, flush_file
 from train.errors import DamagedFile, RunError
 from train.locks import Lock
 
@@ -276,7 +276,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run's directory. The lock ends with the process.
+    """Hold the lock of a run's directory, which is created. The lock ends with the process.
+
+    A run that writes nothing leaves no new directory behind.
 
     On a file system without locks, such as some network ones, a file marks the directory as in use. A killed process
     leaves that file behind, so a note on standard error names it.
@@ -285,26 +287,23 @@ def locked(directory: Path) -> Iterator[None]:
         RunError: another run holds the lock, or the directory cannot be written to.
     """
     lock = Lock(directory / ".lock")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        acquired = lock.acquire()
-    except OSError as e:
-        raise RunError(
-            f"{directory}: cannot be written ({e.strerror}); choose another --out"
-        ) from e
-    if not acquired:
-        raise RunError(f"{directory}: another run is using it{_remedy(lock)}")
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(created_directory(directory))
+            acquired = lock.acquire()
+        except OSError as e:
+            raise RunError(
+                f"{directory}: cannot be written ({e.strerror}); choose another --out"
+            ) from e
+        if not acquired:
+            raise RunError(f"{directory}: another run is using it{_remedy(lock)}")
+        stack.callback(lock.release)
         if lock.is_marked:
-            print(
-                f"train: note: {directory}: this file system has no locks; {lock.marker} marks the directory as in"
-                " use, remove it if a run on another computer is killed",
-                file=sys.stderr,
-                flush=True,
+            note(
+                f"{directory}: this file system has no locks; {lock.marker} marks the directory as in"
+                " use, remove it if a run on another computer is killed"
             )
         yield
-    finally:
-        lock.release()
 
 
 def _remedy(lock: Lock) -> str:

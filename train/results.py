@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,10 +58,18 @@ UNRECORDED_SETTINGS: dict[str, object] = {"deterministic": False}
 # a resumed run may change --amp: each stage records its own precision and resumes only in that precision
 NOT_COMPARED = ("amp",)
 PROBABILITIES_FILE = "probabilities.npz"
+# what the names of the labels in it begin with, before the split
+LABELS = "labels_"
+PREDICTIONS_FILES = {split: f"predictions_{split}.csv" for split in SPLITS}
 
 
 def open_results(
-    directory: Path, data: Data, device: torch.device, settings: dict[str, object]
+    directory: Path,
+    data: Data,
+    device: torch.device,
+    settings: dict[str, object],
+    *,
+    data_dir: Path | None = None,
 ) -> Results:
     """Read the results of a resumed run, or create those of a new one.
 
@@ -66,9 +78,10 @@ def open_results(
         data: the data set.
         device: the device of this run.
         settings: the options of this run, by name.
+        data_dir: the folder of the data set, which later commands use; None for medmnist's own.
 
     Returns:
-        The existing rows, with the device, versions and settings of this run.
+        The existing rows, with the device, data folder, versions and settings of this run.
 
     Raises:
         RunError: results.json is of another program or version, or one of its settings differs from this run's.
@@ -85,6 +98,7 @@ def open_results(
             classes=data.classes,
         ),
         device=device_name(device),
+        data_dir=None if data_dir is None else os.path.abspath(data_dir),
         versions=_versions(),
         settings=settings,
     )
@@ -152,7 +166,7 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
         row, probabilities = _measured_network(job, data, device)
     else:
         row, probabilities = _averaged_members(job, results)
-    _save_probabilities(job, probabilities)
+    _save_probabilities(job, probabilities, data)
     row.train = measure(probabilities["train"], data.labels["train"])
     row.val = measure(probabilities["val"], data.labels["val"])
     results.stages = [*(r for r in results.stages if not _is_of(r, job)), row]
@@ -214,6 +228,7 @@ def _measured_network(
     """Export and run a network. Returns its row without metrics, and its probabilities by split."""
     network, checkpoint = load_trained(job)
     path = job.directory / "member.onnx"
+    start = time.perf_counter()
     try:
         parity = export_member(
             network, path, data.images["val"], data.labels["val"], size=data.size
@@ -221,15 +236,21 @@ def _measured_network(
     except ExportError as e:
         raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e
     print(
-        f"{job.stage.name:<14} exported: {parity.slices} slices through onnxruntime, logits within "
-        f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}",
+        f"{job.label:<14} exported: {parity.slices} slices through onnxruntime, logits within "
+        f"{parity.max_abs:.1e} of PyTorch's, val accuracy {parity.accuracy:.4f}, {time.perf_counter() - start:.1f} s",
         flush=True,
     )
+    exported = time.perf_counter()
     network.to(device)
     probabilities = {
         split: fit.probabilities(fit.evaluate(network, data.network_images(split)))
         for split in ("train", "val", SPLIT)
     }
+    print(
+        f"{job.label:<14} measured: train, validation and the slices of the temperature,"
+        f" {time.perf_counter() - exported:.1f} s",
+        flush=True,
+    )
     facts = checkpoint.facts
     seconds = [epoch["seconds"] for epoch in checkpoint.history]
     row = StageResult(
@@ -296,13 +317,14 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
             probabilities["test"] = mean_probabilities(
                 [_probabilities(member)["test"] for member in members]
             )
-        _save_probabilities(job, probabilities)
+        _save_probabilities(job, probabilities, data)
         row.test = measure(probabilities["test"], data.labels["test"])
+    _write_predictions(job, probabilities, data)
     if row.calibration is None or row.calibration.fitted_on != describe_split(data):
         networks = [_probabilities(folder) for folder in members or (job.directory,)]
         row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
         if row.calibration.rejected:
-            print(f"{job.stage.name:<14} {row.calibration.rejected}; it stays 1", flush=True)
+            print(f"{job.label:<14} {row.calibration.rejected}; it stays 1", flush=True)
 
 
 def _probabilities(directory: Path) -> dict[str, np.ndarray]:
@@ -311,13 +333,47 @@ def _probabilities(directory: Path) -> dict[str, np.ndarray]:
     probabilities = record.read_arrays(path)
     if not probabilities:
         raise RunError(f"{path}: no such file; rerun the command that trained the stage")
-    return probabilities
+    return {name: array for name, array in probabilities.items() if not name.startswith(LABELS)}
 
 
-def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray]) -> None:
-    """Write the probabilities, float32 (N, classes) by split, to the stage's directory."""
-    arrays: dict[str, Any] = probabilities
+def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray], data: Data) -> None:
+    """Write the probabilities, float32 (N, classes) by split, and the labels, int64 (N,), to the stage's directory."""
+    labels = {f"{LABELS}{split}": data.labels[split] for split in probabilities}
+    arrays: dict[str, Any] = probabilities | labels
     record.atomic_save(job.directory / PROBABILITIES_FILE, lambda file: np.savez(file, **arrays))
+
+
+def _write_predictions(job: Job, probabilities: dict[str, np.ndarray], data: Data) -> None:
+    """Write a table per split, unless it is there and newer than the probabilities."""
+    source = job.directory / PROBABILITIES_FILE
+    for split, name in PREDICTIONS_FILES.items():
+        path = job.directory / name
+        if not path.exists() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            record.atomic_write(
+                path, predictions_csv(probabilities[split], data.labels[split], data.classes)
+            )
+
+
+def predictions_csv(probabilities: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
+    """Return the predictions on one split as CSV.
+
+    Args:
+        probabilities: float32 (N, classes).
+        labels: int64 (N,).
+        classes: names, by index.
+
+    Returns:
+        A header, then a line per slice: its index in the split, label, predicted class, the probability of that class,
+        and the probability of each class, with nine digits.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "label", "predicted", "probability", *classes])
+    for i, (row, label) in enumerate(zip(probabilities.tolist(), labels.tolist(), strict=True)):
+        best = int(np.argmax(probabilities[i]))
+        numbers = [f"{value:.9g}" for value in row]
+        writer.writerow([i, classes[label], classes[best], numbers[best], *numbers])
+    return text.getvalue()
 
 
 def _is_of(row: StageResult, job: Job) -> bool:
@@ -366,7 +422,7 @@ def _mean_std(rows: list[StageResult], split: str, metric: str) -> MeanStd:
 
 def table(results: Results) -> str:
     """Format the table that ends a run: a line per stage and seed, then the means over seeds."""
-    head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'best':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
+    head = f"{'stage':<15}{'parameters':>12}{'epochs':>8}{'kept':>6}{'s/epoch':>9}{'train':>9}{'val':>9}{'test':>9}"
     flag = results.dataset.flag if results.dataset else ""
     lines = ["", f"{flag}, accuracy on {results.device}", head, "-" * len(head)]
     several = len({row.seed for row in results.stages}) > 1

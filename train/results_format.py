@@ -144,6 +144,8 @@ class Results:
     smoke: bool = False
     dataset: Dataset | None = None
     device: str = ""
+    # absolute path of the folder of --data-dir; None for medmnist's own, and in old runs
+    data_dir: str | None = field(default=None, metadata=OPTIONAL)
     versions: dict[str, str] = field(default_factory=dict)
     # options of the run, which are compared key by key when the run is resumed
     settings: dict[str, object] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from train.arguments import device_name
 from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
+from train.data_dir import data_dir_of
 from train.devices import choose_device
 from train.download import digest_of
 from train.ensemble import mean_probabilities
@@ -358,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file (default: medmnist's own folder)",
+        help="directory of the data set's file (default: the one that the run used)",
     )
     add("--split", choices=SPLITS, default="test", help="split to measure on (default: test)")
     add(
@@ -392,7 +393,7 @@ def _measure(options: argparse.Namespace) -> str:
     data = load_data(
         dataset.flag,
         size=dataset.size,
-        directory=options.data_dir,
+        directory=data_dir_of(results, options.data_dir),
         resample_from=dataset.resample_from,
     )
     data = data.smoke() if results.smoke else data

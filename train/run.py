@@ -20,14 +20,18 @@ from export.variants import PRECISIONS
 from organ_infer import BundleError
 from organ_infer.bundle.files import open_bundle
 from train import calibration, devices, fit, parallel, record
+from train.bundled import describe_bundle
 from train.checkpoint import read_checkpoint
 from train.data import Data, load_data
+from train.disk import check_space
 from train.download import digest_of
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
+from train.progress import phase
 from train.results import (
+    PREDICTIONS_FILES,
     PROBABILITIES_FILE,
     measure_stage,
     measure_test,
@@ -51,7 +55,13 @@ from train.stages import LISTED, STAGES, Stage, chosen_stages
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
 
 
-STAGE_FILES = ("checkpoint.pt", "history.csv", PROBABILITIES_FILE, "member.onnx")
+STAGE_FILES = (
+    "checkpoint.pt",
+    "history.csv",
+    PROBABILITIES_FILE,
+    *PREDICTIONS_FILES.values(),
+    "member.onnx",
+)
 
 
 @dataclass(frozen=True)
@@ -126,16 +136,22 @@ def run(options: TrainOptions) -> None:
         results = _prepare_directory(plan, data)
         jobs = plan.jobs()
         _check_weights(jobs, data)
+        processes = plan.group.size if options.parallel == "stages" else 1
+        print(check_space(plan.directory, jobs, data, plan.precisions, processes), flush=True)
         write_results(plan.directory, results)
         _train_in_group(plan, jobs, data)
         parallel.use_all_processors()
         data = calibration.add_calibration_split(
             data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES
         )
-        _measure_all(plan, jobs, data, results)
-        _measure_robustness(plan.directory, data, results, plan.device)
-        bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
-        _write_report(plan.directory, data)
+        with phase("measuring", _print_line):
+            _measure_all(plan, jobs, data, results)
+        with phase("robustness", _print_line):
+            _measure_robustness(plan.directory, data, results, plan.device)
+        with phase("bundle", _print_line):
+            bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
+        with phase("report", _print_line):
+            _write_report(plan.directory, data)
         _print_outcome(plan.directory, results, bundle)
 
 
@@ -177,7 +193,9 @@ def _prepare_directory(plan: Plan, data: Data) -> Results:
         _remove_results(plan.directory)
     _check_places(plan)
     record.sweep_partials(plan.directory)
-    return open_results(plan.directory, data, plan.device, plan.settings)
+    return open_results(
+        plan.directory, data, plan.device, plan.settings, data_dir=plan.options.data_dir
+    )
 
 
 def _check_places(plan: Plan) -> None:
@@ -216,9 +234,17 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
     """Print the table and the paths of the report and the bundle."""
     print(table(results))
     print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
+    if last := _last_measured(results):
+        row = results.best_row(last, tested=True)
+        assert row is not None
+        for line in describe_bundle(results, last, row.seed):
+            print(f"        {line}")
     print(f"use it  organ-infer --bundle {shlex.quote(str(bundle))} images/*.png")
     if results.smoke:
         print("A smoke run: the figures above mean nothing.")
+        print(
+            f"warning: {bundle}: from a smoke run, its answers mean nothing; train without --smoke"
+        )
 
 
 def _remove_results(directory: Path) -> None:
@@ -261,7 +287,14 @@ def _train_all(
     if share == "batches":
         for job in jobs:
             fit.fit(
-                job.stage, data, job.config, device, job.directory, report=_print_line, group=group
+                job.stage,
+                data,
+                job.config,
+                device,
+                job.directory,
+                report=_print_line,
+                group=group,
+                label=job.label,
             )
         return
     # the most expensive networks first; process i of n takes every n-th from the i-th on
@@ -271,7 +304,15 @@ def _train_all(
         else jobs
     )
     for job in order[group.rank :: group.size]:
-        fit.fit(job.stage, data, job.config, device, job.directory, report=_print_line)
+        fit.fit(
+            job.stage,
+            data,
+            job.config,
+            device,
+            job.directory,
+            report=_print_line,
+            label=job.label,
+        )
     group.wait()
 
 
@@ -294,11 +335,17 @@ def _bundles(
     It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`.
     """
     measured = {row.name for row in results.stages if row.test}
-    *before, last = (name for name in STAGES if name in measured)
-    for name in before:
-        if STAGES[name].members:
+    last = _last_measured(results)
+    for name in STAGES:
+        if STAGES[name].members and name in measured - {last}:
             _bundle(directory / f"bundle-{name}", name, data, results, seeds, precisions)
     return _bundle(directory / "bundle", last, data, results, seeds, precisions)
+
+
+def _last_measured(results: Results) -> str:
+    """Return the last stage of the ladder that was measured on test; an empty text if there is none."""
+    measured = {row.name for row in results.stages if row.test}
+    return next((name for name in reversed(STAGES) if name in measured), "")
 
 
 def _bundle(

@@ -1,5 +1,6 @@
 """OrganClassifier, the entry point of the package: it classifies slices in memory and in files."""
 
+import logging
 import operator
 import os
 import re
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from .volumes.types import Mask, Volume
 
 __all__ = ["OrganClassifier"]
+
+logger = logging.getLogger("organ_infer")
 
 BATCH_SIZE = 64
 BATCH_LIMIT = 4096
@@ -116,6 +119,11 @@ class OrganClassifier:
             expected_sha256=expected_sha256,
         )
         self.manifest: Manifest = self._ensemble.manifest
+        if self.manifest.is_smoke:
+            logger.warning(
+                "%s: from a smoke run, its answers mean nothing; train without --smoke",
+                self.manifest.name,
+            )
         self._batch_size, self._tta = batch_size, tta
         self._orientation: Orientation | None = self._options["orientation"]
         if self._orientation:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 __all__ = [
     "atomic_directory",
+    "created_directory",
     "flush_directory",
     "flush_file",
     "lock_file",
@@ -135,11 +136,32 @@ def partial_directory(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def created_directory(directory: Path) -> Iterator[None]:
+    """Create a directory for a block, and remove it again if the block leaves nothing in it.
+
+    Args:
+        directory: The directory. Missing parent directories are created and removed alike. What existed before stays.
+
+    Raises:
+        OSError: A directory cannot be created.
+    """
+    missing = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        # A directory with something in it cannot be removed, and neither can those above it.
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+
+
+@contextlib.contextmanager
 def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Create a directory that appears at `target` when the block ends, with all its files on the disk.
 
     The files are written in a hidden directory beside `target`, which is renamed at the end. If the block raises, the
-    hidden directory is removed and `target` is unchanged.
+    hidden directory is removed, `target` is unchanged, and no new parent directory remains.
 
     Args:
         target: The final path. Missing parent directories are created. An empty directory there is replaced.
@@ -152,8 +174,7 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OSError: A directory cannot be created, or `target` cannot be replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with partial_directory(target) as building:
+    with created_directory(target.parent), partial_directory(target) as building:
         # Some file systems keep no permissions.
         with contextlib.suppress(OSError):
             building.chmod(0o755)

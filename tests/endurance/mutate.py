@@ -210,7 +210,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_fit",
         "test_training",
     ),
+    "train/bundled.py": ("test_bundled",),
     "train/data.py": ("test_data",),
+    "train/data_dir.py": ("test_data_dir",),
+    "train/disk.py": ("test_disk",),
     "train/download.py": ("test_data",),
     "train/jobs.py": (
         "test_results",
@@ -246,7 +249,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "train/networks/weights.py": ("test_fit",),
     "train/options.py": ("test_train_command",),
-    "train/progress.py": ("test_fit",),
+    "train/progress.py": ("test_training",),
     "train/recipes/edge.py": (
         "test_ablation",
         "test_edge",

@@ -55,7 +55,8 @@ def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
         ) from e
     if not (digest := digest_of(path, "sha256")).startswith(digest_start):
         raise RunError(
-            f"{path}: not torchvision's file, its SHA-256 begins with {digest[:8]}; remove it"
+            f"{path}: not torchvision's file, its SHA-256 begins with {digest[:8]}; rename it to download the"
+            " published file, or pass the directory of your own weights as --weights-dir"
         )
     return _read_weights(path)
 

@@ -39,14 +39,16 @@ def _run(arguments: list[str] | None) -> int:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file (default: medmnist's own folder)",
+        help="directory of the data set's file (default: the one that the run used)",
     )
     options = parser.parse_args(arguments)
     try:
         from train.data import load_data
+        from train.data_dir import data_dir_of
         from train.results_format import read_results
 
-        dataset = read_results(options.run_dir).dataset
+        results = read_results(options.run_dir)
+        dataset = results.dataset
         if dataset is None or not dataset.flag:
             raise RunError(
                 f"{options.run_dir}/results.json: names no data set; rerun python -m train.all"
@@ -54,7 +56,7 @@ def _run(arguments: list[str] | None) -> int:
         data = load_data(
             dataset.flag,
             size=dataset.size,
-            directory=options.data_dir,
+            directory=data_dir_of(results, options.data_dir),
             resample_from=dataset.resample_from,
         )
         page = write_report(options.run_dir, data)

@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from train.bundled import describe_bundle
 from train.data import Data
 from train.report import figures, measures, pictures, wording
 from train.report.mpl import Figure
@@ -67,6 +68,7 @@ def _outcome(run: Run, data: Data, files: Files) -> dict[str, Any]:
         "splits": SPLITS,
         "best": run.best,
         "headline": wording.headline(run, data),
+        "bundle": describe_bundle(run.results, *run.bundle) if run.bundle else [],
         "key_figures": wording.key_figures(run.best),
         "chart": _stage_chart(run, data, files),
         "with_study": data.flag == STUDY_DATASET,

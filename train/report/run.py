@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from organ_infer import BundleError
+from organ_infer.bundle.files import read_manifest
+from train.bundled import stage_of_members
 from train.errors import DamagedFile
 from train.metrics import side_merged_accuracy
 from train.record import note, read_arrays, read_history
@@ -165,6 +168,8 @@ class Run:
     stages: tuple[Stage, ...]
     unfinished: tuple[Unfinished, ...]
     robustness: tuple[RobustnessEntry, ...] = ()
+    # stage and seed of the networks in bundle/; None if there is no bundle
+    bundle: tuple[str, int] | None = None
 
     @property
     def smoke(self) -> bool:
@@ -220,7 +225,25 @@ def read_run(directory: Path) -> Run:
         for folder in _started_stages(directory)
         if folder not in measured
     )
-    return Run(directory, results, stages, unfinished, tuple(read_robustness(directory)))
+    return Run(
+        directory,
+        results,
+        stages,
+        unfinished,
+        tuple(read_robustness(directory)),
+        _bundled(directory / "bundle"),
+    )
+
+
+def _bundled(bundle: Path) -> tuple[str, int] | None:
+    """Return stage and seed of the networks in a bundle of the run; None if there is none, or it cannot be read."""
+    try:
+        manifest = read_manifest(bundle)
+    except BundleError:
+        return None
+    seed = manifest.training.get("seed")
+    stage = stage_of_members({member.stage for member in manifest.members})
+    return (stage, seed) if isinstance(seed, int) else None
 
 
 def _started_stages(directory: Path) -> list[Path]:

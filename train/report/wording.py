@@ -154,7 +154,7 @@ def facts(stage: Stage, run: Run) -> list[tuple[str, str]]:
         ("stops", stopping(stage, run)),
         ("augmented", augmented(stage)),
         ("epochs", ", ".join(grouped(result.epochs) for result in results)),
-        ("best epoch", ", ".join(grouped(result.best_epoch) for result in results)),
+        ("kept epoch", ", ".join(grouped(result.best_epoch) for result in results)),
         ("time", ", ".join(duration(result.seconds) for result in results)),
         ("time per epoch", ", ".join(duration(result.seconds_per_epoch) for result in results)),
         (

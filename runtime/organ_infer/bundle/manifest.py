@@ -138,6 +138,11 @@ class Manifest:
         """The former name of `license`."""
         return self.license
 
+    @property
+    def is_smoke(self) -> bool:
+        """Whether the networks are from a smoke run, on a few batches, so that their answers mean nothing."""
+        return self.training.get("smoke") is True
+
     def graphs(self) -> Iterator[Member]:
         """Yield every listed graph: members and their alternatives."""
         for entry in self.members:

@@ -142,6 +142,8 @@ class _Report:
             "model",
             f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes",
         )
+        if listed.manifest.is_smoke:
+            self.add("warning", "from a smoke run, its answers mean nothing; train without --smoke")
         self.add("manifest", f"sha256 {listed.sha256}")
         for entry in listed.manifest.graphs():
             self.add(
