@@ -16,6 +16,7 @@ from support.phantoms import (
     RAS,
     contours,
     in_patient_axes,
+    label_segmentation,
     metaimage,
     multi_frame,
     nifti,
@@ -121,6 +122,8 @@ def test_every_format_and_orientation_gives_the_same_scan_and_mask(
     same_organs(
         open_mask(path, open_volume(tmp_path / "scan.nii")), open_volume(tmp_path / "scan.nii")
     )
+    path = saved(tmp_path, "labels.dcm", label_segmentation(scan, ORGANS))
+    same_organs(open_mask(path, volume), volume)
     path = saved(tmp_path, "contours.dcm", contours(scan, structures))
     same_organs(open_mask(path, volume), volume)
     turned = SCAN.turned((0, 1, 2), (True, False, True))
@@ -188,6 +191,8 @@ def test_dtypes_and_scaling(tmp_path):
     volume = open_volume(path)
     same_scan(volume, SCAN.with_hu(np.rint(SCAN.hu * 0.5).astype(np.int16)))
     assert volume.warnings == ("fractions of Hounsfield units rounded",)
+    path = saved(tmp_path, "part.nii", nifti(stored, SCAN.affine, slope=1, intercept=-1023.75))
+    same_scan(open_volume(path))
     wide = SCAN.hu.astype(np.int32)
     wide[0, 0, 0] = 100_000
     volume = open_volume(saved(tmp_path, "wide.nii", nifti(wide, SCAN.affine)))

@@ -26,7 +26,7 @@ class LabelMap:
         source: Where the numbers are published.
         numbers: Number in a label image -> class.
         names: Words of a structure's name -> class. Every map of a data set has the same ones.
-        prefers_names: Whether names that a file gives its numbers go before `numbers`.
+        prefers_names: Whether names that a label image gives its numbers replace `numbers`.
     """
 
     name: str
@@ -45,7 +45,7 @@ class LabelMap:
         named = (self.names.get(words(name)) for name in names)
         by_name = next((found for found in named if found), None)
         by_number = None if number is None else self.numbers.get(number)
-        return (by_name or by_number) if self.prefers_names else (by_number or by_name)
+        return by_number or by_name
 
 
 _LEFT, _RIGHT = ("left", "l"), ("right", "r")
