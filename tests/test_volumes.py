@@ -29,6 +29,7 @@ from support.phantoms import (
 )
 
 from organ_infer import ImageError, InputError
+from organ_infer.cli.paths import expand_paths
 from organ_infer.images.registry import open_slices
 from organ_infer.volumes import Mask, Volume, open_mask, open_volume
 from organ_infer.volumes.label_maps import LABEL_MAPS, label_map
@@ -756,6 +757,14 @@ def test_a_scan_is_no_image_and_the_message_names_the_command(tmp_path, name):
     for data in (b"\x1f\x8b damaged", gzip.compress(b"text"), b"NDims"):
         with pytest.raises(ImageError, match="unknown image format"):
             list(open_slices(saved(tmp_path, "other", data)))
+
+
+def test_a_directory_of_scans_is_no_directory_of_images(tmp_path):
+    saved(tmp_path, "CT.NII.GZ", b"")
+    (candidate,) = _expand_path(str(tmp_path), False, lambda path, kind: None)
+    assert candidate.error == (
+        "no image in this directory, but scans or masks; pass a scan with its mask to organ-infer volume"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Expands the paths on the command line, which are files, directories, patterns and lists, in order."""
 
 import codecs
+import contextlib
 import glob
 import os
 import stat
@@ -162,8 +163,20 @@ def _expand_path(
         is_empty = False
         yield candidate
     if is_empty:
-        advice = "" if recursive else "; use --recursive to include subdirectories"
-        yield Candidate(path, f"no image in this directory{advice}", empty=True)
+        yield Candidate(
+            path, f"no image in this directory{_advice(path, recursive)}", empty=True
+        )
+
+
+def _advice(directory: str, recursive: bool) -> str:
+    """What to do about a directory without an image."""
+    from ..images.scan_formats import SCAN_SUFFIXES
+
+    # a directory that cannot be listed has its own message
+    with contextlib.suppress(OSError):
+        if any(name.lower().endswith(SCAN_SUFFIXES) for name in os.listdir(directory)):
+            return ", but scans or masks; pass a scan with its mask to organ-infer volume"
+    return "" if recursive else "; use --recursive to include subdirectories"
 
 
 def _read_list(source: str, separator: bytes) -> Iterator[list[str]]:
