@@ -67,6 +67,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "docs/make_import_diagram.py", "--check")
+    session.run("python", "docs/make_man_page.py", "--check")
 
 
 @nox.session

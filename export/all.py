@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.console import forgiving_output
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -79,6 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 an export failed, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     from organ_infer.engine.cpu_count import usable_processors
     from organ_infer.engine.threads import limit_libraries
 
@@ -299,11 +307,20 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
     from export.member import write_model
     from export.merge import check_merged, merge
     from export.rewrite import rewrite
-    from export.temperature import fit_temperature, mean_softmax
+    from export.temperature import Labeled, fit_temperature, mean_softmax, why_rejected
     from train import calibration
 
     fitting_logits = [m.fitting_logits for m in members if m.fitting_logits is not None]
-    temperature = fit_temperature(fitting_logits, data.labels[calibration.SPLIT])
+    labels = data.labels[calibration.SPLIT]
+    temperature = fit_temperature(fitting_logits, labels)
+    rejected = why_rejected(
+        temperature,
+        Labeled(fitting_logits, labels),
+        Labeled([m.logits for m in members], data.labels["val"]),
+    )
+    if rejected:
+        temperature = 1.0
+        print(f"{rejected}; it stays 1")
     merged = merge(
         {m.trained.stage: rewrite(onnx.load(m.trained.file)) for m in members},
         temperature=temperature,

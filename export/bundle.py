@@ -17,7 +17,13 @@ from export.bundle_info import ORIENTATION, BundleInfo
 from export.golden import add_golden
 from export.member import ExportError
 from export.model_card import model_card
-from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from export.temperature import (
+    Labeled,
+    expected_calibration_error,
+    fit_temperature,
+    mean_softmax,
+    why_rejected,
+)
 from export.variants import PRECISIONS, Slices, Variant, make_variants
 
 if TYPE_CHECKING:
@@ -62,7 +68,7 @@ def write_bundle(
 ) -> Path:
     """Write a bundle and check that the runtime opens it. It appears whole or not at all.
 
-    The temperature is fitted to the variants that are listed first. Their metrics on validation with this temperature
+    The temperature is fitted to the variants that are listed first; it is 1 if that makes validation worse. Their metrics on validation with this temperature
     are added to the manifest's as `val_as_listed`.
 
     Args:
@@ -112,7 +118,7 @@ def _write_files(
         failures: list[str] = []
         variants = make_variants(
             member.stage,
-            onnx.load(member.file),
+            _read_graph(member.file),
             slices,
             precisions,
             report=report,
@@ -128,12 +134,19 @@ def _write_files(
 
     fitting_labels = slices.fitted_on[1] if slices.fitted_on else slices.labels
     temperature = fit_temperature(fitting_logits, fitting_labels)
+    rejected = why_rejected(
+        temperature, Labeled(fitting_logits, fitting_labels), Labeled(logits, slices.labels)
+    )
+    if rejected:
+        temperature = 1.0
+        report(f"{rejected}; it stays 1")
     measured = _measure_listed(logits, slices.labels, temperature)
     report(
         f"temperature {temperature:g}: ECE on validation {measured.ece:.4f}, "
         f"without it {measured.ece_uncalibrated:.4f}"
     )
-    info = replace(info, metrics={**info.metrics, "val_as_listed": asdict(measured)})
+    listed_metrics = asdict(measured) | ({"temperature_rejected": rejected} if rejected else {})
+    info = replace(info, metrics={**info.metrics, "val_as_listed": listed_metrics})
     if failed:
         # a run that finds this key repeats the conversion
         info = replace(info, training={**info.training, "failed_conversions": failed})
@@ -144,6 +157,19 @@ def _write_files(
     (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     # This opens the bundle, so a bundle that the runtime refuses is never written.
     add_golden(building)
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    """Read an exported network. Raises ExportError if it is damaged."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except OSError:
+        raise
+    # onnx and protobuf raise many kinds of errors for a damaged file
+    except Exception as e:
+        raise ExportError(f"{path}: not a sound ONNX file; export the network again") from e
+    return model
 
 
 def _write_variants(building: Path, stage: str, variants: Sequence[Variant]) -> Member:

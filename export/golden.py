@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.console import forgiving_output
+
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Input, Manifest, Member
 
@@ -84,15 +86,16 @@ def _golden_strings(
 def _replace_manifest(bundle: Path, manifest: Manifest) -> None:
     """Write the manifest under another name, flush it to the disk, and rename it."""
     from organ_infer.bundle.files import MANIFEST_FILE
+    from organ_infer.files import flush_file
 
     text = manifest.to_json()
-    # Beside the bundle, because no other file may be in it.
-    partial = bundle.absolute().with_name(f".{bundle.absolute().name}.manifest.partial")
+    # Beside the bundle, because no other file may be in it. The bundle's own name can be too long for a longer one.
+    partial = bundle.absolute().with_name(f".{os.getpid()}.manifest.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
         os.replace(partial, bundle / MANIFEST_FILE)
     finally:
         partial.unlink(missing_ok=True)
@@ -107,6 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     from organ_infer import OrganInferError
 
     parser = argparse.ArgumentParser(

@@ -5,6 +5,7 @@ A member is one network of a bundle. Its file is written only after the comparis
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
@@ -89,16 +90,22 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         ExportError: It cannot be written. `path` is then unchanged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    from organ_infer.files import NAME_BYTES, flush_file
+
+    name = f".{path.name}.partial"
+    if len(os.fsencode(name)) > NAME_BYTES:
+        name = f".{os.getpid()}.partial"
+    temporary = path.with_name(name)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(model.SerializeToString())
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ExportError(f"{path}: cannot be written ({e.strerror}); name another path") from e
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -40,6 +42,65 @@ def fit_temperature(logits: Sequence[np.ndarray], labels: np.ndarray) -> float:
     minimum = minimize_scalar(lambda x: loss(np.exp(x)), bounds=bounds, method="bounded")
     temperature = round(float(np.clip(np.exp(minimum.x), LOWEST, HIGHEST)), 3)
     return temperature if loss(temperature) < loss(1.0) else 1.0
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """Slices as the temperature sees them.
+
+    Attributes:
+        logits: float (N, classes) of each member.
+        labels: int (N,).
+    """
+
+    logits: Sequence[np.ndarray]
+    labels: np.ndarray
+
+    def negative_log_likelihood(self, temperature: float) -> float:
+        """Return the mean over the slices, in nats."""
+        rows = np.arange(len(self.labels))
+        members = [
+            log_softmax(np.asarray(z, np.float64) / temperature, axis=1)[rows, self.labels]
+            for z in self.logits
+        ]
+        return float(np.log(len(members)) - logsumexp(members, axis=0).mean())
+
+    def ece(self, temperature: float) -> float:
+        """Return the expected calibration error."""
+        return expected_calibration_error(mean_softmax(self.logits, temperature), self.labels)
+
+
+def why_rejected(temperature: float, fitted_on: Labeled, validation: Labeled) -> str:
+    """Explain why a fitted temperature must not be used, if it makes validation worse.
+
+    A temperature inside the bounds is the minimum of the negative log likelihood. It may raise the calibration error of
+    validation as it is, because it is fitted on corrupted slices too, and that of the slices that it was fitted on by
+    what chance explains, 1 / sqrt(N). A temperature at a bound is not a minimum, so it must make neither worse.
+
+    Args:
+        temperature: as `fit_temperature` returns it.
+        fitted_on: the slices that it was fitted on.
+        validation: the validation slices as they are.
+
+    Returns:
+        One line without a final period; empty if the temperature can be used, or if it is 1.
+    """
+    if temperature == 1.0:
+        return ""
+    at_bound = not LOWEST < temperature < HIGHEST
+    checked = {"the slices that it was fitted on": fitted_on}
+    if at_bound:
+        checked["validation"] = validation
+    for name, slices in checked.items():
+        chance = 0.0 if at_bound else 1 / math.sqrt(len(slices.labels))
+        for measure, value, accepted in (
+            ("ECE", slices.ece, chance),
+            ("negative log likelihood", slices.negative_log_likelihood, 0.0),
+        ):
+            before, after = value(1.0), value(temperature)
+            if after > before + accepted:
+                return f"temperature {temperature:g} raises the {measure} of {name} from {before:.4f} to {after:.4f}"
+    return ""
 
 
 def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.ndarray:

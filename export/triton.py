@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.console import forgiving_output
 from export.triton_config import Port, Serving, Step, ensemble_config, model_config
 from organ_infer.bundle.precision import BY_NAME
 
@@ -69,6 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     from organ_infer import OrganInferError
 
     options = _parse(arguments)

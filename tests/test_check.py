@@ -291,7 +291,7 @@ def test_both_wheels_at_once_are_explained(command, known, tmp_path, device):
     )
     assert "(onnxruntime 1.99.0, onnxruntime-gpu 1.99.0)" in values(done.stdout)["onnxruntime"]
     assert "self-test" in values(done.stdout)
-    failed = command("--device", "cuda", "x.png", model=known, env={"PYTHONPATH": path})
+    failed = command("--device", "cuda", "/dev/null", model=known, env={"PYTHONPATH": path})
     assert (
         failed.returncode == 2
         and "are both installed and overwrite each other; pip uninstall" in failed.stderr

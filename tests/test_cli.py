@@ -9,10 +9,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import child_environment, needs_default
 from support.command_results import failed, paths, rows
+from support.image_files import npy
 
 from organ_infer import unescape_path
 
@@ -72,7 +74,7 @@ def test_options_may_stand_between_paths_and_after_two_dashes_all_are_paths(
         cwd=tmp_path,
     )
     assert done.returncode == 0 and paths(done) == [three_images[0], three_images[1], "-x.png"]
-    failed(command("--", "--quiet"), "--quiet: no such file", code=1)
+    failed(command("--", "--quiet"), "no image found: --quiet: no such file")
 
 
 @pytest.mark.parametrize("arguments", [["x.png"], ["--check"]])
@@ -91,7 +93,6 @@ def test_a_closed_standard_output_is_no_fault_of_the_version():
 
 def test_all_failed_is_1(command, bad_image):
     failed(command(bad_image), "bad.png: unknown image format", code=1)
-    failed(command("/none/at/all.png"), "all.png: no such file", code=1)
 
 
 def test_special_files_are_failed_images(command, three_images, tmp_path):
@@ -110,12 +111,12 @@ def test_special_files_are_failed_images(command, three_images, tmp_path):
         (["--threads", "0", "x"], "expected a whole number from 1 to 1,024, found '0'"),
         (["--batch-size", "9999", "x"], "1 to 4,096"),
         (["--top", "\u0663", "x"], "a whole number"),
-        (["--top", "12", "x"], "--top 12: the model has 11 classes"),
+        (["--top", "12", os.devnull], "--top 12: the model has 11 classes"),
         (
-            ["--top", "12", "--organs", "--format", "jsonl", "x"],
+            ["--top", "12", "--organs", "--format", "jsonl", os.devnull],
             "--top 12: the model has 11 classes",
         ),
-        (["--top", "9", "--organs", "x"], "--top 9: the model has 8 organs"),
+        (["--top", "9", "--organs", os.devnull], "--top 9: the model has 8 organs"),
         *(
             ([f"--min-probability={value}", "x"], f"above 0 and at most 1, found '{value}'")
             for value in ("0", "-0.5", "1.0001", "nan", "inf", "80%", "", "\u0661", "1e-999")
@@ -131,8 +132,14 @@ def test_special_files_are_failed_images(command, three_images, tmp_path):
         (["--format", "xml", "x"], "invalid choice"),
         (["-0", "x"], "-0: requires --files-from"),
         (["--output", "", "x"], "--output: the value is empty"),
-        (["--output", "/none/x.csv", "x"], "--output /none/x.csv: cannot be written .No such file"),
-        (["--output", "/dev/null", "x"], "--output /dev/null: exists and is not a regular file"),
+        (
+            ["--output", "/none/x.csv", os.devnull],
+            "--output /none/x.csv: cannot be written .No such file",
+        ),
+        (
+            ["--output", "/dev/null", os.devnull],
+            "--output /dev/null: exists and is not a regular file",
+        ),
         (["--files-from", "/none"], "--files-from /none: cannot be read"),
         (["--files-from", os.devnull], "no image found: --files-from lists no path"),
         (["/none/*.png"], "no image found: /none/.*no file matches this pattern"),
@@ -140,6 +147,90 @@ def test_special_files_are_failed_images(command, three_images, tmp_path):
 )
 def test_usage_errors_are_2(command, arguments, words):
     failed(command(*arguments), words)
+
+
+def test_missing_paths_alone_are_2_and_beside_others_1(
+    command, bad_image, three_images, tmp_path, bundle
+):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone")
+    for missing in ("/none/at/all.png", tmp_path / "link.png", "/none/stack.npy#3", "/none/dir/"):
+        failed(command(missing), f"error: no image found: {missing}: no such file\n$")
+        failed(command("--format", "csv", "--output", tmp_path / "o.csv", missing), "no such file")
+    assert not (tmp_path / "o.csv").exists()
+    (tmp_path / "empty").mkdir()
+    done = command("/none/a.png", "/none/b.png", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "organ-infer: error: /none/a.png: no such file",
+        "organ-infer: error: /none/b.png: no such file",
+        f"organ-infer: error: no image found: {tmp_path}/empty: no image in this directory;"
+        " use --recursive to include subdirectories",
+    ]
+    done = command("--format", "jsonl", "/none/a.png", three_images[0], "/none/b.png")
+    assert done.returncode == 1
+    assert [row.get("error") for row in rows(done)] == ["no such file", None, "no such file"]
+    failed(command(bad_image), "unknown image format", code=1)
+    failed(command(f"{three_images[0]}/x.png"), r"cannot be read \(Not a directory\)", code=1)
+    failed(command("--files-from", "-", stdin="/none/a.png\n"), "a.png: no such file", code=1)
+
+
+def test_standard_input_is_one_image_of_any_format(command, three_images, tmp_path, slices):
+    image = Path(three_images[0]).read_bytes()
+    done = command("--format", "jsonl", "-", three_images[1], text=False, stdin=image)
+    assert done.returncode == 0
+    first, second = map(json.loads, done.stdout.splitlines())
+    (expected,) = rows(command("--format", "jsonl", three_images[0]))
+    assert first == expected | {"path": "-"} and second["path"] == three_images[1]
+    stack = npy(slices[:3])
+    done = command("--format", "jsonl", three_images[1], "-", text=False, stdin=stack)
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == [
+        three_images[1], "-#0", "-#1", "-#2"
+    ]  # fmt: skip
+    for data, options, words in [
+        (b"", [], b"-: the file is empty"),
+        (b"text", [], b"-: unknown image format"),
+        (image[:-30], [], b"-: "),
+        (image, ["--file-limit", "9"], b"-: more than 9 bytes: too large; raise the limit with --f"),
+        (image, ["--pixel-limit", "9"], b"at most 9 pixels are read"),
+    ]:  # fmt: skip
+        done = command(*options, "-", text=False, stdin=data)
+        assert (done.returncode, done.stdout) == (1, b"") and words in done.stderr, done.stderr
+    (tmp_path / "-").write_bytes(image)
+    done = command("--format", "jsonl", "./-", cwd=tmp_path)
+    assert paths(done) == ["./-"]
+    done = command("--format", "jsonl", "--files-from", "-", cwd=tmp_path, stdin="-\n")
+    assert paths(done) == ["-"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{0} - --bundle {1} <&-", "-: standard input is closed; redirect an image to it"),
+        ("{0} - - --bundle {1} </dev/null", "-: standard input is named twice"),
+        ("{0} - --files-from - --bundle {1} </dev/null", "-: standard input is named twice"),
+        ("{0} - --bundle {1} 0>/dev/null", "-: cannot be read (Bad file descriptor)"),
+    ],
+)
+def test_a_standard_input_that_is_no_image_is_one_line(bundle, line, words):
+    program = f"{shlex.quote(sys.executable)} -m organ_infer"
+    done = subprocess.run(
+        ["sh", "-c", line.format(program, bundle)],
+        capture_output=True, text=True, env=child_environment(), timeout=60,
+    )  # fmt: skip
+    assert done.returncode == (1 if "cannot be read" in words else 2) and done.stdout == ""
+    assert done.stderr.startswith(f"organ-infer: error: {words}") and done.stderr.count("\n") == 1
+
+
+def test_a_terminal_as_standard_input_is_refused_and_not_waited_for(bundle, monkeypatch, capfd):
+    from types import SimpleNamespace
+
+    from organ_infer.cli import main
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    assert main(["--bundle", str(bundle), "-"]) == 2
+    assert capfd.readouterr().err == (
+        "organ-infer: error: -: standard input is a terminal; redirect an image to it\n"
+    )
 
 
 def test_an_empty_directory_is_2(command, tmp_path):
@@ -229,9 +320,7 @@ def test_the_environment_names_the_bundle_and_the_option_beats_it(
 @needs_default
 def test_the_packaged_model_says_what_it_is(command, three_images):
     done = command(three_images[0], model=None)
-    assert done.returncode == 0 and done.stderr.count("\n") == 1
-    assert "(axial slices, trained on OrganAMNIST)" in done.stderr
-    assert command("--quiet", three_images[0], model=None).stderr == ""
+    assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(command("--help", model=None).stdout.split())
     assert "for axial slices, trained on OrganAMNIST." in text
 
@@ -404,5 +493,7 @@ def test_what_a_directory_holds_beside_images_is_counted(command, three_images, 
     (tmp_path / "notes.txt").write_text("none")
     done = command(tmp_path)
     assert done.returncode == 0 and done.stdout.endswith(f" {tmp_path}/IM0001\n")
-    assert done.stderr == ("organ-infer: skipped in directories: 1 (files that are no images)\n")
+    assert done.stderr == (
+        "organ-infer: note: skipped in directories: 1 (files that are no images)\n"
+    )
     assert command("--quiet", tmp_path).stderr == ""

@@ -1,5 +1,7 @@
 """Arguments of the command: each option and its field, its range, and which options exclude each other."""
 
+import sys
+
 import pytest
 
 from organ_infer.cli import arguments
@@ -12,7 +14,8 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
     assert parse(["a", "b"]) == Options(
         paths=["a", "b"], files_from=None, null=False, recursive=False, bundle=None, device="auto", threads=None,
         batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
-        format="text", output=None, top=None, organs=False, min_probability=None, check=False, quiet=False,
+        format="text", output=None, force=False, top=None, organs=False, min_probability=None, strict=False, check=False,
+        quiet=False,
     )  # fmt: skip
 
 
@@ -38,6 +41,12 @@ def test_each_option_sets_its_own_field_and_no_other():
         "--top 2": {"top": 2},
         "--organs": {"organs": True},
         "--min-probability .25": {"min_probability": 0.25},
+        "-b b": {"bundle": "b"},
+        "-f csv": {"format": "csv"},
+        "-o o": {"output": "o"},
+        "-q": {"quiet": True},
+        "--force": {"force": True},
+        "--strict": {"strict": True},
         "--quiet": {"quiet": True},
     }.items():
         assert parse(["x", *words.split()]) == plain._replace(**changed), words
@@ -107,6 +116,86 @@ def test_what_does_not_go_together_is_refused(given, words):
     with pytest.raises(UsageError, match=words) as told:
         parse(given.split())
     assert str(told.value).endswith(" (see organ-infer --help)")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"),
+    {
+        ".csv": "csv", ".CSV": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "text",
+        ".out": "text", "": "text", ".csv.partial": "text", "/.csv": "text",
+    }.items(),
+)  # fmt: skip
+def test_the_suffix_of_the_output_chooses_the_format_unless_one_is_named(suffix, form):
+    assert parse(["x", "--output", f"a/rows{suffix}"]).format == form
+    for name in ("text", "csv", "jsonl", "json"):
+        assert parse(["x", "--format", name, "--output", f"rows{suffix}"]).format == name
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".XLSX", ".tsv", ".gz", ".zip"])
+def test_a_suffix_of_a_format_that_is_not_written_is_refused_unless_one_is_named(suffix):
+    with pytest.raises(UsageError) as told:
+        parse(["x", "--output", f"rows.csv{suffix}"])
+    assert str(told.value) == (
+        f"--output 'rows.csv{suffix}': {suffix.lower()} is not written; use .csv, .jsonl, .json or .txt,"
+        " or pass --format (see organ-infer --help)"
+    )
+    assert parse(["x", "--format", "csv", "--output", f"rows{suffix}"]).format == "csv"
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    {
+        "--formt csv": "--format",
+        "--Format=csv": "--format",
+        "--out x": "--output",
+        "--batchsize 3": "--batch-size",
+        "--batch_size=3": "--batch-size",
+        "--quite": "--quiet",
+        "--recursiv": "--recursive",
+        "--min-prob=.5": "--min-probability",
+        "-output x": "--output",
+        "-format=csv": "--format",
+        "-quiet": "--quiet",
+    }.items(),
+)
+def test_a_misspelled_option_gets_a_suggestion(given, option):
+    with pytest.raises(UsageError) as told:
+        parse(["x", *given.split()])
+    start = f"unrecognized arguments: {given.split()[0]}"
+    assert str(told.value).startswith(start)
+    assert str(told.value).endswith(f"; did you mean {option}? (see organ-infer --help)")
+
+
+@pytest.mark.parametrize("given", ["--nope", "--xyz=format", "--x"])
+def test_an_option_like_no_other_gets_none(given):
+    with pytest.raises(UsageError, match=rf"^unrecognized arguments: {given} \(see"):
+        parse(["x", given])
+
+
+def test_what_begins_with_a_short_option_is_still_that_option():
+    assert parse(["x", "-oout"]).output == "out"
+    assert parse(["x", "-qr"]) == parse(["x", "--quiet", "--recursive"])
+    assert parse(["x", "--", "-output"]).paths == ["x", "-output"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_the_completion_of_a_shell_names_every_option(shell, capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    with pytest.raises(SystemExit) as ended:
+        parse(["--print-completion", shell])
+    text = capsys.readouterr().out
+    assert not ended.value.code
+    for name in ("--files-from", "--output", "--print-completion", "--strict"):
+        assert name.lstrip("-") in text
+    assert "jsonl" in text
+
+
+def test_without_shtab_completion_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(UsageError, match="shtab is not installed; pip install"):
+        parse(["--print-completion", "bash"])
+    with pytest.raises(UsageError, match="invalid choice: 'fish'"):
+        parse(["--print-completion", "fish"])
 
 
 def test_a_list_needs_no_path_and_two_dashes_begin_the_paths():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 from support.image_files import npy, saved
 
 from organ_infer import ImageFailure, OrganClassifier, OrganInferError
-from organ_infer.cli import classify, main, output
+from organ_infer.cli import classify, main, output, progress, total
+from organ_infer.cli.arguments import parse
 from organ_infer.cli.signals import Stopped
+from organ_infer.cli.summary import Counts
 
 GRAY = np.random.default_rng(3).integers(0, 256, (28, 28), np.uint8)
 
@@ -107,7 +111,8 @@ def test_rows_stand_in_the_order_of_the_inputs_whatever_is_bad(
         arguments = ["--files-from", tmp_path / "list"]
     code = quick("--format", "jsonl", "--batch-size", size, *arguments)
     out, err = capfd.readouterr()
-    if all(name.endswith("nothing") for name in given):
+    nothing = ("nothing",) if listed else ("nothing", "none.png")
+    if all(name.endswith(nothing) for name in given):
         assert (code, out) == (2, "") and err.count("\n") == len(given)
         assert "no image found: " in err.splitlines()[-1]
         return
@@ -175,11 +180,12 @@ def test_the_packaged_model_is_named_with_its_view(tmp_path, capfd, monkeypatch,
     )
     monkeypatch.delenv("ORGAN_INFER_BUNDLE", raising=False)
     monkeypatch.setattr(organ_infer.classifier, "packaged_bundle", lambda: folder)
+    assert main([next(iter(files))]) == 0 and capfd.readouterr().err == ""
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     assert main([next(iter(files))]) == 0
-    assert capfd.readouterr().err == (
-        f"organ-infer: using the packaged model random ({view} slices, trained on OrganAMNIST);"
-        " use --bundle for another model\n"
-    )
+    note, summary = capfd.readouterr().err.splitlines()
+    assert note == f"organ-infer: note: using the packaged random ({view} slices); see --bundle"
+    assert re.fullmatch(r"organ-infer: 1 slice from 1 file; \d+\.\d s", summary)
     assert main(["--quiet", next(iter(files))]) == 0 and capfd.readouterr().err == ""
 
 
@@ -198,41 +204,129 @@ def test_where_no_image_is_each_reason_is_told_and_nothing_done(quick, files, ca
     assert quick.asked == []
 
 
-@pytest.mark.parametrize("bar", [True, False])
-def test_the_bar_has_a_total_where_files_alone_were_named_and_rows_of_a_pipe_do_not_wait(
-    quick, files, monkeypatch, tmp_path, bar
-):
-    from organ_infer.cli import progress
+@pytest.fixture
+def counted_totals(monkeypatch):
+    """The total of each run, once its thread has ended."""
+    totals = []
 
+    class Joined(total.Total):
+        def __enter__(self):
+            super().__enter__()
+            if self._thread is not None:
+                self._thread.join()
+            totals.append(self.slices)
+            return self
+
+    monkeypatch.setattr(classify, "Total", Joined)
+    return totals
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_total_counts_files_directories_patterns_lists_and_large_stacks(
+    quick, files, monkeypatch, tmp_path, counted_totals, bar
+):
     class Shown(progress.Messages):
         def __init__(self):
             super().__init__()
             self.bar = bar
 
-    seen = []
     monkeypatch.setattr(progress, "Messages", Shown)
-    monkeypatch.setattr(classify, "RowBuffer", lambda writer, header, delay: delay)
+    monkeypatch.setattr(progress, "_stdout_is_pipe", lambda: False)
+    monkeypatch.setattr(total, "LARGE", 2000)
+    good = next(iter(files))
+    stack = next(name for name in files if name.endswith("stack.npy"))
+    nothing = next(name for name in files if name.endswith("nothing"))
+    inner = tmp_path / "images" / "inner"
+    inner.mkdir(parents=True)
+    for path in (inner.parent / "a.png", inner.parent / "b.png", inner / "c.png"):
+        path.write_bytes(saved(GRAY))
+    (inner / "notes.txt").write_text("text")
+    (tmp_path / "list").write_text(f"{good}\n{stack}\n{inner}\n")
+    quick(good, good)
+    quick(good, nothing)
+    quick(inner.parent)
+    quick("-r", inner.parent)
+    quick(f"{inner.parent}/[ab].png")
+    quick(stack, f"{stack}#1")
+    quick("--files-from", tmp_path / "list")
+    quick("--quiet", good)
+    assert counted_totals == ([2, 2, 2, 3, 2, 4, 5, None] if bar else [None] * 8)
+
+
+def test_rows_of_a_pipe_do_not_wait_and_it_has_no_total(
+    quick, files, monkeypatch, tmp_path, counted_totals
+):
+    delays, real = [], classify.RowBuffer
     monkeypatch.setattr(
         classify,
-        "_write_rows",
-        lambda results, row_format, rows, messages, signals, total: (seen.append((total, rows)), 0)[
-            1
-        ],
+        "RowBuffer",
+        lambda writer, header, delay: delays.append(delay) or real(writer, header, delay),
     )
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(progress, "_stdout_is_pipe", lambda: False)
     good = next(iter(files))
-    nothing = next(name for name in files if name.endswith("nothing"))
     (tmp_path / "list").write_text(good)
     os.mkfifo(tmp_path / "pipe")
-    writer = os.open(tmp_path / "pipe", os.O_RDWR)
-    try:
-        os.write(writer, f"{good}\n".encode())
-        quick(good, good)
-        quick(good, nothing)
-        quick("--files-from", tmp_path / "list")
-        quick(good, "--files-from", tmp_path / "pipe")
-    finally:
-        os.close(writer)
-    assert seen == [(2 if bar else None, 0.2), (None, 0.2), (None, 0.2), (None, 0.0)]
+    writing = threading.Thread(target=(tmp_path / "pipe").write_text, args=(f"{good}\n",))
+    writing.start()
+    quick("--files-from", tmp_path / "pipe")
+    writing.join()
+    quick("--files-from", tmp_path / "list")
+    assert (delays, counted_totals) == ([0.0, 0.2], [None, 1])
+
+
+def test_counting_that_cannot_start_or_fails_leaves_the_total_unknown(monkeypatch, tmp_path):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    with total.Total(parse(["x"]), wanted=True) as counting:
+        counting._thread.join()
+    assert counting.slices == 1
+    monkeypatch.setattr(total, "Candidates", lambda options: 1 / 0)
+    with total.Total(parse(["x"]), wanted=True) as counting:
+        counting._thread.join()
+    assert counting.slices is None
+    monkeypatch.setattr(total.threading.Thread, "start", refuse)
+    with total.Total(parse(["x"]), wanted=True) as counting:
+        assert counting.slices is None
+
+
+def test_the_summary_leaves_out_zeros_and_has_right_plurals():
+    def prediction(*warnings):
+        return SimpleNamespace(warnings=warnings)
+
+    failure = ImageFailure("a", "broken")
+    counts = Counts()
+    counts.add_path("a.png")
+    counts.add(prediction("converted from color to gray"))
+    assert counts.summary(0, 0.04) == "1 slice from 1 file; 0.0 s"
+    counts.add_path("b.png")
+    counts.add(failure)
+    assert counts.summary(0, 7.24) == "1 slice from 2 files; 1 failed; 7.2 s"
+    counts.add(prediction("converted", "implausible: x; likely y", "implausible: z"))
+    assert (
+        counts.summary(1234, 192)
+        == "2 slices from 2 files; 1 failed; 1 implausible; 1,234 skipped; 3 min 12 s"
+    )
+    assert (counts.done, counts.exit_code) == (3, 1)
+    only_failed = Counts()
+    only_failed.add_path("none")
+    only_failed.add(failure)
+    assert only_failed.summary(0, 59.96) == "1 failed; 1 min 0 s"
+
+
+def test_the_slices_of_one_stack_are_one_file(tmp_path):
+    (tmp_path / "a.npy").touch()
+    counts = Counts()
+    for path in ("a.npy#0", "a.npy#1", "b.png", "a.npy"):
+        counts.add_path(str(tmp_path / path))
+    assert counts.files == 3
+
+
+def test_times_are_read_at_a_glance():
+    times = {0: "0 s", 59.4: "59 s", 59.6: "1 min 0 s", 192: "3 min 12 s", 3599.7: "1 h 0 min"}
+    times |= {7530: "2 h 5 min", 360_000: "100 h 0 min"}
+    assert {seconds: progress.duration(seconds) for seconds in times} == times
 
 
 # When rows are written.
@@ -248,7 +342,7 @@ def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000,
     """What `_write_rows` writes at a time; each result comes a second tenth after the other where a clock is given."""
     pieces, bars = [], []
     messages = SimpleNamespace(
-        error=lambda text: bars.append(text), note=lambda text: bars.append(text),
+        error=lambda text: bars.append(text), warning=lambda text: bars.append(text),
         progress=lambda done, failed, total: bars.append((done, failed, total)),
     )  # fmt: skip
 
@@ -266,9 +360,12 @@ def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000,
     row_format = SimpleNamespace(row=row, failure=row, has_warnings=True)
     rows = output.RowBuffer(SimpleNamespace(write=pieces.append), head, delay)
     signals = SimpleNamespace(check=lambda: None)
-    code = None
+    code, counts = None, Counts()
     try:
-        code = classify._write_rows(come(), row_format, rows, messages, signals, 3)
+        classify._write_rows(
+            come(), row_format, rows, messages, signals, counts, SimpleNamespace(slices=3)
+        )
+        code = counts.exit_code
     except BaseException as e:
         assert e is fails
     return code, pieces, bars

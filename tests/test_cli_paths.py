@@ -54,7 +54,9 @@ def test_a_path_of_a_list_is_taken_up_to_its_limit_and_not_a_byte_more():
 @quick
 @given(
     names=st.lists(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r"), min_size=1)
+        st.text(
+            st.characters(exclude_categories=["Cs"], exclude_characters="\0\n\r*?["), min_size=1
+        )
     ),
     null=st.booleans(),
     last=st.booleans(),
@@ -75,7 +77,7 @@ def test_lines_lose_one_carriage_return_and_paths_ended_by_nul_none(tmp_path):
     (tmp_path / "nul").write_bytes(b"/a\r\0/b\n\0\0")
     assert list(Candidates(parse(["-0", "--files-from", str(tmp_path / "nul")]))) == [
         Candidate("/a\r"),
-        Candidate("/b\n"),
+        Candidate("/b\n", "no such file; leave out -0 if the paths of the list end with a newline"),
     ]
 
 
@@ -116,7 +118,8 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
     (tmp_path / "d" / "a.png").touch()
     (tmp_path / "d" / "below" / "b.png").touch()
     (tmp_path / "list").write_text(f"{tmp_path}/d\n{tmp_path}/d/*.png\n")
-    pattern = Candidate(f"{tmp_path}/d/*.png")
+    advice = "no such file; patterns in a list are not expanded, pass them as arguments"
+    pattern = Candidate(f"{tmp_path}/d/*.png", advice)
     given = ["--files-from", str(tmp_path / "list")]
     assert list(Candidates(parse(given))) == [Candidate(f"{tmp_path}/d/a.png"), pattern]
     below = Candidate(f"{tmp_path}/d/below/b.png")
@@ -125,6 +128,67 @@ def test_a_list_names_directories_and_no_patterns(tmp_path):
         below,
         pattern,
     ]
+
+
+PATTERN = "no such file; patterns in a list are not expanded, pass them as arguments"
+QUOTES = "no such file; write the paths of a list without quotes"
+URL = "URLs are not read; download the file and pass its path"
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    {
+        "https://host/scan.png?size=1": URL,
+        "S3://bucket/*.png": URL,
+        "gs://bucket/a.npy#3": URL,
+        "file:///scans/a.png": "URLs are not read; pass the path after file://",
+        "http:/host/a.png": None,
+        "a://": URL,
+        "1a://b": None,
+    }.items(),
+)
+def test_a_url_is_named_as_one_in_arguments_and_lists(tmp_path, path, problem):
+    found = list(Candidates(parse([path])))
+    assert found == [Candidate(path, problem, empty=problem is not None)]
+    (tmp_path / "list").write_text(path)
+    assert list(Candidates(parse(["--files-from", str(tmp_path / "list")]))) == [
+        Candidate(path, problem)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    {
+        "/none/*.png": PATTERN,
+        "/none/?": PATTERN,
+        "/none/[ab]": PATTERN,
+        '"/none/a.png"': QUOTES,
+        "'/none/a.png'": QUOTES,
+        "~/a.png": "no such file; ~ is not expanded in a list, write the whole path",
+        "'": None,
+        "/none/a.png": None,
+    }.items(),
+)
+def test_a_line_of_a_list_that_is_written_for_a_shell_is_told(tmp_path, monkeypatch, path, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list").write_text(path)
+    assert list(Candidates(parse(["--files-from", "list"]))) == [Candidate(path, problem)]
+    if "/none" not in path and "/" not in path:
+        return
+    # A file of that very name is a file.
+    existing = tmp_path / path.lstrip("/")
+    existing.parent.mkdir(parents=True, exist_ok=True)
+    existing.touch()
+    (tmp_path / "list").write_text(path.lstrip("/"))
+    assert list(Candidates(parse(["--files-from", "list"]))) == [Candidate(path.lstrip("/"))]
+
+
+@pytest.mark.parametrize("data", [b"/a\0/b\0", b"/a\0", b"\0", b"/a\n/b\0", b"x" * 70_000 + b"\0"])
+def test_a_list_with_nul_and_without_0_is_refused_at_any_length(tmp_path, data):
+    (tmp_path / "list").write_bytes(data)
+    with pytest.raises(UsageError, match="list: the list contains NUL; add -0 if its paths end"):
+        list(Candidates(parse(["--files-from", str(tmp_path / "list")])))
+    assert list(Candidates(parse(["-0", "--files-from", str(tmp_path / "list")]))) or data == b"\0"
 
 
 # Paths, directories and patterns.

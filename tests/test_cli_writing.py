@@ -33,6 +33,32 @@ def test_output_appears_whole(command, three_images, tmp_path):
     assert command("--output", "rows.txt", three_images[0], cwd=tmp_path).returncode == 0
 
 
+def test_an_existing_output_is_replaced_with_a_note(command, three_images, tmp_path):
+    out = tmp_path / "rows.csv"
+    out.touch()
+    assert command("--output", out, three_images[0]).stderr == ""
+    note = (
+        f"organ-infer: note: --output {out}: exists and will be replaced; --force omits this note\n"
+    )
+    assert command("--output", out, three_images[0]).stderr == note
+    assert out.read_text() == command("--format", "csv", three_images[0]).stdout
+    for option in ("--force", "--quiet"):
+        done = command("--output", out, option, three_images[1])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert out.read_text() == command("--format", "csv", three_images[1]).stdout
+
+
+def test_a_json_file_is_one_array_of_the_rows_of_json_lines(
+    command, three_images, bad_image, tmp_path
+):
+    for given in ([bad_image], [*three_images, bad_image], [bad_image, *three_images]):
+        lines = command("--format", "jsonl", *given).stdout.splitlines()
+        assert command("--output", tmp_path / "rows.json", "--force", *given).returncode == 1
+        written = (tmp_path / "rows.json").read_text()
+        assert json.loads(written) == list(map(json.loads, lines))
+        assert command("--format", "json", *given).stdout == written
+
+
 def test_output_through_a_link_in_the_partials_place_is_refused(command, three_images, tmp_path):
     (tmp_path / "precious").write_text("keep")
     (tmp_path / "out.partial").symlink_to("precious")
@@ -160,7 +186,9 @@ def test_a_signal_leaves_whole_lines(bundle, pictures, tmp_path, number, code, t
     written, words = process.communicate(timeout=60)
     written = first + written
     assert process.returncode == code, words
-    assert words in (b"organ-infer: interrupted\n", b"organ-infer: terminated\n")
+    word = {130: "interrupted", 143: "terminated"}[code]
+    where = f"; results so far are in {partial}" if to_file else ""
+    assert words.decode() == f"organ-infer: {word}{where}\n"
     text = partial.read_text() if to_file else written.decode()
     found = [json.loads(line) for line in text.splitlines()]
     assert text.endswith("\n") and [row["path"] for row in found] == sorted(
@@ -186,8 +214,8 @@ def test_sigint_that_was_ignored_stays_ignored(bundle, pictures):
 # The progress bar.
 
 
-def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad_image):
-    """Through a pseudo-terminal as standard error."""
+def on_a_terminal(*arguments, stdout):
+    """Run the command with a pseudo-terminal as standard error. Returns the exit code and what the terminal got."""
     ours, theirs = pty.openpty()
     seen = b""
 
@@ -201,17 +229,41 @@ def test_the_bar_is_drawn_on_a_terminal_only_and_cleared(bundle, pictures, bad_i
 
     reader = threading.Thread(target=read)
     reader.start()
-    listed = [str(pictures / f"s{i % 40:02}.png") for i in range(3000)]
     done = subprocess.run(
-        [sys.executable, "-m", "organ_infer", "--bundle", str(bundle), "--batch-size", "8", *listed, bad_image],
-        stdout=subprocess.PIPE, stderr=theirs, env=child_environment(TERM="xterm"), timeout=60,
+        [sys.executable, "-m", "organ_infer", *map(str, arguments)],
+        stdout=stdout, stderr=theirs, env=child_environment(TERM="xterm"), timeout=60,
     )  # fmt: skip
     os.close(theirs)
     reader.join()
     os.close(ours)
-    assert done.returncode == 1 and done.stdout.count(b"\n") == 3000 and b"/3,001 images" in seen
-    last = seen.decode().rstrip("\r\n").split("\r")[-1]
-    assert last.startswith("organ-infer: error: ") and "bad.png" in last
+    return done.returncode, seen.decode()
+
+
+@pytest.fixture
+def many_arguments(bundle, pictures, bad_image):
+    listed = [str(pictures / f"s{i % 40:02}.png") for i in range(3000)]
+    return ["--bundle", bundle, "--batch-size", "8", *listed, bad_image]
+
+
+def test_the_bar_is_drawn_on_a_terminal_and_cleared_before_the_last_lines(many_arguments, tmp_path):
+    with (tmp_path / "rows").open("wb") as rows:
+        code, seen = on_a_terminal(*many_arguments, stdout=rows)
+    assert code == 1 and (tmp_path / "rows").read_bytes().count(b"\n") == 3000
+    assert "/3,001 images" in seen and " s left" in seen
+    *_, error, summary = seen.rstrip("\r\n").split("\n")
+    error = error.rstrip("\r").split("\r")[-1]
+    assert error.startswith("organ-infer: error: ") and "bad.png" in error
+    summary = summary.split("\r")[-1]
+    assert summary.startswith("organ-infer: 3,000 slices from 3,001 files; 1 failed; ")
+
+
+def test_there_is_no_bar_if_results_go_through_a_pipe_to_a_pager(many_arguments, tmp_path):
+    code, seen = on_a_terminal(*many_arguments, stdout=subprocess.PIPE)
+    assert code == 1 and " images" not in seen and "[" not in seen
+    assert "organ-infer: 3,000 slices from 3,001 files; 1 failed; " in seen
+    output = ["--output", tmp_path / "rows.txt"]
+    code, seen = on_a_terminal(*output, *many_arguments, stdout=subprocess.PIPE)
+    assert code == 1 and " images" in seen
 
 
 @pytest.mark.parametrize("columns", range(0, 90, 3))
@@ -219,7 +271,7 @@ def test_the_bar_fits_any_terminal(columns):
     for total in (None, 100_000):
         text = bar_text(12_345, 67, total, 8.0, columns)
         assert len(text) <= columns and "\n" not in text
-    assert bar_text(5, 0, 10, 1.0, 79) == "[" + "#" * 15 + "." * 15 + "] 5/10 images 5/s"
+    assert bar_text(5, 0, 10, 1.0, 79) == "[" + "#" * 15 + "." * 15 + "] 5/10 images 5/s 1 s left"
 
 
 def test_a_signal_waits_for_the_end_of_a_write_and_a_second_one_does_not():
@@ -255,13 +307,17 @@ def test_a_message_takes_the_bar_away_first(monkeypatch):
     monkeypatch.setattr(messages, "_write", written.append)
     messages.progress(7, 0, 9)
     messages.error("x")
-    messages.note("y")
+    messages.warning("y")
+    messages.note("z")
+    messages.status("end")
     width = len(written[0].rstrip()) - 1
     assert written == [
         written[0],
         "\r" + " " * width + "\r",
         "organ-infer: error: x\n",
-        "organ-infer: y\n",
+        "organ-infer: warning: y\n",
+        "organ-infer: note: z\n",
+        "organ-infer: end\n",
     ]
 
 
@@ -333,7 +389,7 @@ def test_a_partial_that_became_the_file_meanwhile_is_opened_anew(tmp_path, monke
     """The first run ends between the second's opening and its lock."""
     first = Writer(str(tmp_path / "a.txt"))
     first.write("first\n")
-    lock = output._lock
+    lock = output.lock_file
     attempts = []
 
     def lock_after_the_first_has_ended(descriptor):
@@ -342,7 +398,7 @@ def test_a_partial_that_became_the_file_meanwhile_is_opened_anew(tmp_path, monke
             first.finish()
         return lock(descriptor)
 
-    monkeypatch.setattr(output, "_lock", lock_after_the_first_has_ended)
+    monkeypatch.setattr(output, "lock_file", lock_after_the_first_has_ended)
     second = Writer(str(tmp_path / "a.txt"))
     assert len(attempts) == 2 and (tmp_path / "a.txt").read_text() == "first\n"
     second.write("second\n")

@@ -22,6 +22,7 @@ from tests.support.data_files import DATA, needs_organamnist
 from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
+from train import locks
 from train.data import default_directory, load_data, published_file
 from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download
@@ -94,6 +95,9 @@ class Clock:
         self.now, self.pauses = 1_800_000_000.0, []
 
     def time(self):
+        return self.now
+
+    def monotonic(self):
         return self.now
 
     def sleep(self, seconds):
@@ -559,6 +563,44 @@ def test_the_lock_of_a_download_is_given_back(server, tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_download_of_another_process_that_does_not_grow_is_not_waited_for_for_ever(
+    server, tmp_path, monkeypatch, marked
+):
+    path, lock = tmp_path / "a.npz", tmp_path / ".a.npz.lock"
+    monkeypatch.setattr(download_module, "WAIT", 0.5)
+    if marked:
+        monkeypatch.setattr(locks, "lock_file", lambda descriptor: None)
+        (tmp_path / ".a.npz.lock.owner").write_text("1 another-computer\n")
+    holder = locks.Lock(lock)
+    assert holder.acquire() is not marked
+    named = f"remove {lock}.owner if it was killed" if marked else "end it"
+    with pytest.raises(
+        RunError, match=f"a.npz.part: another process is downloading it .*; {named}, then rerun"
+    ):
+        download(address(server), path, MD5)
+    holder.release()
+
+
+def test_a_file_that_another_process_completes_is_taken_without_its_lock(server, tmp_path):
+    path = tmp_path / "a.npz"
+    holder = locks.Lock(tmp_path / ".a.npz.lock")
+    assert holder.acquire()
+    waiting = threading.Thread(target=download, args=(address(server), path, MD5), daemon=True)
+    waiting.start()
+    path.write_bytes(CONTENT)
+    waiting.join(30)
+    assert not waiting.is_alive() and server.ranges == []
+    holder.release()
+
+
+def test_a_file_is_downloaded_where_there_are_no_locks(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "lock_file", lambda descriptor: None)
+    download(address(server), tmp_path / "a.npz", MD5)
+    assert (tmp_path / "a.npz").read_bytes() == CONTENT
+    assert not (tmp_path / ".a.npz.lock.owner").exists()
+
+
 def test_md5_is_hashlibs(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     # RFC 1321, appendix A.5
@@ -593,7 +635,7 @@ def test_a_server_that_speaks_no_http_is_told(tmp_path, answer):
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
-            for _ in range(4):
+            for _ in range(6):
                 with contextlib.suppress(OSError), listening.accept()[0] as connection:
                     connection.recv(4096)
                     connection.sendall(answer)

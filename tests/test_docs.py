@@ -67,6 +67,12 @@ def constants():
 
 def python_messages(path, names):
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name in ("_url_problem", "_list_problem"):
+            yield from (
+                template(each.value, names)
+                for each in ast.walk(node)
+                if isinstance(each, ast.Return)
+            )
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name, texts = called(node), [template(argument, names) for argument in node.args]

@@ -22,7 +22,8 @@ from organ_infer.bundle.precision import PRECISIONS
 from organ_infer.engine import cuda, cuda_thread, gpus
 from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
 from organ_infer.engine.devices import parse_device
-from organ_infer.images import dicom, pillow
+from organ_infer.images import dicom, pillow, registry
+from organ_infer.images.registry import SUFFIXES
 from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT, Limits
 
 FORMATS, CHECK, CUDA, COMMAND, BUNDLE_FORMAT, RESULTS_FORMAT = (
@@ -135,6 +136,13 @@ def test_how_long_nvidia_smi_is_waited_for():
     assert number(CHECK, r"\((\d+) seconds at most\)") == gpus.SECONDS == 10
 
 
+def test_what_is_taken_from_a_directory():
+    suffixes, content, _ = rows(FORMATS, "Files of a directory")
+    assert tuple(re.findall(r"`(\.\w+)`", suffixes[1])) == SUFFIXES
+    short = {row.title for row in registry.FORMATS if len(row.signatures[0][1]) <= 2}
+    assert short == {"BMP", "PNM"} and "all formats but `.npz`, BMP and PNM" in content[1]
+
+
 # docs/reference/command.md
 
 
@@ -149,7 +157,7 @@ def test_the_options_of_the_command():
         env=child_environment(),
         check=True,
     )
-    offered = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", done.stdout, re.M))
+    offered = set(re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z-]+)", done.stdout, re.M))
     assert stated_options == offered - {"--help"} and len(offered) > 15
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
@@ -454,36 +453,6 @@ def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
     open_results(tmp_path, data, CPU, settings)
     with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
         open_results(tmp_path, data, CPU, settings | {"deterministic": True})
-
-
-def test_a_file_system_without_flock_is_named(tmp_path, monkeypatch, capsys):
-    import filelock
-
-    class Fallback(filelock.FileLock):
-        def acquire(self, *arguments, **options):
-            warnings.warn(
-                "flock not supported on this filesystem, falling back to SoftFileLock", stacklevel=1
-            )
-            return super().acquire(*arguments, **options)
-
-    class None_(filelock.FileLock):
-        def acquire(self, *arguments, **options):
-            raise NotImplementedError("FileSystem does not appear to support flock")
-
-    with record.locked(tmp_path):
-        assert capsys.readouterr().err == ""
-    monkeypatch.setattr(filelock, "FileLock", Fallback)
-    with record.locked(tmp_path):
-        assert capsys.readouterr().err == (
-            f"train: note: {tmp_path}: on a file system without flock, so a killed run leaves its lock behind;"
-            f" remove {tmp_path / '.lock'} then\n"
-        )
-    monkeypatch.setattr(filelock, "FileLock", None_)
-    with (
-        pytest.raises(RunError, match=": on a file system without flock; choose another --out"),
-        record.locked(tmp_path),
-    ):
-        pass
 
 
 def test_the_history_on_the_disk_has_every_epoch_that_is_reported(monkeypatch, tmp_path):

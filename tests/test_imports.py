@@ -50,14 +50,36 @@ def test_help_version_and_usage_errors_are_light(option):
     assert loaded(f"from organ_infer.cli import main\nmain([{option!r}])", HEAVY + SLOW) == before
 
 
+@pytest.mark.parametrize("option", ["--help", "--nope"])
+def test_help_and_usage_errors_of_volume_are_light(option):
+    own_help = "import argparse\nargparse.ArgumentParser().format_help()"
+    before = loaded(own_help if option == "--help" else "", SLOW)
+    code = f"from organ_infer.cli import main\nmain(['volume', {option!r}])"
+    assert loaded(code, [*HEAVY, *SLOW, "organ_infer.volumes"]) == before
+
+
 def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):
     code = f"from organ_infer.cli import main\nassert main(['--check', '--bundle', {str(bundle)!r}]) == 0"
     assert loaded(code) == ["PIL", "numpy", "onnxruntime"]
-    code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/none']) == 1"
+    code = f"from organ_infer.cli import main\nassert main(['--bundle', {str(bundle)!r}, '/dev/null']) == 1"
     assert (
         loaded(code, ["organ_infer.cli.check", "organ_infer.bundle.golden", "importlib.metadata"])
         == []
     )
+
+
+def test_images_load_nothing_of_volumes(bundle, pictures):
+    code = f"from organ_infer.cli import main\nmain(['--bundle', {str(bundle)!r}, {str(pictures / 's00.png')!r}])"
+    listing = (
+        "\nsys.stderr.write(json.dumps(sorted(name for name in sys.modules if 'volume' in name)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{code}{listing}"],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_a_prediction_asks_no_package_index(bundle, pictures):
@@ -159,9 +181,11 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
     import organ_infer
     from organ_infer import classifier, errors, names, results
     from organ_infer.engine import installed
+    from organ_infer.images import discovery
 
     homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
-    homes |= {"escape_path": names, "unescape_path": names}
+    homes |= {"escape_path": names, "unescape_path": names, "find_images": discovery}
+    homes |= {"OrganPrediction": results, "SlicePrediction": results}
     for name in organ_infer.__all__:
         if name != "__version__":
             monkeypatch.delitem(vars(organ_infer), name, raising=False)

@@ -119,7 +119,8 @@ def test_a_signal_amid_a_slow_feed_leaves_whole_lines(
         written, words = process.communicate(timeout=30)
     assert process.returncode == code
     *errors, last = words.decode().splitlines()
-    assert last == {130: "organ-infer: interrupted", 143: "organ-infer: terminated"}[code]
+    where = f"; results so far are in {partial}" if to_file else ""
+    assert last == f"organ-infer: { {130: 'interrupted', 143: 'terminated'}[code] }{where}"
     text = partial.read_text() if to_file else (first + written).decode()
     count = held_against(text, paths)
     assert 0 < count < MANY and len(errors) == count // 100
@@ -142,7 +143,7 @@ def test_an_interrupted_run_over_a_list_leaves_whole_lines_and_the_old_file(
     _, words = process.communicate(timeout=30)
     assert (
         process.returncode == 130
-        and words.endswith(b"organ-infer: interrupted\n")
+        and words.decode().endswith(f"organ-infer: interrupted; results so far are in {partial}\n")
         and b"Traceback" not in words
     )
     assert 0 < held_against(partial.read_text(), paths) < MANY

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from organ_infer import errors
 from organ_infer.cli import progress
-from organ_infer.cli.progress import Messages, bar_text
+from organ_infer.cli.progress import Messages, bar_text, duration
 from organ_infer.errors import one_line, printable
 
 quick = settings(max_examples=100, deadline=None)
@@ -25,6 +25,8 @@ def test_the_bar_fits_and_holds_what_there_is_room_for(done, failed, total, seco
     text = bar_text(done, failed, total, seconds, columns)
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     whole = f"{count} images" + (f" {done / seconds:,.0f}/s" if seconds else "")
+    if total is not None and 0 < done < total and seconds:
+        whole += f" {duration((total - done) * seconds / done)} left"
     whole += f" {failed:,} failed" if failed else ""
     assert len(text) <= max(columns, 0)
     if total is None or columns - len(whole) < 13:
@@ -42,6 +44,12 @@ def test_a_bar_of_ten_is_the_shortest():
     assert bar_text(5, 0, 10, 0, 24) == "[#####.....] 5/10 images"
     assert bar_text(5, 0, 10, 0, 23) == "5/10 images"
     assert bar_text(5, 1, None, 2, 80) == "5 images 2/s 1 failed"
+
+
+def test_the_time_left_is_that_of_the_images_left():
+    assert bar_text(300, 2, 900, 60, 42) == "300/900 images 5/s 2 min 0 s left 2 failed"
+    assert bar_text(900, 0, 900, 60, 24) == "900/900 images 15/s"
+    assert bar_text(0, 0, 900, 60, 24) == "0/900 images 0/s"
 
 
 @pytest.fixture
@@ -97,11 +105,20 @@ def test_the_bar_leaves_the_last_column_free(screen):
     screen.now += 1
     messages.progress(5, 0, 10)
     assert (
-        screen.text() == "\r[##########...........] 5/10 images 5/s"
+        screen.text() == "\r[######......] 5/10 images 5/s 1 s left"
         and len(screen.text()[1:]) == 39
     )
     messages.error("x")
     assert screen.text().split("\r")[2] == " " * (len(screen.text().split("\r")[1]))
+
+
+def test_the_rate_does_not_count_what_came_before_the_first_image(screen):
+    messages = Messages()
+    screen.now += 50
+    messages.start_progress()
+    screen.now += 2
+    messages.progress(10, 0, None)
+    assert screen.text() == "\r10 images 5/s" and messages.seconds == 52
 
 
 def test_the_bar_is_off_when_quiet_on_no_terminal_and_on_a_dumb_one(screen, monkeypatch):
@@ -121,10 +138,14 @@ def test_the_bar_is_off_when_quiet_on_no_terminal_and_on_a_dumb_one(screen, monk
 def test_quiet_leaves_out_notes_and_no_errors(screen):
     messages = Messages()
     messages.note("a\tb")
+    messages.warning("w")
+    messages.status("s")
     messages.quiet = True
-    messages.note("c")
+    for write in (messages.note, messages.warning, messages.status):
+        write("c")
     messages.error("d\n\udcff")
-    data = "organ-infer: a\\x09b\norgan-infer: error: d\\x0a\\xff\n"
+    data = "note: a\\x09b\nwarning: w\ns\nerror: d\\x0a\\xff\n"
+    data = "".join(f"organ-infer: {line}\n" for line in data.splitlines())
     assert data.encode() == screen.buffer.write.__self__.getvalue()
 
 

@@ -150,10 +150,11 @@ def test_one_name_in_every_output(command, odd, tmp_path, variables):
     assert code == 0 and dict(zip(header, row, strict=True))["path"] == path
     missing = os.path.join(odd, b"\xe9\nnone")
     code, out, err = run("--format", "jsonl", missing)
-    assert (code, err) == (
-        1,
-        f"organ-infer: error: {tmp_path}/d\\xff/\\xe9\\x0anone: no such file\n",
-    )
+    reason = f"{tmp_path}/d\\xff/\\xe9\\x0anone: no such file\n"
+    assert (code, out, err) == (2, "", f"organ-infer: error: no image found: {reason}")
+    code, out, err = run("--format", "jsonl", odd, missing)
+    out = out.splitlines()[1]
+    assert (code, err) == (1, f"organ-infer: error: {reason}")
     assert json.loads(out) == {
         "path": f"{tmp_path}/d\\xff/\\xe9\nnone",
         "error": "no such file",
@@ -209,7 +210,8 @@ def test_without_a_working_directory(bundle, three_images, tmp_path):
 
     given = ("--bundle", str(bundle))
     assert run(*given, three_images[0]) == (0, 1, "")
-    assert run(*given, "a.png") == (1, 0, "organ-infer: error: a.png: no such file\n")
+    reason = "no image found: a.png: no such file"
+    assert run(*given, "a.png") == (2, 0, f"organ-infer: error: {reason}\n")
     for arguments, words in {
         ("--bundle", "b", three_images[0]): "b: no such directory; pass a bundle",
         (*given, "--output", "o", three_images[0]): "--output o: cannot be written (No such file",
@@ -450,7 +452,7 @@ def test_links_to_directories_are_counted_and_circles_end(command, three_images,
     assert done.returncode == 1 and done.stdout.endswith("/a/b/one.png\n")
     assert done.stderr == (
         f"organ-infer: error: {tmp_path}/a/loop.png: cannot be read (Too many levels of symbolic links)\n"
-        "organ-infer: skipped in directories: 1 (files that are no images), 2 (links to directories);"
+        "organ-infer: note: skipped in directories: 1 (files that are no images), 2 (links to directories);"
         " pass a linked directory as a path to include it\n"
     )
     # A link that is named is followed.
@@ -500,8 +502,8 @@ def test_the_messages_reach_a_standard_error_that_is_no_file(bundle, bad_image, 
     assert main(["--bundle", str(bundle), bad_image]) == 1
     assert sys.stderr.getvalue().startswith(f"organ-infer: error: {bad_image}: ")
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(encoding="ascii", write=told.append))
-    assert main(["--bundle", str(bundle), f"{bad_image}ü"]) == 1
-    assert told == [f"organ-infer: error: {bad_image}\\xfc: no such file\n"]
+    assert main(["--bundle", str(bundle), f"{bad_image}ü"]) == 2
+    assert told == [f"organ-infer: error: no image found: {bad_image}\\xfc: no such file\n"]
     monkeypatch.setattr(sys, "stderr", object())
     assert main(["--bundle", str(bundle), bad_image]) == 1
 

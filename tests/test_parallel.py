@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import parallel
+from train import devices, parallel
 from train.errors import RunError
 from train.parallel import ALONE, Group
 
@@ -32,6 +33,10 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 )
 def test_stages_are_shared_through_gloo(monkeypatch, device, share, backend, bound):
     begun, current = [], []
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *a, **k: iter([(store, 0, 2)]))
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda *a, **k: begun.append((a, k))
     )
@@ -182,19 +187,126 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
     assert parallel.group_from_environment() is ALONE
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert parallel.group_from_environment() is ALONE  # without a rank
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     for rank, size in ((3, 4), (1, 2)):
         monkeypatch.setenv("WORLD_SIZE", str(size))
         monkeypatch.setenv("RANK", str(rank))
         assert parallel.group_from_environment() == Group(rank, size)
 
 
+VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def set_variables(monkeypatch, text):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for entry in text.split():
+        monkeypatch.setenv(*entry.split("=", 1))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        "RANK=0",
+        "RANK=3",
+        "WORLD_SIZE=",
+        "WORLD_SIZE=1 RANK=0",
+        "WORLD_SIZE=1 RANK=0 MASTER_ADDR=no.such.host MASTER_PORT=29500 LOCAL_RANK=0",
+        "LOCAL_RANK=0 MASTER_PORT=abc",
+    ],
+)
+def test_variables_of_a_single_process_change_nothing(monkeypatch, environment):
+    set_variables(monkeypatch, environment)
+    assert parallel.group_from_environment() is ALONE
+
+
+AT_LOCALHOST = "MASTER_ADDR=localhost MASTER_PORT=29500"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ("WORLD_SIZE=2", "RANK: not set, but WORLD_SIZE is 2; start several processes with torchrun"),
+        ("WORLD_SIZE=2 RANK=", "RANK: not set, but WORLD_SIZE is 2"),
+        ("WORLD_SIZE=2 RANK=0", "MASTER_ADDR: not set, but WORLD_SIZE is 2"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost", "MASTER_PORT: not set"),
+        (f"WORLD_SIZE=abc RANK=0 {AT_LOCALHOST}", "WORLD_SIZE='abc': expected 1 or more"),
+        ("WORLD_SIZE=0", "WORLD_SIZE='0': expected 1 or more"),
+        ("WORLD_SIZE=-1", "WORLD_SIZE='-1': expected 1 or more"),
+        ("WORLD_SIZE=2.0", "WORLD_SIZE='2.0': expected 1 or more"),
+        ("WORLD_SIZE=\u00b2", "WORLD_SIZE='\u00b2': expected 1 or more"),
+        ("WORLD_SIZE=1 RANK=1", "RANK='1': expected 0 to 0"),
+        (f"WORLD_SIZE=2 RANK=2 {AT_LOCALHOST}", "RANK='2': expected 0 to 1"),
+        (f"WORLD_SIZE=2 RANK=x {AT_LOCALHOST}", "RANK='x': expected 0 to 1"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=x", "MASTER_PORT='x': expected 1 to 65535"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT=70000", "MASTER_PORT='70000': expected 1 to 65535"),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=no.such.host.invalid MASTER_PORT=29500", "MASTER_ADDR='no.such.host.invalid': not found"),
+        (f"WORLD_SIZE=2 RANK=0 MASTER_ADDR={'x' * 100} MASTER_PORT=29500", "not found"),
+    ],
+)  # fmt: skip
+def test_variables_that_name_no_process_are_one_line(monkeypatch, environment, words):
+    set_variables(monkeypatch, environment)
+    with pytest.raises(RunError) as caught:
+        parallel.group_from_environment()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "or unset WORLD_SIZE" in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_process_that_finds_no_other_ends_in_one_line(monkeypatch, capsys):
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    set_variables(monkeypatch, f"WORLD_SIZE=2 RANK=0 MASTER_ADDR=localhost MASTER_PORT={port}")
+    monkeypatch.setattr(parallel, "JOIN_MINUTES", 0.02)
+    with pytest.raises(RunError, match=f"localhost:{port}: the processes cannot connect") as caught:
+        parallel.join(Group(0, 2), CPU, "stages")
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert "waits for every process of WORLD_SIZE=2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "index"),
+    [
+        ("", 0),
+        ("LOCAL_RANK=1", 1),
+        ("RANK=3", 1),
+        ("LOCAL_RANK=0 RANK=3", 0),
+        ("LOCAL_RANK= RANK=", 0),
+    ],
+)
+def test_a_process_without_a_local_rank_takes_the_gpu_of_its_rank(monkeypatch, environment, index):
+    set_variables(monkeypatch, environment)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices, "check_gpu", lambda device: None)
+    assert devices.choose_device("auto") == torch.device("cuda", index)
+
+
+def test_a_local_rank_that_is_no_number_is_one_line(monkeypatch):
+    set_variables(monkeypatch, "LOCAL_RANK=abc")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RunError, match="LOCAL_RANK='abc': expected 0 or more"):
+        devices.choose_device("auto")
+
+
 def test_the_group_waits_for_its_slowest_process_for_a_day(monkeypatch):
-    begun = []
+    begun, joined = [], []
+    store = torch.distributed.HashStore()
     monkeypatch.setattr(
         torch.distributed, "init_process_group", lambda *a, **k: begun.append(k["timeout"])
     )
+
+    def rendezvous(*arguments, timeout):
+        joined.append(timeout)
+        yield store, 0, 2
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", rendezvous)
+    set_variables(monkeypatch, AT_LOCALHOST)
     parallel.join(Group(0, 2), CPU, "stages")
-    assert begun == [datetime.timedelta(hours=24)]
+    assert begun == [datetime.timedelta(hours=24)] == [store.timeout]
+    assert joined == [datetime.timedelta(minutes=30)]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +394,8 @@ def test_a_rank_that_fails_says_why_and_ends_the_run(tmp_path, share):
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'runtime'}", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode != 0 and time.monotonic() - begun < 100
     assert "made to fail" in done.stderr and "train: error: " in done.stderr

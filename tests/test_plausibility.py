@@ -383,3 +383,25 @@ def test_the_command_warns_and_exits_with_0(command, tmp_path):
     )
     (row,) = map(json.loads, command("--format", "jsonl", path).stdout.splitlines())
     assert len(row["warnings"]) == 1 and row["label"]
+    done = command("--strict", "--format", "jsonl", path, tmp_path / "b.png")
+    assert done.returncode == 1
+    failure, good = map(json.loads, done.stdout.splitlines())
+    (warning,) = row["warnings"]
+    assert failure == {"path": str(path), "error": f"{warning} (refused by --strict)"}
+    assert good["label"] and "error" not in good
+    assert done.stderr == f"organ-infer: error: {path}: {failure['error']}\n"
+
+
+def test_strict_keeps_slices_with_other_warnings_and_lists_every_reason(command, tmp_path):
+    color = np.repeat(CROP[..., None], 3, axis=2)
+    (tmp_path / "gray.png").write_bytes(saved(color))
+    color = color.copy()
+    color[..., 0] //= 2
+    color[:, :, 1:] = 0
+    (tmp_path / "red.png").write_bytes(saved(color))
+    done = command("--strict", "--format", "jsonl", tmp_path / "gray.png", tmp_path / "red.png")
+    gray, red = map(json.loads, done.stdout.splitlines())
+    assert gray["warnings"] == ["converted from color to gray"]
+    reasons = red["error"].removesuffix(" (refused by --strict)").split("; implausible: ")
+    assert reasons[0] == "implausible: color image; CT slices are gray" and len(reasons) == 2
+    assert "converted" not in red["error"] and done.returncode == 1

@@ -1,15 +1,16 @@
 """What a run writes: whole or not at all, with the user's permissions, and read again or refused in one line."""
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import math
 import multiprocessing
 import os
+import socket
 import stat
-import warnings
 
-import filelock
 import pytest
 import torch
 
@@ -45,7 +46,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, writer, 
     assert names(tmp_path) == ["results.json"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_each_step_of_a_write_may_fail(tmp_path, monkeypatch, step):
     path = tmp_path / "results.json"
     record.atomic_write(path, "old")
@@ -57,6 +58,47 @@ def test_each_step_of_a_write_may_fail(tmp_path, monkeypatch, step):
     with pytest.raises(OSError, match="Input/output error"):
         record.atomic_write(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_is_accepted(tmp_path, monkeypatch, number):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    record.atomic_write(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_directory_that_cannot_be_flushed_is_accepted(tmp_path, monkeypatch, number, call):
+    real_open, real_sync = os.open, os.fsync
+
+    def opened(path, *arguments, **options):
+        if call == "open" and os.path.isdir(path):
+            raise OSError(number, os.strerror(number))
+        return real_open(path, *arguments, **options)
+
+    def sync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", sync)
+    record.atomic_write(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_refuses_chmod_is_accepted(tmp_path, monkeypatch, number):
+    def refuse(path, mode, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    record.atomic_write(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and names(tmp_path) == ["a"]
 
 
 def test_a_failure_is_reported_even_if_the_temporary_file_is_gone(tmp_path):
@@ -265,7 +307,8 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
         record.load_checkpoint(path)
     path.write_bytes(b"nothing")
     with pytest.raises(
-        RunError, match=r"checkpoint.pt: not a readable checkpoint .*; start over with --fresh"
+        RunError,
+        match=r"checkpoint.pt: not a readable checkpoint .*; remove it .* or start over with --fresh",
     ):
         record.load_checkpoint(path)
     for other in ([1, 2], {"state": {}}):
@@ -338,26 +381,72 @@ def test_another_process_is_refused_while_the_lock_is_held_and_let_in_after(tmp_
     assert ask() == "got it"
 
 
-def test_a_file_system_without_flock_is_told_each_time_whatever_the_users_filters(
-    tmp_path, monkeypatch, capsys
-):
-    class Fallback(filelock.FileLock):
-        def acquire(self, *arguments, **options):
-            warnings.warn("flock not supported on this filesystem", stacklevel=1)
-            warnings.warn("something else", stacklevel=1)
-            return super().acquire(*arguments, **options)
+REFUSALS = [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL]
 
-    monkeypatch.setattr(filelock, "FileLock", Fallback)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(2):
-            with record.locked(tmp_path):
-                shown = capsys.readouterr()
-                assert shown.out == "" and shown.err.count("\n") == 1
-                assert (
-                    f"a killed run leaves its lock behind; remove {tmp_path / '.lock'} then"
-                    in shown.err
-                )
+
+@pytest.fixture(params=REFUSALS, ids=errno.errorcode.get)
+def no_locks(request, monkeypatch):
+    """A file system whose flock answers with an error."""
+
+    def refuse(descriptor, operation):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_a_file_system_without_locks_gets_a_marker_and_one_true_line(tmp_path, no_locks, capsys):
+    marker = tmp_path / ".lock.owner"
+    for _ in range(2):
+        with record.locked(tmp_path):
+            shown = capsys.readouterr()
+            assert shown.out == "" and shown.err == (
+                f"train: note: {tmp_path}: this file system has no locks; {marker} marks the directory as in use, remove"
+                " it if a run on another computer is killed\n"
+            )
+            assert marker.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+        assert not marker.exists()
+
+
+def ended_process() -> int:
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join(60)
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("content", "owner"),
+    [
+        (f"{os.getppid()} {socket.gethostname()}\n", True),
+        ("1 another-computer\n", True),
+        ("", False),
+        ("not a process\n", False),
+    ],
+)
+def test_a_marker_of_another_run_is_named_with_what_to_remove(tmp_path, no_locks, content, owner):
+    marker = tmp_path / ".lock.owner"
+    marker.write_text(content)
+    with pytest.raises(RunError) as caught, record.locked(tmp_path):
+        pass
+    number, _, host = content.strip().partition(" ")
+    who = f" (process {number} on {host})" if owner else ""
+    assert str(caught.value) == (
+        f"{tmp_path}: another run is using it{who}; wait for it, or remove {marker} if that run was killed"
+    )
+    assert marker.read_text() == content
+
+
+def test_the_marker_of_a_killed_run_of_this_computer_is_replaced(tmp_path, no_locks):
+    marker = tmp_path / ".lock.owner"
+    marker.write_text(f"{ended_process()} {socket.gethostname()}\n")
+    with record.locked(tmp_path):
+        assert marker.read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+
+
+def test_a_marker_means_nothing_where_there_are_locks(tmp_path, capsys):
+    (tmp_path / ".lock.owner").write_text("1 another-computer\n")
+    with record.locked(tmp_path):
+        assert capsys.readouterr().err == ""
 
 
 def test_a_lock_in_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,12 @@ def test_a_stage_is_measured_on_train_and_validation_and_on_test_at_the_end(job,
     assert (row.train.accuracy, row.val.accuracy, row.test) == (7 / 9, 5 / 6, None)
     assert (row.epochs, row.best_epoch, row.seconds, row.seconds_per_epoch) == (3, 2, 9.0, 3.0)
     assert (row.network, row.parameters, row.precision) == ("small", 77, "bf16")
-    assert row.export == ExportCheck(max_abs=1e-6, val_accuracy=0.8, slices=6)
+    assert row.export == ExportCheck(
+        max_abs=1e-6,
+        val_accuracy=0.8,
+        slices=6,
+        sha256=hashlib.sha256((job.directory / "member.onnx").read_bytes()).hexdigest(),
+    )
     results.measure_test(job, data, CPU, found)
     assert row.test.accuracy == 4 / 7
     # 0.75 for each slice, and each right or wrong

@@ -603,3 +603,14 @@ def test_on_a_gpu_pytorch_runs_the_networks(tmp_path, monkeypatch):
     assert measure_robustness(
         tmp_path, data, results, ["base"], report=quiet
     ) == on_gpu and sent == [gpu]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_robustness_file_is_set_aside_and_measured_again(tmp_path, capsys, content):
+    path = tmp_path / "robustness.json"
+    results = make_run(tmp_path)
+    path.write_bytes(content)
+    assert measure_robustness(tmp_path, make_data(), results, [], report=quiet) == []
+    assert not path.exists() and (tmp_path / "robustness.json.damaged").read_bytes() == content
+    error = capsys.readouterr().err
+    assert error.startswith(f"train: note: {path}: not valid JSON") and error.count("\n") == 1

@@ -68,6 +68,18 @@ failures = st.builds(ImageFailure, texts.filter(bool), texts.filter(bool))
 
 
 @quick
+@given(results=st.lists(predictions | failures, max_size=5), top=st.sampled_from([None, 2]))
+def test_json_is_one_array_of_the_objects_of_jsonl(results, top):
+    one, lines = format_of("json", top), format_of("jsonl", top)
+    rows = [row_of(one, result) for result in results]
+    assert all(row.count("\n") == 1 and row.endswith("\n") for row in rows)
+    assert json.loads(one.header + "".join(rows) + one.footer) == [
+        json.loads(row_of(lines, result)) for result in results
+    ]
+    assert (one.has_warnings, one.lists_organs, lines.header, lines.footer) == (True, False, "", "")
+
+
+@quick
 @given(results=st.lists(predictions | failures, max_size=5))
 def test_csv_reads_back_as_the_predictions_in_every_column(results):
     csv_format = format_of("csv")

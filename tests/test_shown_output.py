@@ -5,6 +5,7 @@ Numbers may differ by what the int8 model is allowed to differ between processor
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -89,3 +90,69 @@ def test_a_command_prints_what_is_shown(where, command, shown):
 def test_a_program_prints_what_is_shown(where, program, shown, tmp_path):
     (tmp_path / "program.py").write_text(program)
     assert_same(output_of(sys.executable, tmp_path / "program.py"), shown)
+
+
+# Lines without shown output.
+
+# What a reader must bring: its first directory or name, and the words that tell so.
+OWN = {
+    "usual": "With your crops in `usual/`",
+    "sagittal": "# sagittal/: your own crops",
+    "runs": "python -m train.all",
+    "two": "--bundle two/",
+    "DIR": "`DIR` holds",
+    "SUBSTITUTES": "`SUBSTITUTES` the initial weights",
+}
+SHELL_PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+LINES = [
+    (page, line.partition("  #")[0])
+    for page in SHELL_PAGES
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+] + [
+    (page, line)
+    for page in SHELL_PAGES
+    for line in re.findall(r"`(organ-infer --[^`\n]+/[^`\n]*)`", page.read_text())
+]
+
+
+def own_paths(line):
+    """The first parts of the paths of a line that are not in the clone."""
+    words = [word.strip("'\"") for word in re.split(r"[\s=<>|]+", line)]
+    named = {word.partition("/")[0] for word in words if "/" in word or word in OWN}
+    return {name for name in named if not (ROOT / name).exists() and not name.startswith(".venv")}
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_a_path_in_a_command_exists_in_the_clone_or_is_said_to_be_the_readers_own(page, line):
+    for name in own_paths(line):
+        assert OWN[name] in page.read_text(), f"{page.name} does not say what {name} is"
+
+
+@needs_default
+@pytest.mark.parametrize(
+    "line",
+    [
+        line
+        for _, line in LINES
+        if re.search(r"(?:^|\| )organ-infer ", line) and not own_paths(line)
+    ],
+)
+def test_a_command_runs_as_written(line, tmp_path):
+    program = tmp_path / "bin" / "organ-infer"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m organ_infer "$@"\n')
+    program.chmod(0o755)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environment = child_environment()
+    environment["PATH"] = f"{program.parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0 and "error" not in done.stderr, done.stderr
+    assert done.stdout or "--output" in line
+
+
+def test_the_quickstart_has_commands_that_run():
+    assert sum("organ-infer" in line and not own_paths(line) for _, line in LINES) >= 4

@@ -15,9 +15,11 @@ from export.bundle_info import BundleInfo
 from export.temperature import (
     HIGHEST,
     LOWEST,
+    Labeled,
     expected_calibration_error,
     fit_temperature,
     mean_softmax,
+    why_rejected,
 )
 from export.variants import Slices, logits_of
 from organ_infer import OrganClassifier
@@ -163,10 +165,88 @@ def test_it_stays_within_its_bounds(scale, labels):
     assert wrong == HIGHEST
 
 
+def always_first(confidence, accuracy, count=200):
+    """A network that always answers class 0 of 11, with this confidence, and is right this often."""
+    logits = np.zeros((count, 11))
+    logits[:, 0] = np.log(10 * confidence / (1 - confidence))
+    return Labeled([logits], np.where(np.arange(count) < accuracy * count, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "fitted_on", "validation", "reason"),
+    [
+        # at the upper bound: good for the corrupted slices, bad for validation as it is
+        (HIGHEST, (0.5, 0.1), (0.5, 0.5), "ECE of validation from 0.0000 to 0.3"),
+        (HIGHEST, (0.5, 0.1), (0.5, 0.1), ""),
+        # at the lower bound
+        (LOWEST, (0.5, 1.0), (0.5, 0.5), "ECE of validation from 0.0000 to 0.5000"),
+        (LOWEST, (0.5, 1.0), (0.5, 1.0), ""),
+        (LOWEST, (0.9, 0.96), (0.9, 0.96), "negative log likelihood of the slices that it was fitted on"),
+        # inside the bounds validation as it is may lose, but not the slices that it was fitted on
+        (5.0, (0.5, 0.1), (0.5, 0.5), ""),
+        (5.0, (0.5, 0.5), (0.5, 0.1), "ECE of the slices that it was fitted on from 0.0000 to"),
+        # of 200 slices, chance explains an ECE that is 0.07 higher
+        (1.25, (0.5, 0.5), (0.5, 0.5), "raises the ECE of the slices that it was fitted on"),
+        (1.1, (0.5, 0.5), (0.5, 0.5), "raises the negative log likelihood of the slices"),
+        (1.0, (0.5, 0.1), (0.5, 0.5), ""),
+    ],
+)  # fmt: skip
+def test_a_temperature_that_makes_validation_worse_is_rejected(
+    temperature, fitted_on, validation, reason
+):
+    found = why_rejected(temperature, always_first(*fitted_on), always_first(*validation))
+    assert reason in found and bool(found) == bool(reason)
+    assert not reason or found.startswith(f"temperature {temperature:g} raises the ")
+
+
+def test_the_likelihood_is_that_of_the_mean_probability():
+    (first, labels), (second, _) = drawn(), drawn(seed=1)
+    found = Labeled([first, second], labels).negative_log_likelihood(2.0)
+    assert found == pytest.approx(loss([first, second], labels, 2.0))
+
+
+# corrupted slices that a network gets wrong, with labels that it gets right on validation as it is
+FITTED, PLAIN = always_first(0.9, 0.0), always_first(0.9, 0.9)
+
+
+def test_a_rejected_temperature_is_1_and_is_recorded():
+    assert fit_temperature(FITTED.logits, FITTED.labels) == HIGHEST
+    slices = {SPLIT: FITTED, "val": PLAIN, "test": PLAIN}
+    member = {s: mean_softmax(x.logits).astype(np.float32) for s, x in slices.items()}
+    found = fit_calibration([member], {s: x.labels for s, x in slices.items()})
+    assert found.temperature == 1.0
+    assert found.rejected.startswith("temperature 20 raises the ECE of validation from 0.0000 to")
+    assert found.val_ece == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_bundle_whose_temperature_is_rejected_has_temperature_1(tmp_path):
+    generator = np.random.default_rng(4)
+    images = generator.integers(0, 256, (200, 28, 28), np.uint8)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(make_graph(seed=1))
+    logits = logits_of(path.read_bytes(), images, 28)
+    right = logits.argmax(1)
+    lines = []
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        BundleInfo("net", "organamnist", "axial", CLASSES, 28, {}, {}),
+        [Trained("net", path)],
+        # right on all of validation, and as wrong as can be on all slices to fit on
+        Slices(images, images, right, 28, (images, logits.argmin(1))),
+        precisions=("fp32",),
+        report=lines.append,
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    listed = manifest["metrics"]["val_as_listed"]
+    assert manifest["temperature"] == 1.0 and listed["ece"] == listed["ece_uncalibrated"]
+    assert "raises the ECE of validation" in listed["temperature_rejected"]
+    assert f"{listed['temperature_rejected']}; it stays 1" in lines
+
+
 def test_kept_probabilities_calibrate_as_their_logits_would():
     (first, labels), (second, _) = drawn(), drawn(seed=1)
     halves = {"val": slice(0, 1000), SPLIT: slice(1000, 2500), "test": slice(2500, None)}
-    logits = {s: [5 * first[rows], second[rows]] for s, rows in halves.items()}
+    logits = {s: [5 * first[rows], 3 * first[rows] + second[rows]] for s, rows in halves.items()}
     members = [{s: mean_softmax([logits[s][i]]).astype(np.float32) for s in halves} for i in (0, 1)]
     found = fit_calibration(members, {s: labels[rows] for s, rows in halves.items()})
     assert found.temperature == pytest.approx(

@@ -29,7 +29,7 @@ from support.phantoms import (
 )
 
 from organ_infer import ImageError, InputError
-from organ_infer.cli.paths import expand_paths
+from organ_infer.images.discovery import expand_path
 from organ_infer.images.registry import open_slices
 from organ_infer.volumes import Mask, Volume, open_mask, open_volume
 from organ_infer.volumes.label_maps import LABEL_MAPS, label_map
@@ -761,7 +761,7 @@ def test_a_scan_is_no_image_and_the_message_names_the_command(tmp_path, name):
 
 def test_a_directory_of_scans_is_no_directory_of_images(tmp_path):
     saved(tmp_path, "CT.NII.GZ", b"")
-    (candidate,) = _expand_path(str(tmp_path), False, lambda path, kind: None)
+    (candidate,) = expand_path(str(tmp_path), False)
     assert candidate.error == (
         "no image in this directory, but scans or masks; pass a scan with its mask to organ-infer volume"
     )

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from export.console import forgiving_output
 from train.arguments import device_name, names, natural, positive
 from train.datasets import DATASETS, SIZES
 from train.options import TrainOptions
@@ -179,7 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code, as the epilog of --help lists them.
     """
-    options = parse_arguments(arguments)
+    with forgiving_output():
+        return _run(parse_arguments(arguments))
+
+
+def _run(options: TrainOptions) -> int:
+    """Run the command. Returns the exit code."""
     received: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
@@ -218,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except OSError as e:
-        path = e.filename or options.out
+        path = e.filename2 or e.filename or options.out
         print(
             f"train: error: {path}: {e.strerror or e}; rerun the same command to resume after the"
             " finished stages",
@@ -252,14 +258,16 @@ def run_and_exit() -> NoReturn:
     try:
         code = main()
     except Exception:
-        traceback.print_exc()
+        with forgiving_output():
+            traceback.print_exc()
         code = 1
     if code and "torch" in sys.modules:
         from train.parallel import is_joined
 
         if is_joined():
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with forgiving_output():
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(code)
     sys.exit(code)
 

@@ -13,7 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from export.temperature import (
+    Labeled,
+    expected_calibration_error,
+    fit_temperature,
+    mean_softmax,
+    why_rejected,
+)
 from export.variants import Slices
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data
@@ -82,12 +88,18 @@ def fit_calibration(
         fitted_on: SPLIT in words, from `describe_split`.
 
     Returns:
-        The temperature and the calibration errors with it.
+        The temperature and the calibration errors with it. The temperature is 1 if the fitted one would make validation
+        worse.
     """
     logits = {s: [np.log(np.maximum(m[s], TINY)) for m in members] for s in (SPLIT, "val", "test")}
     temperature = fit_temperature(logits[SPLIT], labels[SPLIT])
+    rejected = why_rejected(
+        temperature, Labeled(logits[SPLIT], labels[SPLIT]), Labeled(logits["val"], labels["val"])
+    )
+    if rejected:
+        temperature = 1.0
     errors = {
         split: expected_calibration_error(mean_softmax(logits[split], temperature), labels[split])
         for split in ("val", "test")
     }
-    return Calibration(temperature, errors["val"], errors["test"], fitted_on)
+    return Calibration(temperature, errors["val"], errors["test"], fitted_on, rejected or None)

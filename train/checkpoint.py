@@ -172,6 +172,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise RunError(
             f"{path}: not a checkpoint of this program, it has no {e} entry; use another file"
         ) from e
+    except (TypeError, AttributeError, ValueError) as e:
+        raise RunError(
+            f"{path}: not a checkpoint of this program, its entries have other types; use another file"
+        ) from e
 
 
 class CheckpointWriter:

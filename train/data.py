@@ -135,7 +135,11 @@ def load_data(
         )
     published = published_file(flag, stored)
     path = (directory or default_directory()) / published["name"]
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read ({e.strerror}); choose another --data-dir") from e
+    if not exists:
         download(published["url"], path, published["md5"])
     elif not path.is_file():
         raise RunError(f"{path}: not a file; remove it or choose another --data-dir")

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from train.errors import RunError
+from train.parallel import environment_number
 
 # The last PyTorch on the package index whose default build runs on sm_50 to sm_90 and on drivers for CUDA 12, and the
 # last onnxruntime-gpu whose extras bring CUDA 12.
@@ -49,9 +50,15 @@ def choose_device(requested: str, *, deterministic: bool = False) -> torch.devic
         raise RunError(
             f"--device {requested}: PyTorch finds {count} GPUs; choose from cuda:0 to cuda:{count - 1}"
         )
-    device = torch.device("cuda", int(number or os.environ.get("LOCAL_RANK", "0")) % count)
+    device = torch.device("cuda", (int(number) if number else _local_rank()) % count)
     check_gpu(device)
     return device
+
+
+def _local_rank() -> int:
+    """Return the number of this process on this machine; without LOCAL_RANK, its number in the run."""
+    local = environment_number("LOCAL_RANK", 0)
+    return environment_number("RANK", 0) or 0 if local is None else local
 
 
 def why_no_gpu(environment: Mapping[str, str] = os.environ) -> str:

@@ -17,9 +17,9 @@ import urllib.request
 from datetime import UTC
 from pathlib import Path
 
-from filelock import FileLock
-
+from organ_infer.files import flush_file
 from train.errors import RunError
+from train.locks import Lock
 
 # bytes
 CHUNK = 1 << 20
@@ -41,6 +41,8 @@ LASTING = frozenset(
         errno.ENAMETOOLONG,
     }
 )
+# seconds in which the download of another process must grow: its longest pause, and some timeouts
+WAIT = LONGEST_WAIT + 5 * TIMEOUT
 
 
 def digest_of(path: Path, algorithm: str) -> str:
@@ -73,7 +75,7 @@ def download(
 
     A later attempt resumes the ".part" file. Between two attempts the server gets time: as much as its Retry-After asks
     for, at least seconds that double from attempt to attempt. If several processes call this, one downloads and the others
-    wait for it.
+    wait for it, as long as its file grows.
 
     Args:
         url: the address of the file.
@@ -87,14 +89,16 @@ def download(
     """
     part = path.with_name(path.name + ".part")
     manual_fetch = f"fetch {url} by hand to {path} ({algorithm.upper()} {digest})"
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = Lock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        acquired = _wait_for(lock, path, part)
     except OSError as e:
         raise RunError(
             f"{path.parent}: cannot be written ({e.strerror}); choose another --data-dir or {manual_fetch}"
         ) from e
+    if not acquired:
+        return
     try:
         if not path.exists():
             reason = _fetch(url, path, part, digest, algorithm, attempts)
@@ -102,6 +106,29 @@ def download(
                 raise RunError(f"{path.name}: download failed ({reason}); {manual_fetch}")
     finally:
         lock.release()
+
+
+def _wait_for(lock: Lock, path: Path, part: Path) -> bool:
+    """Wait for a lock. Returns False if another process has completed the file meanwhile.
+
+    Raises:
+        RunError: another process has the lock, and its download has not grown for WAIT seconds.
+    """
+    size, since = -1, time.monotonic()
+    while not lock.acquire():
+        if path.exists():
+            return False
+        if size != (now := part.stat().st_size if part.exists() else 0):
+            size, since = now, time.monotonic()
+        if time.monotonic() - since >= WAIT:
+            file = lock.marker if lock.is_marked else lock.path
+            remedy = f"remove {file} if it was killed" if lock.is_marked else "end it"
+            raise RunError(
+                f"{part}: another process is downloading it and has written nothing for {WAIT:.0f} s"
+                f" ({lock.owner() or f'it holds {file}'}); {remedy}, then rerun the same command"
+            )
+        time.sleep(0.2)
+    return True
 
 
 def _fetch(url: str, path: Path, part: Path, digest: str, algorithm: str, attempts: int) -> str:
@@ -222,5 +249,5 @@ def _fetch_rest(url: str, part: Path) -> bool:
                 file.write(chunk)
                 bar.update(len(chunk))
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
             return total is None or file.tell() >= total

@@ -16,6 +16,10 @@ class RunError(Exception):
         self.exit_code = exit_code
 
 
+class DamagedFile(RunError):
+    """A file of a run cannot be read. What is derived from a checkpoint is rebuilt."""
+
+
 class StageFailed(RunError):
     """The training or evaluation of a stage failed. Its last good checkpoint remains. Exit code 1."""
 

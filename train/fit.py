@@ -25,6 +25,7 @@ from train.batches import split_order
 from train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
+    ResumeState,
     StageFacts,
     StageSettings,
     copy_to_cpu,
@@ -130,8 +131,10 @@ def fit(
         precision(device, config.amp),
     )
     writer = CheckpointWriter(directory / "checkpoint.pt")
-    previous = _previous_checkpoint(writer.path, settings, data, config, device)
+    previous = _previous_checkpoint(writer.path, stage, settings, data, config, device)
     if previous and previous.finished:
+        if group.first:
+            _restore_history(directory / "history.csv", previous.history)
         return previous
 
     # the network, with the state of an interrupted run if there is one
@@ -140,7 +143,7 @@ def fit(
     learner = Learner.of(network, recipe, precision=precision(device, config.amp))
     progress = Progress()
     if previous and previous.resume:
-        learner.restore(previous.state, previous.resume)
+        _restore(learner, previous.state, previous.resume, writer.path)
         weights = previous.facts.weights
         progress = Progress(
             previous.history,
@@ -170,6 +173,33 @@ def fit(
     return finished
 
 
+def _restore(learner: Learner, state: dict[str, Tensor], resume: ResumeState, path: Path) -> None:
+    """Continue from a checkpoint. Raises RunError if it is of another network."""
+    try:
+        learner.restore(state, resume)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise RunError(
+            f"{path}: not a checkpoint of this stage's network; remove it to train the stage again, or start over with"
+            " --fresh"
+        ) from e
+
+
+def _restore_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write history.csv again if it is damaged or not the checkpoint's."""
+    try:
+        expected = record.history_text(history)
+    # columns of another version
+    except ValueError:
+        return
+    try:
+        text = path.read_bytes()
+    except OSError:
+        text = b""
+    if text != expected.encode():
+        record.note(f"{path}: not the history of the checkpoint; rebuilt from it")
+        record.atomic_write(path, expected)
+
+
 def _facts(
     stage: Stage,
     data: Data,
@@ -196,7 +226,12 @@ def _facts(
 
 
 def _previous_checkpoint(
-    path: Path, settings: StageSettings, data: Data, config: TrainConfig, device: torch.device
+    path: Path,
+    stage: Stage,
+    settings: StageSettings,
+    data: Data,
+    config: TrainConfig,
+    device: torch.device,
 ) -> Checkpoint | None:
     """Read the checkpoint to resume from; None if there is none. Raises RunError if it is from another run."""
     if not path.exists():
@@ -208,6 +243,8 @@ def _previous_checkpoint(
         ("max_epochs", previous.max_epochs, settings.max_epochs),
         ("method", previous.method, settings.method),
         ("data_md5", checkpoint.facts.data_md5, data.md5),
+        ("seed", checkpoint.facts.seed, config.seed),
+        ("stage", checkpoint.facts.stage, stage.name),
     ):
         if stored != current:
             raise RunError(
@@ -366,7 +403,13 @@ def network_of(checkpoint: Checkpoint) -> nn.Module:
     network = make_network(
         facts.network, classes=len(facts.classes), size=facts.size, seed=facts.seed
     )
-    network.load_state_dict(checkpoint.state)
+    try:
+        network.load_state_dict(checkpoint.state)
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise RunError(
+            f"checkpoint of {facts.stage}: its weights are not those of {facts.network}; remove the checkpoint to train"
+            " the stage again, or start over with --fresh"
+        ) from e
     return network
 
 

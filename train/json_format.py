@@ -116,4 +116,6 @@ def _has_type(value: object, expected: type) -> bool:
 def _wrong_type(where: str, expected: str, value: object) -> RunError:
     text = repr(value)
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return RunError(f"{where}: expected {expected}, found {shown}")
+    return RunError(
+        f"{where}: expected {expected}, found {shown}; restore the file or move it away"
+    )

@@ -67,8 +67,25 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> SplitMetrics:
         f1=float(f1),
         auc=area_under_curve(probabilities, labels),
         ece=expected_calibration_error(probabilities, labels),
-        confusion=confusion_matrix(labels, predicted, labels=classes).tolist(),
+        confusion=confusion(probabilities, labels),
     )
+
+
+def confusion(probabilities: np.ndarray, labels: np.ndarray) -> list[list[int]]:
+    """Count the predicted classes of each true class.
+
+    Args:
+        probabilities: float (N, classes).
+        labels: int (N,).
+
+    Returns:
+        (classes, classes) counts, rows true, columns predicted.
+    """
+    classes = np.arange(probabilities.shape[1])
+    counts: list[list[int]] = confusion_matrix(
+        labels, probabilities.argmax(1), labels=classes
+    ).tolist()
+    return counts
 
 
 def organ_of(label: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
@@ -83,12 +87,62 @@ def _peer_errors() -> Iterator[None]:
 
 
 ALONE = Group()
+# a process waits this long for the others, of which the first one downloads the weights before
+JOIN_MINUTES = 30
+# a process that has finished its stages waits for the slowest one
+GROUP_TIMEOUT = timedelta(hours=24)
+_START = "start several processes with torchrun, or unset WORLD_SIZE to train in one"
+
+
+def environment_number(name: str, least: int, most: int | None = None) -> int | None:
+    """Read a number from an environment variable.
+
+    Args:
+        name: of the variable.
+        least: the smallest valid number.
+        most: the largest valid number; None if there is none.
+
+    Returns:
+        The number; None if the variable is not set, or empty.
+
+    Raises:
+        RunError: the variable has another value.
+    """
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    valid = re.fullmatch(r"[0-9]{1,9}", text) is not None
+    if not valid or int(text) < least or (most is not None and int(text) > most):
+        expected = f"{least} or more" if most is None else f"{least} to {most}"
+        raise RunError(f"{name}={text!r}: expected {expected}; {_START}")
+    return int(text)
 
 
 def group_from_environment() -> Group:
-    """Return the group of processes that torchrun started; ALONE without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    return Group(int(os.environ["RANK"]), size) if size > 1 else ALONE
+    """Return the group of processes that torchrun started; ALONE without torchrun.
+
+    A job scheduler may set the same variables for a single process.
+
+    Raises:
+        RunError: a variable is missing or has an invalid value.
+    """
+    size = environment_number("WORLD_SIZE", 1)
+    if size is None:
+        return ALONE
+    rank = environment_number("RANK", 0, size - 1)
+    if size == 1:
+        return ALONE
+    port = environment_number("MASTER_PORT", 1, 65535)
+    address = os.environ.get("MASTER_ADDR", "").strip()
+    required = {"RANK": rank is not None, "MASTER_ADDR": address, "MASTER_PORT": port}
+    if missing := [name for name, value in required.items() if not value]:
+        raise RunError(f"{missing[0]}: not set, but WORLD_SIZE is {size}; {_START}")
+    try:
+        socket.getaddrinfo(address, port)
+    except (OSError, UnicodeError) as e:
+        reason = getattr(e, "strerror", None) or "not a host name"
+        raise RunError(f"MASTER_ADDR={address!r}: not found ({reason}); {_START}") from e
+    return Group(rank or 0, size)
 
 
 def check(group: Group, device: torch.device, share: str) -> None:
@@ -104,7 +158,7 @@ def check(group: Group, device: torch.device, share: str) -> None:
     Raises:
         RunError: there are fewer GPUs than processes that share batches.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", group.size))
+    processes = environment_number("LOCAL_WORLD_SIZE", 1) or group.size
     if group.size > 1 and share == "batches" and device.type == "cuda":
         gpus = torch.cuda.device_count()
         if processes > gpus:
@@ -124,18 +178,41 @@ def join(group: Group, device: torch.device, share: str) -> None:
         group: the processes of the run.
         device: of this process.
         share: the value of --parallel.
+
+    Raises:
+        RunError: the processes do not find each other within JOIN_MINUTES.
     """
     if group.size == 1:
         return
-    from datetime import timedelta
-
     nccl = device.type == "cuda" and share == "batches"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # 24 hours: a process that has finished its stages waits for the slowest one
-    torch.distributed.init_process_group(
-        "nccl" if nccl else "gloo", timeout=timedelta(hours=24), device_id=device if nccl else None
-    )
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        print(
+            f"train: note: {address}: waits for every process of WORLD_SIZE={group.size}, at most"
+            f" {JOIN_MINUTES} minutes",
+            file=sys.stderr,
+            flush=True,
+        )
+    try:
+        store, _, _ = next(
+            torch.distributed.rendezvous(  # type: ignore[attr-defined]
+                "env://", group.rank, group.size, timeout=timedelta(minutes=JOIN_MINUTES)
+            )
+        )
+        store.set_timeout(GROUP_TIMEOUT)
+        torch.distributed.init_process_group(
+            "nccl" if nccl else "gloo",
+            store=torch.distributed.PrefixStore("train", store),  # type: ignore[attr-defined]
+            rank=group.rank,
+            world_size=group.size,
+            timeout=GROUP_TIMEOUT,
+            device_id=device if nccl else None,
+        )
+    except (RuntimeError, ValueError) as e:
+        reason = str(e).splitlines()[0].rstrip(".")
+        raise RunError(f"{address}: the processes cannot connect ({reason}); {_START}") from e
 
 
 def leave(group: Group) -> None:

@@ -10,16 +10,20 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from train.errors import RunError
+import numpy as np
+
+from organ_infer.files import flush_directory, flush_file
+from train.errors import DamagedFile, RunError
+from train.locks import Lock
 
 HISTORY_COLUMNS = (
     "epoch",
@@ -50,22 +54,18 @@ def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             save(file)
             file.flush()
-            os.fsync(file.fileno())
+            flush_file(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        # some file systems keep no permissions
+        with contextlib.suppress(OSError):
+            os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # the rename itself must survive a power cut
-    if hasattr(os, "O_DIRECTORY"):
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    flush_directory(path.parent)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -94,13 +94,89 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run. Raises RunError if it is not valid JSON."""
+    """Read a JSON file of a run. Raises DamagedFile if it is not valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise RunError(
+    # RecursionError: thousands of brackets
+    except (ValueError, RecursionError) as e:
+        raise DamagedFile(
             f"{path}: not valid JSON ({e}); move it away or start over with --fresh"
         ) from e
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz file of a run.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The arrays by name; an empty dictionary if there is no such file.
+
+    Raises:
+        DamagedFile: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
+    # numpy, zipfile and zlib raise many kinds of errors for a damaged file
+    except Exception as e:
+        raise DamagedFile(
+            f"{path}: cannot be read ({_reason(e)}); rerun the command that trained the stage"
+        ) from e
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Read a history.csv.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A row per epoch, NaN for an empty cell; an empty list if there is no such file.
+
+    Raises:
+        DamagedFile: the file cannot be read, or is not a history.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = [
+                {key: float(value) if value else math.nan for key, value in row.items() if key}
+                for row in reader
+            ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, csv.Error) as e:
+        raise DamagedFile(
+            f"{path}: cannot be read ({_reason(e)}); rerun the command that trained the stage"
+        ) from e
+    needed = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+    if not rows or any(not needed <= row.keys() for row in rows):
+        raise DamagedFile(
+            f"{path}: not the history of a stage; rerun the command that trained the stage"
+        )
+    return rows
+
+
+def note(line: str) -> None:
+    """Print a note about a file of the run on standard error."""
+    print(f"train: note: {line}", file=sys.stderr, flush=True)
+
+
+def set_aside(path: Path, problem: RunError) -> None:
+    """Rename a damaged file that will be rebuilt, and report it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    note(f"{str(problem).partition(';')[0]}; rebuilt from the checkpoints, the old file is {aside}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason of an error in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]
 
 
 def write_history(path: Path, rows: list[dict[str, float]]) -> None:
@@ -111,11 +187,16 @@ def write_history(path: Path, rows: list[dict[str, float]]) -> None:
         rows: a row per epoch with the columns `HISTORY_COLUMNS`. Losses are in nats; the seconds are those of training
             and validation.
     """
+    atomic_write(path, history_text(rows))
+
+
+def history_text(rows: list[dict[str, float]]) -> str:
+    """Return the content of history.csv, see `write_history`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, text.getvalue())
+    return text.getvalue()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -171,6 +252,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as e:
         raise RunError(f"{path}: no such checkpoint; check the path") from e
+    except OSError as e:
+        raise RunError(
+            f"{path}: cannot be read ({e.strerror or e}); check the path and its permissions"
+        ) from e
     # torch raises many kinds of errors for a damaged file
     except Exception as e:
         # a file that cannot be read now is not damaged
@@ -179,7 +264,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"{path}: cannot be read ({reason}); solve this and rerun the same command"
             ) from e
         raise RunError(
-            f"{path}: not a readable checkpoint ({type(e).__name__}); start over with --fresh"
+            f"{path}: not a readable checkpoint ({type(e).__name__}); remove it to train the stage again, or"
+            " start over with --fresh"
         ) from e
     if not isinstance(state, dict) or "network" not in state:
         raise RunError(
@@ -192,40 +278,38 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a run's directory. The lock ends with the process.
 
-    On a file system without flock, such as some network ones, filelock uses a lock file instead. A killed process
+    On a file system without locks, such as some network ones, a file marks the directory as in use. A killed process
     leaves that file behind, so a note on standard error names it.
 
     Raises:
         RunError: another run holds the lock, or the directory cannot be written to.
     """
-    from filelock import FileLock, Timeout
-
-    path = directory / ".lock"
+    lock = Lock(directory / ".lock")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            lock.acquire(timeout=0)
-        if any("flock" in str(warning.message) for warning in caught):
-            print(
-                f"train: note: {directory}: on a file system without flock, so a killed run leaves its lock behind;"
-                f" remove {path} then",
-                file=sys.stderr,
-                flush=True,
-            )
-    # older versions of filelock have no fallback
-    except NotImplementedError as e:
-        raise RunError(f"{directory}: on a file system without flock; choose another --out") from e
-    except Timeout as e:
-        raise RunError(
-            f"{directory}: another run is using it; wait for it, or choose another --out"
-        ) from e
+        acquired = lock.acquire()
     except OSError as e:
         raise RunError(
             f"{directory}: cannot be written ({e.strerror}); choose another --out"
         ) from e
+    if not acquired:
+        raise RunError(f"{directory}: another run is using it{_remedy(lock)}")
     try:
+        if lock.is_marked:
+            print(
+                f"train: note: {directory}: this file system has no locks; {lock.marker} marks the directory as in"
+                " use, remove it if a run on another computer is killed",
+                file=sys.stderr,
+                flush=True,
+            )
         yield
     finally:
         lock.release()
+
+
+def _remedy(lock: Lock) -> str:
+    """Return the end of the message that another run holds a lock: its process, and what to do."""
+    if not lock.is_marked:
+        return "; wait for it, or choose another --out"
+    owner = lock.owner()
+    return f"{f' ({owner})' if owner else ''}; wait for it, or remove {lock.marker} if that run was killed"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -17,10 +18,11 @@ from train.calibration import SPLIT, describe_split, fit_calibration
 from train.checkpoint import Checkpoint, read_checkpoint
 from train.data import Data
 from train.devices import device_name
+from train.download import digest_of
 from train.ensemble import mean_probabilities
-from train.errors import RunError
+from train.errors import DamagedFile, RunError
 from train.jobs import Job, member_of
-from train.metrics import measure
+from train.metrics import confusion, measure
 from train.results_format import (
     METRICS,
     RESULTS_FILE,
@@ -88,7 +90,11 @@ def open_results(
     )
     if not path.exists():
         return results
-    content = record.read_json(path)
+    try:
+        content = record.read_json(path)
+    except DamagedFile as e:
+        record.set_aside(path, e)
+        return results
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise RunError(
             f"{path}: not a results file of this program; move it away or start over with --fresh"
@@ -127,7 +133,8 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
     """Measure a trained stage on train and validation, and add its row to the results.
 
     A network is also exported, verified, and run on the slices that its temperature is fitted on
-    (`train.calibration.add_calibration_split`). Nothing is done if the row and the files of the stage exist.
+    (`train.calibration.add_calibration_split`). Nothing is done if the row and the files of the stage exist. Files that
+    are damaged, or are not those of the row, are rebuilt from the checkpoint.
 
     Args:
         job: the stage, already trained.
@@ -138,7 +145,8 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
     Raises:
         RunError: the exported network differs from PyTorch's. Exit code 1.
     """
-    if row_of(results, job) and _has_files(job):
+    row = row_of(results, job)
+    if row and _has_files(job, row, data):
         return
     if job.stage.network:
         row, probabilities = _measured_network(job, data, device)
@@ -150,12 +158,54 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
     results.stages = [*(r for r in results.stages if not _is_of(r, job)), row]
 
 
-def _has_files(job: Job) -> bool:
-    """Return whether the stage's directory has all files that `measure_stage` writes."""
+def _has_files(job: Job, row: StageResult, data: Data) -> bool:
+    """Return whether the stage's directory has all files that `measure_stage` writes, and they are those of its row."""
     path = job.directory / PROBABILITIES_FILE
     splits = {"train", "val", SPLIT} if job.stage.network else {"train", "val"}
-    complete = path.exists() and splits <= set(np.load(path).files)
-    return complete and (not job.stage.network or (job.directory / "member.onnx").exists())
+    try:
+        probabilities = record.read_arrays(path)
+        if not splits <= probabilities.keys():
+            return False
+        _check_probabilities(path, probabilities, row, data)
+        return not job.stage.network or _has_member(job.directory / "member.onnx", row)
+    except DamagedFile as e:
+        record.note(f"{str(e).partition(';')[0]}; rebuilt from the checkpoint")
+        return False
+
+
+def _check_probabilities(
+    path: Path, probabilities: dict[str, np.ndarray], row: StageResult, data: Data
+) -> None:
+    """Raise DamagedFile if probabilities are not those that a row was measured with."""
+    for split in probabilities.keys() & data.labels.keys():
+        labels, found = data.labels[split], probabilities[split]
+        shape = (len(labels), len(data.classes))
+        measured = row.on(split) if split in SPLITS else None
+        if (
+            found.shape != shape
+            or found.dtype != np.float32
+            or not np.isfinite(found).all()
+            or (measured and confusion(found, labels) != measured.confusion)
+        ):
+            raise DamagedFile(f"{path}: not the probabilities of this stage; rerun its command")
+
+
+def _has_member(path: Path, row: StageResult) -> bool:
+    """Return whether the exported network exists. Raises DamagedFile if it is not the one that was measured."""
+    if not path.exists():
+        return False
+    try:
+        if row.export and row.export.sha256:
+            sound = digest_of(path, "sha256") == row.export.sha256
+        else:
+            onnx.checker.check_model(onnx.load(path))
+            sound = True
+    # onnx and protobuf raise many kinds of errors for a damaged file
+    except Exception:
+        sound = False
+    if not sound:
+        raise DamagedFile(f"{path}: not the network that was measured; rerun its command")
+    return True
 
 
 def _measured_network(
@@ -194,7 +244,10 @@ def _measured_network(
         weights=facts.weights,
         precision=facts.settings.precision,
         export=ExportCheck(
-            max_abs=parity.max_abs, val_accuracy=parity.accuracy, slices=parity.slices
+            max_abs=parity.max_abs,
+            val_accuracy=parity.accuracy,
+            slices=parity.slices,
+            sha256=digest_of(path, "sha256"),
         ),
     )
     return row, probabilities
@@ -202,7 +255,7 @@ def _measured_network(
 
 def _averaged_members(job: Job, results: Results) -> tuple[StageResult, dict[str, np.ndarray]]:
     """Average the members of an ensemble. Returns its row without metrics, and its probabilities by split."""
-    files = [np.load(member_of(job, name) / PROBABILITIES_FILE) for name in job.stage.members]
+    files = [_probabilities(member_of(job, name)) for name in job.stage.members]
     probabilities = {
         split: mean_probabilities([file[split] for file in files]) for split in ("train", "val")
     }
@@ -232,9 +285,8 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
         results: the stage's row in them is completed.
     """
     row = _row(results, job.stage.name, job.config.seed)
-    path = job.directory / PROBABILITIES_FILE
-    members = [member_of(job, name) / PROBABILITIES_FILE for name in job.stage.members]
-    probabilities = dict(np.load(path))
+    members = [member_of(job, name) for name in job.stage.members]
+    probabilities = _probabilities(job.directory)
     if not row.test or "test" not in probabilities:
         if job.stage.network:
             network, _ = load_trained(job)
@@ -242,13 +294,24 @@ def measure_test(job: Job, data: Data, device: torch.device, results: Results) -
             probabilities["test"] = fit.probabilities(logits)
         else:
             probabilities["test"] = mean_probabilities(
-                [np.load(member)["test"] for member in members]
+                [_probabilities(member)["test"] for member in members]
             )
         _save_probabilities(job, probabilities)
         row.test = measure(probabilities["test"], data.labels["test"])
     if row.calibration is None or row.calibration.fitted_on != describe_split(data):
-        networks = [np.load(member) for member in members or (path,)]
+        networks = [_probabilities(folder) for folder in members or (job.directory,)]
         row.calibration = fit_calibration(networks, data.labels, fitted_on=describe_split(data))
+        if row.calibration.rejected:
+            print(f"{job.stage.name:<14} {row.calibration.rejected}; it stays 1", flush=True)
+
+
+def _probabilities(directory: Path) -> dict[str, np.ndarray]:
+    """Read the probabilities of a stage by split, float32 (N, classes). Raises RunError if there are none."""
+    path = directory / PROBABILITIES_FILE
+    probabilities = record.read_arrays(path)
+    if not probabilities:
+        raise RunError(f"{path}: no such file; rerun the command that trained the stage")
+    return probabilities
 
 
 def _save_probabilities(job: Job, probabilities: dict[str, np.ndarray]) -> None:

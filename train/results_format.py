@@ -52,6 +52,8 @@ class Calibration:
     test_ece: float
     # in words, the slices that the temperature was fitted on; None in old runs
     fitted_on: str | None = field(default=None, metadata=OPTIONAL)
+    # why the fitted temperature is not used and `temperature` is 1
+    rejected: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class ExportCheck:
     max_abs: float
     val_accuracy: float
     slices: int
+    # of member.onnx; None in old runs
+    sha256: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass

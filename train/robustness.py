@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.console import forgiving_output
 from export.machine import machine_failure
 from export.member import BATCH, open_session
 from organ_infer._packing import pack
@@ -29,8 +30,9 @@ from train.data import Data, load_data
 from train.devices import choose_device
 from train.download import digest_of
 from train.ensemble import mean_probabilities
-from train.errors import RunError
+from train.errors import DamagedFile, RunError
 from train.results_format import (
+    ROBUSTNESS_FILE,
     CorruptionScores,
     Dataset,
     Results,
@@ -142,7 +144,11 @@ def measure_robustness(
         for name in names
         if results.best_row(name)
     ]
-    entries = read_robustness(directory, md5=data.md5)
+    try:
+        entries = read_robustness(directory, md5=data.md5)
+    except DamagedFile as e:
+        record.set_aside(directory / ROBUSTNESS_FILE, e)
+        entries = []
     missing = [m for m in measurements if not _entry_of(entries, m.task)]
     networks = _Networks([file for m in missing for file in m.files], data, device)
     for measurement in missing:
@@ -300,6 +306,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done, 130 interrupted.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         print(_measure(options))

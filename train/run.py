@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,7 +27,14 @@ from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
-from train.results import measure_stage, measure_test, open_results, summary, table
+from train.results import (
+    PROBABILITIES_FILE,
+    measure_stage,
+    measure_test,
+    open_results,
+    summary,
+    table,
+)
 from train.results_format import (
     MANIFEST_METRICS,
     RESULTS_FILE,
@@ -41,6 +49,9 @@ from train.stages import LISTED, STAGES, Stage, chosen_stages
 
 # test slices of the robustness measurement; in a smoke run also the validation slices for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
+
+
+STAGE_FILES = ("checkpoint.pt", "history.csv", PROBABILITIES_FILE, "member.onnx")
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,12 @@ def _check_options(options: TrainOptions) -> Plan:
             f"--batch-size: expected {least} or more for batch normalization, found {options.batch_size}"
         )
     # report a package that the end of the run needs before training
-    importlib.import_module("train.report.page")
+    try:
+        importlib.import_module("train.report.page")
+    except OSError as e:
+        raise RunError(
+            f"matplotlib: cannot be loaded ({e.strerror or e}); set MPLCONFIGDIR to a directory that can be written"
+        ) from e
     try:
         check_installed()
     except ExportError as e:
@@ -159,8 +175,28 @@ def _prepare_directory(plan: Plan, data: Data) -> Results:
     """Remove old files from the run's directory. Returns the existing results, or new ones."""
     if plan.options.fresh:
         _remove_results(plan.directory)
+    _check_places(plan)
     record.sweep_partials(plan.directory)
     return open_results(plan.directory, data, plan.device, plan.settings)
+
+
+def _check_places(plan: Plan) -> None:
+    """Raise RunError if a directory has the name of a file of the run, or a file that of a directory."""
+    run, stages = plan.directory, [job.directory for job in plan.jobs()]
+    report = run / "report"
+    pages = list(report.iterdir()) if report.is_dir() else []
+    files = [run / name for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE)] + pages
+    files += [stage / name for stage in stages for name in STAGE_FILES]
+    for path in files:
+        if path.is_dir():
+            raise RunError(
+                f"{path}: a directory, but the run has a file of this name; move it away"
+            )
+    for path in (report, run / "bundle", *stages):
+        if path.exists() and not path.is_dir():
+            raise RunError(
+                f"{path}: not a directory, but the run has one of this name; move it away"
+            )
 
 
 def _measure_all(plan: Plan, jobs: list[Job], data: Data, results: Results) -> None:
@@ -180,7 +216,7 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
     """Print the table and the paths of the report and the bundle."""
     print(table(results))
     print(f"\nreport  {directory / 'report' / 'index.html'}\nbundle  {bundle}")
-    print(f"use it  organ-infer --bundle {bundle} images/*.png")
+    print(f"use it  organ-infer --bundle {shlex.quote(str(bundle))} images/*.png")
     if results.smoke:
         print("A smoke run: the figures above mean nothing.")
 
@@ -188,10 +224,18 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
 def _remove_results(directory: Path) -> None:
     """Remove what earlier runs wrote to `directory`, and nothing else."""
     for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE):
-        (directory / name).unlink(missing_ok=True)
+        _remove(directory / name)
     averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
     for name in ("bundle", *averages, "report", *STAGES):
-        shutil.rmtree(directory / name, ignore_errors=True)
+        _remove(directory / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a directory, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _check_weights(jobs: list[Job], data: Data) -> None:
@@ -268,6 +312,7 @@ def _bundle(
         stage_dir = directory.parent / stage
         folder = stage_dir if seeds == 1 else stage_dir / f"seed-{best.seed}"
         members.append(Trained(stage, folder / "member.onnx"))
+        _check_measured(members[-1], best.seed, results)
     suffix = "" if data.size == 28 else f"-{data.size}"
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
     training = _training_record(best, members, data, results, precisions)
@@ -292,6 +337,17 @@ def _bundle(
         )
     except ExportError as e:
         raise RunError(str(e), exit_code=1) from e
+
+
+def _check_measured(member: Trained, seed: int, results: Results) -> None:
+    """Raise RunError if an exported network is not the one that was measured."""
+    row = next((r for r in results.stages if (r.name, r.seed) == (member.stage, seed)), None)
+    expected = row.export.sha256 if row and row.export else None
+    if expected and digest_of(member.file, "sha256") != expected:
+        raise RunError(
+            f"{member.file}: not the network that was measured; rebuild it with --stages {member.stage}",
+            exit_code=1,
+        )
 
 
 def _training_record(
@@ -348,7 +404,7 @@ def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
         manifest = open_bundle(bundle).manifest
     except BundleError:
         return False
-    calibrated = "ece" in manifest.metrics.get("val_as_listed", {})
+    calibrated = "ece" in (manifest.metrics.get("val_as_listed") or {})
     return manifest.name == name and dict(manifest.training) == training and calibrated
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .classifier import OrganClassifier
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
+    from .images.discovery import find_images
     from .names import escape_path, unescape_path
-    from .results import ImageFailure, Prediction
+    from .results import ImageFailure, OrganPrediction, Prediction, SlicePrediction
 
     __version__: str
 
@@ -28,9 +29,12 @@ __all__ = [
     "InputError",
     "OrganClassifier",
     "OrganInferError",
+    "OrganPrediction",
     "Prediction",
+    "SlicePrediction",
     "__version__",
     "escape_path",
+    "find_images",
     "unescape_path",
 ]
 
@@ -41,9 +45,12 @@ _MODULES = {
     "InputError": "errors",
     "OrganInferError": "errors",
     "ImageFailure": "results",
+    "OrganPrediction": "results",
     "Prediction": "results",
+    "SlicePrediction": "results",
     "OrganClassifier": "classifier",
     "escape_path": "names",
+    "find_images": "images.discovery",
     "unescape_path": "names",
 }
 

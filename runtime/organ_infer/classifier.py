@@ -24,11 +24,14 @@ from .images.orientation import Orientation, can_reorient, parse_orientation, pl
 from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, SliceReaders
 from .names import path_text
-from .plausibility import WHOLE_SLICE_SIDE, pixel_warnings, shape_warnings
+from .plausibility import WHOLE_SLICE_SIDE, field_warnings, pixel_warnings, shape_warnings
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
     from .images.memory import Images
+    from .results import OrganPrediction
+    from .volumes.crops import Crop, Slices
+    from .volumes.types import Mask, Volume
 
 __all__ = ["OrganClassifier"]
 
@@ -276,6 +279,62 @@ class OrganClassifier:
         )
         return [result for batch in batches for result in self._results(batch)]
 
+    def predict_volume(
+        self,
+        volume: "Volume",
+        mask: "Mask",
+        *,
+        margin_mm: float = 5.0,
+        slices: "Slices" = "middle",
+    ) -> "list[OrganPrediction]":
+        """Classify the organs of a scan, to compare the answers with the names in its mask.
+
+        Each organ is cut out with one box and oriented by the affine (`volumes.crops.organ_crops`). The mean of its
+        slices' probabilities decides. The crops are views of the volume, and are packed one batch at a time, so
+        memory does not grow with the number of slices. The classifier's option `orientation` has no effect.
+
+        Args:
+            volume: The scan, as from `volumes.reading.open_volume`.
+            mask: Its organs, as from `volumes.reading.open_mask`. Organs without voxels are skipped.
+            margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000.
+            slices: `middle`, the middle 60 % of each organ's slices, or `all`.
+
+        Returns:
+            One OrganPrediction per organ with voxels, in the order of the mask.
+
+        Raises:
+            InputError: If an argument has the wrong type or value, the volume is oblique, the mask does not fit it or
+                names a class that the model does not have, or the model takes no Hounsfield units or defines no
+                orientation.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        # Imported here, because most programs classify images.
+        from .volumes.crops import check_classes, check_types, organ_crops
+        from .volumes.organs import organ_predictions
+
+        orientation = self.manifest.input.orientation
+        if orientation is None or self.manifest.input.window is None:
+            raise InputError(
+                "this model takes no volumes, because its manifest has no"
+                f" {'window' if orientation else 'orientation'}; use another bundle"
+            )
+        check_types(volume, mask)
+        check_classes(mask, self.classes)
+        crops = organ_crops(
+            volume, mask, orientation=orientation, margin_mm=margin_mm, slices=slices
+        )
+        return organ_predictions(mask, self.manifest.task, crops, self._predict_crops(crops))
+
+    def _predict_crops(self, crops: "Sequence[Crop]") -> Iterator[Prediction]:
+        """Classify crops, one batch at a time."""
+        for start in range(0, len(crops), self._batch_size):
+            batch = crops[start : start + self._batch_size]
+            packed = self._pack([crop.pixels for crop in batch])
+            # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
+            warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
+            yield from self._predictions(packed, [None] * len(packed), warnings)
+
     def _predict_paths(
         self, paths: Iterable[str | bytes | os.PathLike[str]], limits: Limits
     ) -> Iterator[Prediction | ImageFailure]:
@@ -490,7 +549,7 @@ def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
 def _named_slices(name: str, content: bytes, limits: Limits) -> SliceReaders:
     if len(content) > limits.file_bytes:
         raise ImageError(
-            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with file_limit="
+            f"more than {limits.file_bytes:,} bytes: too large; raise the limit with --file-limit or file_limit="
         )
     for suffix, read in decode_slices(content, limits):
         yield name + suffix, read

@@ -1,11 +1,24 @@
 """Files that other processes may write or read: open flags, checksums, and directories that appear whole."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_directory", "open_flags", "partial_directory", "sha256_of"]
+__all__ = [
+    "atomic_directory",
+    "flush_directory",
+    "flush_file",
+    "lock_file",
+    "open_flags",
+    "partial_directory",
+    "sha256_of",
+]
+
+# Bytes of a file name on the usual file systems.
+NAME_BYTES = 255
+_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def open_flags(access: int, *names: str) -> int:
@@ -42,6 +55,56 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def flush_file(descriptor: int) -> None:
+    """Flush an open file to the disk. A file system that cannot flush is accepted, because the file is complete.
+
+    Args:
+        descriptor: Of the file.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in _NO_FLUSH:
+            raise
+
+
+def flush_directory(directory: str | os.PathLike[str]) -> None:
+    """Flush the names in a directory to the disk, so that a renamed file survives a power cut, if the system can."""
+    # The files are complete. Some file systems open or flush no directories.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock_file(descriptor: int) -> bool | None:
+    """Lock an open file for this process, without waiting. The lock ends when the file is closed.
+
+    Args:
+        descriptor: Of the file.
+
+    Returns:
+        True if the file is locked now, False if another process has locked it. None if there are no locks: some
+        network file systems have none, and neither has Windows.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
 @contextlib.contextmanager
 def partial_directory(target: Path) -> Iterator[Path]:
     """Create a temporary directory beside `target`, in which to build a directory that has to appear whole.
@@ -52,7 +115,7 @@ def partial_directory(target: Path) -> Iterator[Path]:
         target: The final path. Its parent must exist.
 
     Yields:
-        The path of an empty directory, `.NAME.RANDOM.partial`, that only this user can enter.
+        The path of an empty directory, `.NAME.RANDOM.partial`, that only this user can enter. A long NAME is left out.
 
     Raises:
         OSError: The directory cannot be created.
@@ -61,7 +124,10 @@ def partial_directory(target: Path) -> Iterator[Path]:
     import shutil
     import tempfile
 
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    # The random part has 8 characters.
+    long = len(os.fsencode(target.name)) + len("..12345678.partial") > NAME_BYTES
+    prefix = "." if long else f".{target.name}."
+    folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=target.parent))
     try:
         yield folder
     finally:
@@ -88,7 +154,9 @@ def atomic_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with partial_directory(target) as building:
-        building.chmod(0o755)
+        # Some file systems keep no permissions.
+        with contextlib.suppress(OSError):
+            building.chmod(0o755)
         yield building
         _flush(building)
         if replace and target.exists():
@@ -104,7 +172,7 @@ def _flush(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_file():
             with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+                flush_file(file.fileno())
 
 
 def _replace(new: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SLICE_SIDE", "pixel_warnings", "shape_warnings"]
+__all__ = ["WHOLE_SLICE_SIDE", "field_warnings", "pixel_warnings", "shape_warnings"]
 
 # Pixels. At CT's usual resolution, at least one side of a crop around one organ is shorter.
 WHOLE_SLICE_SIDE = 400
@@ -38,11 +38,18 @@ def shape_warnings(
         field: Height and width in millimeters, if known.
     """
     if min(height, width) >= WHOLE_SLICE_SIDE:
-        size = f"{width} x {height} pixels"
-    elif field and (min(field) >= WHOLE_SLICE_FIELD or max(field) >= WHOLE_SLICE_LENGTH):
-        size = f"{field[1]:.0f} x {field[0]:.0f} mm"
-    else:
-        return ()
+        return _whole_slice(f"{width} x {height} pixels")
+    return field_warnings(field) if field else ()
+
+
+def field_warnings(field: tuple[float, float]) -> tuple[str, ...]:
+    """Return the warnings about a slice's height and width in millimeters, whatever its pixels."""
+    if min(field) >= WHOLE_SLICE_FIELD or max(field) >= WHOLE_SLICE_LENGTH:
+        return _whole_slice(f"{field[1]:.0f} x {field[0]:.0f} mm")
+    return ()
+
+
+def _whole_slice(size: str) -> tuple[str, ...]:
     return (f"implausible: {size}; likely a whole slice, crop it around one organ",)
 
 

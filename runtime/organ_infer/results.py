@@ -1,9 +1,9 @@
-"""The results of classification: one Prediction or ImageFailure per slice."""
+"""The results of classification: one Prediction or ImageFailure per slice, one OrganPrediction per organ of a scan."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-__all__ = ["ImageFailure", "Prediction"]
+__all__ = ["ImageFailure", "OrganPrediction", "Prediction", "SlicePrediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +55,51 @@ class ImageFailure:
 
     path: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePrediction:
+    """The result for one slice of an organ of a scan.
+
+    Attributes:
+        index: Index of the slice in the volume, along the axis that is perpendicular to the view.
+        position: Position in mm along that axis of the patient: toward the head (axial), the back (coronal) or the
+            left (sagittal).
+        prediction: The classifier's result for the crop. Its `path` is None.
+    """
+
+    index: int
+    position: float
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class OrganPrediction:
+    """The result for one organ of a scan with a mask: what its slices look like, beside what the mask says.
+
+    Attributes:
+        expected: The class that the mask names.
+        structures: Names or numbers of the mask's structures that make up this class.
+        view: The plane of the slices: axial, coronal or sagittal.
+        label: The class with the highest mean probability over the slices.
+        index: Index of `label` in `OrganClassifier.classes`.
+        probability: Mean probability of `label`, 0 to 1.
+        probabilities: Mean probabilities of all classes, in the order of `OrganClassifier.classes`.
+        agrees: Whether `label` is `expected`, side included.
+        only_side_differs: Whether `label` is the other side of `expected`, such as "kidney-left" for "kidney-right".
+        slices: The results of the slices, from the feet to the head (axial), from the front to the back (coronal) or
+            from right to left (sagittal).
+        warnings: What makes the organ unreliable: it touches the volume's border, or is very small.
+    """
+
+    expected: str
+    structures: tuple[str, ...]
+    view: str
+    label: str
+    index: int
+    probability: float
+    probabilities: tuple[float, ...]
+    agrees: bool
+    only_side_differs: bool
+    slices: tuple[SlicePrediction, ...]
+    warnings: tuple[str, ...] = ()

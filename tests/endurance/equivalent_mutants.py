@@ -284,10 +284,6 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
         ("CHUNK = 1 << 20", "2"): "the same bytes in other pieces",
         ("CHUNK = 1 << 20", "21"): "the same bytes in other pieces",
         (
-            "path.parent.mkdir(parents=True, exist_ok=True)",
-            "pass",
-        ): "filelock makes the directory too",
-        (
             "file, lambda: hashlib.new(algorithm, usedforsecurity=False)",
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",

@@ -78,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_export",
         "test_variants",
     ),
+    "export/console.py": ("test_console",),
     "export/golden.py": ("test_check",),
     "export/quantize.py": ("test_variants",),
     "export/temperature.py": (
@@ -107,7 +108,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/formats.py": (
+        "test_cli_arguments",
         "test_cli_formats",
         "test_rows",
     ),
@@ -119,12 +124,23 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/hints.py": ("test_cli_paths",),
+    "runtime/organ_infer/cli/summary.py": (
+        "test_cli_inside",
+        "test_plausibility",
+    ),
+    "runtime/organ_infer/cli/total.py": ("test_cli_inside",),
     "runtime/organ_infer/engine/devices.py": ("test_cuda",),
     "runtime/organ_infer/images/dicom.py": (
         "test_dicom",
         "test_frames",
     ),
     "runtime/organ_infer/plausibility.py": ("test_plausibility",),
+    "runtime/organ_infer/volumes/crops.py": (
+        "test_predict_volume",
+        "test_volume_crops",
+    ),
+    "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
     "runtime/organ_infer/engine/ensemble.py": (
         "test_graph_cache",
         "test_classifier",
@@ -206,6 +222,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "train/learner.py": (
         "test_edge",
         "test_fit",
+    ),
+    "train/locks.py": (
+        "test_data",
+        "test_record",
     ),
     "train/networks/init.py": ("test_golden_networks",),
     "train/networks/plain.py": (

@@ -57,7 +57,7 @@ def once(
         code = process.wait(60)
         said.seek(0)
         words = said.read().decode().splitlines()
-        words = [line for line in words if not line.startswith("organ-infer: using the packaged ")]
+        words = [line.removesuffix(f"; results so far are in {partial}") for line in words]
     if number is None:
         return ("", 0) if (code, words) == (0, []) else (f"exit code {code}: {words[-1:]}", 0)
     source = (out if out.exists() else partial) if to_file else folder / "stdout"

@@ -118,6 +118,7 @@ def check_sdist(table: Table, sdist: Path, top: str) -> None:
         "PKG-INFO",
         "README.md",
         "pyproject.toml",
+        "runtime/organ-infer.1",
         "setup.cfg",
         "setup.py",
     }
@@ -136,7 +137,8 @@ def check_wheel(table: Table, wheel: Path, top: str) -> None:
         metadata = archive.read(f"{top}.dist-info/METADATA").decode()
     info = {name for name in names if name.startswith(f"{top}.dist-info/")}
     compiled = {f"organ_infer/{name}.abi3.so" for name in ("_packing", "_reading")}
-    table.names("wheel: package", names - info, package_files() | compiled)
+    manual = {f"{top}.data/data/share/man/man1/organ-infer.1"}
+    table.names("wheel: package", names - info, package_files() | compiled | manual)
     licenses = {
         f"{top}.dist-info/licenses/{name}"
         for name in ("LICENSE", "runtime/organ_infer/default/MODEL_CARD.md")

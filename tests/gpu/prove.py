@@ -34,7 +34,7 @@ packages:
                      torch for beside_torch
   training           torch with CUDA, torchvision
   two_ranks, ladder  all that python -m train.all needs: medmnist, onnx, onnxscript, onnxruntime, scikit-learn, scipy,
-                     matplotlib, jinja2, filelock; and organamnist.npz in --data-dir
+                     matplotlib, jinja2; and organamnist.npz in --data-dir
 A check whose package is missing is skipped, and names it. Without organamnist.npz made-up slices are used.
 
 exit codes: 0 nothing failed; 1 a check failed; 2 nothing could be run."""

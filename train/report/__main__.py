@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from export.console import forgiving_output
 from train.errors import RunError
 from train.report import write_report
 
@@ -19,6 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
+    with forgiving_output():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m train.report", description="Rewrite the report of a run, finished or not."
     )

@@ -12,13 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from train.report.measures import Reliability
+from train.report.mpl import Axes, Figure, Rectangle, matplotlib
 from train.report.published import STUDY
 from train.report.run import SPLITS, Row, Run, Unfinished
 from train.stages import MEMBERS, STAGES
@@ -38,7 +35,10 @@ WIDTH = 4.6
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Apply matplotlib's settings for all figures in a `with` block, and restore the caller's settings after it."""
+    """Apply settings for all figures in a `with` block, and restore the caller's settings after it.
+
+    What is not set here is matplotlib's default, not the choice of the user's matplotlibrc, which may ask for LaTeX.
+    """
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "text.parse_math": False,
@@ -61,7 +61,9 @@ def drawing() -> Iterator[None]:
         "legend.frameon": False,
         "legend.fontsize": 8.5,
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
         yield
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from train.data import Data
 from train.report import figures, measures, pictures, wording
+from train.report.mpl import Figure
 from train.report.published import (
     DATASET_TITLES,
     PUBLISHED,

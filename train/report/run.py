@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from train.errors import DamagedFile
 from train.metrics import side_merged_accuracy
+from train.record import note, read_arrays, read_history
 from train.results_format import (
     SPLITS,
     Dataset,
@@ -36,23 +37,21 @@ class StageFiles:
     @cached_property
     def history(self) -> list[dict[str, float]]:
         """The rows of history.csv, one per epoch; empty for a stage without epochs of its own (the ensemble)."""
-        path = self.directory / "history.csv"
-        if not path.is_file():
+        try:
+            return read_history(self.directory / "history.csv")
+        except DamagedFile as e:
+            _note_left_out(e)
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return [
-                {key: float(value) if value else math.nan for key, value in row.items() if key}
-                for row in csv.DictReader(file)
-            ]
 
     @cached_property
     def probabilities(self) -> dict[str, np.ndarray]:
         """float32 (N, classes) by split, rows in the split's order; empty if there is no file."""
-        path = self.directory / "probabilities.npz"
-        if not path.is_file():
+        try:
+            arrays = read_arrays(self.directory / "probabilities.npz")
+        except DamagedFile as e:
+            _note_left_out(e)
             return {}
-        with np.load(path, allow_pickle=False) as arrays:
-            return {split: arrays[split] for split in SPLITS if split in arrays.files}
+        return {split: arrays[split] for split in SPLITS if split in arrays}
 
     @property
     def best_epoch(self) -> int | None:
@@ -185,6 +184,11 @@ class Run:
         """The stage with the highest validation accuracy, the first of equals. Test plays no part."""
         known = [stage for stage in self.stages if stage.value("val", "accuracy")[0] is not None]
         return max(known, key=lambda stage: stage.value("val", "accuracy")[0] or 0.0, default=None)
+
+
+def _note_left_out(problem: DamagedFile) -> None:
+    what, _, remedy = str(problem).partition("; ")
+    note(f"{what}; left out of the report, {remedy}")
 
 
 def _or_lowest(value: float | None) -> float:

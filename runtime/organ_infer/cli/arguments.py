@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..engine.devices import parse_device
 from ..errors import short_repr, shorten
-from .formats import FORMATS
+from .formats import FORMATS, format_of
 from .progress import encodable
 
-__all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "dataset_name", "parse"]
+__all__ = ["BUNDLE_VARIABLE", "Options", "UsageError", "build_parser", "dataset_name", "parse"]
 
 BUNDLE_VARIABLE = "ORGAN_INFER_BUNDLE"
 _DATASETS = {
@@ -22,7 +22,12 @@ _DATASETS = {
     "organcmnist": "OrganCMNIST",
     "organsmnist": "OrganSMNIST",
 }
+_SHELLS = ("bash", "zsh", "tcsh")
 _EXIT_CODES = "Exit codes: 0 all images classified, 1 some images failed, 2 error, 130 interrupted, 143 terminated."
+
+
+# The beginning of argparse's message.
+_UNKNOWN = "unrecognized arguments: "
 
 
 class UsageError(Exception):
@@ -48,9 +53,11 @@ class Options(NamedTuple):
     any_modality: bool
     format: str
     output: str | None
+    force: bool
     top: int | None
     organs: bool
     min_probability: float | None
+    strict: bool
     check: bool
     quiet: bool
 
@@ -61,10 +68,52 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{shorten(message, 1000)} (see organ-infer --help)")
+        advice = ""
+        if message.startswith(_UNKNOWN):
+            unknown = message.removeprefix(_UNKNOWN).split()
+            advice = _suggestion(unknown, self.long_options())
+        raise UsageError(f"{shorten(message, 1000)}{advice} (see organ-infer --help)")
+
+    def long_options(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(encodable(message, file), file)
+
+
+def _suggestion(unknown: Sequence[str], options: Sequence[str]) -> str:
+    """Return `; did you mean --format?` if an unknown argument looks like an option, or else nothing."""
+    # Imported here: only errors need it.
+    import difflib
+
+    names = [option.removeprefix("--") for option in options]
+    for argument in unknown:
+        name = argument.partition("=")[0].lstrip("-").replace("_", "-").lower()
+        if not argument.startswith("-") or not name:
+            continue
+        longer = [each for each in names if len(name) > 1 and each.startswith(name)]
+        if close := longer or difflib.get_close_matches(name, names, n=1):
+            return f"; did you mean --{close[0]}?"
+    return ""
+
+
+class _CompletionAction(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object
+    ) -> NoReturn:
+        try:
+            import shtab
+        except ImportError:
+            parser.error(
+                "--print-completion: shtab is not installed; pip install 'organ-infer[completion]'"
+            )
+        for action in parser._actions:
+            if action.dest in ("paths", "files_from", "output"):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif action.dest == "bundle":
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        print(encodable(shtab.complete(parser, shell=shell), sys.stdout))
+        parser.exit()
 
 
 class _VersionAction(argparse.Action):
@@ -87,15 +136,36 @@ def parse(arguments: Sequence[str]) -> Options:
         UsageError: The arguments are not valid.
         SystemExit: After --help and --version.
     """
-    parser = _build_parser()
+    parser = build_parser()
     arguments = list(arguments)
     # Everything after -- is a path, even if it looks like an option.
     end = arguments.index("--") if "--" in arguments else len(arguments)
+    _check_dashes(parser, arguments[:end])
     namespace = parser.parse_intermixed_args(arguments[:end])
     namespace.paths += arguments[end + 1 :]
     options = Options(**vars(namespace))
     _check_combinations(parser, options)
-    return options._replace(bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None)
+    return options._replace(
+        bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None,
+        format=options.format or _format_of_output(parser, options.output),
+    )
+
+
+def _format_of_output(parser: _Parser, output: str | None) -> str:
+    """Return the format for the suffix of --output, or text. Raise UsageError if it is not written."""
+    try:
+        return format_of(output or "")
+    except ValueError as e:
+        parser.error(
+            f"--output {short_repr(output)}: {e} is not written; use .csv, .jsonl, .json or .txt, or pass --format"
+        )
+
+
+def _check_dashes(parser: _Parser, arguments: Sequence[str]) -> None:
+    """Raise UsageError for `-output`, which would be `-o utput`."""
+    for argument in arguments:
+        if f"-{argument.partition('=')[0]}" in parser.long_options():
+            parser.error(f"{_UNKNOWN}{argument}")
 
 
 def _check_combinations(parser: _Parser, options: Options) -> None:
@@ -115,10 +185,11 @@ def _check_combinations(parser: _Parser, options: Options) -> None:
 # The arguments, by the sections of --help.
 
 
-def _build_parser() -> _Parser:
+def build_parser() -> _Parser:
+    """Return the parser of the options, from which docs/make_man_page.py makes the manual page, too."""
     parser = _Parser(
         prog="organ-infer",
-        usage="organ-infer [options] PATH [PATH ...]",
+        usage="organ-infer [options] PATH [PATH ...]\n       organ-infer volume SCAN --mask MASK [options]",
         description="Name the organ on crops of abdominal CT slices. Research software, not a medical device.",
         allow_abbrev=False,
         add_help=False,
@@ -135,7 +206,8 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="image file, directory or quoted pattern ('scans/*.png'); 'stack.npy#3' selects one slice",
+        help="image file, directory or quoted pattern ('scans/*.png'); 'stack.npy#3' selects one slice, - reads one"
+        " image from standard input",
     )
     group.add_argument(
         "--files-from",
@@ -179,6 +251,7 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "-b",
         "--bundle",
         metavar="DIR",
         help=f"model bundle (default: ${BUNDLE_VARIABLE}, or else the packaged model)",
@@ -218,15 +291,23 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "-f",
         "--format",
         choices=tuple(FORMATS),
-        default="text",
-        help="output format (default: %(default)s)",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)} (default: that of the suffix of --output, or else text)",
     )
     group.add_argument(
+        "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete",
+        help="write results to FILE, which appears only when it is complete; .csv, .jsonl and .json choose"
+        " the format",
+    )
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an existing FILE of --output without a note",
     )
     group.add_argument(
         "--top",
@@ -248,6 +329,12 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         " the organ",
     )
     group.add_argument(
+        "--strict",
+        action="store_true",
+        help="let implausible slices fail (exit code 1) instead of labeling them with a warning",
+    )
+    group.add_argument(
+        "-q",
         "--quiet",
         action="store_true",
         help="show errors only, without progress, notes and warnings",
@@ -259,6 +346,15 @@ def _add_other_arguments(group: argparse._ArgumentGroup) -> None:
         "--check",
         action="store_true",
         help="report the environment and run a self-test on reference slices; exits with 2 on failure",
+    )
+    group.add_argument(
+        "--print-completion",
+        action=_CompletionAction,
+        choices=_SHELLS,
+        metavar="SHELL",
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help=f"print the completion for {', '.join(_SHELLS)} and exit; needs shtab",
     )
     group.add_argument(
         "--version",

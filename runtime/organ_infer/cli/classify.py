@@ -1,24 +1,27 @@
 """Classifies the images of the command line and writes one row per slice, in the order of the input."""
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
+from ..errors import file_reason
 from ..images.discovery import Skipped
 from ..names import escape_path
 from ..results import ImageFailure, Prediction
-from .arguments import Options, UsageError, dataset_name
-from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
+from .arguments import Options, UsageError
 from .formats import FORMATS, RowFormat, RowOptions
-from .model import open_classifier, reading_options
+from .model import open_classifier, packaged_model_note, reading_options
 from .output import RowBuffer, Writer
+from .paths import STANDARD_INPUT, Candidates
 from .progress import Messages, library_messages
 from .signals import Signals
+from .summary import IMPLAUSIBLE, Counts, is_implausible
+from .total import Total
 
 if TYPE_CHECKING:
     from ..bundle.manifest import Task
-    from .paths import Candidates
 
 __all__ = ["classify"]
 
@@ -32,7 +35,7 @@ BATCHES_AHEAD = 16
 
 def classify(
     options: Options,
-    candidates: "Candidates",
+    candidates: Candidates,
     messages: Messages,
     writer: Writer,
     signals: Signals,
@@ -51,20 +54,30 @@ def classify(
     with library_messages(messages), open_classifier(options) as classifier:
         task = classifier.manifest.task
         row_format = _row_format(options, task)
-        if options.bundle is None:
-            _name_packaged_model(classifier.manifest.name, task, messages)
+        if options.bundle is None and messages.terminal:
+            messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
         rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
         chunk_size = BATCHES_AHEAD * options.batch_size
-        total = _count_files(options) if messages.bar else None
-        results = _results(classifier, candidates, chunk_size, reading_options(options))
-        exit_code = _write_rows(results, row_format, rows, messages, signals, total)
+        counts = Counts()
+        results = _results(
+            classifier, candidates, chunk_size, reading_options(options), counts.add_path
+        )
+        if options.strict:
+            results = map(_strict, results)
+        messages.start_progress()
+        with Total(options, wanted=messages.bar and not messages.quiet) as total:
+            _write_rows(results, row_format, rows, messages, signals, counts, total)
         if candidates.skipped:
             messages.note(_skipped_text(candidates.skipped))
         signals.check()
+        if row_format.footer:
+            writer.write(row_format.footer)
         writer.finish()
-        return exit_code
+        if messages.terminal:
+            messages.status(counts.summary(candidates.skipped.total(), messages.seconds))
+        return counts.exit_code
 
 
 def _row_format(options: Options, task: "Task") -> RowFormat:
@@ -80,13 +93,6 @@ def _row_format(options: Options, task: "Task") -> RowFormat:
     )
 
 
-def _name_packaged_model(name: str, task: "Task", messages: Messages) -> None:
-    messages.note(
-        f"using the packaged model {name} ({task.view} slices, trained on {dataset_name(task.dataset)});"
-        " use --bundle for another model"
-    )
-
-
 def _skipped_text(skipped: Mapping[Skipped, int]) -> str:
     """Return one line about the entries of directories that were passed over, with what to do."""
     parts = [f"{skipped[kind]:,} {kind.value}" for kind in Skipped if skipped[kind]]
@@ -96,18 +102,12 @@ def _skipped_text(skipped: Mapping[Skipped, int]) -> str:
     return f"skipped in directories: {', '.join(parts)}{advice}"
 
 
-def _count_files(options: Options) -> int | None:
-    """Return the number of files, or None if a directory or list would have to be read for it."""
-    if options.files_from is not None or any(map(os.path.isdir, options.paths)):
-        return None
-    return len(options.paths)
-
-
 def _results(
     classifier: OrganClassifier,
-    candidates: "Candidates",
+    candidates: Candidates,
     chunk_size: int,
     reading: dict[str, Any],
+    on_path: Callable[[str], None] = lambda path: None,
 ) -> Iterator[Result]:
     """Yield the results in the order of the candidates. Candidates with an error become failures.
 
@@ -117,10 +117,18 @@ def _results(
         chunk_size: At most so many paths are passed on together, so that files are read ahead. No more
             are collected than have arrived.
         reading: Keyword arguments of `predict_paths`.
+        on_path: Called with each path that is passed on.
     """
     chunk: list[str] = []
     for candidate in candidates:
+        if candidate is STANDARD_INPUT:
+            yield from classifier.predict_paths(chunk, **reading)
+            chunk = []
+            on_path(candidate.path)
+            yield from _standard_input(classifier, reading)
+            continue
         if candidate.error is None:
+            on_path(candidate.path)
             chunk.append(candidate.path)
             if candidates.has_more and len(chunk) < chunk_size:
                 continue
@@ -131,35 +139,53 @@ def _results(
     yield from classifier.predict_paths(chunk, **reading)
 
 
+def _standard_input(classifier: OrganClassifier, reading: dict[str, Any]) -> list[Result]:
+    """Classify the image on standard input, which is read to its end or to the limit of a file."""
+    name = STANDARD_INPUT.path
+    try:
+        return classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
+    except OSError as e:
+        return [ImageFailure(name, f"cannot be read ({file_reason(e)})")]
+
+
+def _strict(result: Result) -> Result:
+    """Turn the result of an implausible slice into a failure."""
+    if isinstance(result, ImageFailure) or not is_implausible(result):
+        return result
+    reasons = [text for text in result.warnings if text.startswith(IMPLAUSIBLE)]
+    return ImageFailure(result.path or "", f"{'; '.join(reasons)} (refused by --strict)")
+
+
 def _write_rows(
     results: Iterator[Result],
     row_format: RowFormat,
     rows: RowBuffer,
     messages: Messages,
     signals: Signals,
-    total: int | None,
-) -> int:
-    """Write the rows, report failures and warnings, draw the progress bar. Returns the exit code."""
-    done = failed = 0
+    counts: Counts,
+    total: Total,
+) -> None:
+    """Write the rows, count them, report failures and warnings, draw the progress bar."""
     try:
         for result in results:
-            done += 1
+            counts.add(result)
             if isinstance(result, ImageFailure):
-                failed += 1
                 messages.error(f"{escape_path(result.path, one_line=True)}: {result.error}")
                 row = row_format.failure(result)
             else:
                 if not row_format.has_warnings:
                     for warning in result.warnings:
                         path = escape_path(result.path or "", one_line=True)
-                        messages.note(f"warning: {path}: {warning}")
+                        messages.warning(f"{path}: {warning}")
                 row = row_format.row(result)
             if rows.add(row):
                 signals.check()
-            # More results than paths: a file contains several slices, and the total is not known.
-            messages.progress(done, failed, total if total and done <= total else None)
+            # More results than were counted: a small file contains several slices, so the total is not known.
+            slices = total.slices
+            messages.progress(
+                counts.done, counts.failed, slices if slices and counts.done <= slices else None
+            )
     except BaseException:
         rows.flush_results()
         raise
     rows.flush()
-    return SOME_FAILED if failed else ALL_CLASSIFIED

@@ -11,6 +11,7 @@ from .signals import SIGNALS, Signals, Stopped
 if TYPE_CHECKING:
     from .arguments import Options
     from .progress import Messages
+    from .volume_arguments import VolumeOptions
 
 __all__ = ["main"]
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 signals.check()
                 raise
         except Stopped as e:
-            return _stopped(e.number, messages)
+            return _stopped(e.number, messages, signals)
         except MemoryError:
             _error(
                 messages,
@@ -56,19 +57,27 @@ def _error(messages: "Messages | None", text: str) -> None:
         messages.error(text)
 
 
-def _stopped(number: int, messages: "Messages | None") -> int:
-    """Report the signal. Returns the exit code."""
+def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
+    """Report the signal and where the results are. Returns the exit code."""
     if messages is not None:
         messages.end()
-        messages.note(SIGNALS[number])
+        note = "" if signals.writer is None else signals.writer.partial_note()
+        messages.status(f"{SIGNALS[number]}{note}")
     return 128 + number
 
 
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
     from .arguments import UsageError, parse
 
+    options: Options | VolumeOptions
     try:
-        options = parse(arguments)
+        # A file or directory of this name is still ./volume.
+        if arguments and arguments[0] == "volume":
+            from .volume_arguments import parse_volume
+
+            options = parse_volume(arguments[1:])
+        else:
+            options = parse(arguments)
     except SystemExit as e:
         # --help and --version end this way.
         return _flush_stdout(int(e.code or 0))
@@ -81,25 +90,39 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     return _run(options, messages, signals)
 
 
-def _run(options: "Options", messages: "Messages", signals: Signals) -> int:
+def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Signals) -> int:
     """Run the check or classify, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
-    from .arguments import UsageError
+    from ..names import escape_path
+    from .arguments import Options, UsageError
     from .output import ClosedPipe, OutputError, Writer
 
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
+        if options.output is None:
+            messages.leave_screen_to_pager()
         _import_numpy()
         if sys.stdout is None and options.output is None:
             raise OutputError("standard output is closed; redirect it, or use --output FILE")
+        if not isinstance(options, Options):
+            from .volume import classify_volume
+
+            writer = signals.writer = Writer(options.output)
+            return classify_volume(options, messages, writer, signals)
         if options.check:
             return _check(options, messages)
         from .classify import classify
-        from .paths import require_candidates
+        from .paths import require_candidates, require_standard_input
 
+        require_standard_input(options)
         candidates = require_candidates(options, messages)
         writer = signals.writer = Writer(options.output)
+        if writer.replaces and not options.force:
+            messages.note(
+                f"--output {escape_path(options.output or '', one_line=True)}: exists and will be replaced;"
+                " --force omits this note"
+            )
         return classify(options, candidates, messages, writer, signals)
     except ClosedPipe:
         return ALL_CLASSIFIED

@@ -4,6 +4,7 @@ This module stays light, because --help lists the formats.
 """
 
 import io
+import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from ..names import escape_path
 if TYPE_CHECKING:
     from ..results import ImageFailure, Prediction
 
-__all__ = ["FORMATS", "RowFormat", "RowOptions"]
+__all__ = ["FORMATS", "RowFormat", "RowOptions", "format_of"]
 
 UNCERTAIN = "uncertain"
 
@@ -40,15 +41,19 @@ class RowOptions(NamedTuple):
 
 
 class RowFormat(ABC):
-    """One output format. Every row and the header end with their newline.
+    """One output format. Every row, the header and the footer end with their newline.
 
     Attributes:
+        suffixes: Names of files that end in one of these are written in this format.
         header: The text before the first row.
+        footer: The text after the last row.
         has_warnings: Whether rows contain the warnings. If not, they go to standard error.
         lists_organs: Whether --top lists organs if --organs is given.
     """
 
+    suffixes: tuple[str, ...] = ()
     header = ""
+    footer = ""
     has_warnings = True
     lists_organs = False
 
@@ -102,6 +107,7 @@ class RowFormat(ABC):
 class TextFormat(RowFormat):
     """One line per slice for a terminal: names, probabilities, path. Failures are on standard error alone."""
 
+    suffixes = (".txt",)
     has_warnings = False
     lists_organs = True
 
@@ -127,6 +133,7 @@ class TextFormat(RowFormat):
 class CsvFormat(RowFormat):
     """A table with a header and one column per class."""
 
+    suffixes = (".csv",)
     COLUMNS = ("path", "label", "probability", "organ", "organ_probability", "warnings", "error")
 
     def __init__(self, options: RowOptions) -> None:
@@ -157,6 +164,8 @@ class CsvFormat(RowFormat):
 class JsonlFormat(RowFormat):
     """One JSON object per line."""
 
+    suffixes: tuple[str, ...] = (".jsonl", ".ndjson")
+
     def row(self, prediction: "Prediction") -> str:
         label, organ = self.label_and_organ(prediction)
         probabilities = map(_nine_digits, prediction.probabilities)
@@ -181,8 +190,52 @@ class JsonlFormat(RowFormat):
         return _json_line({"path": escape_path(failure.path), "error": escape_bytes(failure.error)})
 
 
+class JsonFormat(JsonlFormat):
+    """One JSON array. Its objects are those of JSON lines, each on its own line."""
+
+    suffixes = (".json",)
+    header = "[\n"
+    footer = "]\n"
+
+    def __init__(self, options: RowOptions) -> None:
+        super().__init__(options)
+        self._separator = ""
+
+    def row(self, prediction: "Prediction") -> str:
+        return self._separated(super().row(prediction))
+
+    def failure(self, failure: "ImageFailure") -> str:
+        return self._separated(super().failure(failure))
+
+    def _separated(self, line: str) -> str:
+        separator, self._separator = self._separator, ","
+        return separator + line
+
+
 # One row per output format: its name for --format, and its class.
-FORMATS: dict[str, type[RowFormat]] = {"text": TextFormat, "csv": CsvFormat, "jsonl": JsonlFormat}
+FORMATS: dict[str, type[RowFormat]] = {
+    "text": TextFormat,
+    "csv": CsvFormat,
+    "jsonl": JsonlFormat,
+    "json": JsonFormat,
+}
+# Suffixes of tables and archives that are not written. Rows of text under such a name would mislead.
+_NOT_WRITTEN = (
+    *(".parquet", ".pq", ".arrow", ".feather", ".tsv", ".xls", ".xlsx", ".ods", ".html"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip"),
+)
+
+
+def format_of(path: str) -> str:
+    """Return the name of the format for a file's suffix. Any unknown suffix is text.
+
+    Raises:
+        ValueError: The suffix names a format that is not written.
+    """
+    _, suffix = os.path.splitext(path.lower())
+    if suffix in _NOT_WRITTEN:
+        raise ValueError(suffix)
+    return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "text")
 
 
 def _nine_digits(value: float) -> float:

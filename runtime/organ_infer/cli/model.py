@@ -1,14 +1,18 @@
 """Opens the model with the options of the command."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
 from .arguments import Options
 
-__all__ = ["open_classifier", "reading_options"]
+if TYPE_CHECKING:
+    from ..bundle.manifest import Task
+    from .volume_arguments import VolumeOptions
+
+__all__ = ["open_classifier", "packaged_model_note", "reading_options"]
 
 
-def open_classifier(options: Options) -> OrganClassifier:
+def open_classifier(options: "Options | VolumeOptions") -> OrganClassifier:
     """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:
@@ -23,6 +27,11 @@ def open_classifier(options: Options) -> OrganClassifier:
         tta=options.tta,
         cuda_graphs=options.cuda_graphs,
     )
+
+
+def packaged_model_note(name: str, task: "Task") -> str:
+    """Return the note that names the packaged model, when no other was chosen."""
+    return f"using the packaged {name} ({task.view} slices); see --bundle"
 
 
 def reading_options(options: Options) -> dict[str, Any]:

@@ -9,16 +9,13 @@ from pathlib import Path
 from time import monotonic
 
 from ..errors import file_reason
-from ..files import open_flags
+from ..files import NAME_BYTES, flush_directory, flush_file, lock_file, open_flags
 from ..names import escape_path
 
 __all__ = ["ClosedPipe", "OutputError", "RowBuffer", "Writer"]
 
 # Characters of rows that are written together.
 BUFFER_SIZE = 1 << 14
-# Bytes of a file name on the usual file systems.
-NAME_BYTES = 255
-_NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,6 +34,7 @@ class Writer:
     written. FILE keeps its permissions, and stays a link if it is one.
 
     Attributes:
+        replaces: Whether there is a file that is not empty in FILE's place.
         busy: Whether a write is in progress. A signal then waits for the end of the line.
 
     Raises:
@@ -46,6 +44,7 @@ class Writer:
 
     def __init__(self, output: str | None) -> None:
         self.output = output
+        self.replaces = False
         self.busy = False
         # Bytes of complete lines in the output.
         self._complete_bytes = 0
@@ -76,6 +75,7 @@ class Writer:
             raise OutputError(
                 f"--output {escape_path(self.output, one_line=True)}: exists and is not a regular file; choose another path"
             )
+        self.replaces = status.st_size > 0
         return stat.S_IMODE(status.st_mode)
 
     def _open_partial(self) -> int:
@@ -86,7 +86,8 @@ class Writer:
         while True:
             descriptor = os.open(self.partial, flags, 0o666)
             try:
-                if not _lock(descriptor):
+                # Some file systems have no locks. Results can be written there all the same.
+                if lock_file(descriptor) is False:
                     raise OutputError(
                         f"--output {escape_path(self.output, one_line=True)}: another organ-infer is writing this file;"
                         " choose another path"
@@ -124,19 +125,13 @@ class Writer:
         if self.output is None:
             return
         try:
-            _flush(self._descriptor)
+            flush_file(self._descriptor)
             # Renamed while it is locked, and closed after that: no other run can write into it.
             os.replace(self.partial, self._target)
             os.close(self._descriptor)
         except OSError as e:
             raise self._error(e) from e
-        # The file is complete. A directory that cannot be opened is not flushed.
-        with contextlib.suppress(OSError):
-            directory = os.open(Path(self._target).parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+        flush_directory(Path(self._target).parent)
 
     def discard(self) -> None:
         """Remove FILE.partial if it is empty."""
@@ -169,37 +164,12 @@ def _partial_path(target: str) -> str:
     return os.path.join(directory, f"{name}.partial")
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock a file for this process. False if another process has locked it."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some file systems have no locks. Results can be written there all the same.
-        return True
-    return True
-
-
 def _is_file(descriptor: int, path: str) -> bool:
     """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _flush(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as e:
-        # Some file systems cannot flush. The file is complete all the same.
-        if e.errno not in _NO_FLUSH:
-            raise
 
 
 class RowBuffer:

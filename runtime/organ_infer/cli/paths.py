@@ -1,8 +1,6 @@
 """Expands the paths on the command line, which are files, directories, patterns and lists, in order."""
 
 import codecs
-import contextlib
-import glob
 import os
 import stat
 import sys
@@ -12,15 +10,19 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import file_reason
-from ..images.discovery import Candidate, Skipped, images_below
+from ..images.discovery import Candidate, Skipped, expand_path, expand_pattern
 from ..images.registry import split_selector
 from ..names import escape_path
 from .arguments import Options, UsageError
+from .hints import path_problem
 
 if TYPE_CHECKING:
     from .progress import Messages
 
-__all__ = ["Candidates", "require_candidates"]
+__all__ = ["STANDARD_INPUT", "Candidates", "require_candidates", "require_standard_input"]
+
+# The argument `-`: one image on standard input. In a list, and below a directory, `-` is the name of a file.
+STANDARD_INPUT = Candidate("-")
 
 # Bytes of a list that are read together.
 BLOCK = 1 << 16
@@ -35,6 +37,7 @@ class Candidates(Iterator[Candidate]):
 
     Attributes:
         has_more: Whether the next candidate can be taken without waiting for the writer of a list.
+        in_list: Whether the last candidate is from a list.
         skipped: How many entries of directories were passed over so far, by kind.
 
     Raises:
@@ -43,6 +46,7 @@ class Candidates(Iterator[Candidate]):
 
     def __init__(self, options: Options) -> None:
         self.skipped: Counter[Skipped] = Counter()
+        self.in_list = False
         self._next: list[Candidate] = []
         self._has_more = True
         self._candidates = self._find(options)
@@ -77,10 +81,11 @@ class Candidates(Iterator[Candidate]):
             yield last
         if options.files_from is None:
             return
+        self.in_list = True
         separator = b"\0" if options.null else b"\n"
         for arrived in _read_list(options.files_from, separator):
             for i, path in enumerate(arrived, 1):
-                candidates = list(_expand_path(path, options.recursive, self._skip))
+                candidates = list(_expand_listed(path, options.recursive, self._skip))
                 for j, expanded in enumerate(candidates, 1):
                     self._has_more = i < len(arrived) or j < len(candidates)
                     yield expanded
@@ -95,6 +100,9 @@ def require_candidates(options: Options, messages: "Messages") -> Candidates:
     candidates = Candidates(options)
     empty: list[Candidate] = []
     for candidate in candidates:
+        # A path of a list that is missing is a failed image, because the next path may have to be waited for.
+        if not (candidate.empty or candidates.in_list) and _is_missing(candidate):
+            candidate = Candidate(candidate.path, "no such file", empty=True)
         if not candidate.empty:
             candidates.put_back([*empty, candidate])
             return candidates
@@ -105,6 +113,25 @@ def require_candidates(options: Options, messages: "Messages") -> Candidates:
     if empty:
         last = f"{escape_path(empty[-1].path, one_line=True)}: {empty[-1].error}"
     raise UsageError(f"no image found: {last}")
+
+
+def require_standard_input(options: Options) -> None:
+    """Check that standard input can be read, if `-` is among the paths.
+
+    Raises:
+        UsageError: It is closed, a terminal, or named twice.
+    """
+    count = options.paths.count(STANDARD_INPUT.path)
+    if not count:
+        return
+    if count > 1 or options.files_from == "-":
+        raise UsageError(
+            "-: standard input is named twice; it holds one image, or the list of --files-from"
+        )
+    if sys.stdin is None:
+        raise UsageError("-: standard input is closed; redirect an image to it")
+    if sys.stdin.isatty():
+        raise UsageError("-: standard input is a terminal; redirect an image to it")
 
 
 def _check_list(source: str) -> None:
@@ -127,56 +154,36 @@ def _expand_argument(
     path: str, recursive: bool, on_skipped: Callable[[str, Skipped], None]
 ) -> Iterator[Candidate]:
     """A path of the command line, which may be a pattern. The name of an existing file is not a pattern."""
-    if not glob.has_magic(path) or os.path.lexists(path) or _selects_slice(path):
-        yield from _expand_path(path, recursive, on_skipped)
+    if path == STANDARD_INPUT.path:
+        yield STANDARD_INPUT
         return
-    # Without recursive patterns (**), which follow links in circles.
-    names = sorted(glob.iglob(_with_literal_directories(path)), key=os.fsencode)
-    for name in names:
-        yield from _expand_path(name, recursive, on_skipped)
-    if not names:
-        yield Candidate(path, "no file matches this pattern", empty=True)
+    if problem := path_problem(path):
+        yield Candidate(path, problem, empty=True)
+        return
+    yield from expand_pattern(path, recursive, on_skipped)
 
 
-def _with_literal_directories(pattern: str) -> str:
-    """Escape the leading directories of a pattern that exist by that very name, such as `set [1]`."""
-    head, tail = pattern, ""
-    while head and not os.path.isdir(head):
-        head, _, name = head.rpartition("/")
-        tail = f"/{name}{tail}"
-    return glob.escape(head) + tail if head else pattern
-
-
-def _selects_slice(path: str) -> bool:
-    return split_selector(path)[1] is not None
-
-
-def _expand_path(
+def _expand_listed(
     path: str, recursive: bool, on_skipped: Callable[[str, Skipped], None]
 ) -> Iterator[Candidate]:
-    """A file, or the images of a directory."""
-    if not os.path.isdir(path):
-        yield Candidate(path)
-        return
-    is_empty = True
-    for candidate in images_below(path, recursive, on_skipped):
-        is_empty = False
-        yield candidate
-    if is_empty:
-        yield Candidate(
-            path, f"no image in this directory{_advice(path, recursive)}", empty=True
-        )
+    """A path of a list, where no shell has expanded anything."""
+    if problem := path_problem(path, in_list=True):
+        yield Candidate(path, problem)
+    else:
+        yield from expand_path(path, recursive, on_skipped)
 
 
-def _advice(directory: str, recursive: bool) -> str:
-    """What to do about a directory without an image."""
-    from ..images.scan_formats import SCAN_SUFFIXES
-
-    # a directory that cannot be listed has its own message
-    with contextlib.suppress(OSError):
-        if any(name.lower().endswith(SCAN_SUFFIXES) for name in os.listdir(directory)):
-            return ", but scans or masks; pass a scan with its mask to organ-infer volume"
-    return "" if recursive else "; use --recursive to include subdirectories"
+def _is_missing(candidate: Candidate) -> bool:
+    """Whether there is no such file. A path that cannot be looked up is not missing."""
+    if candidate is STANDARD_INPUT:
+        return False
+    try:
+        os.stat(split_selector(candidate.path)[0])
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _read_list(source: str, separator: bytes) -> Iterator[list[str]]:
@@ -189,6 +196,8 @@ def _read_list(source: str, separator: bytes) -> Iterator[list[str]]:
                 sys.stdin.buffer if source == "-" else stack.enter_context(open(source, "rb"))
             )
             blocks = iter(lambda: file.read1(BLOCK), b"")  # type: ignore[attr-defined]
+            if separator == b"\n":
+                blocks = _without_nul(blocks, source)
             for names in _split_blocks(_without_mark(blocks, source), separator):
                 if separator == b"\n":
                     names = [name.removesuffix(b"\r") for name in names]
@@ -210,6 +219,21 @@ def _without_mark(blocks: Iterable[bytes], source: str) -> Iterator[bytes]:
                 f"--files-from {escape_path(source, one_line=True)}: the list is UTF-16; save it as UTF-8"
             )
         yield block.removeprefix(codecs.BOM_UTF8) if i == 0 else block
+
+
+def _without_nul(blocks: Iterable[bytes], source: str) -> Iterator[bytes]:
+    """The blocks, up to the first with a NUL, which no path contains.
+
+    Raises:
+        UsageError: There is one, as in the output of `find -print0`.
+    """
+    for i, block in enumerate(blocks):
+        is_utf_16 = i == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0" in block and not is_utf_16:
+            raise UsageError(
+                f"--files-from {escape_path(source, one_line=True)}: the list contains NUL; add -0 if its paths end with NUL"
+            )
+        yield block
 
 
 def _split_blocks(blocks: Iterable[bytes], separator: bytes) -> Iterator[list[bytes]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 from ..errors import printable, shorten
 
-__all__ = ["Messages", "encodable", "library_messages"]
+__all__ = ["Messages", "duration", "encodable", "library_messages"]
 
 # Seconds between two drawings of the bar.
 INTERVAL = 0.1
@@ -25,25 +26,49 @@ class Messages:
     If standard error is closed or full, messages are lost and the command continues.
 
     Attributes:
-        quiet: Whether notes and the progress bar are omitted.
+        quiet: Whether everything but errors is omitted.
+        terminal: Whether standard error is a terminal.
         bar: Whether standard error can show a progress bar.
     """
 
     def __init__(self) -> None:
         self.quiet = False
-        self.bar = sys.stderr is not None and _is_terminal() and os.environ.get("TERM") != "dumb"
+        self.terminal = sys.stderr is not None and _is_terminal()
+        self.bar = self.terminal and os.environ.get("TERM") != "dumb"
         # Characters of the bar that is on the screen.
         self._bar_width = 0
-        self._last_drawn = self._started = time.monotonic()
+        self._last_drawn = self._started = self._progress_started = time.monotonic()
 
     def error(self, text: str) -> None:
         """Write an error, also with --quiet."""
         self._line(f"error: {text}")
 
+    def warning(self, text: str) -> None:
+        """Write a warning, unless --quiet is given."""
+        self.status(f"warning: {text}")
+
     def note(self, text: str) -> None:
-        """Write a note or warning, unless --quiet is given."""
+        """Write a note, unless --quiet is given."""
+        self.status(f"note: {text}")
+
+    def status(self, text: str) -> None:
+        """Write how the run ended, unless --quiet is given."""
         if not self.quiet:
             self._line(text)
+
+    @property
+    def seconds(self) -> float:
+        """How long the command has been running."""
+        return time.monotonic() - self._started
+
+    def leave_screen_to_pager(self) -> None:
+        """Draw no bar if results go through a pipe: the program behind it may be a pager on the same terminal."""
+        if _stdout_is_pipe():
+            self.bar = False
+
+    def start_progress(self) -> None:
+        """Begin to measure the rate and the time left. Opening the model does not count."""
+        self._last_drawn = self._progress_started = time.monotonic()
 
     def progress(self, done: int, failed: int, total: int | None) -> None:
         """Draw the progress bar, unless the last drawing is less than INTERVAL old.
@@ -60,7 +85,7 @@ class Messages:
             return
         self._last_drawn = now
         columns = _columns() - 1
-        text = bar_text(done, failed, total, now - self._started, columns)
+        text = bar_text(done, failed, total, now - self._progress_started, columns)
         self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
         self._bar_width = len(text)
 
@@ -97,7 +122,7 @@ def encodable(text: str, file: Any) -> str:
 
 @contextlib.contextmanager
 def library_messages(messages: Messages) -> Iterator[None]:
-    """Show the library's logged warnings as notes, and silence those of Pillow and onnxruntime.
+    """Show the library's logged warnings, and silence those of Pillow and onnxruntime.
 
     Their warnings are for programmers. The previous settings are restored when the context ends.
     """
@@ -106,11 +131,11 @@ def library_messages(messages: Messages) -> Iterator[None]:
 
     from ..engine import ort
 
-    class NoteHandler(logging.Handler):
+    class WarningHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.note(f"warning: {record.getMessage()}")
+            messages.warning(record.getMessage())
 
-    logger, handler = logging.getLogger("organ_infer"), NoteHandler(logging.WARNING)
+    logger, handler = logging.getLogger("organ_infer"), WarningHandler(logging.WARNING)
     logger.addHandler(handler)
     propagated, logger.propagate = logger.propagate, False
     ort.silent = True
@@ -128,13 +153,35 @@ def bar_text(done: int, failed: int, total: int | None, seconds: float, columns:
     """Format the progress bar in at most `columns` characters. If that is too few, only the count is shown."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
-    parts = [count, "images", rate, f"{failed:,} failed" if failed else ""]
+    left = ""
+    if total is not None and 0 < done < total and seconds > 0:
+        left = f"{duration((total - done) * seconds / done)} left"
+    parts = [count, "images", rate, left, f"{failed:,} failed" if failed else ""]
     text = " ".join(part for part in parts if part)
     if total and columns - len(text) >= BAR_COLUMNS:
         width = min(30, columns - len(text) - 3)
         filled = width * min(done, total) // total
         text = f"[{'#' * filled}{'.' * (width - filled)}] {text}"
     return (text if len(text) <= columns else count)[: max(columns, 0)]
+
+
+def duration(seconds: float, digits: int = 0) -> str:
+    """Format a time as `7 s`, `3 min 12 s` or `2 h 5 min`. `digits` are those after the point below a minute."""
+    text = f"{seconds:.{digits}f}"
+    if float(text) < 60:
+        return f"{text} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _stdout_is_pipe() -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(1).st_mode)
+    except OSError:
+        # Standard output is closed.
+        return False
 
 
 def _is_terminal() -> bool:

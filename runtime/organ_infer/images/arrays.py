@@ -108,10 +108,11 @@ def _check_directory(file: BinaryIO, size: int) -> int:
 def _members(archive: zipfile.ZipFile, count: int, limits: Limits) -> dict[str, zipfile.ZipInfo]:
     """Return the archive's entries by array name."""
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if len(members) != count or not all(
-        info.filename.endswith(".npy") for info in members.values()
-    ):
-        raise ImageError(".npz: damaged, or contains other files than .npy")
+    if len(members) != count:
+        raise ImageError(".npz: damaged, or two arrays have one name; save it with numpy.savez")
+    if not all(info.filename.endswith(".npy") for info in members.values()):
+        # Images in it are not decoded: every format would need its limits inside the archive again.
+        raise ImageError("a zip of other files than .npy; unpack it, and pass the directory")
     total = sum(info.file_size for info in members.values())
     if total > limits.file_bytes:
         raise ImageError(

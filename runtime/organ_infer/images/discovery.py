@@ -1,13 +1,18 @@
-"""The image files of a directory."""
+"""The image files that paths, directories and patterns name."""
 
+import contextlib
+import glob
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from .registry import SUFFIXES, has_known_content
+from ..errors import InputError
+from ..names import path_text
+from .registry import SUFFIXES, has_known_content, split_selector
+from .scan_formats import SCAN_SUFFIXES
 
-__all__ = ["Candidate", "Skipped", "images_below"]
+__all__ = ["Candidate", "Skipped", "expand_path", "expand_pattern", "find_images", "images_below"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +96,85 @@ def _entries(
     for _, name, is_directory in names:
         path = os.path.join(directory, name)
         yield path if is_directory else Candidate(path)
+
+
+def find_images(
+    paths: str | bytes | os.PathLike[str] | Iterable[str | bytes | os.PathLike[str]],
+    *,
+    recursive: bool = False,
+) -> list[str]:
+    """List image files as the command does, for `OrganClassifier.predict_paths`.
+
+    Args:
+        paths: One or more files, directories and patterns. The images of a directory are its files of a known
+            suffix, and those without one whose first bytes name a format. They come in byte order. The name of
+            an existing file or directory is not taken for a pattern, nor is `file#3`, a slice of a stack.
+        recursive: Whether to list directories below a directory, too. Linked directories are not followed.
+
+    Returns:
+        The paths. A file that is given stays even if it does not exist, so that `predict_paths` reports it.
+
+    Raises:
+        InputError: If a path has the wrong type, a pattern matches no file, or a directory has no image or cannot
+            be listed.
+    """
+    given = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+    found: list[str] = []
+    for i, path in enumerate(given):
+        for candidate in expand_pattern(path_text(path, f"paths[{i}]"), recursive):
+            if candidate.error is not None:
+                raise InputError(f"{candidate.path}: {candidate.error}")
+            found.append(candidate.path)
+    return found
+
+
+def expand_pattern(
+    path: str,
+    recursive: bool,
+    on_skipped: Callable[[str, Skipped], None] = lambda path, kind: None,
+) -> Iterator[Candidate]:
+    """Yield what a path or pattern names. The name of an existing file is not a pattern."""
+    if not glob.has_magic(path) or os.path.lexists(path) or split_selector(path)[1] is not None:
+        yield from expand_path(path, recursive, on_skipped)
+        return
+    # Without recursive patterns (**), which follow links in circles.
+    names = sorted(glob.iglob(_with_literal_directories(path)), key=os.fsencode)
+    for name in names:
+        yield from expand_path(name, recursive, on_skipped)
+    if not names:
+        yield Candidate(path, "no file matches this pattern", empty=True)
+
+
+def _with_literal_directories(pattern: str) -> str:
+    """Escape the leading directories of a pattern that exist by that very name, such as `set [1]`."""
+    head, tail = pattern, ""
+    while head and not os.path.isdir(head):
+        head, _, name = head.rpartition("/")
+        tail = f"/{name}{tail}"
+    return glob.escape(head) + tail if head else pattern
+
+
+def expand_path(
+    path: str,
+    recursive: bool,
+    on_skipped: Callable[[str, Skipped], None] = lambda path, kind: None,
+) -> Iterator[Candidate]:
+    """Yield a file, or the images of a directory."""
+    if not os.path.isdir(path):
+        yield Candidate(path)
+        return
+    is_empty = True
+    for candidate in images_below(path, recursive, on_skipped):
+        is_empty = False
+        yield candidate
+    if is_empty:
+        yield Candidate(path, f"no image in this directory{_advice(path, recursive)}", empty=True)
+
+
+def _advice(directory: str, recursive: bool) -> str:
+    """What to do about a directory without an image."""
+    # a directory that cannot be listed has its own message
+    with contextlib.suppress(OSError):
+        if any(name.lower().endswith(SCAN_SUFFIXES) for name in os.listdir(directory)):
+            return ", but scans or masks; pass a scan with its mask to organ-infer volume"
+    return "" if recursive else "; use --recursive to include subdirectories"

@@ -1,6 +1,7 @@
 """CT volumes and masks: read, checked against each other, and cut into crops around organs."""
 
+from .crops import Crop, organ_crops
 from .reading import open_mask, open_volume
 from .types import Mask, Volume
 
-__all__ = ["Mask", "Volume", "open_mask", "open_volume"]
+__all__ = ["Crop", "Mask", "Volume", "open_mask", "open_volume", "organ_crops"]

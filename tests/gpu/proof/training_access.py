@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +31,6 @@ COMMAND_PACKAGES = (
     "scipy",
     "matplotlib",
     "jinja2",
-    "filelock",
 )
 
 
@@ -45,15 +42,6 @@ def needs_training(settings: Settings) -> None:
 
     if settings.cuda and not torch.cuda.is_available():
         raise Skip(f"needs a PyTorch that sees the GPU; torch {torch.__version__} sees none")
-    if missing(["filelock"]):
-        # Only downloads and the lock of a run's directory take it, and these checks do neither.
-        placeholder = types.ModuleType("filelock")
-        placeholder.FileLock = placeholder.Timeout = _NoLock  # type: ignore[attr-defined]
-        sys.modules.setdefault("filelock", placeholder)
-
-
-class _NoLock(Exception):
-    """In place of filelock's names."""
 
 
 def needs_command(settings: Settings) -> None:

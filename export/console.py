@@ -1,0 +1,96 @@
+"""Standard output and standard error of the commands: printing never ends a command.
+
+A training run takes hours. It goes on if its terminal is closed, if the disk behind standard output is full, or if the
+encoding there has no character for a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+# what the commands print that ASCII does not have
+_ASCII = {"–": "-", "±": "+-", "…": "..."}
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """In a `with` block, ignore errors of writing to standard output and standard error.
+
+    What cannot be written is lost. A character that the encoding does not have is replaced or escaped.
+    """
+    _open_standard_descriptors()
+    previous = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in previous)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = previous
+        for stream in previous:
+            _empty(stream)
+
+
+class _Forgiving:
+    """A text stream whose write and flush raise no errors. Everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            cast(Any, self._stream).write(text)
+        except UnicodeEncodeError:
+            with contextlib.suppress(Exception):
+                cast(Any, self._stream).write(_encodable(text, cast(Any, self._stream).encoding))
+        # AttributeError: Python sets a stream to None if it was closed when the program started
+        except (OSError, ValueError, AttributeError):
+            pass
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(Any, self._stream).flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    """Return the text with replacements for the characters that an encoding does not have."""
+    encoding = encoding or "ascii"
+    for character, replacement in _ASCII.items():
+        text = text.replace(character, replacement)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _open_standard_descriptors() -> None:
+    """Open the standard descriptors that were closed when the program started.
+
+    Otherwise the next file that is opened gets the number of standard output or standard error, and what a library
+    prints there goes into that file.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                # the lowest free number
+                os.open(os.devnull, os.O_RDWR)
+
+
+def _empty(stream: TextIO | None) -> None:
+    """Flush a stream. If that fails, discard what is left, because Python's own flush at exit would end in code 120."""
+    try:
+        cast(Any, stream).flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, cast(Any, stream).fileno())
+            os.close(null)

@@ -1,0 +1,76 @@
+"""What a run did, in numbers: for the exit code and for the last line on a terminal."""
+
+from typing import TYPE_CHECKING
+
+from ..images.registry import split_selector
+from ..results import ImageFailure
+from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
+from .progress import duration
+
+if TYPE_CHECKING:
+    from ..results import Prediction
+
+__all__ = ["IMPLAUSIBLE", "Counts", "is_implausible"]
+
+# The beginning of a warning about an input that is hardly an organ crop.
+IMPLAUSIBLE = "implausible: "
+
+
+def is_implausible(prediction: "Prediction") -> bool:
+    """Whether a warning tells that the slice is hardly an organ crop."""
+    return any(text.startswith(IMPLAUSIBLE) for text in prediction.warnings)
+
+
+class Counts:
+    """Counts the results of a run.
+
+    Attributes:
+        files: Files that were passed to the classifier.
+        classified: Slices with an answer.
+        failed: Slices or files without one.
+        implausible: Slices with an answer and a warning that they are hardly an organ crop.
+    """
+
+    def __init__(self) -> None:
+        self.files = self.classified = self.failed = self.implausible = 0
+        self._last_file: str | None = None
+
+    @property
+    def done(self) -> int:
+        return self.classified + self.failed
+
+    @property
+    def exit_code(self) -> int:
+        return SOME_FAILED if self.failed else ALL_CLASSIFIED
+
+    def add_path(self, path: str) -> None:
+        """Count the path's file, unless it is the same as that of the path before."""
+        file = split_selector(path)[0]
+        self.files += file != self._last_file
+        self._last_file = file
+
+    def add(self, result: "Prediction | ImageFailure") -> None:
+        """Count a result."""
+        if isinstance(result, ImageFailure):
+            self.failed += 1
+            return
+        self.classified += 1
+        self.implausible += is_implausible(result)
+
+    def summary(self, skipped: int, seconds: float) -> str:
+        """Return the last line of a run. Numbers that are 0 are left out.
+
+        Args:
+            skipped: Entries of directories that were passed over.
+            seconds: How long the run took.
+        """
+        parts = [f"{_plural(self.classified, 'slice')} from {_plural(self.files, 'file')}"]
+        if not self.classified:
+            parts.clear()
+        others = {"failed": self.failed, "implausible": self.implausible, "skipped": skipped}
+        parts += [f"{count:,} {name}" for name, count in others.items() if count]
+        return "; ".join([*parts, duration(seconds, digits=1)])
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,453 @@
+"""organ-infer volume: its arguments, rows, messages and exit codes, with a fake reader of scans and masks."""
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from conftest import CLASSES, constant_graph, write_bundle
+from support.command_results import RAMP
+from support.dict_mask import DictMask, block
+from support.image_files import saved
+
+from organ_infer import ImageError, InputError, OrganClassifier
+from organ_infer.cli import main, output, volume
+from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
+from organ_infer.cli.volume_rows import TextFormat
+from organ_infer.volumes.types import Volume
+
+SHAPE = (40, 40, 30)
+HU = np.random.default_rng(2).integers(-200, 300, SHAPE, np.int16)
+ORGANS = {
+    "liver": block(SHAPE, (5, 30), (5, 25), (5, 15)),
+    "kidney-left": block(SHAPE, (0, 9), (20, 35), (20, 25)),
+}
+
+
+@pytest.fixture(scope="module")
+def kidney_bundle(tmp_path_factory):
+    """A model that takes everything for a right kidney, with a probability of 0.75."""
+    graph = constant_graph({"kidney-right": 0.75, "liver": 0.25})
+    return str(write_bundle(tmp_path_factory.mktemp("bundle") / "kidney", {"a.onnx": graph}))
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """A fake of the module that reads scans and masks. Its attributes can be set."""
+    module = ModuleType("organ_infer.volumes.reading")
+    module.volume = Volume(HU, np.diag([1.0, 1.0, 2.5, 1.0]), "scan.nii.gz")
+    module.mask = DictMask(ORGANS, structures={"liver": ("5",)})
+    module.asked = []
+
+    def open_volume(path, *, series=None):
+        module.asked.append(path if series is None else (path, series))
+        return module.volume
+
+    def open_mask(path, *, like, labels="totalsegmentator"):
+        assert like is module.volume
+        module.asked.append((path, labels))
+        return module.mask
+
+    module.open_volume, module.open_mask = open_volume, open_mask
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.fixture
+def run(reading, kidney_bundle, capfd):
+    """Runs the command. Returns the exit code, standard output and standard error."""
+
+    def run(*arguments, scan="scan.nii.gz", mask="mask.nii.gz"):
+        code = main(["volume", scan, "--mask", mask, "--bundle", kidney_bundle, *arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+# Rows.
+
+
+def test_text_has_a_line_per_organ_and_an_indented_line_per_slice(run):
+    code, out, err = run()
+    assert code == 0
+    assert out.splitlines() == [
+        "liver         kidney-right 0.750  differs       6 slices  scan.nii.gz",
+        "  axial    7     17.5 mm  kidney-right 0.750",
+        "  axial    8     20.0 mm  kidney-right 0.750",
+        "  axial    9     22.5 mm  kidney-right 0.750",
+        "  axial   10     25.0 mm  kidney-right 0.750",
+        "  axial   11     27.5 mm  kidney-right 0.750",
+        "  axial   12     30.0 mm  kidney-right 0.750",
+        "kidney-left   kidney-right 0.750  other side    3 slices  scan.nii.gz",
+        "  axial   21     52.5 mm  kidney-right 0.750",
+        "  axial   22     55.0 mm  kidney-right 0.750",
+        "  axial   23     57.5 mm  kidney-right 0.750",
+    ]
+    assert err.splitlines() == [
+        "organ-infer: warning: kidney-left: the structure touches the border of the volume; part of the"
+        " organ may be missing"
+    ]
+
+
+def test_a_single_slice_is_counted_in_the_singular(run, reading):
+    reading.mask = DictMask({"liver": block(SHAPE, (5, 30), (5, 25), (5, 6))})
+    assert run()[1].startswith("liver         kidney-right 0.750  differs       1 slice   scan")
+
+
+def test_text_says_that_an_organ_agrees(run, reading):
+    reading.mask = DictMask({"kidney-right": ORGANS["liver"]})
+    assert run()[1].startswith("kidney-right  kidney-right 0.750  agrees        6 slices")
+
+
+def test_csv_has_one_table_of_organs_and_slices(run):
+    code, out, err = run("--format", "csv")
+    assert (code, err) == (0, "")
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert out.splitlines()[0] == (
+        "row,scan,structure,expected,view,index,position,label,probability,slices,organ_label,"
+        "organ_probability,agrees,only_side_differs,warnings," + ",".join(CLASSES)
+    )
+    assert [row["row"] for row in table] == ["organ", *["slice"] * 6, "organ", *["slice"] * 3]
+    answers = dict.fromkeys(CLASSES, "")
+    organ, first, kidney = table[0], table[1], table[7]
+    for row in (organ, first, kidney):
+        assert float(row["kidney-right"]) == pytest.approx(0.75, abs=1e-6)
+        assert float(row["liver"]) == pytest.approx(0.25, abs=1e-6)
+        for name in ("probability", "organ_probability"):
+            row[name] = row[name] and f"{float(row[name]):.3f}"
+        row.update(answers)
+    same = {"scan": "scan.nii.gz", "structure": "5", "expected": "liver", "view": "axial"}
+    no_slice = dict.fromkeys(["index", "position", "label", "probability"], "")
+    no_organ = dict.fromkeys(
+        ["slices", "organ_label", "organ_probability", "agrees", "only_side_differs"], ""
+    )
+    said = {"organ_label": "kidney-right", "organ_probability": "0.750"}
+    assert organ == {
+        **{"row": "organ", "slices": "6", "agrees": "false", "only_side_differs": "false"},
+        **{"warnings": ""},
+        **(same | no_slice | said | answers),
+    }
+    assert first == {
+        **{"row": "slice", "index": "7", "position": "17.5", "label": "kidney-right"},
+        **{"probability": "0.750", "warnings": ""},
+        **(same | no_organ | answers),
+    }
+    assert (kidney["agrees"], kidney["only_side_differs"]) == ("false", "true")
+    assert "touches the border" in kidney["warnings"] == table[8]["warnings"]
+    assert kidney["structure"] == "kidney-left"
+
+
+def test_jsonl_has_an_object_per_organ_and_slice(run):
+    code, out, _ = run("--format", "jsonl")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(rows) == 11
+    organ, first = rows[:2]
+    for row in (organ, first):
+        probabilities = row.pop("probabilities")
+        assert list(probabilities) == CLASSES
+        assert probabilities["kidney-right"] == pytest.approx(0.75, abs=1e-6)
+    assert organ.pop("organ_probability") == pytest.approx(0.75, abs=1e-6)
+    assert first.pop("probability") == pytest.approx(0.75, abs=1e-6)
+    same = {"scan": "scan.nii.gz", "structure": ["5"], "expected": "liver", "view": "axial"}
+    assert organ == {
+        **{"row": "organ", "slices": 6, "organ_label": "kidney-right"},
+        **{"agrees": False, "only_side_differs": False, "warnings": []},
+        **same,
+    }
+    assert first == {
+        **{"row": "slice", "index": 7, "position": 17.5, "label": "kidney-right"},
+        **{"warnings": []},
+        **same,
+    }
+    assert rows[7]["only_side_differs"] is True and len(rows[7]["warnings"]) == 1
+
+
+@pytest.mark.parametrize("format_", ["text", "csv", "jsonl"])
+def test_output_gets_the_rows_and_names_are_escaped(run, tmp_path, format_):
+    scan = "a\udce9\nb.nii"
+    _, shown, _ = run("--format", format_, scan=scan)
+    code, out, _ = run("--format", format_, "--output", str(tmp_path / "o"), scan=scan)
+    assert (code, out) == (0, "")
+    assert (tmp_path / "o").read_text() == shown
+    names = {"text": r"a\xe9\x0ab.nii", "csv": "a\\xe9\nb.nii", "jsonl": r"a\\xe9\nb.nii"}
+    assert names[format_] in shown
+
+
+def test_positions_have_three_decimal_places(run, reading):
+    reading.volume = Volume(HU, np.diag([1.0, 1.0, 1.23456789, 1.0]), "s")
+    reading.mask = DictMask({"liver": ORGANS["liver"]})
+    # slice 7
+    assert ",7,8.642," in run("--format", "csv")[1]
+    assert json.loads(run("--format", "jsonl")[1].splitlines()[1])["position"] == 8.642
+
+
+def test_several_structures_of_a_class_are_listed(run, reading):
+    reading.mask = DictMask({"liver": ORGANS["liver"]}, structures={"liver": ("13", "14")})
+    assert ",13; 14,liver," in run("--format", "csv")[1]
+    assert json.loads(run("--format", "jsonl")[1].splitlines()[0])["structure"] == ["13", "14"]
+
+
+# Options.
+
+
+def test_margin_slices_labels_and_series_reach_their_place(run, reading, monkeypatch):
+    asked = []
+    original = OrganClassifier.predict_volume
+
+    def predict_volume(self, volume, mask, **options):
+        asked.append(options)
+        return original(self, volume, mask, **options)
+
+    monkeypatch.setattr(OrganClassifier, "predict_volume", predict_volume)
+    assert run()[0] == 0
+    assert run("--margin", "2.5", "--slices", "all", "--labels", "amos22", "--series", "3")[0] == 0
+    assert asked == [
+        {"margin_mm": 5.0, "slices": "middle"},
+        {"margin_mm": 2.5, "slices": "all"},
+    ]
+    assert reading.asked == [
+        *("scan.nii.gz", ("mask.nii.gz", "totalsegmentator")),
+        *(("scan.nii.gz", "3"), ("mask.nii.gz", "amos22")),
+    ]
+
+
+def test_what_is_not_asked_for_has_its_default(monkeypatch):
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
+    plain = parse_volume(["s", "--mask", "m"])
+    assert plain == VolumeOptions(
+        scan="s", mask="m", labels="totalsegmentator", series=None, margin=5.0, slices="middle", bundle=None, device="auto",
+        threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, quiet=False,
+    )  # fmt: skip
+    for words, changed in {
+        "--labels l": {"labels": "l"},
+        "--series 1.2.3": {"series": "1.2.3"},
+        "--margin 0": {"margin": 0.0},
+        "--slices all": {"slices": "all"},
+        "--bundle b": {"bundle": "b"},
+        "--device cpu": {"device": "cpu"},
+        "--threads 2": {"threads": 2},
+        "--batch-size 3": {"batch_size": 3},
+        "--tta": {"tta": True},
+        "--no-cuda-graphs": {"cuda_graphs": False},
+        "--format jsonl": {"format": "jsonl"},
+        "--output o": {"output": "o"},
+        "--quiet": {"quiet": True},
+    }.items():
+        assert parse_volume(["s", "--mask", "m", *words.split()]) == plain._replace(**changed)
+    monkeypatch.setenv(BUNDLE_VARIABLE, "/b")
+    assert parse_volume(["s", "--mask", "m"]).bundle == "/b"
+    assert parse_volume(["s", "--mask", "m", "--bundle", "c"]).bundle == "c"
+    assert parse_volume(["--mask", "m", "--", "-s"]).scan == "-s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], r"expected one scan, found 0; .* write \./volume"),
+        (["--mask", "m"], "expected one scan, found 0"),
+        (["a", "b", "--mask", "m"], "expected one scan, found 2"),
+        (["a"], r"--mask: missing; .* write \./volume"),
+        (["", "--mask", "m"], "SCAN: the value is empty"),
+        (["a", "--mask", ""], "--mask: the value is empty"),
+        (["a", "--mask", "m", "--labels", ""], "--labels: the value is empty"),
+        (["a", "--mask", "m", "--series", ""], "--series: the value is empty"),
+        (["a", "--mask", "m", "--output", ""], "--output: the value is empty"),
+        (["a", "--mask", "m", "--bundle", ""], "--bundle: the value is empty"),
+        (["a", "--mask", "m", "--margin", "-1"], "expected a number of mm from 0 to 1,000"),
+        (["a", "--mask", "m", "--margin", "nan"], "expected a number of mm .* found 'nan'"),
+        (["a", "--mask", "m", "--margin", "1001"], "expected a number of mm"),
+        (["a", "--mask", "m", "--margin", "five"], "expected a number of mm"),
+        (
+            ["a", "--mask", "m", "--margin", "\N{ARABIC-INDIC DIGIT FIVE}"],
+            "expected a number of mm",
+        ),
+        (["a", "--mas", "m"], "unrecognized arguments: --mas"),
+        (["a", "--mask", "m", "--slices", "some"], "--slices: invalid choice"),
+        (["a", "--mask", "m", "--format", "xml"], "--format: invalid choice"),
+        (["a", "--mask", "m", "--threads", "0"], "expected a whole number from 1"),
+        (["a", "--mask", "m", "--nope"], "unrecognized arguments: --nope"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_2(arguments, words, capfd):
+    with pytest.raises(UsageError, match=words):
+        parse_volume(arguments)
+    assert main(["volume", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.endswith("(see organ-infer volume --help)\n")
+
+
+def test_help_shows_the_usage_and_the_main_help_names_the_command(capfd):
+    assert main(["volume", "--help"]) == 0
+    assert "usage: organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
+    assert main(["--help"]) == 0
+    assert "organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
+
+
+# Other inputs of that name.
+
+
+def test_an_image_and_a_directory_named_volume_are_still_classified(
+    kidney_bundle, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "volume").write_bytes(saved(RAMP[..., 0]))
+    common = ["--bundle", kidney_bundle]
+    assert main(["./volume", *common]) == 0
+    assert main([*common, "volume"]) == 0
+    assert main(["--", "volume"]) == 0
+    (tmp_path / "volume").unlink()
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "a.png").write_bytes(saved(RAMP[..., 0]))
+    assert main(["./volume", *common]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == [
+        "./volume",
+        "volume",
+        "volume",
+        "./volume/a.png",
+    ]
+
+
+# Messages and exit codes.
+
+
+def test_notes_name_warnings_unmapped_structures_and_empty_classes(run, reading):
+    reading.volume = Volume(HU, np.eye(4), "s", ("two slices are missing",))
+    reading.mask = DictMask(
+        {"liver": ORGANS["liver"], "heart": np.zeros(SHAPE, bool)},
+        unmapped=("aorta", "colon"),
+        warnings=("reoriented to the scan",),
+    )
+    code, _, err = run()
+    assert code == 0
+    assert err.splitlines() == [
+        "organ-infer: warning: scan.nii.gz: two slices are missing",
+        "organ-infer: warning: mask.nii.gz: reoriented to the scan",
+        "organ-infer: mask.nii.gz: structures of no class, not classified: aorta, colon",
+        "organ-infer: mask.nii.gz: classes without voxels, skipped: heart",
+    ]
+    code, out, err = run("--quiet")
+    assert (code, err) == (0, "") and out
+
+
+def test_a_long_list_of_structures_is_shortened(run, reading):
+    reading.mask = DictMask(
+        {"liver": ORGANS["liver"]}, unmapped=[f"structure_{i}" for i in range(500)]
+    )
+    _, _, err = run()
+    (line,) = err.splitlines()
+    names = line.partition("not classified: ")[2]
+    assert len(names) == 300 and names.startswith("structure_0, ")
+    assert names.endswith("structure_499") and " ... " in names
+
+
+def test_warnings_of_single_slices_name_the_slice(run, reading):
+    hu = HU.copy()
+    hu[:, :, 9] = 50
+    reading.volume = Volume(hu, np.eye(4), "s")
+    reading.mask = DictMask({"liver": ORGANS["liver"]})
+    _, _, err = run()
+    (line,) = err.splitlines()
+    assert line.startswith("organ-infer: warning: liver, slice 9: implausible: pixels span 0%")
+
+
+@pytest.mark.parametrize("step", ["open_volume", "open_mask"])
+@pytest.mark.parametrize("error", [ImageError("x.nii: damaged; copy it again"), InputError("bad")])
+def test_a_scan_or_mask_that_cannot_be_read_is_one_line_and_2(
+    run, reading, monkeypatch, tmp_path, step, error
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(reading, step, fail)
+    code, out, err = run("--output", str(tmp_path / "o"))
+    assert (code, out, err) == (2, "", f"organ-infer: error: {error}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (DictMask({}), "contains no structure of a class"),
+        (DictMask({"liver": np.zeros(SHAPE, bool)}), "every structure is empty; check"),
+        (DictMask({"stomach": ORGANS["liver"]}), "the model has no class 'stomach'"),
+        (DictMask({"liver": np.ones((50, 50, 50), bool)}), "does not fit the volume"),
+    ],
+)
+def test_a_mask_without_a_usable_organ_is_2(run, reading, tmp_path, mask, words):
+    reading.mask = mask
+    code, out, err = run("--output", str(tmp_path / "o"))
+    assert (code, out) == (2, "") and words in err
+    assert err.startswith("organ-infer: error: mask.nii.gz: ") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_oblique_scan_and_a_missing_bundle_are_2(run, reading, tmp_path, capfd):
+    turned = np.eye(4)
+    turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    reading.volume = Volume(HU, turned, "scan.nii.gz")
+    code, _, err = run()
+    assert code == 2 and "37 degrees off the patient axes" in err
+    assert main(["volume", "s", "--mask", "m", "--bundle", str(tmp_path / "none")]) == 2
+    assert len(reading.asked) == 2, "the scan was read before the bundle"
+
+
+def test_a_signal_leaves_the_organs_so_far_in_the_partial_file(run, monkeypatch, tmp_path):
+    original = TextFormat.organ_row
+
+    def organ_row(self, organ):
+        if organ.expected == "kidney-left":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, organ)
+
+    monkeypatch.setattr(TextFormat, "organ_row", organ_row)
+    code, _, err = run("--output", str(tmp_path / "o"))
+    assert code == 143 and err.endswith("organ-infer: terminated\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
+    lines = (tmp_path / "o.partial").read_text().splitlines()
+    assert len(lines) == 7 and lines[0].startswith("liver ")
+
+
+def test_a_signal_during_the_last_write_leaves_no_complete_file(run, monkeypatch, tmp_path):
+    write = os.write
+
+    def interrupted(descriptor, data):
+        os.kill(os.getpid(), signal.SIGINT)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(output.os, "write", interrupted)
+    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
+    assert len((tmp_path / "o.partial").read_text().splitlines()) == 11
+
+
+def test_a_signal_during_a_write_ends_the_run_after_it(run, monkeypatch, tmp_path):
+    write, signals = os.write, [signal.SIGINT]
+
+    def interrupted(descriptor, data):
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return write(descriptor, data)
+
+    monkeypatch.setattr(output.os, "write", interrupted)
+    monkeypatch.setattr(volume, "DELAY", 0.0)
+    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert len((tmp_path / "o.partial").read_text().splitlines()) == 7
+
+
+def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatch, capfd):
+    pytest.importorskip("onnxruntime")
+    from conftest import DEFAULT
+
+    if not DEFAULT.exists():
+        pytest.skip("the packaged bundle is not built yet")
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
+    assert main(["volume", "s", "--mask", "m"]) == 0
+    assert capfd.readouterr().err.startswith("organ-infer: using the packaged model ")
