@@ -577,6 +577,18 @@ def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volum
     np.testing.assert_array_equal(mask["kidney-left"], SCAN.labels == 1)
 
 
+def test_numbers_that_two_versions_may_have_written_are_named(tmp_path, volume):
+    labels = np.where(SCAN.labels == 1, 5, 0).astype(np.uint8)
+    path = saved(tmp_path, "a.nii", nifti(labels, SCAN.affine))
+    (warning,) = open_mask(path, volume).warnings
+    assert "if they are of version 1, choose totalsegmentator-v1" in warning
+    assert open_mask(path, volume, "totalsegmentator-v1").warnings == ()
+    # version 1 has no such number
+    labels[0, 0, 0] = 105
+    path = saved(tmp_path, "b.nii", nifti(labels, SCAN.affine))
+    assert open_mask(path, volume).warnings == ()
+
+
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8", "i4"])
 def test_label_images_of_any_dtype(tmp_path, volume, numbers_csv, kind):
     data = nifti(SCAN.labels.astype(kind), SCAN.affine, slope=1, intercept=0)

@@ -27,6 +27,7 @@ class LabelMap:
         numbers: Number in a label image -> class.
         names: Words of a structure's name -> class. Every map of a data set has the same ones.
         prefers_names: Whether names that a label image gives its numbers replace `numbers`.
+        other: A map with other numbers that the same program writes, and the largest of them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LabelMap:
     numbers: Mapping[int, str]
     names: Mapping[frozenset[str], str]
     prefers_names: bool = False
+    other: tuple[str, int] | None = None
 
     def class_of(self, number: int | None = None, *names: str) -> str | None:
         """Return the class of a structure, or None.
@@ -119,6 +121,7 @@ _ROWS = (
         },
         names=_NAMES,
         prefers_names=True,
+        other=("totalsegmentator-v1", 104),
     ),
     LabelMap(
         name="totalsegmentator-v1",
@@ -161,7 +164,7 @@ _ROWS = (
     ),
     LabelMap(
         name="btcv",
-        source="https://www.synapse.org/Synapse:syn3193805/wiki/217789",
+        source="https://www.synapse.org/Synapse:syn3193805/wiki/89480",
         numbers={
             1: "spleen",
             2: "kidney-right",
