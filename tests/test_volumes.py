@@ -427,6 +427,20 @@ def test_a_series_that_is_no_ct_volume_is_one_line(tmp_path, fields, words):
     dicom_refused(tmp_path, files, words)
 
 
+@pytest.mark.parametrize("frames", [11, 2_000_000_000])
+def test_frames_without_a_position_are_refused(tmp_path, frames):
+    pytest.importorskip("pydicom")
+    data = multi_frame(SCAN)
+    # NumberOfFrames is text
+    old, new = b"IS\2\0" + b"12", f"{frames}".encode()
+    new = (
+        b"IS" + len(new + b" " * (len(new) % 2)).to_bytes(2, "little") + new + b" " * (len(new) % 2)
+    )
+    assert data.count(old) == 1
+    path = saved(tmp_path, "a.dcm", data.replace(old, new))
+    refused(f"{frames:,} frames with 12 positions", open_volume, path)
+
+
 def test_an_unreadable_slice_in_the_middle_is_named(tmp_path):
     pytest.importorskip("pydicom")
     files = series(SCAN)
