@@ -16,6 +16,7 @@ from support.phantoms import (
     RAS,
     contours,
     in_patient_axes,
+    label_segmentation,
     metaimage,
     multi_frame,
     nifti,
@@ -28,6 +29,7 @@ from support.phantoms import (
 )
 
 from organ_infer import ImageError, InputError
+from organ_infer.images.discovery import expand_path
 from organ_infer.images.registry import open_slices
 from organ_infer.volumes import Mask, Volume, open_mask, open_volume
 from organ_infer.volumes.label_maps import LABEL_MAPS, label_map
@@ -121,6 +123,8 @@ def test_every_format_and_orientation_gives_the_same_scan_and_mask(
     same_organs(
         open_mask(path, open_volume(tmp_path / "scan.nii")), open_volume(tmp_path / "scan.nii")
     )
+    path = saved(tmp_path, "labels.dcm", label_segmentation(scan, ORGANS))
+    same_organs(open_mask(path, volume), volume)
     path = saved(tmp_path, "contours.dcm", contours(scan, structures))
     same_organs(open_mask(path, volume), volume)
     turned = SCAN.turned((0, 1, 2), (True, False, True))
@@ -188,6 +192,8 @@ def test_dtypes_and_scaling(tmp_path):
     volume = open_volume(path)
     same_scan(volume, SCAN.with_hu(np.rint(SCAN.hu * 0.5).astype(np.int16)))
     assert volume.warnings == ("fractions of Hounsfield units rounded",)
+    path = saved(tmp_path, "part.nii", nifti(stored, SCAN.affine, slope=1, intercept=-1023.75))
+    same_scan(open_volume(path))
     wide = SCAN.hu.astype(np.int32)
     wide[0, 0, 0] = 100_000
     volume = open_volume(saved(tmp_path, "wide.nii", nifti(wide, SCAN.affine)))
@@ -421,6 +427,20 @@ def test_a_series_that_is_no_ct_volume_is_one_line(tmp_path, fields, words):
     dicom_refused(tmp_path, files, words)
 
 
+@pytest.mark.parametrize("frames", [11, 2_000_000_000])
+def test_frames_without_a_position_are_refused(tmp_path, frames):
+    pytest.importorskip("pydicom")
+    data = multi_frame(SCAN)
+    # NumberOfFrames is text
+    old, new = b"IS\2\0" + b"12", f"{frames}".encode()
+    new = (
+        b"IS" + len(new + b" " * (len(new) % 2)).to_bytes(2, "little") + new + b" " * (len(new) % 2)
+    )
+    assert data.count(old) == 1
+    path = saved(tmp_path, "a.dcm", data.replace(old, new))
+    refused(f"{frames:,} frames with 12 positions", open_volume, path)
+
+
 def test_an_unreadable_slice_in_the_middle_is_named(tmp_path):
     pytest.importorskip("pydicom")
     files = series(SCAN)
@@ -569,6 +589,18 @@ def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volum
         saved(tmp_path, "s.nrrd", nrrd(SCAN.labels, SCAN.affine, lines=slicer)), volume
     )
     np.testing.assert_array_equal(mask["kidney-left"], SCAN.labels == 1)
+
+
+def test_numbers_that_two_versions_may_have_written_are_named(tmp_path, volume):
+    labels = np.where(SCAN.labels == 1, 5, 0).astype(np.uint8)
+    path = saved(tmp_path, "a.nii", nifti(labels, SCAN.affine))
+    (warning,) = open_mask(path, volume).warnings
+    assert "if they are of version 1, choose totalsegmentator-v1" in warning
+    assert open_mask(path, volume, "totalsegmentator-v1").warnings == ()
+    # version 1 has no such number
+    labels[0, 0, 0] = 105
+    path = saved(tmp_path, "b.nii", nifti(labels, SCAN.affine))
+    assert open_mask(path, volume).warnings == ()
 
 
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8", "i4"])
@@ -751,6 +783,14 @@ def test_a_scan_is_no_image_and_the_message_names_the_command(tmp_path, name):
     for data in (b"\x1f\x8b damaged", gzip.compress(b"text"), b"NDims"):
         with pytest.raises(ImageError, match="unknown image format"):
             list(open_slices(saved(tmp_path, "other", data)))
+
+
+def test_a_directory_of_scans_is_no_directory_of_images(tmp_path):
+    saved(tmp_path, "CT.NII.GZ", b"")
+    (candidate,) = expand_path(str(tmp_path), False)
+    assert candidate.error == (
+        "no image in this directory, but scans or masks; pass a scan with its mask to organ-infer volume"
+    )
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,25 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_volume_crops",
     ),
     "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
+    **{
+        f"runtime/organ_infer/volumes/{name}.py": ("test_volumes",)
+        for name in (
+            "contours",
+            "dicom_files",
+            "grid",
+            "hounsfield",
+            "masks",
+            "metaimage",
+            "nifti",
+            "nrrd",
+            "reading",
+            "scan_files",
+            "segments",
+            "series",
+            "voxel_files",
+        )
+    },
+    "runtime/organ_infer/images/scan_formats.py": ("test_volumes",),
     "runtime/organ_infer/engine/ensemble.py": (
         "test_graph_cache",
         "test_classifier",

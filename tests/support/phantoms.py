@@ -368,6 +368,38 @@ def segmentation(scan, structures, fractional=False, seed=7):
     return whole
 
 
+def label_segmentation(scan, names):
+    """A DICOM SEG whose pixels are the phantom's labels. Slices without a label are left out.
+
+    Args:
+        scan: The phantom.
+        names: The segments' labels, in the order of their numbers.
+    """
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    directions = scan.affine[:3, :3] / spacing
+    chosen = [k for k in range(scan.labels.shape[2]) if scan.labels[:, :, k].any()]
+    shared = Dataset()
+    shared.PlaneOrientationSequence = Sequence([Dataset()])
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [
+        *directions[:, 0].tolist(),
+        *directions[:, 1].tolist(),
+    ]
+    shared.PixelMeasuresSequence = Sequence([Dataset()])
+    shared.PixelMeasuresSequence[0].PixelSpacing = [spacing[1], spacing[0]]
+    return dicom(
+        np.ascontiguousarray(scan.labels.transpose(2, 1, 0)[chosen]),
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.66.7",
+        Modality="SEG",
+        SegmentationType="LABELMAP",
+        SegmentSequence=Sequence([_segment(i, name) for i, name in enumerate(names, 1)]),
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence([_at(scan, k) for k in chosen]),
+    )
+
+
 def _segment(number, name):
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence

@@ -1,5 +1,6 @@
 """The image files that paths, directories and patterns name."""
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from enum import Enum
 from ..errors import InputError
 from ..names import path_text
 from .registry import SUFFIXES, has_known_content, split_selector
+from .scan_formats import SCAN_SUFFIXES
 
 __all__ = ["Candidate", "Skipped", "expand_path", "expand_pattern", "find_images", "images_below"]
 
@@ -166,5 +168,13 @@ def expand_path(
         is_empty = False
         yield candidate
     if is_empty:
-        advice = "" if recursive else "; use --recursive to include subdirectories"
-        yield Candidate(path, f"no image in this directory{advice}", empty=True)
+        yield Candidate(path, f"no image in this directory{_advice(path, recursive)}", empty=True)
+
+
+def _advice(directory: str, recursive: bool) -> str:
+    """What to do about a directory without an image."""
+    # a directory that cannot be listed has its own message
+    with contextlib.suppress(OSError):
+        if any(name.lower().endswith(SCAN_SUFFIXES) for name in os.listdir(directory)):
+            return ", but scans or masks; pass a scan with its mask to organ-infer volume"
+    return "" if recursive else "; use --recursive to include subdirectories"

@@ -26,7 +26,8 @@ class LabelMap:
         source: Where the numbers are published.
         numbers: Number in a label image -> class.
         names: Words of a structure's name -> class. Every map of a data set has the same ones.
-        prefers_names: Whether names that a file gives its numbers go before `numbers`.
+        prefers_names: Whether names that a label image gives its numbers replace `numbers`.
+        other: A map with other numbers that the same program writes, and the largest of them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LabelMap:
     numbers: Mapping[int, str]
     names: Mapping[frozenset[str], str]
     prefers_names: bool = False
+    other: tuple[str, int] | None = None
 
     def class_of(self, number: int | None = None, *names: str) -> str | None:
         """Return the class of a structure, or None.
@@ -45,7 +47,7 @@ class LabelMap:
         named = (self.names.get(words(name)) for name in names)
         by_name = next((found for found in named if found), None)
         by_number = None if number is None else self.numbers.get(number)
-        return (by_name or by_number) if self.prefers_names else (by_number or by_name)
+        return by_number or by_name
 
 
 _LEFT, _RIGHT = ("left", "l"), ("right", "r")
@@ -119,6 +121,7 @@ _ROWS = (
         },
         names=_NAMES,
         prefers_names=True,
+        other=("totalsegmentator-v1", 104),
     ),
     LabelMap(
         name="totalsegmentator-v1",
@@ -161,7 +164,7 @@ _ROWS = (
     ),
     LabelMap(
         name="btcv",
-        source="https://www.synapse.org/Synapse:syn3193805/wiki/217789",
+        source="https://www.synapse.org/Synapse:syn3193805/wiki/89480",
         numbers={
             1: "spleen",
             2: "kidney-right",

@@ -166,14 +166,23 @@ def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
             layers.name(organs[int(lookup[number])], structure)
         else:
             layers.unmapped.add(structure)
-    return finished_mask(path, layers, row, header.warnings)
+    warnings = [*header.warnings]
+    if row.other and not _is_named(row, header.structures) and not counts[row.other[1] + 1 :].any():
+        warnings.append(
+            f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}"
+        )
+    return finished_mask(path, layers, row, warnings)
+
+
+def _is_named(row: LabelMap, structures: Mapping[int, str]) -> bool:
+    """Whether the file's own names of its numbers are used. A table of names that no row knows is not."""
+    return row.prefers_names and any(row.class_of(None, name) for name in structures.values())
 
 
 def _lookup(row: LabelMap, structures: Mapping[int, str], layers: Layers) -> NDArray[np.uint8]:
     """Return the code of every number, uint8 (65,536)."""
     lookup = np.zeros(MOST_LABEL + 1, np.uint8)
-    # a table of names that no row knows is not used, neither are the numbers beside one that is
-    is_named = row.prefers_names and any(row.class_of(None, name) for name in structures.values())
+    is_named = _is_named(row, structures)
     for number in sorted({*row.numbers, *structures}):
         name = structures.get(number)
         organ = row.class_of(None if is_named else number, *(() if name is None else (name,)))

@@ -157,6 +157,12 @@ def _file_frames(file: DicomFile) -> tuple[str, list[_Frame]]:
     if reason := _unsuitable(dataset):
         return reason, []
     count = int(dataset.get("NumberOfFrames", 1) or 1)
+    positions = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    if count > 1 and positions != count:
+        raise ImageError(
+            f"DICOM: {count:,} frames with {positions:,} positions, so the geometry is unknown;"
+            " export the series again from its source"
+        )
     return "", [_frame_header(file, dataset, i) for i in range(count)]
 
 
