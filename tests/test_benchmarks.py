@@ -12,7 +12,8 @@ from conftest import ROOT, child_environment, entry, make_graph, needs_default, 
 from organ_infer import OrganClassifier
 from tests.benchmarks.bundles import with_precision
 
-pytestmark = needs_default
+# Each runs benchmarks in a process of its own.
+pytestmark = [needs_default, pytest.mark.slow]
 
 LATENCY = "tests/benchmarks/test_latency.py"
 CASES = [f"{LATENCY}::test_predict_proba[cpu-packaged-int8-1]", f"{LATENCY}::test_pack[4]"]

@@ -100,12 +100,15 @@ def test_help_needs_no_docstrings(module):
 @pytest.mark.parametrize(
     "variables",
     [
-        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         {"MPLBACKEND": "no such backend"},
-        {"MPLBACKEND": "tkagg", "DISPLAY": ":99"},
-        {"MPLBACKEND": ""},
-        {"MPLCONFIGDIR": "/proc/none"},
-        {"MATPLOTLIBRC": "rc"},
+        # Each takes a process that imports matplotlib.
+        pytest.param(
+            {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"MPLBACKEND": "tkagg", "DISPLAY": ":99"}, marks=pytest.mark.slow),
+        pytest.param({"MPLBACKEND": ""}, marks=pytest.mark.slow),
+        pytest.param({"MPLCONFIGDIR": "/proc/none"}, marks=pytest.mark.slow),
+        pytest.param({"MATPLOTLIBRC": "rc"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -363,7 +363,9 @@ def settled(expected=None):
 
 @linux
 @needs_heap
-@pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
+@pytest.mark.parametrize(
+    "end", ["closed", *(pytest.param(end, marks=pytest.mark.slow) for end in ("dropped", "failed"))]
+)
 def test_many_leave_threads_descriptors_and_memory_flat(
     ensemble, slices, pictures, bundle_copy, end
 ):

@@ -31,7 +31,9 @@ def network_of(name="big_batch_norm"):
     return network
 
 
-@pytest.mark.parametrize("name", ["small", "big_batch_norm", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["small", "big_batch_norm", pytest.param("resnet50", marks=pytest.mark.slow)]
+)
 def test_the_exported_file_is_the_network(name, tmp_path):
     network = network_of(name)
     network.train()

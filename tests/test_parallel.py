@@ -358,7 +358,7 @@ all.run_and_exit()
 """
 
 
-@pytest.mark.parametrize("share", ["stages", "batches"])
+@pytest.mark.parametrize("share", ["stages", pytest.param("batches", marks=pytest.mark.slow)])
 def test_a_rank_that_fails_says_why_and_ends_the_run(tmp_path, share):
     from tests.test_data import medmnist_file
 

@@ -298,6 +298,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     assert left == ["results.json"]
 
 
+@pytest.mark.slow
 @needs_organamnist
 def test_seeds_repeat_a_stage_and_are_summed_up(tmp_path):
     done = train(tmp_path, "--stages", "base", "--seeds", "2", "--seed", "5")

@@ -571,7 +571,7 @@ def test_stages_are_dealt_out_to_the_processes(monkeypatch, size, rank, trained)
     fitted, waited = [], []
     monkeypatch.setattr(run.fit, "fit", lambda stage, *_, **__: fitted.append(stage.name))
     jobs = [
-        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None, label=name)
         for name in ("base", "big", "ensemble", "edge")
     ]
     group = SimpleNamespace(size=size, rank=rank, wait=lambda: waited.append(True))
@@ -585,7 +585,7 @@ def test_batches_are_shared_by_all_processes_of_every_stage(monkeypatch):
         run.fit, "fit", lambda stage, *_, group, **__: fitted.append((stage.name, group))
     )
     jobs = [
-        SimpleNamespace(stage=STAGES[name], config=None, directory=None)
+        SimpleNamespace(stage=STAGES[name], config=None, directory=None, label=name)
         for name in ("base", "ensemble", "big")
     ]
     group = SimpleNamespace(size=2, rank=1)
