@@ -83,7 +83,14 @@ def test_a_reader_that_has_ended_ends_nothing():
 
 
 @pytest.mark.parametrize(
-    "module", ["train.all", "train.report", "train.robustness", "export.all", "export.triton"]
+    "module",
+    [
+        "train.all",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("train.report", "train.robustness", "export.all", "export.triton")
+        ),
+    ],
 )
 def test_help_needs_no_docstrings(module):
     done = subprocess.run(

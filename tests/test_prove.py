@@ -173,6 +173,7 @@ def test_what_would_exceed_the_time_left_is_not_run(script):
     assert skipped["reason"].startswith("expected 1000 s, left ")
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_is_ended_and_the_next_one_runs(settings, monkeypatch):
     monkeypatch.setattr(harness, "LEAST_LIMIT", 3.0)
     monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)
@@ -183,17 +184,20 @@ def test_a_check_that_hangs_is_ended_and_the_next_one_runs(settings, monkeypatch
     assert time.monotonic() - begun < 50
 
 
+@pytest.mark.slow
 def test_a_check_that_is_running_when_the_time_is_up_has_not_failed(settings):
     (stopped,) = harness.run_checks([check(hangs)], settings, 4)
     assert stopped.verdict == NOT_RUN
     assert stopped.reason == "still running when the time was up, after 4 s"
 
 
+@pytest.mark.slow
 def test_a_check_that_fills_its_time_must_end_by_itself(settings):
     (stopped,) = harness.run_checks([check(hangs, fills=True)], settings, 4)
     assert (stopped.verdict, stopped.reason) == (FAILED, "still running after 4 s, its time limit")
 
 
+@pytest.mark.slow
 def test_what_a_hanging_check_started_is_ended_in_order(settings, monkeypatch):
     monkeypatch.setattr(harness, "LEAST_LIMIT", 3.0)
     monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)
@@ -204,6 +208,7 @@ def test_what_a_hanging_check_started_is_ended_in_order(settings, monkeypatch):
         os.kill(started, 0)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_lets_slow_checks_go_on(settings, monkeypatch):
     monkeypatch.setattr(harness, "LEAST_LIMIT", 1.0)
     monkeypatch.setattr(harness, "QUICK_FACTOR", 1.0)

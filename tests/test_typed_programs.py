@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# The session types runs them.
+pytestmark = pytest.mark.slow
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -56,7 +58,6 @@ def test_mypy_finds_nothing(programs):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_pyright_finds_nothing(programs):
     pytest.importorskip("pyright", reason="pyright is not installed")
     settings = {"typeCheckingMode": "strict", "extraPaths": [str(ROOT / "runtime")]}
