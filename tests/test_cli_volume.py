@@ -222,7 +222,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     plain = parse_volume(["s", "--mask", "m"])
     assert plain == VolumeOptions(
         scan="s", mask="m", labels="totalsegmentator", series=None, margin=5.0, slices="middle", bundle=None, device="auto",
-        threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, quiet=False,
+        threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
     )  # fmt: skip
     for words, changed in {
         "--labels l": {"labels": "l"},
@@ -459,3 +459,54 @@ def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatc
         "organ-infer: note: using the packaged organamnist-edge (axial slices)"
         in capfd.readouterr().err
     )
+
+
+def test_the_suffix_of_output_chooses_the_format_and_short_options_work(run, tmp_path):
+    for name, first in {"o.csv": "row,", "o.jsonl": "{", "o.txt": "liver"}.items():
+        assert run("-q", "-o", str(tmp_path / name))[0] == 0
+        assert (tmp_path / name).read_text().startswith(first)
+    code, _, err = run("-o", str(tmp_path / "o.csv"), "-f", "jsonl")
+    assert code == 0 and "o.csv: exists and will be replaced" in err
+    assert (tmp_path / "o.csv").read_text().startswith("{")
+    assert "will be replaced" not in run("-o", str(tmp_path / "o.csv"), "--force")[2]
+    for name in ("o.xlsx", "o.json"):
+        code, _, err = run("--output", str(tmp_path / name))
+        assert code == 2 and "is not written; use .csv" in err
+
+
+def test_a_scan_is_not_replaced_by_rows(run, tmp_path):
+    scan = tmp_path / "ct.nii.gz"
+    scan.write_bytes(b"\x1f\x8b\x08\x00 compressed")
+    code, _, err = run("-f", "csv", "--output", str(scan))
+    assert code == 2 and "another binary file" in err
+    assert scan.read_bytes() == b"\x1f\x8b\x08\x00 compressed"
+
+
+def test_a_mask_of_another_shape_is_refused():
+    from organ_infer.volumes import Mask, organ_crops
+
+    volume = Volume(np.zeros((8, 7, 6), np.int16), np.eye(4), "s")
+    for shape in ((7, 7, 6), (8, 7, 5), (9, 8, 7), (6, 7, 8)):
+        mask = Mask([np.ones(shape, np.uint8)], {"liver": 1})
+        with pytest.raises(InputError, match=r"mask: .* voxels, but the volume has"):
+            organ_crops(volume, mask, orientation="LP")
+
+
+@pytest.mark.parametrize(
+    ("layers", "codes", "words"),
+    [
+        ([np.ones((2, 2, 2), np.int16)], {"liver": 1}, "layers: expected"),
+        ([np.ones((2, 2), np.uint8)], {"liver": 1}, "layers: expected"),
+        (np.ones((2, 2, 2), np.uint8), {"liver": 1}, "layers: expected"),
+        ([], {"liver": 1}, "layers: expected"),
+        ([np.ones((2, 2, 2), np.uint8)], {"liver": 300}, "codes: expected"),
+        ([np.ones((2, 2, 2), np.uint8)], {"liver": "5"}, "codes: expected"),
+        ([np.ones((2, 2, 2), np.uint8)], ["liver"], "codes: expected"),
+        ([np.ones((2, 2, 2), np.uint8)], None, "codes: expected"),
+    ],
+)
+def test_what_is_no_mask_is_refused(layers, codes, words):
+    from organ_infer.volumes import Mask
+
+    with pytest.raises(InputError, match=words):
+        Mask(layers, codes)

@@ -12,9 +12,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import child_environment
 from support.command_results import failed
+from support.image_files import dicom, npy, saved
 
 from organ_infer.cli import output
 from organ_infer.cli.output import Writer
@@ -470,3 +472,35 @@ def test_a_handler_that_python_did_not_install_stays(monkeypatch):
     with Signals():
         pass
     assert installed == []
+
+
+# A file that is no result is not replaced: it may be one of the images.
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM", "npy", "binary"])
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_image_is_not_replaced_by_results(command, three_images, tmp_path, kind, force):
+    pixels = np.zeros((28, 28), np.uint8)
+    content = {
+        "PNG": lambda: saved(pixels),
+        "JPEG": lambda: saved(pixels, "JPEG"),
+        "DICOM": lambda: dicom(pixels.astype(np.uint16)),
+        "npy": lambda: npy(pixels),
+        "binary": lambda: b"\x1f\x8b\0\0 a compressed scan",
+    }[kind]()
+    target = tmp_path / "scan"
+    target.write_bytes(content)
+    done = command("--output", target, *force, *three_images)
+    assert done.returncode == 2 and "an image or another binary file" in done.stderr
+    assert target.read_bytes() == content and [*tmp_path.iterdir()] == [target]
+    # Among its own inputs, also below a directory.
+    done = command("--output", target, *force, tmp_path)
+    assert done.returncode == 2 and target.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"results of before\n", "Ergebnis é\n".encode()])
+def test_a_text_file_is_replaced(command, three_images, tmp_path, content):
+    target = tmp_path / "rows"
+    target.write_bytes(content)
+    assert command("--output", target, *three_images).returncode == 0
+    assert len(target.read_text().splitlines()) == 3

@@ -113,3 +113,32 @@ def test_a_closed_classifier_says_so(bundle):
     classifier.close()
     with pytest.raises(OrganInferError, match="closed"):
         classifier.predict_bytes(SOUND)
+
+
+class Broken:
+    def __init__(self, error):
+        self.error = error
+
+    def read(self, size):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), EOFError("truncated"), ValueError("closed")]
+)
+def test_a_stream_that_cannot_be_read_is_a_failure(classifier, error):
+    (failed,) = classifier.predict_bytes(Broken(error))
+    assert failed.error.startswith("cannot be read (")
+
+
+def test_a_closed_classifier_is_no_failure_of_the_image(bundle):
+    classifier = OrganClassifier(bundle, device="cpu")
+    classifier.close()
+    for ask in (lambda: classifier.predict_bytes(b""), lambda: classifier.predict_paths(["none"])):
+        with pytest.raises(OrganInferError, match="closed"):
+            ask()
+
+
+def test_bytes_given_as_pixels_are_sent_to_predict_bytes(classifier):
+    with pytest.raises(InputError, match=r"found 7 bytes; use predict_bytes"):
+        classifier.predict(b"content")

@@ -857,7 +857,7 @@ def test_types_are_checked(tmp_path, volume):
     same_scan(open_volume(os.fsencode(volume.source)))
     with pytest.raises(InputError, match="labels: expected a name"):
         open_mask(tmp_path, volume, 3)
-    with pytest.raises(InputError, match="layers: expected at least one"):
+    with pytest.raises(InputError, match="layers: expected a list of uint8 arrays"):
         Mask([], {})
     assert isinstance(volume, Volume)
 

@@ -55,7 +55,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
     elif name in _MODULES:
@@ -66,6 +66,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:
+    # Type checkers would take any misspelled name for one that is loaded.
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

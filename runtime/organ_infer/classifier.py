@@ -7,19 +7,19 @@ import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .batching import Batch, pack_slices, path_chunks, read_ahead, read_batches
 from .bundle.files import Manifest, packaged_bundle
-from .engine.cuda import Placement
+from .engine.cuda import CLOSED, Placement
 from .engine.devices import parse_device
 from .engine.ensemble import Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_mean
-from .errors import ImageError, InputError, OrganInferError, short_repr
+from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
@@ -44,6 +44,13 @@ BATCH_LIMIT = 4096
 PIXEL_LIMIT_MAX, FILE_LIMIT_MAX = 65_535**2, 1 << 50
 # bytes of the largest file that is read in C
 PLAIN_FILE = 1 << 20
+
+
+class SupportsRead(Protocol):
+    """A stream open for reading bytes."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return up to `size` bytes, and none at the end."""
 
 
 class OrganClassifier:
@@ -243,11 +250,13 @@ class OrganClassifier:
         if isinstance(paths, (list, tuple)):
             for i, path in enumerate(paths):
                 path_text(path, f"paths[{i}]")
-        return self._predict_paths(paths, _limits(pixel_limit, file_limit, any_modality))
+        limits = _limits(pixel_limit, file_limit, any_modality)
+        self._check_open()
+        return self._predict_paths(paths, limits)
 
     def predict_bytes(
         self,
-        data: bytes | bytearray | memoryview | BinaryIO,
+        data: bytes | bytearray | memoryview | SupportsRead,
         *,
         name: str = "data",
         pixel_limit: int = PIXEL_LIMIT,
@@ -257,8 +266,8 @@ class OrganClassifier:
         """Classify an image file that is in memory, such as an upload, with the checks and limits of files.
 
         Args:
-            data: The content of a file of any supported format, or a stream open for reading bytes, which is
-                read to its end.
+            data: The content of a file of any supported format (DICOM needs the extra `dicom`), or a stream open
+                for reading bytes, which is read from its position to its end.
             name: Names the results, as a path names those of `predict_paths`.
             pixel_limit: As for `predict_paths`.
             file_limit: As for `predict_paths`. A longer stream is read up to the limit only.
@@ -275,7 +284,11 @@ class OrganClassifier:
         limits = _limits(pixel_limit, file_limit, any_modality)
         if not isinstance(name, str):
             raise InputError(f"name: expected text, found {type(name).__name__}")
-        content = _content(data, limits.file_bytes)
+        self._check_open()
+        try:
+            content = _content(data, limits.file_bytes)
+        except ImageError as e:
+            return [ImageFailure(name, str(e))]
         batches = read_batches(
             [name],
             batch_size=self._batch_size,
@@ -317,6 +330,7 @@ class OrganClassifier:
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
+        self._check_open()
         # Imported here, because most programs classify images.
         from .volumes.crops import check_classes, check_types, organ_crops
         from .volumes.organs import organ_predictions
@@ -342,6 +356,10 @@ class OrganClassifier:
             # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
             yield from self._predictions(packed, [None] * len(packed), warnings)
+
+    def _check_open(self) -> None:
+        if self._ensemble.closed:
+            raise OrganInferError(CLOSED)
 
     def _predict_paths(
         self, paths: Iterable[str | bytes | os.PathLike[str]], limits: Limits
@@ -578,7 +596,14 @@ def _content(data: Any, limit: int) -> bytes:
     pieces: list[bytes] = []
     left = limit + 1
     while left > 0:
-        piece = read(left)
+        try:
+            piece = read(left)
+        except TypeError as e:
+            raise InputError(
+                f"data: read({left}) fails ({one_line(e)}); pass a binary stream"
+            ) from e
+        except (OSError, ValueError, EOFError) as e:
+            raise ImageError(f"cannot be read ({file_reason(e)})") from e
         if piece and not isinstance(piece, bytes):
             raise InputError(
                 f"data: the stream returns {type(piece).__name__}, not bytes; open it in binary mode"

@@ -198,7 +198,7 @@ def arrays() -> Outcomes:
               (1, 65_536), (65_536, 1)]  # fmt: skip
     given += [np.zeros(shape, np.uint8) for shape in shapes]
     given += [None, 3, 3.5, "slice.png", b"slice", Path("slice.png"), object(), {}, [], [[]], [None], [[1, 2], [3, 4]],
-              {"a": np.zeros((28, 28), np.uint8)}, [np.zeros((28, 28, 1), np.uint8)], np.array(None), iter([]),
+              {"a": np.zeros((28, 28), np.uint8)}, np.array(None), iter([]),
               [np.zeros((28, 28)), np.zeros((28, 28), np.uint8)], np.ma.masked_array(np.zeros((2, 2))), range(3)]  # fmt: skip
     with OrganClassifier(device="cpu", threads=1) as classifier:
         for images in given:

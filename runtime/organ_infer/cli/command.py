@@ -10,6 +10,7 @@ from .signals import SIGNALS, Signals, Stopped
 
 if TYPE_CHECKING:
     from .arguments import Options
+    from .output import Writer
     from .progress import Messages
     from .volume_arguments import VolumeOptions
 
@@ -93,9 +94,8 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
 def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Signals) -> int:
     """Run the check or classify, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
-    from ..names import escape_path
     from .arguments import Options, UsageError
-    from .output import ClosedPipe, OutputError, Writer
+    from .output import ClosedPipe, OutputError
 
     writer: Writer | None = None
     try:
@@ -108,7 +108,7 @@ def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Sign
         if not isinstance(options, Options):
             from .volume import classify_volume
 
-            writer = signals.writer = Writer(options.output)
+            writer = signals.writer = _open_writer(options, messages)
             return classify_volume(options, messages, writer, signals)
         if options.check:
             return _check(options, messages)
@@ -117,12 +117,7 @@ def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Sign
 
         require_standard_input(options)
         candidates = require_candidates(options, messages)
-        writer = signals.writer = Writer(options.output)
-        if writer.replaces and not options.force:
-            messages.note(
-                f"--output {escape_path(options.output or '', one_line=True)}: exists and will be replaced;"
-                " --force omits this note"
-            )
+        writer = signals.writer = _open_writer(options, messages)
         return classify(options, candidates, messages, writer, signals)
     except ClosedPipe:
         return ALL_CLASSIFIED
@@ -137,6 +132,38 @@ def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Sign
         return FAILED
     finally:
         messages.end()
+
+
+def _open_writer(options: "Options | VolumeOptions", messages: "Messages") -> "Writer":
+    """Open what --output names, and note that an existing file will be replaced.
+
+    Raises:
+        OutputError: It cannot be written, or holds no text. It may be one of the images.
+    """
+    from ..images.registry import has_known_content
+    from ..names import escape_path
+    from .output import OutputError, Writer
+
+    name = f"--output {escape_path(options.output or '', one_line=True)}"
+    if options.output is not None and (
+        has_known_content(options.output) or _holds_no_text(options.output)
+    ):
+        raise OutputError(f"{name}: an image or another binary file; choose another name")
+    writer = Writer(options.output)
+    if writer.replaces and not options.force:
+        messages.note(f"{name}: exists and will be replaced; --force omits this note")
+    return writer
+
+
+def _holds_no_text(path: str) -> bool:
+    """Whether a regular file has a NUL among its first bytes, which no results have."""
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return b"\0" in file.read(4096)
+    except (OSError, ValueError):
+        return False
 
 
 def _import_numpy() -> None:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from ..errors import short_repr, shorten
-from .arguments import BUNDLE_VARIABLE, UsageError, _add_model_arguments, _Parser
+from .arguments import (
+    BUNDLE_VARIABLE,
+    UsageError,
+    _add_model_arguments,
+    _format_of_output,
+    _Parser,
+)
 from .volume_rows import VOLUME_FORMATS
 
 __all__ = ["VolumeOptions", "parse_volume"]
@@ -31,6 +37,7 @@ class VolumeOptions(NamedTuple):
     cuda_graphs: bool
     format: str
     output: str | None
+    force: bool
     quiet: bool
     # Volumes are oriented by their affine.
     orientation: None = None
@@ -69,6 +76,13 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
             parser.error(f"--{name}: the value is empty")
     if scans[0] == "":
         parser.error("SCAN: the value is empty")
+    if values["format"] is None:
+        name = _format_of_output(parser, values["output"])
+        if name not in VOLUME_FORMATS:
+            parser.error(
+                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl or .txt, or pass --format"
+            )
+        values["format"] = name
     values["bundle"] = values["bundle"] or os.environ.get(BUNDLE_VARIABLE) or None
     return VolumeOptions(scan=scans[0], **values)
 
@@ -125,18 +139,22 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "-f",
         "--format",
         choices=tuple(VOLUME_FORMATS),
-        default="text",
-        help="output format (default: %(default)s)",
+        help="output format (default: that of the suffix of --output, or else text)",
     )
     group.add_argument(
+        "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete",
+        help="write results to FILE, which appears only when it is complete; .csv and .jsonl choose the format",
     )
     group.add_argument(
-        "--quiet", action="store_true", help="show errors only, without notes and warnings"
+        "--force", action="store_true", help="replace an existing FILE of --output without a note"
+    )
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="show errors only, without notes and warnings"
     )
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
 

@@ -118,7 +118,12 @@ def find_images(
         InputError: If a path has the wrong type, a pattern matches no file, or a directory has no image or cannot
             be listed.
     """
-    given = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+    try:
+        given = [paths] if isinstance(paths, (str, bytes, os.PathLike)) else list(paths)
+    except TypeError as e:
+        raise InputError(
+            f"paths: expected a path or a sequence of paths, found {type(paths).__name__}"
+        ) from e
     found: list[str] = []
     for i, path in enumerate(given):
         for candidate in expand_pattern(path_text(path, f"paths[{i}]"), recursive):

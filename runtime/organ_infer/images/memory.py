@@ -35,7 +35,11 @@ def slices_in_memory(images: Any) -> Iterator[tuple[str, Slice]]:
     if isinstance(images, np.ndarray) or _is_pillow_image(images):
         yield from _slices_of_one(images, "images", allow_stack=True)
         return
-    if isinstance(images, (str, bytes, os.PathLike)):
+    if isinstance(images, (bytes, bytearray, memoryview)):
+        raise InputError(
+            f"images: expected pixels, found {len(images):,} bytes; use predict_bytes for the content of a file"
+        )
+    if isinstance(images, (str, os.PathLike)):
         raise InputError(
             f"images: expected pixels, found the path {short_repr(images)}; use predict_paths([path])"
         )

@@ -152,12 +152,23 @@ def organ_crops(
         raise InputError(f"slices: expected 'middle' or 'all', found {short_repr(slices)}")
     source = escape_path(volume.source, one_line=True)
     affine = _checked_affine(volume, source)
+    _check_shape(volume, mask)
     grid = _grid(affine, directions, source)
     return [
         crop
         for name in mask
         for crop in _crops_of_organ(volume, affine, mask, name, grid, directions, margin, slices)
     ]
+
+
+def _check_shape(volume: Volume, mask: Mask) -> None:
+    """Raise InputError if the mask is of another grid. Masks of other classes may not know their shape."""
+    shape = getattr(mask, "shape", volume.hu.shape)
+    if tuple(shape) != volume.hu.shape:
+        raise InputError(
+            f"mask: {short_repr(tuple(shape))} voxels, but the volume has {short_repr(volume.hu.shape)};"
+            " pass the mask of this scan"
+        )
 
 
 def _margin(value: Any) -> float:

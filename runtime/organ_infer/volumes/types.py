@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, short_repr
 
 __all__ = ["Mask", "Volume"]
 
@@ -66,16 +66,35 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
             warnings: What was converted, and anything suspicious.
             structures: Class name -> names or numbers of the mask's structures in it. By default the class.
         """
-        if not layers or any(layer.shape != layers[0].shape for layer in layers):
-            raise InputError("layers: expected at least one, all of one shape")
+        if (
+            not isinstance(layers, (list, tuple))
+            or not layers
+            or not all(
+                isinstance(layer, np.ndarray) and layer.dtype == np.uint8 for layer in layers
+            )
+            or any(layer.ndim != 3 or layer.shape != layers[0].shape for layer in layers)
+        ):
+            raise InputError("layers: expected a list of uint8 arrays (X, Y, Z), all of one shape")
+        if not isinstance(codes, Mapping) or not all(
+            isinstance(code, (int, np.integer)) and 1 <= code <= 255 for code in codes.values()
+        ):
+            raise InputError(
+                f"codes: expected class names with codes from 1 to 255, found {short_repr(codes)}"
+            )
         self._layers = tuple(layers)
-        self._codes = dict(codes)
+        self._codes = {name: int(code) for name, code in codes.items()}
         self._structures = dict(structures or {})
         # per layer, once it was asked for: code -> box
         self._boxes: dict[int, dict[int, _Box]] = {}
         self.unmapped = tuple(unmapped)
         self.source = source
         self.warnings = tuple(warnings)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """X, Y and Z of the volume that the mask belongs to."""
+        x, y, z = self._layers[0].shape
+        return x, y, z
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
         return self.region(name, (slice(None), slice(None), slice(None)))
