@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.console import forgiving_output
+from export.console import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,8 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 an export failed, 2 nothing could be done.
     """
-    with forgiving_output():
-        return _run(arguments)
+    return run_command("export", lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:

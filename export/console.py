@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 # what the commands print that ASCII does not have
@@ -31,6 +32,24 @@ def forgiving_output() -> Iterator[None]:
         sys.stdout, sys.stderr = previous
         for stream in previous:
             _empty(stream)
+
+
+def run_command(name: str, run: Callable[[], int]) -> int:
+    """Run a command with forgiving output. Ctrl-C ends it with one line.
+
+    Args:
+        name: Of the command, for the line.
+        run: Returns the exit code.
+
+    Returns:
+        The exit code, 130 after Ctrl-C.
+    """
+    with forgiving_output():
+        try:
+            return run()
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 class _Forgiving:

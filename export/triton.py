@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.console import forgiving_output
+from export.console import run_command
 from export.triton_config import Port, Serving, Step, ensemble_config, model_config
 from organ_infer.bundle.precision import BY_NAME
 
@@ -70,8 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
-    with forgiving_output():
-        return _run(arguments)
+    return run_command("export", lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -1,5 +1,6 @@
 """Printing never ends a command: ASCII, closed and full standard output, and python -OO."""
 
+import importlib
 import io
 import os
 import subprocess
@@ -140,3 +141,24 @@ with figures.drawing():
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 500
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("export.all", "export"),
+        ("export.golden", "export"),
+        ("export.triton", "export"),
+        ("train.robustness", "train.robustness"),
+        ("train.report.__main__", "train.report"),
+        ("train.edge.ablate", "ablate"),
+    ],
+)
+def test_ctrl_c_is_one_line(monkeypatch, capsys, module, name):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    command = importlib.import_module(module)
+    monkeypatch.setattr(command, "_run", interrupted)
+    assert command.main([]) == 130
+    assert capsys.readouterr().err == f"{name}: interrupted\n"

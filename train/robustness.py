@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from export.console import forgiving_output
+from export.console import run_command
 from export.machine import machine_failure
 from export.member import BATCH, open_session
 from organ_infer._packing import pack
@@ -307,8 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done, 130 interrupted.
     """
-    with forgiving_output():
-        return _run(arguments)
+    return run_command("train.robustness", lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from export.console import forgiving_output
+from export.console import run_command
 from export.machine import machine_failure
 from train import fit, parallel, record
 from train.arguments import names, positive
@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 a training failed, 2 usage or data, 130 interrupted.
     """
-    with forgiving_output():
-        return _run(arguments)
+    return run_command("ablate", lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

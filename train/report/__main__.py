@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from export.console import forgiving_output
+from export.console import run_command
 from train.errors import RunError
 from train.report import write_report
 
@@ -20,8 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
-    with forgiving_output():
-        return _run(arguments)
+    return run_command("train.report", lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:
