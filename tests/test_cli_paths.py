@@ -371,3 +371,13 @@ def test_files_of_unknown_suffix_are_taken_by_their_first_bytes_and_the_others_c
             f"{tmp_path}/{name}" for name in sorted(taken, key=os.fsencode)
         ]
         assert candidates.skipped == skipped
+
+
+@pytest.mark.parametrize(("count", "noted"), [(4, False), (5, True)])
+def test_a_whole_scan_is_pointed_to_the_command_that_takes_it(command, tmp_path, count, noted):
+    np.save(tmp_path / "scan.npy", np.zeros((count, 410, 420), np.uint8))
+    done = command("--format", "csv", tmp_path / "scan.npy")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == count + 1
+    line = f"organ-infer: note: {count} slices are likely those of a whole scan; organ-infer volume SCAN --mask MASK"
+    assert (line in done.stderr) == noted
+    assert "whole scan" not in command("--quiet", tmp_path / "scan.npy").stderr

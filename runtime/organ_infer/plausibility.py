@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SLICE_SIDE", "field_warnings", "pixel_warnings", "shape_warnings"]
+__all__ = ["WHOLE_SLICE", "WHOLE_SLICE_SIDE", "field_warnings", "pixel_warnings", "shape_warnings"]
 
+# Part of the warnings about slices that are no crops.
+WHOLE_SLICE = "likely a whole slice"
 # Pixels. At CT's usual resolution, at least one side of a crop around one organ is shorter.
 WHOLE_SLICE_SIDE = 400
 # Millimeters. No organ is this large both ways, nor that large one way. The liver is the largest, some 200 mm wide.
@@ -50,7 +52,7 @@ def field_warnings(field: tuple[float, float]) -> tuple[str, ...]:
 
 
 def _whole_slice(size: str) -> tuple[str, ...]:
-    return (f"implausible: {size}; likely a whole slice, crop it around one organ",)
+    return (f"implausible: {size}; {WHOLE_SLICE}, crop it around one organ",)
 
 
 def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:
@@ -78,7 +80,7 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
         elif clipped[i] >= CLIPPED_LIMIT:
             reason = f"{clipped[i]:.0%} of the pixels are black or white; likely a wrong window or no CT slice"
         else:
-            reason = "black border; likely a whole slice, crop it around one organ"
+            reason = f"black border; {WHOLE_SLICE}, crop it around one organ"
         warnings[i] = (f"implausible: {reason}",)
     return warnings
 

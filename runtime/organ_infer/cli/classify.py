@@ -71,6 +71,8 @@ def classify(
             _write_rows(results, row_format, rows, messages, signals, counts, total)
         if candidates.skipped:
             messages.note(_skipped_text(candidates.skipped))
+        if advice := counts.advice():
+            messages.note(advice)
         signals.check()
         if row_format.footer:
             writer.write(row_format.footer)

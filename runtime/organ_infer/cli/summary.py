@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..images.registry import split_selector
+from ..plausibility import WHOLE_SLICE
 from ..results import ImageFailure
 from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
 from .progress import duration
@@ -14,6 +15,8 @@ __all__ = ["IMPLAUSIBLE", "Counts", "is_implausible"]
 
 # The beginning of a warning about an input that is hardly an organ crop.
 IMPLAUSIBLE = "implausible: "
+# From so many whole slices on they are likely a scan.
+SCAN_SLICES = 5
 
 
 def is_implausible(prediction: "Prediction") -> bool:
@@ -29,10 +32,11 @@ class Counts:
         classified: Slices with an answer.
         failed: Slices or files without one.
         implausible: Slices with an answer and a warning that they are hardly an organ crop.
+        whole_slices: Of these, the slices that are likely whole ones.
     """
 
     def __init__(self) -> None:
-        self.files = self.classified = self.failed = self.implausible = 0
+        self.files = self.classified = self.failed = self.implausible = self.whole_slices = 0
         self._last_file: str | None = None
 
     @property
@@ -56,6 +60,16 @@ class Counts:
             return
         self.classified += 1
         self.implausible += is_implausible(result)
+        self.whole_slices += any(WHOLE_SLICE in text for text in result.warnings)
+
+    def advice(self) -> str | None:
+        """Return what to do with whole slices, or None if there are few."""
+        if self.whole_slices < SCAN_SLICES:
+            return None
+        return (
+            f"{self.whole_slices:,} slices are likely those of a whole scan;"
+            " organ-infer volume SCAN --mask MASK classifies its organs"
+        )
 
     def summary(self, skipped: int, seconds: float) -> str:
         """Return the last line of a run. Numbers that are 0 are left out.
