@@ -95,7 +95,9 @@ def test_a_smoke_run_trains_every_stage(smoke):
     parameters = {row["name"]: row["parameters"] for row in results["stages"]}
     assert parameters["ensemble"] == 125_883_364 and parameters["edge"] < 500_000
     for row in results["stages"]:
-        assert list(row["calibration"]) == ["temperature", "val_ece", "test_ece", "fitted_on"]
+        names = ["temperature", "val_ece", "test_ece", "fitted_on"]
+        # Tiny data can reject a temperature.
+        assert list(row["calibration"]) in (names, [*names, "rejected"])
     assert "epoch   1/2" in done.stdout and "mean nothing" in done.stdout
 
 
