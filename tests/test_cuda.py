@@ -522,3 +522,30 @@ assert ort.strays == [], ort.strays
         env=environment,
     )
     assert done.returncode == 0, done.stderr
+
+
+# What the log says at DEBUG.
+
+
+@pytest.mark.parametrize(("pinned", "kind"), [(True, "pinned"), (False, "pageable")])
+def test_the_log_names_the_memory_of_the_buffers(install_fake, caplog, pinned, kind):
+    install_fake(pinned=pinned)
+    with caplog.at_level(logging.DEBUG, "organ_infer"):
+        opened().run(IMAGES[:4])
+    assert f"cuda: buffers for batches of 4, {kind}" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["libcudart is missing", ""])
+def test_what_preloading_prints_goes_to_the_log(monkeypatch, caplog, text):
+    from organ_infer.engine import cuda
+
+    monkeypatch.setattr(cuda, "_preloaded", None)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(version=SimpleNamespace(cuda=None)))
+    called = []
+    # Neither says for which CUDA it was built, so libraries are loaded.
+    ort = SimpleNamespace(preload_dlls=lambda: called.append(print(text)))
+    with caplog.at_level(logging.DEBUG, "organ_infer"):
+        cuda.preload(ort)
+    assert called == [None]
+    assert ("preload_dlls: libcudart is missing" in caplog.text) == bool(text)
+    assert ("preload_dlls" in caplog.text) == bool(text)
