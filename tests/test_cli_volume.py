@@ -421,17 +421,17 @@ def test_a_signal_during_the_last_write_leaves_no_complete_file(run, monkeypatch
     write = os.write
 
     def interrupted(descriptor, data):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         return write(descriptor, data)
 
     monkeypatch.setattr(output.os, "write", interrupted)
-    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert run("--output", str(tmp_path / "o"))[0] == 143
     assert [path.name for path in tmp_path.iterdir()] == ["o.partial"]
     assert len((tmp_path / "o.partial").read_text().splitlines()) == 11
 
 
 def test_a_signal_during_a_write_ends_the_run_after_it(run, monkeypatch, tmp_path):
-    write, signals = os.write, [signal.SIGINT]
+    write, signals = os.write, [signal.SIGTERM]
 
     def interrupted(descriptor, data):
         if signals:
@@ -440,7 +440,7 @@ def test_a_signal_during_a_write_ends_the_run_after_it(run, monkeypatch, tmp_pat
 
     monkeypatch.setattr(output.os, "write", interrupted)
     monkeypatch.setattr(volume, "DELAY", 0.0)
-    assert run("--output", str(tmp_path / "o"))[0] == 130
+    assert run("--output", str(tmp_path / "o"))[0] == 143
     assert len((tmp_path / "o.partial").read_text().splitlines()) == 7
 
 
