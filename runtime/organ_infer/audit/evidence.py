@@ -21,7 +21,7 @@ IDENTITY: Axes = np.eye(3, dtype=np.int64)
 # The least probability that counts. The model is confidently wrong about 1 in 100 slices.
 LEAST_PROBABILITY = 0.005
 # How much the model's answer counts for a structure that is cut off by the border, and for a fragment.
-CUT_WEIGHT, SMALL_WEIGHT = 0.5, 0.25
+CUT_WEIGHT, SMALL_WEIGHT = 0.75, 0.25
 # HU to which values are limited before their variance, and HU of noise that always remains.
 SPREAD_RANGE, NOISE = (-1000, 400), 15.0
 

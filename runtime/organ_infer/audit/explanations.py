@@ -24,6 +24,10 @@ COSTS = {
     "placement": 4.0,
     "shift": 4.0,
 }
+# How much the spread counts: as if an organ had six independent voxels, because neighbors are alike.
+SPREAD_WEIGHT = 3.0
+# For every label that an exchange of many changes.
+COST_PER_LABEL = 1.0
 # Shifts that are tried, in mm. Smaller ones are within what people draw.
 SHIFTS_MM = (15.0, 30.0, 45.0)
 REFINEMENTS_MM = (10.0, 5.0)
@@ -117,6 +121,7 @@ def _label_steps(evidence: Evidence, state: State) -> Iterator[Step]:
         yield _relabeled(
             evidence, state, "labels swapped", message, swapped, "sides" if is_pair else "swap"
         )
+    yield from _rearranged(evidence, state)
     for i, name in enumerate(names):
         for label in evidence.classes:
             if label != name:
@@ -134,6 +139,53 @@ def _label_steps(evidence: Evidence, state: State) -> Iterator[Step]:
                     (i,),
                     cost,
                 )
+
+
+def _rearranged(evidence: Evidence, state: State) -> Iterator[Step]:
+    """Yield the best assignment of all labels, if it changes at least three."""
+    best = _own_labels(evidence, state)
+    best_score = evidence.score(state.view, best)
+    is_better = True
+    while is_better:
+        is_better = False
+        for i, j in combinations(range(len(best)), 2):
+            tried = list(best)
+            tried[i], tried[j] = tried[j], tried[i]
+            score = evidence.score(state.view, tried)
+            if score > best_score + 1e-9:
+                best, best_score, is_better = tried, score, True
+    changed = tuple(
+        i for i, pair in enumerate(zip(best, state.labels, strict=True)) if len(set(pair)) == 2
+    )
+    if len(changed) < 3:
+        return
+    pairs = [f"{evidence.structures[i].name} looks like {best[i]}" for i in changed]
+    after = replace(state, labels=tuple(best))
+    cost = COSTS["label"] + COST_PER_LABEL * len(changed)
+    message = f"labels exchanged: {', '.join(pairs)}"
+    yield _step(evidence, state, after, "labels swapped", message, changed, cost)
+
+
+def _own_labels(evidence: Evidence, state: State) -> list[str]:
+    """The label that fits each structure best on its own, each label once, the clearest first."""
+    scores = np.array(
+        [
+            evidence.organ_scores(state.view, [label] * len(state.labels))
+            for label in evidence.classes
+        ]
+    )
+    labels = list(state.labels)
+    free_labels, free = list(range(len(evidence.classes))), list(range(len(labels)))
+    while free and free_labels:
+        part = scores[np.ix_(free_labels, free)]
+        ranked = np.sort(part, axis=0)
+        margins = ranked[-1] - (ranked[-2] if len(ranked) > 1 else 0)
+        i = int(margins.argmax())
+        label = free_labels[int(part[:, i].argmax())]
+        labels[free[i]] = evidence.classes[label]
+        free_labels.remove(label)
+        free.pop(i)
+    return labels
 
 
 def _relabeled(
@@ -157,7 +209,7 @@ def _step(
 ) -> Step:
     score = evidence.score(after.view, after.labels)
     # A mask that is moved must also fit better in itself.
-    gain = score - before.score + before.view.spread - after.view.spread
+    gain = score - before.score + SPREAD_WEIGHT * (before.view.spread - after.view.spread)
     return Step(kind, message, organs, gain - cost, before, replace(after, score=score))
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["audit_scan"]
 
 # How much more must speak for another label map: several are tried.
-LABEL_MAP_COST = 3.0
+LABEL_MAP_COST = 2.0
+# The log likelihood of a structure below which other label maps are tried.
+DOUBTFUL = -1.0
 # Structures that look different, as a share of the whole ones, from which a mask as a whole does not fit.
 UNEXPLAINED_SHARE = 0.5
 # The greatest probability of its label with which a structure looks different.
@@ -65,7 +67,8 @@ def audit_scan(
         findings = [_finding(evidence, step) for step in steps]
         if not findings:
             findings = _unexplained(evidence, state)
-        if findings and other_masks is not None:
+        doubts = evidence.organ_scores(state.view, state.labels) < DOUBTFUL
+        if (findings or doubts.any()) and other_masks is not None:
             explained = sum(step.evidence for step in steps)
             better = _other_label_map(classifier, volume, other_masks(), evidence, explained)
             findings = better or findings

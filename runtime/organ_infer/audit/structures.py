@@ -13,8 +13,11 @@ __all__ = ["UNMOVED", "Move", "Structure", "moves_of_axes", "structures_of"]
 
 # Voxels of a structure whose HU are looked at.
 SAMPLES = 3000
+GOLDEN_RATIO = 0.6180339887498949
 # Slices of a structure that the model sees per hypothesis.
 SLICES = 7
+# Share of a moved structure that must stay inside the volume.
+LEAST_LEFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,15 @@ class Structure:
         return not (self.is_cut or self.is_small)
 
     def moved(self, move: Move, shape: tuple[int, ...]) -> "Structure | None":
-        """The structure after a move of the mask, without the part that leaves the volume, or None if all does."""
+        """The structure after a move of the mask, without the part that leaves the volume.
+
+        Returns:
+            None if more than half leaves the volume.
+        """
         if move == UNMOVED:
             return self
         sides, occupied = [], []
         points = self.points[:, move.axes].copy()
-        center = self.center[list(move.axes)].copy()
         for i, axis in enumerate(move.axes):
             start, stop = self.box[axis].start, self.box[axis].stop
             line = self.occupied[axis]
@@ -89,17 +95,19 @@ class Structure:
                 start, stop = shape[i] - stop, shape[i] - start
                 line = line[::-1]
                 points[:, i] = shape[i] - 1 - points[:, i]
-                center[i] = shape[i] - 1 - center[i]
             start, stop = start + move.shift[i], stop + move.shift[i]
             points[:, i] += move.shift[i]
-            center[i] += move.shift[i]
             first, last = max(start, 0), min(stop, shape[i])
             if first >= last:
                 return None
             sides.append(slice(first, last))
             occupied.append(line[first - start : last - start])
-        points = points[((points >= 0) & (points < np.array(shape))).all(axis=1)]
-        if not len(points) or not all(line.any() for line in occupied):
+        for i, side in enumerate(sides):
+            # Only along axes on which a part has left the volume.
+            if side.stop - side.start < len(self.occupied[move.axes[i]]):
+                inside = (points[:, i] >= 0) & (points[:, i] < shape[i])
+                points = points[inside]
+        if len(points) < LEAST_LEFT * len(self.points) or not all(line.any() for line in occupied):
             return None
         is_cut = len(points) < len(self.points) or any(
             side.start == 0 or side.stop == n for side, n in zip(sides, shape, strict=True)
@@ -109,7 +117,7 @@ class Structure:
             box=(sides[0], sides[1], sides[2]),
             occupied=(occupied[0], occupied[1], occupied[2]),
             points=points,
-            center=center,
+            center=points.mean(axis=0),
             is_cut=is_cut,
         )
 
@@ -184,7 +192,9 @@ def _sampled(voxels: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.f
     order = sorted(range(3), key=lambda axis: -abs(voxels.strides[axis]))
     flat = np.flatnonzero(voxels.transpose(order))
     count = len(flat)
-    chosen = flat[(2 * np.arange(min(count, SAMPLES)) + 1) * count // (2 * min(count, SAMPLES))]
+    # One of each of as many equal parts, but never in step with the rows of the array.
+    parts = np.arange(min(count, SAMPLES))
+    chosen = flat[((parts + parts * GOLDEN_RATIO % 1) * count / len(parts)).astype(np.int64)]
     shape = tuple(voxels.shape[axis] for axis in order)
     points = np.empty((len(chosen), 3), np.int64)
     for axis, index in zip(order, np.unravel_index(chosen, shape), strict=True):
