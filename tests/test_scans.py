@@ -4,12 +4,16 @@ ORGAN_SCANS_DIR names a directory with TotalSegmentator's example files in `tota
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import needs_default
+from support.dict_mask import DictMask
 
 from organ_infer import OrganClassifier
+from organ_infer.audit import audit_scan
 from organ_infer.volumes import reading
 
 SCANS = Path(os.environ.get("ORGAN_SCANS_DIR") or os.devnull) / "totalsegmentator"
@@ -61,3 +65,19 @@ def test_the_margin_and_the_middle_slices_help(classifier, scan, least):
     share = shares(classifier, *scan)[0]
     assert share - shares(classifier, *scan, margin_mm=0)[0] >= least
     assert share - shares(classifier, *scan, slices="all")[0] >= least / 2
+
+
+@pytest.mark.parametrize("pair", [PLAIN, CONTRAST])
+def test_an_audit_finds_nothing_in_intact_scans_and_names_flips_and_swaps(classifier, pair):
+    volume = reading.open_volume(str(SCANS / pair[0]))
+    mask = reading.open_mask(str(SCANS / pair[1]), like=volume)
+
+    def messages(volume, mask):
+        return [finding.message for finding in audit_scan(classifier, volume, mask).findings]
+
+    flipped = replace(volume, affine=np.diag([-1.0, 1, 1, 1]) @ volume.affine)
+    names = {"liver": "spleen", "spleen": "liver"}
+    swapped = DictMask({names.get(name, name): mask[name] for name in mask})
+    assert messages(volume, mask) == []
+    assert messages(flipped, mask) == ["left-right flipped: scan and mask"]
+    assert messages(volume, swapped) == ["labels swapped: liver <-> spleen"]

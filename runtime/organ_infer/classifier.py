@@ -357,6 +357,12 @@ class OrganClassifier:
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
             yield from self._predictions(packed, [None] * len(packed), warnings)
 
+    def _slice_probabilities(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
+        """Classify slices (H, W) of the model's orientation -> float64 (N, classes)."""
+        return np.concatenate(
+            [self._probabilities(packed) for packed in self._packed_batches(slices)]
+        )
+
     def _check_open(self) -> None:
         if self._ensemble.closed:
             raise OrganInferError(CLOSED)

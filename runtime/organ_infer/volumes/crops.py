@@ -21,11 +21,17 @@ __all__ = [
     "MARGIN_MM",
     "MIN_VOXELS",
     "SLICES",
+    "Box",
     "Crop",
+    "Grid",
     "Slices",
     "check_classes",
     "check_types",
+    "checked_affine",
+    "grid_of",
+    "middle_slices",
     "organ_crops",
+    "with_margin",
 ]
 
 Slices = Literal["middle", "all"]
@@ -68,7 +74,7 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """How the axes of a volume are read to get slices of the wanted orientation.
 
     Attributes:
@@ -151,9 +157,9 @@ def organ_crops(
     if slices not in SLICES:
         raise InputError(f"slices: expected 'middle' or 'all', found {short_repr(slices)}")
     source = escape_path(volume.source, one_line=True)
-    affine = _checked_affine(volume, source)
+    affine = checked_affine(volume, source)
     _check_shape(volume, mask)
-    grid = _grid(affine, directions, source)
+    grid = grid_of(affine, directions, source)
     return [
         crop
         for name in mask
@@ -183,7 +189,7 @@ def _margin(value: Any) -> float:
     return margin
 
 
-def _checked_affine(volume: Volume, source: str) -> NDArray[np.float64]:
+def checked_affine(volume: Volume, source: str) -> NDArray[np.float64]:
     """Return the affine. Raises InputError if the volume has another dtype or shape than documented."""
     hu = volume.hu
     if not (isinstance(hu, np.ndarray) and hu.dtype == np.int16 and hu.ndim == 3):
@@ -209,7 +215,7 @@ def _described(value: Any) -> str:
     return f"{dtype} {getattr(value, 'shape', '')}".strip()
 
 
-def _grid(affine: NDArray[np.float64], directions: Orientation, source: str) -> _Grid:
+def grid_of(affine: NDArray[np.float64], directions: Orientation, source: str) -> Grid:
     """Find the volume's axis nearest to each axis of the patient.
 
     Raises:
@@ -242,7 +248,7 @@ def _grid(affine: NDArray[np.float64], directions: Orientation, source: str) -> 
         axes.append(axis)
         flips.append((cosines[patient_axis, axis] > 0) != (letter == increasing))
     slice_axis, row_axis, column_axis = axes
-    return _Grid(
+    return Grid(
         (slice_axis, row_axis, column_axis),
         (flips[0], flips[1], flips[2]),
         (float(lengths[slice_axis]), float(lengths[row_axis]), float(lengths[column_axis])),
@@ -254,7 +260,7 @@ def _crops_of_organ(
     affine: NDArray[np.float64],
     mask: Mask,
     name: str,
-    grid: _Grid,
+    grid: Grid,
     directions: Orientation,
     margin: float,
     slices: Slices,
@@ -267,7 +273,7 @@ def _crops_of_organ(
         return []
     slice_axis = grid.axes[0]
     has_organ = np.asarray(voxels.any(axis=grid.axes[1:]))
-    crop_box = _with_margin(box, volume.hu.shape, grid, margin)
+    crop_box = with_margin(box, volume.hu.shape, grid, margin)
     pixels = grid.oriented(volume.hu[crop_box])
     # Indices of the box's slices in the order of `pixels`.
     indices = range(crop_box[slice_axis].start, crop_box[slice_axis].stop)
@@ -275,7 +281,7 @@ def _crops_of_organ(
         indices, has_organ = indices[::-1], has_organ[::-1]
     chosen = np.flatnonzero(has_organ)
     if slices == "middle":
-        chosen = chosen[_middle(len(chosen))]
+        chosen = chosen[middle_slices(len(chosen))]
     view = plane_of(directions)
     center = [(side.start + side.stop - 1) / 2 for side in crop_box]
     warnings = _organ_warnings(box, volume.hu.shape, count)
@@ -303,7 +309,7 @@ def _check_region(
         )
 
 
-def _with_margin(box: Box, shape: tuple[int, ...], grid: _Grid, margin: float) -> Box:
+def with_margin(box: Box, shape: tuple[int, ...], grid: Grid, margin: float) -> Box:
     """Enlarge a box in the plane of the slices, up to the volume's border."""
     sides = list(box)
     for axis, spacing in zip(grid.axes[1:], grid.spacing[1:], strict=True):
@@ -314,7 +320,7 @@ def _with_margin(box: Box, shape: tuple[int, ...], grid: _Grid, margin: float) -
     return sides[0], sides[1], sides[2]
 
 
-def _middle(count: int) -> slice:
+def middle_slices(count: int) -> slice:
     """The middle 60 % of `count` slices, at least one: those whose centers lie between 0.2 and 0.8 of the height."""
     # The center of slice i is at (2 i + 1) / (2 count).
     first = next(i for i in range(count) if 5 * (2 * i + 1) >= 2 * count)

@@ -1,0 +1,146 @@
+"""How well labels fit a scan: what the model sees, density, size and order of the organs, in natural units."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..images.orientation import Orientation
+from ..volumes.crops import Grid, grid_of
+from ..volumes.types import Volume
+from .anatomy import ORGANS, density_score, order_score, size_score
+from .structures import UNMOVED, Move, Structure
+
+__all__ = ["IDENTITY", "Axes", "Evidence", "View"]
+
+# int64 (3, 3): one entry of -1 or 1 per row and column. It takes the header's patient coordinates to the true ones.
+Axes = NDArray[np.int64]
+IDENTITY: Axes = np.eye(3, dtype=np.int64)
+# The least probability that counts. The model is confidently wrong about 1 in 100 slices.
+LEAST_PROBABILITY = 0.005
+# How much the model's answer counts for a structure that is cut off by the border, and for a fragment.
+CUT_WEIGHT, SMALL_WEIGHT = 0.75, 0.25
+# HU to which values are limited before their variance, and HU of noise that always remains.
+SPREAD_RANGE, NOISE = (-1000, 400), 15.0
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The structures of a mask under one hypothesis about orientation and placement.
+
+    Attributes:
+        structures: After the move, None for those that leave the volume.
+        probabilities: Mean probabilities over their slices, float64 (N, classes).
+        centers: In mm toward the patient's left, posterior and head, float64 (N, 3).
+        medians: Median HU, float64 (N,).
+        spread: Sum of the log variance of the HU of the homogeneous organs, as the mask names them.
+    """
+
+    structures: tuple[Structure | None, ...]
+    probabilities: NDArray[np.float64]
+    centers: NDArray[np.float64]
+    medians: NDArray[np.float64]
+    spread: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Looks at one scan under different hypotheses. Answers of the model are kept.
+
+    Attributes:
+        volume: The scan.
+        structures: Of its mask.
+        classes: Of the model.
+        orientation: Of the model's input.
+        window: Level and width in HU of the model's input.
+        margin_mm: Margin around a structure.
+        classify: Returns the model's probabilities of slices, int16 (H, W) each -> float64 (N, classes).
+    """
+
+    volume: Volume
+    structures: tuple[Structure, ...]
+    classes: tuple[str, ...]
+    orientation: Orientation
+    window: tuple[float, float]
+    margin_mm: float
+    classify: Callable[[Sequence[NDArray[np.int16]]], NDArray[np.float64]]
+    _seen_before: dict[object, NDArray[np.float64]] = field(default_factory=dict)
+
+    def grid(self, axes: Axes = IDENTITY) -> Grid:
+        """How the model sees the volume, if the patient axes are these."""
+        affine = np.eye(4)
+        affine[:3, :3] = axes @ np.asarray(self.volume.affine, np.float64)[:3, :3]
+        return grid_of(affine, self.orientation, self.volume.source)
+
+    def view(self, axes: Axes = IDENTITY, move: Move = UNMOVED) -> View:
+        """Look at the scan as if its patient axes were others, and the mask were somewhere else."""
+        moved = tuple(one.moved(move, self.volume.hu.shape) for one in self.structures)
+        affine = np.asarray(self.volume.affine, np.float64)
+        centers = np.array(
+            [(one or old).center for one, old in zip(moved, self.structures, strict=True)]
+        )
+        patient = (centers @ affine[:3, :3].T + affine[:3, 3]) @ axes.T
+        medians = np.full(len(moved), np.nan)
+        for i, one in enumerate(moved):
+            if one is not None:
+                medians[i] = np.median(one.hounsfield(self.volume.hu))
+        return View(moved, self._seen(moved, axes, move), patient, medians, self._spread(moved))
+
+    def spread(self, move: Move) -> float:
+        """The spread of a view, without the rest of it."""
+        return self._spread([one.moved(move, self.volume.hu.shape) for one in self.structures])
+
+    def _spread(self, structures: Sequence[Structure | None]) -> float:
+        total = 0.0
+        for one in structures:
+            if one is None:
+                # as spread as anything can be
+                total += math.log((SPREAD_RANGE[1] - SPREAD_RANGE[0]) ** 2 / 4)
+            elif one.name in ORGANS and ORGANS[one.name].is_homogeneous:
+                values = np.clip(one.hounsfield(self.volume.hu), *SPREAD_RANGE)
+                total += math.log(float(values.var()) + NOISE**2)
+        return total
+
+    def _seen(
+        self, structures: Sequence[Structure | None], axes: Axes, move: Move
+    ) -> NDArray[np.float64]:
+        grid = self.grid(axes)
+        # The direction in which slices are counted changes no crop.
+        key = (grid.axes, grid.flips[1:], move)
+        if key not in self._seen_before:
+            pixels: list[NDArray[np.int16]] = []
+            owners: list[int] = []
+            for i, one in enumerate(structures):
+                if one is not None:
+                    crops = one.crops(self.volume.hu, grid, self.margin_mm)
+                    pixels += [crop for _, crop in crops]
+                    owners += [i] * len(crops)
+            means = np.full((len(structures), len(self.classes)), 1 / len(self.classes))
+            if pixels:
+                answers = self.classify(pixels)
+                for i in sorted(set(owners)):
+                    means[i] = answers[np.array(owners) == i].mean(axis=0)
+            self._seen_before[key] = means
+        return self._seen_before[key]
+
+    def score(self, view: View, labels: Sequence[str]) -> float:
+        """Log likelihood of labels, one per structure."""
+        return float(self.organ_scores(view, labels).sum()) + order_score(labels, view.centers)
+
+    def organ_scores(self, view: View, labels: Sequence[str]) -> NDArray[np.float64]:
+        """The part of the score that each structure has on its own, float64 (N,)."""
+        return np.array([self._organ_score(view, i, label) for i, label in enumerate(labels)])
+
+    def _organ_score(self, view: View, i: int, label: str) -> float:
+        structure = view.structures[i]
+        if structure is None:
+            return math.log(LEAST_PROBABILITY)
+        weight = SMALL_WEIGHT if structure.is_small else CUT_WEIGHT if structure.is_cut else 1.0
+        probability = float(view.probabilities[i, self.classes.index(label)])
+        return (
+            weight * math.log(max(probability, LEAST_PROBABILITY))
+            + density_score(label, float(view.medians[i]))
+            + size_score(label, structure.volume_ml, structure.is_whole)
+        )

@@ -1,0 +1,48 @@
+"""Pictures of the structures that a finding is about."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evidence import Evidence
+from .types import Picture
+
+__all__ = ["pictures_of"]
+
+# Pictures per finding, and their longest side in pixels.
+MOST_PICTURES, LONGEST_SIDE = 6, 160
+
+
+def pictures_of(evidence: Evidence, organs: Sequence[int]) -> tuple[Picture, ...]:
+    """Return the middle slice of each structure, as the scan's header and the mask say, of the first six."""
+    return tuple(_picture(evidence, i) for i in organs[:MOST_PICTURES])
+
+
+def _picture(evidence: Evidence, i: int) -> Picture:
+    structure = evidence.structures[i]
+    grid = evidence.grid()
+    crops = structure.crops(evidence.volume.hu, grid, evidence.margin_mm)
+    index, pixels = crops[len(crops) // 2]
+    answer = evidence.classify([pixels])[0]
+    best = int(answer.argmax())
+    center = structure.center.copy()
+    center[grid.axes[0]] = index
+    affine = np.asarray(evidence.volume.affine, np.float64)
+    position = affine[:3, :3] @ center + affine[:3, 3]
+    return Picture(
+        organ=structure.name,
+        index=index,
+        position=float(position[int(np.abs(affine[:3, grid.axes[0]]).argmax())]),
+        label=evidence.classes[best],
+        probability=float(answer[best]),
+        pixels=_gray(pixels, evidence.window),
+    )
+
+
+def _gray(pixels: NDArray[np.int16], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Convert HU to gray, and leave out rows and columns of large slices."""
+    step = -(-max(pixels.shape) // LONGEST_SIDE)
+    level, width = window
+    gray = (pixels[::step, ::step].astype(np.float32) - (level - width / 2)) * (255 / width)
+    return np.asarray(np.rint(np.clip(gray, 0, 255)), np.uint8)
