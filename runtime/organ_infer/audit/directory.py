@@ -18,7 +18,6 @@ from .records import (
     read_record,
     record_line,
     stored_pictures,
-    without_pictures,
 )
 
 __all__ = ["OUTPUTS", "RESULTS", "AuditDirectory", "audit_directory"]
@@ -59,13 +58,16 @@ class AuditDirectory:
         Raises:
             OrganInferError: The file cannot be written. It ends with the last complete line.
         """
-        self.add_line(record_line(record), record)
+        self.add_line(record_line(record))
 
-    def add_line(self, line: str, record: Record) -> None:
-        """Add the line of a record that exists already."""
+    def add_line(self, line: str) -> Record:
+        """Add a line of `record_line`, and return its record without pictures."""
         start = self._complete_bytes
         self._write(line)
+        # Read, so that a rerun writes the same digits.
+        record = read_record(json.loads(line))
         self._remember(record, start, self._complete_bytes - start)
+        return record
 
     def pictures(self, key: str) -> list[list[StoredPicture]]:
         """Read the pictures of a scan again, those of each finding."""
@@ -136,7 +138,7 @@ class AuditDirectory:
             self._complete_bytes += len(line)
 
     def _remember(self, record: Record, start: int, size: int) -> None:
-        self._records[record.key] = without_pictures(record)
+        self._records[record.key] = record
         self._places[record.key] = start, size
 
     def _truncate(self) -> None:

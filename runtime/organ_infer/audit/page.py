@@ -259,9 +259,9 @@ def _scan(record: Record) -> str:
     return f"""<details class="scan">
 <summary>{_path(record.pair.scan)} <span class="note">{_count(len(audit.organs), "organ")},</span> {verdict}</summary>
 <p class="paths">mask {_path(record.pair.mask)} <span class="note">labels {_text(record.pair.labels)}</span></p>
-<div class="scroll" role="region" aria-label="Organs" tabindex="0"><table>
-<thead><tr><th>mask</th><th>model</th><th class="n">probability</th><th>verdict</th><th class="n">of the mask's</th>
-<th class="n">slices</th><th class="n">ml</th><th class="n">HU</th><th>structures</th></tr></thead>
+<div class="scroll" role="region" aria-label="Organs of {html.escape(escape_path(record.pair.scan, one_line=True))}" tabindex="0"><table>
+<thead><tr><th>mask</th><th>model</th><th>verdict</th><th class="n">probability</th>
+<th class="n">of the mask's class</th><th class="n">slices</th><th class="n">ml</th><th class="n">HU</th><th>structures</th></tr></thead>
 <tbody>{rows}</tbody></table></div>
 {notes}</details>
 """
@@ -275,7 +275,7 @@ def _organ_row(organ: AuditedOrgan) -> str:
     )
     row = (
         f"<tr><td>{_text(organ.expected)}</td><td>{_text(organ.label)}</td>"
-        f'<td class="n">{organ.probability:.3f}</td><td>{verdict}</td>'
+        f'<td>{verdict}</td><td class="n">{organ.probability:.3f}</td>'
         f'<td class="n">{organ.expected_probability:.3f}</td><td class="n">{organ.slices:,}</td>'
         f'<td class="n">{organ.volume_ml:,.0f}</td><td class="n">{_hounsfield(organ.median_hu)}</td>'
         f"<td>{_text(', '.join(organ.structures))}</td></tr>"

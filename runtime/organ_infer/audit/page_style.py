@@ -37,8 +37,8 @@ section, footer { margin-top: 2.5rem; padding-top: 2rem; border-top: 1px solid v
 .differs { color: var(--alarm); font-weight: 600; }
 .hidden { position: absolute; opacity: 0; width: 1px; height: 1px; margin: 0; pointer-events: none; }
 
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1px; margin: 1.4rem 0; background: var(--rule); border: 1px solid var(--rule); }
-.tiles div { background: var(--card); padding: .7rem .9rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1px; margin: 1.4rem 0; background: var(--rule); border: 1px solid var(--rule); }
+.tiles div { flex: 1 1 8.5rem; background: var(--card); padding: .7rem .9rem; }
 .tiles dt { color: var(--muted); font-size: .8125rem; }
 .tiles dd { margin: .1rem 0 0; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 
@@ -60,15 +60,15 @@ summary { cursor: pointer; padding: .4rem 0; overflow-wrap: anywhere; }
 .paths { color: var(--muted); font-size: .875rem; margin: .3rem 0 .6rem; max-width: none; }
 .paths .path { color: var(--ink); }
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0; }
-figure { margin: 0; width: 10rem; font-size: .8125rem; line-height: 1.35; }
-figure img { display: block; width: 10rem; height: 10rem; object-fit: contain; background: #000; border-radius: .25rem; }
+figure { margin: 0; width: 11rem; font-size: .8125rem; line-height: 1.35; }
+figure img { display: block; width: 11rem; height: 11rem; object-fit: contain; background: #000; border-radius: .25rem; }
 figcaption { margin-top: .3rem; }
 figcaption > * { display: block; overflow-wrap: anywhere; }
 figcaption span:last-child { color: var(--muted); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .3rem 1.2rem; margin: .8rem 0 0; font-size: .875rem; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); gap: .3rem 1.2rem; margin: .8rem 0 0; font-size: .875rem; }
 .numbers div { display: flex; justify-content: space-between; gap: .6rem; border-top: 1px solid var(--rule); padding-top: .2rem; }
 .numbers dt { color: var(--muted); overflow-wrap: anywhere; }
-.numbers dd { margin: 0; font-variant-numeric: tabular-nums; text-align: right; overflow-wrap: anywhere; }
+.numbers dd { margin: 0; font-variant-numeric: tabular-nums; text-align: right; overflow-wrap: break-word; min-width: 0; }
 
 .scan { border-top: 1px solid var(--rule); padding: .2rem 0; content-visibility: auto; contain-intrinsic-size: auto 2.5rem; }
 .scroll { overflow-x: auto; margin-bottom: .8rem; }
@@ -77,7 +77,7 @@ th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(-
 td:last-child { white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
 th { color: var(--muted); font-weight: 600; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
-.warning td { color: var(--muted); padding-top: 0; }
+.warning td { color: var(--muted); padding-top: 0; white-space: normal; min-width: 0; }
 .failed { list-style: none; margin: 0; padding: 0; }
 .failed li { border-left: 3px solid var(--alarm); padding: .1rem 0 .1rem .9rem; margin-bottom: 1rem; overflow-wrap: anywhere; }
 .failed p { margin: 0 0 .2rem; }

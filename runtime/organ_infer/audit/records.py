@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -150,14 +150,6 @@ def stored_pictures(line: str) -> list[list[StoredPicture]]:
         [StoredPicture(**picture) for picture in finding["pictures"]]
         for finding in json.loads(line)["findings"]
     ]
-
-
-def without_pictures(record: Record) -> Record:
-    """Return the record without pictures, which take most of its memory."""
-    if record.audit is None:
-        return record
-    findings = tuple(replace(finding, pictures=()) for finding in record.audit.findings)
-    return replace(record, audit=replace(record.audit, findings=findings))
 
 
 def _organ_row(organ: AuditedOrgan) -> dict[str, Any]:

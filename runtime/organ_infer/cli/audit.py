@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,8 @@ class _Run:
         self._directory = directory
         self._messages = messages
         self._signals = signals
+        # warning -> the scans that have it
+        self._warnings: Counter[str] = Counter()
 
     def records(self) -> list[Record]:
         """Return the results of the pairs, without those that were not reached yet."""
@@ -106,13 +109,20 @@ class _Run:
             failed += record.error is not None
             self._show(record)
             self._messages.progress(count, failed, len(pending), "scans", "min")
+        for warning, count in self._warnings.items():
+            if count > 1:
+                self._messages.note(f"the same warning for {count:,} scans: {warning}")
 
     def _show(self, record: Record) -> None:
+        """Show the error of a scan, or its warnings. A warning of several scans is shown once."""
         if record.error is not None:
             self._messages.error(record.error)
         elif record.audit is not None:
             path = escape_path(record.pair.scan, one_line=True)
             for warning in record.audit.warnings:
+                self._warnings[warning] += 1
+                if self._warnings[warning] > 1:
+                    continue
                 self._messages.warning(f"{path}: {warning}")
 
 
