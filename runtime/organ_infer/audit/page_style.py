@@ -96,7 +96,8 @@ th { color: var(--muted); font-weight: 600; }
 @media print {
   :root { --paper: #ffffff; --accent: #1b1f24; }
   main { max-width: none; padding: 0; }
-  .card, .scan { content-visibility: visible; break-inside: avoid; }
+  .card, .scan { content-visibility: visible; }
+  .card, .scan, footer { break-inside: avoid; }
   .filter, .kinds { display: none; }
   details::details-content { content-visibility: visible; block-size: auto; opacity: 1; }
   .scroll { overflow: visible; }

@@ -1,20 +1,24 @@
 """Audits pairs one after the other. The command and Ray's workers share this."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import DeviceError, InputError, OrganInferError, one_line, printable
 from ..names import escape_path
+from .directory import AuditDirectory
+from .outputs import write_outputs
 from .pairs import Pair
+from .ranking import RankedFinding
 from .records import Record, RunIdentity
 
 if TYPE_CHECKING:
     from ..classifier import OrganClassifier
     from ..volumes.types import Mask, Volume
-    from .directory import AuditDirectory
 
-__all__ = ["OtherMasks", "ScanAuditor", "identity_of", "unfinished"]
+__all__ = ["AuditRun", "OtherMasks", "ScanAuditor", "identity_of"]
 
 
 def identity_of(classifier: "OrganClassifier", margin_mm: float, tta: bool) -> RunIdentity:
@@ -173,9 +177,69 @@ def _has_bare_numbers(mask: str) -> bool:
     return not any(row.class_of(None, name) for row in maps for name in names)
 
 
-def unfinished(
-    keys: Sequence[tuple[Pair, str]], directory: "AuditDirectory"
-) -> list[tuple[Pair, str]]:
-    """Return the pairs, with their keys, that have no result yet or failed."""
-    records = ((pair, key, directory.get(key)) for pair, key in keys)
-    return [(pair, key) for pair, key, record in records if record is None or record.audit is None]
+class AuditRun:
+    """The pairs of one run, and their results so far.
+
+    Args:
+        pairs: The scans with their masks.
+        directory: Of the results.
+        identity: Of the run.
+        command: The command or call, for the page.
+
+    Attributes:
+        pending: The pairs, with their keys, that have no result yet or failed.
+        total: The number of pairs.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        directory: AuditDirectory,
+        identity: RunIdentity,
+        command: str,
+    ) -> None:
+        self._keys = [(pair, pair.key()) for pair in pairs]
+        self._directory = directory
+        self._identity = identity
+        self._command = command
+        self.total = len(self._keys)
+        records = ((pair, key, directory.get(key)) for pair, key in self._keys)
+        self.pending = [
+            (pair, key) for pair, key, record in records if record is None or record.audit is None
+        ]
+
+    def records(self) -> list[Record]:
+        """Return the results of the pairs, without those that were not reached yet."""
+        found = ((pair, self._directory.get(key)) for pair, key in self._keys)
+        # An earlier run may have been given other paths to the same files.
+        return [replace(record, pair=pair) for pair, record in found if record is not None]
+
+    def write(self) -> list[RankedFinding]:
+        """Write the tables and the page, and return the findings.
+
+        Raises:
+            OrganInferError: A file cannot be written.
+        """
+        return write_outputs(
+            self._directory,
+            self.records(),
+            self._identity,
+            total=self.total,
+            command=self._command,
+        )
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Write the tables and the page also if the block raises, as after a signal.
+
+        Raises:
+            OrganInferError: A file cannot be written.
+        """
+        try:
+            yield
+        except BaseException:
+            # The next signal waits until the files are written.
+            self._directory.busy = True
+            with contextlib.suppress(OrganInferError):
+                self.write()
+            raise

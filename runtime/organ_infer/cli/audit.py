@@ -5,16 +5,14 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..audit.directory import AuditDirectory, audit_directory
-from ..audit.outputs import write_outputs
-from ..audit.pairs import Pairs, pair_directories, read_pairs
+from ..audit.pairs import Pair, Pairs, pair_directories, read_pairs
 from ..audit.ranking import RankedFinding
 from ..audit.records import Record
-from ..audit.run import ScanAuditor, identity_of, unfinished
-from ..errors import OrganInferError, printable, shorten
+from ..audit.run import AuditRun, ScanAuditor, identity_of
+from ..errors import printable, shorten
 from ..names import escape_path
 from .audit_arguments import AuditOptions
 from .exit_codes import ALL_CLASSIFIED, FAILED, SOME_FAILED
@@ -49,81 +47,55 @@ def audit(options: AuditOptions, messages: Messages, signals: Signals) -> int:
             messages.note(packaged_model_note(manifest.name, manifest.task))
         with audit_directory(Path(options.output), identity, fresh=options.fresh) as directory:
             signals.writer = directory
-            run = _Run(pairs, directory, messages, signals)
-
-            def write() -> list[RankedFinding]:
-                return write_outputs(
-                    directory,
-                    run.records(),
-                    identity,
-                    total=len(pairs.pairs),
-                    command=f"organ-infer audit {shlex.join(options.arguments)}",
+            command = f"organ-infer audit {shlex.join(options.arguments)}"
+            run = AuditRun(pairs.pairs, directory, identity, command)
+            with run.written():
+                _audit_all(
+                    run, directory, ScanAuditor(classifier, options.margin), messages, signals
                 )
-
-            try:
-                run.audit_all(ScanAuditor(classifier, options.margin))
-                findings = write()
-            except BaseException:
-                # The next signal waits until the files are written.
-                directory.busy = True
-                with contextlib.suppress(OrganInferError):
-                    write()
-                raise
+                findings = run.write()
     return _report(run.records(), findings, messages)
 
 
-class _Run:
-    """The pairs of a run, and the results so far."""
-
-    def __init__(
-        self, pairs: Pairs, directory: AuditDirectory, messages: Messages, signals: Signals
-    ) -> None:
-        self._keys = [(pair, pair.key()) for pair in pairs.pairs]
-        self._directory = directory
-        self._messages = messages
-        self._signals = signals
-        # warning -> the scans that have it
-        self._warnings: Counter[str] = Counter()
-
-    def records(self) -> list[Record]:
-        """Return the results of the pairs, without those that were not reached yet."""
-        found = ((pair, self._directory.get(key)) for pair, key in self._keys)
-        # An earlier run may have been given other paths to the same files.
-        return [replace(record, pair=pair) for pair, record in found if record is not None]
-
-    def audit_all(self, auditor: ScanAuditor) -> None:
-        """Audit the pairs that have no result yet, and those that failed."""
-        pending = unfinished(self._keys, self._directory)
-        if done := len(self._keys) - len(pending):
-            self._messages.note(
-                f"{done:,} of {len(self._keys):,} scans have results; --fresh starts over"
-            )
-        self._messages.start_progress()
-        failed = 0
-        for count, (pair, key) in enumerate(pending, 1):
-            record = auditor.audit(pair, key)
-            # A signal can end as an error of the scan.
-            self._signals.check()
-            self._directory.add(record)
-            self._signals.check()
-            failed += record.error is not None
-            self._show(record)
-            self._messages.progress(count, failed, len(pending), "scans", "min")
-        for warning, count in self._warnings.items():
-            if count > 1:
-                self._messages.note(f"the same warning for {count:,} scans: {warning}")
-
-    def _show(self, record: Record) -> None:
-        """Show the error of a scan, or its warnings. A warning of several scans is shown once."""
+def _audit_all(
+    run: AuditRun,
+    directory: AuditDirectory,
+    auditor: ScanAuditor,
+    messages: Messages,
+    signals: Signals,
+) -> None:
+    """Audit the pending pairs, show errors and warnings, draw the progress bar."""
+    if done := run.total - len(run.pending):
+        messages.note(f"{done:,} of {run.total:,} scans have results; --fresh starts over")
+    messages.start_progress()
+    failed = 0
+    # warning -> the scans that have it
+    warnings: Counter[str] = Counter()
+    for count, (pair, key) in enumerate(run.pending, 1):
+        record = auditor.audit(pair, key)
+        # A signal can end as an error of the scan.
+        signals.check()
+        directory.add(record)
+        signals.check()
         if record.error is not None:
-            self._messages.error(record.error)
+            failed += 1
+            messages.error(record.error)
         elif record.audit is not None:
-            path = escape_path(record.pair.scan, one_line=True)
-            for warning in record.audit.warnings:
-                self._warnings[warning] += 1
-                if self._warnings[warning] > 1:
-                    continue
-                self._messages.warning(f"{path}: {warning}")
+            _show_warnings(pair, record.audit.warnings, warnings, messages)
+        messages.progress(count, failed, len(run.pending), "scans", "min")
+    for warning, count in warnings.items():
+        if count > 1:
+            messages.note(f"the same warning for {count:,} scans: {warning}")
+
+
+def _show_warnings(
+    pair: Pair, warnings: Sequence[str], counts: "Counter[str]", messages: Messages
+) -> None:
+    """Show and count the warnings of a scan. One that was shown before is only counted."""
+    for warning in warnings:
+        counts[warning] += 1
+        if counts[warning] == 1:
+            messages.warning(f"{escape_path(pair.scan, one_line=True)}: {warning}")
 
 
 def _pairs(options: AuditOptions) -> Pairs:
