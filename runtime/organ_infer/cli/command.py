@@ -104,17 +104,19 @@ def _run(
     from ..errors import OrganInferError
     from .arguments import Options, UsageError
     from .output import ClosedPipe, OutputError
-    from .volume_arguments import VolumeOptions
 
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
-        if not isinstance(options, (Options, VolumeOptions)):
-            messages.leave_screen_to_pager()
-            _import_numpy()
-            from .audit import audit
+        if not isinstance(options, Options):
+            from .audit_arguments import AuditOptions
 
-            return audit(options, messages, signals)
+            if isinstance(options, AuditOptions):
+                messages.leave_screen_to_pager()
+                _import_numpy()
+                from .audit import audit
+
+                return audit(options, messages, signals)
         if options.output is None:
             messages.leave_screen_to_pager()
         _import_numpy()
