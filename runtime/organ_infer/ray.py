@@ -314,7 +314,7 @@ def audit(
         run = AuditRun(listed, directory, identity, call)
         with run.written():
             if run.pending:
-                with _cluster(ray), _run_errors(ray, 1, "audit", "input scan"):
+                with _cluster(ray), _run_errors(ray, 1, "audit", "scan"):
                     rows = _map_batches(
                         ray,
                         _pair_tables(run.pending),
@@ -705,7 +705,7 @@ def _run_errors(
     except ray.exceptions.RayActorError as e:
         raise OrganInferError(
             f"a worker died {RETRIES + 1} times on the same {size} {noun}s or fewer ({_reason(e)});"
-            f" look for an {noun} that ends the process, or for a lack of memory"
+            f" look for the {noun} that ends the process, or for a lack of memory"
         ) from e
     except ray.exceptions.RayError as e:
         raise OrganInferError(f"Ray could not {verb} all {noun}s: {_reason(e)}") from e

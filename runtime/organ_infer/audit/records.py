@@ -154,6 +154,8 @@ def stored_pictures(line: str) -> list[list[StoredPicture]]:
 
 def _organ_row(organ: AuditedOrgan) -> dict[str, Any]:
     return asdict(organ) | {
+        "expected": escape_bytes(organ.expected),
+        "label": escape_bytes(organ.label),
         "structures": _texts(organ.structures),
         "probability": _number(organ.probability),
         "expected_probability": _number(organ.expected_probability),
@@ -167,7 +169,7 @@ def _organ_row(organ: AuditedOrgan) -> dict[str, Any]:
 
 def _finding_row(finding: Finding) -> dict[str, Any]:
     return {
-        "kind": finding.kind,
+        "kind": escape_bytes(finding.kind),
         "message": escape_bytes(finding.message),
         "evidence": _number(finding.evidence),
         "organs": _texts(finding.organs),
@@ -179,10 +181,10 @@ def _finding_row(finding: Finding) -> dict[str, Any]:
 def _picture_row(picture: Picture) -> dict[str, Any]:
     height, width = picture.pixels.shape
     return {
-        "organ": picture.organ,
+        "organ": escape_bytes(picture.organ),
         "index": int(picture.index),
         "position": _number(picture.position),
-        "label": picture.label,
+        "label": escape_bytes(picture.label),
         "probability": _number(picture.probability),
         "width": width,
         "height": height,
