@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from support.fake_audit import SWAPPED, finding, organ, picture
 from support.report_page import Page
 
@@ -214,3 +215,9 @@ def test_numbers_that_json_does_not_have_are_written(page, tmp_path):
         assert pair in shown.pairs
     assert "1.8e+308" in shown.text
     assert "NaN" not in (tmp_path / "out" / "results.jsonl").read_text()
+
+
+def test_the_guide_lists_every_kind():
+    text = (ROOT / "docs" / "guides" / "audit.md").read_text()
+    rows = re.findall(r"^\| `([\w ]+)` \| (.+) \|$", text, re.MULTILINE)
+    assert dict(rows) == dict(KINDS)
