@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from support.command_results import RAMP
 from support.image_files import saved
 from support.phantoms import nifti, nrrd, phantom
 
+from organ_infer import locks
 from organ_infer.audit import directory as directory_module
 from organ_infer.cli import main, progress
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
@@ -461,11 +461,26 @@ def test_a_directory_without_permission_is_one_line(run, cases, tmp_path):
 def test_a_second_process_is_refused(run, cases, tmp_path):
     cases("a")
     run()
-    with open(tmp_path / "out" / "results.jsonl") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for options in ([], ["--fresh"]):
-            code, _, err = run(*options)
-            assert code == 2 and "out: another organ-infer audit is writing into this" in err
+    lock = locks.Lock(tmp_path / "out" / ".lock")
+    assert lock.acquire()
+    for options in ([], ["--fresh"]):
+        code, _, err = run(*options)
+        assert code == 2 and "out: another organ-infer audit is writing into this" in err
+    lock.release()
+    assert run()[0] == 0
+
+
+def test_a_second_process_is_refused_where_there_are_no_locks(run, cases, tmp_path, monkeypatch):
+    cases("a")
+    monkeypatch.setattr(locks, "lock_file", lambda descriptor: None)
+    assert run()[0] == 0 and sorted(os.listdir(tmp_path / "out")) == OUTPUTS
+    marker = tmp_path / "out" / ".lock.owner"
+    marker.write_text("7 another-computer\n")
+    code, _, err = run()
+    assert code == 2 and err.endswith(
+        "directory (process 7 on another-computer); wait for it, or remove out/.lock.owner if it was killed\n"
+    )
+    marker.unlink()
     assert run()[0] == 0
 
 

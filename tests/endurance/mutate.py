@@ -260,7 +260,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_edge",
         "test_fit",
     ),
-    "train/locks.py": (
+    "runtime/organ_infer/locks.py": (
         "test_data",
         "test_record",
     ),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OrganInferError, file_reason, one_line
-from ..files import created_directory, flush_file, lock_file, open_flags
+from ..files import created_directory, flush_file, open_flags
+from ..locks import Lock
 from ..names import escape_path
 from .records import (
     Record,
@@ -189,17 +190,22 @@ def audit_directory(
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(created_directory(path))
+            lock = Lock(path / ".lock")
+            acquired = lock.acquire()
+        except (OSError, ValueError) as e:
+            raise InputError(f"{shown}: cannot be written ({file_reason(e)})") from e
+        if not acquired:
+            raise InputError(
+                f"{shown}: another organ-infer audit is writing into this directory{_remedy(lock)}"
+            )
+        stack.callback(lock.release)
+        try:
             access = os.O_RDWR | os.O_CREAT
             flags = open_flags(access, "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
             descriptor = os.open(path / RESULTS, flags, 0o666)
         except (OSError, ValueError) as e:
             raise InputError(f"{shown}: cannot be written ({file_reason(e)})") from e
         stack.callback(os.close, descriptor)
-        # Some file systems have no locks. An audit can be written there all the same.
-        if lock_file(descriptor) is False:
-            raise InputError(
-                f"{shown}: another organ-infer audit is writing into this directory; wait for it, or choose another one"
-            )
         directory = AuditDirectory(path, descriptor)
         try:
             directory.load(identity, fresh)
@@ -218,3 +224,12 @@ def _refuse_other_files(path: Path, shown: str) -> None:
     names = [name for name in OUTPUTS if os.path.lexists(path / name)]
     if names:
         raise InputError(f"{shown}: contains {names[0]} but no {RESULTS}; choose another directory")
+
+
+def _remedy(lock: Lock) -> str:
+    """Return the end of the message that another process holds the lock: which one, and what to do."""
+    if not lock.is_marked:
+        return "; wait for it, or choose another one"
+    owner = lock.owner()
+    marker = escape_path(lock.marker, one_line=True)
+    return f"{f' ({owner})' if owner else ''}; wait for it, or remove {marker} if it was killed"
