@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -77,6 +78,28 @@ def test_the_page_needs_nothing_from_outside_and_runs_no_script(page):
         )
     assert not re.search(r"https?:|url\(|@import|//", style)
     assert "prefers-color-scheme: dark" in style and "@media print" in style
+
+
+def test_every_element_is_closed(page):
+    shown = page(
+        audited("a", finding(), finding(kind="odd"), organs=[organ(), organ(warnings=("w",))]),
+        audited("b", organs=[organ()], unmapped=["x"], warnings=["w"]),
+        failed(),
+        total=9,
+    )
+    opened = Counter(tag for tag, _ in shown.elements)
+    closed = Counter(re.findall(r"</(\w+)>", shown.source))
+    void = {"meta", "input", "img", "br"}
+    assert {tag: count for tag, count in opened.items() if tag not in void} == closed
+    titles = [
+        attributes["aria-labelledby"] for tag, attributes in shown.elements if tag == "section"
+    ]
+    assert titles == ["findings", "organs", "failed"]
+    assert [attributes.get("id") for tag, attributes in shown.elements if tag == "h2"] == [
+        *titles,
+        None,
+    ]
+    assert shown.texts["h2"] == ["Findings", "Organs by scan", "Failed scans", "This run"]
 
 
 def test_the_summary_has_the_numbers_of_the_run(page):

@@ -96,6 +96,8 @@ def test_malformed_lines_are_refused_with_their_number(table, text, words):
 def test_what_is_no_list_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"none.csv: cannot be read \(No such file"):
         read_pairs(str(tmp_path / "none.csv"), "lits")
+    with pytest.raises(InputError, match=r"\\x0a\\xe9.csv: cannot be read"):
+        read_pairs(str(tmp_path / "\n\udce9.csv"), "lits")
     with pytest.raises(InputError, match="a directory; pass a CSV file"):
         read_pairs(str(tmp_path), "lits")
     with pytest.raises(InputError, match="labels 'nope': no such label map"):

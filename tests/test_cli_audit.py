@@ -124,7 +124,8 @@ def test_one_line_per_scan_holds_everything(run, cases, tmp_path):
     cases("swapped7")
     run()
     first = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])
-    assert first["row"] == "audit" and len(first["sha256"]) == 64 and first["margin_mm"] == 5
+    assert (first["row"], first["format"], first["margin_mm"]) == ("audit", 1, 5)
+    assert len(first["sha256"]) == 64 and first["version"]
     (row,) = rows(tmp_path / "out" / "results.jsonl")
     assert (row["row"], row["scan"], row["mask"], row["labels"], row["error"]) == (
         *("scan", "scans/swapped7.nii", "masks/swapped7.nii", "totalsegmentator"),
@@ -166,6 +167,12 @@ def test_a_warning_of_several_scans_is_shown_once(run, cases):
     shown = [line for line in err.splitlines() if "numbers without names" in line]
     assert len(shown) == 2 and shown[0].startswith("organ-infer: warning: scans/a.nii: numbers")
     assert shown[1].startswith("organ-infer: note: the same warning for 3 scans: numbers")
+    _, _, err = run("--labels", "totalsegmentator-v1")
+    assert "numbers without names" not in err
+    cases("d", "e")
+    assert "the same warning for 2 scans" in run()[2]
+    cases("f")
+    assert "the same warning" not in run()[2]
 
 
 def test_names_with_line_breaks_and_other_bytes_are_escaped_everywhere(run, cases, tmp_path):
@@ -198,7 +205,7 @@ def test_progress_counts_scans(run, cases, monkeypatch, capfd):
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     _, _, err = run()
-    assert "3/3 scans" in err and "/min" in err and "1 failed" in err
+    assert "1/3 scans" in err and "3/3 scans" in err and "/min" in err and "1 failed" in err
     assert err.splitlines()[-1].count("scans audited") == 1
 
 
@@ -358,6 +365,24 @@ def test_pairs_of_an_earlier_run_that_are_not_listed_are_left_out(run, cases, tm
     code, out, err = run(inputs=["p.csv"])
     assert (code, out) == (0, "") and "1 scan audited" in err
     assert run()[1].count("\n") == 1, "its result is still there"
+
+
+def test_every_line_is_flushed_to_the_disk(run, cases, monkeypatch):
+    cases("a", "bad")
+    flushed = []
+    monkeypatch.setattr(directory_module, "flush_file", flushed.append)
+    run()
+    # the first line, and one per scan
+    assert len(flushed) == 3 and len({*flushed}) == 1
+
+
+def test_results_of_another_format_are_refused(run, cases, tmp_path):
+    cases("a")
+    run()
+    path = tmp_path / "out" / "results.jsonl"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2', 1))
+    code, _, err = run()
+    assert code == 2 and "out: started with format 2 of results.jsonl, now 1; " in err
 
 
 def test_fresh_starts_over(run, cases, fake, tmp_path):
@@ -523,7 +548,9 @@ def test_a_page_that_cannot_be_written_leaves_the_former_one(run, cases, tmp_pat
     assert sorted(os.listdir(tmp_path / "out")) == OUTPUTS
 
 
-def test_standard_output_that_is_closed_or_full_loses_nothing(run, cases, tmp_path, monkeypatch):
+def test_standard_output_that_is_closed_or_full_loses_nothing(
+    run, cases, tmp_path, monkeypatch, bundles
+):
     cases("bad", "swapped3")
     reading, writing = os.pipe()
     os.close(reading)
@@ -533,12 +560,13 @@ def test_standard_output_that_is_closed_or_full_loses_nothing(run, cases, tmp_pa
         assert run()[0] == 1
         os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
         code, _, err = run()
+        os.close(1)
+        monkeypatch.setattr(sys, "stdout", None)
+        closed = main(["audit", "scans", "masks", "-o", "out", "--bundle", bundles[0], "-q"])
     finally:
         os.dup2(kept, 1)
     assert code == 2 and "standard output: cannot be written" in err
-    assert sorted(os.listdir(tmp_path / "out")) == OUTPUTS
-    monkeypatch.setattr(sys, "stdout", None)
-    assert run()[0] == 1
+    assert closed == 1 and sorted(os.listdir(tmp_path / "out")) == OUTPUTS
 
 
 # Signals.
@@ -549,7 +577,7 @@ def test_a_signal_keeps_finished_scans_and_writes_the_tables(run, cases, fake, t
     cases("a", "b", "swapped1", "z")
     fake.before = lambda name: os.kill(os.getpid(), number) if name.startswith("swapped") else None
     code, out, err = run()
-    assert (code, out) == (128 + number, "")
+    assert (code, out) == (128 + number, "") and fake.asked == ["a.nii", "b.nii"]
     word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
     assert err.splitlines()[-1] == (
         f"organ-infer: {word}; finished scans are in out, and the same command continues"
@@ -602,6 +630,8 @@ def test_a_signal_that_becomes_an_error_of_the_scan_is_no_failure(run, cases, fa
         except BaseException as e:
             raise ValueError("lost") from e
 
+    fake.before = lambda name: os.kill(os.getpid(), signal.SIGINT)
+    assert run()[0] == 130 and fake.asked == []
     fake.before = swallow
     assert run()[0] == 130
     assert rows(tmp_path / "out" / "results.jsonl") == []

@@ -73,7 +73,7 @@ class AuditDirectory:
     def pictures(self, key: str) -> list[list[StoredPicture]]:
         """Read the pictures of a scan again, those of each finding."""
         start, size = self._places[key]
-        return stored_pictures(os.pread(self._descriptor, size, start).decode("utf-8"))
+        return stored_pictures(self._read(start, size).decode("utf-8"))
 
     def partial_note(self) -> str:
         """Return the end of the message of a signal."""
@@ -87,12 +87,13 @@ class AuditDirectory:
         Raises:
             InputError: The earlier runs had other options, or a line is damaged.
         """
-        beginning = os.pread(self._descriptor, len(_BEGINNING), 0)
+        beginning = self._read(0, len(_BEGINNING))
         # Only the beginning of a first line is no result yet.
         if beginning and not _BEGINNING.encode().startswith(beginning):
             raise InputError(
                 f"{self._shown}: {RESULTS} is not of organ-infer audit; choose another directory"
             )
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
         with open(self._descriptor, "rb", closefd=False) as file:
             if not fresh and (first := file.readline()).endswith(b"\n"):
                 self._check_identity(first, identity)
@@ -144,12 +145,17 @@ class AuditDirectory:
 
     def _truncate(self) -> None:
         os.ftruncate(self._descriptor, self._complete_bytes)
-        os.lseek(self._descriptor, self._complete_bytes, os.SEEK_SET)
+
+    def _read(self, start: int, size: int) -> bytes:
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return file.read(size)
 
     def _write(self, line: str) -> None:
         data = memoryview(line.encode("utf-8"))
         self.busy = True
         try:
+            os.lseek(self._descriptor, self._complete_bytes, os.SEEK_SET)
             offset = 0
             while offset < len(data):
                 offset += os.write(self._descriptor, data[offset:])
