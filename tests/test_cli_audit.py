@@ -209,6 +209,16 @@ def test_progress_counts_scans(run, cases, monkeypatch, capfd):
     assert err.splitlines()[-1].count("scans audited") == 1
 
 
+def test_structures_of_no_class_are_listed_once_numbers_first(run, cases, tmp_path, monkeypatch):
+    cases("a", "b")
+    labels = PHANTOM.labels.copy()
+    labels[0, 0, :3] = [250, 90, 9]
+    (tmp_path / "masks" / "b.nii").write_bytes(nifti(labels, PHANTOM.affine))
+    assert "note: structures of no class, not audited: 4, 9, 90, 250\n" in run()[2]
+    monkeypatch.setattr("organ_infer.cli.audit.NAMES_LIMIT", 9)
+    assert "not audited: 4, ... 50\n" in run()[2]
+
+
 # Scans that fail.
 
 

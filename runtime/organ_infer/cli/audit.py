@@ -115,8 +115,8 @@ def _report(
     if sys.stdout is not None:
         with contextlib.suppress(ClosedPipe):
             Writer(None).write("".join(map(_line, findings)))
-    if unmapped := sorted({name for audit in audits for name in audit.unmapped}):
-        names = shorten(", ".join(unmapped), NAMES_LIMIT)
+    if unmapped := {name for audit in audits for name in audit.unmapped}:
+        names = shorten(", ".join(sorted(unmapped, key=_number_first)), NAMES_LIMIT)
         messages.note(f"structures of no class, not audited: {names}")
     with_findings = sum(bool(audit.findings) for audit in audits)
     noun = "scan" if len(audits) == 1 else "scans"
@@ -127,6 +127,12 @@ def _report(
     if not audits:
         return FAILED
     return SOME_FAILED if failed else ALL_CLASSIFIED
+
+
+def _number_first(name: str) -> tuple[bool, int, str]:
+    """Return the key by which 9 comes before 10, and numbers before names."""
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, len(name.lstrip("0")) if is_number else 0, name
 
 
 def _line(ranked: RankedFinding) -> str:
