@@ -42,9 +42,20 @@ def man_page(parser: argparse.ArgumentParser) -> str:
         ".br",
         ".B organ-infer",
         r"[\fIoptions\fR] \fB\-\-check\fR",
+        ".br",
+        r".B organ-infer volume",
+        r"\fISCAN\fR \fB\-\-mask\fR \fIMASK\fR [\fIoptions\fR]",
+        ".br",
+        r".B organ-infer audit",
+        r"\fIPAIRS.csv\fR|\fISCANS MASKS\fR \fB\-\-output\fR \fIDIR\fR [\fIoptions\fR]",
         ".SH DESCRIPTION",
         escape(parser.description or ""),
         "Results go to standard output in the order of the input, messages to standard error.",
+        "The options of",
+        ".B organ-infer volume",
+        "and",
+        ".B organ-infer audit",
+        r"are shown by their own \fB\-\-help\fR.",
     ]
     for group in parser._action_groups:
         if group._group_actions:

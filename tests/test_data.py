@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from conftest import CLASSES
 
+from organ_infer import locks
 from tests.support.data_files import DATA, needs_organamnist
 from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import data as data_module
 from train import download as download_module
-from train import locks
 from train.data import default_directory, load_data, published_file
 from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download

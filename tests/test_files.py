@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from organ_infer.files import open_flags, partial_directory, sha256_of
+from organ_infer.files import atomic_file, open_flags, partial_directory, sha256_of
 
 
 def test_flags_are_combined_and_one_that_the_platform_lacks_is_left_out(monkeypatch):
@@ -61,4 +61,20 @@ def test_any_other_partial_directory_is_removed(tmp_path, error):
 
 def test_without_a_parent_there_is_no_partial_directory(tmp_path):
     with pytest.raises(FileNotFoundError), partial_directory(tmp_path / "missing" / "target"):
+        pass
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "table.csv"
+    target.write_text("former")
+    with atomic_file(target) as file:
+        file.write("é\r\n")
+        file.flush()
+        assert target.read_text() == "former"
+    assert target.read_bytes() == b"\xc3\xa9\r\n"
+    with pytest.raises(KeyboardInterrupt), atomic_file(target) as file:
+        file.write("half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"\xc3\xa9\r\n" and list(tmp_path.iterdir()) == [target]
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "none" / "a"):
         pass

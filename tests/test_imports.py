@@ -51,11 +51,12 @@ def test_help_version_and_usage_errors_are_light(option):
 
 
 @pytest.mark.parametrize("option", ["--help", "--nope"])
-def test_help_and_usage_errors_of_volume_are_light(option):
+@pytest.mark.parametrize("command", ["volume", "audit"])
+def test_help_and_usage_errors_of_volume_and_audit_are_light(command, option):
     own_help = "import argparse\nargparse.ArgumentParser().format_help()"
     before = loaded(own_help if option == "--help" else "", SLOW)
-    code = f"from organ_infer.cli import main\nmain(['volume', {option!r}])"
-    assert loaded(code, [*HEAVY, *SLOW, "organ_infer.volumes"]) == before
+    code = f"from organ_infer.cli import main\nmain([{command!r}, {option!r}])"
+    assert loaded(code, [*HEAVY, *SLOW, "organ_infer.volumes", "organ_infer.audit"]) == before
 
 
 def test_the_check_loads_no_torch_and_is_loaded_by_itself_alone(bundle):

@@ -20,8 +20,8 @@ from datetime import UTC
 from pathlib import Path
 
 from organ_infer.files import created_directory, flush_file
+from organ_infer.locks import Lock
 from train.errors import RunError
-from train.locks import Lock
 
 # bytes
 CHUNK = 1 << 20

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from organ_infer.files import created_directory, flush_directory, flush_file
+from organ_infer.locks import Lock
 from train.errors import DamagedFile, RunError
-from train.locks import Lock
 
 HISTORY_COLUMNS = (
     "epoch",

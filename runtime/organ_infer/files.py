@@ -5,9 +5,11 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 __all__ = [
     "atomic_directory",
+    "atomic_file",
     "created_directory",
     "flush_directory",
     "flush_file",
@@ -154,6 +156,32 @@ def created_directory(directory: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for path in missing:
                 path.rmdir()
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[TextIO]:
+    """Open a text file that appears at `target` when the block ends, with all its content on the disk.
+
+    It is written in a hidden directory beside `target` and renamed at the end. If the block raises, `target` is
+    unchanged.
+
+    Args:
+        target: The final path. Its parent must exist. A file there is replaced.
+
+    Yields:
+        The file, in UTF-8. Line breaks are written as they are.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with partial_directory(target) as folder:
+        path = folder / target.name
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            flush_file(file.fileno())
+        os.replace(path, target)
+    flush_directory(target.parent)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Classification on several machines, by actors of Ray Data (extra `ray`). Each has its own classifier.
+"""Classification and audits on several machines, by actors of Ray Data (extra `ray`). Each has its own classifier.
 
-    from organ_infer.ray import classify
+    from organ_infer.ray import audit, classify
 
     classify("crops/", "rows/", workers=8)
+    audit("pairs.csv", "audit/", workers=8)
 
 Every node must have this package installed, and see the images, the bundle and the output under the
 same paths, as on a shared file system.
@@ -14,6 +15,7 @@ import codecs
 import contextlib
 import importlib
 import json
+import logging
 import math
 import operator
 import os
@@ -24,6 +26,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .audit.directory import audit_directory
+from .audit.pairs import Pair, pair_directories, read_pairs
+from .audit.records import record_line
+from .audit.run import AuditRun, ScanAuditor, identity_of
 from .classifier import OrganClassifier
 from .errors import (
     BundleError,
@@ -38,11 +44,15 @@ from .images.discovery import images_below
 from .images.registry import SUFFIXES
 from .names import escape_path, path_text
 from .results import ImageFailure, Prediction
+from .volumes.label_maps import LABEL_MAPS, label_map
 
-__all__ = ["Classify", "ClassifyBatch", "classify"]
+__all__ = ["AuditBatch", "Classify", "ClassifyBatch", "audit", "classify"]
 
 StrPath = str | bytes | os.PathLike[str]
 
+logger = logging.getLogger("organ_infer")
+
+_EXPECTED_PAIRS = "expected a CSV file, two directories, or (scan, mask[, labels]) per scan"
 # paths per task, at most. If a worker dies, its task is repeated.
 TASK_PATHS = 1024
 # tasks per worker, at least
@@ -194,28 +204,219 @@ def classify(
         classes = classifier.classes
         _schema(classes)
     size = min(TASK_PATHS, math.ceil(len(names) / (TASKS_PER_WORKER * workers)))
-    constructor_options = {
-        "bundle": bundle,
-        "base": _working_directory(),
-        "device": "cuda" if num_gpus else "cpu",
-        "threads": max(1, int(num_cpus)),
-        **options,
-    }
+    constructor_options = {"bundle": bundle, "base": _working_directory(), **options}
     with _cluster(ray), _complete_directory(target) as building:
-        rows = ray.data.from_arrow(_path_tables(names, size)).map_batches(
+        rows = _map_batches(
+            ray,
+            _path_tables(names, size),
             ClassifyBatch,
-            fn_constructor_kwargs=constructor_options,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            batch_size=size,
+            constructor_options,
+            size=size,
+            workers=workers,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         with _run_errors(ray, size):
             _WRITERS[format](rows, str(building), classes)
 
 
+class AuditBatch:
+    """A callable class for Ray Data's `map_batches`: a column of pairs becomes a column of results.
+
+    Args:
+        bundle: The bundle's directory, or None for the packaged bundle.
+        margin_mm: Margin around each organ in the plane of the slices, in mm.
+        device: As for OrganClassifier.
+        **options: Further arguments of OrganClassifier.
+
+    Raises:
+        BundleError: As OrganClassifier.
+        DeviceError: As OrganClassifier.
+        InputError: As OrganClassifier.
+    """
+
+    def __init__(
+        self,
+        bundle: StrPath | None = None,
+        *,
+        margin_mm: float = 5.0,
+        device: str = "cpu",
+        **options: Any,
+    ) -> None:
+        self._auditor = ScanAuditor(OrganClassifier(bundle, device=device, **options), margin_mm)
+
+    def __call__(self, batch: Any) -> Any:
+        """Audit one batch.
+
+        Args:
+            batch: NumPy columns. `pair` has the texts of `_pair_tables`.
+
+        Returns:
+            A pyarrow.Table with the column `line`: the lines of results.jsonl.
+        """
+        lines = []
+        for text in batch["pair"]:
+            scan, mask, labels, key = json.loads(str(text))
+            lines.append({"line": record_line(self._auditor.audit(Pair(scan, mask, labels), key))})
+        arrow = _arrow()
+        return arrow.Table.from_pylist(lines, schema=arrow.schema([("line", arrow.string())]))
+
+
+def audit(
+    pairs: StrPath | Sequence[StrPath] | Sequence[Sequence[StrPath]],
+    output: StrPath,
+    *,
+    bundle: StrPath | None = None,
+    labels: str = "totalsegmentator",
+    margin_mm: float = 5.0,
+    fresh: bool = False,
+    workers: int = 2,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    **options: Any,
+) -> None:
+    """Audit segmentations on several workers, as `organ-infer audit` does on one machine.
+
+    The directory gets the same files: results.jsonl during the run, report.html and the tables at the end. A
+    call with the same arguments continues a run that was interrupted. A scan that cannot be audited is in
+    results.jsonl and in the page with its error. The cluster and lost workers are as for `classify`.
+
+    Args:
+        pairs: A CSV file with scan,mask[,labels] per line, two directories (scans, masks) in which a scan and
+            its mask have the same name, or a sequence of (scan, mask) or (scan, mask, labels).
+        output: The directory of the results.
+        bundle: The bundle's directory, or None for the packaged bundle.
+        labels: Name of a label map, or a CSV file. For pairs without one.
+        margin_mm: Margin around each organ in the plane of the slices, in mm.
+        fresh: Whether to forget the results in `output` and start over.
+        workers: Number of workers (Ray actors).
+        num_cpus: CPUs per worker, which are its threads.
+        num_gpus: GPUs per worker. Above 0, workers run on CUDA.
+        **options: Further arguments of OrganClassifier, such as `tta`.
+
+    Raises:
+        InputError: If an argument is wrong, or `output` has results of another model or other options.
+        BundleError: If the bundle cannot be used.
+        OrganInferError: If Ray is not installed, or the run fails. Finished scans stay in `output`.
+    """
+    workers = _worker_count(workers)
+    num_cpus, num_gpus = _number("num_cpus", num_cpus, 0), _number("num_gpus", num_gpus, 0)
+    margin_mm = _number("margin_mm", margin_mm, 0)
+    target = Path(_absolute("output", path_text(output, "output")))
+    listed = _pairs(pairs, labels)
+    ray = _ray()
+    bundle = None if bundle is None else _absolute("bundle", bundle)
+    # errors in the options are raised here, not in a worker
+    with OrganClassifier(bundle, device="cpu", threads=1, **options) as classifier:
+        identity = identity_of(classifier, margin_mm, bool(options.get("tta", False)))
+    call = f"organ_infer.ray.audit({short_repr(pairs)}, {short_repr(os.fspath(output))})"
+    with audit_directory(target, identity, fresh=fresh) as directory:
+        run = AuditRun(listed, directory, identity, call)
+        with run.written():
+            if run.pending:
+                with _cluster(ray), _run_errors(ray, 1, "audit", "scan"):
+                    rows = _map_batches(
+                        ray,
+                        _pair_tables(run.pending),
+                        AuditBatch,
+                        {"bundle": bundle, "margin_mm": margin_mm, **options},
+                        size=1,
+                        workers=min(workers, len(run.pending)),
+                        num_cpus=num_cpus,
+                        num_gpus=num_gpus,
+                    )
+                    for row in rows.iter_rows():
+                        directory.add_line(row["line"])
+            run.write()
+
+
+def _map_batches(
+    ray: ModuleType,
+    tables: list[Any],
+    worker: type,
+    constructor_options: dict[str, Any],
+    *,
+    size: int,
+    workers: int,
+    num_cpus: float,
+    num_gpus: float,
+) -> Any:
+    """Return the dataset of what the workers make of the tables, of which each is one task."""
+    return ray.data.from_arrow(tables).map_batches(
+        worker,
+        fn_constructor_kwargs={
+            "device": "cuda" if num_gpus else "cpu",
+            "threads": max(1, int(num_cpus)),
+            **constructor_options,
+        },
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        batch_size=size,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
+    )
+
+
 # Input
+
+
+def _pairs(pairs: Any, labels: str) -> list[Pair]:
+    """Return the pairs with absolute paths.
+
+    Raises:
+        InputError: If `pairs` is none of what `audit` takes, or empty.
+    """
+    if isinstance(pairs, (str, bytes, os.PathLike)):
+        listed: Sequence[Pair] = read_pairs(os.fsdecode(pairs), labels)
+    else:
+        try:
+            given = list(pairs)
+        except TypeError as e:
+            raise InputError(f"pairs: {_EXPECTED_PAIRS}, found {short_repr(pairs)}") from e
+        if len(given) == 2 and all(isinstance(each, (str, bytes, os.PathLike)) for each in given):
+            scans, masks = map(os.fsdecode, given)
+            found = pair_directories(scans, masks, labels)
+            for note in found.notes:
+                logger.warning("%s", note)
+            listed = found.pairs
+        else:
+            listed = [_pair(each, i, labels) for i, each in enumerate(given)]
+    if not listed:
+        raise InputError("pairs: no scan given; pass at least one scan with its mask")
+    return _distinct(listed)
+
+
+def _pair(value: Any, index: int, labels: str) -> Pair:
+    if isinstance(value, (str, bytes, os.PathLike)) or not isinstance(value, Sequence):
+        raise InputError(f"pairs[{index}]: {_EXPECTED_PAIRS}, found {short_repr(value)}")
+    if not 2 <= len(value) <= 3:
+        raise InputError(f"pairs[{index}]: {_EXPECTED_PAIRS}, found {short_repr(value)}")
+    scan, mask, *rest = (path_text(each, f"pairs[{index}]") for each in value)
+    own_labels = rest[0] if rest else labels
+    label_map(own_labels)
+    return Pair(scan, mask, own_labels)
+
+
+def _distinct(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs with absolute paths. Raise InputError if two are the same."""
+    absolute: dict[Pair, int] = {}
+    for i, pair in enumerate(pairs):
+        labels = pair.labels
+        if labels.lower() not in LABEL_MAPS:
+            labels = _absolute("labels", labels)
+        whole = Pair(_absolute("pairs", pair.scan), _absolute("pairs", pair.mask), labels)
+        first = absolute.setdefault(whole, i)
+        if first != i:
+            raise InputError(f"pairs[{i}]: the same scan and mask as pairs[{first}]; remove one")
+    return list(absolute)
+
+
+def _pair_tables(pairs: Sequence[tuple[Pair, str]]) -> list[Any]:
+    """Return one table per pair, with a JSON array of its paths, label map and key."""
+    arrow = _arrow()
+    # JSON in ASCII holds also the bytes of names that are not UTF-8
+    texts = [json.dumps([pair.scan, pair.mask, pair.labels, key]) for pair, key in pairs]
+    return [arrow.table({"pair": arrow.array([text], arrow.string())}) for text in texts]
 
 
 def _number(name: str, value: Any, least: int) -> Any:
@@ -488,17 +689,26 @@ def _greeting_error(connection: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def _run_errors(ray: ModuleType, size: int) -> Iterator[None]:
-    """Convert Ray's exceptions to OrganInferError. `size`: images per task."""
+def _run_errors(
+    ray: ModuleType, size: int, verb: str = "classify", noun: str = "image"
+) -> Iterator[None]:
+    """Convert Ray's exceptions to OrganInferError.
+
+    Args:
+        ray: The module.
+        size: Images or scans per task.
+        verb: What the run does, for the message.
+        noun: What to.
+    """
     try:
         yield
     except ray.exceptions.RayActorError as e:
         raise OrganInferError(
-            f"a worker died {RETRIES + 1} times on the same {size} images or fewer ({_reason(e)});"
-            " look for an image that ends the process, or for a lack of memory"
+            f"a worker died {RETRIES + 1} times on the same {size} {noun}s or fewer ({_reason(e)});"
+            f" look for the {noun} that ends the process, or for a lack of memory"
         ) from e
     except ray.exceptions.RayError as e:
-        raise OrganInferError(f"Ray could not classify all images: {_reason(e)}") from e
+        raise OrganInferError(f"Ray could not {verb} all {noun}s: {_reason(e)}") from e
 
 
 def _reason(error: BaseException) -> str:

@@ -108,6 +108,21 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    **{
+        f"runtime/organ_infer/audit/{name}.py": tests
+        for name, tests in {
+            "directory": ("test_cli_audit", "test_audit_page"),
+            "outputs": ("test_cli_audit",),
+            "page": ("test_audit_page", "test_cli_audit"),
+            "pairs": ("test_audit_pairs", "test_cli_audit"),
+            "ranking": ("test_audit_page", "test_cli_audit"),
+            "records": ("test_audit_page", "test_cli_audit"),
+            "run": ("test_cli_audit", "test_ray_audit"),
+        }.items()
+    },
+    "runtime/organ_infer/cli/audit.py": ("test_cli_audit",),
+    "runtime/organ_infer/cli/audit_arguments.py": ("test_cli_audit",),
+    "runtime/organ_infer/cli/scan_arguments.py": ("test_cli_volume", "test_cli_audit"),
     "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
@@ -245,7 +260,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_edge",
         "test_fit",
     ),
-    "train/locks.py": (
+    "runtime/organ_infer/locks.py": (
         "test_data",
         "test_record",
     ),

@@ -10,6 +10,7 @@ from .signals import SIGNALS, Signals, Stopped
 
 if TYPE_CHECKING:
     from .arguments import Options
+    from .audit_arguments import AuditOptions
     from .output import Writer
     from .progress import Messages
     from .volume_arguments import VolumeOptions
@@ -70,13 +71,18 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
     from .arguments import UsageError, parse
 
-    options: Options | VolumeOptions
+    options: Options | VolumeOptions | AuditOptions
+    # A file or directory of this name is still ./volume.
+    command = arguments[0] if arguments else ""
     try:
-        # A file or directory of this name is still ./volume.
-        if arguments and arguments[0] == "volume":
+        if command == "volume":
             from .volume_arguments import parse_volume
 
             options = parse_volume(arguments[1:])
+        elif command == "audit":
+            from .audit_arguments import parse_audit
+
+            options = parse_audit(arguments[1:])
         else:
             options = parse(arguments)
     except SystemExit as e:
@@ -91,8 +97,10 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     return _run(options, messages, signals)
 
 
-def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Signals) -> int:
-    """Run the check or classify, and report what ends it early. Returns the exit code."""
+def _run(
+    options: "Options | VolumeOptions | AuditOptions", messages: "Messages", signals: Signals
+) -> int:
+    """Run what the options ask for, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
     from .arguments import Options, UsageError
     from .output import ClosedPipe, OutputError
@@ -100,6 +108,15 @@ def _run(options: "Options | VolumeOptions", messages: "Messages", signals: Sign
     writer: Writer | None = None
     try:
         messages.quiet = options.quiet
+        if not isinstance(options, Options):
+            from .audit_arguments import AuditOptions
+
+            if isinstance(options, AuditOptions):
+                messages.leave_screen_to_pager()
+                _import_numpy()
+                from .audit import audit
+
+                return audit(options, messages, signals)
         if options.output is None:
             messages.leave_screen_to_pager()
         _import_numpy()

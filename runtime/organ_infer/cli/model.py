@@ -7,12 +7,13 @@ from .arguments import Options
 
 if TYPE_CHECKING:
     from ..bundle.manifest import Task
+    from .audit_arguments import AuditOptions
     from .volume_arguments import VolumeOptions
 
 __all__ = ["open_classifier", "packaged_model_note", "reading_options"]
 
 
-def open_classifier(options: "Options | VolumeOptions") -> OrganClassifier:
+def open_classifier(options: "Options | VolumeOptions | AuditOptions") -> OrganClassifier:
     """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:

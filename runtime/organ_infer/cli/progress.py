@@ -18,6 +18,7 @@ INTERVAL = 0.1
 LINE_LIMIT = 1 << 15
 # Columns that must be left beside the text for a bar: ten characters and "[] ".
 BAR_COLUMNS = 13
+_SECONDS = {"s": 1, "min": 60}
 
 
 class Messages:
@@ -70,13 +71,17 @@ class Messages:
         """Begin to measure the rate and the time left. Opening the model does not count."""
         self._last_drawn = self._progress_started = time.monotonic()
 
-    def progress(self, done: int, failed: int, total: int | None) -> None:
+    def progress(
+        self, done: int, failed: int, total: int | None, noun: str = "images", per: str = "s"
+    ) -> None:
         """Draw the progress bar, unless the last drawing is less than INTERVAL old.
 
         Args:
             done: Images so far, including the failed ones.
             failed: Images that could not be classified.
             total: The number of images, or None if it is not known.
+            noun: What is counted, if not images.
+            per: The time of the rate, `s` or `min`.
         """
         if not self.bar or self.quiet:
             return
@@ -85,7 +90,8 @@ class Messages:
             return
         self._last_drawn = now
         columns = _columns() - 1
-        text = bar_text(done, failed, total, now - self._progress_started, columns)
+        seconds = now - self._progress_started
+        text = bar_text(done, failed, total, seconds, columns, noun, per)
         self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
         self._bar_width = len(text)
 
@@ -149,14 +155,22 @@ def library_messages(messages: Messages) -> Iterator[None]:
         ort.silent = False
 
 
-def bar_text(done: int, failed: int, total: int | None, seconds: float, columns: int) -> str:
+def bar_text(
+    done: int,
+    failed: int,
+    total: int | None,
+    seconds: float,
+    columns: int,
+    noun: str = "images",
+    per: str = "s",
+) -> str:
     """Format the progress bar in at most `columns` characters. If that is too few, only the count is shown."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
-    rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
+    rate = f"{done * _SECONDS[per] / seconds:,.0f}/{per}" if seconds > 0 else ""
     left = ""
     if total is not None and 0 < done < total and seconds > 0:
         left = f"{duration((total - done) * seconds / done)} left"
-    parts = [count, "images", rate, left, f"{failed:,} failed" if failed else ""]
+    parts = [count, noun, rate, left, f"{failed:,} failed" if failed else ""]
     text = " ".join(part for part in parts if part)
     if total and columns - len(text) >= BAR_COLUMNS:
         width = min(30, columns - len(text) - 3)

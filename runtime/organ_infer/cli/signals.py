@@ -2,15 +2,21 @@
 
 import signal
 import threading
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .output import Writer
+from typing import Any, Protocol
 
 __all__ = ["SIGNALS", "Signals", "Stopped"]
 
 # The handled signals, each with the note on standard error.
 SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Unbreakable(Protocol):
+    """Something that writes lines which a signal must not break."""
+
+    busy: bool
+
+    def partial_note(self) -> str:
+        """Return the end of the message of a signal."""
 
 
 class Stopped(BaseException):
@@ -35,7 +41,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.writer: Writer | None = None
+        self.writer: Unbreakable | None = None
         self._pending: int | None = None
         self._raised: int | None = None
         self._previous_handlers: dict[int, Any] = {}

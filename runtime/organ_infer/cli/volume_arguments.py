@@ -1,17 +1,17 @@
 """The arguments of organ-infer volume. Nothing heavy is imported here, so that --help answers at once."""
 
 import argparse
-import os
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from ..errors import short_repr, shorten
-from .arguments import (
-    BUNDLE_VARIABLE,
-    UsageError,
-    _add_model_arguments,
-    _format_of_output,
-    _Parser,
+from ..errors import short_repr
+from .arguments import _add_model_arguments, _format_of_output
+from .scan_arguments import (
+    ScanParser,
+    add_general_arguments,
+    add_labels_argument,
+    add_margin_argument,
+    resolve_bundle,
 )
 from .volume_rows import VOLUME_FORMATS
 
@@ -43,18 +43,6 @@ class VolumeOptions(NamedTuple):
     orientation: None = None
 
 
-class _VolumeParser(_Parser):
-    def format_help(self) -> str:
-        self.epilog = (
-            "Exit codes: 0 all organs classified, whether or not they agree with the mask, 2 error,"
-            " 130 interrupted, 143 terminated."
-        )
-        return argparse.ArgumentParser.format_help(self)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{shorten(message, 1000)} (see organ-infer volume --help)")
-
-
 def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     """Parse the arguments after `volume`.
 
@@ -71,9 +59,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         parser.error(
             f"--mask: missing; name the mask whose organs are to be classified, or {_HINT}"
         )
-    for name in ("mask", "labels", "series", "bundle", "output"):
-        if values[name] == "":
-            parser.error(f"--{name}: the value is empty")
+    parser.refuse_empty(values, "mask", "labels", "series", "bundle", "output")
     if scans[0] == "":
         parser.error("SCAN: the value is empty")
     if values["format"] is None:
@@ -83,18 +69,17 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
                 f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl or .txt, or pass --format"
             )
         values["format"] = name
-    values["bundle"] = values["bundle"] or os.environ.get(BUNDLE_VARIABLE) or None
+    values["bundle"] = resolve_bundle(values["bundle"])
     return VolumeOptions(scan=scans[0], **values)
 
 
-def _build_parser() -> _VolumeParser:
-    parser = _VolumeParser(
-        prog="organ-infer volume",
+def _build_parser() -> ScanParser:
+    parser = ScanParser(
+        "volume",
         usage="organ-infer volume SCAN --mask MASK [options]",
-        description="Name the organs of a CT scan that a mask outlines, and compare them with the mask."
-        " Research software, not a medical device.",
-        allow_abbrev=False,
-        add_help=False,
+        description="Name the organs of a CT scan that a mask outlines, and compare them with the mask.",
+        exit_codes="0 all organs classified, whether or not they agree with the mask, 2 error,"
+        " 130 interrupted, 143 terminated.",
     )
     _add_input_arguments(parser.add_argument_group("input"))
     _add_model_arguments(parser.add_argument_group("model"))
@@ -111,24 +96,13 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="MASK",
         help="its organs: a label image, a directory with one file per structure, or DICOM",
     )
-    group.add_argument(
-        "--labels",
-        default="totalsegmentator",
-        metavar="MAP",
-        help="which structure is which class: the name of a label map, or a CSV file (default: %(default)s)",
-    )
+    add_labels_argument(group)
     group.add_argument(
         "--series",
         metavar="SERIES",
         help="SeriesNumber or SeriesInstanceUID, if the directory has several DICOM series",
     )
-    group.add_argument(
-        "--margin",
-        type=_margin,
-        default=5.0,
-        metavar="MM",
-        help="margin around each organ in the plane of the slices, in mm (default: %(default)g)",
-    )
+    add_margin_argument(group)
     group.add_argument(
         "--slices",
         choices=("middle", "all"),
@@ -153,19 +127,4 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--force", action="store_true", help="replace an existing FILE of --output without a note"
     )
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="show errors only, without notes and warnings"
-    )
-    group.add_argument("-h", "--help", action="help", help="show this help and exit")
-
-
-def _margin(text: str) -> float:
-    try:
-        value = float(text) if text.isascii() else -1.0
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1000:
-        raise argparse.ArgumentTypeError(
-            f"expected a number of mm from 0 to 1,000, found {short_repr(text)}"
-        )
-    return value
+    add_general_arguments(group, "show errors only, without notes and warnings")

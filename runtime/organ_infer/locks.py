@@ -7,7 +7,9 @@ import os
 import socket
 from pathlib import Path
 
-from organ_infer.files import lock_file, open_flags
+from .files import lock_file, open_flags
+
+__all__ = ["Lock"]
 
 # to lock a file that another process removes at the same time
 ATTEMPTS = 100

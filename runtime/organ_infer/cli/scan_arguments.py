@@ -1,0 +1,95 @@
+"""What organ-infer volume and organ-infer audit have in common. Nothing heavy is imported here."""
+
+import argparse
+import os
+from typing import Any, NoReturn
+
+from ..errors import short_repr, shorten
+from .arguments import BUNDLE_VARIABLE, UsageError, _Parser
+
+__all__ = [
+    "ScanParser",
+    "add_general_arguments",
+    "add_labels_argument",
+    "add_margin_argument",
+    "resolve_bundle",
+]
+
+
+class ScanParser(_Parser):
+    """The parser of a command that has a name.
+
+    Args:
+        command: Its name.
+        usage: The arguments of the usage line, behind the name.
+        description: One sentence.
+        exit_codes: The last line of --help.
+    """
+
+    def __init__(self, command: str, usage: str, description: str, exit_codes: str) -> None:
+        self._command = command
+        self._exit_codes = exit_codes
+        super().__init__(
+            prog=f"organ-infer {command}",
+            usage=usage,
+            description=f"{description} Research software, not a medical device.",
+            allow_abbrev=False,
+            add_help=False,
+        )
+
+    def format_help(self) -> str:
+        self.epilog = f"Exit codes: {self._exit_codes}"
+        return argparse.ArgumentParser.format_help(self)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{shorten(message, 1000)} (see organ-infer {self._command} --help)")
+
+    def refuse_empty(self, values: dict[str, Any], *names: str) -> None:
+        """Raise UsageError if one of these options has an empty value."""
+        for name in names:
+            if values[name] == "":
+                self.error(f"--{name}: the value is empty")
+
+
+def add_labels_argument(group: argparse._ArgumentGroup) -> None:
+    """Add --labels."""
+    group.add_argument(
+        "--labels",
+        default="totalsegmentator",
+        metavar="MAP",
+        help="which structure is which class: the name of a label map, or a CSV file (default: %(default)s)",
+    )
+
+
+def add_margin_argument(group: argparse._ArgumentGroup) -> None:
+    """Add --margin."""
+    group.add_argument(
+        "--margin",
+        type=_margin,
+        default=5.0,
+        metavar="MM",
+        help="margin around each organ in the plane of the slices, in mm (default: %(default)g)",
+    )
+
+
+def add_general_arguments(group: argparse._ArgumentGroup, quiet: str) -> None:
+    """Add --quiet, with its help, and --help."""
+    group.add_argument("-q", "--quiet", action="store_true", help=quiet)
+    group.add_argument("-h", "--help", action="help", help="show this help and exit")
+
+
+def resolve_bundle(bundle: str | None) -> str | None:
+    """Return the bundle of the options, or else that of the environment, or None for the packaged one."""
+    return bundle or os.environ.get(BUNDLE_VARIABLE) or None
+
+
+def _margin(text: str) -> float:
+    try:
+        value = float(text) if text.isascii() else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1000:
+        raise argparse.ArgumentTypeError(
+            f"expected a number of mm from 0 to 1,000, found {short_repr(text)}"
+        )
+    return value
