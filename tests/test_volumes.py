@@ -720,6 +720,52 @@ def test_label_maps_have_the_packaged_models_classes_and_a_source():
     assert {*LABEL_MAPS["totalsegmentator-v1"].numbers.values()} == {*CLASSES}
 
 
+# The structures of each data set in the order of their numbers, from 1, as its row's source lists them. Of
+# TotalSegmentator's, only the first. None is "kidney" or the like, without a side.
+PUBLISHED = {
+    "totalsegmentator": "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right"
+    " adrenal_gland_left lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right"
+    " lung_lower_lobe_right esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder",
+    "totalsegmentator-v1": "spleen kidney_right kidney_left gallbladder liver stomach aorta inferior_vena_cava"
+    " portal_vein_and_splenic_vein pancreas adrenal_gland_right adrenal_gland_left lung_upper_lobe_left"
+    " lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right",
+    "amos22": "spleen kidney_right kidney_left gallbladder esophagus liver stomach aorta postcava pancreas"
+    " adrenal_gland_right adrenal_gland_left duodenum bladder prostate/uterus",
+    "btcv": "spleen right_kidney left_kidney gallbladder esophagus liver stomach aorta inferior_vena_cava"
+    " portal_vein_and_splenic_vein pancreas right_adrenal_gland left_adrenal_gland",
+    "flare22": "liver right_kidney spleen pancreas aorta inferior_vena_cava right_adrenal_gland left_adrenal_gland"
+    " gallbladder esophagus stomach duodenum left_kidney",
+    "word": "liver spleen kidney_left kidney_right stomach gallbladder esophagus pancreas duodenum colon intestine"
+    " adrenal rectum bladder head_of_femur_left head_of_femur_right",
+    "ct-org": "liver bladder lungs kidneys bone brain",
+    "lits": "liver liver_tumor",
+    "abdomenatlas": "aorta gall_bladder kidney_left kidney_right liver pancreas postcava spleen stomach"
+    " adrenal_gland_left adrenal_gland_right bladder celiac_trunk colon duodenum esophagus femur_left femur_right"
+    " hepatic_vessel intestine lung_left lung_right portal_vein_and_splenic_vein prostate rectum",
+    "msd-liver": "liver liver_tumor",
+    "msd-pancreas": "pancreas pancreas_tumor",
+    "msd-spleen": "spleen",
+}
+# a tumor alone has no class by name, but by its number in a data set where it is a part of the organ
+TUMORS = {"liver_tumor": "liver", "pancreas_tumor": "pancreas"}
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_the_numbers_of_a_label_map_are_those_of_the_published_list(name):
+    row, structures = LABEL_MAPS[name], PUBLISHED[name].split()
+    expected = {
+        number: organ
+        for number, structure in enumerate(structures, 1)
+        if (organ := TUMORS.get(structure) or row.class_of(None, structure))
+    }
+    assert {n: organ for n, organ in row.numbers.items() if n <= len(structures)} == expected
+    # the numbers after the list, of TotalSegmentator alone
+    later = {organ for n, organ in row.numbers.items() if n > len(structures)}
+    assert later <= (
+        {"heart", "femur-left", "femur-right", "bladder"} if "total" in name else {*()}
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "organ"),
     [

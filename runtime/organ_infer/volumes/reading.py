@@ -51,7 +51,8 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
             an RTSTRUCT.
         like: The scan. A mask whose axes have another order or direction is reoriented to it.
         labels: The data set whose numbers and names the mask has: totalsegmentator, totalsegmentator-v1, amos22, btcv,
-            flare22, word, ct-org or lits. Or the path of a CSV file with lines `number_or_name,class`.
+            flare22, word, ct-org, lits, abdomenatlas, msd-liver, msd-pancreas or msd-spleen. Or the path of a CSV file
+            with lines `number_or_name,class`.
 
     Returns:
         The organs on the scan's grid.
