@@ -961,7 +961,7 @@ def test_a_real_segmentation_is_its_nrrd():
         ),
         ("dicom/*S1000*", "localizer"),
         ("dicom/*S4010*", "color, so a dose page"),
-        ("dicom/*DICOMDIR", "no image"),
+        ("dicom/*DICOMDIR", "a DICOMDIR, not a CT image"),
     ],
 )
 def test_broken_real_series_are_one_line(tmp_path, pattern, words):

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import ImageError, InputError
-from ..images.registry import decoder_errors
 from .hounsfield import read_hounsfield
 from .label_maps import label_map
 from .masks import read_label_image, read_structure_files
@@ -13,6 +12,7 @@ from .scan_files import read_header, scan_names, title_of
 from .segments import read_segments
 from .series import read_series
 from .types import Mask, Volume
+from .voxel_files import reader_errors
 
 __all__ = ["open_mask", "open_volume"]
 
@@ -84,7 +84,7 @@ def _as_text(path: object) -> str:
 def _named(path: str) -> Iterator[None]:
     """Name the path in every error that does not name a file of it, and convert any other error."""
     try:
-        with decoder_errors("scan"):
+        with reader_errors("scan"):
             yield
     except ImageError as e:
         message = str(e.args[0])
