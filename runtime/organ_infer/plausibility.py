@@ -102,7 +102,7 @@ def _in_air(gray: NDArray[np.float32]) -> NDArray[np.bool_]:
         gray: float32 (N, S, S), black is 0 and white 1.
     """
     corners = gray[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    found: NDArray[np.bool_] = (corners <= BLACK).all(axis=1)
+    found: NDArray[np.bool_] = np.logical_and.reduce(corners <= BLACK, axis=1)
     # hardly any crop has four black corners, so that the rest is seldom computed
     for i in np.flatnonzero(found):
         found[i] = _skin_brightness(gray[i]) < SKIN_LIMIT
@@ -122,7 +122,8 @@ def _reduced(gray: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(gray) <= SKIN_SIDE:
         return gray
     weights = _area_weights(len(gray))
-    return weights @ gray @ weights.T
+    reduced: NDArray[np.float32] = np.linalg.multi_dot([weights, gray, weights.T])
+    return reduced
 
 
 @lru_cache
