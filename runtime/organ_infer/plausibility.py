@@ -69,7 +69,7 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
     pixels = packed.reshape(len(packed), -1)
     low, high = (np.float32((value - spec.mean) / spec.std) for value in (BLACK, WHITE))
     black, border = pixels <= low, _border_indices(spec.size)
-    in_air = _in_air(packed[:, 0] * np.float32(spec.std) + np.float32(spec.mean))
+    in_air = _in_air(packed, black, spec)
     span = (pixels.max(axis=1) - pixels.min(axis=1)) * spec.std
     clipped = _count_true(black | (pixels >= high)) / pixels.shape[1]
     black_border = _count_true(black.take(border, axis=1)) / len(border)
@@ -95,17 +95,22 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
     return warnings
 
 
-def _in_air(gray: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _in_air(
+    packed: NDArray[np.float32], black: NDArray[np.bool_], spec: Input
+) -> NDArray[np.bool_]:
     """Return whether each slice shows a body with skin in air: black corners, and dark gray next to the black.
 
     Args:
-        gray: float32 (N, S, S), black is 0 and white 1.
+        packed: float32 (N, 1, S, S), the network's input.
+        black: bool (N, S * S), its black pixels.
+        spec: The manifest's description of that input.
     """
-    corners = gray[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    found: NDArray[np.bool_] = np.logical_and.reduce(corners <= BLACK, axis=1)
+    corners = black[:, [0, spec.size - 1, -spec.size, -1]]
+    found: NDArray[np.bool_] = np.logical_and.reduce(corners, axis=1)
     # hardly any crop has four black corners, so that the rest is seldom computed
     for i in np.flatnonzero(found):
-        found[i] = _skin_brightness(gray[i]) < SKIN_LIMIT
+        gray = packed[i, 0] * np.float32(spec.std) + np.float32(spec.mean)
+        found[i] = _skin_brightness(gray) < SKIN_LIMIT
     return found
 
 

@@ -233,8 +233,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "runtime/organ_infer/plausibility.py": {
         (
-            "found[i] = _skin_brightness(gray[i]) < SKIN_LIMIT",
-            "_skin_brightness(gray[i]) <= SKIN_LIMIT",
+            "found[i] = _skin_brightness(gray) < SKIN_LIMIT",
+            "_skin_brightness(gray) <= SKIN_LIMIT",
         ): "a mean of float32 is never exactly 0.15",
         (
             "return float(small[skin].mean()) if skin.any() else 1.0",
