@@ -17,6 +17,8 @@ from organ_infer.bundle.manifest import Input
 from organ_infer.plausibility import (
     WHOLE_SLICE_SIDE,
     _border_indices,
+    _reduced,
+    _skin_brightness,
     pixel_warnings,
     shape_warnings,
 )
@@ -305,6 +307,112 @@ def test_a_black_border_is_a_whole_slice():
     whole[20:110, 10:118] = np.kron(CROP, np.ones((5, 5), np.uint8))[:90, :108]
     assert "black border" in warning_of(whole)
     assert warning_of(whole[20:110, 10:118]) == ""
+
+
+def body_in_air(side, skin=-100, width=1.1):
+    """HU (side, side): an ellipse of muscle with a rim, in air, a little wider than the slice."""
+    y, x = (np.indices((side, side)) + 0.5) / side - 0.5
+    far = np.hypot(x / (width / 2), y / (width * 0.4))
+    units = np.where(far <= 1, skin, -1000)
+    units[far <= 0.88] = 50 + np.random.default_rng(1).integers(-40, 40, int((far <= 0.88).sum()))
+    # an arc of a table, lungs, and a spine
+    units[(np.abs(far - 1.25) < 0.01) & (y > 0.2)] = 200
+    units[np.hypot(np.abs(x) - 0.2, y) < 0.1] = -900
+    units[np.hypot(x, y - 0.2) < 0.06] = 400
+    return units.astype(np.int16)
+
+
+BODY_IN_AIR = "a body in air; likely a whole slice, crop it around one organ"
+
+
+@pytest.mark.parametrize("size", [20, 28, 64, 100])
+@pytest.mark.parametrize("side", [64, 101, 128, 300, 512])
+def test_a_body_with_skin_in_air_is_a_whole_slice_whatever_its_size(side, size):
+    spec = Input(size=size, mean=0.4, std=0.3, window=(40, 400))
+    whole = body_in_air(side)
+    assert warning_of(whole, spec) == f"implausible: {BODY_IN_AIR}"
+    gray = (np.clip((whole + 160) / 400, 0, 1) * 255).round().astype(np.uint8)
+    assert (
+        warning_of(gray, spec) == warning_of(np.rot90(gray), spec) == f"implausible: {BODY_IN_AIR}"
+    )
+    # an organ in black lungs has no dark rim, and a part of a body no four black corners
+    assert warning_of(body_in_air(side, skin=50), spec) == ""
+    assert warning_of(np.ascontiguousarray(whole[side // 3 :, : side // 2]), spec) == ""
+
+
+def test_one_corner_with_tissue_is_no_body_in_air():
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        whole = body_in_air(128)
+        corner = whole[slice(None, 8) if row == 0 else slice(-8, None), :]
+        corner[:, slice(None, 8) if column == 0 else slice(-8, None)] = 60
+        assert warning_of(whole) == ""
+
+
+@pytest.mark.parametrize(("skin", "is_whole"), [(0.14, True), (0.16, False)])
+def test_skin_under_15_percent_of_white_is_that_of_a_body(skin, is_whole):
+    pixels = np.zeros((28, 28))
+    pixels[4:-4] = skin
+    pixels[5:-5] = 0.7
+    found = warnings_of(pixels, SPEC)
+    assert found == ((f"implausible: {BODY_IN_AIR}",) if is_whole else ())
+
+
+def test_air_in_a_body_is_not_around_it():
+    """Air that no straight line of black pixels joins with the outside: its dark rim is no skin."""
+    pixels = np.zeros((28, 28))
+    pixels[2:-2] = 0.25
+    pixels[3:-3] = 0.7
+    pixels[4:-4, 3:-3] = 0.05
+    pixels[5:-5, 4:-4] = 0.0
+    assert warnings_of(pixels, SPEC) == ()
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_air_is_reached_from_every_side(turns):
+    """A notch in the body whose rim is dark enough to bring the mean under the limit."""
+    pixels = np.zeros((28, 28))
+    pixels[2:-2] = 0.25
+    pixels[3:-3] = 0.7
+    pixels[5:-5, 3:] = 0.05
+    pixels[6:-6, 4:] = 0.0
+    (found,) = warnings_of(np.ascontiguousarray(np.rot90(pixels, turns)), SPEC)
+    assert found == f"implausible: {BODY_IN_AIR}"
+
+
+@pytest.mark.parametrize("size", [28, 29, 64, 224])
+def test_large_inputs_are_reduced_like_large_slices(size):
+    gray = np.random.default_rng(size).integers(0, 256, (size, size), np.uint8)
+    expected = pack(gray, 28)[0, 0] * 0.5 + 0.5
+    np.testing.assert_allclose(_reduced((gray / 255).astype(np.float32)), expected, atol=1e-5)
+
+
+def test_a_network_of_one_pixel_has_corners():
+    assert "0% of black" in warning_of(np.zeros((5, 5), np.uint8), Input(size=1, mean=0.5, std=0.5))
+
+
+@needs_organamnist
+def test_the_skin_of_validation_is_what_the_docs_say(validation):
+    """Of the crops with four black corners."""
+    crops = validation[(validation[:, ::27, ::27] <= 0.02 * 255).all(axis=(1, 2))]
+    least = min(map(_skin_brightness, (crops / 255).astype(np.float32)))
+    page = (ROOT / "docs" / "guides" / "formats.md").read_text()
+    stated = re.search(
+        r"a body in air;.*?\| (\d+) % and more, of the (\d+) with black corners \|", page
+    )
+    assert [math.floor(least * 100), len(crops)] == list(map(int, stated.groups()))
+
+
+@needs_organamnist
+@pytest.mark.parametrize("side", [64, 128, 224])
+def test_enlarged_slices_of_validation_are_seldom_a_body_in_air(validation, side):
+    """Enlarging blurs the edge of a heart in black lungs. The smooth scaling of 15 % of them is enough to tell."""
+    chosen = validation[::7]
+    large = [
+        np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+        for image in chosen
+    ]
+    found = [bool(warnings) for warnings in pixel_warnings(pack(large), SPEC)]
+    assert np.mean(found) <= 0.005
 
 
 def test_the_size_of_a_whole_slice():

@@ -81,3 +81,30 @@ def test_an_audit_finds_nothing_in_intact_scans_and_names_flips_and_swaps(classi
     assert messages(volume, mask) == []
     assert messages(flipped, mask) == ["left-right flipped: scan and mask"]
     assert messages(volume, swapped) == ["labels swapped: liver <-> spleen"]
+
+
+@pytest.mark.parametrize("as_gray", [False, True])
+def test_every_whole_slice_of_a_scan_of_3_mm_is_told(classifier, as_gray):
+    """Without a pixel spacing, as HU and as gray through 40/400: its 122 x 101 pixels could be those of a crop."""
+    volume = reading.open_volume(str(SCANS / "example_ct.nii.gz"))
+    for k in range(volume.hu.shape[2]):
+        pixels = np.ascontiguousarray(volume.hu[:, :, k].T)
+        if as_gray:
+            pixels = np.rint((pixels.clip(-160, 240) + 160) / 400 * 255).astype(np.uint8)
+        (found,) = classifier.predict(pixels[None])
+        (warning,) = found.warnings
+        assert warning.startswith("implausible: a body in air; likely a whole slice")
+
+
+@pytest.mark.parametrize("margin", [0, 5, 30])
+def test_no_crop_around_an_organ_is_a_whole_slice(classifier, margin):
+    for scan, mask in (PLAIN, CONTRAST):
+        volume = reading.open_volume(str(SCANS / scan))
+        for organ in classifier.predict_volume(
+            volume,
+            reading.open_mask(str(SCANS / mask), like=volume),
+            margin_mm=margin,
+            slices="all",
+        ):
+            warnings = [text for one in organ.slices for text in one.prediction.warnings]
+            assert not any("body in air" in text for text in warnings)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLASSES, child_environment
+from support.image_files import dicom
 from support.phantoms import (
     ORGANS,
     ORIENTATIONS,
@@ -250,6 +251,12 @@ def test_oblique_scans(tmp_path):
         refused("gantry tilt, the axes are 12.0 degrees", open_volume, saved(tmp_path, name, data))
 
 
+def scaled(factor):
+    affine = SCAN.affine.copy()
+    affine[:3] *= factor
+    return affine
+
+
 def nan_scan():
     hu = SCAN.hu.astype(np.float32)
     hu[3, 4, 5] = np.nan
@@ -276,6 +283,22 @@ BAD = {
     "color.nii": (lambda: nifti(SCAN.hu, SCAN.affine, datatype=128), "color is not supported"),
     "complex.nii": (lambda: nifti(SCAN.hu, SCAN.affine, datatype=32), "data type 32"),
     "pair.nii": (lambda: nifti(SCAN.hu, SCAN.affine, magic=b"ni1\0"), "in two files"),
+    "centimeters.nii": (lambda: nifti(SCAN.hu, scaled(0.1)), "hardly a patient .*centimeters"),
+    "meters.nii": (lambda: nifti(SCAN.hu, scaled(0.001)), "hardly a patient .*meters"),
+    "microns.nii": (
+        lambda: nifti(SCAN.hu, scaled(1000)),
+        "hardly a patient .*wrong spacing or unit",
+    ),
+    "millimeters_as_meters.nii": (lambda: nifti(SCAN.hu, SCAN.affine, units=1), "hardly a patient"),
+    "millimeters_as_microns.nii": (
+        lambda: nifti(SCAN.hu, SCAN.affine, units=3),
+        "hardly a patient",
+    ),
+    # a whole body, of which one side is long enough in centimeters, too
+    "body.nii": (
+        lambda: nifti(np.repeat(SCAN.hu, 20, axis=2), np.diag([2.4, 2.7, 0.8, 1])),
+        "40.8 x 40.5 x 192 mm, hardly a patient .*centimeters",
+    ),
     "unit.nii.gz": (lambda: nifti(SCAN.hu, SCAN.affine, units=7), "unknown unit"),
     "inf.nii": (lambda: nifti(SCAN.hu, turned_by(SCAN.affine, np.nan)), "not finite"),
     "flat.nii": (lambda: nifti(SCAN.hu, SCAN.affine * [0, 1, 1, 1]), "an axis has no length"),
@@ -445,7 +468,31 @@ def test_an_unreadable_slice_in_the_middle_is_named(tmp_path):
     pytest.importorskip("pydicom")
     files = series(SCAN)
     files["IM0007"] = files["IM0007"][:-100]
-    dicom_refused(tmp_path, files, "IM0007: ")
+    dicom_refused(
+        tmp_path,
+        files,
+        "IM0007: DICOM: the header declares 510 bytes of pixels, found 410; the file is truncated",
+    )
+
+
+def test_frames_without_their_number_are_refused(tmp_path):
+    """Without NumberOfFrames, one of twelve frames would be read."""
+    pytest.importorskip("pydicom")
+    path = saved(tmp_path, "a.dcm", without(multi_frame(SCAN), "NumberOfFrames"))
+    refused("1 frames with 12 positions", open_volume, path)
+
+
+def without(data, name):
+    """A DICOM file without an attribute."""
+    import io
+
+    import pydicom
+
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    del dataset[name]
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 def test_files_that_may_be_slices_are_not_passed_over(tmp_path):
@@ -530,7 +577,29 @@ def test_zips_are_read_within_limits(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(dicom_files, "MOST_FILES", 5)
     refused("more than 5 files", open_volume, path)
-    refused("no DICOM file found", open_volume, saved(tmp_path, "b.zip", zipped({"a": b"text"})))
+    refused(
+        "no DICOM file found in the zip; unpack it",
+        open_volume,
+        saved(tmp_path, "b.zip", zipped({"a": b"text"})),
+    )
+    cut = saved(tmp_path, "c.zip", zipped(series(SCAN))[:-50])
+    refused("the zip is truncated or damaged; copy it again", open_volume, cut)
+
+
+def test_a_file_of_a_zip_is_inflated_within_the_limit_of_an_image(tmp_path, monkeypatch):
+    """Whether or not the list of the zip states its size."""
+    pytest.importorskip("pydicom")
+    from organ_infer.volumes import dicom_files
+
+    monkeypatch.setattr(dicom_files, "FILE_LIMIT", 1000)
+    data = bytes(128) + b"DICM" + bytes(5000)
+    honest = zipped({"a.dcm": data})
+    lies = honest.replace(len(data).to_bytes(4, "little"), (900).to_bytes(4, "little"))
+    assert honest.count(len(data).to_bytes(4, "little")) == 2
+    refused(
+        "a.dcm: inflates to more than 1,000 bytes", open_volume, saved(tmp_path, "a.zip", honest)
+    )
+    refused("a.dcm: DICOM: damaged or not supported;", open_volume, saved(tmp_path, "b.zip", lies))
 
 
 # Masks.
@@ -568,6 +637,22 @@ def test_a_file_of_a_directory_is_named(tmp_path, volume):
     path = saved(tmp_path, "liver.nii", nifti(SCAN.labels, SCAN.affine)[:-9])
     refused("liver.nii: .*truncated", open_mask, tmp_path, volume)
     assert path
+
+
+@pytest.mark.parametrize(
+    ("voxels", "words"),
+    [
+        (lambda liver: np.where(liver, 1, np.nan), "NaN or infinite values are no labels"),
+        (lambda liver: liver * 0.75, "fractions, so probabilities"),
+        (lambda liver: SCAN.hu, ".* are no labels"),
+    ],
+)
+def test_a_file_of_one_structure_holds_labels(tmp_path, volume, voxels, words):
+    """Every number but 0 would be the structure."""
+    array = voxels(SCAN.labels == 1)
+    array = array.astype(np.float32) if array.dtype.kind == "f" else array
+    saved(tmp_path, "liver.nii", nifti(array, SCAN.affine))
+    refused(f"liver.nii: {words}", open_mask, tmp_path, volume)
 
 
 def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volume):
@@ -626,7 +711,7 @@ def shifted(by):
         (lambda: nifti(SCAN.labels * 0, SCAN.affine), "the mask is empty"),
         (lambda: nifti(SCAN.labels * 0 + 99, SCAN.affine), "no structure .* found 99"),
         (lambda: nifti(SCAN.labels / np.float32(2), SCAN.affine), "probabilities"),
-        (lambda: nifti(SCAN.labels * np.float32(np.nan), SCAN.affine), "no labels"),
+        (lambda: nifti(SCAN.labels * np.float32(np.nan), SCAN.affine), "NaN or infinite"),
         (lambda: nifti(SCAN.hu, SCAN.affine), "are no labels"),
         (lambda: nifti(np.stack([SCAN.labels] * 2, 3), SCAN.affine), "a series of 2 volumes"),
     ],
@@ -701,12 +786,126 @@ def test_other_files_are_no_segmentation(tmp_path, volume):
     other = type(SCAN)(SCAN.hu, SCAN.labels, shifted([0, 0, 8 * 12]))
     path = saved(tmp_path, "above.dcm", segmentation(other, structures))
     refused("not the scan's grid: frame", open_mask, path, volume)
+    for name, data in {
+        "a.jpg": b"\xff\xd8\xff\xe0" + bytes(200),
+        "a.csv": b"1,liver\n" * 40,
+        "a.dcm": b"",
+    }.items():
+        path = saved(tmp_path, name, data)
+        refused("unknown format, no mask; pass a label image", open_mask, path, volume)
+    for modality, kind in {"RTPLAN": "481.5", "RTDOSE": "481.2"}.items():
+        data = dicom(
+            np.zeros((2, 2), np.uint8),
+            SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{kind}",
+            Modality=modality,
+        )
+        path = saved(tmp_path, "plan.dcm", data)
+        refused(f"modality {modality}, neither SEG nor RTSTRUCT", open_mask, path, volume)
     path = saved(tmp_path, "ct.dcm", series(SCAN)["IM0001"])
     refused("modality CT, neither SEG nor RTSTRUCT", open_mask, path, volume)
     (tmp_path / "empty").mkdir()
     refused(
         "no NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT", open_mask, tmp_path / "empty", volume
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Rows", "no Rows; export the mask again"),
+        ("BitsAllocated", "no BitsAllocated"),
+        ("NumberOfFrames", "1 frames with 22 positions"),
+        ("PixelData", "a SEG without frames"),
+        ("SharedFunctionalGroupsSequence", "no ImageOrientationPatient"),
+    ],
+)
+def test_a_segmentation_without_an_attribute_is_one_line(tmp_path, volume, name, words):
+    """Not in the words of a library."""
+    pytest.importorskip("pydicom")
+    data = without(segmentation(SCAN, {"liver": SCAN.labels == 1, "spleen": SCAN.labels > 0}), name)
+    frames = int(
+        (SCAN.labels == 1).any(axis=(0, 1)).sum() + (SCAN.labels > 0).any(axis=(0, 1)).sum()
+    )
+    words = words.replace("22", str(frames))
+    refused(words, open_mask, saved(tmp_path, "m.dcm", data), volume)
+
+
+def test_a_region_without_its_number_is_one_line(tmp_path, volume):
+    pytest.importorskip("pydicom")
+    import io
+
+    import pydicom
+
+    for sequence, name in (
+        ("StructureSetROISequence", "ROINumber"),
+        ("ROIContourSequence", "ReferencedROINumber"),
+    ):
+        dataset = pydicom.dcmread(io.BytesIO(contours(SCAN, {"liver": SCAN.labels == 1})))
+        del dataset[sequence][0][name]
+        file = io.BytesIO()
+        dataset.save_as(file, enforce_file_format=True)
+        path = saved(tmp_path, "rt.dcm", file.getvalue())
+        refused(f"a region without {name}; export", open_mask, path, volume)
+
+
+def item(**fields):
+    """A sequence of one item."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    dataset = Dataset()
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    return Sequence([dataset])
+
+
+@pytest.mark.parametrize("write", [segmentation, contours])
+def test_a_mask_of_another_coordinate_system_is_refused(tmp_path, write):
+    """Its positions are those of the scan, and mean other places."""
+    pytest.importorskip("pydicom")
+    structures = {"liver": SCAN.labels == 1}
+
+    def scan(name, **fields):
+        return open_volume(write_series(tmp_path / name, series(SCAN, uid="1.5", **fields)))
+
+    def mask(**fields):
+        return saved(tmp_path, "m.dcm", write(SCAN, structures, **fields))
+
+    named, unnamed = scan("a", FrameOfReferenceUID="1.7"), scan("b")
+    assert (named.frame_of_reference, named.series) == ("1.7", "1.5")
+    assert (unnamed.frame_of_reference, unnamed.series) == ("", "1.5")
+    refused(
+        "not the scan's coordinate system: the mask's FrameOfReferenceUID is 1.8, the scan's 1.7;",
+        open_mask,
+        mask(FrameOfReferenceUID="1.8"),
+        named,
+    )
+    # the same system, none, or the scan's own series
+    series_of = item(SeriesInstanceUID="1.5")
+    studies = item(RTReferencedStudySequence=item(RTReferencedSeriesSequence=series_of))
+    for fields, volume in (
+        ({"FrameOfReferenceUID": "1.7"}, named),
+        ({}, named),
+        ({"FrameOfReferenceUID": "1.8"}, unnamed),
+        ({"FrameOfReferenceUID": "1.8", "ReferencedSeriesSequence": series_of}, named),
+        ({"FrameOfReferenceUID": "1.8", "ReferencedFrameOfReferenceSequence": studies}, named),
+        ({"ReferencedFrameOfReferenceSequence": item(FrameOfReferenceUID="1.7")}, named),
+    ):
+        assert {*open_mask(mask(**fields), volume)} == {"liver"}
+    refused(
+        "not the scan's coordinate system",
+        open_mask,
+        mask(ReferencedFrameOfReferenceSequence=item(FrameOfReferenceUID="1.8")),
+        named,
+    )
+
+
+def test_files_with_a_system_each_name_none(tmp_path):
+    """As some anonymizers write them."""
+    pytest.importorskip("pydicom")
+    files = series(SCAN, FrameOfReferenceUID="1.7")
+    files["IM0004"] = series(SCAN, FrameOfReferenceUID="1.9")["IM0004"]
+    assert open_volume(write_series(tmp_path / "s", files)).frame_of_reference == ""
 
 
 # Label maps.
@@ -718,6 +917,52 @@ def test_label_maps_have_the_packaged_models_classes_and_a_source():
         assert row.source.startswith("https://") and 0 not in row.numbers
     assert {*LABEL_MAPS["totalsegmentator"].numbers.values()} == {*CLASSES}
     assert {*LABEL_MAPS["totalsegmentator-v1"].numbers.values()} == {*CLASSES}
+
+
+# The structures of each data set in the order of their numbers, from 1, as its row's source lists them. Of
+# TotalSegmentator's, only the first. None is "kidney" or the like, without a side.
+PUBLISHED = {
+    "totalsegmentator": "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right"
+    " adrenal_gland_left lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right"
+    " lung_lower_lobe_right esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder",
+    "totalsegmentator-v1": "spleen kidney_right kidney_left gallbladder liver stomach aorta inferior_vena_cava"
+    " portal_vein_and_splenic_vein pancreas adrenal_gland_right adrenal_gland_left lung_upper_lobe_left"
+    " lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right",
+    "amos22": "spleen kidney_right kidney_left gallbladder esophagus liver stomach aorta postcava pancreas"
+    " adrenal_gland_right adrenal_gland_left duodenum bladder prostate/uterus",
+    "btcv": "spleen right_kidney left_kidney gallbladder esophagus liver stomach aorta inferior_vena_cava"
+    " portal_vein_and_splenic_vein pancreas right_adrenal_gland left_adrenal_gland",
+    "flare22": "liver right_kidney spleen pancreas aorta inferior_vena_cava right_adrenal_gland left_adrenal_gland"
+    " gallbladder esophagus stomach duodenum left_kidney",
+    "word": "liver spleen kidney_left kidney_right stomach gallbladder esophagus pancreas duodenum colon intestine"
+    " adrenal rectum bladder head_of_femur_left head_of_femur_right",
+    "ct-org": "liver bladder lungs kidneys bone brain",
+    "lits": "liver liver_tumor",
+    "abdomenatlas": "aorta gall_bladder kidney_left kidney_right liver pancreas postcava spleen stomach"
+    " adrenal_gland_left adrenal_gland_right bladder celiac_trunk colon duodenum esophagus femur_left femur_right"
+    " hepatic_vessel intestine lung_left lung_right portal_vein_and_splenic_vein prostate rectum",
+    "msd-liver": "liver liver_tumor",
+    "msd-pancreas": "pancreas pancreas_tumor",
+    "msd-spleen": "spleen",
+}
+# a tumor alone has no class by name, but by its number in a data set where it is a part of the organ
+TUMORS = {"liver_tumor": "liver", "pancreas_tumor": "pancreas"}
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_the_numbers_of_a_label_map_are_those_of_the_published_list(name):
+    row, structures = LABEL_MAPS[name], PUBLISHED[name].split()
+    expected = {
+        number: organ
+        for number, structure in enumerate(structures, 1)
+        if (organ := TUMORS.get(structure) or row.class_of(None, structure))
+    }
+    assert {n: organ for n, organ in row.numbers.items() if n <= len(structures)} == expected
+    # the numbers after the list, of TotalSegmentator alone
+    later = {organ for n, organ in row.numbers.items() if n > len(structures)}
+    assert later <= (
+        {"heart", "femur-left", "femur-right", "bladder"} if "total" in name else {*()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -915,7 +1160,7 @@ def test_a_real_segmentation_is_its_nrrd():
         ),
         ("dicom/*S1000*", "localizer"),
         ("dicom/*S4010*", "color, so a dose page"),
-        ("dicom/*DICOMDIR", "no image"),
+        ("dicom/*DICOMDIR", "a DICOMDIR, not a CT image"),
     ],
 )
 def test_broken_real_series_are_one_line(tmp_path, pattern, words):

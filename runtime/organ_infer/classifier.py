@@ -519,7 +519,7 @@ class OrganClassifier:
         if not can_reorient(orientation, model_orientation):
             raise error(
                 f"orientation {letters}: expected a slice in the {plane_of(model_orientation)} plane,"
-                f" found one in the {plane_of(orientation)} plane"
+                f" found one in the {plane_of(orientation)} plane; pass {plane_of(model_orientation)} slices"
             )
 
     # Lifetime

@@ -27,6 +27,10 @@ MIN_SPAN = 0.25
 CLIPPED_LIMIT = 0.9
 # Share of the border's pixels that are black. Validation: 0.82 at most.
 BLACK_BORDER_LIMIT = 0.9
+# Mean brightness where a body in air begins. Skin and fat are dark. Validation: 0.30 and more, at hearts in black lungs.
+SKIN_LIMIT = 0.15
+# Pixels of a side. Larger inputs are reduced to it, because edges are darker in large slices.
+SKIN_SIDE = 28
 
 
 def shape_warnings(
@@ -65,11 +69,15 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
     pixels = packed.reshape(len(packed), -1)
     low, high = (np.float32((value - spec.mean) / spec.std) for value in (BLACK, WHITE))
     black, border = pixels <= low, _border_indices(spec.size)
+    in_air = _in_air(packed, black, spec)
     span = (pixels.max(axis=1) - pixels.min(axis=1)) * spec.std
     clipped = _count_true(black | (pixels >= high)) / pixels.shape[1]
     black_border = _count_true(black.take(border, axis=1)) / len(border)
     implausible = (
-        (span < MIN_SPAN) | (clipped >= CLIPPED_LIMIT) | (black_border >= BLACK_BORDER_LIMIT)
+        (span < MIN_SPAN)
+        | (clipped >= CLIPPED_LIMIT)
+        | (black_border >= BLACK_BORDER_LIMIT)
+        | in_air
     )
     if not implausible.any():
         return [()] * len(packed)
@@ -79,10 +87,80 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
             reason = f"pixels span {span[i]:.0%} of black to white; likely a constant image or a wrong window"
         elif clipped[i] >= CLIPPED_LIMIT:
             reason = f"{clipped[i]:.0%} of the pixels are black or white; likely a wrong window or no CT slice"
-        else:
+        elif black_border[i] >= BLACK_BORDER_LIMIT:
             reason = f"black border; {WHOLE_SLICE}, crop it around one organ"
+        else:
+            reason = f"a body in air; {WHOLE_SLICE}, crop it around one organ"
         warnings[i] = (f"implausible: {reason}",)
     return warnings
+
+
+def _in_air(
+    packed: NDArray[np.float32], black: NDArray[np.bool_], spec: Input
+) -> NDArray[np.bool_]:
+    """Return whether each slice shows a body with skin in air: black corners, and dark gray next to the black.
+
+    Args:
+        packed: float32 (N, 1, S, S), the network's input.
+        black: bool (N, S * S), its black pixels.
+        spec: The manifest's description of that input.
+    """
+    corners = black[:, [0, spec.size - 1, -spec.size, -1]]
+    found: NDArray[np.bool_] = np.logical_and.reduce(corners, axis=1)
+    # hardly any crop has four black corners, so that the rest is seldom computed
+    for i in np.flatnonzero(found):
+        gray = packed[i, 0] * np.float32(spec.std) + np.float32(spec.mean)
+        found[i] = _skin_brightness(gray) < SKIN_LIMIT
+    return found
+
+
+def _skin_brightness(gray: NDArray[np.float32]) -> float:
+    """Return the mean of the pixels (S, S) next to the black ones around them, or 1 if there are none."""
+    small = _reduced(gray)
+    black = small <= BLACK
+    skin = _grown(_seen_from_outside(black)) & ~black
+    return float(small[skin].mean()) if skin.any() else 1.0
+
+
+def _reduced(gray: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the slice (S, S) with SKIN_SIDE rows and columns, each the mean of an area, or as it is if it is smaller."""
+    if len(gray) <= SKIN_SIDE:
+        return gray
+    weights = _area_weights(len(gray))
+    reduced: NDArray[np.float32] = np.linalg.multi_dot([weights, gray, weights.T])
+    return reduced
+
+
+@lru_cache
+def _area_weights(size: int) -> NDArray[np.float32]:
+    """Return the parts of `size` pixels of which each of SKIN_SIDE pixels is the mean, (SKIN_SIDE, size)."""
+    edges = np.linspace(0, size, SKIN_SIDE + 1)[:, None]
+    pixels = np.arange(size)
+    covered = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return (covered.clip(0) * (SKIN_SIDE / size)).astype(np.float32)
+
+
+def _seen_from_outside(black: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels (S, S) from which a side of the slice is reached straight through black ones."""
+    seen = np.zeros_like(black)
+    for view, into in (
+        (black, seen),
+        (black[::-1], seen[::-1]),
+        (black.T, seen.T),
+        (black.T[::-1], seen.T[::-1]),
+    ):
+        into |= np.logical_and.accumulate(view, axis=0)
+    return seen
+
+
+def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask (S, S) with the pixels above, below and beside it."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
 
 
 def _count_true(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import bad_environments  # noqa: E402
 import bad_pixels  # noqa: E402
+import bad_volumes  # noqa: E402
 import numpy as np  # noqa: E402
 from support.bombs import bombs  # noqa: E402
 from support.damaged_files import answer, checked, cuts, edits, flips, outcome, unchecked  # noqa: E402
@@ -301,7 +302,7 @@ def rows(count: int, seed: int) -> dict[str, Callable[[], Outcomes]]:
         "random arguments, the command run *": lambda: commands(count, rng),
     } | {
         name: partial(row, count, rng)
-        for name, row in (bad_pixels.ROWS | bad_environments.ROWS).items()
+        for name, row in (bad_pixels.ROWS | bad_environments.ROWS | bad_volumes.ROWS).items()
     }
 
 

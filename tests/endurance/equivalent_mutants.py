@@ -233,6 +233,18 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "runtime/organ_infer/plausibility.py": {
         (
+            "found[i] = _skin_brightness(gray) < SKIN_LIMIT",
+            "_skin_brightness(gray) <= SKIN_LIMIT",
+        ): "a mean of float32 is never exactly 0.15",
+        (
+            "return float(small[skin].mean()) if skin.any() else 1.0",
+            "2.0",
+        ): "more than the limit, as 1 is",
+        (
+            "if len(gray) <= SKIN_SIDE:",
+            "len(gray) < SKIN_SIDE",
+        ): "28 pixels are reduced to themselves",
+        (
             "pixels = packed.reshape(len(packed), -1)",
             "2",
         ): "any negative number stands for what is left",

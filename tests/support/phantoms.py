@@ -314,7 +314,7 @@ def _at(scan, k, segment=None):
     return group
 
 
-def segmentation(scan, structures, fractional=False, seed=7):
+def segmentation(scan, structures, fractional=False, seed=7, **fields):
     """A DICOM SEG: only frames with voxels, in any order.
 
     Args:
@@ -322,6 +322,7 @@ def segmentation(scan, structures, fractional=False, seed=7):
         structures: Label, or (label, code meaning, modifier) -> bool (X, Y, Z). They may overlap.
         fractional: Whether voxels are parts of 200.
         seed: Of the order.
+        **fields: Further attributes.
     """
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence
@@ -364,6 +365,7 @@ def segmentation(scan, structures, fractional=False, seed=7):
         PerFrameFunctionalGroupsSequence=Sequence(
             [_at(scan, k, number) for number, k, _ in frames]
         ),
+        **fields,
     )
     return whole
 
@@ -418,13 +420,14 @@ def _segment(number, name):
     return segment
 
 
-def contours(scan, structures):
+def contours(scan, structures, **fields):
     """An RTSTRUCT.
 
     Args:
         scan: Its affine.
         structures: Name -> bool (X, Y, Z), whose runs along x become rectangles, or a list of contours,
             (N, 3) each in indices.
+        **fields: Further attributes.
     """
     from pydicom.dataset import Dataset
     from pydicom.sequence import Sequence
@@ -450,6 +453,7 @@ def contours(scan, structures):
         Modality="RTSTRUCT",
         StructureSetROISequence=Sequence(regions),
         ROIContourSequence=Sequence(drawn),
+        **fields,
     )
 
 

@@ -39,12 +39,14 @@ _OTHER_OBJECTS = {
     "1.2.840.10008.5.1.4.1.1.66": "a segmentation, surface or registration",
     "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object (dose, structures or plan)",
     "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.1.3.10": "a DICOMDIR",
 }
 # SOP classes of masks -> which command takes them
 _ADVICE = {
     "1.2.840.10008.5.1.4.1.1.66.4": "; pass it as the mask of a scan to organ-infer volume",
     "1.2.840.10008.5.1.4.1.1.66.7": "; pass it as the mask of a scan to organ-infer volume",
     "1.2.840.10008.5.1.4.1.1.481.3": "; pass it as the mask of a scan to organ-infer volume",
+    "1.2.840.10008.1.3.10": "; pass the directory of the files that it lists",
 }
 _REQUIRED = (
     "Rows",
@@ -137,7 +139,9 @@ def check_deflated_size(data: bytes, limit: int) -> None:
 
 def check_kind(dataset: Any, any_modality: bool) -> None:
     """Refuse objects that are no CT image."""
-    kind = str(dataset.get("SOPClassUID", ""))
+    # a DICOMDIR has its class in the header of the file alone
+    header = getattr(dataset, "file_meta", None) or {}
+    kind = str(dataset.get("SOPClassUID") or header.get("MediaStorageSOPClassUID") or "")
     for prefix, name in _OTHER_OBJECTS.items():
         if kind == prefix or kind.startswith(f"{prefix}."):
             raise ImageError(f"DICOM: {name}, not a CT image{_ADVICE.get(kind, '')}")

@@ -28,12 +28,14 @@ def place_contours(dataset: Any, like: Volume, row: LabelMap, layers: Layers) ->
         ImageError: If a contour is not on a slice of the scan.
     """
     names = {
-        int(region.ROINumber): str(region.get("ROIName") or region.ROINumber)
+        number: str(region.get("ROIName") or number)
         for region in dataset.get("StructureSetROISequence") or ()
+        for number in [_number(region, "ROINumber")]
     }
     to_index = np.linalg.inv(like.affine)
     for region in dataset.get("ROIContourSequence") or ():
-        name = names.get(int(region.ReferencedROINumber), str(region.ReferencedROINumber))
+        number = _number(region, "ReferencedROINumber")
+        name = names.get(number, str(number))
         organ = row.class_of(None, name)
         if organ is None:
             layers.unmapped.add(name)
@@ -55,6 +57,13 @@ def place_contours(dataset: Any, like: Volume, row: LabelMap, layers: Layers) ->
                 start = [0, 0, 0]
                 start[axis] = index
                 layers.add(organ, name, np.expand_dims(plane, axis), (start[0], start[1], start[2]))
+
+
+def _number(region: Any, attribute: str) -> int:
+    number = region.get(attribute)
+    if number is None:
+        raise ImageError(f"DICOM: a region without {attribute}; export the contours again")
+    return int(number)
 
 
 def _closed(region: Any, name: str) -> Iterator[NDArray[np.float64]]:

@@ -10,15 +10,24 @@ from typing import Any, BinaryIO
 
 from ..errors import ImageError, file_reason
 from ..images.dicom import DEFLATED, check_deflated_size, load_pydicom
-from ..images.registry import decoder_errors, open_regular_file
+from ..images.registry import open_regular_file
 from ..images.types import FILE_LIMIT, SIGNATURE_BYTES
 from .voxel_files import FILE_LIMIT as VOLUME_FILE_LIMIT
+from .voxel_files import reader_errors
 
-__all__ = ["DicomFile", "dicom_files", "file_errors", "is_dicom", "read_dataset"]
+__all__ = [
+    "DicomFile",
+    "check_pixel_bytes",
+    "dicom_files",
+    "file_errors",
+    "is_dicom",
+    "read_dataset",
+]
 
 # files of a directory or zip
 MOST_FILES = 100_000
 _SIGNATURE = b"DICM"
+_ZIP = b"PK\3\4"
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,12 @@ class DicomFile:
             with open_regular_file(self.member, VOLUME_FILE_LIMIT) as (file, _):
                 yield file
             return
-        with self.archive.open(self.member) as packed:
-            data = packed.read(FILE_LIMIT + 1)
-        if len(data) > FILE_LIMIT:
+        data = b""
+        # the list of a damaged zip may state another size than there is
+        if (size := self.archive.getinfo(self.member).file_size) <= FILE_LIMIT:
+            with self.archive.open(self.member) as packed:
+                data = packed.read(FILE_LIMIT + 1)
+        if max(size, len(data)) > FILE_LIMIT:
             raise ImageError(
                 f"inflates to more than {FILE_LIMIT:,} bytes; unpack the zip and pass the directory"
             )
@@ -64,7 +76,7 @@ class DicomFile:
 def file_errors(file: DicomFile) -> Iterator[None]:
     """Name the file in every error."""
     try:
-        with decoder_errors("DICOM"):
+        with reader_errors("DICOM"):
             yield
     except ImageError as e:
         raise ImageError(f"{file.name}: {e.args[0]}") from e
@@ -105,7 +117,10 @@ def dicom_files(path: str) -> Iterator[list[DicomFile]]:
         with zipfile.ZipFile(path) as archive:
             yield _usable(_members(path, archive))
     else:
-        yield [DicomFile(path, None, path)]
+        file = DicomFile(path, None, path)
+        if file.head().startswith(_ZIP):
+            raise ImageError("the zip is truncated or damaged; copy it again")
+        yield [file]
 
 
 def _below(directory: str) -> Iterator[DicomFile]:
@@ -164,3 +179,17 @@ def read_dataset(file: BinaryIO, **options: Any) -> Any:
         check_deflated_size(data, FILE_LIMIT)
         file = io.BytesIO(data)
     return dcmread(file, **options)
+
+
+def check_pixel_bytes(dataset: Any) -> None:
+    """Refuse pixels that are not compressed and are fewer than the header declares."""
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    frames, bits = int(dataset.get("NumberOfFrames", 1) or 1), int(dataset.BitsAllocated)
+    pixels = frames * int(dataset.Rows) * int(dataset.Columns)
+    declared = (pixels * int(dataset.get("SamplesPerPixel", 1) or 1) * bits + 7) // 8
+    if len(dataset.PixelData) < declared:
+        raise ImageError(
+            f"DICOM: the header declares {declared:,} bytes of pixels, found {len(dataset.PixelData):,};"
+            " the file is truncated or damaged, copy it again"
+        )

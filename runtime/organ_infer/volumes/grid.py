@@ -14,7 +14,8 @@ __all__ = ["Alignment", "Shape", "alignment", "check_affine", "check_shape", "de
 Shape = tuple[int, int, int]
 # voxels; 2 GiB of int16
 VOXEL_LIMIT = 1 << 30
-# millimeters of the longest side of a scan. Shorter ones are usually in centimeters or meters.
+# Millimeters. The second longest side of a scan is no shorter, unless it is in centimeters or meters: of a whole body
+# in centimeters, one side is long enough. The longest side is no longer.
 LEAST_SIDE, MOST_SIDE = 70, 4_000
 # largest cosine between two axes, 0.5 degrees off the right angle
 SHEAR = np.sin(np.radians(0.5))
@@ -111,10 +112,14 @@ def check_affine(affine: NDArray[np.float64], shape: Shape) -> tuple[str, ...]:
 
 def _check_units(spacing: NDArray[np.float64], shape: Shape) -> None:
     sides = spacing * shape
-    if LEAST_SIDE <= sides.max() <= MOST_SIDE:
+    if sorted(sides)[1] >= LEAST_SIDE and sides.max() <= MOST_SIDE:
         return
     size = " x ".join(f"{side:.4g}" for side in sides)
-    guess = "the unit may be centimeters or meters" if sides.max() < LEAST_SIDE else "wrong spacing"
+    guess = (
+        "wrong spacing or unit"
+        if sides.max() > MOST_SIDE
+        else "the unit may be centimeters or meters"
+    )
     raise ImageError(
         f"the scan is {size} mm, hardly a patient ({guess}); write the spacing in millimeters"
     )

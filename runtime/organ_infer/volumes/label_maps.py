@@ -97,12 +97,23 @@ _NAMES = _named(
     }
 )
 
+
+def _source(repository: str, commit: str, path: str, part: str = "") -> str:
+    """Return the address of the file on GitHub that lists a row's numbers, and the part of it."""
+    return f"https://github.com/{repository}/blob/{commit}/{path}{f', {part}' if part else ''}"
+
+
 _ROWS = (
     # Label images of v1 have other numbers. Masks that TotalSegmentator writes name their numbers, so that both are
     # read by name.
     LabelMap(
         name="totalsegmentator",
-        source='https://github.com/wasserth/TotalSegmentator totalsegmentator/map_to_binary.py, "total"',
+        source=_source(
+            "wasserth/TotalSegmentator",
+            "0275d3046117a9615a9876e6e4eefd5156843f1c",
+            "totalsegmentator/map_to_binary.py",
+            "total",
+        ),
         numbers={
             1: "spleen",
             2: "kidney-right",
@@ -125,7 +136,12 @@ _ROWS = (
     ),
     LabelMap(
         name="totalsegmentator-v1",
-        source='https://github.com/wasserth/TotalSegmentator totalsegmentator/map_to_binary.py, "total_v1"',
+        source=_source(
+            "wasserth/TotalSegmentator",
+            "0275d3046117a9615a9876e6e4eefd5156843f1c",
+            "totalsegmentator/map_to_binary.py",
+            "total_v1",
+        ),
         numbers={
             1: "spleen",
             2: "kidney-right",
@@ -151,7 +167,12 @@ _ROWS = (
     ),
     LabelMap(
         name="amos22",
-        source="https://amos22.grand-challenge.org (dataset.json)",
+        source=_source(
+            "uni-medical/A-Eval",
+            "2baafb85c8de33f53a7fa19295946993443e2b81",
+            "Evaluation/label_systems.py",
+            "AMOS_label",
+        ),
         numbers={
             1: "spleen",
             2: "kidney-right",
@@ -164,7 +185,11 @@ _ROWS = (
     ),
     LabelMap(
         name="btcv",
-        source="https://www.synapse.org/Synapse:syn3193805/wiki/89480",
+        source=_source(
+            "MIC-DKFZ/nnUNet",
+            "0999d54b44557419df79f6aa2a63773eb2c6738b",
+            "nnunet/dataset_conversion/Task017_BeyondCranialVaultAbdominalOrganSegmentation.py",
+        ),
         numbers={
             1: "spleen",
             2: "kidney-right",
@@ -176,7 +201,11 @@ _ROWS = (
     ),
     LabelMap(
         name="flare22",
-        source="https://flare22.grand-challenge.org",
+        source=_source(
+            "JunMa11/FLARE",
+            "be3eb6fcfb70c17d44be4192506c88795662dea6",
+            "FLARE22/Evaluation/FLARE22_DSC_NSD_Eval.py",
+        ),
         numbers={
             1: "liver",
             2: "kidney-right",
@@ -188,7 +217,11 @@ _ROWS = (
     ),
     LabelMap(
         name="word",
-        source="https://github.com/HiLab-git/WORD",
+        source=_source(
+            "constantinpape/torch-em",
+            "9601dcb1e2e7f1f8564e51a9777b1fbcf6801830",
+            "torch_em/data/datasets/medical/word.py",
+        ),
         numbers={
             1: "liver",
             2: "spleen",
@@ -204,15 +237,72 @@ _ROWS = (
     # Lungs (3) and kidneys (4) are not told apart by side.
     LabelMap(
         name="ct-org",
-        source="https://www.cancerimagingarchive.net/collection/ct-org/",
+        source=_source(
+            "constantinpape/torch-em",
+            "5f96049b75e4346dc50cc021f6f8ab07b75fbbfc",
+            "torch_em/data/datasets/medical/ct_org.py",
+        ),
         numbers={1: "liver", 2: "bladder"},
         names=_NAMES,
     ),
     # 2 is a tumor of the liver, so it is a part of it.
     LabelMap(
         name="lits",
-        source="https://competitions.codalab.org/competitions/17094",
+        source=_source(
+            "MIC-DKFZ/nnUNet",
+            "9a34c56209db67e90e2948830ebddd0743ed0355",
+            "nnunet/dataset_conversion/Task029_LiverTumorSegmentationChallenge.py",
+        ),
         numbers={1: "liver", 2: "liver"},
+        names=_NAMES,
+    ),
+    # Version 1.0 has the first nine numbers only. Its combined_labels.nii.gz and its directory segmentations are read.
+    LabelMap(
+        name="abdomenatlas",
+        source=_source(
+            "MIC-DKFZ/nnUNet",
+            "4bfd07710dd121aa04dfcf64a677e8597b0b73af",
+            "nnunetv2/dataset_conversion/Dataset023_AbdomenAtlas1_1Mini.py",
+        ),
+        numbers={
+            3: "kidney-left",
+            4: "kidney-right",
+            5: "liver",
+            6: "pancreas",
+            8: "spleen",
+            12: "bladder",
+            17: "femur-left",
+            18: "femur-right",
+            21: "lung-left",
+            22: "lung-right",
+        },
+        names=_NAMES,
+    ),
+    # Tasks 3, 7 and 9 of the Medical Segmentation Decathlon. 2 is a tumor.
+    LabelMap(
+        name="msd-liver",
+        source="https://medicaldecathlon.com, dataset.json of Task03_Liver",
+        numbers={1: "liver", 2: "liver"},
+        names=_NAMES,
+    ),
+    LabelMap(
+        name="msd-pancreas",
+        source=_source(
+            "Project-MONAI/model-zoo",
+            "12f4b0e89d5d44580aebf1d3f77c71da531115a5",
+            "models/pancreas_ct_dints_segmentation/configs/metadata.json",
+        ),
+        numbers={1: "pancreas", 2: "pancreas"},
+        names=_NAMES,
+    ),
+    LabelMap(
+        name="msd-spleen",
+        source=_source(
+            "Project-MONAI/model-zoo",
+            "0524f9e04fb22a9723d784ba3b9ae315e204ad77",
+            "models/spleen_ct_segmentation/configs/metadata.json",
+        ),
+        numbers={1: "spleen"},
         names=_NAMES,
     ),
 )

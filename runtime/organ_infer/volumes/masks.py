@@ -197,8 +197,11 @@ def _labels(values: NDArray[Any], header: Header) -> NDArray[Any]:
     if not is_scaled and values.dtype in (np.uint8, np.uint16):
         return values
     scaled = values.astype(np.float64) * header.slope + header.intercept if is_scaled else values
-    # NaN fails every comparison
     low, high = scaled.min(), scaled.max()
+    if not np.isfinite([low, high]).all():
+        raise ImageError(
+            "NaN or infinite values are no labels; pass a label image of whole numbers"
+        )
     if not (low >= 0 and high <= MOST_LABEL):
         raise ImageError(
             f"values {low:,.5g} to {high:,.5g} are no labels, 0 to {MOST_LABEL:,}; pass the mask, not the scan"
@@ -243,7 +246,7 @@ def _add(path: str, organ: str, structure: str, like: Volume, layers: Layers) ->
     lies = _aligned(header, like)
     voxels = np.empty(header.count, np.bool_)
     for start, values in blocks(header):
-        np.not_equal(values, 0, out=voxels[start : start + len(values)])
+        np.not_equal(_labels(values, header), 0, out=voxels[start : start + len(values)])
     if not voxels.any():
         layers.empty.add(structure)
         return

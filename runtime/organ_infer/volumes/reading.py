@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import ImageError, InputError
-from ..images.registry import decoder_errors
 from .hounsfield import read_hounsfield
 from .label_maps import label_map
 from .masks import read_label_image, read_structure_files
@@ -13,6 +12,7 @@ from .scan_files import read_header, scan_names, title_of
 from .segments import read_segments
 from .series import read_series
 from .types import Mask, Volume
+from .voxel_files import reader_errors
 
 __all__ = ["open_mask", "open_volume"]
 
@@ -51,7 +51,8 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
             an RTSTRUCT.
         like: The scan. A mask whose axes have another order or direction is reoriented to it.
         labels: The data set whose numbers and names the mask has: totalsegmentator, totalsegmentator-v1, amos22, btcv,
-            flare22, word, ct-org or lits. Or the path of a CSV file with lines `number_or_name,class`.
+            flare22, word, ct-org, lits, abdomenatlas, msd-liver, msd-pancreas or msd-spleen. Or the path of a CSV file
+            with lines `number_or_name,class`.
 
     Returns:
         The organs on the scan's grid.
@@ -83,7 +84,7 @@ def _as_text(path: object) -> str:
 def _named(path: str) -> Iterator[None]:
     """Name the path in every error that does not name a file of it, and convert any other error."""
     try:
-        with decoder_errors("scan"):
+        with reader_errors("scan"):
             yield
     except ImageError as e:
         message = str(e.args[0])

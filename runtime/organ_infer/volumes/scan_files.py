@@ -3,12 +3,11 @@
 import os
 
 from ..errors import ImageError
-from ..images.registry import decoder_errors
 from ..images.scan_formats import SCAN_HEAD_BYTES, SCAN_SUFFIXES, scan_title
 from .metaimage import read_metaimage_header
 from .nifti import read_nifti_header
 from .nrrd import read_nrrd_header
-from .voxel_files import Header, read_header_bytes
+from .voxel_files import Header, read_header_bytes, reader_errors
 
 __all__ = ["read_header", "scan_names", "title_of"]
 
@@ -36,7 +35,7 @@ def read_header(path: str) -> Header:
         raise ImageError(
             f"unknown format; supported: {', '.join(_READERS)}, DICOM (a series' directory or zip)"
         )
-    with decoder_errors(title):
+    with reader_errors(title):
         return _READERS[title](path)
 
 

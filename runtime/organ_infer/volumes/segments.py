@@ -8,9 +8,16 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..images.dicom import frame_count, functional_group
-from ..images.types import PIXEL_LIMIT, check_size
+from ..images.types import PIXEL_LIMIT, SIGNATURE_BYTES, check_size
 from .contours import place_contours
-from .dicom_files import DicomFile, dicom_files, file_errors, read_dataset
+from .dicom_files import (
+    DicomFile,
+    check_pixel_bytes,
+    dicom_files,
+    file_errors,
+    is_dicom,
+    read_dataset,
+)
 from .grid import Alignment, alignment, described
 from .label_maps import LabelMap
 from .masks import Layers, finished_mask
@@ -22,6 +29,19 @@ __all__ = ["read_segments"]
 # Segmentation, and Label Map Segmentation
 _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
+# attributes of a SEG without which its frames cannot be read
+_REQUIRED = ("Rows", "Columns", "BitsAllocated")
+# where a SEG and an RTSTRUCT name their coordinate system, and the series that they belong to
+_REFERENCES = (
+    "FrameOfReferenceUID",
+    "ReferencedFrameOfReferenceSequence.FrameOfReferenceUID",
+    "StructureSetROISequence.ReferencedFrameOfReferenceUID",
+)
+_SERIES = (
+    "ReferencedSeriesSequence.SeriesInstanceUID",
+    "ReferencedFrameOfReferenceSequence.RTReferencedStudySequence.RTReferencedSeriesSequence.SeriesInstanceUID",
+)
+_EXPECTED = "pass a label image, a SEG or RTSTRUCT, or a directory with an image per structure"
 
 
 def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
@@ -37,14 +57,13 @@ def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
                 if files
                 else "no NIfTI, NRRD, MetaImage, DICOM SEG or RTSTRUCT"
             )
-            raise ImageError(
-                f"{path}: {problem}; pass a label image, a SEG or RTSTRUCT, or a directory with an image per structure"
-            )
+            raise ImageError(f"{path}: {problem}; {_EXPECTED}")
         file = files[0]
         with file_errors(file):
             dataset = _dataset(file)
+            _check_reference(dataset, like)
             layers = Layers(like.hu.shape)
-            if str(dataset.SOPClassUID) == _RTSTRUCT:
+            if _kind(dataset) == _RTSTRUCT:
                 place_contours(dataset, like, row, layers)
             else:
                 _place_frames(dataset, like, row, layers)
@@ -53,8 +72,11 @@ def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
 
 def _dataset(file: DicomFile) -> Any:
     with file.open() as opened:
+        if not is_dicom(opened.read(SIGNATURE_BYTES) or b""):
+            raise ImageError(f"unknown format, no mask; {_EXPECTED}")
+        opened.seek(0)
         dataset = read_dataset(opened)
-    kind = str(dataset.get("SOPClassUID", ""))
+    kind = _kind(dataset)
     if kind == _RTSTRUCT:
         return dataset
     if kind not in _SOP_CLASSES:
@@ -64,8 +86,58 @@ def _dataset(file: DicomFile) -> Any:
         )
     if "PixelData" not in dataset or not dataset.get("SegmentSequence"):
         raise ImageError("DICOM: a SEG without frames; export the mask again")
+    for name in _REQUIRED:
+        if dataset.get(name) is None:
+            raise ImageError(f"DICOM: no {name}; export the mask again")
     check_size(int(dataset.Columns), int(dataset.Rows), PIXEL_LIMIT)
+    count, positions = (
+        int(dataset.get("NumberOfFrames", 1) or 1),
+        len(dataset.get("PerFrameFunctionalGroupsSequence") or ()),
+    )
+    if positions not in (0, count):
+        raise ImageError(
+            f"DICOM: {count:,} frames with {positions:,} positions; export the mask again"
+        )
+    check_pixel_bytes(dataset)
     return dataset
+
+
+def _kind(dataset: Any) -> str:
+    """Return the SOP class, or that of the file's header."""
+    return str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+def _check_reference(dataset: Any, like: Volume) -> None:
+    """Refuse a mask in another coordinate system than the scan's, unless it names the scan's series.
+
+    Positions in two coordinate systems may be equal and mean different places. NIfTI and the like name no system.
+    """
+    references = {str(uid) for uid in _found(dataset, *_REFERENCES)}
+    series = {str(uid) for uid in _found(dataset, *_SERIES)}
+    if (
+        like.frame_of_reference
+        and references
+        and like.frame_of_reference not in references
+        and like.series not in series
+    ):
+        raise ImageError(
+            f"DICOM: not the scan's coordinate system: the mask's FrameOfReferenceUID is {min(references)},"
+            f" the scan's {like.frame_of_reference}; pass the mask of this scan"
+        )
+
+
+def _found(dataset: Any, *paths: str) -> Iterator[Any]:
+    """Yield the values of attributes, whose sequences are parted by dots."""
+    for path in paths:
+        name, _, rest = path.partition(".")
+        value = dataset.get(name)
+        if not value:
+            continue
+        if not rest:
+            yield value
+            continue
+        for item in value:
+            yield from _found(item, rest)
 
 
 def _classes(dataset: Any, row: LabelMap, layers: Layers) -> dict[int, tuple[str, str]]:

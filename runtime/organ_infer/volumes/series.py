@@ -20,7 +20,14 @@ from ..images.dicom import (
     read_frame,
 )
 from ..images.types import PIXEL_LIMIT
-from .dicom_files import DicomFile, dicom_files, file_errors, is_dicom, read_dataset
+from .dicom_files import (
+    DicomFile,
+    check_pixel_bytes,
+    dicom_files,
+    file_errors,
+    is_dicom,
+    read_dataset,
+)
 from .grid import check_affine, check_shape
 from .hounsfield import check_range
 from .scan_files import scan_names
@@ -31,6 +38,7 @@ __all__ = ["plane_affine", "read_series"]
 _TAGS = [
     "BitsAllocated",
     "Columns",
+    "FrameOfReferenceUID",
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "ImageType",
@@ -68,6 +76,7 @@ class _Frame:
         number: SeriesNumber as text, or "".
         description: SeriesDescription.
         instance: SOPInstanceUID, or "".
+        reference: FrameOfReferenceUID, or "".
         size: Columns and rows.
         affine: float64 (3, 3), see `plane_affine`.
     """
@@ -78,6 +87,7 @@ class _Frame:
     number: str
     description: str
     instance: str
+    reference: str
     size: tuple[int, int]
     affine: NDArray[np.float64]
 
@@ -116,7 +126,16 @@ def read_series(path: str, series: int | str | None) -> Volume:
             low, high = min(low, float(pixels.min())), max(high, float(pixels.max()))
             warnings += [warning for warning in own if warning not in warnings]
     check_range(low, high, None)
-    return Volume(hu.transpose(2, 1, 0), affine, path, tuple(warnings))
+    references = {frame.reference for frame in frames}
+    return Volume(
+        hu.transpose(2, 1, 0),
+        affine,
+        path,
+        tuple(warnings),
+        # some anonymizers give every file its own UID, which then says nothing
+        references.pop() if len(references) == 1 else "",
+        frames[0].series,
+    )
 
 
 # Headers.
@@ -142,6 +161,10 @@ def _headers(path: str, files: Sequence[DicomFile]) -> tuple[list[_Frame], list[
         raise ImageError(
             f"{path}: no DICOM file found, but {len(names)} files such as {names[0]}; pass one of them"
         )
+    if not os.path.isdir(path):
+        raise ImageError(
+            f"{path}: no DICOM file found in the zip; unpack it and pass the scan in it"
+        )
     raise ImageError(f"{path}: no DICOM file found; pass a directory that contains a CT series")
 
 
@@ -158,7 +181,7 @@ def _file_frames(file: DicomFile) -> tuple[str, list[_Frame]]:
         return reason, []
     count = int(dataset.get("NumberOfFrames", 1) or 1)
     positions = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
-    if count > 1 and positions != count:
+    if max(count, positions) > 1 and positions != count:
         raise ImageError(
             f"DICOM: {count:,} frames with {positions:,} positions, so the geometry is unknown;"
             " export the series again from its source"
@@ -192,6 +215,7 @@ def _frame_header(file: DicomFile, dataset: Any, index: int) -> _Frame:
         number=str(dataset.get("SeriesNumber") if dataset.get("SeriesNumber") is not None else ""),
         description=str(dataset.get("SeriesDescription") or ""),
         instance=str(dataset.get("SOPInstanceUID") or ""),
+        reference=str(dataset.get("FrameOfReferenceUID") or ""),
         size=(int(dataset.Columns), int(dataset.Rows)),
         affine=plane_affine(dataset, index),
     )
@@ -387,6 +411,7 @@ def _decoded_file(
     with file.open() as opened:
         dataset = read_dataset(opened)
     check_dataset(dataset, PIXEL_LIMIT)
+    check_pixel_bytes(dataset)
     indices = [frame.index for _, frame in own]
     if frame_count(dataset) == 1:
         stored = iter([pixel_array(dataset, index=0)])

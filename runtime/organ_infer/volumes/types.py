@@ -22,12 +22,16 @@ class Volume:
             (LPS).
         source: The path that it was read from.
         warnings: What was converted, and anything suspicious.
+        frame_of_reference: FrameOfReferenceUID of a DICOM series, or "".
+        series: SeriesInstanceUID of a DICOM series, or "".
     """
 
     hu: NDArray[np.int16]
     affine: NDArray[np.float64]
     source: str
     warnings: tuple[str, ...] = ()
+    frame_of_reference: str = ""
+    series: str = ""
 
 
 class Mask(Mapping[str, NDArray[np.bool_]]):

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..errors import ImageError, OrganInferError
 from ..images.registry import open_regular_file
 from .grid import Shape
 
-__all__ = ["FILE_LIMIT", "Header", "Voxels", "blocks", "read_header_bytes"]
+__all__ = ["FILE_LIMIT", "Header", "Voxels", "blocks", "read_header_bytes", "reader_errors"]
 
 _GZIP = b"\x1f\x8b"
 # bytes of a file: as many voxels as are read, of 8 bytes
@@ -157,6 +157,21 @@ def _damaged_streams() -> Iterator[None]:
     # zlib.error, OSError, isal's error, which has another base class
     except Exception as e:
         raise ImageError("the compressed data are damaged; copy the file again") from e
+
+
+@contextmanager
+def reader_errors(title: str) -> Iterator[None]:
+    """Convert any exception of a reader to ImageError, without the words of the library that raised it."""
+    try:
+        yield
+    except OrganInferError:
+        raise
+    except MemoryError as e:
+        raise ImageError(f"{title}: not enough memory to read it; crop the scan") from e
+    except Exception as e:
+        raise ImageError(
+            f"{title}: damaged or not supported; copy the file again, or export it again from its source"
+        ) from e
 
 
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
