@@ -141,6 +141,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_volume_crops",
     ),
     "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
+    "runtime/organ_infer/volumes/resampling.py": ("test_resampling",),
     **{
         f"runtime/organ_infer/volumes/{name}.py": ("test_volumes",)
         for name in (

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, short_repr
 from ..images.registry import decoder_errors
 from .hounsfield import read_hounsfield
 from .label_maps import label_map
@@ -43,7 +43,13 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
         return Volume(hu, header.affine, path, (*header.warnings, *warnings))
 
 
-def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalsegmentator") -> Mask:
+def open_mask(
+    path: str | os.PathLike[str],
+    like: Volume,
+    labels: str = "totalsegmentator",
+    *,
+    resample: bool = False,
+) -> Mask:
     """Read the mask of a scan.
 
     Args:
@@ -52,25 +58,29 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
         like: The scan. A mask whose axes have another order or direction is reoriented to it.
         labels: The data set whose numbers and names the mask has: totalsegmentator, totalsegmentator-v1, amos22, btcv,
             flare22, word, ct-org or lits. Or the path of a CSV file with lines `number_or_name,class`.
+        resample: Whether a mask on another grid is resampled to the scan's with nearest neighbor, with a warning.
 
     Returns:
         The organs on the scan's grid.
 
     Raises:
-        ImageError: If the mask cannot be read, is empty, has another grid, or no structure with a class.
-        InputError: If `labels` is no label map.
+        ImageError: If the mask cannot be read, is empty, has another grid that is not to be resampled or lies
+            outside the scan, or has no structure with a class.
+        InputError: If `labels` is no label map, or `resample` is not True or False.
     """
     path = _as_text(path)
     if not isinstance(like, Volume):
         raise InputError("like: expected a Volume; pass what open_volume returned")
+    if not isinstance(resample, bool):
+        raise InputError(f"resample: expected True or False, found {short_repr(resample)}")
     row = label_map(labels)
     with _named(path):
         if os.path.isdir(path):
             if files := scan_names(path):
-                return read_structure_files(path, files, like, row)
+                return read_structure_files(path, files, like, row, resample)
         elif title_of(path) is not None:
-            return read_label_image(path, like, row)
-        return read_segments(path, like, row)
+            return read_label_image(path, like, row, resample)
+        return read_segments(path, like, row, resample)
 
 
 def _as_text(path: object) -> str:
