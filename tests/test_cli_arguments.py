@@ -12,8 +12,8 @@ from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT
 def test_what_is_not_asked_for_is_off(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert parse(["a", "b"]) == Options(
-        paths=["a", "b"], files_from=None, null=False, recursive=False, bundle=None, device="auto", threads=None,
-        batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
+        paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
+        threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
         format="text", output=None, force=False, top=None, organs=False, min_probability=None, strict=False, check=False,
         quiet=False,
     )  # fmt: skip

@@ -43,14 +43,15 @@ def reading(monkeypatch):
     module = ModuleType("organ_infer.volumes.reading")
     module.volume = Volume(HU, np.diag([1.0, 1.0, 2.5, 1.0]), "scan.nii.gz")
     module.mask = DictMask(ORGANS, structures={"liver": ("5",)})
-    module.asked = []
+    module.asked, module.resampled = [], []
 
     def open_volume(path, *, series=None):
         module.asked.append(path if series is None else (path, series))
         return module.volume
 
-    def open_mask(path, *, like, labels="totalsegmentator"):
+    def open_mask(path, *, like, labels="totalsegmentator", resample=False):
         assert like is module.volume
+        module.resampled.append(resample)
         module.asked.append((path, labels))
         return module.mask
 
@@ -208,7 +209,7 @@ def test_margin_slices_labels_and_series_reach_their_place(run, reading, monkeyp
     assert run()[0] == 0
     assert run("--margin", "2.5", "--slices", "all", "--labels", "amos22", "--series", "3")[0] == 0
     assert asked == [
-        {"margin_mm": 5.0, "slices": "middle"},
+        {"margin_mm": None, "slices": "middle"},
         {"margin_mm": 2.5, "slices": "all"},
     ]
     assert reading.asked == [
@@ -221,10 +222,11 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     plain = parse_volume(["s", "--mask", "m"])
     assert plain == VolumeOptions(
-        scan="s", mask="m", labels="totalsegmentator", series=None, margin=5.0, slices="middle", bundle=None, device="auto",
-        threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
+        scan="s", mask="m", boxes=None, box_units="voxels", resample_mask=False, labels="totalsegmentator", series=None,
+        margin=None, slices="middle", bundle=None, device="auto", threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
     )  # fmt: skip
     for words, changed in {
+        "--resample-mask": {"resample_mask": True},
         "--labels l": {"labels": "l"},
         "--series 1.2.3": {"series": "1.2.3"},
         "--margin 0": {"margin": 0.0},
@@ -240,6 +242,10 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         "--quiet": {"quiet": True},
     }.items():
         assert parse_volume(["s", "--mask", "m", *words.split()]) == plain._replace(**changed)
+    boxes = plain._replace(mask=None, boxes="b.csv")
+    assert parse_volume(["s", "--boxes", "b.csv"]) == boxes
+    asked = parse_volume(["s", "--boxes", "b.csv", "--box-units", "mm", "--margin", "3"])
+    assert asked == boxes._replace(box_units="mm", margin=3.0)
     monkeypatch.setenv(BUNDLE_VARIABLE, "/b")
     assert parse_volume(["s", "--mask", "m"]).bundle == "/b"
     assert parse_volume(["s", "--mask", "m", "--bundle", "c"]).bundle == "c"
@@ -253,6 +259,11 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         (["--mask", "m"], "expected one scan, found 0"),
         (["a", "b", "--mask", "m"], "expected one scan, found 2"),
         (["a"], r"--mask: missing; .* write \./volume"),
+        (["a", "--mask", "m", "--boxes", "b"], "--boxes: replaces --mask"),
+        (["a", "--boxes", "b", "--resample-mask"], "--resample-mask: requires --mask"),
+        (["a", "--mask", "m", "--box-units", "mm"], "--box-units: requires --boxes"),
+        (["a", "--boxes", "b", "--box-units", "cm"], "--box-units: invalid choice"),
+        (["a", "--boxes", ""], "--boxes: the value is empty"),
         (["", "--mask", "m"], "SCAN: the value is empty"),
         (["a", "--mask", ""], "--mask: the value is empty"),
         (["a", "--mask", "m", "--labels", ""], "--labels: the value is empty"),
@@ -288,6 +299,47 @@ def test_help_shows_the_usage_and_the_main_help_names_the_command(capfd):
     assert "usage: organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
     assert main(["--help"]) == 0
     assert "organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
+
+
+def test_a_mask_is_resampled_only_if_asked_for(run, reading):
+    assert run()[0] == run("--resample-mask")[0] == 0
+    assert reading.resampled == [False, True]
+
+
+# Boxes.
+
+
+def test_boxes_take_the_place_of_the_mask(run, reading, kidney_bundle, tmp_path, capfd):
+    (tmp_path / "b.csv").write_text(
+        "organ,x0,y0,z0,x1,y1,z1\nliver,5,5,5,30,25,45\ncolon,1,1,1,2,2,2\n"
+    )
+    common = [
+        "volume",
+        "scan.nii.gz",
+        "--boxes",
+        str(tmp_path / "b.csv"),
+        "--bundle",
+        kidney_bundle,
+    ]
+    assert main([*common, "--format", "jsonl"]) == 0
+    out, err = capfd.readouterr()
+    organ, *slices = map(json.loads, out.splitlines())
+    # 25 of 30 slices are left, of them the middle 60 %
+    assert (organ["expected"], organ["structure"], len(slices)) == ("liver", ["liver"], 15)
+    assert [row["index"] for row in slices] == [*range(10, 25)]
+    assert err.splitlines() == [
+        f"organ-infer: warning: {tmp_path}/b.csv: liver: the box reaches beyond the scan; clipped to voxels"
+        " 5:30, 5:25, 5:30",
+        f"organ-infer: note: {tmp_path}/b.csv: structures of no class, not classified: colon",
+    ]
+    assert main([*common, "--box-units", "mm"]) == 0
+    # 5 to 45 mm are the voxels 2 to 18 of 2.5 mm, of them the middle ones 5 to 15
+    assert capfd.readouterr().out.splitlines()[1].startswith("  axial    5     12.5 mm")
+    (tmp_path / "b.csv").write_text("liver,50,5,5,60,25,45\n")
+    assert main(common) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "b.csv, line 1: outside the scan of 40 x 40 x 30 voxels" in err
 
 
 # Other inputs of that name.

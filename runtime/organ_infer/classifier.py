@@ -305,7 +305,7 @@ class OrganClassifier:
         volume: "Volume",
         mask: "Mask",
         *,
-        margin_mm: float = 5.0,
+        margin_mm: float | None = None,
         slices: "Slices" = "middle",
     ) -> "list[OrganPrediction]":
         """Classify the organs of a scan, to compare the answers with the names in its mask.
@@ -316,8 +316,10 @@ class OrganClassifier:
 
         Args:
             volume: The scan, as from `volumes.reading.open_volume`.
-            mask: Its organs, as from `volumes.reading.open_mask`. Organs without voxels are skipped.
-            margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000.
+            mask: Its organs, as from `volumes.reading.open_mask`, or boxes around them, as from
+                `volumes.boxes.open_boxes`. Organs without voxels are skipped.
+            margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000. By default 5,
+                for boxes 0.
             slices: `middle`, the middle 60 % of each organ's slices, or `all`.
 
         Returns:

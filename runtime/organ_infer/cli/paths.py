@@ -31,7 +31,7 @@ NAME_LIMIT = 1 << 16
 
 
 class Candidates(Iterator[Candidate]):
-    """Every image that the options name: first the paths, then the list.
+    """Every image that the options name: first the paths, then the list, or else the boxes.
 
     A directory or pattern without an image gives a candidate with an error and the path as given.
 
@@ -75,6 +75,14 @@ class Candidates(Iterator[Candidate]):
                 if last is not None:
                     yield last
                 last = candidate
+        if options.boxes is not None:
+            # Imported here, because most runs have no boxes.
+            from .boxes import boxed_candidates
+
+            for candidate in boxed_candidates(options.boxes):
+                if last is not None:
+                    yield last
+                last = candidate
         # The list behind the paths may have to be waited for.
         self._has_more = options.files_from is None
         if last is not None:
@@ -109,7 +117,7 @@ def require_candidates(options: Options, messages: "Messages") -> Candidates:
         empty.append(candidate)
     for candidate in empty[:-1]:
         messages.error(f"{escape_path(candidate.path, one_line=True)}: {candidate.error}")
-    last = "--files-from lists no path"
+    last = "--files-from lists no path" if options.boxes is None else "--boxes lists no box"
     if empty:
         last = f"{escape_path(empty[-1].path, one_line=True)}: {empty[-1].error}"
     raise UsageError(f"no image found: {last}")

@@ -15,6 +15,7 @@ from .volume_rows import VOLUME_FORMATS, VolumeFormat
 
 if TYPE_CHECKING:
     from ..results import OrganPrediction
+    from ..volumes.boxes import Units
     from ..volumes.crops import Slices
     from ..volumes.types import Mask, Volume
 
@@ -49,7 +50,7 @@ def classify_volume(
         )
         if not organs:
             raise InputError(
-                f"{escape_path(options.mask, one_line=True)}: every structure is empty; check that the mask"
+                f"{escape_path(_outlines(options), one_line=True)}: every structure is empty; check that the mask"
                 " belongs to the scan"
             )
         classified = {organ.expected for organ in organs}
@@ -67,15 +68,29 @@ def classify_volume(
 def _open(options: VolumeOptions, messages: Messages) -> "tuple[Volume, Mask]":
     """Open the scan and its mask, and note what is remarkable about them."""
     # Here, because the readers load libraries.
+    from ..volumes.boxes import open_boxes
     from ..volumes.reading import open_mask, open_volume
 
     volume = open_volume(options.scan, series=options.series)
-    mask = open_mask(options.mask, like=volume, labels=options.labels)
-    for path, warnings in ((options.scan, volume.warnings), (options.mask, mask.warnings)):
+    mask: Mask
+    if options.boxes is not None:
+        units = cast("Units", options.box_units)
+        mask = open_boxes(options.boxes, like=volume, labels=options.labels, units=units)
+    else:
+        assert options.mask is not None
+        mask = open_mask(
+            options.mask, like=volume, labels=options.labels, resample=options.resample_mask
+        )
+    for path, warnings in ((options.scan, volume.warnings), (_outlines(options), mask.warnings)):
         for warning in warnings:
             messages.warning(f"{escape_path(path, one_line=True)}: {warning}")
     _note_names(options, "structures of no class, not classified", mask.unmapped, messages)
     return volume, mask
+
+
+def _outlines(options: VolumeOptions) -> str:
+    """The path of the mask, or of the boxes."""
+    return options.mask or options.boxes or ""
 
 
 def _note_names(
@@ -83,7 +98,7 @@ def _note_names(
 ) -> None:
     """Note names of the mask's structures on one line, if there are any."""
     if names:
-        path = escape_path(options.mask, one_line=True)
+        path = escape_path(_outlines(options), one_line=True)
         messages.note(f"{path}: {what}: {shorten(', '.join(names), NAMES_LIMIT)}")
 
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import short_repr, shorten
 from .arguments import (
@@ -24,10 +24,13 @@ class VolumeOptions(NamedTuple):
     """The parsed arguments of organ-infer volume."""
 
     scan: str
-    mask: str
+    mask: str | None
+    boxes: str | None
+    box_units: str
+    resample_mask: bool
     labels: str
     series: str | None
-    margin: float
+    margin: float | None
     slices: str
     bundle: str | None
     device: str
@@ -67,11 +70,12 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     scans = values.pop("scans")
     if len(scans) != 1:
         parser.error(f"expected one scan, found {len(scans)}; {_HINT}")
-    if values["mask"] is None:
+    if values["mask"] is None and values["boxes"] is None:
         parser.error(
-            f"--mask: missing; name the mask whose organs are to be classified, or {_HINT}"
+            f"--mask: missing; name the mask whose organs are to be classified, or boxes with --boxes, or {_HINT}"
         )
-    for name in ("mask", "labels", "series", "bundle", "output"):
+    _check_boxes(parser, values)
+    for name in ("mask", "boxes", "labels", "series", "bundle", "output"):
         if values[name] == "":
             parser.error(f"--{name}: the value is empty")
     if scans[0] == "":
@@ -87,10 +91,22 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     return VolumeOptions(scan=scans[0], **values)
 
 
+def _check_boxes(parser: _VolumeParser, values: dict[str, Any]) -> None:
+    """Raise UsageError if options of masks and boxes are mixed."""
+    if values["boxes"] is None:
+        if values["box_units"] is not None:
+            parser.error("--box-units: requires --boxes")
+    elif values["mask"] is not None:
+        parser.error("--boxes: replaces --mask; pass one of them")
+    elif values["resample_mask"]:
+        parser.error("--resample-mask: requires --mask; boxes have no grid")
+    values["box_units"] = values["box_units"] or "voxels"
+
+
 def _build_parser() -> _VolumeParser:
     parser = _VolumeParser(
         prog="organ-infer volume",
-        usage="organ-infer volume SCAN --mask MASK [options]",
+        usage="organ-infer volume SCAN --mask MASK [options]\n       organ-infer volume SCAN --boxes FILE [options]",
         description="Name the organs of a CT scan that a mask outlines, and compare them with the mask."
         " Research software, not a medical device.",
         allow_abbrev=False,
@@ -112,6 +128,21 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         help="its organs: a label image, a directory with one file per structure, or DICOM",
     )
     group.add_argument(
+        "--resample-mask",
+        action="store_true",
+        help="resample a mask on another grid to the scan's with nearest neighbor, with a warning",
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="boxes around its organs instead of a mask: a CSV file with lines organ,x0,y0,z0,x1,y1,z1",
+    )
+    group.add_argument(
+        "--box-units",
+        choices=("voxels", "mm"),
+        help="unit of the boxes: voxels, or mm in LPS coordinates (default: voxels)",
+    )
+    group.add_argument(
         "--labels",
         default="totalsegmentator",
         metavar="MAP",
@@ -125,9 +156,8 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--margin",
         type=_margin,
-        default=5.0,
         metavar="MM",
-        help="margin around each organ in the plane of the slices, in mm (default: %(default)g)",
+        help="margin around each organ in the plane of the slices, in mm (default: 5, with --boxes 0)",
     )
     group.add_argument(
         "--slices",

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from ..errors import ImageError, OrganInferError, one_line
 from ..files import open_flags
 from . import truncation
+from .boxes import Box, cut_box, split_box
 from .scan_formats import SCAN_HEAD_BYTES, scan_title
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
@@ -132,7 +133,8 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
     """Yield the slices of a file, in order.
 
     Args:
-        path: A file of a format in FORMATS, or `file#selector` for one of its slices.
+        path: A file of a format in FORMATS, or `file#selector` for one of its slices. `[x0:x1,y0:y1]` after it
+            cuts a box out of each slice.
         limits: The most that may be read.
 
     Yields:
@@ -144,9 +146,17 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
         ImageError: If the file or the slice cannot be read. `read` raises it too.
     """
     name, selector = split_selector(path)
+    chosen, box = split_box(selector or "")
     with open_regular_file(name, limits.file_bytes) as (file, size):
-        for suffix, read in _slice_readers(file, size, limits, selector):
-            yield name + suffix, read
+        for suffix, read in _slice_readers(file, size, limits, chosen or None):
+            if box is None:
+                yield name + suffix, read
+            else:
+                yield f"{name}{suffix}{box}", partial(_read_box, read, box)
+
+
+def _read_box(read: Callable[[], Slice], box: Box) -> Slice:
+    return cut_box(read(), box)
 
 
 def decode_slices(
@@ -181,9 +191,17 @@ def has_known_content(path: str) -> bool:
 def split_selector(path: str) -> tuple[str, str | None]:
     """Split `a.tif#3` into (`a.tif`, `3`), if `a.tif` is a file and `a.tif#3` does not exist.
 
+    A box at the end, as in `a.tif#3[0:9,2:7]` or `a.png[0:9,2:7]`, is a part of the selector.
+
     Returns:
         The file's path and the selector, or `path` and None.
     """
+    if path.endswith("]") and not os.path.lexists(path):
+        before, box = split_box(path)
+        if box is not None:
+            name, selector = split_selector(before)
+            if selector is not None or os.path.isfile(before):
+                return name, f"{selector or ''}{box}"
     end = len(path)
     if "#" in path and not os.path.lexists(path):
         while (end := path.rfind("#", 0, end)) > 0:
