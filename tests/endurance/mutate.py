@@ -90,7 +90,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli",
         "test_cli_arguments",
     ),
+    "runtime/organ_infer/box_files.py": ("test_boxes",),
+    "runtime/organ_infer/cli/boxes.py": ("test_boxes",),
     "runtime/organ_infer/images/arrays.py": ("test_frames",),
+    "runtime/organ_infer/images/boxes.py": ("test_boxes",),
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
@@ -108,6 +111,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_inside",
         "test_cli_writing",
     ),
+    "runtime/organ_infer/cli/parquet.py": ("test_parquet",),
     "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
@@ -140,6 +144,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_predict_volume",
         "test_volume_crops",
     ),
+    "runtime/organ_infer/volumes/boxes.py": ("test_boxes",),
     "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
     "runtime/organ_infer/volumes/resampling.py": ("test_resampling",),
     **{

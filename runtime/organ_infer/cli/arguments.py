@@ -146,10 +146,18 @@ def parse(arguments: Sequence[str]) -> Options:
     namespace.paths += arguments[end + 1 :]
     options = Options(**vars(namespace))
     _check_combinations(parser, options)
+    name = options.format or _format_of_output(parser, options.output)
+    if FORMATS[name].is_binary:
+        _check_binary(parser, name, options.output)
     return options._replace(
-        bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None,
-        format=options.format or _format_of_output(parser, options.output),
+        bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None, format=name
     )
+
+
+def _check_binary(parser: _Parser, name: str, output: str | None) -> None:
+    """Raise UsageError if a format that is no text would go to standard output."""
+    if output is None:
+        parser.error(f"--format {name}: not written to standard output; pass --output FILE")
 
 
 def _format_of_output(parser: _Parser, output: str | None) -> str:
@@ -305,6 +313,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-f",
         "--format",
+        type=str.lower,
         choices=tuple(FORMATS),
         metavar="FORMAT",
         help=f"{', '.join(FORMATS)} (default: that of the suffix of --output, or else text)",
@@ -313,8 +322,8 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete; .csv, .jsonl and .json choose"
-        " the format",
+        help="write results to FILE, which appears only when it is complete; .csv, .jsonl, .json and"
+        " .parquet choose the format",
     )
     group.add_argument(
         "--force",

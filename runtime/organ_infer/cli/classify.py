@@ -74,8 +74,8 @@ def classify(
         if advice := counts.advice():
             messages.note(advice)
         signals.check()
-        if row_format.footer:
-            writer.write(row_format.footer)
+        if end := row_format.end():
+            writer.write(end)
         writer.finish()
         if messages.terminal:
             messages.status(counts.summary(candidates.skipped.total(), messages.seconds))

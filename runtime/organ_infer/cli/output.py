@@ -101,9 +101,9 @@ class Writer:
                 raise
             os.close(descriptor)
 
-    def write(self, lines: str) -> None:
-        """Write complete lines."""
-        data = memoryview(lines.encode("utf-8"))
+    def write(self, lines: str | bytes) -> None:
+        """Write complete lines, or a whole binary file."""
+        data = memoryview(lines.encode("utf-8") if isinstance(lines, str) else lines)
         self.busy = True
         try:
             offset = 0

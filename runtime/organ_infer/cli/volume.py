@@ -61,6 +61,8 @@ def classify_volume(
             organs, row_format, RowBuffer(writer, row_format.header, DELAY), messages, signals
         )
         signals.check()
+        if end := row_format.end():
+            writer.write(end)
         writer.finish()
         return ALL_CLASSIFIED
 

@@ -10,6 +10,7 @@ from .arguments import (
     BUNDLE_VARIABLE,
     UsageError,
     _add_model_arguments,
+    _check_binary,
     _format_of_output,
     _Parser,
 )
@@ -84,9 +85,11 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         name = _format_of_output(parser, values["output"])
         if name not in VOLUME_FORMATS:
             parser.error(
-                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl or .txt, or pass --format"
+                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl, .parquet or .txt, or pass --format"
             )
         values["format"] = name
+    if VOLUME_FORMATS[values["format"]].is_binary:
+        _check_binary(parser, values["format"], values["output"])
     values["bundle"] = values["bundle"] or os.environ.get(BUNDLE_VARIABLE) or None
     return VolumeOptions(scan=scans[0], **values)
 
@@ -171,6 +174,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-f",
         "--format",
+        type=str.lower,
         choices=tuple(VOLUME_FORMATS),
         help="output format (default: that of the suffix of --output, or else text)",
     )
@@ -178,7 +182,8 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete; .csv and .jsonl choose the format",
+        help="write results to FILE, which appears only when it is complete; .csv, .jsonl and .parquet choose the"
+        " format",
     )
     group.add_argument(
         "--force", action="store_true", help="replace an existing FILE of --output without a note"
