@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from support.image_files import saved
 from organ_infer import ImageError, InputError, OrganClassifier
 from organ_infer.cli import main, output, progress, volume
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.summary import organ_summary
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
 from organ_infer.volumes.types import Volume
@@ -202,8 +204,9 @@ def test_margin_slices_labels_and_series_reach_their_place(run, reading, monkeyp
     original = OrganClassifier.predict_volume
 
     def predict_volume(self, volume, mask, **options):
+        on_progress = options.pop("on_progress")
         asked.append(options)
-        return original(self, volume, mask, **options)
+        return original(self, volume, mask, on_progress=on_progress, **options)
 
     monkeypatch.setattr(OrganClassifier, "predict_volume", predict_volume)
     assert run()[0] == 0
@@ -340,6 +343,70 @@ def test_boxes_take_the_place_of_the_mask(run, reading, kidney_bundle, tmp_path,
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "b.csv, line 1: outside the scan of 40 x 40 x 30 voxels" in err
+
+
+# Progress and the summary.
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Standard error is a terminal of 60 columns."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(progress, "_stdout_is_pipe", lambda: False)
+    monkeypatch.setattr(progress, "_columns", lambda: 60)
+    monkeypatch.setattr(progress, "INTERVAL", 0)
+
+
+def test_a_terminal_shows_each_stage_and_the_summary(run, screen):
+    code, out, err = run("--batch-size", "4")
+    assert code == 0 and out.count("slices  scan") == 2
+    drawn = [text.strip() for text in err.replace("\n", "\r").split("\r") if text.strip()]
+    shown = [
+        re.sub(r" \d[\d,]*/s.*", "", text)
+        for text in drawn
+        if not text.startswith("organ-infer: w")
+    ]
+    assert shown[:3] == [
+        "reading scan.nii.gz",
+        "reading mask.nii.gz",
+        "cutting crops around the organs",
+    ]
+    assert [text.split("] ")[-1] for text in shown[3:7]] == [f"{n}/9 slices" for n in (0, 4, 8, 9)]
+    assert re.fullmatch(
+        r"organ-infer: 2 organs, 9 slices: 1 other side, 1 differs; [\d.]+ s", shown[-1]
+    )
+
+
+def test_quiet_and_files_show_no_progress(run, screen, monkeypatch):
+    assert run("--quiet")[2] == ""
+    monkeypatch.setattr(progress, "_is_terminal", lambda: False)
+    assert "reading" not in run()[2] and "organs, " not in run()[2]
+
+
+def test_long_names_of_a_stage_fit_on_one_line(screen, monkeypatch, capfd):
+    messages = progress.Messages()
+    for columns in (60, 20, 5, 1):
+        monkeypatch.setattr(progress, "_columns", lambda columns=columns: columns)
+        messages.stage("reading " + "x" * 300)
+        assert len(capfd.readouterr().err.lstrip("\r")) == columns - 1
+        messages.end()
+        capfd.readouterr()
+
+
+def test_the_summary_leaves_out_what_is_0():
+    def organs(*answers):
+        return [
+            SimpleNamespace(agrees=a == "agrees", only_side_differs=a == "side", slices=range(3))
+            for a in answers
+        ]
+
+    for answers, text in {
+        ("agrees",): "1 organ, 3 slices: 1 agrees; 3.2 s",
+        ("agrees", "agrees", "x"): "3 organs, 9 slices: 2 agree, 1 differs; 3.2 s",
+        ("x", "x", "side"): "3 organs, 9 slices: 1 other side, 2 differ; 3.2 s",
+    }.items():
+        assert organ_summary(organs(*answers), 3.2) == text
 
 
 # Other inputs of that name.

@@ -4,7 +4,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -307,6 +307,7 @@ class OrganClassifier:
         *,
         margin_mm: float | None = None,
         slices: "Slices" = "middle",
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> "list[OrganPrediction]":
         """Classify the organs of a scan, to compare the answers with the names in its mask.
 
@@ -321,6 +322,8 @@ class OrganClassifier:
             margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000. By default 5,
                 for boxes 0.
             slices: `middle`, the middle 60 % of each organ's slices, or `all`.
+            on_progress: Called before the first batch and after each one with the number of slices that are
+                classified, and of all slices.
 
         Returns:
             One OrganPrediction per organ with voxels, in the order of the mask.
@@ -348,16 +351,21 @@ class OrganClassifier:
         crops = organ_crops(
             volume, mask, orientation=orientation, margin_mm=margin_mm, slices=slices
         )
-        return organ_predictions(mask, self.manifest.task, crops, self._predict_crops(crops))
+        predictions = self._predict_crops(crops, on_progress or (lambda done, total: None))
+        return organ_predictions(mask, self.manifest.task, crops, predictions)
 
-    def _predict_crops(self, crops: "Sequence[Crop]") -> Iterator[Prediction]:
+    def _predict_crops(
+        self, crops: "Sequence[Crop]", on_progress: Callable[[int, int], None]
+    ) -> Iterator[Prediction]:
         """Classify crops, one batch at a time."""
+        on_progress(0, len(crops))
         for start in range(0, len(crops), self._batch_size):
             batch = crops[start : start + self._batch_size]
             packed = self._pack([crop.pixels for crop in batch])
             # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
             yield from self._predictions(packed, [None] * len(packed), warnings)
+            on_progress(start + len(batch), len(crops))
 
     def _check_open(self) -> None:
         if self._ensemble.closed:

@@ -18,6 +18,8 @@ INTERVAL = 0.1
 LINE_LIMIT = 1 << 15
 # Columns that must be left beside the text for a bar: ten characters and "[] ".
 BAR_COLUMNS = 13
+# Characters of the shortest text about a stage.
+MIN_STAGE = 12
 
 
 class Messages:
@@ -70,13 +72,22 @@ class Messages:
         """Begin to measure the rate and the time left. Opening the model does not count."""
         self._last_drawn = self._progress_started = time.monotonic()
 
-    def progress(self, done: int, failed: int, total: int | None) -> None:
+    def stage(self, text: str) -> None:
+        """Show what the command is doing, in the place of the progress bar."""
+        if self.bar and not self.quiet:
+            columns = _columns() - 1
+            self._draw(
+                shorten(printable(text), max(columns, MIN_STAGE))[: max(columns, 0)], columns
+            )
+
+    def progress(self, done: int, failed: int, total: int | None, noun: str = "images") -> None:
         """Draw the progress bar, unless the last drawing is less than INTERVAL old.
 
         Args:
             done: Images so far, including the failed ones.
             failed: Images that could not be classified.
             total: The number of images, or None if it is not known.
+            noun: What is counted.
         """
         if not self.bar or self.quiet:
             return
@@ -85,7 +96,12 @@ class Messages:
             return
         self._last_drawn = now
         columns = _columns() - 1
-        text = bar_text(done, failed, total, now - self._progress_started, columns)
+        self._draw(
+            bar_text(done, failed, total, now - self._progress_started, columns, noun), columns
+        )
+
+    def _draw(self, text: str, columns: int) -> None:
+        """Draw a text over the one before."""
         self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
         self._bar_width = len(text)
 
@@ -149,14 +165,21 @@ def library_messages(messages: Messages) -> Iterator[None]:
         ort.silent = False
 
 
-def bar_text(done: int, failed: int, total: int | None, seconds: float, columns: int) -> str:
+def bar_text(
+    done: int,
+    failed: int,
+    total: int | None,
+    seconds: float,
+    columns: int,
+    noun: str = "images",
+) -> str:
     """Format the progress bar in at most `columns` characters. If that is too few, only the count is shown."""
     count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
     rate = f"{done / seconds:,.0f}/s" if seconds > 0 else ""
     left = ""
     if total is not None and 0 < done < total and seconds > 0:
         left = f"{duration((total - done) * seconds / done)} left"
-    parts = [count, "images", rate, left, f"{failed:,} failed" if failed else ""]
+    parts = [count, noun, rate, left, f"{failed:,} failed" if failed else ""]
     text = " ".join(part for part in parts if part)
     if total and columns - len(text) >= BAR_COLUMNS:
         width = min(30, columns - len(text) - 3)

@@ -9,9 +9,11 @@ from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
 from .progress import duration
 
 if TYPE_CHECKING:
-    from ..results import Prediction
+    from collections.abc import Sequence
 
-__all__ = ["IMPLAUSIBLE", "Counts", "is_implausible"]
+    from ..results import OrganPrediction, Prediction
+
+__all__ = ["IMPLAUSIBLE", "Counts", "is_implausible", "organ_summary"]
 
 # The beginning of a warning about an input that is hardly an organ crop.
 IMPLAUSIBLE = "implausible: "
@@ -84,6 +86,27 @@ class Counts:
         others = {"failed": self.failed, "implausible": self.implausible, "skipped": skipped}
         parts += [f"{count:,} {name}" for name, count in others.items() if count]
         return "; ".join([*parts, duration(seconds, digits=1)])
+
+
+def organ_summary(organs: "Sequence[OrganPrediction]", seconds: float) -> str:
+    """Return the last line of a run over a scan. Numbers that are 0 are left out.
+
+    Args:
+        organs: The results.
+        seconds: How long the run took.
+    """
+    slices = sum(len(organ.slices) for organ in organs)
+    agree = sum(organ.agrees for organ in organs)
+    other_side = sum(organ.only_side_differs for organ in organs)
+    differ = len(organs) - agree - other_side
+    numbers = {
+        "agrees" if agree == 1 else "agree": agree,
+        "other side": other_side,
+        "differs" if differ == 1 else "differ": differ,
+    }
+    answers = ", ".join(f"{count:,} {name}" for name, count in numbers.items() if count)
+    subject = f"{_plural(len(organs), 'organ')}, {_plural(slices, 'slice')}"
+    return f"{subject}: {answers}; {duration(seconds, digits=1)}"
 
 
 def _plural(count: int, noun: str) -> str:

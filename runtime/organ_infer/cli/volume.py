@@ -1,6 +1,7 @@
 """organ-infer volume: classifies the organs of a scan that a mask outlines, and writes the rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ..errors import InputError, shorten
@@ -10,6 +11,7 @@ from .model import open_classifier, packaged_model_note
 from .output import RowBuffer, Writer
 from .progress import Messages, library_messages
 from .signals import Signals
+from .summary import organ_summary
 from .volume_arguments import VolumeOptions
 from .volume_rows import VOLUME_FORMATS, VolumeFormat
 
@@ -45,8 +47,13 @@ def classify_volume(
             manifest = classifier.manifest
             messages.note(packaged_model_note(manifest.name, manifest.task))
         volume, mask = _open(options, messages)
+        messages.stage("cutting crops around the organs")
         organs = classifier.predict_volume(
-            volume, mask, margin_mm=options.margin, slices=cast("Slices", options.slices)
+            volume,
+            mask,
+            margin_mm=options.margin,
+            slices=cast("Slices", options.slices),
+            on_progress=partial(_show_progress, messages),
         )
         if not organs:
             raise InputError(
@@ -64,7 +71,15 @@ def classify_volume(
         if end := row_format.end():
             writer.write(end)
         writer.finish()
+        if messages.terminal:
+            messages.status(organ_summary(organs, messages.seconds))
         return ALL_CLASSIFIED
+
+
+def _show_progress(messages: Messages, done: int, total: int) -> None:
+    if done == 0:
+        messages.start_progress()
+    messages.progress(done, 0, total, "slices")
 
 
 def _open(options: VolumeOptions, messages: Messages) -> "tuple[Volume, Mask]":
@@ -73,7 +88,9 @@ def _open(options: VolumeOptions, messages: Messages) -> "tuple[Volume, Mask]":
     from ..volumes.boxes import open_boxes
     from ..volumes.reading import open_mask, open_volume
 
+    messages.stage(f"reading {escape_path(options.scan, one_line=True)}")
     volume = open_volume(options.scan, series=options.series)
+    messages.stage(f"reading {escape_path(_outlines(options), one_line=True)}")
     mask: Mask
     if options.boxes is not None:
         units = cast("Units", options.box_units)
