@@ -25,7 +25,13 @@ from .images.orientation import Orientation, can_reorient, parse_orientation, pl
 from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, SliceReaders
 from .names import path_text
-from .plausibility import WHOLE_SLICE_SIDE, field_warnings, pixel_warnings, shape_warnings
+from .plausibility import (
+    WHOLE_SLICE_SIDE,
+    air_warnings,
+    field_warnings,
+    pixel_warnings,
+    shape_warnings,
+)
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
@@ -250,7 +256,7 @@ class OrganClassifier:
         if isinstance(paths, (list, tuple)):
             for i, path in enumerate(paths):
                 path_text(path, f"paths[{i}]")
-        limits = _limits(pixel_limit, file_limit, any_modality)
+        limits = self._limits(pixel_limit, file_limit, any_modality)
         self._check_open()
         return self._predict_paths(paths, limits)
 
@@ -281,7 +287,7 @@ class OrganClassifier:
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
-        limits = _limits(pixel_limit, file_limit, any_modality)
+        limits = self._limits(pixel_limit, file_limit, any_modality)
         if not isinstance(name, str):
             raise InputError(f"name: expected text, found {type(name).__name__}")
         self._check_open()
@@ -503,7 +509,8 @@ class OrganClassifier:
             )
         pixels, orientation = image.pixels, image.orientation or self._orientation
         height, width = pixels.shape
-        warnings = image.warnings + shape_warnings(height, width, image.field)
+        whole = shape_warnings(height, width, image.field) or air_warnings(pixels)
+        warnings = image.warnings + whole
         if orientation is not None:
             self._check_orientation(orientation, ImageError)
             model_orientation = self.manifest.input.orientation
@@ -525,6 +532,15 @@ class OrganClassifier:
                 f"orientation {letters}: expected a slice in the {plane_of(model_orientation)} plane,"
                 f" found one in the {plane_of(orientation)} plane"
             )
+
+    def _limits(self, pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
+        orientation = self.manifest.input.orientation
+        return Limits(
+            _count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX),
+            _count("file_limit", file_limit, FILE_LIMIT_MAX),
+            _switch("any_modality", any_modality),
+            None if orientation is None else plane_of(orientation),
+        )
 
     # Lifetime
 
@@ -574,14 +590,6 @@ def _check_digest(expected_sha256: Any) -> None:
         )
 
 
-def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
-    return Limits(
-        _count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX),
-        _count("file_limit", file_limit, FILE_LIMIT_MAX),
-        _switch("any_modality", any_modality),
-    )
-
-
 def _named_slices(name: str, content: bytes, limits: Limits) -> SliceReaders:
     if len(content) > limits.file_bytes:
         raise ImageError(
@@ -622,7 +630,17 @@ def _content(data: Any, limit: int) -> bytes:
             break
         pieces.append(piece)
         left -= len(piece)
+    if not pieces and _was_read(data):
+        raise ImageError("the stream is at its end; rewind it with seek(0)")
     return b"".join(pieces)
+
+
+def _was_read(stream: Any) -> bool:
+    """Whether a stream that gives nothing has a content before its position."""
+    try:
+        return bool(stream.seekable() and stream.tell() > 0)
+    except (AttributeError, TypeError, OSError, ValueError):
+        return False
 
 
 def _count(name: str, value: Any, most: int) -> int:

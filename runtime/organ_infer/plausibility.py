@@ -1,17 +1,25 @@
 """Plausibility checks: warnings for slices that are unlikely to be a crop around one organ (docs/guides/formats.md).
 
-All checks but the size and color checks run on the network's input, so they hold for every kind of image.
+All checks but those of size, corners and color run on the network's input, so they hold for every kind of image.
 No slice of OrganAMNIST's validation split comes near their thresholds.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SLICE", "WHOLE_SLICE_SIDE", "field_warnings", "pixel_warnings", "shape_warnings"]
+__all__ = [
+    "WHOLE_SLICE",
+    "WHOLE_SLICE_SIDE",
+    "air_warnings",
+    "field_warnings",
+    "pixel_warnings",
+    "shape_warnings",
+]
 
 # Part of the warnings about slices that are no crops.
 WHOLE_SLICE = "likely a whole slice"
@@ -19,6 +27,10 @@ WHOLE_SLICE = "likely a whole slice"
 WHOLE_SLICE_SIDE = 400
 # Millimeters. No organ is this large both ways, nor that large one way. The liver is the largest, some 200 mm wide.
 WHOLE_SLICE_FIELD, WHOLE_SLICE_LENGTH = 250.0, 300.0
+# Hounsfield units of air. The mean of a corner in a crop of a lung is higher.
+AIR = -900
+# A corner's side is this fraction of the slice's shorter side.
+CORNER = 16
 # Pixels up to BLACK count as black, pixels from WHITE on as white. Black is 0, white is 1.
 BLACK, WHITE = 0.02, 0.98
 # Difference between the brightest and the darkest pixel. Validation: 0.44 and more.
@@ -49,6 +61,16 @@ def field_warnings(field: tuple[float, float]) -> tuple[str, ...]:
     if min(field) >= WHOLE_SLICE_FIELD or max(field) >= WHOLE_SLICE_LENGTH:
         return _whole_slice(f"{field[1]:.0f} x {field[0]:.0f} mm")
     return ()
+
+
+def air_warnings(pixels: NDArray[Any]) -> tuple[str, ...]:
+    """Return the warning about a slice in Hounsfield units whose corners are all outside the body."""
+    if pixels.dtype != np.int16:
+        return ()
+    side = max(1, min(pixels.shape) // CORNER)
+    rows, columns = (slice(None, side), slice(-side, None)), (slice(None, side), slice(-side, None))
+    is_air = (pixels[row, column].mean() <= AIR for row in rows for column in columns)
+    return _whole_slice("air in all four corners") if all(is_air) else ()
 
 
 def _whole_slice(size: str) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ __all__ = ["STANDARD_INPUT", "Candidates", "require_candidates", "require_standa
 # The argument `-`: one image on standard input. In a list, and below a directory, `-` is the name of a file.
 STANDARD_INPUT = Candidate("-")
 
+# Scans that the note about skipped files names.
+SCANS_NAMED = 3
 # Bytes of a list that are read together.
 BLOCK = 1 << 16
 # Bytes of one path in a list.
@@ -39,6 +41,7 @@ class Candidates(Iterator[Candidate]):
         has_more: Whether the next candidate can be taken without waiting for the writer of a list.
         in_list: Whether the last candidate is from a list.
         skipped: How many entries of directories were passed over so far, by kind.
+        scans: The first of these that are scans or masks.
 
     Raises:
         UsageError: A list cannot be read.
@@ -46,6 +49,7 @@ class Candidates(Iterator[Candidate]):
 
     def __init__(self, options: Options) -> None:
         self.skipped: Counter[Skipped] = Counter()
+        self.scans: list[str] = []
         self.in_list = False
         self._next: list[Candidate] = []
         self._has_more = True
@@ -60,6 +64,8 @@ class Candidates(Iterator[Candidate]):
 
     def _skip(self, path: str, kind: Skipped) -> None:
         self.skipped[kind] += 1
+        if kind is Skipped.SCAN and len(self.scans) < SCANS_NAMED:
+            self.scans.append(path)
 
     def put_back(self, candidates: list[Candidate]) -> None:
         """Give these again, before all others."""

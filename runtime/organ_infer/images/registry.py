@@ -24,6 +24,7 @@ from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, Slice
 __all__ = [
     "FORMATS",
     "SUFFIXES",
+    "UNKNOWN_FORMAT",
     "decode_slices",
     "decoder_errors",
     "has_known_content",
@@ -126,6 +127,8 @@ FORMATS: tuple[Format, ...] = (
     ),
 )
 
+# The beginning of the message about a file of no format in FORMATS.
+UNKNOWN_FORMAT = "unknown image format"
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 
 
@@ -221,9 +224,7 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
             raise ImageError(
                 f"{title}: a whole scan or mask, not a slice; pass the scan with its mask to organ-infer volume"
             )
-        raise ImageError(
-            f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
-        )
+        raise ImageError(f"{UNKNOWN_FORMAT}; supported: {', '.join(row.title for row in FORMATS)}")
     file.seek(0)
     with decoder_errors(row.name):
         module, _, function = row.reader.partition(":")
