@@ -186,15 +186,15 @@ def test_a_wrong_line_is_named_and_the_others_go_on(run, images):
     (images / "a.png[7:8,7:8]").write_bytes(b"")
     lines = {
         "a.png,2,3,12,23": None,
-        "a.png,2,3,12": "line 2: expected path,x0,y0,x1,y1[,name], found 'a.png,2,3,12'",
-        "a.png;2;3;12;23": "line 3: expected path,x0,y0,x1,y1[,name]",
-        "a.png,2,3,12,23,n,7": "line 4: expected path,x0,y0,x1,y1[,name]",
+        "a.png,2,3,12": "line 2: not a box, expected path,x0,y0,x1,y1[,name], found 'a.png,2,3,12'",
+        "a.png;2;3;12;23": "line 3: not a box, expected path,x0,y0,x1,y1[,name]",
+        "a.png,2,3,12,23,n,7": "line 4: not a box, expected path,x0,y0,x1,y1[,name]",
         "a.png,2,3,1.5,23": "line 5: x1: expected a whole number, found '1.5'",
         "a.png,2,y,12,23": "line 6: y0: expected a whole number, found 'y'",
         "a.png,12,3,2,23": "line 7: no pixels in the box; x1 and y1 must be larger",
         "b.png,2,3,12,23": "line 8: no such file",
         "folder,2,3,12,23": "line 9: a directory, not an image",
-        ",2,3,12,23": "line 10: expected path,x0,y0,x1,y1[,name]",
+        ",2,3,12,23": "line 10: not a box, expected path,x0,y0,x1,y1[,name]",
         "a.png,2,3,12,23,[n]": "line 11: name: expected text without brackets",
         "a.png,7,7,8,8": "line 12: a file is named like this box",
         "a.png,50,3,60,23": "box [50:60,3:23]: outside the image of 40 x 30 pixels",
@@ -322,7 +322,7 @@ def test_a_box_beyond_the_scan_is_clipped_with_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("liver,1,2,3,4,5\n", {}, "line 1: expected organ,x0,y0,z0,x1,y1,z1, found"),
+        ("liver,1,2,3,4,5\n", {}, "line 1: not a box, expected organ,x0,y0,z0,x1,y1,z1, found"),
         ("liver,1,2,3,4,5,six\n", {}, "line 1: z1: expected a whole number, found 'six'"),
         ("liver,1,2,3,4,5,6.5\n", {}, "line 1: z1: expected a whole number"),
         ("liver,1,2,3,4,5,nan\n", {"units": "mm"}, "line 1: z1: expected a number of mm, found 'nan'"),

@@ -10,7 +10,8 @@ import pytest
 from conftest import needs_default
 
 from organ_infer import OrganClassifier
-from organ_infer.volumes import reading
+from organ_infer.plausibility import air_warnings
+from organ_infer.volumes import organ_crops, reading
 
 SCANS = Path(os.environ.get("ORGAN_SCANS_DIR") or os.devnull) / "totalsegmentator"
 pytestmark = [
@@ -54,6 +55,16 @@ def test_a_scan_with_contrast_medium(classifier):
     share, slices, organs, wrong = shares(classifier, *CONTRAST)
     assert (slices, organs, wrong) == (26, 3, set())
     assert share >= 24 / 26
+
+
+@pytest.mark.parametrize("scan", [PLAIN, CONTRAST])
+def test_air_in_the_corners_tells_whole_slices_from_crops(scan):
+    volume = reading.open_volume(str(SCANS / scan[0]))
+    mask = reading.open_mask(str(SCANS / scan[1]), like=volume)
+    assert all(air_warnings(volume.hu[:, :, k]) for k in range(volume.hu.shape[2]))
+    for margin in (0, 5, 20):
+        crops = organ_crops(volume, mask, orientation="LP", margin_mm=margin, slices="all")
+        assert not [crop for crop in crops if air_warnings(crop.pixels)]
 
 
 @pytest.mark.parametrize(("scan", "least"), [(PLAIN, 0.05), (CONTRAST, 0.02)])

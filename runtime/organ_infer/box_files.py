@@ -89,10 +89,13 @@ def _line(
     """Return one line. `most` is the number of its cells at most, or None."""
     named = dict.fromkeys((*columns, *optional), "")
     named |= {each: cells[i] for each, i in order.items() if i < len(cells)}
-    if (most is not None and len(cells) > most) or not all(named[each] for each in columns):
-        expected = ",".join(columns) + "".join(f"[,{each}]" for each in optional)
-        error = f"{where}: expected {expected}, found {short_repr(','.join(cells))}"
-        return BoxLine(where, named, error)
+    try:
+        if (most is not None and len(cells) > most) or not all(named[each] for each in columns):
+            expected = ",".join(columns) + "".join(f"[,{each}]" for each in optional)
+            found = short_repr(",".join(cells))
+            raise ImageError(f"{where}: not a box, expected {expected}, found {found}")
+    except ImageError as e:
+        return BoxLine(where, named, str(e))
     return BoxLine(where, named)
 
 

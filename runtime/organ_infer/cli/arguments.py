@@ -237,8 +237,8 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--boxes",
         metavar="FILE",
-        help="classify boxes of images: a CSV file with lines path,x0,y0,x1,y1[,name] in pixels, as in Python without"
-        " x1 and y1; paths are relative to its directory",
+        help="classify boxes of images: a CSV file with lines path,x0,y0,x1,y1[,name] in pixels, x1 and y1 not included;"
+        " paths are relative to its directory",
     )
     group.add_argument(
         "-r", "--recursive", action="store_true", help="include the subdirectories of directories"
