@@ -333,6 +333,8 @@ def test_a_box_beyond_the_scan_is_clipped_with_a_warning(tmp_path):
         ("liver,1e30,2,3,2e30,5,6\n", {"units": "mm"}, "line 1: outside the scan"),
         ("liver,0.1,0.1,0.1,0.2,0.2,0.2\n", {"units": "mm"}, "line 1: no voxel has its center in the box"),
         ("liver,1,2,3,4,5,6\nLiver,1,2,3,4,5,6\n", {}, "line 2: a second box of liver"),
+        ("", {}, "b.csv: no box in the file"),
+        ("organ,x0,y0,z0,x1,y1,z1\n", {}, "b.csv: no box in the file"),
         ("liver,1,2,3,4,5,6\n", {"units": "cm"}, "units: expected 'voxels' or 'mm', found 'cm'"),
         ("liver,1,2,3,4,5,6\n", {"volume": HU}, "like: expected a Volume"),
     ],
@@ -347,7 +349,8 @@ def test_boxes_of_a_program_are_checked_and_classified(bundle):
     with OrganClassifier(bundle) as classifier:
         (organ,) = classifier.predict_volume(VOLUME, BoxMask({"liver": box}, SHAPE))
     assert organ.expected == "liver" and organ.label == "kidney-right"
-    for wrong in ((slice(2, 21), *box[1:]), (slice(5, 5), *box[1:]), box[:2]):
+    first = (slice(2, 21), slice(5, 5), slice(-1, 3), slice(3), slice(0.0, 3.0), slice(0, 9, 2), 5)
+    for wrong in (*((side, *box[1:]) for side in first), box[:2]):
         with pytest.raises(InputError, match="boxes: 'liver': expected three slices inside"):
             BoxMask({"liver": wrong}, SHAPE)
     assert set(UNITS) == {"voxels", "mm"}

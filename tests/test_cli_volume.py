@@ -378,6 +378,24 @@ def test_a_terminal_shows_each_stage_and_the_summary(run, screen):
     )
 
 
+def test_the_bar_is_cleared_before_the_rows(run, screen, monkeypatch):
+    events = []
+    original = progress.Messages.end
+    monkeypatch.setattr(
+        progress.Messages, "end", lambda self: (events.append(self._bar_width > 0), original(self))
+    )
+    monkeypatch.setattr(
+        output.Writer,
+        "write",
+        lambda self, lines: events.append("row" if "slices" in lines else ""),
+    )
+    run("--quiet")
+    assert True not in events
+    events.clear()
+    run()
+    assert True in events[: events.index("row")] and True not in events[events.index("row") :]
+
+
 def test_quiet_and_files_show_no_progress(run, screen, monkeypatch):
     assert run("--quiet")[2] == ""
     monkeypatch.setattr(progress, "_is_terminal", lambda: False)

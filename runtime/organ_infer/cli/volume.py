@@ -55,6 +55,8 @@ def classify_volume(
             slices=cast("Slices", options.slices),
             on_progress=partial(_show_progress, messages),
         )
+        # The rows may go to the same terminal.
+        messages.end()
         if not organs:
             raise InputError(
                 f"{escape_path(_outlines(options), one_line=True)}: every structure is empty; check that the mask"

@@ -3,14 +3,15 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Literal
+from operator import index
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..box_files import BoxLine, box_lines, millimeters, whole_number
 from ..errors import ImageError, InputError, short_repr
-from ..names import path_text
+from ..names import escape_path, path_text
 from .label_maps import label_map
 from .types import Mask, Volume
 
@@ -54,10 +55,7 @@ class BoxMask(Mask):
             structures: Class name -> what the user calls it. By default the class.
         """
         for name, box in boxes.items():
-            if len(box) != 3 or any(
-                not 0 <= side.start < side.stop <= most
-                for side, most in zip(box, shape, strict=True)
-            ):
+            if len(box) != 3 or not all(map(_is_inside, box, shape)):
                 raise InputError(
                     f"boxes: {short_repr(name)}: expected three slices inside {shape}, found {short_repr(box)}"
                 )
@@ -97,6 +95,14 @@ class BoxMask(Mask):
         )
         region[inside] = True
         return region
+
+
+def _is_inside(side: Any, most: int) -> bool:
+    """Whether a slice has indices, at least one of them, inside an axis of `most` voxels."""
+    try:
+        return side.step in (None, 1) and 0 <= index(side.start) < index(side.stop) <= most
+    except (AttributeError, TypeError):
+        return False
 
 
 def open_boxes(
@@ -147,6 +153,10 @@ def open_boxes(
             boxes[organ], structures[organ] = _box(line, like, units, warnings), [structure]
         except ImageError as e:
             raise InputError(str(e)) from e
+    if not boxes and not unmapped:
+        raise InputError(
+            f"{escape_path(name, one_line=True)}: no box in the file; write a line {','.join(COLUMNS)} per organ"
+        )
     return BoxMask(
         boxes,
         like.hu.shape,
