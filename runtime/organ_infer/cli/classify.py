@@ -62,7 +62,8 @@ def classify(
             messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
-        rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
+        delay = 0.0 if is_piped else DELAY
+        rows = RowBuffer(writer, row_format.header, delay, messages.end)
         chunk_size = BATCHES_AHEAD * options.batch_size
         counts = Counts()
         results = _results(
