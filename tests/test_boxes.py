@@ -100,6 +100,25 @@ def test_a_header_is_optional_and_may_order_the_columns(run):
     assert run("path,x0,y0,x1,y1\na.png,2,3,12,23\n")[1].endswith("a.png[2:12,3:23]\n")
 
 
+@pytest.mark.parametrize("box", ["2,3,2,23", "2,3,12,3", "2,3,12,2", "2,3,1,23"])
+def test_a_line_without_a_pixel_is_named(run, box):
+    code, _, err = run(f"a.png,{box}\n")
+    assert code == 1 and "line 1: no pixels in the box; x1 and y1 must be larger" in err
+
+
+def test_only_the_first_line_is_a_header(run):
+    code, out, err = run("a.png,2,3,12,23\npath,x0,y0,x1,y1\na.png,2,3,13,23\n")
+    assert code == 1 and len(out.splitlines()) == 2
+    assert "line 2: x0: expected a whole number, found 'x0'" in err
+
+
+def test_messages_about_a_file_of_any_name_are_one_line(tmp_path):
+    path = tmp_path / "a\nb.csv"
+    path.write_text("liver,1\n")
+    (line,) = box_lines(str(path), ("organ", "x0", "y0"))
+    assert line.where == f"{tmp_path}/a\\x0ab.csv, line 1" and line.error.startswith(line.where)
+
+
 def test_the_name_of_a_result_is_a_path_and_gives_the_box_back(run, images, bundle, capfd):
     text = "a.png,2,3,12,23\nstack.npy,5,6,15,16,a=b#1\n"
     rows = run(text, "--format", "jsonl")[1]

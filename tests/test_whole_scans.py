@@ -16,6 +16,7 @@ from organ_infer.cli import main
 from organ_infer.images.registry import decode_slices
 from organ_infer.images.types import Limits
 from organ_infer.plausibility import AIR, air_warnings
+from organ_infer.volumes import Volume, open_mask, open_volume
 
 RAMP = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
@@ -122,6 +123,18 @@ def test_an_array_with_the_shape_of_a_scan_is_told(classifier, array, has_advice
     if array.dtype == np.int16:
         with pytest.raises(InputError, match=ADVICE):
             classifier.predict(array)
+
+
+@pytest.mark.parametrize("name", ["scan.npy", "scan.npz", "SCAN.NPZ"])
+def test_an_array_is_no_scan_and_no_mask_because_it_has_no_affine(tmp_path, name):
+    path = tmp_path / name
+    with open(path, "wb") as file:
+        save = np.save if name.endswith("npy") else np.savez
+        save(file, np.zeros((20, 30, 40), np.int16))
+    volume = Volume(np.zeros((20, 30, 40), np.int16), np.eye(4), "")
+    for read in (open_volume, lambda path: open_mask(path, volume)):
+        with pytest.raises(ImageError, match=r"an array without its affine; .* Volume\(hu, affine"):
+            read(path)
 
 
 # Other modalities.

@@ -13,8 +13,12 @@ from .scan_files import read_header, scan_names, title_of
 from .segments import read_segments
 from .series import read_series
 from .types import Mask, Volume
+from .voxel_files import read_header_bytes
 
 __all__ = ["open_mask", "open_volume"]
+
+# the first bytes of an .npy file
+_NPY = b"\x93NUMPY"
 
 
 def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None) -> Volume:
@@ -35,6 +39,7 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
     path = _as_text(path)
     with _named(path):
         if os.path.isdir(path) or title_of(path) is None:
+            _check_no_array(path)
             return read_series(path, series)
         if series is not None:
             raise InputError(f"{path}: series= chooses a DICOM series; this file holds one scan")
@@ -80,7 +85,21 @@ def open_mask(
                 return read_structure_files(path, files, like, row, resample)
         elif title_of(path) is not None:
             return read_label_image(path, like, row, resample)
+        else:
+            _check_no_array(path)
         return read_segments(path, like, row, resample)
+
+
+def _check_no_array(path: str) -> None:
+    """Refuse NumPy's files, which have no affine."""
+    if os.path.isdir(path):
+        return
+    head, _ = read_header_bytes(path, len(_NPY))
+    if head == _NPY or (path.lower().endswith(".npz") and head.startswith(b"PK")):
+        raise ImageError(
+            "an array without its affine; pass NIfTI or DICOM, or from Python Volume(hu, affine, source) and"
+            " Mask(layers, codes) to predict_volume"
+        )
 
 
 def _as_text(path: object) -> str:
