@@ -110,13 +110,14 @@ def extras(session: nox.Session) -> None:
     (https://github.com/python/cpython/issues/106905), and pytest then ends with an internal error. It parses for its usual
     tracebacks, and when its hypothesis plugin imports a module at the end: so neither is used here.
     """
-    session.install("-e", ".[cpu,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest")
+    session.install("-e", ".[cpu,parquet,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest")
     # the tests skip without these
     session.run(
         "python", "-c", "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2"
     )
     session.run(
-        "pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py", *session.posargs
+        *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py"),
+        *("tests/test_parquet.py", *session.posargs),
     )
 
 

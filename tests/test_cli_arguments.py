@@ -12,8 +12,8 @@ from organ_infer.images.types import FILE_LIMIT, PIXEL_LIMIT
 def test_what_is_not_asked_for_is_off(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert parse(["a", "b"]) == Options(
-        paths=["a", "b"], files_from=None, null=False, recursive=False, bundle=None, device="auto", threads=None,
-        batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
+        paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
+        threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
         format="text", output=None, force=False, top=None, organs=False, min_probability=None, strict=False, check=False,
         quiet=False,
     )  # fmt: skip
@@ -23,6 +23,7 @@ def test_each_option_sets_its_own_field_and_no_other():
     plain = parse(["x"])
     for words, changed in {
         "--files-from list": {"files_from": "list"},
+        "-f JSONL": {"format": "jsonl"},
         "--files-from - -0": {"files_from": "-", "null": True},
         "--files-from - --null": {"files_from": "-", "null": True},
         "-r": {"recursive": True},
@@ -51,6 +52,7 @@ def test_each_option_sets_its_own_field_and_no_other():
     }.items():
         assert parse(["x", *words.split()]) == plain._replace(**changed), words
     assert parse(["--check"]) == plain._replace(paths=[], check=True)
+    assert parse(["--boxes", "b.csv"]) == plain._replace(paths=[], boxes="b.csv")
 
 
 # The published ranges: docs/reference/errors.md, docs/guides/formats.md and `organ-infer --help`.
@@ -127,11 +129,12 @@ def test_what_does_not_go_together_is_refused(given, words):
 )  # fmt: skip
 def test_the_suffix_of_the_output_chooses_the_format_unless_one_is_named(suffix, form):
     assert parse(["x", "--output", f"a/rows{suffix}"]).format == form
-    for name in ("text", "csv", "jsonl", "json"):
-        assert parse(["x", "--format", name, "--output", f"rows{suffix}"]).format == name
+    for name in ("text", "csv", "jsonl", "json", "parquet"):
+        for spelled in (name, name.upper(), name.title()):
+            assert parse(["x", "--format", spelled, "--output", f"rows{suffix}"]).format == name
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".XLSX", ".tsv", ".gz", ".zip"])
+@pytest.mark.parametrize("suffix", [".arrow", ".XLSX", ".tsv", ".gz", ".zip"])
 def test_a_suffix_of_a_format_that_is_not_written_is_refused_unless_one_is_named(suffix):
     with pytest.raises(UsageError) as told:
         parse(["x", "--output", f"rows.csv{suffix}"])

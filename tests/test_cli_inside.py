@@ -260,7 +260,9 @@ def test_rows_of_a_pipe_do_not_wait_and_it_has_no_total(
     monkeypatch.setattr(
         classify,
         "RowBuffer",
-        lambda writer, header, delay: delays.append(delay) or real(writer, header, delay),
+        lambda writer, header, delay, before_write: (
+            delays.append(delay) or real(writer, header, delay)
+        ),
     )
     monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     monkeypatch.setattr(progress, "_stdout_is_pipe", lambda: False)
@@ -358,7 +360,7 @@ def written(monkeypatch, results, *, delay, clock=None, fails=None, length=1000,
         return "x" * length + "\n"
 
     row_format = SimpleNamespace(row=row, failure=row, has_warnings=True)
-    rows = output.RowBuffer(SimpleNamespace(write=pieces.append), head, delay)
+    rows = output.RowBuffer(SimpleNamespace(write=pieces.append, is_terminal=False), head, delay)
     signals = SimpleNamespace(check=lambda: None)
     code, counts = None, Counts()
     try:
@@ -518,3 +520,24 @@ def test_the_library_s_warnings_are_lines_and_all_is_put_back(capfd):
         raise ZeroDivisionError
     assert capfd.readouterr().err == "organ-infer: warning: slow 3\n"
     assert (log.handlers, log.propagate, loading.silent) == (handlers, propagates, False)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_is_drawn_on_a_terminal_is_cleared_before_rows(is_terminal):
+    events = []
+    writer = SimpleNamespace(write=events.append, is_terminal=is_terminal)
+    rows = output.RowBuffer(writer, "", 0.0, lambda: events.append("cleared"))
+    rows.add("a\n")
+    rows.flush()
+    cleared = ["cleared"] if is_terminal else []
+    assert events == [*cleared, "a\n", *cleared, ""]
+
+
+def test_results_go_to_a_terminal_only_without_output(monkeypatch, tmp_path):
+    monkeypatch.setattr(output.os, "isatty", lambda descriptor: True)
+    assert output.Writer(None).is_terminal
+    writer = output.Writer(str(tmp_path / "o"))
+    assert not writer.is_terminal
+    writer.finish()
+    monkeypatch.setattr(output.os, "isatty", lambda descriptor: False)
+    assert not output.Writer(None).is_terminal

@@ -378,6 +378,9 @@ def test_a_whole_scan_is_pointed_to_the_command_that_takes_it(command, tmp_path,
     np.save(tmp_path / "scan.npy", np.zeros((count, 410, 420), np.uint8))
     done = command("--format", "csv", tmp_path / "scan.npy")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == count + 1
-    line = f"organ-infer: note: {count} slices are likely those of a whole scan; organ-infer volume SCAN --mask MASK"
+    line = (
+        f"organ-infer: note: {count} slices are likely those of a whole scan, an array without its orientation; pass the"
+        " scan as NIfTI or DICOM to organ-infer volume, or Volume(hu, affine, source) to predict_volume\n"
+    )
     assert (line in done.stderr) == noted
     assert "whole scan" not in command("--quiet", tmp_path / "scan.npy").stderr

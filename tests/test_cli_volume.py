@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from support.image_files import saved
 from organ_infer import ImageError, InputError, OrganClassifier
 from organ_infer.cli import main, output, progress, volume
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.summary import organ_summary
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
 from organ_infer.volumes.types import Volume
@@ -43,14 +45,15 @@ def reading(monkeypatch):
     module = ModuleType("organ_infer.volumes.reading")
     module.volume = Volume(HU, np.diag([1.0, 1.0, 2.5, 1.0]), "scan.nii.gz")
     module.mask = DictMask(ORGANS, structures={"liver": ("5",)})
-    module.asked = []
+    module.asked, module.resampled = [], []
 
     def open_volume(path, *, series=None):
         module.asked.append(path if series is None else (path, series))
         return module.volume
 
-    def open_mask(path, *, like, labels="totalsegmentator"):
+    def open_mask(path, *, like, labels="totalsegmentator", resample=False):
         assert like is module.volume
+        module.resampled.append(resample)
         module.asked.append((path, labels))
         return module.mask
 
@@ -201,14 +204,15 @@ def test_margin_slices_labels_and_series_reach_their_place(run, reading, monkeyp
     original = OrganClassifier.predict_volume
 
     def predict_volume(self, volume, mask, **options):
+        on_progress = options.pop("on_progress")
         asked.append(options)
-        return original(self, volume, mask, **options)
+        return original(self, volume, mask, on_progress=on_progress, **options)
 
     monkeypatch.setattr(OrganClassifier, "predict_volume", predict_volume)
     assert run()[0] == 0
     assert run("--margin", "2.5", "--slices", "all", "--labels", "amos22", "--series", "3")[0] == 0
     assert asked == [
-        {"margin_mm": 5.0, "slices": "middle"},
+        {"margin_mm": None, "slices": "middle"},
         {"margin_mm": 2.5, "slices": "all"},
     ]
     assert reading.asked == [
@@ -221,10 +225,11 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     plain = parse_volume(["s", "--mask", "m"])
     assert plain == VolumeOptions(
-        scan="s", mask="m", labels="totalsegmentator", series=None, margin=5.0, slices="middle", bundle=None, device="auto",
-        threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
+        scan="s", mask="m", boxes=None, box_units="voxels", resample_mask=False, labels="totalsegmentator", series=None,
+        margin=None, slices="middle", bundle=None, device="auto", threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
     )  # fmt: skip
     for words, changed in {
+        "--resample-mask": {"resample_mask": True},
         "--labels l": {"labels": "l"},
         "--series 1.2.3": {"series": "1.2.3"},
         "--margin 0": {"margin": 0.0},
@@ -240,6 +245,10 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         "--quiet": {"quiet": True},
     }.items():
         assert parse_volume(["s", "--mask", "m", *words.split()]) == plain._replace(**changed)
+    boxes = plain._replace(mask=None, boxes="b.csv")
+    assert parse_volume(["s", "--boxes", "b.csv"]) == boxes
+    asked = parse_volume(["s", "--boxes", "b.csv", "--box-units", "mm", "--margin", "3"])
+    assert asked == boxes._replace(box_units="mm", margin=3.0)
     monkeypatch.setenv(BUNDLE_VARIABLE, "/b")
     assert parse_volume(["s", "--mask", "m"]).bundle == "/b"
     assert parse_volume(["s", "--mask", "m", "--bundle", "c"]).bundle == "c"
@@ -253,6 +262,11 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         (["--mask", "m"], "expected one scan, found 0"),
         (["a", "b", "--mask", "m"], "expected one scan, found 2"),
         (["a"], r"--mask: missing; .* write \./volume"),
+        (["a", "--mask", "m", "--boxes", "b"], "--boxes: replaces --mask"),
+        (["a", "--boxes", "b", "--resample-mask"], "--resample-mask: requires --mask"),
+        (["a", "--mask", "m", "--box-units", "mm"], "--box-units: requires --boxes"),
+        (["a", "--boxes", "b", "--box-units", "cm"], "--box-units: invalid choice"),
+        (["a", "--boxes", ""], "--boxes: the value is empty"),
         (["", "--mask", "m"], "SCAN: the value is empty"),
         (["a", "--mask", ""], "--mask: the value is empty"),
         (["a", "--mask", "m", "--labels", ""], "--labels: the value is empty"),
@@ -288,6 +302,129 @@ def test_help_shows_the_usage_and_the_main_help_names_the_command(capfd):
     assert "usage: organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
     assert main(["--help"]) == 0
     assert "organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
+
+
+def test_a_mask_is_resampled_only_if_asked_for(run, reading):
+    assert run()[0] == run("--resample-mask")[0] == 0
+    assert reading.resampled == [False, True]
+
+
+# Boxes.
+
+
+def test_boxes_take_the_place_of_the_mask(run, reading, kidney_bundle, tmp_path, capfd):
+    (tmp_path / "b.csv").write_text(
+        "organ,x0,y0,z0,x1,y1,z1\nliver,5,5,5,30,25,45\ncolon,1,1,1,2,2,2\n"
+    )
+    common = [
+        "volume",
+        "scan.nii.gz",
+        "--boxes",
+        str(tmp_path / "b.csv"),
+        "--bundle",
+        kidney_bundle,
+    ]
+    assert main([*common, "--format", "jsonl"]) == 0
+    out, err = capfd.readouterr()
+    organ, *slices = map(json.loads, out.splitlines())
+    # 25 of 30 slices are left, of them the middle 60 %
+    assert (organ["expected"], organ["structure"], len(slices)) == ("liver", ["liver"], 15)
+    assert [row["index"] for row in slices] == [*range(10, 25)]
+    assert err.splitlines() == [
+        f"organ-infer: warning: {tmp_path}/b.csv: liver: the box reaches beyond the scan; clipped to voxels"
+        " 5:30, 5:25, 5:30",
+        f"organ-infer: note: {tmp_path}/b.csv: structures of no class, not classified: colon",
+    ]
+    assert main([*common, "--box-units", "mm"]) == 0
+    # 5 to 45 mm are the voxels 2 to 18 of 2.5 mm, of them the middle ones 5 to 15
+    assert capfd.readouterr().out.splitlines()[1].startswith("  axial    5     12.5 mm")
+    (tmp_path / "b.csv").write_text("liver,50,5,5,60,25,45\n")
+    assert main(common) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "b.csv, line 1: outside the scan of 40 x 40 x 30 voxels" in err
+
+
+# Progress and the summary.
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """Standard error is a terminal of 60 columns."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "_is_terminal", lambda: True)
+    monkeypatch.setattr(progress, "_stdout_is_pipe", lambda: False)
+    monkeypatch.setattr(progress, "_columns", lambda: 60)
+    monkeypatch.setattr(progress, "INTERVAL", 0)
+
+
+def test_a_terminal_shows_each_stage_and_the_summary(run, screen):
+    code, out, err = run("--batch-size", "4")
+    assert code == 0 and out.count("slices  scan") == 2
+    drawn = [text.strip() for text in err.replace("\n", "\r").split("\r") if text.strip()]
+    shown = [
+        re.sub(r" \d[\d,]*/s.*", "", text)
+        for text in drawn
+        if not text.startswith("organ-infer: w")
+    ]
+    assert shown[:3] == [
+        "reading scan.nii.gz",
+        "reading mask.nii.gz",
+        "cutting crops around the organs",
+    ]
+    assert [text.split("] ")[-1] for text in shown[3:7]] == [f"{n}/9 slices" for n in (0, 4, 8, 9)]
+    assert re.fullmatch(
+        r"organ-infer: 2 organs, 9 slices: 1 other side, 1 differs; [\d.]+ s", shown[-1]
+    )
+
+
+def test_the_bar_is_cleared_before_the_rows(run, screen, monkeypatch):
+    events = []
+    original = progress.Messages.end
+    monkeypatch.setattr(
+        progress.Messages, "end", lambda self: (events.append(self._bar_width > 0), original(self))
+    )
+    monkeypatch.setattr(
+        output.Writer,
+        "write",
+        lambda self, lines: events.append("row" if "slices" in lines else ""),
+    )
+    run("--quiet")
+    assert True not in events
+    events.clear()
+    run()
+    assert True in events[: events.index("row")] and True not in events[events.index("row") :]
+
+
+def test_quiet_and_files_show_no_progress(run, screen, monkeypatch):
+    assert run("--quiet")[2] == ""
+    monkeypatch.setattr(progress, "_is_terminal", lambda: False)
+    assert "reading" not in run()[2] and "organs, " not in run()[2]
+
+
+def test_long_names_of_a_stage_fit_on_one_line(screen, monkeypatch, capfd):
+    messages = progress.Messages()
+    for columns in (60, 20, 5, 1):
+        monkeypatch.setattr(progress, "_columns", lambda columns=columns: columns)
+        messages.stage("reading " + "x" * 300)
+        assert len(capfd.readouterr().err.lstrip("\r")) == columns - 1
+        messages.end()
+        capfd.readouterr()
+
+
+def test_the_summary_leaves_out_what_is_0():
+    def organs(*answers):
+        return [
+            SimpleNamespace(agrees=a == "agrees", only_side_differs=a == "side", slices=range(3))
+            for a in answers
+        ]
+
+    for answers, text in {
+        ("agrees",): "1 organ, 3 slices: 1 agrees; 3.2 s",
+        ("agrees", "agrees", "x"): "3 organs, 9 slices: 2 agree, 1 differs; 3.2 s",
+        ("x", "x", "side"): "3 organs, 9 slices: 1 other side, 2 differ; 3.2 s",
+    }.items():
+        assert organ_summary(organs(*answers), 3.2) == text
 
 
 # Other inputs of that name.

@@ -155,6 +155,17 @@ def test_the_options_of_images_do_not_turn_volumes_and_tta_counts(bundle, classi
         assert shifted.predict_volume(VOLUME, MASK)[0].probabilities != expected[0].probabilities
 
 
+def test_progress_is_reported_before_the_first_batch_and_after_each(bundle):
+    seen = []
+    with OrganClassifier(bundle, batch_size=5) as classifier:
+        organs = classifier.predict_volume(
+            VOLUME, MASK, on_progress=lambda done, total: seen.append((done, total))
+        )
+    total = sum(len(organ.slices) for organ in organs)
+    assert total > 10
+    assert seen == [(done, total) for done in (*range(0, total, 5), total)]
+
+
 def test_margin_and_slices_are_those_of_organ_crops(classifier):
     found = classifier.predict_volume(VOLUME, MASK, margin_mm=1.0, slices="all")
     made = organ_crops(VOLUME, MASK, orientation="LP", margin_mm=1.0, slices="all")

@@ -170,7 +170,7 @@ def test_the_published_limits_and_types():
         ("uint8", "uint16", "int16"),
     )
     assert (
-        Limits() == (89_478_485, 268_435_456, False)
+        Limits() == (89_478_485, 268_435_456, False, None)
         and Slice(GRAY).warnings == ()
         and Slice(GRAY).orientation is None
     )

@@ -390,7 +390,6 @@ def crops_of(volume, mask, **options):
         ({"margin_mm": 1001}, "margin_mm: .*found 1001"),
         ({"margin_mm": "5"}, "margin_mm: .*found '5'"),
         ({"margin_mm": True}, "margin_mm: .*found True"),
-        ({"margin_mm": None}, "margin_mm: .*found None"),
         ({"slices": "most"}, "slices: expected 'middle' or 'all', found 'most'"),
         ({"slices": None}, "slices: expected 'middle' or 'all', found None"),
     ],

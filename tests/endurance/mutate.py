@@ -90,7 +90,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli",
         "test_cli_arguments",
     ),
+    "runtime/organ_infer/box_files.py": ("test_boxes",),
+    "runtime/organ_infer/cli/boxes.py": ("test_boxes",),
     "runtime/organ_infer/images/arrays.py": ("test_frames",),
+    "runtime/organ_infer/images/boxes.py": ("test_boxes",),
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
@@ -123,6 +126,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/cli/audit.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/audit_arguments.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/scan_arguments.py": ("test_cli_volume", "test_cli_audit"),
+    "runtime/organ_infer/cli/parquet.py": ("test_parquet",),
     "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
     "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
@@ -155,7 +159,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_predict_volume",
         "test_volume_crops",
     ),
+    "runtime/organ_infer/volumes/boxes.py": ("test_boxes",),
     "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
+    "runtime/organ_infer/volumes/resampling.py": ("test_resampling",),
     **{
         f"runtime/organ_infer/volumes/{name}.py": ("test_volumes",)
         for name in (

@@ -75,6 +75,9 @@ class AuditDirectory:
         start, size = self._places[key]
         return stored_pictures(self._read(start, size).decode("utf-8"))
 
+    def discard(self) -> None:
+        """Nothing to remove: a finished scan stays."""
+
     def partial_note(self) -> str:
         """Return the end of the message of a signal."""
         return f"; finished scans are in {self._shown}, and the same command continues"

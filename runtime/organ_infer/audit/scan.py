@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..results import OrganPrediction
-from ..volumes.crops import MARGIN_MM, MIN_VOXELS
+from ..volumes.crops import MIN_VOXELS
 from ..volumes.types import Mask, Volume
 from .anatomy import order_score
 from .evidence import Evidence
@@ -37,7 +37,7 @@ def audit_scan(
     mask: Mask,
     *,
     other_masks: Callable[[], Mapping[str, Mask]] | None = None,
-    margin_mm: float = MARGIN_MM,
+    margin_mm: float = Mask.margin_mm,
 ) -> ScanAudit:
     """Find out whether a mask fits its scan, and what explains it if it does not.
 

@@ -39,6 +39,7 @@ class Options(NamedTuple):
 
     paths: list[str]
     files_from: str | None
+    boxes: str | None
     null: bool
     recursive: bool
     bundle: str | None
@@ -108,7 +109,7 @@ class _CompletionAction(argparse.Action):
                 "--print-completion: shtab is not installed; pip install 'organ-infer[completion]'"
             )
         for action in parser._actions:
-            if action.dest in ("paths", "files_from", "output"):
+            if action.dest in ("paths", "files_from", "boxes", "output"):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.dest == "bundle":
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
@@ -145,10 +146,18 @@ def parse(arguments: Sequence[str]) -> Options:
     namespace.paths += arguments[end + 1 :]
     options = Options(**vars(namespace))
     _check_combinations(parser, options)
+    name = options.format or _format_of_output(parser, options.output)
+    if FORMATS[name].is_binary:
+        _check_binary(parser, name, options.output)
     return options._replace(
-        bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None,
-        format=options.format or _format_of_output(parser, options.output),
+        bundle=options.bundle or os.environ.get(BUNDLE_VARIABLE) or None, format=name
     )
+
+
+def _check_binary(parser: _Parser, name: str, output: str | None) -> None:
+    """Raise UsageError if a format that is no text would go to standard output."""
+    if output is None:
+        parser.error(f"--format {name}: not written to standard output; pass --output FILE")
 
 
 def _format_of_output(parser: _Parser, output: str | None) -> str:
@@ -171,13 +180,18 @@ def _check_dashes(parser: _Parser, arguments: Sequence[str]) -> None:
 def _check_combinations(parser: _Parser, options: Options) -> None:
     """Raise UsageError if options exclude each other, or one of them is empty."""
     has_input = bool(options.paths) or options.files_from is not None
+    if options.boxes is not None and has_input:
+        parser.error("--boxes: takes no paths and no --files-from; its file names the images")
+    has_input |= options.boxes is not None
     if options.check and (has_input or options.output is not None):
         parser.error("--check: takes no images and no --output")
     if not options.check and not has_input:
-        parser.error("no image given; name files, directories or patterns, or use --files-from")
+        parser.error(
+            "no image given; name files, directories or patterns, or use --files-from or --boxes"
+        )
     if options.null and options.files_from is None:
         parser.error("-0: requires --files-from")
-    for name in ("bundle", "output", "files_from"):
+    for name in ("bundle", "output", "files_from", "boxes"):
         if getattr(options, name) == "":
             parser.error(f"--{name.replace('_', '-')}: the value is empty")
 
@@ -219,6 +233,12 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         "--null",
         action="store_true",
         help="paths in --files-from end with NUL, not with a newline",
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="classify boxes of images: a CSV file with lines path,x0,y0,x1,y1[,name] in pixels, x1 and y1 not included;"
+        " paths are relative to its directory",
     )
     group.add_argument(
         "-r", "--recursive", action="store_true", help="include the subdirectories of directories"
@@ -293,6 +313,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-f",
         "--format",
+        type=str.lower,
         choices=tuple(FORMATS),
         metavar="FORMAT",
         help=f"{', '.join(FORMATS)} (default: that of the suffix of --output, or else text)",
@@ -301,8 +322,8 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete; .csv, .jsonl and .json choose"
-        " the format",
+        help="write results to FILE, which appears only when it is complete; .csv, .jsonl, .json and"
+        " .parquet choose the format",
     )
     group.add_argument(
         "--force",

@@ -1,13 +1,15 @@
 """Classifies the images of the command line and writes one row per slice, in the order of the input."""
 
+import codecs
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
-from ..errors import file_reason
+from ..errors import file_reason, shorten
 from ..images.discovery import Skipped
+from ..images.registry import UNKNOWN_FORMAT
 from ..names import escape_path
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError
@@ -29,6 +31,8 @@ Result = Prediction | ImageFailure
 
 # Seconds that rows may wait to be written together with later ones.
 DELAY = 0.2
+# Characters of a skipped scan's name.
+NAME_LIMIT = 200
 # Batches of paths that are passed to the classifier together.
 BATCHES_AHEAD = 16
 
@@ -58,7 +62,8 @@ def classify(
             messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
         is_piped = options.files_from is not None and not os.path.isfile(options.files_from)
-        rows = RowBuffer(writer, row_format.header, delay=0.0 if is_piped else DELAY)
+        delay = 0.0 if is_piped else DELAY
+        rows = RowBuffer(writer, row_format.header, delay, messages.end)
         chunk_size = BATCHES_AHEAD * options.batch_size
         counts = Counts()
         results = _results(
@@ -70,12 +75,12 @@ def classify(
         with Total(options, wanted=messages.bar and not messages.quiet) as total:
             _write_rows(results, row_format, rows, messages, signals, counts, total)
         if candidates.skipped:
-            messages.note(_skipped_text(candidates.skipped))
+            messages.note(_skipped_text(candidates.skipped, candidates.scans))
         if advice := counts.advice():
             messages.note(advice)
         signals.check()
-        if row_format.footer:
-            writer.write(row_format.footer)
+        if end := row_format.end():
+            writer.write(end)
         writer.finish()
         if messages.terminal:
             messages.status(counts.summary(candidates.skipped.total(), messages.seconds))
@@ -95,12 +100,16 @@ def _row_format(options: Options, task: "Task") -> RowFormat:
     )
 
 
-def _skipped_text(skipped: Mapping[Skipped, int]) -> str:
+def _skipped_text(skipped: Mapping[Skipped, int], scans: Sequence[str] = ()) -> str:
     """Return one line about the entries of directories that were passed over, with what to do."""
     parts = [f"{skipped[kind]:,} {kind.value}" for kind in Skipped if skipped[kind]]
     advice = ""
     if skipped[Skipped.LINK]:
         advice = "; pass a linked directory as a path to include it"
+    if skipped[Skipped.SCAN]:
+        names = [shorten(escape_path(path, one_line=True), NAME_LIMIT) for path in scans]
+        more = ["..."] if skipped[Skipped.SCAN] > len(names) else []
+        advice += f"; pass a scan with its mask to organ-infer volume: {', '.join(names + more)}"
     return f"skipped in directories: {', '.join(parts)}{advice}"
 
 
@@ -145,9 +154,30 @@ def _standard_input(classifier: OrganClassifier, reading: dict[str, Any]) -> lis
     """Classify the image on standard input, which is read to its end or to the limit of a file."""
     name = STANDARD_INPUT.path
     try:
-        return classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
+        # Some replacements of standard input have no such method.
+        peek = getattr(sys.stdin.buffer, "peek", None)
+        is_text = peek is not None and _is_text(peek(1))
+        results = classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
     except OSError as e:
         return [ImageFailure(name, f"cannot be read ({file_reason(e)})")]
+    return [_with_list_advice(result) for result in results] if is_text else results
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether bytes look like lines of text, such as paths."""
+    try:
+        # Incremental, because the last character may be cut off.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and all(c.isprintable() or c in "\n\r\t" for c in text)
+
+
+def _with_list_advice(result: Result) -> Result:
+    """Add to the failure of text on standard input what to do if it is a list."""
+    if isinstance(result, ImageFailure) and result.error.startswith(UNKNOWN_FORMAT):
+        return ImageFailure(result.path, f"{result.error}; for a list of paths use --files-from -")
+    return result
 
 
 def _strict(result: Result) -> Result:

@@ -63,7 +63,10 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
     """Report the signal and where the results are. Returns the exit code."""
     if messages is not None:
         messages.end()
-        note = "" if signals.writer is None else signals.writer.partial_note()
+        note = ""
+        if signals.writer is not None:
+            signals.writer.discard()
+            note = signals.writer.partial_note()
         messages.status(f"{SIGNALS[number]}{note}")
     return 128 + number
 
@@ -163,7 +166,7 @@ def _open_writer(options: "Options | VolumeOptions", messages: "Messages") -> "W
 
     name = f"--output {escape_path(options.output or '', one_line=True)}"
     if options.output is not None and (
-        has_known_content(options.output) or _holds_no_text(options.output)
+        has_known_content(options.output) or _holds_other_content(options.output, options.format)
     ):
         raise OutputError(f"{name}: an image or another binary file; choose another name")
     writer = Writer(options.output)
@@ -172,13 +175,15 @@ def _open_writer(options: "Options | VolumeOptions", messages: "Messages") -> "W
     return writer
 
 
-def _holds_no_text(path: str) -> bool:
-    """Whether a regular file has a NUL among its first bytes, which no results have."""
+def _holds_other_content(path: str, format_name: str) -> bool:
+    """Whether a regular file has a NUL among its first bytes, which no results have but those in Parquet."""
     try:
         if not os.path.isfile(path):
             return False
         with open(path, "rb") as file:
-            return b"\0" in file.read(4096)
+            head = file.read(4096)
+        is_own = format_name == "parquet" and head.startswith(b"PAR1")
+        return b"\0" in head and not is_own
     except (OSError, ValueError):
         return False
 

@@ -8,7 +8,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ..errors import escape_bytes
 from ..names import escape_path
@@ -49,6 +49,7 @@ class RowFormat(ABC):
         footer: The text after the last row.
         has_warnings: Whether rows contain the warnings. If not, they go to standard error.
         lists_organs: Whether --top lists organs if --organs is given.
+        is_binary: Whether the output is no text, so that it needs --output.
     """
 
     suffixes: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class RowFormat(ABC):
     footer = ""
     has_warnings = True
     lists_organs = False
+    is_binary = False
 
     def __init__(self, options: RowOptions) -> None:
         self.options = options
@@ -70,6 +72,10 @@ class RowFormat(ABC):
     @abstractmethod
     def failure(self, failure: "ImageFailure") -> str:
         """The row of an image that could not be classified."""
+
+    def end(self) -> str | bytes:
+        """What is written after the last row."""
+        return self.footer
 
     def is_uncertain(self, prediction: "Prediction") -> bool:
         by_organ = self.options.by_organ
@@ -212,16 +218,57 @@ class JsonFormat(JsonlFormat):
         return separator + line
 
 
+class ParquetFormat(RowFormat):
+    """One Parquet file, written after the last row."""
+
+    suffixes = (".parquet", ".pq")
+    is_binary = True
+    COLUMNS: ClassVar = {
+        **{"path": "text", "label": "text", "index": "whole", "probability": "number"},
+        **{"organ": "text", "organ_probability": "number", "warnings": "texts", "error": "text"},
+    }
+
+    def __init__(self, options: RowOptions) -> None:
+        super().__init__(options)
+        # Imported here: the other formats do not need it.
+        from .parquet import ParquetTable
+
+        self._table = ParquetTable(self.COLUMNS, tuple(options.classes))
+
+    def row(self, prediction: "Prediction") -> str:
+        label, organ = self.label_and_organ(prediction)
+        row = {
+            "path": escape_path(prediction.path or ""),
+            "label": label,
+            "index": prediction.index,
+            "probability": prediction.probability,
+            "organ": organ,
+            "organ_probability": prediction.organ_probability,
+            "warnings": list(map(escape_bytes, prediction.warnings)),
+        }
+        self._table.add(row, prediction.probabilities)
+        return ""
+
+    def failure(self, failure: "ImageFailure") -> str:
+        error = escape_bytes(failure.error)
+        self._table.add({"path": escape_path(failure.path), "warnings": [], "error": error})
+        return ""
+
+    def end(self) -> bytes:
+        return self._table.finish()
+
+
 # One row per output format: its name for --format, and its class.
 FORMATS: dict[str, type[RowFormat]] = {
     "text": TextFormat,
     "csv": CsvFormat,
     "jsonl": JsonlFormat,
     "json": JsonFormat,
+    "parquet": ParquetFormat,
 }
 # Suffixes of tables and archives that are not written. Rows of text under such a name would mislead.
 _NOT_WRITTEN = (
-    *(".parquet", ".pq", ".arrow", ".feather", ".tsv", ".xls", ".xlsx", ".ods", ".html"),
+    *(".arrow", ".feather", ".tsv", ".xls", ".xlsx", ".ods", ".html"),
     *(".gz", ".bz2", ".xz", ".zst", ".zip"),
 )
 

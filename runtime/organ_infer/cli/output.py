@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -64,6 +65,11 @@ class Writer:
         except (OSError, ValueError) as e:
             raise self._error(e) from e
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the results go to a terminal."""
+        return self.output is None and os.isatty(self._descriptor)
+
     def _existing_mode(self) -> int | None:
         """The permissions of the file that will be replaced."""
         assert self.output is not None
@@ -101,9 +107,9 @@ class Writer:
                 raise
             os.close(descriptor)
 
-    def write(self, lines: str) -> None:
-        """Write complete lines."""
-        data = memoryview(lines.encode("utf-8"))
+    def write(self, lines: str | bytes) -> None:
+        """Write complete lines, or a whole binary file."""
+        data = memoryview(lines.encode("utf-8") if isinstance(lines, str) else lines)
         self.busy = True
         try:
             offset = 0
@@ -179,10 +185,18 @@ class RowBuffer:
         writer: Takes the rows.
         header: Written before the first row. A header alone is not a result.
         delay: Seconds after which rows are written even if they are few.
+        before_write: Called before rows are written to a terminal, to clear what is drawn there.
     """
 
-    def __init__(self, writer: Writer, header: str, delay: float) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        header: str,
+        delay: float,
+        before_write: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writer = writer
+        self._before_write = before_write if writer.is_terminal else lambda: None
         self._header = self._pending = header
         self._delay = delay
         self._last_write = monotonic()
@@ -194,11 +208,13 @@ class RowBuffer:
             return False
         # The buffer is emptied first: an error in the write must not write the same rows again.
         rows, self._pending, self._last_write = self._pending, "", monotonic()
+        self._before_write()
         self._writer.write(rows)
         return True
 
     def flush(self) -> None:
         """Write the pending rows."""
+        self._before_write()
         self._writer.write(self._pending)
 
     def flush_results(self) -> None:

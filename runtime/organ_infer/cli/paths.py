@@ -24,6 +24,8 @@ __all__ = ["STANDARD_INPUT", "Candidates", "require_candidates", "require_standa
 # The argument `-`: one image on standard input. In a list, and below a directory, `-` is the name of a file.
 STANDARD_INPUT = Candidate("-")
 
+# Scans that the note about skipped files names.
+SCANS_NAMED = 3
 # Bytes of a list that are read together.
 BLOCK = 1 << 16
 # Bytes of one path in a list.
@@ -31,7 +33,7 @@ NAME_LIMIT = 1 << 16
 
 
 class Candidates(Iterator[Candidate]):
-    """Every image that the options name: first the paths, then the list.
+    """Every image that the options name: first the paths, then the list, or else the boxes.
 
     A directory or pattern without an image gives a candidate with an error and the path as given.
 
@@ -39,6 +41,7 @@ class Candidates(Iterator[Candidate]):
         has_more: Whether the next candidate can be taken without waiting for the writer of a list.
         in_list: Whether the last candidate is from a list.
         skipped: How many entries of directories were passed over so far, by kind.
+        scans: The first of these that are scans or masks.
 
     Raises:
         UsageError: A list cannot be read.
@@ -46,6 +49,7 @@ class Candidates(Iterator[Candidate]):
 
     def __init__(self, options: Options) -> None:
         self.skipped: Counter[Skipped] = Counter()
+        self.scans: list[str] = []
         self.in_list = False
         self._next: list[Candidate] = []
         self._has_more = True
@@ -60,6 +64,8 @@ class Candidates(Iterator[Candidate]):
 
     def _skip(self, path: str, kind: Skipped) -> None:
         self.skipped[kind] += 1
+        if kind is Skipped.SCAN and len(self.scans) < SCANS_NAMED:
+            self.scans.append(path)
 
     def put_back(self, candidates: list[Candidate]) -> None:
         """Give these again, before all others."""
@@ -72,6 +78,14 @@ class Candidates(Iterator[Candidate]):
         last: Candidate | None = None
         for path in options.paths:
             for candidate in _expand_argument(path, options.recursive, self._skip):
+                if last is not None:
+                    yield last
+                last = candidate
+        if options.boxes is not None:
+            # Imported here, because most runs have no boxes.
+            from .boxes import boxed_candidates
+
+            for candidate in boxed_candidates(options.boxes):
                 if last is not None:
                     yield last
                 last = candidate
@@ -109,7 +123,7 @@ def require_candidates(options: Options, messages: "Messages") -> Candidates:
         empty.append(candidate)
     for candidate in empty[:-1]:
         messages.error(f"{escape_path(candidate.path, one_line=True)}: {candidate.error}")
-    last = "--files-from lists no path"
+    last = "--files-from lists no path" if options.boxes is None else "--boxes lists no box"
     if empty:
         last = f"{escape_path(empty[-1].path, one_line=True)}: {empty[-1].error}"
     raise UsageError(f"no image found: {last}")

@@ -19,6 +19,8 @@ LINE_LIMIT = 1 << 15
 # Columns that must be left beside the text for a bar: ten characters and "[] ".
 BAR_COLUMNS = 13
 _SECONDS = {"s": 1, "min": 60}
+# Characters of the shortest text about a stage.
+MIN_STAGE = 12
 
 
 class Messages:
@@ -71,6 +73,14 @@ class Messages:
         """Begin to measure the rate and the time left. Opening the model does not count."""
         self._last_drawn = self._progress_started = time.monotonic()
 
+    def stage(self, text: str) -> None:
+        """Show what the command is doing, in the place of the progress bar."""
+        if self.bar and not self.quiet:
+            columns = _columns() - 1
+            self._draw(
+                shorten(printable(text), max(columns, MIN_STAGE))[: max(columns, 0)], columns
+            )
+
     def progress(
         self, done: int, failed: int, total: int | None, noun: str = "images", per: str = "s"
     ) -> None:
@@ -91,7 +101,10 @@ class Messages:
         self._last_drawn = now
         columns = _columns() - 1
         seconds = now - self._progress_started
-        text = bar_text(done, failed, total, seconds, columns, noun, per)
+        self._draw(bar_text(done, failed, total, seconds, columns, noun, per), columns)
+
+    def _draw(self, text: str, columns: int) -> None:
+        """Draw a text over the one before."""
         self._write("\r" + text + " " * max(0, min(self._bar_width, columns) - len(text)))
         self._bar_width = len(text)
 

@@ -61,14 +61,16 @@ def add_labels_argument(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_margin_argument(group: argparse._ArgumentGroup) -> None:
-    """Add --margin."""
+def add_margin_argument(
+    group: argparse._ArgumentGroup, default: float | None = 5.0, text: str = "5"
+) -> None:
+    """Add --margin, with its default as a number and as text."""
     group.add_argument(
         "--margin",
         type=_margin,
-        default=5.0,
+        default=default,
         metavar="MM",
-        help="margin around each organ in the plane of the slices, in mm (default: %(default)g)",
+        help=f"margin around each organ in the plane of the slices, in mm (default: {text})",
     )
 
 

@@ -15,6 +15,9 @@ class Unbreakable(Protocol):
 
     busy: bool
 
+    def discard(self) -> None:
+        """Remove what is empty, when a signal ends the command."""
+
     def partial_note(self) -> str:
         """Return the end of the message of a signal."""
 

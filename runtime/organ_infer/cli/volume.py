@@ -1,6 +1,7 @@
 """organ-infer volume: classifies the organs of a scan that a mask outlines, and writes the rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ..errors import InputError, shorten
@@ -10,11 +11,13 @@ from .model import open_classifier, packaged_model_note
 from .output import RowBuffer, Writer
 from .progress import Messages, library_messages
 from .signals import Signals
+from .summary import organ_summary
 from .volume_arguments import VolumeOptions
 from .volume_rows import VOLUME_FORMATS, VolumeFormat
 
 if TYPE_CHECKING:
     from ..results import OrganPrediction
+    from ..volumes.boxes import Units
     from ..volumes.crops import Slices
     from ..volumes.types import Mask, Volume
 
@@ -44,12 +47,19 @@ def classify_volume(
             manifest = classifier.manifest
             messages.note(packaged_model_note(manifest.name, manifest.task))
         volume, mask = _open(options, messages)
+        messages.stage("cutting crops around the organs")
         organs = classifier.predict_volume(
-            volume, mask, margin_mm=options.margin, slices=cast("Slices", options.slices)
+            volume,
+            mask,
+            margin_mm=options.margin,
+            slices=cast("Slices", options.slices),
+            on_progress=partial(_show_progress, messages),
         )
+        # The rows may go to the same terminal.
+        messages.end()
         if not organs:
             raise InputError(
-                f"{escape_path(options.mask, one_line=True)}: every structure is empty; check that the mask"
+                f"{escape_path(_outlines(options), one_line=True)}: every structure is empty; check that the mask"
                 " belongs to the scan"
             )
         classified = {organ.expected for organ in organs}
@@ -60,22 +70,48 @@ def classify_volume(
             organs, row_format, RowBuffer(writer, row_format.header, DELAY), messages, signals
         )
         signals.check()
+        if end := row_format.end():
+            writer.write(end)
         writer.finish()
+        if messages.terminal:
+            messages.status(organ_summary(organs, messages.seconds))
         return ALL_CLASSIFIED
+
+
+def _show_progress(messages: Messages, done: int, total: int) -> None:
+    if done == 0:
+        messages.start_progress()
+    messages.progress(done, 0, total, "slices")
 
 
 def _open(options: VolumeOptions, messages: Messages) -> "tuple[Volume, Mask]":
     """Open the scan and its mask, and note what is remarkable about them."""
     # Here, because the readers load libraries.
+    from ..volumes.boxes import open_boxes
     from ..volumes.reading import open_mask, open_volume
 
+    messages.stage(f"reading {escape_path(options.scan, one_line=True)}")
     volume = open_volume(options.scan, series=options.series)
-    mask = open_mask(options.mask, like=volume, labels=options.labels)
-    for path, warnings in ((options.scan, volume.warnings), (options.mask, mask.warnings)):
+    messages.stage(f"reading {escape_path(_outlines(options), one_line=True)}")
+    mask: Mask
+    if options.boxes is not None:
+        units = cast("Units", options.box_units)
+        mask = open_boxes(options.boxes, like=volume, labels=options.labels, units=units)
+    else:
+        assert options.mask is not None
+        mask = open_mask(
+            options.mask, like=volume, labels=options.labels, resample=options.resample_mask
+        )
+    for path, warnings in ((options.scan, volume.warnings), (_outlines(options), mask.warnings)):
         for warning in warnings:
             messages.warning(f"{escape_path(path, one_line=True)}: {warning}")
     _note_names(options, "structures of no class, not classified", mask.unmapped, messages)
     return volume, mask
+
+
+def _outlines(options: VolumeOptions) -> str:
+    """The path of the mask, or of the boxes."""
+    return options.mask or options.boxes or ""
 
 
 def _note_names(
@@ -83,7 +119,7 @@ def _note_names(
 ) -> None:
     """Note names of the mask's structures on one line, if there are any."""
     if names:
-        path = escape_path(options.mask, one_line=True)
+        path = escape_path(_outlines(options), one_line=True)
         messages.note(f"{path}: {what}: {shorten(', '.join(names), NAMES_LIMIT)}")
 
 

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import short_repr
-from .arguments import _add_model_arguments, _format_of_output
+from .arguments import _add_model_arguments, _check_binary, _format_of_output
 from .scan_arguments import (
     ScanParser,
     add_general_arguments,
@@ -24,10 +24,13 @@ class VolumeOptions(NamedTuple):
     """The parsed arguments of organ-infer volume."""
 
     scan: str
-    mask: str
+    mask: str | None
+    boxes: str | None
+    box_units: str
+    resample_mask: bool
     labels: str
     series: str | None
-    margin: float
+    margin: float | None
     slices: str
     bundle: str | None
     device: str
@@ -55,28 +58,43 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     scans = values.pop("scans")
     if len(scans) != 1:
         parser.error(f"expected one scan, found {len(scans)}; {_HINT}")
-    if values["mask"] is None:
+    if values["mask"] is None and values["boxes"] is None:
         parser.error(
-            f"--mask: missing; name the mask whose organs are to be classified, or {_HINT}"
+            f"--mask: missing; name the mask whose organs are to be classified, or boxes with --boxes, or {_HINT}"
         )
-    parser.refuse_empty(values, "mask", "labels", "series", "bundle", "output")
+    _check_boxes(parser, values)
+    parser.refuse_empty(values, "mask", "boxes", "labels", "series", "bundle", "output")
     if scans[0] == "":
         parser.error("SCAN: the value is empty")
     if values["format"] is None:
         name = _format_of_output(parser, values["output"])
         if name not in VOLUME_FORMATS:
             parser.error(
-                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl or .txt, or pass --format"
+                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl, .parquet or .txt, or pass --format"
             )
         values["format"] = name
+    if VOLUME_FORMATS[values["format"]].is_binary:
+        _check_binary(parser, values["format"], values["output"])
     values["bundle"] = resolve_bundle(values["bundle"])
     return VolumeOptions(scan=scans[0], **values)
+
+
+def _check_boxes(parser: ScanParser, values: dict[str, Any]) -> None:
+    """Raise UsageError if options of masks and boxes are mixed."""
+    if values["boxes"] is None:
+        if values["box_units"] is not None:
+            parser.error("--box-units: requires --boxes")
+    elif values["mask"] is not None:
+        parser.error("--boxes: replaces --mask; pass one of them")
+    elif values["resample_mask"]:
+        parser.error("--resample-mask: requires --mask; boxes have no grid")
+    values["box_units"] = values["box_units"] or "voxels"
 
 
 def _build_parser() -> ScanParser:
     parser = ScanParser(
         "volume",
-        usage="organ-infer volume SCAN --mask MASK [options]",
+        usage="organ-infer volume SCAN --mask MASK [options]\n       organ-infer volume SCAN --boxes FILE [options]",
         description="Name the organs of a CT scan that a mask outlines, and compare them with the mask.",
         exit_codes="0 all organs classified, whether or not they agree with the mask, 2 error,"
         " 130 interrupted, 143 terminated.",
@@ -96,13 +114,28 @@ def _add_input_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="MASK",
         help="its organs: a label image, a directory with one file per structure, or DICOM",
     )
+    group.add_argument(
+        "--resample-mask",
+        action="store_true",
+        help="resample a mask on another grid to the scan's with nearest neighbor, with a warning",
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="boxes around its organs instead of a mask: a CSV file with lines organ,x0,y0,z0,x1,y1,z1",
+    )
+    group.add_argument(
+        "--box-units",
+        choices=("voxels", "mm"),
+        help="unit of the boxes: voxels, or mm in LPS coordinates (default: voxels)",
+    )
     add_labels_argument(group)
     group.add_argument(
         "--series",
         metavar="SERIES",
         help="SeriesNumber or SeriesInstanceUID, if the directory has several DICOM series",
     )
-    add_margin_argument(group)
+    add_margin_argument(group, default=None, text="5, with --boxes 0")
     group.add_argument(
         "--slices",
         choices=("middle", "all"),
@@ -115,6 +148,7 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "-f",
         "--format",
+        type=str.lower,
         choices=tuple(VOLUME_FORMATS),
         help="output format (default: that of the suffix of --output, or else text)",
     )
@@ -122,7 +156,8 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "-o",
         "--output",
         metavar="FILE",
-        help="write results to FILE, which appears only when it is complete; .csv and .jsonl choose the format",
+        help="write results to FILE, which appears only when it is complete; .csv, .jsonl and .parquet choose the"
+        " format",
     )
     group.add_argument(
         "--force", action="store_true", help="replace an existing FILE of --output without a note"

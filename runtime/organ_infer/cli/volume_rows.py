@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import escape_bytes
 from ..names import escape_path
@@ -23,9 +23,11 @@ class VolumeFormat(ABC):
     Attributes:
         header: The text before the first row.
         has_warnings: Whether rows contain the warnings. If not, they go to standard error.
+        is_binary: Whether the output is no text, so that it needs --output.
     """
 
     header = ""
+    is_binary = False
     has_warnings = True
 
     def __init__(self, scan: str, classes: Sequence[str]) -> None:
@@ -34,8 +36,13 @@ class VolumeFormat(ABC):
 
     def rows(self, organ: "OrganPrediction") -> str:
         """The row of an organ, and the rows of its slices."""
-        slices = [self.slice_row(organ, prediction) for prediction in organ.slices]
-        return "".join([self.organ_row(organ), *slices])
+        rows = [self.organ_row(organ)]
+        rows += [self.slice_row(organ, prediction) for prediction in organ.slices]
+        return "".join(rows)
+
+    def end(self) -> str | bytes:
+        """What is written after the last row."""
+        return ""
 
     @abstractmethod
     def organ_row(self, organ: "OrganPrediction") -> str:
@@ -118,7 +125,7 @@ class JsonlFormat(VolumeFormat):
     def organ_row(self, organ: "OrganPrediction") -> str:
         return _json_line(
             {
-                **self._subject("organ", organ),
+                **_subject(self.scan, "organ", organ),
                 "slices": len(organ.slices),
                 "organ_label": organ.label,
                 "organ_probability": _nine_digits(organ.probability),
@@ -133,7 +140,7 @@ class JsonlFormat(VolumeFormat):
         prediction = result.prediction
         return _json_line(
             {
-                **self._subject("slice", organ),
+                **_subject(self.scan, "slice", organ),
                 "index": result.index,
                 "position": round(result.position, PLACES),
                 "label": prediction.label,
@@ -143,17 +150,56 @@ class JsonlFormat(VolumeFormat):
             }
         )
 
-    def _subject(self, row: str, organ: "OrganPrediction") -> dict[str, object]:
-        return {
-            "row": row,
-            "scan": escape_path(self.scan),
-            "structure": list(map(escape_bytes, organ.structures)),
-            "expected": organ.expected,
-            "view": organ.view,
-        }
-
     def _by_class(self, probabilities: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.classes, map(_nine_digits, probabilities), strict=True))
+
+
+class ParquetFormat(VolumeFormat):
+    """One Parquet file, written after the last row. Columns that a kind of row does not have are null."""
+
+    is_binary = True
+    COLUMNS: ClassVar = {
+        **{"row": "text", "scan": "text", "structure": "texts", "expected": "text", "view": "text"},
+        **{"index": "whole", "position": "position", "label": "text", "probability": "number"},
+        **{"slices": "whole", "organ_label": "text", "organ_probability": "number"},
+        **{"agrees": "bool", "only_side_differs": "bool", "warnings": "texts"},
+    }
+
+    def __init__(self, scan: str, classes: Sequence[str]) -> None:
+        super().__init__(scan, classes)
+        # Imported here: the other formats do not need it.
+        from .parquet import ParquetTable
+
+        self._table = ParquetTable(self.COLUMNS, tuple(classes))
+
+    def organ_row(self, organ: "OrganPrediction") -> str:
+        row = {
+            **_subject(self.scan, "organ", organ),
+            "slices": len(organ.slices),
+            "organ_label": organ.label,
+            "organ_probability": organ.probability,
+            "agrees": organ.agrees,
+            "only_side_differs": organ.only_side_differs,
+            "warnings": list(map(escape_bytes, organ.warnings)),
+        }
+        self._table.add(row, organ.probabilities)
+        return ""
+
+    def slice_row(self, organ: "OrganPrediction", result: "SlicePrediction") -> str:
+        prediction = result.prediction
+        row = {
+            **_subject(self.scan, "slice", organ),
+            "index": result.index,
+            "position": round(result.position, PLACES),
+            "label": prediction.label,
+            "probability": prediction.probability,
+            "warnings": list(map(escape_bytes, prediction.warnings)),
+        }
+        self._table.add(row, prediction.probabilities)
+        return ""
+
+    def end(self) -> bytes:
+        return self._table.finish()
 
 
 # One row per output format: its name for --format, and its class.
@@ -161,7 +207,19 @@ VOLUME_FORMATS: dict[str, type[VolumeFormat]] = {
     "text": TextFormat,
     "csv": CsvFormat,
     "jsonl": JsonlFormat,
+    "parquet": ParquetFormat,
 }
+
+
+def _subject(scan: str, row: str, organ: "OrganPrediction") -> dict[str, object]:
+    """What every row of a format with typed values begins with."""
+    return {
+        "row": row,
+        "scan": escape_path(scan),
+        "structure": list(map(escape_bytes, organ.structures)),
+        "expected": organ.expected,
+        "view": organ.view,
+    }
 
 
 def _joined(warnings: Sequence[str]) -> str:

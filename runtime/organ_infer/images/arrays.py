@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import ImageError, printable, short_repr, shorten
 from .types import (
     DTYPES,
+    VOLUME_ADVICE,
+    VOLUME_SIDE,
     Limits,
     Slice,
     SliceReaders,
@@ -205,7 +207,7 @@ def _read_header(file: Any, size: int, limits: Limits) -> _Header:
     if dtype.name not in DTYPES or len(shape) not in (2, 3):
         raise ImageError(
             f".npy: expected slices (H, W) or (N, H, W) of {', '.join(DTYPES)}, found"
-            f" {shorten(str(dtype), 120)} {shape}"
+            f" {shorten(str(dtype), 120)} {shape}{_volume_advice(shape)}"
         )
     if problem := array_problem(shape):
         raise ImageError(f".npy: an array {shape} {problem}")
@@ -217,3 +219,10 @@ def _read_header(file: Any, size: int, limits: Limits) -> _Header:
             " the file is truncated or damaged"
         )
     return header
+
+
+def _volume_advice(shape: tuple[int, ...]) -> str:
+    """Return what to do with an array that has the shape of a scan, or nothing."""
+    if len(shape) == 3 and sorted(shape)[1] >= VOLUME_SIDE:
+        return f"; pass int16 HU, and {VOLUME_ADVICE}"
+    return ""

@@ -3,14 +3,15 @@
 import io
 import math
 import zlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import ImageError
-from .orientation import Orientation
-from .types import SIGNATURE_BYTES, Slice, SliceReaders, Source, check_size, numbered
+from .orientation import Orientation, plane_of
+from .types import SIGNATURE_BYTES, Limits, Slice, SliceReaders, Source, check_size, numbered
 
 __all__ = [
     "DEFLATED",
@@ -88,17 +89,37 @@ def read_dicom(source: Source) -> SliceReaders:
     data = source.read_all()
     check_deflated_size(data, source.limits.file_bytes)
     dataset = dcmread(io.BytesIO(data))
-    check_kind(dataset, source.limits.any_modality)
-    check_dataset(dataset, source.limits.pixels)
-    count = frame_count(dataset)
+    check_kind(dataset)
 
     def read(index: int) -> Slice:
         return read_frame(dataset, index, np.asarray(pixel_array(dataset, index=index)))
+
+    modality = dataset.get("Modality") or "CT"
+    if modality != "CT" and not source.limits.any_modality:
+        advice = (
+            "pass --any-modality or any_modality=True to classify it anyway"
+            if _would_be_classified(dataset, source.limits, read)
+            else "pass CT slices"
+        )
+        raise ImageError(f"DICOM: modality {modality}, not CT; {advice}")
+    check_dataset(dataset, source.limits.pixels)
+    count = frame_count(dataset)
 
     if count == 1 and source.selector is None:
         yield "", partial(read, 0)
     else:
         yield from numbered(count, read, source.selector)
+
+
+def _would_be_classified(dataset: Any, limits: Limits, read: Callable[[int], Slice]) -> bool:
+    """Whether nothing but its modality is against the first frame."""
+    try:
+        check_dataset(dataset, limits.pixels)
+        orientation = read(0).orientation
+    # whatever a decoder raises
+    except Exception:
+        return False
+    return orientation is None or limits.plane is None or plane_of(orientation) == limits.plane
 
 
 def load_pydicom(extra: str = "dicom") -> tuple[Any, Any]:
@@ -137,19 +158,14 @@ def check_deflated_size(data: bytes, limit: int) -> None:
             )
 
 
-def check_kind(dataset: Any, any_modality: bool) -> None:
-    """Refuse objects that are no CT image."""
+def check_kind(dataset: Any) -> None:
+    """Refuse objects that are no images of slices."""
     # a DICOMDIR has its class in the header of the file alone
     header = getattr(dataset, "file_meta", None) or {}
     kind = str(dataset.get("SOPClassUID") or header.get("MediaStorageSOPClassUID") or "")
     for prefix, name in _OTHER_OBJECTS.items():
         if kind == prefix or kind.startswith(f"{prefix}."):
             raise ImageError(f"DICOM: {name}, not a CT image{_ADVICE.get(kind, '')}")
-    modality = dataset.get("Modality") or "CT"
-    if modality != "CT" and not any_modality:
-        raise ImageError(
-            f"DICOM: modality {modality}, not CT; pass --any-modality or any_modality=True to classify it anyway"
-        )
 
 
 def check_dataset(dataset: Any, pixel_limit: int) -> None:

@@ -1,6 +1,5 @@
 """The image files that paths, directories and patterns name."""
 
-import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ class Skipped(Enum):
     """Why an entry of a directory is passed over. The value names it in a message."""
 
     FILE = "(files that are no images)"
+    SCAN = "(scans or masks)"
     LINK = "(links to directories)"
 
 
@@ -52,7 +52,7 @@ def images_below(
     Args:
         directory: Its path.
         recursive: Whether to list directories below it too.
-        on_skipped: Called with each file that is no image, and with `recursive` each linked directory.
+        on_skipped: Called with each file that is no image, such as a scan, and with `recursive` each linked directory.
     """
     # Not by recursion: directories can be nested deeper than Python's calls.
     levels = [_entries(directory, recursive, on_skipped)]
@@ -71,6 +71,7 @@ def _entries(
 ) -> Iterator[Candidate | str]:
     """Yield the images of one directory and, with `recursive`, the paths of its directories."""
     names: list[tuple[bytes, str, bool]] = []
+    skipped: list[tuple[bytes, str, Skipped]] = []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -84,14 +85,18 @@ def _entries(
                 elif entry.is_symlink() and os.path.isdir(entry.path):
                     # Not entry.is_dir(), which raises for a link to itself.
                     if recursive:
-                        on_skipped(entry.path, Skipped.LINK)
+                        skipped.append((os.fsencode(entry.name), entry.path, Skipped.LINK))
                 elif entry.name.lower().endswith(SUFFIXES) or has_known_content(entry.path):
                     names.append((os.fsencode(entry.name), entry.name, False))
+                elif entry.name.lower().endswith(SCAN_SUFFIXES):
+                    skipped.append((os.fsencode(entry.name), entry.path, Skipped.SCAN))
                 else:
-                    on_skipped(entry.path, Skipped.FILE)
+                    skipped.append((os.fsencode(entry.name), entry.path, Skipped.FILE))
     except OSError as e:
         yield Candidate(directory, f"cannot be listed ({e.strerror})")
         return
+    for _, path, kind in sorted(skipped, key=lambda each: each[0]):
+        on_skipped(path, kind)
     names.sort()
     for _, name, is_directory in names:
         path = os.path.join(directory, name)
@@ -168,18 +173,18 @@ def expand_path(
     if not os.path.isdir(path):
         yield Candidate(path)
         return
-    is_empty = True
-    for candidate in images_below(path, recursive, on_skipped):
+    is_empty, has_scans = True, False
+
+    def skip(skipped: str, kind: Skipped) -> None:
+        nonlocal has_scans
+        has_scans |= kind is Skipped.SCAN
+        on_skipped(skipped, kind)
+
+    for candidate in images_below(path, recursive, skip):
         is_empty = False
         yield candidate
     if is_empty:
-        yield Candidate(path, f"no image in this directory{_advice(path, recursive)}", empty=True)
-
-
-def _advice(directory: str, recursive: bool) -> str:
-    """What to do about a directory without an image."""
-    # a directory that cannot be listed has its own message
-    with contextlib.suppress(OSError):
-        if any(name.lower().endswith(SCAN_SUFFIXES) for name in os.listdir(directory)):
-            return ", but scans or masks; pass a scan with its mask to organ-infer volume"
-    return "" if recursive else "; use --recursive to include subdirectories"
+        advice = "" if recursive else "; use --recursive to include subdirectories"
+        if has_scans:
+            advice = ", but scans or masks; pass a scan with its mask to organ-infer volume"
+        yield Candidate(path, f"no image in this directory{advice}", empty=True)

@@ -17,12 +17,14 @@ from typing import BinaryIO
 from ..errors import ImageError, OrganInferError, one_line
 from ..files import open_flags
 from . import truncation
+from .boxes import Box, cut_box, split_box
 from .scan_formats import SCAN_HEAD_BYTES, scan_title
 from .types import DEFAULT_LIMITS, SIGNATURE_BYTES, Format, Limits, Slice, SliceReaders, Source
 
 __all__ = [
     "FORMATS",
     "SUFFIXES",
+    "UNKNOWN_FORMAT",
     "decode_slices",
     "decoder_errors",
     "has_known_content",
@@ -125,6 +127,8 @@ FORMATS: tuple[Format, ...] = (
     ),
 )
 
+# The beginning of the message about a file of no format in FORMATS.
+UNKNOWN_FORMAT = "unknown image format"
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 
 
@@ -132,7 +136,8 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
     """Yield the slices of a file, in order.
 
     Args:
-        path: A file of a format in FORMATS, or `file#selector` for one of its slices.
+        path: A file of a format in FORMATS, or `file#selector` for one of its slices. `[x0:x1,y0:y1]` after it
+            cuts a box out of each slice.
         limits: The most that may be read.
 
     Yields:
@@ -144,9 +149,17 @@ def open_slices(path: str, limits: Limits = DEFAULT_LIMITS) -> SliceReaders:
         ImageError: If the file or the slice cannot be read. `read` raises it too.
     """
     name, selector = split_selector(path)
+    chosen, box = split_box(selector or "")
     with open_regular_file(name, limits.file_bytes) as (file, size):
-        for suffix, read in _slice_readers(file, size, limits, selector):
-            yield name + suffix, read
+        for suffix, read in _slice_readers(file, size, limits, chosen or None):
+            if box is None:
+                yield name + suffix, read
+            else:
+                yield f"{name}{suffix}{box}", partial(_read_box, read, box)
+
+
+def _read_box(read: Callable[[], Slice], box: Box) -> Slice:
+    return cut_box(read(), box)
 
 
 def decode_slices(
@@ -181,9 +194,17 @@ def has_known_content(path: str) -> bool:
 def split_selector(path: str) -> tuple[str, str | None]:
     """Split `a.tif#3` into (`a.tif`, `3`), if `a.tif` is a file and `a.tif#3` does not exist.
 
+    A box at the end, as in `a.tif#3[0:9,2:7]` or `a.png[0:9,2:7]`, is a part of the selector.
+
     Returns:
         The file's path and the selector, or `path` and None.
     """
+    if path.endswith("]") and not os.path.lexists(path):
+        before, box = split_box(path)
+        if box is not None:
+            name, selector = split_selector(before)
+            if selector is not None or os.path.isfile(before):
+                return name, f"{selector or ''}{box}"
     end = len(path)
     if "#" in path and not os.path.lexists(path):
         while (end := path.rfind("#", 0, end)) > 0:
@@ -203,9 +224,7 @@ def _slice_readers(file: BinaryIO, size: int, limits: Limits, selector: str | No
             raise ImageError(
                 f"{title}: a whole scan or mask, not a slice; pass the scan with its mask to organ-infer volume"
             )
-        raise ImageError(
-            f"unknown image format; supported: {', '.join(row.title for row in FORMATS)}"
-        )
+        raise ImageError(f"{UNKNOWN_FORMAT}; supported: {', '.join(row.title for row in FORMATS)}")
     file.seek(0)
     with decoder_errors(row.name):
         module, _, function = row.reader.partition(":")

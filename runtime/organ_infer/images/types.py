@@ -16,6 +16,8 @@ __all__ = [
     "FILE_LIMIT",
     "PIXEL_LIMIT",
     "SIGNATURE_BYTES",
+    "VOLUME_ADVICE",
+    "VOLUME_SIDE",
     "Format",
     "Limits",
     "Slice",
@@ -34,6 +36,8 @@ PIXEL_LIMIT = 89_478_485
 SIDE_LIMIT = 65_535
 # pixels; the slices of a volume (X, Y, Z) are square and larger than a crop around one organ
 VOLUME_SIDE = 128
+# What to do with the array of a whole scan. It has no affine, so open_volume cannot read it.
+VOLUME_ADVICE = "for a whole scan with its mask, Volume(hu, affine, source) to predict_volume"
 DTYPES = ("uint8", "uint16", "int16")
 # The bytes of a file that identify its format. DICOM's signature ends last: 4 bytes at offset 128.
 SIGNATURE_BYTES = 132
@@ -63,11 +67,13 @@ class Limits(NamedTuple):
         pixels: The most pixels per slice.
         file_bytes: The most bytes per file, and of what it decompresses to.
         any_modality: Whether DICOM of other modalities than CT is read.
+        plane: The plane of the model's slices. It only decides what a message advises.
     """
 
     pixels: int = PIXEL_LIMIT
     file_bytes: int = FILE_LIMIT
     any_modality: bool = False
+    plane: str | None = None
 
 
 DEFAULT_LIMITS = Limits()
@@ -170,7 +176,10 @@ def array_problem(shape: tuple[int, ...]) -> str | None:
     if len(shape) == 3 and shape[2] == 2:
         return "looks like gray with alpha; pass array[..., 0]"
     if len(shape) == 3 and shape[0] == shape[1] != shape[2] and shape[0] >= VOLUME_SIDE:
-        return "looks like a volume (X, Y, Z); pass crops around one organ, (N, H, W) or (H, W)"
+        return (
+            "looks like a volume (X, Y, Z); pass crops around one organ, (N, H, W) or (H, W),"
+            f" or {VOLUME_ADVICE}"
+        )
     if 1 in shape[-2:]:
         return "is one pixel wide, no slice; pass slices (H, W) or (N, H, W), not labels"
     return None

@@ -17,6 +17,8 @@ VOXEL_LIMIT = 1 << 30
 # Millimeters. The second longest side of a scan is no shorter, unless it is in centimeters or meters: of a whole body
 # in centimeters, one side is long enough. The longest side is no longer.
 LEAST_SIDE, MOST_SIDE = 70, 4_000
+# millimeters; voxels of a part of a scan with a shorter side are usually in centimeters or meters
+LEAST_SPACING = 0.2
 # largest cosine between two axes, 0.5 degrees off the right angle
 SHEAR = np.sin(np.radians(0.5))
 # degrees off the patient axes above which a warning says so
@@ -73,12 +75,16 @@ def check_shape(shape: tuple[int, ...]) -> Shape:
     return x, y, z
 
 
-def check_affine(affine: NDArray[np.float64], shape: Shape) -> tuple[str, ...]:
+def check_affine(
+    affine: NDArray[np.float64], shape: Shape, is_resampled: bool = False
+) -> tuple[str, ...]:
     """Refuse a geometry that is no right-angled grid in millimeters near the patient axes.
 
     Args:
         affine: float64 (4, 4), from indices to LPS millimeters.
         shape: (X, Y, Z).
+        is_resampled: Whether the grid is that of a mask that is resampled. It may be oblique to the patient axes, and
+            be a small part of the scan.
 
     Returns:
         Warnings.
@@ -88,7 +94,7 @@ def check_affine(affine: NDArray[np.float64], shape: Shape) -> tuple[str, ...]:
         raise ImageError(
             "invalid orientation; an axis has no length or a number is not finite; write the affine again"
         )
-    _check_units(spacing, shape)
+    _check_units(spacing, shape, is_resampled)
     axes = affine[:3, :3] / spacing
     cosines = np.abs(axes.T @ axes)[np.triu_indices(3, 1)]
     if cosines.max() > SHEAR:
@@ -97,6 +103,8 @@ def check_affine(affine: NDArray[np.float64], shape: Shape) -> tuple[str, ...]:
             f"gantry tilt, the axes are {degrees:.1f} degrees off a right angle;"
             " resample the scan to a right-angled grid"
         )
+    if is_resampled:
+        return ()
     largest = np.abs(axes).max(axis=0)
     if largest.min() < MIN_COSINE or len({*np.abs(axes).argmax(axis=0)}) < 3:
         raise ImageError(
@@ -110,9 +118,10 @@ def check_affine(affine: NDArray[np.float64], shape: Shape) -> tuple[str, ...]:
     return ()
 
 
-def _check_units(spacing: NDArray[np.float64], shape: Shape) -> None:
+def _check_units(spacing: NDArray[np.float64], shape: Shape, may_be_part: bool) -> None:
     sides = spacing * shape
-    if sorted(sides)[1] >= LEAST_SIDE and sides.max() <= MOST_SIDE:
+    is_part = may_be_part and spacing.min() >= LEAST_SPACING
+    if (is_part or sorted(sides)[1] >= LEAST_SIDE) and sides.max() <= MOST_SIDE:
         return
     size = " x ".join(f"{side:.4g}" for side in sides)
     guess = (

@@ -11,16 +11,24 @@ from ..errors import ImageError
 from ..images.scan_formats import SCAN_SUFFIXES
 from .grid import Alignment, Shape, alignment, described
 from .label_maps import LabelMap
+from .resampling import Resampling, resampling
 from .scan_files import read_header
 from .types import Mask, Volume
 from .voxel_files import Header, blocks
 
-__all__ = ["Layers", "finished_mask", "read_label_image", "read_structure_files"]
+__all__ = [
+    "RESAMPLE_ADVICE",
+    "Layers",
+    "finished_mask",
+    "read_label_image",
+    "read_structure_files",
+]
 
 # the largest number of a label image
 MOST_LABEL = 65_535
 # structures that a message lists
 MOST_LISTED = 12
+RESAMPLE_ADVICE = "pass the mask of this scan, or resample it with --resample-mask or resample=True"
 
 
 class Layers:
@@ -31,6 +39,7 @@ class Layers:
         structures: Class -> its structures in the mask.
         unmapped: Structures without a class.
         empty: Structures without a voxel.
+        resampled: The grids of the mask that are not the scan's, in words. Its voxels were resampled from them.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -40,6 +49,7 @@ class Layers:
         self.structures: dict[str, list[str]] = {}
         self.unmapped: set[str] = set()
         self.empty: set[str] = set()
+        self.resampled: list[str] = []
 
     def code(self, organ: str) -> int:
         """Return the code of a class, a new one if it has none."""
@@ -79,6 +89,11 @@ class Layers:
         if structure not in self.structures.setdefault(organ, []):
             self.structures[organ].append(structure)
 
+    def note_resampled(self, grid: str) -> None:
+        """Note a grid of the mask, in words, from which voxels were resampled."""
+        if grid not in self.resampled:
+            self.resampled.append(grid)
+
     def add_layer(self, layer: NDArray[np.uint8]) -> None:
         """Add a layer of codes, (X, Y, Z)."""
         self._layers.append(layer)
@@ -89,7 +104,9 @@ class Layers:
         return self._layers
 
 
-def finished_mask(path: str, layers: Layers, row: LabelMap, warnings: Iterable[str] = ()) -> Mask:
+def finished_mask(
+    path: str, like: Volume, layers: Layers, row: LabelMap, warnings: Iterable[str] = ()
+) -> Mask:
     """Return the mask, with its classes in the order of their names.
 
     Raises:
@@ -103,6 +120,20 @@ def finished_mask(path: str, layers: Layers, row: LabelMap, warnings: Iterable[s
         raise ImageError(
             f"no structure of the mask has a class in the label map {row.name}: found {_listed(unmapped)};"
             " pass the data set's label map or a CSV file with --labels or labels="
+        )
+    if layers.resampled:
+        scan = described(like.affine, like.hu.shape)
+        if not any(layer.any() for layer in layers.layers):
+            raise ImageError(
+                f"no voxel of the mask's organs is in the scan: the mask has {layers.resampled[0]},"
+                f" the scan {scan}; pass the mask of this scan"
+            )
+        warnings = (
+            *warnings,
+            *(
+                f"resampled with nearest neighbor from {grid} to the scan's {scan}"
+                for grid in layers.resampled
+            ),
         )
     if layers.empty:
         warnings = (*warnings, f"structures without a voxel: {_listed(sorted(layers.empty))}")
@@ -122,30 +153,35 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:MOST_LISTED]) + more
 
 
-def _aligned(header: Header, like: Volume) -> Alignment:
-    """Return how a file's grid lies in the scan's.
+def _aligned(
+    header: Header, like: Volume, layers: Layers, resample: bool
+) -> Alignment | Resampling:
+    """Return how the voxels of a file become voxels of the scan.
 
     Raises:
-        ImageError: If they are not the same grid.
+        ImageError: If they are not on the same grid, and are not to be resampled.
     """
     found = alignment(header.affine, header.shape, like.affine)
-    if found is None or found.shape(header.shape) != like.hu.shape or found.start != (0, 0, 0):
+    if found and found.shape(header.shape) == like.hu.shape and found.start == (0, 0, 0):
+        return found
+    grid = described(header.affine, header.shape)
+    if not resample:
         raise ImageError(
-            f"not the scan's grid: the mask has {described(header.affine, header.shape)},"
-            f" the scan {described(like.affine, like.hu.shape)};"
-            " pass the mask of this scan, or resample it with nearest neighbor"
+            f"not the scan's grid: the mask has {grid}, the scan {described(like.affine, like.hu.shape)};"
+            f" {RESAMPLE_ADVICE}"
         )
-    return found
+    layers.note_resampled(grid)
+    return resampling(header.affine, like)
 
 
 # Label images.
 
 
-def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
+def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = False) -> Mask:
     """Read a label image."""
-    header = read_header(path)
-    lies = _aligned(header, like)
+    header = read_header(path, is_resampled=resample)
     layers = Layers(like.hu.shape)
+    lies = _aligned(header, like, layers, resample)
     lookup = _lookup(row, header.structures, layers)
     codes = np.empty(header.count, np.uint8)
     counts = np.zeros(MOST_LABEL + 1, np.int64)
@@ -171,7 +207,7 @@ def read_label_image(path: str, like: Volume, row: LabelMap) -> Mask:
         warnings.append(
             f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}"
         )
-    return finished_mask(path, layers, row, warnings)
+    return finished_mask(path, like, layers, row, warnings)
 
 
 def _is_named(row: LabelMap, structures: Mapping[int, str]) -> bool:
@@ -217,7 +253,9 @@ def _labels(values: NDArray[Any], header: Header) -> NDArray[Any]:
 # One file per structure.
 
 
-def read_structure_files(path: str, files: Iterable[str], like: Volume, row: LabelMap) -> Mask:
+def read_structure_files(
+    path: str, files: Iterable[str], like: Volume, row: LabelMap, resample: bool = False
+) -> Mask:
     """Read a directory with one binary image per structure, named as the structure.
 
     Args:
@@ -225,6 +263,7 @@ def read_structure_files(path: str, files: Iterable[str], like: Volume, row: Lab
         files: The names of the images in it.
         like: The scan.
         row: The label map.
+        resample: Whether files on another grid are resampled.
     """
     layers = Layers(like.hu.shape)
     for name in sorted(files):
@@ -235,15 +274,17 @@ def read_structure_files(path: str, files: Iterable[str], like: Volume, row: Lab
             continue
         file = os.path.join(path, name)
         try:
-            _add(file, organ, structure, like, layers)
+            _add(file, organ, structure, like, layers, resample)
         except ImageError as e:
             raise ImageError(f"{file}: {e.args[0]}") from e
-    return finished_mask(path, layers, row)
+    return finished_mask(path, like, layers, row)
 
 
-def _add(path: str, organ: str, structure: str, like: Volume, layers: Layers) -> None:
-    header = read_header(path)
-    lies = _aligned(header, like)
+def _add(
+    path: str, organ: str, structure: str, like: Volume, layers: Layers, resample: bool
+) -> None:
+    header = read_header(path, is_resampled=resample)
+    lies = _aligned(header, like, layers, resample)
     voxels = np.empty(header.count, np.bool_)
     for start, values in blocks(header):
         np.not_equal(_labels(values, header), 0, out=voxels[start : start + len(values)])

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, short_repr
-from .grid import check_affine, check_shape
+from .grid import check_shape
 from .nrrd import beside
 from .voxel_files import Header, Voxels, read_header_bytes
 
@@ -62,7 +62,6 @@ def read_metaimage_header(path: str) -> Header:
         affine=affine,
         dtype=dtype,
         voxels=voxels,
-        warnings=check_affine(affine, shape),
     )
 
 

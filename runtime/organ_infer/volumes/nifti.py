@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from .grid import check_affine, check_shape
+from .grid import check_shape
 from .voxel_files import Header, Voxels, read_header_bytes
 
 __all__ = ["read_nifti_header"]
@@ -137,7 +137,7 @@ def read_nifti_header(path: str) -> Header:
         slope=slope,
         intercept=intercept if np.isfinite(intercept) else 0.0,
         structures=_structures(path, fields.size, int(offset)),
-        warnings=(*warnings, *check_affine(affine, shape)),
+        warnings=tuple(warnings),
     )
 
 

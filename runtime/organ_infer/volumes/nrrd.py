@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, short_repr
-from .grid import check_affine, check_shape
+from .grid import check_shape
 from .voxel_files import Header, Voxels, read_header_bytes
 
 __all__ = ["beside", "read_nrrd_header"]
@@ -83,7 +83,6 @@ def read_nrrd_header(path: str) -> Header:
         dtype=dtype,
         voxels=_voxels(path, len(head) + len(end), fields, _COMPRESSIONS[encoding], shape, dtype),
         structures=_structures(keys),
-        warnings=check_affine(affine, shape),
     )
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, short_repr
 from .hounsfield import read_hounsfield
 from .label_maps import label_map
 from .masks import read_label_image, read_structure_files
@@ -12,9 +12,12 @@ from .scan_files import read_header, scan_names, title_of
 from .segments import read_segments
 from .series import read_series
 from .types import Mask, Volume
-from .voxel_files import reader_errors
+from .voxel_files import read_header_bytes, reader_errors
 
 __all__ = ["open_mask", "open_volume"]
+
+# the first bytes of an .npy file
+_NPY = b"\x93NUMPY"
 
 
 def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None) -> Volume:
@@ -35,6 +38,7 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
     path = _as_text(path)
     with _named(path):
         if os.path.isdir(path) or title_of(path) is None:
+            _check_no_array(path)
             return read_series(path, series)
         if series is not None:
             raise InputError(f"{path}: series= chooses a DICOM series; this file holds one scan")
@@ -43,7 +47,13 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
         return Volume(hu, header.affine, path, (*header.warnings, *warnings))
 
 
-def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalsegmentator") -> Mask:
+def open_mask(
+    path: str | os.PathLike[str],
+    like: Volume,
+    labels: str = "totalsegmentator",
+    *,
+    resample: bool = False,
+) -> Mask:
     """Read the mask of a scan.
 
     Args:
@@ -53,25 +63,43 @@ def open_mask(path: str | os.PathLike[str], like: Volume, labels: str = "totalse
         labels: The data set whose numbers and names the mask has: totalsegmentator, totalsegmentator-v1, amos22, btcv,
             flare22, word, ct-org, lits, abdomenatlas, msd-liver, msd-pancreas or msd-spleen. Or the path of a CSV file
             with lines `number_or_name,class`.
+        resample: Whether a mask on another grid is resampled to the scan's with nearest neighbor, with a warning.
 
     Returns:
         The organs on the scan's grid.
 
     Raises:
-        ImageError: If the mask cannot be read, is empty, has another grid, or no structure with a class.
-        InputError: If `labels` is no label map.
+        ImageError: If the mask cannot be read, is empty, has another grid that is not to be resampled or lies
+            outside the scan, or has no structure with a class.
+        InputError: If `labels` is no label map, or `resample` is not True or False.
     """
     path = _as_text(path)
     if not isinstance(like, Volume):
         raise InputError("like: expected a Volume; pass what open_volume returned")
+    if not isinstance(resample, bool):
+        raise InputError(f"resample: expected True or False, found {short_repr(resample)}")
     row = label_map(labels)
     with _named(path):
         if os.path.isdir(path):
             if files := scan_names(path):
-                return read_structure_files(path, files, like, row)
+                return read_structure_files(path, files, like, row, resample)
         elif title_of(path) is not None:
-            return read_label_image(path, like, row)
-        return read_segments(path, like, row)
+            return read_label_image(path, like, row, resample)
+        else:
+            _check_no_array(path)
+        return read_segments(path, like, row, resample)
+
+
+def _check_no_array(path: str) -> None:
+    """Refuse NumPy's files, which have no affine."""
+    if os.path.isdir(path):
+        return
+    head, _ = read_header_bytes(path, len(_NPY))
+    if head == _NPY or (path.lower().endswith(".npz") and head.startswith(b"PK")):
+        raise ImageError(
+            "an array without its affine; pass NIfTI or DICOM, or from Python Volume(hu, affine, source) and"
+            " Mask(layers, codes) to predict_volume"
+        )
 
 
 def _as_text(path: object) -> str:

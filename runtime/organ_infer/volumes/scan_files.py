@@ -1,9 +1,11 @@
 """One scan or mask in one file: its header, whatever the format."""
 
 import os
+from dataclasses import replace
 
 from ..errors import ImageError
 from ..images.scan_formats import SCAN_HEAD_BYTES, SCAN_SUFFIXES, scan_title
+from .grid import check_affine
 from .metaimage import read_metaimage_header
 from .nifti import read_nifti_header
 from .nrrd import read_nrrd_header
@@ -24,8 +26,12 @@ def title_of(path: str) -> str | None:
     return scan_title(read_header_bytes(path, SCAN_HEAD_BYTES)[0])
 
 
-def read_header(path: str) -> Header:
+def read_header(path: str, is_resampled: bool = False) -> Header:
     """Read a file's header.
+
+    Args:
+        path: The file.
+        is_resampled: Whether it is a mask that is resampled to the grid of a scan.
 
     Raises:
         ImageError: If the file is of another format, damaged, or not one volume in a known geometry.
@@ -36,7 +42,9 @@ def read_header(path: str) -> Header:
             f"unknown format; supported: {', '.join(_READERS)}, DICOM (a series' directory or zip)"
         )
     with reader_errors(title):
-        return _READERS[title](path)
+        header = _READERS[title](path)
+        warnings = check_affine(header.affine, header.shape, is_resampled)
+    return replace(header, warnings=(*header.warnings, *warnings))
 
 
 def scan_names(directory: str) -> list[str]:

@@ -18,9 +18,10 @@ from .dicom_files import (
     is_dicom,
     read_dataset,
 )
-from .grid import Alignment, alignment, described
+from .grid import Alignment, alignment, check_shape, described
 from .label_maps import LabelMap
-from .masks import Layers, finished_mask
+from .masks import RESAMPLE_ADVICE, Layers, finished_mask
+from .resampling import resampling
 from .series import plane_affine
 from .types import Mask, Volume
 
@@ -28,6 +29,8 @@ __all__ = ["read_segments"]
 
 # Segmentation, and Label Map Segmentation
 _SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# mm; frames that are nearer are at one place
+SAME_PLACE = 1e-3
 _RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 # attributes of a SEG without which its frames cannot be read
 _REQUIRED = ("Rows", "Columns", "BitsAllocated")
@@ -44,7 +47,7 @@ _SERIES = (
 _EXPECTED = "pass a label image, a SEG or RTSTRUCT, or a directory with an image per structure"
 
 
-def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
+def read_segments(path: str, like: Volume, row: LabelMap, resample: bool = False) -> Mask:
     """Read the one DICOM SEG or RTSTRUCT of a directory or zip, or the file.
 
     Raises:
@@ -65,9 +68,11 @@ def read_segments(path: str, like: Volume, row: LabelMap) -> Mask:
             layers = Layers(like.hu.shape)
             if _kind(dataset) == _RTSTRUCT:
                 place_contours(dataset, like, row, layers)
+            elif resample and not _fits(dataset, like):
+                _resample_frames(dataset, like, row, layers)
             else:
                 _place_frames(dataset, like, row, layers)
-            return finished_mask(path, layers, row)
+            return finished_mask(path, like, layers, row)
 
 
 def _dataset(file: DicomFile) -> Any:
@@ -198,6 +203,70 @@ def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> 
     layers.empty |= {name for _, name in classes.values() if name not in placed}
 
 
+def _fits(dataset: Any, like: Volume) -> bool:
+    """Whether every frame is a part of a slice of the scan."""
+    try:
+        for i in range(frame_count(dataset)):
+            _lies(dataset, i, like)
+    except ImageError:
+        return False
+    return True
+
+
+def _resample_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> None:
+    """Place the frames on the grid that they have themselves, and resample that to the scan's."""
+    own = _own_grid(dataset)
+    if not _fits(dataset, own):
+        raise ImageError(
+            "DICOM: the frames of the SEG are not on one grid, so they cannot be resampled; export the mask again"
+        )
+    collected = Layers(own.hu.shape)
+    _place_frames(dataset, own, row, collected)
+    layers.codes, layers.structures = collected.codes, collected.structures
+    layers.unmapped, layers.empty = collected.unmapped, collected.empty
+    layers.note_resampled(described(own.affine, own.hu.shape))
+    for layer in collected.layers:
+        layers.add_layer(resampling(own.affine, like).apply(layer))
+
+
+def _own_grid(dataset: Any) -> Volume:
+    """Return the grid of the frames, as a volume without values.
+
+    Raises:
+        ImageError: If they are not parallel slices at even distances.
+    """
+    planes = [plane_affine(dataset, i) for i in range(frame_count(dataset))]
+    first = planes[0]
+    normal = np.cross(first[:, 0], first[:, 1])
+    normal /= np.linalg.norm(normal) or 1.0
+    places = np.array([normal @ plane[:, 2] for plane in planes])
+    gaps = np.diff(np.sort(places))
+    steps = [float(each) for each in gaps if each > SAME_PLACE]
+    gap = min(steps) if steps else _thickness(dataset)
+    # The smallest gap, measured over all frames.
+    count = round(float(np.ptp(places)) / gap)
+    gap = float(np.ptp(places)) / count if count else gap
+    lowest = planes[int(places.argmin())]
+    affine = np.eye(4)
+    affine[:3, :2], affine[:3, 2], affine[:3, 3] = first[:, :2], normal * gap, lowest[:, 2]
+    # One more, because a volume has two slices at least.
+    shape = check_shape((int(dataset.Columns), int(dataset.Rows), max(count + 1, 2)))
+    return Volume(np.broadcast_to(np.int16(0), shape), affine, "")
+
+
+def _thickness(dataset: Any) -> float:
+    """Return the distance of slices that a SEG of one slice states, in mm."""
+    measures = functional_group(dataset, 0, "PixelMeasuresSequence")
+    for name in ("SpacingBetweenSlices", "SliceThickness"):
+        try:
+            value = float(measures.get(name))
+        except (TypeError, ValueError):
+            continue
+        if 0 < value < np.inf:
+            return value
+    raise ImageError("DICOM: a SEG of one slice without SliceThickness; export the mask again")
+
+
 def _frames(dataset: Any, indices: list[int]) -> Iterator[NDArray[Any]]:
     """Yield the pixels of frames, (rows, columns)."""
     from pydicom.pixels.utils import iter_pixels
@@ -248,6 +317,6 @@ def _lies(dataset: Any, index: int, like: Volume) -> Alignment:
         raise ImageError(
             f"DICOM: not the scan's grid: frame {index} has {described(affine, shape)},"
             f" the scan {described(like.affine, like.hu.shape)};"
-            " pass the mask of this scan, or resample it with nearest neighbor"
+            f" {RESAMPLE_ADVICE}"
         )
     return found

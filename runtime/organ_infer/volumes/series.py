@@ -192,7 +192,7 @@ def _file_frames(file: DicomFile) -> tuple[str, list[_Frame]]:
 def _unsuitable(dataset: Any) -> str:
     """Return why a dataset is no CT slice of a volume, or ""."""
     try:
-        check_kind(dataset, any_modality=True)
+        check_kind(dataset)
     except ImageError as e:
         what, _, _ = str(e.args[0]).removeprefix("DICOM: ").partition(";")
         return f"{what}; pass the CT series, and a SEG as its mask"

@@ -43,8 +43,11 @@ class Mask(Mapping[str, NDArray[np.bool_]]):
         unmapped: Names or numbers of structures that the label map does not map to a class, sorted.
         source: The path that it was read from.
         warnings: What was converted, and anything suspicious.
+        margin_mm: Margin in millimeters that crops have if none is given.
     """
 
+    # Without a margin and with more, fewer slices of public scans were classified correctly.
+    margin_mm: float = 5.0
     unmapped: tuple[str, ...]
     source: str
     warnings: tuple[str, ...] = ()
