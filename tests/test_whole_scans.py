@@ -27,7 +27,7 @@ AIR_WARNING = "implausible: a body in air; likely a whole slice, crop it around 
 def scan_in_air():
     """Nine slices of a body with dark skin, int16 (9, 30, 40)."""
     # without the slices above the organs
-    return phantom((40, 30, 12)).hu.transpose(2, 1, 0)[:9] - np.int16(20)
+    return (phantom((40, 30, 12)).hu.transpose(2, 1, 0)[:9] - np.int16(20)).clip(min=-1024)
 
 
 @pytest.fixture
