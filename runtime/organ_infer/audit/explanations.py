@@ -20,7 +20,7 @@ COSTS = {
     "orientation": 1.0,
     "sides": 1.0,
     "swap": 3.0,
-    "label": 3.0,
+    "label": 2.0,
     "placement": 4.0,
     "shift": 4.0,
 }
