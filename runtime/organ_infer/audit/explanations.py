@@ -325,7 +325,7 @@ def _shift_steps(evidence: Evidence, state: State) -> Iterator[Step]:
     if np.linalg.norm(mm) < LEAST_SHIFT_MM or best_spread >= state.view.spread:
         return
     after = replace(state, move=move, view=evidence.view(state.axes, move))
-    message = f"mask shifted: it fits {_shift_text(state.axes @ mm)} from where it is"
+    message = f"mask shifted by {_shift_text(-(state.axes @ mm))}"
     yield _step(
         evidence,
         state,

@@ -11,12 +11,18 @@ from .types import Picture
 __all__ = ["pictures_of"]
 
 # Pictures per finding, and their longest side in pixels.
-MOST_PICTURES, LONGEST_SIDE = 6, 160
+MOST_PICTURES, LONGEST_SIDE = 5, 160
 
 
 def pictures_of(evidence: Evidence, organs: Sequence[int]) -> tuple[Picture, ...]:
-    """Return the middle slice of each structure, as the scan's header and the mask say, of the first six."""
-    return tuple(_picture(evidence, i) for i in organs[:MOST_PICTURES])
+    """Return the middle slice of each structure, as the scan's header and the mask say, those that differ most first."""
+    view = evidence.view()
+
+    def own_probability(i: int) -> float:
+        return float(view.probabilities[i, evidence.classes.index(evidence.structures[i].name)])
+
+    ranked = sorted(organs, key=own_probability)
+    return tuple(_picture(evidence, i) for i in ranked[:MOST_PICTURES])
 
 
 def _picture(evidence: Evidence, i: int) -> Picture:

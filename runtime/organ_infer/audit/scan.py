@@ -125,7 +125,7 @@ def _finding(evidence: Evidence, step: Step) -> Finding:
             _agreeing(evidence, step.before), _agreeing(evidence, step.after)
         ),
         "log likelihood": _change(f"{step.before.score:.1f}", f"{step.after.score:.1f}"),
-        "of the order of organs": _change(*(f"{_order(s):.1f}" for s in (step.before, step.after))),
+        "order of organs": _change(*(f"{_order(s):.1f}" for s in (step.before, step.after))),
     }
     if step.kind in ("mask shifted", "mask placement"):
         numbers["spread of HU"] = _change(
@@ -217,7 +217,7 @@ def _other_label_map(
     return [
         Finding(
             "label map",
-            f"the numbers of the mask fit the label map {name}",
+            f"the numbers of the mask fit the label map {name}, not the one that was used",
             gains[name],
             tuple(one.name for one in evidence.structures),
             numbers,
