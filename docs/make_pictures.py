@@ -1,9 +1,10 @@
-"""The README's two pictures, and the table of docs/guides/orientation.md.
+"""Three pictures, and the table of docs/guides/orientation.md.
 
     python docs/make_pictures.py --data-dir DIR
 
 docs/assets/predictions.png: the packaged model's answers, for each class an example and the validation slice that it
 is least sure of. docs/assets/orientation.png: a right lung as it is usually shown and as MedMNIST stores it. The
+docs/assets/audit.png: examples with labels as in a mask whose kidneys are swapped, and the model's answers. The
 printed table counts, on train and validation, at which edge of a lung's slice the spine lies, and at which edge the
 middle of the body.
 """
@@ -52,6 +53,34 @@ def predictions(path: Path, slices: np.ndarray, labels: np.ndarray) -> None:
                 truth = "" if right else f"\n(is {name})"
                 axes.set_xlabel(f"{answer.probability:.2f}{truth}", fontsize=10, color="#333333")
                 axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=110)
+
+
+def audit(path: Path) -> None:
+    """Examples with the labels of a mask whose kidneys are swapped, and the model's answers."""
+    from organ_infer import OrganClassifier
+
+    # what a mask would say, and the example that it says it of
+    crops = [
+        ("liver", "liver-1"),
+        ("spleen", "spleen-1"),
+        ("kidney-left", "kidney-right-1"),
+        ("kidney-right", "kidney-left-1"),
+        ("kidney-left", "kidney-right-2"),
+        ("kidney-right", "kidney-left-2"),
+    ]
+    images = [np.asarray(Image.open(ROOT / "examples" / f"{name}.png")) for _, name in crops]
+    with OrganClassifier(device="cpu") as classifier:
+        answers = classifier.predict(images)
+    figure = Figure(figsize=(11.5, 2.4), layout="constrained")
+    for axes, image, (label, _), answer in zip(
+        figure.subplots(1, len(crops)), images, crops, answers, strict=True
+    ):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"mask: {label}", fontsize=10)
+        color = "#1b6e35" if answer.label == label else "#b3261e"
+        axes.set_xlabel(f"model: {answer.label} {answer.probability:.2f}", fontsize=9, color=color)
+        axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
 
 
@@ -112,6 +141,7 @@ def main() -> None:
             print(f"{split:<7}{name:<12}{above:>13.3f}{right:>13.3f}{n:>11}")
     lungs = data.images["val"][data.labels["val"] == data.classes.index("lung-right")]
     orientation(ASSETS / "orientation.png", lungs[(lungs[:, 20:, 19:] > BONE).sum((1, 2)).argmax()])
+    audit(ASSETS / "audit.png")
     predictions(ASSETS / "predictions.png", data.images["val"], data.labels["val"])
 
 
