@@ -16,6 +16,7 @@ def pack(
     mean: float = 0.5,
     std: float = 0.5,
     window: tuple[float, float] | Sequence[float] | None = None,
+    resample: str = "area",
     threads: int = 1,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]: ...
@@ -29,6 +30,7 @@ def _nothing(
     mean: float = 0.5,
     std: float = 0.5,
     window: Any = None,
+    resample: str = "area",
     threads: int = 1,
     out: Any = None,
 ) -> None: ...
