@@ -270,8 +270,8 @@ def test_threads_agree_bit_for_bit(mode, dtype):
 
 @pytest.mark.parametrize(("mode", "taps"), [("linear", 2), ("cubic", 4)])
 def test_only_pixels_around_a_position_matter(mode, taps):
-    image = random_slice(np.random.default_rng(10), "uint8", (512, 300))
-    used = np.outer(weights(mode, 512, 28).any(axis=0), weights(mode, 300, 28).any(axis=0))
+    image = random_slice(np.random.default_rng(10), "uint8", (512, 301))
+    used = np.outer(weights(mode, 512, 28).any(axis=0), weights(mode, 301, 28).any(axis=0))
     assert used.sum() == (28 * taps) ** 2
     np.testing.assert_array_equal(
         pack(np.where(used, image, 255 - image), resample=mode), pack(image, resample=mode)
@@ -294,7 +294,7 @@ def test_nothing_beyond_out_is_written(mode, size):
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("bilinear", ValueError, "to be area, linear or cubic, found 'bilinear'"),
+        ("bilinear", ValueError, "found 'bilinear'"),
         ("AREA", ValueError, "found 'AREA'"),
         ("", ValueError, "found ''"),
         (None, TypeError, "found NoneType"),
@@ -304,7 +304,7 @@ def test_nothing_beyond_out_is_written(mode, size):
 )
 def test_other_names_are_refused_before_anything_is_written(name, error, words):
     out = np.full((1, 1, 28, 28), 5.0, np.float32)
-    with pytest.raises(error, match=f"^expected resample {words}$"):
+    with pytest.raises(error, match=f"^expected resample to be area, linear or cubic, {words}$"):
         pack(np.zeros((30, 30), np.uint8), resample=name, out=out)
     assert (out == 5).all()
 
