@@ -60,6 +60,7 @@ cdef extern from "numpy/arrayobject.h":
         NPY_UINT8
         NPY_UINT16
         NPY_INT16
+        NPY_UINT32
         NPY_FLOAT32
     int _import_array() except -1
     bint PyArray_Check(object array)
