@@ -81,9 +81,7 @@ def export_member(
     size = size or images.shape[-1]
     model = to_onnx(network, size)
     content = model.SerializeToString()
-    parity = compare(
-        network, content, images, labels, size=size, name=path.stem, resample=resample
-    )
+    parity = compare(network, content, images, labels, size=size, name=path.stem, resample=resample)
     write_model(model, path)
     return parity
 

@@ -242,13 +242,13 @@ def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.n
     if slices.fitted_on is None:
         logits = logits_of(content, slices.val, slices.size, slices.resample)
         return logits, logits
-    logits = logits_of(content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size, slices.resample)
+    logits = logits_of(
+        content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size, slices.resample
+    )
     return logits[: len(slices.val)], logits[len(slices.val) :]
 
 
-def logits_of(
-    content: bytes, images: np.ndarray, size: int, resample: str = "area"
-) -> np.ndarray:
+def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> np.ndarray:
     """Run a graph with onnxruntime.
 
     Args:

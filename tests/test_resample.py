@@ -125,5 +125,5 @@ def test_manifests_name_one_of_the_three(bundle_of, resample):
     assert read_manifest(folder) == other
     text = other.to_json().replace(f'"resample": "{resample}"', '"resample": "nearest"')
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(BundleError, match="input.resample must be one of area, linear, cubic"):
+    with pytest.raises(BundleError, match=r"input\.resample must be one of area, linear, cubic"):
         read_manifest(folder)

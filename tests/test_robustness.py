@@ -420,9 +420,7 @@ def test_slices_are_resampled_as_in_the_run(tmp_path, monkeypatch):
         robustness, "load_data", lambda flag, **how: asked.append(how) or make_data()
     )
     assert main([str(tmp_path), "--slices", "5"]) == 0
-    assert asked == [
-        {"size": 28, "directory": None, "resample_from": 64, "resample": "linear"}
-    ]
+    assert asked == [{"size": 28, "directory": None, "resample_from": 64, "resample": "linear"}]
 
 
 def test_a_run_with_a_stage_of_another_version_is_refused(tmp_path, capsys):

@@ -4,7 +4,7 @@ The definition is in docs/reference/bundle_format.md, "Preprocessing".
 """
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from math import floor
 
 import numpy as np
@@ -39,7 +39,7 @@ def kernel(mode, distance):
     return A * x**3 - 5 * A * x**2 + 8 * A * x - 4 * A if x < 2 else Fraction(0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def weights(mode, length, size):
     """The matrix (size, length), float64, that samples one axis, written from the docs."""
     matrix = [[Fraction(0)] * length for _ in range(size)]
@@ -345,4 +345,6 @@ def test_the_values_are_those_of_opencv(mode, dtype):
         np.testing.assert_allclose(found, np.clip(reference, 0, 1), rtol=0, atol=1e-4)
         # On integers it also rounds its weights to 11 bits (uint8) and the result to an integer.
         whole = cv2.resize(image, (28, 28), interpolation=interpolation) / KINDS[dtype]
-        np.testing.assert_allclose(found, whole, rtol=0, atol=2.5 / 255 if dtype == "uint8" else 1e-3)
+        np.testing.assert_allclose(
+            found, whole, rtol=0, atol=2.5 / 255 if dtype == "uint8" else 1e-3
+        )

@@ -165,9 +165,7 @@ def load_data(
     counts = {
         split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS
     }
-    return Data(
-        flag, DATASETS[flag].view, size, digest, classes, images, labels, counts, resample
-    )
+    return Data(flag, DATASETS[flag].view, size, digest, classes, images, labels, counts, resample)
 
 
 def _read(

@@ -85,7 +85,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_metrics",
         "test_temperature",
     ),
-    "ext/packing.pyx": ("test_packing",),
+    "ext/packing.pyx": ("test_packing", "test_sampling"),
     "runtime/organ_infer/cli/arguments.py": (
         "test_cli",
         "test_cli_arguments",
