@@ -210,6 +210,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_classifier",
         "test_paths",
         "test_reading",
+        "test_resample",
     ),
     "runtime/organ_infer/images/truncation.py": (
         "test_damage",
