@@ -66,10 +66,10 @@ TARGET static void NAME(collect_each)(const struct organ_sampling *sampling, con
         for (uint32_t k = 0; k < axis->count; k++, pixel += stride) {
             uint16_t value;
             if (sampling->itemsize == 1) {
-                word[0] |= (uint32_t) * (const uint8_t *)pixel << 8 * k;
+                word[0] |= (uint32_t)*(const uint8_t *)pixel << (8 * k);
             } else {
                 memcpy(&value, pixel, 2);
-                word[k / 2] |= (uint32_t)value << 16 * (k % 2);
+                word[k / 2] |= (uint32_t)value << (16 * (k % 2));
             }
         }
         low[x] = word[0];
