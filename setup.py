@@ -58,6 +58,7 @@ HEADERS = [
     "ext/normalize_generic.h",
     "ext/pack.h",
     "ext/resample_generic.h",
+    "ext/sample_generic.h",
     "ext/threads.h",
     "ext/x86.h",
 ]

@@ -33,6 +33,7 @@ class ExportOptions:
         bundle: The directory for a bundle. None: no bundle.
         precisions: The precisions to try for the bundle. None: all.
         merged: The file for one graph of all members. None: no such graph.
+        resample: How the bundle resamples slices. None: as in training.
     """
 
     checkpoints: tuple[Path, ...]
@@ -41,6 +42,7 @@ class ExportOptions:
     bundle: Path | None
     precisions: tuple[str, ...] | None
     merged: Path | None
+    resample: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> ExportOptions:
+    from organ_infer.bundle.manifest import RESAMPLE
+
     parser = argparse.ArgumentParser(
         prog="python -m export.all",
         description="Export checkpoints of python -m train.all to ONNX and compare each with PyTorch on validation.",
@@ -168,6 +172,11 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         metavar="FILE",
         help="also write one ONNX file of all networks, which returns the mean probabilities",
     )
+    add(
+        "--resample",
+        choices=RESAMPLE,
+        help="how the bundle resamples slices (default: as the run of the first checkpoint)",
+    )
     values = parser.parse_args(arguments)
     return ExportOptions(
         checkpoints=tuple(values.checkpoint),
@@ -176,6 +185,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         bundle=values.bundle,
         precisions=None if values.precision is None else tuple(values.precision.split(",")),
         merged=values.merged,
+        resample=values.resample,
     )
 
 
@@ -212,6 +222,7 @@ def export(options: ExportOptions) -> None:
         size=first.size,
         directory=data_dir_of_checkpoint(checkpoints[0].path, options.data_dir),
         resample_from=first.stored,
+        resample=options.resample or first.resample,
     )
     if first.smoke:
         print(
@@ -270,7 +281,7 @@ def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOpt
         )
     first = checkpoints[0]
     for checkpoint in checkpoints:
-        for key in ("dataset", "size", "stored", "smoke"):
+        for key in ("dataset", "size", "stored", "resample", "smoke"):
             value, expected = getattr(checkpoint.facts, key), getattr(first.facts, key)
             if value != expected:
                 raise RunError(
@@ -297,10 +308,13 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
         data.images["val"],
         data.labels["val"],
         size=data.size,
+        resample=data.resample,
     )
     fitting_logits = None
     if options.merged:
-        fitting_logits = logits_of(file.read_bytes(), data.images[calibration.SPLIT], data.size)
+        fitting_logits = logits_of(
+            file.read_bytes(), data.images[calibration.SPLIT], data.size, data.resample
+        )
     print(
         f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
         f"accuracy {parity.accuracy:.4f}"
@@ -334,7 +348,7 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
         temperature=temperature,
     )
     expected = mean_softmax([m.logits for m in members], temperature)
-    check_merged(merged, expected, data.images["val"], data.size)
+    check_merged(merged, expected, data.images["val"], data.size, data.resample)
     write_model(merged, path)
     print(f"{path}: {len(members)} members in one graph, temperature {temperature:g}")
 
@@ -375,6 +389,7 @@ def _write_bundle(
             "temperature_fitted_on": calibration.describe_split(data),
             "smoke": checkpoints[0].facts.smoke,
         },
+        resample=data.resample,
     )
     write_bundle(
         directory,

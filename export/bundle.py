@@ -229,7 +229,7 @@ def _manifest(
             size=info.size,
             mean=0.5,
             std=0.5,
-            resample="area",
+            resample=info.resample,
             window=WINDOW,
             orientation=ORIENTATION.get(info.view),
         ),

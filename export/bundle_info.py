@@ -30,6 +30,7 @@ class BundleInfo:
             manifest stores this JSON object as it is.
         training: `seed`, `data_md5`, `weights`, `versions`, and for the card `temperature_fitted_on` in words, `smoke`
             and `recipe`. The manifest stores this JSON object as it is.
+        resample: How the runtime resamples slices: `area`, `linear` or `cubic`.
     """
 
     name: str
@@ -39,3 +40,4 @@ class BundleInfo:
     size: int
     metrics: Mapping[str, Mapping[str, Any]]
     training: Mapping[str, Any]
+    resample: str = "area"

@@ -59,6 +59,7 @@ def export_member(
     labels: np.ndarray,
     *,
     size: int | None = None,
+    resample: str = "area",
 ) -> Parity:
     """Export a network and compare the file with PyTorch, at batch 1 and at batch 256.
 
@@ -68,6 +69,7 @@ def export_member(
         images: uint8 (N, H, W), the validation split.
         labels: int (N,).
         size: S, pixels. None: the images' own size.
+        resample: How slices of another size are resampled, see `pack`.
 
     Returns:
         The comparison.
@@ -79,7 +81,7 @@ def export_member(
     size = size or images.shape[-1]
     model = to_onnx(network, size)
     content = model.SerializeToString()
-    parity = compare(network, content, images, labels, size=size, name=path.stem)
+    parity = compare(network, content, images, labels, size=size, name=path.stem, resample=resample)
     write_model(model, path)
     return parity
 
@@ -206,6 +208,7 @@ def compare(
     *,
     size: int,
     name: str,
+    resample: str = "area",
 ) -> Parity:
     """Compare PyTorch with onnxruntime, at batch 1 and at batch 256.
 
@@ -216,6 +219,7 @@ def compare(
         labels: int (N,).
         size: S, pixels.
         name: Of the network, for messages.
+        resample: How slices of another size are resampled, see `pack`.
 
     Returns:
         The comparison.
@@ -229,10 +233,11 @@ def compare(
     session = open_session(content)
     with torch.no_grad():
         for batch in (images[start : start + BATCH] for start in range(0, len(images), BATCH)):
-            x = pack(batch, size)  # (B, 1, S, S)
+            x = pack(batch, size, resample=resample)  # (B, 1, S, S)
             torch_logits.append(network(torch.from_numpy(x)).numpy())
             onnx_logits.append(session.run(["logits"], {"images": x})[0])
-        first_logits = session.run(["logits"], {"images": pack(images[:1], size)})[0]
+        first = pack(images[:1], size, resample=resample)
+        first_logits = session.run(["logits"], {"images": first})[0]
     expected, exported = np.concatenate(torch_logits), np.concatenate(onnx_logits)
     accepted = accepted_difference(expected)
     check_logits(expected, exported, name=name, accepted=accepted)

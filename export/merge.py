@@ -65,7 +65,11 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
 
 
 def check_merged(
-    model: onnx.ModelProto, expected: np.ndarray, images: np.ndarray, size: int
+    model: onnx.ModelProto,
+    expected: np.ndarray,
+    images: np.ndarray,
+    size: int,
+    resample: str = "area",
 ) -> None:
     """Check a merged graph against the members, at batch 1 and at batch 256.
 
@@ -74,6 +78,7 @@ def check_merged(
         expected: float (N, classes), the members' mean probabilities.
         images: uint8 (N, H, W).
         size: Height and width of the graph's input, pixels.
+        resample: How slices of another size are resampled, see `pack`.
 
     Raises:
         ExportError: A probability differs by more than MAX_ABS.
@@ -83,7 +88,8 @@ def check_merged(
     session = open_session(model.SerializeToString())
     for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
         rows = slice(start, start + batch)
-        probabilities = session.run(["probabilities"], {"images": pack(images[rows], size)})[0]
+        packed = pack(images[rows], size, resample=resample)
+        probabilities = session.run(["probabilities"], {"images": packed})[0]
         worst = float(np.abs(probabilities - expected[rows]).max())
         if not worst <= MAX_ABS:
             raise ExportError(

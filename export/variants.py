@@ -41,6 +41,7 @@ class Slices:
         labels: int (N,), the labels of `val`.
         size: Height and width of the networks' input, pixels.
         fitted_on: Slices, uint8 (N, H, W), and labels, int (N,), that the temperature is fitted on. None: `val`.
+        resample: How slices of another size are resampled, see `pack`.
     """
 
     train: np.ndarray
@@ -48,6 +49,7 @@ class Slices:
     labels: np.ndarray
     size: int
     fitted_on: tuple[np.ndarray, np.ndarray] | None = None
+    resample: str = "area"
 
     def int8_samples(self) -> np.ndarray:
         """Pack training slices, evenly spaced over the split.
@@ -58,7 +60,7 @@ class Slices:
         from organ_infer._packing import pack
 
         step = max(1, len(self.train) // INT8_SAMPLES)
-        return pack(self.train[::step][:INT8_SAMPLES], self.size)
+        return pack(self.train[::step][:INT8_SAMPLES], self.size, resample=self.resample)
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,12 @@ def _exact_variant(
     stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices
 ) -> Variant:
     """Measure the rewritten float32 graph. Raises ExportError if it differs from the exported one."""
-    expected = logits_of(model.SerializeToString(), slices.val, slices.size)
+    expected = logits_of(model.SerializeToString(), slices.val, slices.size, slices.resample)
     content = rewritten.SerializeToString()
     logits, fitting_logits = _validation_and_fitting_logits(content, slices)
     accepted = accepted_difference(expected)
     check_logits(expected, logits, name=f"{stage} rewritten", accepted=accepted)
-    first_logits = logits_of(content, slices.val[:1], slices.size)
+    first_logits = logits_of(content, slices.val[:1], slices.size, slices.resample)
     check_logits(
         expected[:1], first_logits, name=f"{stage} rewritten, at batch 1", accepted=accepted
     )
@@ -204,7 +206,7 @@ def _converted_variant(
         if row.preferred_on_cpu:
             logits, fitting_logits = _validation_and_fitting_logits(content, slices)
         else:
-            logits = logits_of(content, slices.val, slices.size)
+            logits = logits_of(content, slices.val, slices.size, slices.resample)
         accuracy = _accuracy(logits, slices.labels)
     # the errors of onnx's and onnxruntime's tools share no base class
     except Exception as e:
@@ -238,19 +240,22 @@ def _is_accepted(
 def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
     """Return the logits of the validation slices and of those that the temperature is fitted on."""
     if slices.fitted_on is None:
-        logits = logits_of(content, slices.val, slices.size)
+        logits = logits_of(content, slices.val, slices.size, slices.resample)
         return logits, logits
-    logits = logits_of(content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size)
+    logits = logits_of(
+        content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size, slices.resample
+    )
     return logits[: len(slices.val)], logits[len(slices.val) :]
 
 
-def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
+def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> np.ndarray:
     """Run a graph with onnxruntime.
 
     Args:
         content: The ONNX file.
         images: uint8 (N, H, W).
         size: Height and width of the graph's input, pixels.
+        resample: How slices of another size are resampled, see `pack`.
 
     Returns:
         Its logits, float32 (N, classes).
@@ -258,9 +263,10 @@ def logits_of(content: bytes, images: np.ndarray, size: int) -> np.ndarray:
     from organ_infer._packing import pack
 
     session = open_session(content)
+    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     parts = [
-        session.run(["logits"], {"images": pack(images[start : start + BATCH], size)})[0]
-        for start in range(0, len(images), BATCH)
+        session.run(["logits"], {"images": pack(batch, size, resample=resample)})[0]
+        for batch in batches
     ]
     return np.concatenate(parts)
 

@@ -7,6 +7,7 @@
 #define TARGET ORGAN_TARGET("avx2,fma")
 #define NAME(x) avx2_##x
 #include "resample_generic.h"
+#include "sample_generic.h"
 
 #define BYTES 32
 #define STRIP 4
@@ -78,7 +79,7 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx2 = {
-    "avx2", BYTES, organ_normalize_avx2, avx2_rows, avx2_columns, avx2_read_limit, avx2_store_limit,
+    "avx2", BYTES, organ_normalize_avx2, avx2_rows, avx2_columns, avx2_sample, avx2_read_limit, avx2_store_limit,
 };
 #else
 /* ISO C requires a declaration */

@@ -11,6 +11,7 @@
 #endif
 #define NAME(x) avx512_##x
 #include "resample_generic.h"
+#include "sample_generic.h"
 
 #define BYTES 64
 #define STRIP 8
@@ -83,7 +84,7 @@ TARGET static inline F f_from_u32(V whole, double by)
 #include "x86.h"
 
 const struct organ_kernels organ_avx512 = {
-    "avx512", BYTES, organ_normalize_avx2, avx512_rows, avx512_columns, avx512_read_limit, avx512_store_limit,
+    "avx512", BYTES, organ_normalize_avx2, avx512_rows, avx512_columns, avx512_sample, avx512_read_limit, avx512_store_limit,
 };
 #else
 /* ISO C requires a declaration */

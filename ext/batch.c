@@ -12,7 +12,7 @@
 #define BYTES_PER_THREAD ((uint64_t)1 << 20)
 #define MAX_THREADS 256
 /* arrays in the scratch memory of one worker */
-#define PARTS 7
+#define PARTS 11
 
 struct worker {
     const struct organ_job *job;
@@ -23,14 +23,26 @@ struct worker {
     uint32_t *starts;
     organ_sums sums;
     double *totals;
+    /* for point sampling; starts and weights are those of both axes */
+    struct organ_sampling sampling;
     /* holds one slice if its rows are not contiguous */
     char *copy;
     void *scratch;
 };
 
+static int same_size(const struct organ_job *job, const struct organ_run *run)
+{
+    return run->h == job->size && run->w == job->size;
+}
+
+/* Bytes read and written per slice. Point sampling reads at most a cache line per output pixel and row. */
 static uint64_t cost(const struct organ_job *job, const struct organ_run *run)
 {
-    return (uint64_t)run->h * run->w * job->itemsize + 4 * (uint64_t)job->size * job->size;
+    const uint64_t size = job->size, all = (uint64_t)run->h * run->w * job->itemsize;
+    const uint64_t rows = run->h < ORGAN_SAMPLES * size ? run->h : ORGAN_SAMPLES * size;
+    const uint64_t lines = rows * size * 64;
+    const int sampled = job->resample != ORGAN_AREA && !same_size(job, run);
+    return (sampled && lines < all ? lines : all) + 4 * size * size;
 }
 
 static int in_rows(const struct organ_job *job, const struct organ_run *run)
@@ -139,6 +151,24 @@ static void resample_slices(struct worker *w, const struct organ_kernels *kernel
     }
 }
 
+static void sample_slices(struct worker *w, const struct organ_kernels *kernels, const struct organ_run *run,
+                          size_t first, size_t count, float *out)
+{
+    const struct organ_job *job = w->job;
+    struct organ_sampling *sampling = &w->sampling;
+    if (sampling->y.in != run->h)
+        organ_samples_fill(&sampling->y, job->resample, (uint32_t)run->h, job->size);
+    if (sampling->x.in != run->w)
+        organ_samples_fill(&sampling->x, job->resample, (uint32_t)run->w, job->size);
+    sampling->scale = job->scale;
+    sampling->itemsize = job->itemsize;
+    sampling->most = sampling->y.total * sampling->x.total * (double)job->scale->depth;
+    sampling->inverse = 1.0 / sampling->most;
+    for (size_t i = 0; i < count; i++, out += (size_t)job->size * job->size)
+        kernels->sample(sampling, run->data + (ptrdiff_t)(first + i) * run->stride_n, run->stride_h, run->stride_w,
+                        out);
+}
+
 static void pack_slices(struct worker *w)
 {
     const struct organ_job *job = w->job;
@@ -152,8 +182,10 @@ static void pack_slices(struct worker *w)
         if (begin >= end)
             continue;
         float *out = job->out + (before + begin) * area;
-        if (run->h == job->size && run->w == job->size)
+        if (same_size(job, run))
             normalize_slices(w, kernels, run, begin, end - begin, out);
+        else if (job->resample != ORGAN_AREA)
+            sample_slices(w, kernels, run, begin, end - begin, out);
         else
             resample_slices(w, kernels, run, begin, end - begin, out);
     }
@@ -171,9 +203,18 @@ static int allocate_scratch(struct worker *w, uint64_t sums, uint64_t copy)
 {
     const uint64_t size = w->job->size;
     const uint64_t dots = size > ORGAN_LANES ? size : ORGAN_LANES;
-    const uint64_t parts[PARTS] = {size * sizeof(struct organ_tap), size * sizeof(struct organ_tap),
-                                   dots * ORGAN_LANES * sizeof(int16_t), dots * sizeof(uint32_t),
-                                   size * sizeof(double), sums, copy};
+    const uint64_t area = w->job->resample == ORGAN_AREA, sampled = area ? 0 : organ_padded(w->job->size);
+    const uint64_t parts[PARTS] = {area * size * sizeof(struct organ_tap),
+                                   area * size * sizeof(struct organ_tap),
+                                   area * dots * ORGAN_LANES * sizeof(int16_t),
+                                   area * dots * sizeof(uint32_t),
+                                   (area ? size : sampled) * sizeof(double),
+                                   sums,
+                                   copy,
+                                   2 * sampled * sizeof(uint32_t),
+                                   2 * ORGAN_SAMPLES * sampled * sizeof(double),
+                                   2 * sampled * sizeof(uint32_t),
+                                   ORGAN_SAMPLES * sampled * sizeof(double)};
     uint64_t offset[PARTS], total = 64;
     for (int i = 0; i < PARTS; i++) {
         offset[i] = total;
@@ -192,10 +233,17 @@ static int allocate_scratch(struct worker *w, uint64_t sums, uint64_t copy)
     w->totals = (double *)(base + offset[4]);
     w->sums.any = base + offset[5];
     w->copy = base + offset[6];
+    w->sampling.totals = w->totals;
+    w->sampling.y.starts = (uint32_t *)(base + offset[7]);
+    w->sampling.x.starts = w->sampling.y.starts + sampled;
+    w->sampling.y.weights = (double *)(base + offset[8]);
+    w->sampling.x.weights = w->sampling.y.weights + ORGAN_SAMPLES * sampled;
+    w->sampling.pixels = (uint32_t *)(base + offset[9]);
+    w->sampling.rows = (double *)(base + offset[10]);
     /* dot products read past the last column, with weight 0 */
     memset(w->sums.any, 0, (size_t)sums);
     /* they also read past the last output pixel; that result is discarded */
-    if (size < ORGAN_LANES) {
+    if (area && size < ORGAN_LANES) {
         memset(w->weights, 0, (size_t)parts[2]);
         memset(w->starts, 0, (size_t)parts[3]);
     }
@@ -238,13 +286,17 @@ int organ_pack(const struct organ_job *job, long threads)
     const uint64_t sum_size = job->scale->kind == ORGAN_REAL ? sizeof(double) : sizeof(uint32_t);
     uint64_t total = 0, sums = 0, copy = 0;
     size_t count = 1, ready = 0;
-    int status = -1;
+    int status = -1, sampled = 0;
 
     for (size_t r = 0; r < job->run_count; r++) {
         const struct organ_run *run = &job->runs[r];
-        const int same_size = run->h == job->size && run->w == job->size;
         total += run->n * cost(job, run);
-        if (!same_size && (run->w + 2 * ORGAN_LANES) * sum_size > sums)
+        if (job->resample != ORGAN_AREA && !same_size(job, run)) {
+            /* reads pixels where they are */
+            sampled = 1;
+            continue;
+        }
+        if (!same_size(job, run) && (run->w + 2 * ORGAN_LANES) * sum_size > sums)
             sums = (run->w + 2 * ORGAN_LANES) * sum_size;
         if (!in_rows(job, run) && (uint64_t)run->h * run->w * job->itemsize > copy)
             copy = (uint64_t)run->h * run->w * job->itemsize;
@@ -267,8 +319,8 @@ int organ_pack(const struct organ_job *job, long threads)
         struct worker *w = &workers[ready];
         w->job = job;
         w->scratch = NULL;
-        w->y.in = w->x.in = 0;
-        if (sums + copy != 0 && allocate_scratch(w, sums, copy) != 0)
+        w->y.in = w->x.in = w->sampling.y.in = w->sampling.x.in = 0;
+        if ((sampled || sums + copy != 0) && allocate_scratch(w, sums, copy) != 0)
             goto done;
     }
     divide_slices(job, workers, count, total);

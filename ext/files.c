@@ -92,6 +92,7 @@ static int read_slice(struct worker *w, size_t i)
         .run_count = 1,
         .slices = 1,
         .scale = reading->scale,
+        .resample = reading->resample,
         .size = reading->size,
         .itemsize = 1,
         .out = reading->out + i * reading->size * reading->size,

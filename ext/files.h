@@ -11,6 +11,7 @@ struct organ_reading {
     size_t count;
     uint64_t pixel_limit;
     const struct organ_scale *scale;
+    enum organ_resample resample;
     uint32_t size;
     /* organ_pack of the module that holds the kernels */
     int (*pack)(const struct organ_job *job, long threads);

@@ -6,20 +6,12 @@
  */
 #include "pack.h"
 
-static inline float windowed(int16_t pixel, double low, double width)
-{
-    double fraction = ((double)pixel - low) / width;
-    fraction = fraction < 0.0 ? 0.0 : fraction;
-    fraction = fraction > 1.0 ? 1.0 : fraction;
-    return (float)fraction;
-}
-
 void organ_normalize_real(const struct organ_scale *scale, const void *src, float *dst, size_t n)
 {
     const struct organ_scale s = *scale;
     const int16_t *pixel = src;
     for (size_t i = 0; i < n; i++)
-        dst[i] = (windowed(pixel[i], s.real_low, s.real_width) - s.mean) / s.std;
+        dst[i] = (organ_windowed(pixel[i], s.real_low, s.real_width) - s.mean) / s.std;
 }
 
 void organ_rows_real(const struct organ_plan *plan, const char *src, ptrdiff_t stride,
@@ -33,10 +25,10 @@ void organ_rows_real(const struct organ_plan *plan, const char *src, ptrdiff_t s
         const double weight = t == 0 ? tap->first : t + 1 == tap->count ? tap->last : tap->mid;
         if (t == 0)
             for (uint32_t x = 0; x < n; x++)
-                sum[x] = weight * (double)windowed(row[x], low, width);
+                sum[x] = weight * (double)organ_windowed(row[x], low, width);
         else
             for (uint32_t x = 0; x < n; x++)
-                sum[x] += weight * (double)windowed(row[x], low, width);
+                sum[x] += weight * (double)organ_windowed(row[x], low, width);
     }
 }
 
@@ -52,5 +44,5 @@ void organ_columns_real(const struct organ_plan *plan, organ_sums sums, double *
             total += tap->last * column[tap->count - 1];
         totals[o] = total;
     }
-    organ_finish(plan, totals, dst);
+    organ_finish(plan->scale, plan->inverse, totals, dst, plan->x.out);
 }

@@ -13,6 +13,11 @@ cdef extern from "pack.h" nogil:
         ORGAN_I16
         ORGAN_REAL
 
+    ctypedef enum organ_resample "enum organ_resample":
+        ORGAN_AREA
+        ORGAN_LINEAR
+        ORGAN_CUBIC
+
     ctypedef struct organ_scale "struct organ_scale":
         organ_kind kind
         uint32_t depth
@@ -29,6 +34,7 @@ cdef extern from "pack.h" nogil:
         const organ_run *runs
         size_t run_count, slices
         const organ_scale *scale
+        organ_resample resample
         uint32_t size
         size_t itemsize
         float *out
@@ -54,6 +60,7 @@ cdef extern from "numpy/arrayobject.h":
         NPY_UINT8
         NPY_UINT16
         NPY_INT16
+        NPY_UINT32
         NPY_FLOAT32
     int _import_array() except -1
     bint PyArray_Check(object array)
@@ -66,3 +73,18 @@ cdef extern from "numpy/arrayobject.h":
     bint PyArray_IS_C_CONTIGUOUS(PyArrayObject *array)
     bint PyArray_ISBEHAVED(PyArrayObject *array)
     object PyArray_SimpleNew(int ndim, npy_intp *dims, int type)
+
+
+cdef inline int resample_of(object name, organ_resample *resample) except -1:
+    """Sets the resampling of a name. The names are those of the manifest."""
+    if not isinstance(name, str):
+        raise TypeError(f"expected resample to be area, linear or cubic, found {type(name).__name__}")
+    if name == "area":
+        resample[0] = ORGAN_AREA
+    elif name == "linear":
+        resample[0] = ORGAN_LINEAR
+    elif name == "cubic":
+        resample[0] = ORGAN_CUBIC
+    else:
+        raise ValueError(f"expected resample to be area, linear or cubic, found {name!r}")
+    return 0

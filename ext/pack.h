@@ -1,8 +1,9 @@
 /* Types shared by the kernels: slices, resampling plans, and the kernel table of one dispatch level.
  *
  * A packed value is an exact fraction before it is rounded. Weights and pixels are integers, so a sum of
- * weight * weight * pixel is an integer below 2^48, and every dispatch level computes the same one. Windows
- * with bounds that are not integers are the exception (fractional_window.c).
+ * weight * weight * pixel is an integer below 2^48, and every dispatch level computes the same one. Exceptions
+ * are windows with bounds that are not integers (fractional_window.c) and cubic sums above 2^53
+ * (sample_generic.h).
  */
 #ifndef ORGAN_PACK_H
 #define ORGAN_PACK_H
@@ -10,6 +11,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* Both limits bound the integer sums. The weights of an axis add up to at most max(ORGAN_MAX_AXIS,
  * 2 * ORGAN_MAX_SIZE), so a column sum is below 65535 * 65535 < 2^32 and a total below 2^48, exact in a double. */
@@ -18,6 +20,18 @@
 
 /* Lanes that one narrow dot product reads. Column sums are padded by this many elements. */
 #define ORGAN_LANES 32
+
+/* The pixels of one axis that an output pixel of point sampling reads, at most. */
+#define ORGAN_SAMPLES 4
+
+/* Point sampling computes this many output pixels together. Its rows are padded to a multiple. */
+#define ORGAN_GROUP 8
+
+enum organ_resample {
+    ORGAN_AREA,   /* an axis longer than the output: means over areas; a shorter axis: linear */
+    ORGAN_LINEAR, /* two pixels per axis, whatever its length */
+    ORGAN_CUBIC,  /* four pixels per axis, A = -3/4, whatever its length */
+};
 
 enum organ_kind {
     ORGAN_U8,   /* pixel / 255 */
@@ -68,6 +82,39 @@ struct organ_axis {
 /* Writes axis->taps[0..out). The caller allocates taps. */
 void organ_axis_fill(struct organ_axis *axis, uint32_t in, uint32_t out);
 
+/* Point sampling along one axis. Output pixel o is the sum over k < count of weights[k * padded + o] *
+ * in[starts[o] + k], divided by total. Weights are integers of at most 2^41. */
+struct organ_samples {
+    uint32_t in, out, padded, count;
+    double total;
+    /* (padded), zero from `out` on */
+    uint32_t *starts;
+    /* (ORGAN_SAMPLES, padded), zero from `count` and from `out` on */
+    double *weights;
+};
+
+static inline uint32_t organ_padded(uint32_t n)
+{
+    return (n + ORGAN_GROUP - 1) / ORGAN_GROUP * ORGAN_GROUP;
+}
+
+/* Fills starts and weights. The caller allocates them. resample is ORGAN_LINEAR or ORGAN_CUBIC. */
+void organ_samples_fill(struct organ_samples *axis, enum organ_resample resample, uint32_t in, uint32_t out);
+
+/* Input of the point sampling kernels, for one height and width. */
+struct organ_sampling {
+    const struct organ_scale *scale;
+    size_t itemsize;
+    struct organ_samples y, x;
+    /* the largest total, for clamping: y.total * x.total * depth */
+    double most;
+    /* 1 / most */
+    double inverse;
+    /* scratch memory, x.padded elements each: (2), (ORGAN_SAMPLES) and (1) */
+    uint32_t *pixels;
+    double *rows, *totals;
+};
+
 /* Input of the resampling kernels, for one height and width. */
 struct organ_plan {
     const struct organ_scale *scale;
@@ -102,6 +149,9 @@ struct organ_kernels {
                  const struct organ_tap *tap, organ_sums sums);
     /* Computes one output row from its column sums. totals is scratch memory for x.out doubles. */
     void (*columns)(const struct organ_plan *plan, organ_sums sums, double *totals, float *dst);
+    /* Point-samples one slice. Strides are in bytes; rows and pixels may be anywhere and unaligned. */
+    void (*sample)(const struct organ_sampling *sampling, const char *src, ptrdiff_t stride_h, ptrdiff_t stride_w,
+                   float *dst);
     /* For benchmarks only: the cost of memory access. */
     uint64_t (*read_limit)(const uint8_t *src, size_t n);
     void (*store_limit)(const uint8_t *src, float *dst, size_t n);
@@ -148,13 +198,20 @@ void organ_rows_real(const struct organ_plan *plan, const char *src, ptrdiff_t s
                      const struct organ_tap *tap, organ_sums sums);
 void organ_columns_real(const struct organ_plan *plan, organ_sums sums, double *totals, float *dst);
 
-/* The last step of all resampling: totals to float32, minus mean, divided by std. */
-static inline void organ_finish(const struct organ_plan *plan, const double *totals, float *dst)
+/* A pixel through a window with bounds that are not integers. */
+static inline float organ_windowed(int16_t pixel, double low, double width)
 {
-    const struct organ_scale *s = plan->scale;
-    const double inverse = plan->inverse;
+    double fraction = ((double)pixel - low) / width;
+    fraction = fraction < 0.0 ? 0.0 : fraction;
+    fraction = fraction > 1.0 ? 1.0 : fraction;
+    return (float)fraction;
+}
+
+/* The last step of all resampling: n totals to float32, minus mean, divided by std. */
+static inline void organ_finish(const struct organ_scale *s, double inverse, const double *totals, float *dst,
+                                uint32_t n)
+{
     const float mean = s->mean, by = s->inverse, std = s->std;
-    const uint32_t n = plan->x.out;
     if (by != 0.0f)
         for (uint32_t i = 0; i < n; i++)
             dst[i] = ((float)(totals[i] * inverse) - mean) * by;
@@ -174,6 +231,7 @@ struct organ_job {
     const struct organ_run *runs;
     size_t run_count, slices;
     const struct organ_scale *scale;
+    enum organ_resample resample;
     uint32_t size;
     /* bytes per pixel: 1 or 2 */
     size_t itemsize;

@@ -209,8 +209,8 @@ cdef object _output(object out, npy_intp *shape, organ_job *job):
     return out
 
 
-def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
-    """pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None)
+def pack(images, size=28, *, mean=0.5, std=0.5, window=None, resample="area", threads=1, out=None):
+    """pack(images, size=28, *, mean=0.5, std=0.5, window=None, resample="area", threads=1, out=None)
 
     Pack slices as the network's input.
 
@@ -219,11 +219,18 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
     rounded to float32. The result is (f - mean) / std in float32, as torchvision's ToTensor and Normalize
     compute it. For uint8 slices of size (S, S) the bits are equal to theirs.
 
-    Each axis is resampled separately, after the window and before mean and std. An axis longer than size:
-    the mean over the area under each output pixel, fractions weighted. Shorter: linear interpolation with
-    half-pixel centers, clamped at the edge. Equal: unchanged. Weights and sums are integers, so sums are
-    exact and rounded once, and a flat slice stays flat. A window whose bounds are not integers or are
-    outside int16 is summed in float64.
+    Each axis is resampled separately, after the window and before mean and std. `resample` names the method:
+
+    - area: An axis longer than size: the mean over the area under each output pixel, fractions weighted.
+      Shorter: as linear.
+    - linear: Linear interpolation between two pixels, with half-pixel centers, clamped at the edge. An axis
+      longer than size is point-sampled, without anti-aliasing.
+    - cubic: Cubic convolution of four pixels with A = -0.75, otherwise as linear. Fractions below 0 and
+      above 1 are clamped.
+
+    An axis of length size is unchanged. Weights are integers. Sums are exact and rounded once, and a flat
+    slice stays flat. Two sums are rounded to float64 instead, with an error below 2^-48: those of a window
+    whose bounds are not integers or are outside int16, and those of cubic above 2^53 (uint16 at most sizes).
 
     Results are equal to the bit at every dispatch level and for every number of threads. The GIL is
     released around the loop unless input and output have fewer than 65,536 pixels together, which take
@@ -237,6 +244,7 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
         mean: of the network's input, rounded to float32.
         std: of the network's input, rounded to float32, above 0.
         window: (level, width) in Hounsfield units, for int16 only. Default: (40, 400).
+        resample: area, linear or cubic.
         threads: upper bound. More than one starts only for more than about a megabyte per thread.
         out: float32 (N, 1, size, size), C-contiguous, in other memory than `images`. It is filled and
             returned.
@@ -246,7 +254,7 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
 
     Raises:
         TypeError: dtype, byte order or object. Nothing was read or written.
-        ValueError: shape, range, window or out. Nothing was read or written.
+        ValueError: shape, range, window, resample or out. Nothing was read or written.
         MemoryError: no memory for the scratch or the output.
     """
     cdef organ_run single
@@ -257,10 +265,12 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
     cdef size_t i, count, slices = 0, pixels = 0
     cdef int type_number = -1, status
     cdef long side, thread_count
+    cdef organ_resample mode
     cdef tuple held = None
 
     side = _whole(size, "size", 1, ORGAN_MAX_SIZE)
     thread_count = _whole(threads, "threads", 1, 2147483647)
+    resample_of(resample, &mode)
     if not PyArray_Check(images):
         if isinstance(images, (str, bytes, bytearray, memoryview, dict, set)) or not hasattr(images, "__getitem__"):
             raise TypeError(f"{LINE}, found {_type(images)}")
@@ -290,6 +300,7 @@ def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None
         job.run_count = count
         job.slices = slices
         job.scale = &scale
+        job.resample = mode
         job.size = <uint32_t> side
         job.itemsize = 1 if type_number == NPY_UINT8 else 2
         shape[0] = <npy_intp> slices
@@ -330,7 +341,7 @@ def set_level(str name not None):
         raise ValueError(f"expected a level of this processor ({', '.join(levels())}), found {name!r}")
 
 
-def _nothing(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):
+def _nothing(images, size=28, *, mean=0.5, std=0.5, window=None, resample="area", threads=1, out=None):
     """Do nothing, with the arguments of `pack`. For benchmarks."""
     return None
 
@@ -351,6 +362,34 @@ def _store_limit(image, out):
     assert PyArray_TYPE(array) == NPY_UINT8 and PyArray_IS_C_CONTIGUOUS(array)
     assert PyArray_TYPE(target) == NPY_FLOAT32 and PyArray_IS_C_CONTIGUOUS(target) and out.size == n
     organ_level().store_limit(<const uint8_t *> PyArray_DATA(array), <float *> PyArray_DATA(target), n)
+
+
+def _touch_limit(image, rows, columns):
+    """Return the sum of the bytes at these rows and columns, uint32, of a contiguous uint8 array (N, H, W).
+
+    For benchmarks: the cost of reading one byte per cache line that point sampling needs. Rows and columns are not
+    checked, because that would take longer than the loop.
+    """
+    cdef PyArrayObject *array = <PyArrayObject *> image
+    cdef PyArrayObject *first = <PyArrayObject *> rows
+    cdef PyArrayObject *second = <PyArrayObject *> columns
+    cdef npy_intp *dims = PyArray_DIMS(array)
+    cdef const uint8_t *data = <const uint8_t *> PyArray_DATA(array)
+    cdef const uint32_t *row = <const uint32_t *> PyArray_DATA(first)
+    cdef const uint32_t *column = <const uint32_t *> PyArray_DATA(second)
+    cdef const uint8_t *line
+    cdef npy_intp n, y, x, height = PyArray_DIMS(first)[0], width = PyArray_DIMS(second)[0]
+    cdef uint64_t total = 0
+    assert PyArray_TYPE(array) == NPY_UINT8 and PyArray_IS_C_CONTIGUOUS(array) and PyArray_NDIM(array) == 3
+    assert PyArray_TYPE(first) == NPY_UINT32 and PyArray_IS_C_CONTIGUOUS(first) and PyArray_NDIM(first) == 1
+    assert PyArray_TYPE(second) == NPY_UINT32 and PyArray_IS_C_CONTIGUOUS(second) and PyArray_NDIM(second) == 1
+    with nogil:
+        for n in range(dims[0]):
+            for y in range(height):
+                line = data + (n * dims[1] + row[y]) * dims[2]
+                for x in range(width):
+                    total += line[column[x]]
+    return total
 
 
 # _reading packs its decoded slices with this function.

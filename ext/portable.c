@@ -5,6 +5,7 @@
 #define NAME(x) portable_##x
 #include "normalize_generic.h"
 #include "resample_generic.h"
+#include "sample_generic.h"
 
 static void normalize(const struct organ_scale *scale, const void *src, float *dst, size_t n)
 {
@@ -25,5 +26,5 @@ static uint64_t read_limit(const uint8_t *src, size_t n)
 
 const struct organ_kernels organ_portable = {
     "portable",           0,          normalize,           portable_wide_rows,
-    portable_wide_columns, read_limit, portable_store_limit,
+    portable_wide_columns, portable_sample, read_limit, portable_store_limit,
 };

@@ -25,6 +25,7 @@ cdef extern from "files.h" nogil:
         size_t count
         uint64_t pixel_limit
         const organ_scale *scale
+        organ_resample resample
         uint32_t size
         int (*pack)(const organ_job *job, long threads)
         float *out
@@ -51,8 +52,8 @@ cdef object _name(object path):
     return None if b"\0" in name else name
 
 
-def read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=ORGAN_PNG_PIXELS, threads=1):
-    """read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=1048576, threads=1)
+def read(paths, size=28, *, mean=0.5, std=0.5, resample="area", pixel_limit=ORGAN_PNG_PIXELS, threads=1):
+    """read(paths, size=28, *, mean=0.5, std=0.5, resample="area", pixel_limit=1048576, threads=1)
 
     Read and pack a batch of files. The GIL is released around the whole batch.
 
@@ -61,6 +62,7 @@ def read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=ORGAN_PNG_PIXELS, thr
         size: S, pixels, 1 to 4,096.
         mean: of the network's input, rounded to float32.
         std: of the network's input, rounded to float32, above 0.
+        resample: area, linear or cubic, see `pack`.
         pixel_limit: larger images are skipped, and so are images of more than 1,048,576 pixels and files of more
             than 1 MiB.
         threads: upper bound. There is at most one per 64 files.
@@ -72,7 +74,7 @@ def read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=ORGAN_PNG_PIXELS, thr
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: size, mean or std out of range.
+        ValueError: size, mean or std out of range, or an unknown resample.
         MemoryError: no memory for the output. The content of a file never raises.
     """
     cdef tuple names = tuple([_name(path) for path in paths])
@@ -93,6 +95,7 @@ def read(paths, size=28, *, mean=0.5, std=0.5, pixel_limit=ORGAN_PNG_PIXELS, thr
     if not (isfinite(scale.mean) and isfinite(scale.std) and scale.std > 0.0):
         raise ValueError(f"expected a finite mean and a finite std above 0, found {mean} and {std}")
     organ_scale_ready(&scale)
+    resample_of(resample, &reading.resample)
     shape[0] = <npy_intp> count
     shape[1] = 1
     shape[2] = shape[3] = side

@@ -63,7 +63,7 @@ TARGET static void NAME(wide_columns)(const struct organ_plan *plan, organ_sums 
         }
         totals[o] = (double)total;
     }
-    organ_finish(plan, totals, dst);
+    organ_finish(plan->scale, plan->inverse, totals, dst, plan->x.out);
 }
 
 TARGET static void NAME(read_bytes)(const uint8_t *src, size_t n, uint64_t *total)

@@ -229,7 +229,7 @@ WRONG = [
     ("task.paired.0", ["kidney-left", "kidney-right"]), ("task.paired.0", ["heart", "liver"]),
     ("task.paired.0", ["femur-left", "femur-left"]),
     ("input.size", 28.0), ("input.size", True), ("input.size", 0), ("input.size", 10**6), ("input.size", -28),
-    ("input.mean", "0.5"), ("input.mean", 2), ("input.std", 0), ("input.std", -1), ("input.resample", "bilinear"),
+    ("input.mean", "0.5"), ("input.mean", 2), ("input.std", 0), ("input.std", -1), ("input.resample", "bilinear"), ("input.resample", None), ("input.resample", "Linear"), ("input.resample", ["area"]),
     ("input.window", [40]), ("input.window", [40, 0]), ("input.window", ["40", 400]), ("input.window", {}),
     ("input.orientation", ["L", "R"]), ("input.orientation", ["L"]), ("input.orientation", "LP"),
     ("input.orientation", ["l", "p"]), ("input.orientation", ["L", "X"]),

@@ -235,6 +235,12 @@ def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write)
     assert manifest["card"] == {"file": "MODEL_CARD.md", "sha256": hashlib.sha256(card).hexdigest()}
 
 
+@pytest.mark.parametrize("resample", ["linear", "cubic"])
+def test_the_manifest_names_the_resampling(write, resample):
+    bundle = write((None, BASE, None), resample=resample)
+    assert manifest_of(bundle)["input"]["resample"] == resample
+
+
 @pytest.mark.parametrize("view", ["sagittal", "coronal"])
 def test_the_orientation_of_other_views_is_not_claimed(view, write):
     bundle = write((None, BASE, None), view=view)

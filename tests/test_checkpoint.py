@@ -22,6 +22,7 @@ FACTS = {
     "classes": ["liver", "spleen"],
     "size": 28,
     "stored": 64,
+    "resample": "linear",
     "data_md5": "0123",
     "seed": 3,
     "weights": "none",
@@ -69,12 +70,13 @@ def test_a_checkpoint_reads_back_as_it_was_written(stored, tmp_path):
 def test_checkpoints_of_earlier_versions_are_read():
     """They knew no resampling, did not record the precision, and had no scaler."""
     settings = {key: value for key, value in SETTINGS.items() if key != "precision"}
-    left_out = ("stored", "scaler")
+    left_out = ("stored", "resample", "scaler")
     earlier = {key: value for key, value in UNFINISHED.items() if key not in left_out} | {
         "recipe": settings
     }
     checkpoint = Checkpoint.from_dict(earlier)
     assert (checkpoint.facts.stored, checkpoint.facts.settings.precision) == (28, None)
+    assert checkpoint.facts.resample == "area"
     assert checkpoint.resume == ResumeState({"step": 4}, {"steps": 9}, None, BEST, 0.5)
 
 

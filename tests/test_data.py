@@ -173,6 +173,12 @@ def test_slices_of_the_networks_size_are_packed_from_a_larger_file(tmp_path, mon
     assert found.dtype == np.float32 and np.array_equal(
         found[:, None], pack(data.images["val"], 28)
     )
+    for resample in ("linear", "cubic"):
+        other = load_data("organcmnist", directory=tmp_path, resample_from=128, resample=resample)
+        assert np.array_equal(
+            other.network_images("val")[:, None], pack(data.images["val"], 28, resample=resample)
+        )
+        assert not np.array_equal(other.network_images("val"), found)
     whole = load_data("organcmnist", directory=tmp_path, size=128)
     assert whole.network_images("val") is whole.images["val"]
     with pytest.raises(RunError, match="slices of 224 px: cannot be resampled from 128 px"):

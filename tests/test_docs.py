@@ -112,7 +112,7 @@ def messages():
         for path in sorted(RUNTIME.rglob("*.py"))
     }
     found |= {
-        path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.pyx"))
+        path.name: set(cython_messages(path)) for path in sorted((ROOT / "ext").glob("*.p[xy][dx]"))
     }
     return {
         name: {

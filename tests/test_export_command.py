@@ -49,7 +49,9 @@ def checkpoints(tmp_path, monkeypatch):
     def data(flag, **options):
         asked.update(options, flag=flag)
         counts = {split: [0] * 11 for split in SPLITS}
-        return Data(flag, "axial", SIZE, "f" * 32, CLASSES, IMAGES, LABELS, counts)
+        return Data(
+            flag, "axial", SIZE, "f" * 32, CLASSES, IMAGES, LABELS, counts, options["resample"]
+        )
 
     monkeypatch.setattr("train.data.load_data", data)
     monkeypatch.setattr("train.record.load_checkpoint", lambda path: states[path])
@@ -126,9 +128,13 @@ def test_the_data_of_the_checkpoint_is_loaded_as_it_was_stored(checkpoints):
         "size": SIZE,
         "directory": Path("somewhere"),
         "resample_from": 64,
+        "resample": "area",
     }
-    del checkpoints.states[paths[0]]["stored"]
-    assert run(paths) == 0
+    checkpoints.states[paths[0]]["resample"] = "linear"
+    assert run(paths) == 0 and checkpoints.asked["resample"] == "linear"
+    assert run(paths, "--resample", "cubic") == 0 and checkpoints.asked["resample"] == "cubic"
+    del checkpoints.states[paths[0]]["stored"], checkpoints.states[paths[0]]["resample"]
+    assert run(paths) == 0 and checkpoints.asked["resample"] == "area"
     assert checkpoints.asked["resample_from"] == SIZE and checkpoints.asked["directory"] is None
 
 
@@ -192,6 +198,9 @@ def test_a_bundle_of_one_is_named_after_its_stage_and_tries_every_precision(
 ):
     assert run(checkpoints("base"), "--bundle", tmp_path / "b") == 0
     assert bundled["name"] == "organamnist-base" and bundled["training"]["weights"] == "none"
+    assert bundled["resample"] == bundled["slices"].resample == "area"
+    assert run(checkpoints("base", resample="cubic"), "--bundle", tmp_path / "b") == 0
+    assert bundled["resample"] == bundled["slices"].resample == "cubic"
     assert sorted(bundled["precisions"]) == ["fp16", "fp32", "int8"]
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from organ_infer import _packing
 from organ_infer._packing import pack
-
-KINDS = {"uint8": 255, "uint16": 65535, "int16": None}
+from tests.support.slice_arrays import KINDS, fractions, random_slice, strided
 
 
 @pytest.fixture(params=_packing.levels(), autouse=True)
@@ -42,14 +41,6 @@ def weights(length, size):
     return matrix
 
 
-def fractions(image, window=(40, 400)):
-    """Each pixel's fraction, float64."""
-    if image.dtype == np.int16:
-        low = window[0] - window[1] / 2
-        return np.clip((image - low) / window[1], 0, 1)
-    return image / KINDS[image.dtype.name]
-
-
 def expected(image, size=28, window=(40, 400)):
     """One slice as (size, size), float64, before mean and std."""
     return (
@@ -69,12 +60,6 @@ def assert_close(found, image, size=28, window=(40, 400), mean=0.5, std=0.5):
     assert found.shape == (1, 1, size, size) and found.dtype == np.float32
     difference = np.abs(found[0, 0].astype(float) - wanted)
     assert (difference <= allowed).all(), (image.shape, size, difference.max(), found[0, 0], wanted)
-
-
-def random_slice(rng, dtype, shape):
-    if dtype == "int16":
-        return rng.integers(-400, 500, shape).astype(np.int16)
-    return rng.integers(0, KINDS[dtype] + 1, shape).astype(dtype)
 
 
 EVERY_BYTE = np.resize(np.arange(256, dtype=np.uint8), (28, 28))
@@ -207,29 +192,6 @@ def test_a_sequence_of_differing_shapes():
     ]
     whole = pack(tuple(images))
     np.testing.assert_array_equal(whole, np.concatenate([pack(image) for image in images]))
-
-
-def strided(image):
-    """Arrays equal to `image` that lie otherwise in memory."""
-    wide = np.zeros((image.shape[0], image.shape[1] * 3), image.dtype)
-    wide[:, ::3] = image
-    tall = np.zeros((image.shape[0] * 2, image.shape[1] + 5), image.dtype)
-    tall[::2, 5:] = image
-    raw = np.zeros(image.nbytes + 1, np.uint8)
-    odd = raw[1:].view(image.dtype).reshape(image.shape)
-    odd[...] = image
-    read_only = image.copy()
-    read_only.flags.writeable = False
-    return {
-        "fortran": np.asfortranarray(image),
-        "every third column": wide[:, ::3],
-        "padded rows": tall[::2, 5:],
-        "rows backwards": np.ascontiguousarray(image[::-1])[::-1],
-        "columns backwards": np.ascontiguousarray(image[:, ::-1])[:, ::-1],
-        "both backwards": np.ascontiguousarray(image[::-1, ::-1])[::-1, ::-1],
-        "misaligned": odd,
-        "read-only": read_only,
-    }
 
 
 @pytest.mark.parametrize("dtype", sorted(KINDS))

@@ -124,6 +124,19 @@ def test_mean_std_and_size_are_those_of_pack(place):
     assert read([])[0].shape == (0, 1, 28, 28) and read([])[1] == b""
 
 
+@pytest.mark.parametrize("resample", ["area", "linear", "cubic"])
+def test_files_are_resampled_as_pack_does(place, resample):
+    pictures = [RANDOM.integers(0, 256, shape, np.uint8) for shape in [(60, 41), (9, 30), (28, 28)]]
+    packed, done = read([place(png(picture)) for picture in pictures], resample=resample)
+    assert done == b"\1" * 3 and (packed == pack(pictures, resample=resample)).all()
+
+
+@pytest.mark.parametrize(("name", "error"), [("bilinear", ValueError), (None, TypeError)])
+def test_other_resampling_is_refused(place, name, error):
+    with pytest.raises(error, match="expected resample to be area, linear or cubic, found"):
+        read([place(WHOLE)], resample=name)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"size": 0}, {"size": 5000}, {"std": 0}, {"std": -1}, {"mean": float("nan")}, {"std": 1e60}],

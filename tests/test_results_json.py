@@ -78,6 +78,7 @@ def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, da
         "flag": "organcmnist",
         "size": 28,
         "resample_from": None,
+        "resample": "area",
         "md5": "0123",
         "counts": data.counts,
         "classes": ["liver", "spleen"],
@@ -91,10 +92,11 @@ def test_a_new_results_json_names_data_device_versions_and_settings(tmp_path, da
 def test_slices_of_a_larger_file_are_said_to_be_resampled_from_it(tmp_path, data):
     large = {split: np.zeros((n, 64, 64), np.uint8) for split, n in COUNTS.items()}
     resampled = Data(
-        "organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts
+        "organcmnist", "coronal", 28, "0123", data.classes, large, data.labels, data.counts, "cubic"
     )
     found = results.open_results(tmp_path, resampled, CPU, SETTINGS).dataset
     assert found is not None and (found.size, found.resample_from) == (28, 64)
+    assert found.resample == "cubic"
 
 
 def test_a_run_goes_on_with_the_rows_that_are_there(tmp_path, data):
@@ -176,8 +178,11 @@ def job(tmp_path, data, monkeypatch) -> Job:
     monkeypatch.setattr(results, "load_trained", lambda _: (Network(answers), checkpoint))
     exports: list[Path] = []
 
-    def export(_: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int) -> Any:
-        assert images is data.images["val"] and labels is data.labels["val"] and size == 28
+    def export(
+        _: Any, path: Path, images: np.ndarray, labels: np.ndarray, *, size: int, resample: str
+    ) -> Any:
+        assert images is data.images["val"] and labels is data.labels["val"]
+        assert (size, resample) == (28, "area")
         path.touch()
         exports.append(path)
         return argparse.Namespace(max_abs=1e-6, accuracy=0.8, slices=6)

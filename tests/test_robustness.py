@@ -378,7 +378,7 @@ def test_of_several_seeds_the_best_on_validation_is_measured(tmp_path):
 def test_the_command_measures_and_prints_a_table(tmp_path, monkeypatch, capsys):
     make_run(tmp_path, "base", "big")
     monkeypatch.setattr(
-        robustness, "load_data", lambda flag, size, directory, resample_from: make_data()
+        robustness, "load_data", lambda flag, size, directory, resample_from, resample: make_data()
     )
     assert main([str(tmp_path), "--slices", "11", "--split", "val"]) == 0
     out = capsys.readouterr().out
@@ -413,14 +413,14 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys, arguments, words):
 def test_slices_are_resampled_as_in_the_run(tmp_path, monkeypatch):
     make_run(tmp_path, "base")
     results = json.loads((tmp_path / "results.json").read_text())
-    results["dataset"]["resample_from"] = 64
+    results["dataset"] |= {"resample_from": 64, "resample": "linear"}
     (tmp_path / "results.json").write_text(json.dumps(results))
     asked = []
     monkeypatch.setattr(
         robustness, "load_data", lambda flag, **how: asked.append(how) or make_data()
     )
     assert main([str(tmp_path), "--slices", "5"]) == 0
-    assert asked == [{"size": 28, "directory": None, "resample_from": 64}]
+    assert asked == [{"size": 28, "directory": None, "resample_from": 64, "resample": "linear"}]
 
 
 def test_a_run_with_a_stage_of_another_version_is_refused(tmp_path, capsys):

@@ -347,13 +347,15 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
                 "1",
                 "--resample-from",
                 "64",
+                "--resample",
+                "linear",
                 "--precision",
                 "fp32",
             ]
         )
         == 0
     )
-    directory = out / "organamnist_from_64"
+    directory = out / "organamnist_from_64_linear"
     results = json.loads((directory / "results.json").read_text())
     assert (results["dataset"]["size"], results["dataset"]["resample_from"]) == (28, 64)
     assert results["dataset"]["md5"] == md5 and (directory / "report" / "index.html").is_file()
@@ -361,7 +363,8 @@ def test_slices_are_made_from_a_larger_file_as_the_runtime_resamples(tmp_path, m
         np.load(tmp_path / "organamnist_64.npz") as file,
         OrganClassifier(directory / "bundle", device="cpu") as classifier,
     ):
-        assert classifier.manifest.input.size == 28
+        spec = classifier.manifest.input
+        assert (spec.size, spec.resample) == (28, "linear")
         found = classifier.predict_proba(file["test_images"])  # 64x64, resampled by the runtime
     with np.load(directory / "base" / "probabilities.npz") as kept:
         expected = mean_softmax([np.log(kept["test"])], classifier.manifest.temperature)

@@ -97,6 +97,7 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "amp": "auto",
         "size": 28,
         "resample_from": None,
+        "resample": "area",
         "seed": 1,
         "seeds": 1,
         "batch_size": 128,
@@ -121,6 +122,7 @@ def test_every_option_is_taken_as_it_is_given():
         "--amp": "bf16",
         "--size": "64",
         "--resample-from": "128",
+        "--resample": "cubic",
         "--seed": "0",
         "--seeds": "3",
         "--batch-size": "7",
@@ -488,6 +490,7 @@ def test_the_settings_of_a_run_are_those_that_were_given(tmp_path, faked):
         "seeds": 1,
         "size": 28,
         "resample_from": None,
+        "resample": "area",
         "batch_size": 9,
         "weights": "none",
         "smoke": False,
@@ -519,23 +522,28 @@ def test_a_smoke_run_is_short_and_says_that_it_means_nothing(tmp_path, faked, mo
 def test_another_size_and_a_larger_file_have_directories_of_their_own(tmp_path, faked, monkeypatch):
     plain = load_data("organcmnist", directory=tmp_path)
 
-    def load(flag: str, *, size: int, directory: Path, resample_from: int | None) -> Data:
+    def load(
+        flag: str, *, size: int, directory: Path, resample_from: int | None, resample: str
+    ) -> Data:
         side = resample_from or size
         images = {
             split: np.zeros((len(y), side, side), np.uint8) for split, y in plain.labels.items()
         }
-        return replace(plain, size=size, images=images)
+        return replace(plain, size=size, images=images, resample=resample)
 
     monkeypatch.setattr(run, "load_data", load)
     for more, name in (
         (["--size", "64"], "organcmnist_64"),
         (["--resample-from", "64"], "organcmnist_from_64"),
         (["--size", "64", "--resample-from", "128"], "organcmnist_64_from_128"),
+        (["--resample", "linear", "--resample-from", "64"], "organcmnist_from_64_linear"),
+        (["--resample", "cubic"], "organcmnist_cubic"),
     ):
         run.run(options(tmp_path, *more))
         about = results_of(tmp_path, name)["dataset"]
         assert about["size"] == (64 if "--size" in more else 28)
         assert about["resample_from"] == (int(more[-1]) if "--resample-from" in more else None)
+        assert about["resample"] == (more[1] if "--resample" in more else "area")
 
 
 def test_what_other_runs_left_is_swept_and_fresh_removes_what_runs_leave_alone(tmp_path, faked):

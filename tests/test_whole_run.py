@@ -280,6 +280,7 @@ def test_results_json_holds_the_temperature_and_what_it_does_to_the_calibration(
 def test_results_json_names_the_data_that_was_used(run, results):
     counts = {split: np.bincount(run.labels[split], minlength=CLASSES).tolist() for split in SPLITS}
     about = {"flag": FLAG, "size": 28, "resample_from": None, "classes": LABELS, "counts": counts}
+    about["resample"] = "area"
     assert results["dataset"] == about | {"md5": hashlib.md5(run.content).hexdigest()}
     assert (results["format"], results["smoke"]) == (1, False)
     assert results["device"] == "cpu (" + results["device"].partition("(")[2]
@@ -289,6 +290,7 @@ def test_results_json_names_the_data_that_was_used(run, results):
         "seeds": 1,
         "size": 28,
         "resample_from": None,
+        "resample": "area",
         "batch_size": 16,
         "weights": "imagenet",
         "smoke": False,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from export.console import forgiving_output
+from organ_infer.bundle.manifest import RESAMPLE
 from train.arguments import device_name, names, natural, positive
 from train.datasets import DATASETS, SIZES
 from train.options import TrainOptions
@@ -107,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=SIZES[1:],
         metavar="SIZE",
         help="resample the slices from the data set's file of this size: 64, 128 or 224 px",
+    )
+    add(
+        "--resample",
+        default="area",
+        choices=RESAMPLE,
+        help="how slices are resampled, by --resample-from and by the bundle (default: area)",
     )
     add("--seed", type=natural, default=1, metavar="N", help="seed of the run (default: 1)")
     add(

@@ -57,7 +57,14 @@ def variant_slices(data: Data) -> Slices:
         data: with the split SPLIT, from `add_calibration_split`.
     """
     fitting = (data.images[SPLIT], data.labels[SPLIT])
-    return Slices(data.images["train"], data.images["val"], data.labels["val"], data.size, fitting)
+    return Slices(
+        data.images["train"],
+        data.images["val"],
+        data.labels["val"],
+        data.size,
+        fitting,
+        data.resample,
+    )
 
 
 def describe_split(data: Data) -> str:

@@ -49,6 +49,7 @@ class StageFacts:
         classes: class names, by index.
         size: pixels per side of the network's input.
         stored: pixels per side of the slices in the file.
+        resample: how slices are resampled: area, linear or cubic.
         data_md5: of the data set's file.
         seed: of the run.
         weights: where the starting weights are from; `none` if they were drawn from the seed.
@@ -63,6 +64,7 @@ class StageFacts:
     classes: list[str]
     size: int
     stored: int
+    resample: str
     data_md5: str
     seed: int
     weights: str
@@ -135,8 +137,9 @@ class Checkpoint:
         Raises:
             KeyError: an entry is missing that every version stores.
         """
-        # versions that could not resample slices did not record the stored size
-        stored = {"stored": stored["size"]} | dict(stored)
+        # Versions that could not resample slices did not record the stored size. Versions that could only resample them
+        # by area did not record how.
+        stored = {"stored": stored["size"], "resample": "area"} | dict(stored)
         settings = {name: stored["recipe"].get(name) for name in StageSettings.__dataclass_fields__}
         facts = {
             name: stored[name] for name in StageFacts.__dataclass_fields__ if name != "settings"

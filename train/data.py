@@ -31,6 +31,7 @@ class Data:
         images: uint8 (N, H, W) as the file stores them, by split.
         labels: class indices, int64 (N,), by split.
         counts: slices of each class in the whole file, by split; a smoke run uses fewer.
+        resample: how slices are resampled, in training and by the bundle: area, linear or cubic.
     """
 
     flag: str
@@ -41,6 +42,7 @@ class Data:
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     counts: dict[str, list[int]]
+    resample: str = "area"
 
     @property
     def stored(self) -> int:
@@ -65,7 +67,7 @@ class Data:
             return images
         from organ_infer._packing import pack
 
-        packed: np.ndarray = pack(images, self.size)  # (N, 1, S, S)
+        packed: np.ndarray = pack(images, self.size, resample=self.resample)  # (N, 1, S, S)
         return packed[:, 0]
 
     def smoke(self) -> Data:
@@ -107,7 +109,12 @@ def published_file(flag: str, size: int) -> dict[str, Any]:
 
 
 def load_data(
-    flag: str, *, size: int = 28, directory: Path | None = None, resample_from: int | None = None
+    flag: str,
+    *,
+    size: int = 28,
+    directory: Path | None = None,
+    resample_from: int | None = None,
+    resample: str = "area",
 ) -> Data:
     """Load a data set; it is downloaded if `directory` does not have its file.
 
@@ -115,7 +122,8 @@ def load_data(
         flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`.
         size: pixels per side of the networks' input.
         directory: of the file; by default medmnist's own data directory.
-        resample_from: pixels per side of a larger file to resample the slices from, by area averages.
+        resample_from: pixels per side of a larger file to resample the slices from.
+        resample: how slices are resampled: area, linear or cubic.
 
     Returns:
         The three splits, with images as the file stores them.
@@ -157,7 +165,7 @@ def load_data(
     counts = {
         split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS
     }
-    return Data(flag, DATASETS[flag].view, size, digest, classes, images, labels, counts)
+    return Data(flag, DATASETS[flag].view, size, digest, classes, images, labels, counts, resample)
 
 
 def _read(

@@ -219,6 +219,7 @@ def _facts(
         classes=data.classes,
         size=data.size,
         stored=data.stored,
+        resample=data.resample,
         data_md5=data.md5,
         seed=config.seed,
         weights=weights,
@@ -246,6 +247,7 @@ def _previous_checkpoint(
         ("max_epochs", previous.max_epochs, settings.max_epochs),
         ("method", previous.method, settings.method),
         ("data_md5", checkpoint.facts.data_md5, data.md5),
+        ("resample", checkpoint.facts.resample, data.resample),
         ("seed", checkpoint.facts.seed, config.seed),
         ("stage", checkpoint.facts.stage, stage.name),
     ):

@@ -24,6 +24,7 @@ class TrainOptions:
     amp: str = "auto"
     size: int = 28
     resample_from: int | None = None
+    resample: str = "area"
     seed: int = 1
     seeds: int = 1
     batch_size: int = 128

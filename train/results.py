@@ -54,7 +54,7 @@ VERSIONS = (
 )
 
 # settings that older runs did not record, with the value that they had
-UNRECORDED_SETTINGS: dict[str, object] = {"deterministic": False}
+UNRECORDED_SETTINGS: dict[str, object] = {"deterministic": False, "resample": "area"}
 # a resumed run may change --amp: each stage records its own precision and resumes only in that precision
 NOT_COMPARED = ("amp",)
 PROBABILITIES_FILE = "probabilities.npz"
@@ -93,6 +93,7 @@ def open_results(
             flag=data.flag,
             size=data.size,
             resample_from=None if data.stored == data.size else data.stored,
+            resample=data.resample,
             md5=data.md5,
             counts=data.counts,
             classes=data.classes,
@@ -231,7 +232,12 @@ def _measured_network(
     start = time.perf_counter()
     try:
         parity = export_member(
-            network, path, data.images["val"], data.labels["val"], size=data.size
+            network,
+            path,
+            data.images["val"],
+            data.labels["val"],
+            size=data.size,
+            resample=data.resample,
         )
     except ExportError as e:
         raise RunError(f"export of {job.stage.name}: {e}", exit_code=1) from e

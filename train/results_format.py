@@ -130,6 +130,8 @@ class Dataset:
     size: int = 28
     # pixels per side of the file's slices, if they are larger than `size`
     resample_from: int | None = None
+    # how slices are resampled, in training and by the bundle
+    resample: str = "area"
     md5: str = ""
     # slices of each class in the whole file, by split
     counts: dict[str, list[int]] = field(default_factory=dict)

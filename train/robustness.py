@@ -278,7 +278,10 @@ class _Network:
                     f"{self.file}: cannot be opened ({reason}); rerun the command that trained the stage"
                 ) from e
         starts = range(0, len(images), BATCH)
-        batches = [pack(images[start : start + BATCH], self.data.size) for start in starts]
+        batches = [
+            pack(images[start : start + BATCH], self.data.size, resample=self.data.resample)
+            for start in starts
+        ]
         return np.concatenate([self.session.run(["logits"], {"images": b})[0] for b in batches])
 
 
@@ -394,6 +397,7 @@ def _measure(options: argparse.Namespace) -> str:
         size=dataset.size,
         directory=data_dir_of(results, options.data_dir),
         resample_from=dataset.resample_from,
+        resample=dataset.resample,
     )
     data = data.smoke() if results.smoke else data
     parallel.limit_threads()

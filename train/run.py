@@ -84,6 +84,8 @@ class Plan:
         suffix = "" if options.size == 28 else f"_{options.size}"
         if options.resample_from:
             suffix += f"_from_{options.resample_from}"
+        if options.resample != "area":
+            suffix += f"_{options.resample}"
         return options.out / f"{options.dataset}{suffix}"
 
     @property
@@ -95,6 +97,7 @@ class Plan:
             "seeds": options.seeds,
             "size": options.size,
             "resample_from": options.resample_from,
+            "resample": options.resample,
             "batch_size": options.batch_size,
             "weights": "none" if options.smoke else options.weights,
             "smoke": options.smoke,
@@ -126,6 +129,7 @@ def run(options: TrainOptions) -> None:
         size=options.size,
         directory=options.data_dir,
         resample_from=options.resample_from,
+        resample=options.resample,
     )
     if options.smoke:
         data = data.smoke()
@@ -374,6 +378,7 @@ def _bundle(
                 view=data.view,
                 classes=data.classes,
                 size=data.size,
+                resample=data.resample,
                 metrics=_metrics(best, results),
                 training=training,
             ),

@@ -16,6 +16,7 @@ def pack(
     mean: float = 0.5,
     std: float = 0.5,
     window: tuple[float, float] | Sequence[float] | None = None,
+    resample: str = "area",
     threads: int = 1,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]: ...
@@ -29,8 +30,12 @@ def _nothing(
     mean: float = 0.5,
     std: float = 0.5,
     window: Any = None,
+    resample: str = "area",
     threads: int = 1,
     out: Any = None,
 ) -> None: ...
 def _read_limit(image: NDArray[np.uint8]) -> int: ...
 def _store_limit(image: NDArray[np.uint8], out: NDArray[np.float32]) -> None: ...
+def _touch_limit(
+    image: NDArray[np.uint8], rows: NDArray[np.uint32], columns: NDArray[np.uint32]
+) -> int: ...

@@ -10,6 +10,7 @@ def read(
     *,
     mean: float = 0.5,
     std: float = 0.5,
+    resample: str = "area",
     pixel_limit: int = 1048576,
     threads: int = 1,
 ) -> tuple[NDArray[np.float32], bytes]: ...

@@ -141,7 +141,13 @@ def _read_in_c(
     if not pixel_limit or _read_plain is None:
         return np.empty((0, 1, spec.size, spec.size), np.float32), b""
     return _read_plain(
-        names, spec.size, mean=spec.mean, std=spec.std, pixel_limit=pixel_limit, threads=threads
+        names,
+        spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        resample=spec.resample,
+        pixel_limit=pixel_limit,
+        threads=threads,
     )
 
 
@@ -178,7 +184,15 @@ def pack_slices(
         `out`.
     """
     window = spec.window if slices[0].dtype == np.int16 else None
-    return pack(slices, spec.size, mean=spec.mean, std=spec.std, window=window, out=out)
+    return pack(
+        slices,
+        spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        window=window,
+        resample=spec.resample,
+        out=out,
+    )
 
 
 def path_chunks(paths: Iterable[Path], size: int) -> Iterator[list[Path]]:

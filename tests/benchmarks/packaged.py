@@ -65,7 +65,7 @@ def compare_forms(classifier, bundle, images, found):
         return
     how = classifier.manifest.input
     session = open_session((bundle / exact.file).read_bytes())
-    packed = pack(images, how.size, mean=how.mean, std=how.std)
+    packed = pack(images, how.size, mean=how.mean, std=how.std, resample=how.resample)
     logits = [
         session.run(["logits"], {"images": packed[i : i + 256]})[0]
         for i in range(0, len(packed), 256)

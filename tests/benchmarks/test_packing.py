@@ -5,6 +5,7 @@ Each comparison runs at every dispatch level of this processor, whatever ORGAN_I
 """
 
 import re
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,14 @@ from PIL import Image
 from organ_infer import _packing
 from organ_infer._packing import pack
 from tests.benchmarks.comparison import compare
+
+cv2: types.ModuleType | None
+try:
+    import cv2
+except ImportError:
+    cv2 = None
+else:
+    cv2.setNumThreads(1)
 
 LEVELS = _packing.levels()
 RNG = np.random.default_rng(0)
@@ -143,6 +152,65 @@ BASELINES = {
 }
 
 
+def sampled(length, size, taps):
+    """The first pixels of the cache lines that point sampling reads along an axis, uint32."""
+    positions = np.floor((np.arange(size) + 0.5) * length / size - 0.5).astype(int)
+    return np.clip(positions - (taps // 2 - 1), 0, length - 1).astype(np.uint32)
+
+
+def rows_sampled(length, size, taps):
+    """The rows that point sampling reads, uint32."""
+    first = sampled(length, size, taps)
+    return np.unique(first[:, None] + np.arange(taps, dtype=np.uint32)).clip(0, length - 1)
+
+
+def touch(images, taps):
+    """A loop that reads one byte per output pixel and input row: no less has to be read."""
+    rows, columns = rows_sampled(images.shape[1], 28, taps), sampled(images.shape[2], 28, taps)
+    return lambda: _packing._touch_limit(images, rows, columns)
+
+
+def resize(image, mode):
+    """OpenCV, one thread. It resamples only: window, fractions and normalization are left out."""
+    interpolation = f"INTER_{mode.upper()}"
+    return lambda: cv2.resize(image, (28, 28), interpolation=getattr(cv2, interpolation))
+
+
+# The bound of `area` is above: it reads every byte. Limits of both tables are provisional.
+TOUCHED = {
+    f"{name} {mode} to the bytes touched": Comparison(
+        lambda images=images, mode=mode, out=out: pack(images, resample=mode, out=out),
+        touch(images, taps),
+        {level: limit + (level == "portable") for level in LEVELS},
+        calls,
+        rounds,
+    )
+    for name, images, out, calls, rounds in (
+        ("512x512x64", VOLUME, VOLUME_OUT, 1, 51),
+        ("512x512 in cache", SLICE[None], ONE_OUT, 50, 101),
+    )
+    for mode, taps, limit in (("linear", 2, 3.0), ("cubic", 4, 3.5))
+}
+CROP = SLICE[100:160, 200:261]
+RESIZED = {
+    f"{name} {image.dtype} {mode} against OpenCV": Comparison(
+        lambda image=image, mode=mode: pack(image, resample=mode, out=ONE_OUT),
+        resize(image, mode),
+        factors(limit, limit / 2),
+        50,
+        51,
+    )
+    for mode, limit in (("area", 1.5), ("linear", 0.7), ("cubic", 0.5))
+    for name, image in (
+        ("512x512", SLICE),
+        ("512x512", WORDS),
+        ("512x512", HOUNSFIELD),
+        ("60x61", CROP),
+        ("60x61", CROP.astype(np.int16)),
+    )
+}
+
+
 @pytest.fixture(autouse=True)
 def restored():
     before = _packing.level()
@@ -189,6 +257,23 @@ def test_near_the_lower_bound(benchmark, name, level, contestant):
 @contestants(BASELINES)
 def test_faster_than(benchmark, name, level, contestant):
     comparison = BASELINES[name]
+    medians = run(benchmark, comparison, name, level, contestant)
+    assert contestant == "baseline" or medians.speedup >= comparison.limits[level]
+
+
+@contestants(TOUCHED)
+def test_near_the_bytes_touched(benchmark, name, level, contestant):
+    comparison = TOUCHED[name]
+    medians = run(benchmark, comparison, name, level, contestant)
+    assert contestant == "baseline" or medians.ratio <= comparison.limits[level]
+
+
+@pytest.mark.skipif(
+    cv2 is None, reason="the baseline is OpenCV: pip install opencv-python-headless"
+)
+@contestants(RESIZED)
+def test_against_opencv(benchmark, name, level, contestant):
+    comparison = RESIZED[name]
     medians = run(benchmark, comparison, name, level, contestant)
     assert contestant == "baseline" or medians.speedup >= comparison.limits[level]
 

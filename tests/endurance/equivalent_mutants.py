@@ -108,8 +108,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "run.stride_n = strides[0] if ndim == 3 else 1",
         ): "one slice has no next one",
         (
-            "def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=1, out=None):",
-            "def pack(images, size=28, *, mean=0.5, std=0.5, window=None, threads=2, out=None):",
+            'def pack(images, size=28, *, mean=0.5, std=0.5, window=None, resample="area", threads=1, out=None):',
+            'def pack(images, size=28, *, mean=0.5, std=0.5, window=None, resample="area", threads=2, out=None):',
         ): "the same by two threads",
         (
             "cdef size_t i, count, slices = 0, pixels = 0",

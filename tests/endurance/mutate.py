@@ -85,7 +85,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_metrics",
         "test_temperature",
     ),
-    "ext/packing.pyx": ("test_packing",),
+    "ext/packing.pyx": ("test_packing", "test_sampling"),
     "runtime/organ_infer/cli/arguments.py": (
         "test_cli",
         "test_cli_arguments",
@@ -231,6 +231,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_classifier",
         "test_paths",
         "test_reading",
+        "test_resample",
     ),
     "runtime/organ_infer/images/truncation.py": (
         "test_damage",

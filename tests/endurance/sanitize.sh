@@ -37,7 +37,7 @@ export PYTHONPATH=$work/runtime PYTHONMALLOC=malloc
 import organ_infer._packing as packing, organ_infer._reading as reading
 print("sanitized:", packing.__file__.rpartition("/")[2], reading.__file__.rpartition("/")[2], packing.levels())
 END
-[ $# -gt 0 ] || set -- tests/test_packing.py tests/test_reading.py tests/test_images.py tests/test_damage.py \
-  tests/test_frames.py tests/test_doubts.py tests/test_classifier.py tests/test_limits.py
+[ $# -gt 0 ] || set -- tests/test_packing.py tests/test_sampling.py tests/test_reading.py tests/test_images.py tests/test_damage.py \
+  tests/test_frames.py tests/test_plausibility.py tests/test_classifier.py tests/test_limits.py
 "$python" -m pytest -q -p no:cacheprovider --deselect tests/test_limits.py::test_bombs_are_refused_in_bounded_memory "$@"
 "$python" tests/endurance/bad_input.py --edits 400 --only "C decoder" "arrays and objects" "random arguments"

@@ -27,6 +27,7 @@ def finished_checkpoint(
         classes=["liver", "spleen"],
         size=28,
         stored=28,
+        resample="area",
         data_md5="0123",
         seed=1,
         weights="none",

@@ -57,6 +57,7 @@ def _run(arguments: list[str] | None) -> int:
             size=dataset.size,
             directory=data_dir_of(results, options.data_dir),
             resample_from=dataset.resample_from,
+            resample=dataset.resample,
         )
         page = write_report(options.run_dir, data)
     except RunError as e:

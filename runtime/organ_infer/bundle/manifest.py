@@ -27,6 +27,8 @@ CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
 OUTPUTS = ("logits", "probabilities")
+# how slices are resampled; `pack` takes the same names
+RESAMPLE = ("area", "linear", "cubic")
 # The axis of the patient by DICOM letter.
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}
 
@@ -70,7 +72,7 @@ class Input:
         size: Height and width of the input in pixels.
         mean: Subtracted from gray values scaled to 0 to 1.
         std: The divisor after that.
-        resample: The resampling method.
+        resample: The resampling method, one of RESAMPLE.
         window: (level, width) in HU for int16 slices, or None if the model does not take them.
         orientation: The directions of the patient in which the row index and the column index increase, as DICOM
             letters, or None if it is not known.
@@ -371,7 +373,7 @@ class _Reader(FieldReader):
             size=self.integer(parts["size"], f"{key}.size", 4, 1024),
             mean=self.number(parts["mean"], f"{key}.mean", 0, 1),
             std=self.number(parts["std"], f"{key}.std", 1e-3, 100),
-            resample=self.one_of(parts["resample"], f"{key}.resample", ["area"]),
+            resample=self.one_of(parts["resample"], f"{key}.resample", RESAMPLE),
             window=self.optional(parts["window"], f"{key}.window", self.window),
             orientation=self.optional(parts["orientation"], f"{key}.orientation", self.orientation),
         )
