@@ -27,6 +27,7 @@ from train.ensemble import mean_probabilities
 from train.errors import DamagedFile, RunError
 from train.jobs import Job, member_of
 from train.metrics import confusion, measure
+from train.options import option_text
 from train.results_format import (
     METRICS,
     RESULTS_FILE,
@@ -133,14 +134,28 @@ def _check_stages(path: Path, rows: object) -> None:
 def _check_settings(
     directory: Path, recorded: dict[str, object], settings: dict[str, object]
 ) -> None:
-    """Raise RunError for the first setting that differs from the recorded one."""
+    """Raise RunError if settings differ from the recorded ones. A smoke run is named as such."""
     recorded = UNRECORDED_SETTINGS | recorded
-    for key, value in settings.items():
-        if key not in NOT_COMPARED and recorded.get(key) != value:
-            raise RunError(
-                f"{directory}: trained with {key} {recorded.get(key)}, this run has {value}; "
-                f"use --fresh to start over, or another --out"
-            )
+    smoke = bool(settings["smoke"])
+    if bool(recorded.get("smoke")) != smoke:
+        raise RunError(
+            f"{directory}: holds a run without --smoke; use another --out for the smoke run"
+            if smoke
+            else f"{directory}: holds a smoke run, whose results mean nothing; use --fresh to remove it, or another"
+            " --out"
+        )
+    different = [
+        key
+        for key, value in settings.items()
+        if key not in NOT_COMPARED and recorded.get(key) != value
+    ]
+    if different:
+        before = ", ".join(option_text(key, recorded.get(key)) for key in different)
+        now = ", ".join(option_text(key, settings[key]) for key in different)
+        raise RunError(
+            f"{directory}: holds a run with {before}, but this command has {now}; repeat the options of that run to"
+            " resume it, use --fresh to start over, or another --out"
+        )
 
 
 def measure_stage(job: Job, data: Data, device: torch.device, results: Results) -> None:
