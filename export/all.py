@@ -143,7 +143,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file, downloaded if it is missing (default: the one that the run used)",
+        help="directory of the data set's file, downloaded if the directory is empty (default: the one that the run used)",
     )
     add(
         "--out",
