@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.bundle_info import ORIENTATION, BundleInfo
+from export.temperature import why_higher
 
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Member
@@ -51,9 +52,7 @@ Validation selected the epoch of stages that stop early, and the seed. The test 
 These are the figures of the float32 networks, before calibration. {_variants(members)}
 Together the listed variants reach {_number(listed["accuracy"])} on validation.
 
-Calibration: logits are divided by the temperature {temperature:g}, fitted to the listed variants on
-{training.get("temperature_fitted_on", "validation")}. ECE on
-validation {_number(listed["ece_uncalibrated"])} before, {_number(listed["ece"])} after{_calibration_on_test(metrics)}.
+{_calibration(info, temperature)}
 
 ## Data
 
@@ -125,6 +124,24 @@ def _variants(members: Sequence[Member]) -> str:
         )
         accuracies.append(f"`{member.stage}` {variants}")
     return f"Accuracy of each variant on validation, the one listed for CPUs first: {'; '.join(accuracies)}."
+
+
+def _calibration(info: BundleInfo, temperature: float) -> str:
+    """Describe the temperature and the calibration errors, or why the fitted temperature is not used."""
+    listed = info.metrics["val_as_listed"]
+    fitted_on = info.training.get("temperature_fitted_on", "validation")
+    before, after = listed["ece_uncalibrated"], listed["ece"]
+    if rejected := listed.get("temperature_rejected"):
+        return (
+            f"Calibration: none, the temperature is 1. A temperature was fitted to the listed variants on\n{fitted_on},"
+            f" and rejected:\n{rejected}. ECE on\nvalidation {_number(before)}{_calibration_on_test(info.metrics)}."
+        )
+    higher = why_higher(before, after) if "temperature_fitted_on" in info.training else ""
+    return (
+        f"Calibration: logits are divided by the temperature {temperature:g}, fitted to the listed variants on\n{fitted_on}."
+        f" ECE on\nvalidation {_number(before)} before, {_number(after)} after{_calibration_on_test(info.metrics)}."
+        + (f" On validation it is {higher}." if higher else "")
+    )
 
 
 def _calibration_on_test(metrics: Mapping[str, Mapping[str, Any]]) -> str:

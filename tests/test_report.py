@@ -397,6 +397,18 @@ def test_calibration_stands_before_and_after(two_stages, tmp_path):
     assert (second["split"], second["ece_calibrated"]) == ("val", "0.0123")
 
 
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_a_rejected_temperature_is_named_with_its_reason(tmp_path, seeds):
+    split = make_split()
+    entries = [calibrated(make_entry("base", split, seed=seed), temperature=1.0) for seed in seeds]
+    reason = "temperature 20 raises the ECE of validation from 0.0100 to 0.4000"
+    entries[-1]["calibration"]["rejected"] = reason
+    text = Page(write_report(make_run(tmp_path, split, entries), split)).text
+    name = "base" if len(seeds) == 1 else "base, seed 2"
+    assert f"{name}: the fitted temperature is rejected, and 1 is used instead: {reason}." in text
+    assert text.count("the fitted temperature is rejected") == 1
+
+
 def test_calibration_over_several_seeds_is_their_mean(tmp_path):
     split = make_split()
     entries = [

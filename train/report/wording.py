@@ -212,6 +212,17 @@ def training(run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def rejected_temperatures(run: Run) -> list[str]:
+    """Return a sentence for each fitted temperature that is not used, with the reason."""
+    return [
+        f"{row.name}{f', seed {row.seed}' if len(stage.rows) > 1 else ''}: the fitted temperature is rejected, and 1 is"
+        f" used instead: {calibration.rejected}."
+        for stage in run.stages
+        for row in stage.rows
+        if (calibration := row.result.calibration) and calibration.rejected
+    ]
+
+
 def record(run: Run, data: Data) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the provenance of the figures, in groups of pairs: run, weights, settings and versions."""
     results = run.results
