@@ -47,7 +47,7 @@ Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedM
 {_metric_rows(metrics)}
 
 Validation selected the epoch of stages that stop early, and the seed. The test split was evaluated once, at the end.
-{_seeds(metrics)}
+{_seeds(metrics, training)}
 
 These are the figures of the float32 networks, before calibration. {_variants(members)}
 Together the listed variants reach {_number(listed["accuracy"])} on validation.
@@ -101,8 +101,8 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the results over all seeds."""
+def _seeds(metrics: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any]) -> str:
+    """Name the seed of the figures, and describe the results over all seeds."""
     seeds = metrics.get("seeds")
     if not seeds:
         return "One seed."
@@ -111,7 +111,10 @@ def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for split in ("val", "test")
         for key in ("accuracy", "auc", "ece")
     )
-    return f"The best of {seeds['count']} seeds on validation; mean and standard deviation of all: {spread}."
+    return (
+        f"The table is of seed {training.get('seed')}, the best of {seeds['count']} seeds on validation. As the mean over"
+        f" {seeds['count']} seeds, ± one standard deviation: {spread}."
+    )
 
 
 def _variants(members: Sequence[Member]) -> str:

@@ -525,6 +525,8 @@ def test_several_seeds_are_listed_one_by_one_and_one_is_not(two_stages, tmp_path
         "The matrices show seed 2, the best on validation. The curves show all seeds." in page.text
     )
     assert "Error bars: one standard deviation over 2 seeds." in page.text
+    assert "Each of these is the mean over 2 seeds, ± one standard deviation." in page.text
+    assert "The accuracy is the mean over seeds." in page.text
     assert (
         "Every value is the mean over seeds 1, 2" in page.text and "Only one seed" not in page.text
     )

@@ -544,7 +544,7 @@ def test_the_table_over_seeds_names_them_and_ends_in_their_mean():
     rows = [scored("base", 1, 0.9), scored("base", 2, 0.6), scored("big", 1, 0.5)]
     lines = results.table(about(rows, summary=results.summary(rows))).split("\n")
     assert [line[:15].strip() for line in lines[4:7]] == ["base #1", "base #2", "big #1"]
-    assert lines[7:] == ["base           test accuracy 0.5500 ± 0.2121 over 2 seeds"]
+    assert lines[7:] == ["base           test accuracy 0.5500 ± 0.2121 as the mean over 2 seeds"]
 
 
 # jobs

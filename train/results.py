@@ -454,7 +454,7 @@ def table(results: Results) -> str:
         if accuracy_on_test.std is not None:
             lines.append(
                 f"{entry.name:<15}test accuracy {accuracy_on_test.mean:.4f} ± {accuracy_on_test.std:.4f}"
-                f" over {len(entry.seeds)} seeds"
+                f" as the mean over {len(entry.seeds)} seeds"
             )
     return "\n".join(lines)
 
