@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import os
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -326,6 +328,20 @@ def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(
     with pytest.raises(RunError, match="trained on another file of the data set"):
         trained(STAGES["base"], other, tmp_path, max_epochs=1)
     assert trained(STAGES["base"], data, tmp_path, max_epochs=1).history == first.history
+
+
+@pytest.mark.parametrize(("stage", "label"), [("base", ""), ("batch_norm", "batch_norm #2")])
+def test_a_finished_stage_is_reported_when_it_is_taken_from_the_run(data, tmp_path, stage, label):
+    first = trained(STAGES[stage], data, tmp_path, max_epochs=2)
+    accuracy = first.history[first.best_epoch - 1]["val_accuracy"]
+    written = datetime(2026, 11, 25, 14, 3).timestamp()
+    os.utime(tmp_path / "checkpoint.pt", (written, written))
+    lines = []
+    config = TrainConfig(seed=1, batch_size=64, max_epochs=2, weights="none")
+    fit.fit(STAGES[stage], data, config, CPU, tmp_path, report=lines.append, label=label)
+    assert lines == [
+        f"{label or stage:<14} finished in this run on 2026-11-25 14:03, val accuracy {accuracy:.4f}; not repeated"
+    ]
 
 
 def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monkeypatch):

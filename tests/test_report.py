@@ -376,6 +376,14 @@ def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
         write_report(tmp_path, make_split())
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"train.report: error: {tmp_path}")
+    (tmp_path / "runs" / "organsmnist").mkdir(parents=True)
+    (tmp_path / "runs" / "organsmnist" / "results.json").touch()
+    with pytest.raises(RunError) as refused:
+        write_report(tmp_path / "runs", make_split())
+    assert str(refused.value) == (
+        f"{tmp_path / 'runs'}: no results.json, but it has organsmnist/results.json; pass the directory of a data set,"
+        f" such as {tmp_path / 'runs' / 'organsmnist'}"
+    )
 
 
 def calibrated(entry, *, temperature=1.25, val=0.0123, test=0.0456):

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -444,7 +445,7 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
 
 
 def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_once(
-    tmp_path, data, monkeypatch
+    tmp_path, data, monkeypatch, capsys
 ):
     monkeypatch.setitem(
         STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",))
@@ -459,8 +460,13 @@ def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_onc
     job.directory.mkdir()
     results.measure_stage(job, data, CPU, found)
     row = found.stages[-1]
-    assert row.weights == "none"
+    assert row.weights == "none" and capsys.readouterr().out == ""
     results.measure_stage(job, data, CPU, found)
+    accuracy = f"{row.val.accuracy:.4f}"
+    assert re.fullmatch(
+        rf"ensemble       finished in this run on [-\d]+ [:\d]+, val accuracy {accuracy}; not repeated\n",
+        capsys.readouterr().out,
+    )
     assert found.stages[-1] is row and len(found.stages) == 2
 
 

@@ -818,7 +818,7 @@ def test_a_bundle_of_the_same_networks_stays(tmp_path, monkeypatch, changed, cur
 
 
 def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
-    tmp_path, data, written, monkeypatch
+    tmp_path, data, written, monkeypatch, capsys
 ):
     def broken(_: Path) -> None:
         raise BundleError("no manifest")
@@ -836,6 +836,9 @@ def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
         run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
     )
     assert len(written) == 1
+    assert (
+        "bundle         of the same networks already; not written again" in capsys.readouterr().out
+    )
 
 
 # python -m train.report

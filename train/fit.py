@@ -39,7 +39,7 @@ from train.learner import Learner
 from train.networks import GrayResNet, count_parameters, find_weights, make_network
 from train.options import option_text
 from train.parallel import ALONE, Group
-from train.progress import progress_line
+from train.progress import progress_line, taken_line
 from train.recipes import Recipe
 from train.stages import Stage
 
@@ -139,6 +139,7 @@ def fit(
     if previous and previous.finished:
         if group.first:
             _restore_history(directory / "history.csv", previous.history)
+            report(taken_line(label or stage.name, writer.path, previous.val_accuracy))
         return previous
 
     # the network, with the state of an interrupted run if there is one

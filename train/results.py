@@ -28,6 +28,7 @@ from train.errors import DamagedFile, RunError
 from train.jobs import Job, member_of
 from train.metrics import confusion, measure
 from train.options import option_text
+from train.progress import taken_line
 from train.results_format import (
     METRICS,
     RESULTS_FILE,
@@ -176,6 +177,10 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
     """
     row = row_of(results, job)
     if row and _has_files(job, row, data):
+        # a stage with a network was reported when its training was skipped
+        if not job.stage.network:
+            accuracy = row.val.accuracy if row.val else None
+            print(taken_line(job.label, job.directory / PROBABILITIES_FILE, accuracy), flush=True)
         return
     if job.stage.network:
         row, probabilities = _measured_network(job, data, device)
