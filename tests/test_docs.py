@@ -4,6 +4,7 @@ import ast
 import json
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -222,6 +223,34 @@ def test_the_api_page_names_what_exists():
     } <= {*names}
     for name in names:
         assert pkgutil.resolve_name(name).__doc__, name
+
+
+# Commands.
+
+COMMANDS = [
+    (page, block)
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+    for block in re.findall(r"^```(?:sh|shell|bash)\n(.+?)^```", page.read_text(), re.M | re.S)
+]
+# what sh does not have: braces, [[ ]], process substitution, &>, $'...', source and **
+BASH = re.compile(r"\{[^{}\s]*,[^{}\s]*\}|\[\[|[<>]\(|&>|\$'|^\s*source\s|\*\*/", re.M)
+
+
+@pytest.mark.parametrize(
+    "line", ["a/{b,c}", "a{,.bak}", "[[ a ]]", "a <(b)", "a &> b", "a $'b'", "source a", "a/**/b"]
+)
+def test_what_needs_bash_is_recognized(line):
+    assert BASH.search(line)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs sh")
+def test_the_commands_need_no_more_than_sh():
+    assert len(COMMANDS) > 20
+    for page, block in COMMANDS:
+        found = BASH.search(block)
+        assert found is None, f"{page.name}: {found and found[0]}"
+        done = subprocess.run(["sh", "-n"], input=block, text=True, capture_output=True)
+        assert done.returncode == 0, f"{page.name}: {done.stderr}"
 
 
 # Figures.
