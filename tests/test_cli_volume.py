@@ -17,7 +17,7 @@ from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier
 from organ_infer.cli import main, output, progress, volume
-from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError, volume_position
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
 from organ_infer.volumes.types import Volume
@@ -288,6 +288,58 @@ def test_help_shows_the_usage_and_the_main_help_names_the_command(capfd):
     assert "usage: organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
     assert main(["--help"]) == 0
     assert "organ-infer volume SCAN --mask MASK" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--quiet volume scan.nii.gz --mask mask.nii.gz --bundle B",
+        "-q --bundle B --batch-size 7 volume scan.nii.gz --mask mask.nii.gz",
+        "--bundle=B --mask mask.nii.gz -q volume scan.nii.gz",
+        "--margin 5 --mask=mask.nii.gz volume --bundle B scan.nii.gz --quiet",
+    ],
+)
+@pytest.mark.parametrize("other", [False, True])
+def test_options_may_precede_the_word_volume(
+    run, kidney_bundle, arguments, other, tmp_path, monkeypatch, capfd
+):
+    expected = run("--quiet")
+    monkeypatch.chdir(tmp_path)
+    if other:
+        # a mask means a scan, whatever files there are
+        (tmp_path / "volume").mkdir()
+    words = [word.replace("B", kidney_bundle) for word in arguments.split()]
+    assert (main(words), *capfd.readouterr()) == expected and expected[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--quiet volume scan.nii.gz", "--mask: missing"),
+        ("--recursive volume scan.nii.gz --mask m", "unrecognized arguments: --recursive (see organ-infer volume --help)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_before_the_word_volume_is_one_line(
+    arguments, message, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    told = capfd.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.png", "volume"],
+        ["--bundle", "volume", "a.png"],
+        ["-q", "--", "volume"],
+        ["-f", "volume"],
+    ],
+)
+def test_volume_elsewhere_is_a_path_or_a_value(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert volume_position(arguments) is None
 
 
 # Other inputs of that name.

@@ -68,15 +68,15 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
 
 
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
-    from .arguments import UsageError, parse
+    from .arguments import UsageError, parse, volume_position
 
     options: Options | VolumeOptions
     try:
-        # A file or directory of this name is still ./volume.
-        if arguments and arguments[0] == "volume":
+        position = volume_position(arguments)
+        if position is not None:
             from .volume_arguments import parse_volume
 
-            options = parse_volume(arguments[1:])
+            options = parse_volume([*arguments[position + 1 :], *arguments[:position]])
         else:
             options = parse(arguments)
     except SystemExit as e:

@@ -62,7 +62,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         UsageError: The arguments are not valid.
         SystemExit: After --help.
     """
-    parser = _build_parser()
+    parser = build_volume_parser()
     values = vars(parser.parse_args(list(arguments)))
     scans = values.pop("scans")
     if len(scans) != 1:
@@ -87,7 +87,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     return VolumeOptions(scan=scans[0], **values)
 
 
-def _build_parser() -> _VolumeParser:
+def build_volume_parser() -> _VolumeParser:
     parser = _VolumeParser(
         prog="organ-infer volume",
         usage="organ-infer volume SCAN --mask MASK [options]",
