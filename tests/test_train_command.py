@@ -546,7 +546,10 @@ def test_what_other_runs_left_is_swept_and_fresh_removes_what_runs_leave_alone(t
     for name in ("results.csv", "robustness.json", "notes.txt", ".results.json.x.partial"):
         (place / name).touch()
     (place / "results.json").write_text(json.dumps({"settings": {"seed": 9}, "stages": []}))
-    with pytest.raises(RunError, match="seed 9, this run has 1"):
+    with pytest.raises(
+        RunError,
+        match=r"holds a run with --seed 9, --seeds not recorded, .* but this command has --seed 1, --seeds 1, ",
+    ):
         run.run(options(tmp_path))
     assert (place / "base" / "file").exists() and not (place / ".results.json.x.partial").exists()
     run.run(options(tmp_path, "--fresh"))

@@ -37,6 +37,11 @@ class TrainOptions:
     fresh: bool = False
 
 
+def option_name(setting: str) -> str:
+    """Return the option of a recorded setting: `--max-epochs` of `max_epochs`."""
+    return f"--{setting.replace('_', '-')}"
+
+
 def option_text(setting: str, value: object) -> str:
     """Return a recorded setting as it is written on the command line.
 
@@ -47,7 +52,7 @@ def option_text(setting: str, value: object) -> str:
     Returns:
         Such as `--batch-size 64` or `no --max-epochs`.
     """
-    option = f"--{setting.replace('_', '-')}"
+    option = option_name(setting)
     if value is True:
         return option
     if value is None or value is False or value == {}:

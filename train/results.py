@@ -27,7 +27,7 @@ from train.ensemble import mean_probabilities
 from train.errors import DamagedFile, RunError
 from train.jobs import Job, member_of
 from train.metrics import confusion, measure
-from train.options import option_text
+from train.options import option_name, option_text
 from train.progress import taken_line
 from train.results_format import (
     METRICS,
@@ -151,7 +151,12 @@ def _check_settings(
         if key not in NOT_COMPARED and recorded.get(key) != value
     ]
     if different:
-        before = ", ".join(option_text(key, recorded.get(key)) for key in different)
+        before = ", ".join(
+            option_text(key, recorded[key])
+            if key in recorded
+            else f"{option_name(key)} not recorded"
+            for key in different
+        )
         now = ", ".join(option_text(key, settings[key]) for key in different)
         raise RunError(
             f"{directory}: holds a run with {before}, but this command has {now}; repeat the options of that run to"
