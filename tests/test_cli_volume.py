@@ -17,8 +17,8 @@ from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier
 from organ_infer.cli import main, output, progress, volume
-from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError, volume_position
-from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
+from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume, volume_position
 from organ_infer.cli.volume_rows import TextFormat
 from organ_infer.volumes.types import Volume
 
@@ -334,6 +334,7 @@ def test_a_wrong_option_before_the_word_volume_is_one_line(
         ["a.png", "volume"],
         ["--bundle", "volume", "a.png"],
         ["-q", "--", "volume"],
+        ["-", "volume"],
         ["-f", "volume"],
     ],
 )

@@ -151,31 +151,6 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-def volume_position(arguments: Sequence[str]) -> int | None:
-    """Return the index of the word `volume` that selects the command for scans; None for the command for images.
-
-    It is the first argument, or the first one that is neither an option nor the value of one. In the second case a file
-    or directory of this name is meant if it exists, unless there is a mask, which images do not have.
-    """
-    if "volume" not in arguments:
-        return None
-    if arguments[0] == "volume":
-        return 0
-    from .volume_arguments import build_volume_parser
-
-    actions = build_parser()._option_string_actions | build_volume_parser()._option_string_actions
-    position = 0
-    while arguments[position].startswith("-") and arguments[position] != "--":
-        action = actions.get(arguments[position])
-        position += 1 if action is None or action.nargs == 0 else 2
-        if position >= len(arguments):
-            return None
-    if arguments[position] != "volume":
-        return None
-    has_mask = any(argument.partition("=")[0] == "--mask" for argument in arguments)
-    return position if has_mask or not os.path.lexists("volume") else None
-
-
 def _format_of_output(parser: _Parser, output: str | None) -> str:
     """Return the format for the suffix of --output, or text. Raise UsageError if it is not written."""
     try:

@@ -68,14 +68,16 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
 
 
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
-    from .arguments import UsageError, parse, volume_position
+    from .arguments import UsageError, parse
 
     options: Options | VolumeOptions
+    position = None
     try:
-        position = volume_position(arguments)
-        if position is not None:
-            from .volume_arguments import parse_volume
+        if "volume" in arguments:
+            from .volume_arguments import parse_volume, volume_position
 
+            position = volume_position(arguments)
+        if position is not None:
             options = parse_volume([*arguments[position + 1 :], *arguments[:position]])
         else:
             options = parse(arguments)

@@ -12,10 +12,11 @@ from .arguments import (
     _add_model_arguments,
     _format_of_output,
     _Parser,
+    build_parser,
 )
 from .volume_rows import VOLUME_FORMATS
 
-__all__ = ["VolumeOptions", "parse_volume"]
+__all__ = ["VolumeOptions", "parse_volume", "volume_position"]
 
 _HINT = "for images in a directory named volume, write ./volume"
 
@@ -55,6 +56,29 @@ class _VolumeParser(_Parser):
         raise UsageError(f"{shorten(message, 1000)} (see organ-infer volume --help)")
 
 
+def volume_position(arguments: Sequence[str]) -> int | None:
+    """Return the index of the word `volume` that selects the command for scans; None for the command for images.
+
+    It is the first argument, or the first one that is neither an option nor the value of one. In the second case a file
+    or directory of this name is meant if it exists, unless there is a mask, which images do not have.
+    """
+    if "volume" not in arguments:
+        return None
+    if arguments[0] == "volume":
+        return 0
+    actions = build_parser()._option_string_actions | _build_parser()._option_string_actions
+    position = 0
+    while arguments[position].startswith("-") and arguments[position] not in ("-", "--"):
+        action = actions.get(arguments[position])
+        position += 1 if action is None or action.nargs == 0 else 2
+        if position >= len(arguments):
+            return None
+    if arguments[position] != "volume":
+        return None
+    has_mask = any(argument.partition("=")[0] == "--mask" for argument in arguments)
+    return position if has_mask or not os.path.lexists("volume") else None
+
+
 def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     """Parse the arguments after `volume`.
 
@@ -62,7 +86,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         UsageError: The arguments are not valid.
         SystemExit: After --help.
     """
-    parser = build_volume_parser()
+    parser = _build_parser()
     values = vars(parser.parse_args(list(arguments)))
     scans = values.pop("scans")
     if len(scans) != 1:
@@ -87,7 +111,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     return VolumeOptions(scan=scans[0], **values)
 
 
-def build_volume_parser() -> _VolumeParser:
+def _build_parser() -> _VolumeParser:
     parser = _VolumeParser(
         prog="organ-infer volume",
         usage="organ-infer volume SCAN --mask MASK [options]",
