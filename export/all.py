@@ -34,6 +34,7 @@ class ExportOptions:
         precisions: The precisions to try for the bundle. None: all.
         merged: The file for one graph of all members. None: no such graph.
         resample: How the bundle resamples slices. None: as in training.
+        force: Whether existing files are replaced without a note.
     """
 
     checkpoints: tuple[Path, ...]
@@ -43,6 +44,7 @@ class ExportOptions:
     precisions: tuple[str, ...] | None
     merged: Path | None
     resample: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file, downloaded if it is missing (default: the one that the run used)",
+        help="directory of the data set's file, downloaded if the directory is empty (default: the one that the run used)",
     )
     add(
         "--out",
@@ -177,6 +179,11 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         choices=RESAMPLE,
         help="how the bundle resamples slices (default: as the run of the first checkpoint)",
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an existing bundle or file of --bundle, --merged and --out without a note",
+    )
     values = parser.parse_args(arguments)
     return ExportOptions(
         checkpoints=tuple(values.checkpoint),
@@ -186,6 +193,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         precisions=None if values.precision is None else tuple(values.precision.split(",")),
         merged=values.merged,
         resample=values.resample,
+        force=values.force,
     )
 
 
@@ -216,6 +224,8 @@ def export(options: ExportOptions) -> None:
     parallel.limit_threads()
     checkpoints = [_load(path) for path in options.checkpoints]
     _check_checkpoints(checkpoints, options)
+    if not options.force:
+        _note_replaced(checkpoints, options)
     first = checkpoints[0].facts
     data = load_data(
         first.dataset,
@@ -281,12 +291,42 @@ def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOpt
         )
     first = checkpoints[0]
     for checkpoint in checkpoints:
-        for key in ("dataset", "size", "stored", "resample", "smoke"):
-            value, expected = getattr(checkpoint.facts, key), getattr(first.facts, key)
+        for text, value, expected in (
+            ("the data set is {}", checkpoint.facts.dataset, first.facts.dataset),
+            ("the input has {} px per side", checkpoint.facts.size, first.facts.size),
+            ("the stored slices have {} px per side", checkpoint.facts.stored, first.facts.stored),
+            ("resampled by {}", checkpoint.facts.resample, first.facts.resample),
+            ("from a {} run", *(_kind(c.facts.smoke) for c in (checkpoint, first))),
+        ):
             if value != expected:
                 raise RunError(
-                    f"{checkpoint.path}: {key} is {value}, but {expected} in {first.path}; export them separately"
+                    f"{checkpoint.path}: {text.format(value)}, but {first.path}: {text.format(expected)}; export them"
+                    " separately"
                 )
+
+
+def _kind(smoke: bool) -> str:
+    return "smoke" if smoke else "full"
+
+
+def _note_replaced(checkpoints: Sequence[CheckpointFile], options: ExportOptions) -> None:
+    """Print a note on each existing bundle or file that will be replaced."""
+    places = [("--bundle", options.bundle), ("--merged", options.merged)]
+    if options.out:
+        places += [("--out", _member_file(checkpoint, options)) for checkpoint in checkpoints]
+    for option, path in places:
+        if path and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            print(
+                f"export: note: {option} {path}: exists and will be replaced; --force omits this note",
+                file=sys.stderr,
+            )
+
+
+def _member_file(checkpoint: CheckpointFile, options: ExportOptions) -> Path:
+    """Return the ONNX file of a checkpoint."""
+    if options.out:
+        return options.out / f"{checkpoint.facts.stage}.onnx"
+    return checkpoint.path.with_name("member.onnx")
 
 
 def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Data) -> Exported:
@@ -297,11 +337,7 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
     from train import calibration
     from train.fit import network_of
 
-    file = (
-        options.out / f"{checkpoint.facts.stage}.onnx"
-        if options.out
-        else checkpoint.path.with_name("member.onnx")
-    )
+    file = _member_file(checkpoint, options)
     parity = export_member(
         network_of(checkpoint.checkpoint),
         file,

@@ -23,6 +23,7 @@ from export.temperature import (
     expected_calibration_error,
     fit_temperature,
     mean_softmax,
+    why_higher,
     why_rejected,
 )
 from export.variants import PRECISIONS, Slices, Variant, make_variants
@@ -144,9 +145,10 @@ def _write_files(
         temperature = 1.0
         report(f"{rejected}; it stays 1")
     measured = _measure_listed(logits, slices.labels, temperature)
+    higher = why_higher(measured.ece_uncalibrated, measured.ece) if slices.fitted_on else ""
     report(
         f"temperature {temperature:g}: ECE on validation {measured.ece:.4f}, "
-        f"without it {measured.ece_uncalibrated:.4f}"
+        f"without it {measured.ece_uncalibrated:.4f}{f'; {higher}' if higher else ''}"
     )
     listed_metrics = asdict(measured) | ({"temperature_rejected": rejected} if rejected else {})
     info = replace(info, metrics={**info.metrics, "val_as_listed": listed_metrics})

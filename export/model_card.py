@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.bundle_info import ORIENTATION, BundleInfo
+from export.temperature import why_higher
 
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Member
@@ -46,14 +47,12 @@ Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedM
 {_metric_rows(metrics)}
 
 Validation selected the epoch of stages that stop early, and the seed. The test split was evaluated once, at the end.
-{_seeds(metrics)}
+{_seeds(metrics, training)}
 
 These are the figures of the float32 networks, before calibration. {_variants(members)}
 Together the listed variants reach {_number(listed["accuracy"])} on validation.
 
-Calibration: logits are divided by the temperature {temperature:g}, fitted to the listed variants on
-{training.get("temperature_fitted_on", "validation")}. ECE on
-validation {_number(listed["ece_uncalibrated"])} before, {_number(listed["ece"])} after{_calibration_on_test(metrics)}.
+{_calibration(info, temperature)}
 
 ## Data
 
@@ -102,8 +101,8 @@ def _metric_rows(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Describe the results over all seeds."""
+def _seeds(metrics: Mapping[str, Mapping[str, Any]], training: Mapping[str, Any]) -> str:
+    """Name the seed of the figures, and describe the results over all seeds."""
     seeds = metrics.get("seeds")
     if not seeds:
         return "One seed."
@@ -112,7 +111,10 @@ def _seeds(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for split in ("val", "test")
         for key in ("accuracy", "auc", "ece")
     )
-    return f"The best of {seeds['count']} seeds on validation; mean and standard deviation of all: {spread}."
+    return (
+        f"The table is of seed {training.get('seed')}, the best of {seeds['count']} seeds on validation. As the mean over"
+        f" {seeds['count']} seeds, ± one standard deviation: {spread}."
+    )
 
 
 def _variants(members: Sequence[Member]) -> str:
@@ -125,6 +127,24 @@ def _variants(members: Sequence[Member]) -> str:
         )
         accuracies.append(f"`{member.stage}` {variants}")
     return f"Accuracy of each variant on validation, the one listed for CPUs first: {'; '.join(accuracies)}."
+
+
+def _calibration(info: BundleInfo, temperature: float) -> str:
+    """Describe the temperature and the calibration errors, or why the fitted temperature is not used."""
+    listed = info.metrics["val_as_listed"]
+    fitted_on = info.training.get("temperature_fitted_on", "validation")
+    before, after = listed["ece_uncalibrated"], listed["ece"]
+    if rejected := listed.get("temperature_rejected"):
+        return (
+            f"Calibration: none, the temperature is 1. A temperature was fitted to the listed variants on\n{fitted_on},"
+            f" and rejected:\n{rejected}. ECE on\nvalidation {_number(before)}{_calibration_on_test(info.metrics)}."
+        )
+    higher = why_higher(before, after) if "temperature_fitted_on" in info.training else ""
+    return (
+        f"Calibration: logits are divided by the temperature {temperature:g}, fitted to the listed variants on\n{fitted_on}."
+        f" ECE on\nvalidation {_number(before)} before, {_number(after)} after{_calibration_on_test(info.metrics)}."
+        + (f" On validation it is {higher}." if higher else "")
+    )
 
 
 def _calibration_on_test(metrics: Mapping[str, Mapping[str, Any]]) -> str:

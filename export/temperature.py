@@ -103,6 +103,25 @@ def why_rejected(temperature: float, fitted_on: Labeled, validation: Labeled) ->
     return ""
 
 
+def why_higher(before: float, after: float) -> str:
+    """Explain that a temperature raises the calibration error of validation as it is.
+
+    Args:
+        before: ECE on validation without the temperature.
+        after: ECE on validation with it.
+
+    Returns:
+        A clause without a final period; empty if the temperature does not raise the error.
+    """
+    # as they are shown
+    if round(after, 4) <= round(before, 4):
+        return ""
+    return (
+        "higher, because the temperature was chosen on validation slices together with corrupted copies of them: it suits"
+        " scans that differ from those of training, at the expense of those that resemble them"
+    )
+
+
 def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.ndarray:
     """Average the members' probabilities.
 

@@ -201,10 +201,10 @@ def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
     first = ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     again = ablate.measure_variant("v", EdgeRecipe(), 3, data, data, 2, tmp_path, CPU)
     assert len(watched.trained) == 1 and first.items() <= again.items()
-    for changed in (
-        {"epochs": 3},
-        {"recipe": EdgeRecipe(shift=1)},
-        {"data": dataclasses.replace(data, md5="1" * 32)},
+    for changed, named in (
+        ({"epochs": 3}, "holds scores with --epochs 2, but this command has --epochs 3"),
+        ({"recipe": EdgeRecipe(shift=1)}, "of another recipe"),
+        ({"data": dataclasses.replace(data, md5="1" * 32)}, "of another data set"),
     ):
         arguments = {
             "name": "v",
@@ -214,7 +214,7 @@ def test_what_was_measured_is_not_measured_again(data, tmp_path, monkeypatch):
             "holdout": data,
             "epochs": 2,
         }
-        with pytest.raises(RunError, match="of another recipe, data set or number of epochs"):
+        with pytest.raises(RunError, match=f"{named}; use another --out"):
             ablate.measure_variant(**arguments | changed, out=tmp_path, device=CPU)
 
 

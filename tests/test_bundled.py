@@ -39,8 +39,8 @@ def test_one_seed_is_named_without_a_choice():
 def test_the_best_of_several_seeds_is_named_with_all_of_them():
     results = results_of(("edge", 1, 0.8), ("edge", 2, 0.9), ("edge", 3, 0.7))
     assert describe_bundle(results, "edge", 2) == [
-        "edge, the last measured stage of the ladder, validation accuracy 0.9000; seed 2, the best of 3 seeds on"
-        " validation (1, 2, 3)"
+        "edge, the last measured stage of the ladder; seed 2, the best of seeds 1, 2, 3 on validation: accuracy 0.9000"
+        " with seed 2, 0.8000 as the mean over 3 seeds"
     ]
 
 
@@ -51,6 +51,13 @@ def test_the_best_of_several_seeds_is_named_with_all_of_them():
 def test_a_better_stage_is_named_with_its_place(better, place):
     lines = describe_bundle(results_of((better, 1, 0.95), ("edge", 1, 0.9)), "edge", 1)
     assert lines[1:] == [f"{better} is the best stage on validation (0.9500); it is in {place}"]
+
+
+def test_a_better_stage_of_several_seeds_is_shown_as_their_mean():
+    results = results_of(("big", 1, 0.99), ("big", 2, 0.95), ("edge", 1, 0.9), ("edge", 2, 0.8))
+    assert describe_bundle(results, "edge", 1)[1] == (
+        "big is the best stage on validation (0.9700 as the mean over 2 seeds); it is in big/, without a bundle"
+    )
 
 
 def test_stages_are_compared_by_their_means_over_seeds():

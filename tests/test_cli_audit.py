@@ -21,6 +21,7 @@ from organ_infer.audit import directory as directory_module
 from organ_infer.cli import main, progress
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
 from organ_infer.cli.audit_arguments import AuditOptions, parse_audit
+from organ_infer.cli.subcommands import after_word
 
 PHANTOM = phantom()
 SCAN = nifti(PHANTOM.hu, PHANTOM.affine)
@@ -726,3 +727,20 @@ def test_a_model_without_volumes_is_refused_before_any_scan(run, cases, tmp_path
     code, _, err = run(bundle=str(bundle))
     assert code == 2 and "this model takes no volumes, because its manifest has no" in err
     assert fake.asked == [] and not (tmp_path / "out").exists()
+
+
+def test_options_may_precede_the_word_audit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = ["s", "m", "-q", "-o", "DIR"]
+    assert after_word("audit", ["-q", "-o", "DIR", "audit", "s", "m"]) == [
+        "s",
+        "m",
+        "-q",
+        "-o",
+        "DIR",
+    ]
+    assert after_word("audit", ["audit", *expected]) == expected
+    assert after_word("audit", ["-o", "audit", "a.png"]) is None
+    (tmp_path / "audit").mkdir()
+    assert after_word("audit", ["-q", "audit"]) is None
+    assert after_word("audit", ["-q", "--fresh", "audit", "s"]) == ["s", "-q", "--fresh"]

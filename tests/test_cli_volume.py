@@ -19,6 +19,7 @@ from support.image_files import saved
 from organ_infer import ImageError, InputError, OrganClassifier
 from organ_infer.cli import main, output, progress, volume
 from organ_infer.cli.arguments import BUNDLE_VARIABLE, UsageError
+from organ_infer.cli.subcommands import after_word
 from organ_infer.cli.summary import organ_summary
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
@@ -425,6 +426,59 @@ def test_the_summary_leaves_out_what_is_0():
         ("x", "x", "side"): "3 organs, 9 slices: 1 other side, 2 differ; 3.2 s",
     }.items():
         assert organ_summary(organs(*answers), 3.2) == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--quiet volume scan.nii.gz --mask mask.nii.gz --bundle B",
+        "-q --bundle B --batch-size 7 volume scan.nii.gz --mask mask.nii.gz",
+        "--bundle=B --mask mask.nii.gz -q volume scan.nii.gz",
+        "--margin 5 --mask=mask.nii.gz volume --bundle B scan.nii.gz --quiet",
+    ],
+)
+@pytest.mark.parametrize("other", [False, True])
+def test_options_may_precede_the_word_volume(
+    run, kidney_bundle, arguments, other, tmp_path, monkeypatch, capfd
+):
+    expected = run("--quiet")
+    monkeypatch.chdir(tmp_path)
+    if other:
+        # a mask means a scan, whatever files there are
+        (tmp_path / "volume").mkdir()
+    words = [word.replace("B", kidney_bundle) for word in arguments.split()]
+    assert (main(words), *capfd.readouterr()) == expected and expected[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--quiet volume scan.nii.gz", "--mask: missing"),
+        ("--recursive volume scan.nii.gz --mask m", "unrecognized arguments: --recursive (see organ-infer volume --help)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_before_the_word_volume_is_one_line(
+    arguments, message, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments.split()) == 2
+    told = capfd.readouterr().err
+    assert message in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.png", "volume"],
+        ["--bundle", "volume", "a.png"],
+        ["-q", "--", "volume"],
+        ["-", "volume"],
+        ["-f", "volume"],
+    ],
+)
+def test_volume_elsewhere_is_a_path_or_a_value(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert after_word("volume", arguments) is None
 
 
 # Other inputs of that name.

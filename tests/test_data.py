@@ -819,11 +819,37 @@ def test_the_axial_set_at_hand_is_the_published_one():
 # what a failed download leaves behind
 
 
-def test_a_failed_download_leaves_no_directory_for_a_mistyped_name(server, organsmnist, tmp_path):
-    server.status = 404
-    with pytest.raises(RunError, match="the server answered 404"):
-        load_data("organsmnist", directory=tmp_path / "mistyped" / "data")
-    assert not listed(tmp_path)
+@pytest.mark.parametrize(
+    ("directory", "message"),
+    [
+        ("mistyped/data", "no such directory, so organsmnist.npz is not there; correct --data-dir, or create"),
+        ("photos/a.png", "not a directory, so organsmnist.npz is not there; correct --data-dir"),
+        ("photos", "no organsmnist.npz, but other files such as a.png; correct --data-dir, or pass an empty"),
+        ("named_so", "no organsmnist.npz, but other files such as my_data.npz; correct --data-dir"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_directory_starts_no_download(
+    server, organsmnist, tmp_path, directory, message, capsys
+):
+    for name in ("photos/a.png", "named_so/my_data.npz"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=f"{tmp_path / directory}: {message}"):
+        load_data("organsmnist", directory=tmp_path / directory)
+    assert not server.ranges and sorted(tmp_path.rglob("*")) == before
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("beside", ["organsmnist_64.npz", "pathmnist.npz.part", ".DS_Store"])
+def test_a_directory_of_data_sets_is_one_for_downloads(
+    server, organsmnist, tmp_path, beside, capsys
+):
+    (tmp_path / beside).touch()
+    load_data("organsmnist", directory=tmp_path)
+    assert (tmp_path / "organsmnist.npz").is_file()
+    note = f"train: note: {tmp_path / 'organsmnist.npz'}: no such file; downloading {address(server)}\n"
+    assert capsys.readouterr().err.startswith(note)
 
 
 def test_a_failed_download_leaves_a_directory_that_was_there(server, organsmnist, tmp_path):
@@ -835,6 +861,7 @@ def test_a_failed_download_leaves_a_directory_that_was_there(server, organsmnist
 
 
 def test_a_download_leaves_only_its_file(server, organsmnist, tmp_path):
+    (tmp_path / "new").mkdir()
     load_data("organsmnist", directory=tmp_path / "new")
     assert listed(tmp_path / "new") == ["organsmnist.npz"]
 

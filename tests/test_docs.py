@@ -4,10 +4,12 @@ import ast
 import json
 import pkgutil
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 
 import pytest
 from conftest import ROOT, child_environment, needs_default
@@ -224,6 +226,34 @@ def test_the_api_page_names_what_exists():
         assert pkgutil.resolve_name(name).__doc__, name
 
 
+# Commands.
+
+COMMANDS = [
+    (page, block)
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+    for block in re.findall(r"^```(?:sh|shell|bash)\n(.+?)^```", page.read_text(), re.M | re.S)
+]
+# what sh does not have: braces, [[ ]], process substitution, &>, $'...', source and **
+BASH = re.compile(r"\{[^{}\s]*,[^{}\s]*\}|\[\[|[<>]\(|&>|\$'|^\s*source\s|\*\*/", re.M)
+
+
+@pytest.mark.parametrize(
+    "line", ["a/{b,c}", "a{,.bak}", "[[ a ]]", "a <(b)", "a &> b", "a $'b'", "source a", "a/**/b"]
+)
+def test_what_needs_bash_is_recognized(line):
+    assert BASH.search(line)
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs sh")
+def test_the_commands_need_no_more_than_sh():
+    assert len(COMMANDS) > 20
+    for page, block in COMMANDS:
+        found = BASH.search(block)
+        assert found is None, f"{page.name}: {found and found[0]}"
+        done = subprocess.run(["sh", "-n"], input=block, text=True, capture_output=True)
+        assert done.returncode == 0, f"{page.name}: {done.stderr}"
+
+
 # Figures.
 
 
@@ -315,6 +345,15 @@ def test_the_asyncio_service_answers(tmp_path, monkeypatch):
         assert client.post("/", content=bytes((16 << 20) + 1)).status_code == 413
 
 
+def raw(port, lines):
+    """Send the head of a request as it is: the status and the JSON of the answer."""
+    with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = HTTPResponse(connection)
+        answer.begin()
+        return answer.status, json.loads(answer.read())
+
+
 @needs_default
 def test_the_web_service_answers(tmp_path):
     (tmp_path / "service.py").write_text(programs()["A web service"])
@@ -347,6 +386,17 @@ def test_the_web_service_answers(tmp_path):
                 status, (failed,) = ask(body)
                 assert status == 400 and set(failed) == {"path", "error"}
             assert ask(b"")[0] == 413
+            for lines, status, words in (
+                (["Content-Length: abc"], 400, "is not a number of bytes"),
+                (["Content-Length: -5"], 400, "is not a number of bytes"),
+                (["Content-Length: " + "9" * 5000], 400, "is not a number of bytes"),
+                (["Content-Length: 99999999999"], 413, "1 to 16,777,216 bytes expected"),
+                ([], 411, "send Content-Length"),
+                (["Transfer-Encoding: chunked"], 411, "no chunks"),
+                (["Transfer-Encoding: chunked", "Content-Length: 5"], 411, "no chunks"),
+            ):
+                found, answer = raw(port, ["POST / HTTP/1.1", "Host: there", *lines])
+                assert found == status and words in answer["error"], lines
             status, health = ask(b"", "/health", "GET")
             assert status == 200 and len(health["model"]) == 64
             assert ask(b"", "/other", "GET")[0] == 404

@@ -321,3 +321,42 @@ def test_other_failures_point_to_nvidia_smi_and_to_the_extra(monkeypatch):
     monkeypatch.setattr("organ_infer.engine.cuda_errors.both_wheels_installed", lambda: False)
     assert ERRORS[-1][0] == "others" and "nvidia-smi" in ERRORS[-1][2] and "`gpu`" in ERRORS[-1][2]
     assert "nvidia-smi" in advice("other") and "organ-infer[gpu]" in advice("other")
+
+
+# docs/reference/results_format.md, files of a training run
+
+
+def first_cells(before):
+    """The names in the first cells of the first table after a text of the page."""
+    table = RESULTS_FORMAT.partition(before)[2].partition("|---|---|\n")[2].partition("\n\n")[0]
+    return [
+        name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    ]
+
+
+def test_the_columns_of_results_csv():
+    from train.report.comparison import COLUMNS
+
+    assert keys(RESULTS_FORMAT, "results.csv") == list(COLUMNS)
+
+
+def test_the_columns_of_history_csv():
+    from train.record import HISTORY_COLUMNS
+
+    (line,) = re.findall(
+        r"^\| `STAGE/history.csv` \| one line per epoch: (.*) \|$", RESULTS_FORMAT, re.M
+    )
+    assert re.findall(r"`(\w+)`", line) == list(HISTORY_COLUMNS)
+
+
+def test_the_keys_of_results_json_and_robustness_json():
+    from train.results_format import Results, RobustnessEntry, RobustnessFile, StageResult
+
+    def fields(cls):
+        return set(cls.__dataclass_fields__)
+
+    assert set(first_cells("### results.json")) == fields(Results)
+    assert set(first_cells("A row of `stages`:")) == fields(StageResult)
+    about = RESULTS_FORMAT.partition("### robustness.json\n\n")[2].partition("\n\n")[0]
+    assert fields(RobustnessFile) <= set(re.findall(r"`(\w+)`", about))
+    assert set(first_cells("An entry of `stages`:")) == fields(RobustnessEntry)

@@ -238,7 +238,7 @@ def test_a_stage_is_not_continued_by_another_recipe(small, tmp_path):
         tmp_path / "checkpoint.pt",
         state | {"finished": False, "optimiser": {}, "best": None, "best_accuracy": 0.5},
     )
-    with pytest.raises(RunError, match="trained with another method; use --fresh"):
+    with pytest.raises(RunError, match="trained with another recipe; use --fresh"):
         fit.fit(
             stage, data, TrainConfig(1, 64, 1, "none"), CPU, tmp_path, recipe=EdgeRecipe(shift=1)
         )
@@ -298,6 +298,6 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
         and again.partition("\n")[2] == table[table.index("| variant") :]
     )
     assert ablate.main([*command[:4], "--epochs", "2", *command[6:]]) == 2
-    assert "of another recipe, data set or number of epochs" in capsys.readouterr().err
+    assert "with --epochs 1, but this command has --epochs 2" in capsys.readouterr().err
     assert ablate.main(["--only", "no such"]) == 2
     assert "choose from reference, no cutting" in capsys.readouterr().err

@@ -191,4 +191,7 @@ def test_the_card_of_several_seeds_tells_their_spread(tmp_path):
     card = model_card(
         BundleInfo("name", "organamnist", "axial", CLASSES, 28, metrics, {"seed": 2}), [], 0.5
     )
-    assert "The best of 3 seeds on validation" in card and "test accuracy 0.9000 ± 0.0100" in card
+    assert (
+        "The table is of seed 2, the best of 3 seeds on validation" in card
+        and "test accuracy 0.9000 ± 0.0100" in card
+    )

@@ -293,11 +293,69 @@ def test_one_stage_given_twice_is_refused_where_both_would_have_one_name(
 
 
 @pytest.mark.parametrize(
-    "key, value", [("dataset", "organcmnist"), ("size", 28), ("stored", 64), ("smoke", True)]
-)
-def test_checkpoints_of_other_data_are_refused(key, value, checkpoints, capsys):
+    "key, value, text, expected",
+    [
+        ("dataset", "organcmnist", "the data set is organcmnist", "the data set is organamnist"),
+        ("size", 28, "the input has 28 px per side", "the input has 4 px per side"),
+        ("stored", 64, "the stored slices have 64 px per side", "the stored slices have 4 px per side"),
+        ("smoke", True, "from a smoke run", "from a full run"),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_other_data_are_refused(key, value, text, expected, checkpoints, capsys):
     paths = checkpoints("base") + checkpoints("batch_norm", **{key: value})
-    assert f"{paths[1]}: {key} is {value}, but " in refused(capsys, paths)
+    told = refused(capsys, paths)
+    assert f"{paths[1]}: {text}, but {paths[0]}: {expected}; export them separately" in told
+
+
+@pytest.mark.parametrize(
+    "asked, advice",
+    [
+        ("runs/seeds/edge/checkpoint.pt", "runs/seeds/edge has seed-1/checkpoint.pt, seed-2/checkpoint.pt"),
+        ("runs/seeds/edge", "runs/seeds/edge has seed-1/checkpoint.pt, seed-2/checkpoint.pt"),
+        ("runs/seeds/egde/checkpoint.pt", "runs/seeds has base/checkpoint.pt, edge/seed-1/checkpoint.pt, edge/seed-2"),
+        ("runs/sedes/base/checkpoint.pt", "runs has seeds/base/checkpoint.pt, seeds/edge/seed-1/checkpoint.pt"),
+        ("other/checkpoint.pt", "check the path"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(
+    asked, advice, tmp_path, monkeypatch, capsys
+):
+    for name in ("base", "edge/seed-1", "edge/seed-2"):
+        (tmp_path / "runs" / "seeds" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "seeds" / name / "checkpoint.pt").touch()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert f"{asked}: no such checkpoint; {advice}" in refused(capsys, [asked])
+
+
+def test_of_many_checkpoints_the_first_are_named(tmp_path, capsys):
+    for seed in range(1, 8):
+        (tmp_path / "edge" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "edge" / f"seed-{seed}" / "checkpoint.pt").touch()
+    told = refused(capsys, [tmp_path / "edge" / "checkpoint.pt"])
+    assert told.endswith("seed-3/checkpoint.pt, seed-4/checkpoint.pt and 3 more\n")
+
+
+@pytest.mark.parametrize("option", ["--bundle", "--merged", "--out"])
+def test_what_exists_is_replaced_with_a_note(option, checkpoints, tmp_path, capsys):
+    paths = checkpoints("base")
+    place = tmp_path / "place"
+    replaced = place / "base.onnx" if option == "--out" else place
+    given = (option, place, "--precision", "fp32")
+    notes = []
+    for more in ((), (), ("--force",)):
+        assert run(paths, *given, *more) == 0
+        notes.append(capsys.readouterr().err)
+    note = (
+        f"export: note: {option} {replaced}: exists and will be replaced; --force omits this note\n"
+    )
+    assert notes == ["", note, ""]
+
+
+def test_an_empty_directory_is_no_bundle_to_note(checkpoints, tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    assert run(checkpoints("base"), "--bundle", tmp_path / "b", "--precision", "fp32") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_place_that_is_no_bundle_is_refused_before_anything_is_done(

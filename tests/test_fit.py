@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import os
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -302,19 +304,44 @@ def test_evaluation_that_runs_out_of_memory_is_tried_again_with_half_the_batch(m
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"max_epochs": 2}, "max_epochs"), ({"max_epochs": 1, "batch_size": 32}, "batch_size")],
+    [
+        ({"max_epochs": 2}, "trained with --max-epochs 1, but this command has --max-epochs 2"),
+        (
+            {"max_epochs": 1, "batch_size": 32},
+            "trained with --batch-size 64, but this command has --batch-size 32",
+        ),
+        (
+            {"max_epochs": 1, "seed": 2},
+            "trained with --seed 1, but this command has --seed 2",
+        ),
+        ({"smoke": True}, "of a run without --smoke"),
+    ],
 )
 def test_a_finished_stage_of_other_settings_is_not_taken_for_this_one(
     data, tmp_path, changes, named
 ):
     first = trained(STAGES["base"], data, tmp_path, max_epochs=1)
     assert first.finished
-    with pytest.raises(RunError, match=f"trained with another {named}; use --fresh to start over"):
+    with pytest.raises(RunError, match=f"checkpoint.pt: {named}; use --fresh to start over"):
         trained(STAGES["base"], data, tmp_path, **changes)
     other = dataclasses.replace(data, md5="1" * 32)
-    with pytest.raises(RunError, match="trained with another data_md5"):
+    with pytest.raises(RunError, match="trained on another file of the data set"):
         trained(STAGES["base"], other, tmp_path, max_epochs=1)
     assert trained(STAGES["base"], data, tmp_path, max_epochs=1).history == first.history
+
+
+@pytest.mark.parametrize(("stage", "label"), [("base", ""), ("batch_norm", "batch_norm #2")])
+def test_a_finished_stage_is_reported_when_it_is_taken_from_the_run(data, tmp_path, stage, label):
+    first = trained(STAGES[stage], data, tmp_path, max_epochs=2)
+    accuracy = first.history[first.best_epoch - 1]["val_accuracy"]
+    written = datetime(2026, 11, 25, 14, 3).timestamp()
+    os.utime(tmp_path / "checkpoint.pt", (written, written))
+    lines = []
+    config = TrainConfig(seed=1, batch_size=64, max_epochs=2, weights="none")
+    fit.fit(STAGES[stage], data, config, CPU, tmp_path, report=lines.append, label=label)
+    assert lines == [
+        f"{label or stage:<14} finished in this run on 2026-11-25 14:03, val accuracy {accuracy:.4f}; not repeated"
+    ]
 
 
 def test_torchvisions_weights_are_fetched_once_and_checked(tmp_path, data, monkeypatch):
@@ -446,12 +473,18 @@ def test_settings_are_compared_with_those_of_the_run_before(tmp_path):
     record.write_json(tmp_path / "results.json", {"settings": settings, "stages": []})
     # each stage compares its own precision
     assert open_results(tmp_path, data, CPU, settings | {"amp": "bf16"}).settings["amp"] == "bf16"
-    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+    with pytest.raises(
+        RunError,
+        match="a run with no --deterministic, but this command has --deterministic; repeat",
+    ):
         open_results(tmp_path, data, CPU, settings | {"deterministic": True})
     # a run of before the setting was recorded
     record.write_json(tmp_path / "results.json", {"settings": {"smoke": False}, "stages": []})
     open_results(tmp_path, data, CPU, settings)
-    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+    with pytest.raises(
+        RunError,
+        match="a run with no --deterministic, but this command has --deterministic; repeat",
+    ):
         open_results(tmp_path, data, CPU, settings | {"deterministic": True})
 
 

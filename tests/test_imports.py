@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,22 @@ with OrganClassifier({str(bundle)!r}) as c:
     assert loaded(code) == ["numpy", "onnxruntime"]
 
 
+def test_a_program_can_name_the_types_of_signatures():
+    import numpy as np
+    from PIL import Image
+
+    from organ_infer import Images, OrganClassifier, SupportsRead
+
+    def label(classifier: OrganClassifier, images: Images) -> None: ...
+
+    assert typing.get_type_hints(label)["images"] is Images
+    named = {part for part in typing.get_args(Images) if isinstance(part, type)}
+    assert Image.Image in named
+    # the alias accepts the dtypes that are read
+    assert all(dtype.__name__ in str(Images) for dtype in (np.uint8, np.uint16, np.int16))
+    assert hasattr(SupportsRead, "read")
+
+
 def test_every_public_name_loads():
     import organ_infer
 
@@ -182,11 +199,12 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
     import organ_infer
     from organ_infer import classifier, errors, names, results
     from organ_infer.engine import installed
-    from organ_infer.images import discovery
+    from organ_infer.images import discovery, inputs
 
     homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
     homes |= {"escape_path": names, "unescape_path": names, "find_images": discovery}
     homes |= {"OrganPrediction": results, "SlicePrediction": results}
+    homes |= {"Images": inputs, "SupportsRead": classifier}
     for name in organ_infer.__all__:
         if name != "__version__":
             monkeypatch.delitem(vars(organ_infer), name, raising=False)

@@ -170,7 +170,7 @@ def test_the_spread_of_seeds_is_told_by_split_and_metric():
     }
     text = flat(card(metrics=METRICS | {"seeds": {"count": 3} | measured}))
     assert (
-        "The best of 3 seeds on validation; mean and standard deviation of all: val accuracy 0.8100 ± 0.0110, "
+        "The table is of seed 17, the best of 3 seeds on validation. As the mean over 3 seeds, ± one standard deviation: val accuracy 0.8100 ± 0.0110, "
         "val auc 0.8200 ± 0.0120, val ece 0.0300 ± 0.0130, test accuracy 0.7100 ± 0.0210, "
         "test auc 0.7200 ± 0.0220, test ece 0.0400 ± 0.0230." in text
     )

@@ -136,9 +136,7 @@ def test_what_is_read_in_c_and_by_pillow_is_the_same(bundle, pictures, tmp_path,
 def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, end):
     """The thread stops before its next file, though most of its batch is left."""
     monkeypatch.setattr(batching, "_read_plain", None)
-    most = (
-        200 if end == "closed classifier" else 100
-    )  # files before the batch in which the end comes
+    most = 100  # files before the batch in which the end comes
     seen, told = [], threading.Event()
     whole, wait = classifier_module.open_slices, batching._Prefetcher._wait
 
@@ -169,6 +167,48 @@ def test_an_end_in_the_middle_leaves_no_thread(bundle, pictures, monkeypatch, en
     assert threads_reading() == []
     assert most <= len(seen) <= most + 1
     opened.close()
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+@pytest.mark.parametrize("name", ["s00.png", "missing.png"])
+def test_a_closed_classifier_ends_a_running_iterator_with_its_next_result(
+    bundle, pictures, kind, name
+):
+    """Also in the middle of a batch, and without anything to classify."""
+    opened = OrganClassifier(bundle, device="cpu", batch_size=4)
+    results = opened.predict_paths(kind([pictures / name] * 10))
+    assert next(results).ok == (name == "s00.png")
+    opened.close()
+    with pytest.raises(OrganInferError, match="this classifier is closed"):
+        next(results)
+    assert threads_reading() == []
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_closing_after_the_last_result_is_the_end(bundle, pictures, kind):
+    opened = OrganClassifier(bundle, device="cpu", batch_size=4)
+    results = opened.predict_paths(kind([pictures / "s00.png"] * 8))
+    assert len([next(results) for _ in range(8)]) == 8
+    opened.close()
+    assert list(results) == []
+
+
+def test_closing_ends_the_reading_of_a_batch(bundle, pictures, monkeypatch):
+    """The caller waits for a batch of many slow files: the next file is not read."""
+    monkeypatch.setattr(batching, "_read_plain", None)
+    opened = OrganClassifier(bundle, device="cpu", batch_size=1000)
+    whole, read = classifier_module.open_slices, []
+
+    def closes(path, *more):
+        read.append(path)
+        if len(read) == 3:
+            opened.close()
+        return whole(path, *more)
+
+    monkeypatch.setattr(classifier_module, "open_slices", closes)
+    with pytest.raises(OrganInferError, match="this classifier is closed"):
+        next(opened.predict_paths(iter([pictures / "s00.png"] * 1000)))
+    assert len(read) == 3
 
 
 def test_an_error_of_reading_comes_in_its_place(bundle, pictures, monkeypatch):

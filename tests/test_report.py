@@ -376,6 +376,14 @@ def test_a_directory_that_is_no_run_is_named(tmp_path, capsys):
         write_report(tmp_path, make_split())
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"train.report: error: {tmp_path}")
+    (tmp_path / "runs" / "organsmnist").mkdir(parents=True)
+    (tmp_path / "runs" / "organsmnist" / "results.json").touch()
+    with pytest.raises(RunError) as refused:
+        write_report(tmp_path / "runs", make_split())
+    assert str(refused.value) == (
+        f"{tmp_path / 'runs'}: no results.json, but it has organsmnist/results.json; pass the directory of a data set,"
+        f" such as {tmp_path / 'runs' / 'organsmnist'}"
+    )
 
 
 def calibrated(entry, *, temperature=1.25, val=0.0123, test=0.0456):
@@ -395,6 +403,18 @@ def test_calibration_stands_before_and_after(two_stages, tmp_path):
         first, second, *_ = csv.DictReader(file)
     assert (first["ece_calibrated"], first["temperature"]) == ("", "1.25")  # train has none
     assert (second["split"], second["ece_calibrated"]) == ("val", "0.0123")
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+def test_a_rejected_temperature_is_named_with_its_reason(tmp_path, seeds):
+    split = make_split()
+    entries = [calibrated(make_entry("base", split, seed=seed), temperature=1.0) for seed in seeds]
+    reason = "temperature 20 raises the ECE of validation from 0.0100 to 0.4000"
+    entries[-1]["calibration"]["rejected"] = reason
+    text = Page(write_report(make_run(tmp_path, split, entries), split)).text
+    name = "base" if len(seeds) == 1 else "base, seed 2"
+    assert f"{name}: the fitted temperature is rejected, and 1 is used instead: {reason}." in text
+    assert text.count("the fitted temperature is rejected") == 1
 
 
 def test_calibration_over_several_seeds_is_their_mean(tmp_path):
@@ -513,6 +533,8 @@ def test_several_seeds_are_listed_one_by_one_and_one_is_not(two_stages, tmp_path
         "The matrices show seed 2, the best on validation. The curves show all seeds." in page.text
     )
     assert "Error bars: one standard deviation over 2 seeds." in page.text
+    assert "Each of these is the mean over 2 seeds, ± one standard deviation." in page.text
+    assert "The accuracy is the mean over seeds." in page.text
     assert (
         "Every value is the mean over seeds 1, 2" in page.text and "Only one seed" not in page.text
     )

@@ -224,8 +224,13 @@ def test_a_headline_over_several_seeds_has_their_mean_and_deviation():
     set_accuracy(rows[1], "val", 0.8)
     found = wording.headline(run_of(Stage("big", rows)), slices(size=64))
     assert found["line"] == "The big network is right on 80.0 % of the test slices"
-    assert "with accuracy 0.700. Test" in found["text"] and "interval" not in found["text"]
-    assert found["text"].endswith("accuracy 0.800 (mean of 2 seeds, standard deviation 0.071).")
+    assert (
+        "with accuracy 0.700 as the mean over 2 seeds. Test" in found["text"]
+        and "interval" not in found["text"]
+    )
+    assert found["text"].endswith(
+        "accuracy 0.800 as the mean over 2 seeds (standard deviation 0.071)."
+    )
 
 
 def test_a_headline_before_test_says_that_validation_leads():

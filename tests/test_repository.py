@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tomllib
 
 import pytest
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MYPY = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # what development needs; Ray and CUDA are tried with the newest versions
 TRIED = ("cpu", "dicom", "train", "dev", "docs")
@@ -77,3 +79,22 @@ def test_every_dependency_has_a_tried_version_that_it_allows():
             assert tried[name] in requirement.specifier, (
                 f"{requirement} does not allow {tried[name]}"
             )
+
+
+def test_mypy_needs_no_package_of_an_optional_extra():
+    """A clone without pydicom passes: each package that the runtime imports is required, or may be missing for mypy."""
+    imported = set()
+    for path in (ROOT / "runtime" / "organ_infer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    names = {"pillow": "PIL"}
+    required = {re.split(r"[>=<\[]", line)[0] for line in PROJECT["dependencies"]}
+    required = {names.get(name, name) for name in required}
+    (overrides,) = MYPY["overrides"]
+    missing_allowed = {name.removesuffix(".*") for name in overrides["module"]}
+    optional = imported - required - set(sys.stdlib_module_names) - {"organ_infer"}
+    assert overrides["ignore_missing_imports"] is True
+    assert "pydicom" in optional and optional <= missing_allowed

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import torch
 from support.checkpoints import finished_checkpoint
 
 from tests.support.result_rows import split_metrics, stage_result
-from train import calibration, results
+from train import calibration, results, run
 from train.config import TrainConfig
 from train.data import Data
 from train.errors import RunError
 from train.jobs import Job, epoch_caps, member_of, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
+from train.parallel import ALONE
 from train.results_format import Calibration, Dataset, ExportCheck, MeanStd, Results, StageResult
 from train.stages import LADDER, STAGES
 
@@ -118,7 +120,10 @@ def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, 
     old = {key: value for key, value in SETTINGS.items() if key != "deterministic"}
     (tmp_path / "results.json").write_text(json.dumps({"settings": old}))
     assert results.open_results(tmp_path, data, CPU, SETTINGS).stages == []
-    with pytest.raises(RunError, match="trained with deterministic False, this run has True"):
+    with pytest.raises(
+        RunError,
+        match="a run with no --deterministic, but this command has --deterministic; repeat",
+    ):
         results.open_results(tmp_path, data, CPU, SETTINGS | {"deterministic": True})
 
 
@@ -129,7 +134,11 @@ def test_settings_that_an_older_run_did_not_record_count_as_they_were(tmp_path, 
         ({"settings": []}, ": not a results file of this program"),
         (
             {"settings": SETTINGS | {"batch_size": 64}},
-            "trained with batch_size 64, this run has 128",
+            "holds a run with --batch-size 64, but this command has --batch-size 128; repeat the options",
+        ),
+        (
+            {"settings": SETTINGS | {"smoke": True, "weights": "none", "seed": 2}},
+            "holds a smoke run, whose results mean nothing; use --fresh to remove it, or another --out",
         ),
         (
             {"settings": SETTINGS, "stages": [to_json(stage_result("other"))]},
@@ -143,6 +152,39 @@ def test_results_of_another_run_are_refused(tmp_path, data, content, words):
     with pytest.raises(RunError, match=words) as raised:
         results.open_results(tmp_path, data, CPU, SETTINGS)
     assert raised.value.exit_code == 2 and str(tmp_path) in str(raised.value)
+
+
+def test_a_smoke_run_does_not_continue_a_real_one(tmp_path, data):
+    (tmp_path / "results.json").write_text(json.dumps({"settings": SETTINGS}))
+    with pytest.raises(RunError, match="holds a run without --smoke; use another --out"):
+        results.open_results(tmp_path, data, CPU, SETTINGS | {"smoke": True, "weights": "none"})
+
+
+def test_every_option_that_differs_is_named_as_on_the_command_line(tmp_path, data):
+    """All settings of a run at once, so that none is shown as Python writes it."""
+    before = run.Plan(
+        TrainOptions(max_epochs=("3,base=2",)), [], {"all": 3, "base": 2}, (), CPU, ALONE
+    )
+    options = TrainOptions(
+        seed=2,
+        seeds=4,
+        size=64,
+        resample_from=128,
+        batch_size=7,
+        weights="none",
+        deterministic=True,
+    )
+    now = run.Plan(options, [], {}, (), CPU, ALONE).settings
+    assert [key for key in now if now[key] == before.settings[key]] == ["smoke", "amp"]
+    (tmp_path / "results.json").write_text(json.dumps({"settings": before.settings}))
+    with pytest.raises(RunError) as refused:
+        results.open_results(tmp_path, data, CPU, now)
+    assert str(refused.value) == (
+        f"{tmp_path}: holds a run with --seed 1, --seeds 1, --size 28, no --resample-from, --batch-size 128, --weights"
+        " imagenet, --max-epochs 3,base=2, no --deterministic, but this command has --seed 2, --seeds 4, --size 64,"
+        " --resample-from 128, --batch-size 7, --weights none, no --max-epochs, --deterministic; repeat the options of"
+        " that run to resume it, use --fresh to start over, or another --out"
+    )
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
@@ -408,7 +450,7 @@ def test_an_ensemble_averages_the_members_of_its_own_seed(tmp_path, data, monkey
 
 
 def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_once(
-    tmp_path, data, monkeypatch
+    tmp_path, data, monkeypatch, capsys
 ):
     monkeypatch.setitem(
         STAGES, "ensemble", STAGES["ensemble"].__class__("ensemble", None, members=("base",))
@@ -423,8 +465,13 @@ def test_an_ensemble_of_networks_from_scratch_has_no_weights_and_is_measured_onc
     job.directory.mkdir()
     results.measure_stage(job, data, CPU, found)
     row = found.stages[-1]
-    assert row.weights == "none"
+    assert row.weights == "none" and capsys.readouterr().out == ""
     results.measure_stage(job, data, CPU, found)
+    accuracy = f"{row.val.accuracy:.4f}"
+    assert re.fullmatch(
+        rf"ensemble       finished in this run on [-\d]+ [:\d]+, val accuracy {accuracy}; not repeated\n",
+        capsys.readouterr().out,
+    )
     assert found.stages[-1] is row and len(found.stages) == 2
 
 
@@ -508,7 +555,7 @@ def test_the_table_over_seeds_names_them_and_ends_in_their_mean():
     rows = [scored("base", 1, 0.9), scored("base", 2, 0.6), scored("big", 1, 0.5)]
     lines = results.table(about(rows, summary=results.summary(rows))).split("\n")
     assert [line[:15].strip() for line in lines[4:7]] == ["base #1", "base #2", "big #1"]
-    assert lines[7:] == ["base           test accuracy 0.5500 ± 0.2121 over 2 seeds"]
+    assert lines[7:] == ["base           test accuracy 0.5500 ± 0.2121 as the mean over 2 seeds"]
 
 
 # jobs

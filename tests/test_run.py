@@ -200,9 +200,12 @@ def test_a_finished_run_is_not_trained_again(smoke):
 @pytest.mark.parametrize(
     ("arguments", "difference"),
     [
-        (["--seed", "2"], "seed 1, this run has 2"),
-        (["--batch-size", "64"], "batch_size 128, this run has 64"),
-        (["--max-epochs", "ensemble=1"], r"max_epochs {}, this run has {'ensemble': 1}"),
+        (["--seed", "2"], "with --seed 1, but this command has --seed 2;"),
+        (["--batch-size", "64"], "with --batch-size 128, but this command has --batch-size 64;"),
+        (
+            ["--max-epochs", "ensemble=1"],
+            "with no --max-epochs, but this command has --max-epochs ensemble=1;",
+        ),
     ],
 )
 def test_a_directory_of_other_settings_is_refused(smoke, arguments, difference):

@@ -3,11 +3,13 @@
 Numbers may differ by what the int8 model is allowed to differ between processors.
 """
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, child_environment, needs_default
@@ -90,6 +92,37 @@ def test_a_command_prints_what_is_shown(where, command, shown):
 def test_a_program_prints_what_is_shown(where, program, shown, tmp_path):
     (tmp_path / "program.py").write_text(program)
     assert_same(output_of(sys.executable, tmp_path / "program.py"), shown)
+
+
+# The scan of docs/guides/volumes.md, which no clone holds.
+
+SCANS = Path(os.environ.get("ORGAN_SCANS_DIR", "/nonexistent")) / "totalsegmentator"
+
+
+@needs_default
+@pytest.mark.skipif(
+    not SCANS.is_dir(), reason="ORGAN_SCANS_DIR does not name the directory of the CT scans"
+)
+def test_the_command_for_scans_prints_what_is_shown():
+    page = (ROOT / "docs" / "guides" / "volumes.md").read_text()
+    (command,) = re.findall(
+        r"^organ-infer (volume --quiet .*) \| grep -v '\^ '$", page, re.MULTILINE
+    )
+    organs, warnings = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2]
+    arguments = [word for word in shlex.split(command) if word != "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "organ_infer", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=SCANS,
+        env=child_environment(),
+        timeout=120,
+    )
+    lines = done.stdout.splitlines(keepends=True)
+    assert_same("".join(line for line in lines if not line.startswith(" ")), organs)
+    told = done.stderr.splitlines(keepends=True)
+    assert "".join(line for line in told if "warning: " in line) == warnings
+    assert sum("note: " in line for line in told) == len(told) - warnings.count("\n") == 1
 
 
 # Lines without shown output.

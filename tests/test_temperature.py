@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from export.temperature import (
     expected_calibration_error,
     fit_temperature,
     mean_softmax,
+    why_higher,
     why_rejected,
 )
 from export.variants import Slices, logits_of
@@ -241,6 +243,56 @@ def test_a_bundle_whose_temperature_is_rejected_has_temperature_1(tmp_path):
     assert manifest["temperature"] == 1.0 and listed["ece"] == listed["ece_uncalibrated"]
     assert "raises the ECE of validation" in listed["temperature_rejected"]
     assert f"{listed['temperature_rejected']}; it stays 1" in lines
+    card = " ".join((bundle / "MODEL_CARD.md").read_text().split())
+    assert "Calibration: none, the temperature is 1. A temperature was fitted" in card
+    assert f"and rejected: {listed['temperature_rejected']}." in card
+    assert f"ECE on validation {listed['ece']:.4f};" in card and "logits are divided" not in card
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_higher"),
+    [(0.0105, 0.0482, True), (0.0482, 0.0105, False), (0.01, 0.01, False), (0.01, 0.01004, False)],
+)
+def test_a_temperature_that_raises_ece_on_validation_is_explained(before, after, is_higher):
+    text = why_higher(before, after)
+    assert text.startswith("higher, because the temperature was chosen on validation") == is_higher
+    assert bool(text) == is_higher and not text.endswith(".")
+
+
+def test_the_line_of_a_bundle_explains_a_higher_ece(tmp_path):
+    """Fitted on slices on which the network is often wrong, measured on validation, where it is right."""
+    generator = np.random.default_rng(4)
+    images = generator.integers(0, 256, (400, 28, 28), np.uint8)
+    path = tmp_path / "net.onnx"
+    path.write_bytes(make_graph(seed=1))
+    p = mean_softmax([logits_of(path.read_bytes(), images, 28)])
+    drawn_labels = (p.cumsum(1) < generator.random((400, 1))).sum(1).clip(max=10)
+    fitting_labels = np.where(
+        generator.random(400) < 0.5, generator.integers(0, 11, 400), drawn_labels
+    )
+
+    def written(name, fitted_on):
+        lines = []
+        bundle = write_bundle(
+            tmp_path / name,
+            BundleInfo(
+                "net", "organamnist", "axial", CLASSES, 28, {}, {"temperature_fitted_on": "slices"}
+            ),
+            [Trained("net", path)],
+            Slices(images, images, drawn_labels, 28, fitted_on),
+            precisions=("fp32",),
+            report=lines.append,
+        )
+        return lines[-1], " ".join((bundle / "MODEL_CARD.md").read_text().split())
+
+    higher, card = written("higher", (images, fitting_labels))
+    assert re.fullmatch(
+        r"temperature [\d.]+: ECE on validation [\d.]+, without it [\d.]+; higher, because the temperature was chosen on"
+        r" validation slices together with corrupted copies of them: .*",
+        higher,
+    )
+    assert "On validation it is higher, because the temperature was chosen on validation" in card
+    assert "higher" not in written("own", None)[0]
 
 
 def test_kept_probabilities_calibrate_as_their_logits_would():

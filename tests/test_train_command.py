@@ -554,7 +554,10 @@ def test_what_other_runs_left_is_swept_and_fresh_removes_what_runs_leave_alone(t
     for name in ("results.csv", "robustness.json", "notes.txt", ".results.json.x.partial"):
         (place / name).touch()
     (place / "results.json").write_text(json.dumps({"settings": {"seed": 9}, "stages": []}))
-    with pytest.raises(RunError, match="seed 9, this run has 1"):
+    with pytest.raises(
+        RunError,
+        match=r"holds a run with --seed 9, --seeds not recorded, .* but this command has --seed 1, --seeds 1, ",
+    ):
         run.run(options(tmp_path))
     assert (place / "base" / "file").exists() and not (place / ".results.json.x.partial").exists()
     run.run(options(tmp_path, "--fresh"))
@@ -826,7 +829,7 @@ def test_a_bundle_of_the_same_networks_stays(tmp_path, monkeypatch, changed, cur
 
 
 def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
-    tmp_path, data, written, monkeypatch
+    tmp_path, data, written, monkeypatch, capsys
 ):
     def broken(_: Path) -> None:
         raise BundleError("no manifest")
@@ -844,6 +847,9 @@ def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
         run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
     )
     assert len(written) == 1
+    assert (
+        "bundle         of the same networks already; not written again" in capsys.readouterr().out
+    )
 
 
 # python -m train.report

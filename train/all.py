@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
+        help="directory of the data set's file, downloaded if the directory is empty (default: medmnist's own folder)",
     )
     add(
         "--out",

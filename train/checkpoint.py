@@ -115,6 +115,12 @@ class Checkpoint:
         """Whether the stage was trained to its end."""
         return self.resume is None
 
+    @property
+    def val_accuracy(self) -> float | None:
+        """Accuracy on validation in the epoch whose weights are kept; None if the history lacks it."""
+        rows = (row for row in self.history if row.get("epoch") == self.best_epoch)
+        return next((row.get("val_accuracy") for row in rows), None)
+
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that is stored."""
         facts = vars(self.facts) | {"recipe": dict(vars(self.facts.settings))}

@@ -12,6 +12,7 @@ import numpy as np
 from train.datasets import DATASETS, SIZES
 from train.download import digest_of, download
 from train.errors import RunError
+from train.record import note
 
 SPLITS = ("train", "val", "test")
 # slices of each split in a smoke run
@@ -116,12 +117,13 @@ def load_data(
     resample_from: int | None = None,
     resample: str = "area",
 ) -> Data:
-    """Load a data set; it is downloaded if `directory` does not have its file.
+    """Load a data set; its file is downloaded if it is missing and `directory` is one for downloads.
 
     Args:
         flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`.
         size: pixels per side of the networks' input.
-        directory: of the file; by default medmnist's own data directory.
+        directory: of the file; by default medmnist's own data directory. For a download it must exist, and be empty or
+            hold only files of MedMNIST.
         resample_from: pixels per side of a larger file to resample the slices from.
         resample: how slices are resampled: area, linear or cubic.
 
@@ -129,7 +131,8 @@ def load_data(
         The three splits, with images as the file stores them.
 
     Raises:
-        RunError: the name or the size is unknown, the file's MD5 is not the published one, or the download failed.
+        RunError: the name or the size is unknown, the directory is not one for downloads, the file's MD5 is not the
+            published one, or the download failed.
     """
     if flag not in DATASETS:
         raise RunError(f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}")
@@ -148,6 +151,9 @@ def load_data(
     except OSError as e:
         raise RunError(f"{path}: cannot be read ({e.strerror}); choose another --data-dir") from e
     if not exists:
+        if directory is not None:
+            _check_download_place(directory, path.name)
+        note(f"{path}: no such file; downloading {published['url']}")
         download(published["url"], path, published["md5"])
     elif not path.is_file():
         raise RunError(f"{path}: not a file; rename it or choose another --data-dir")
@@ -166,6 +172,45 @@ def load_data(
         split: np.bincount(labels[split], minlength=len(classes)).tolist() for split in SPLITS
     }
     return Data(flag, DATASETS[flag].view, size, digest, classes, images, labels, counts, resample)
+
+
+def _check_download_place(directory: Path, name: str) -> None:
+    """Raise RunError unless a file may be downloaded into the directory of --data-dir.
+
+    A mistyped path must not start a download. Users name an existing directory that is empty, or that holds files of
+    MedMNIST already.
+
+    Args:
+        directory: of --data-dir.
+        name: of the missing file.
+    """
+    if not directory.is_dir():
+        what = "not a directory" if directory.exists() else "no such directory"
+        raise RunError(
+            f"{directory}: {what}, so {name} is not there; correct --data-dir, or create the directory to download the"
+            " file into it"
+        )
+    try:
+        others = sorted(p.name for p in directory.iterdir() if not _may_be_beside(p.name))
+    except OSError as e:
+        raise RunError(
+            f"{directory}: cannot be listed ({e.strerror}); choose another --data-dir"
+        ) from e
+    if others:
+        raise RunError(
+            f"{directory}: no {name}, but other files such as {others[0]}; correct --data-dir, or pass an empty directory"
+            " to download the file into it"
+        )
+
+
+def _may_be_beside(name: str) -> bool:
+    """Return whether a file may be in a directory that data sets are downloaded into: hidden, or of MedMNIST."""
+    from medmnist import INFO
+
+    base = name.removesuffix(".part")
+    return name.startswith(".") or (
+        base.endswith(".npz") and base.removesuffix(".npz").partition("_")[0] in INFO
+    )
 
 
 def _read(

@@ -37,8 +37,9 @@ from train.devices import amp_option, precision
 from train.errors import RunError, StageFailed
 from train.learner import Learner
 from train.networks import GrayResNet, count_parameters, find_weights, make_network
+from train.options import option_text
 from train.parallel import ALONE, Group
-from train.progress import progress_line
+from train.progress import progress_line, taken_line
 from train.recipes import Recipe
 from train.stages import Stage
 
@@ -138,6 +139,7 @@ def fit(
     if previous and previous.finished:
         if group.first:
             _restore_history(directory / "history.csv", previous.history)
+            report(taken_line(label or stage.name, writer.path, previous.val_accuracy))
         return previous
 
     # the network, with the state of an interrupted run if there is one
@@ -242,19 +244,28 @@ def _previous_checkpoint(
         return None
     checkpoint = read_checkpoint(path)
     previous = checkpoint.facts.settings
+    facts, remedy = checkpoint.facts, "use --fresh to start over, or another --out"
+    if facts.smoke != config.smoke:
+        kind = "of a smoke run" if facts.smoke else "of a run without --smoke"
+        raise RunError(f"{path}: {kind}; {remedy}")
     for key, stored, current in (
         ("batch_size", previous.batch_size, settings.batch_size),
         ("max_epochs", previous.max_epochs, settings.max_epochs),
-        ("method", previous.method, settings.method),
-        ("data_md5", checkpoint.facts.data_md5, data.md5),
-        ("resample", checkpoint.facts.resample, data.resample),
-        ("seed", checkpoint.facts.seed, config.seed),
-        ("stage", checkpoint.facts.stage, stage.name),
+        ("resample", facts.resample, data.resample),
+        ("seed", facts.seed, config.seed),
     ):
         if stored != current:
             raise RunError(
-                f"{path}: trained with another {key}; use --fresh to start over, or another --out"
+                f"{path}: trained with {option_text(key, stored)}, but this command has"
+                f" {option_text(key, current)}; {remedy}"
             )
+    for name, same in (
+        ("of another stage", facts.stage == stage.name),
+        ("trained on another file of the data set", facts.data_md5 == data.md5),
+        ("trained with another recipe", previous.method == settings.method),
+    ):
+        if not same:
+            raise RunError(f"{path}: {name}; {remedy}")
     if not checkpoint.finished and previous.precision != settings.precision:
         remedy = (
             f"continue with --amp {amp_option(previous.precision)}, or start over with"

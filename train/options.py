@@ -36,3 +36,29 @@ class TrainOptions:
     deterministic: bool = False
     smoke: bool = False
     fresh: bool = False
+
+
+def option_name(setting: str) -> str:
+    """Return the option of a recorded setting: `--max-epochs` of `max_epochs`."""
+    return f"--{setting.replace('_', '-')}"
+
+
+def option_text(setting: str, value: object) -> str:
+    """Return a recorded setting as it is written on the command line.
+
+    Args:
+        setting: a key of `settings` in results.json, such as `max_epochs`.
+        value: its value.
+
+    Returns:
+        Such as `--batch-size 64` or `no --max-epochs`.
+    """
+    option = option_name(setting)
+    if value is True:
+        return option
+    if value is None or value is False or value == {}:
+        return f"no {option}"
+    if isinstance(value, dict):
+        values = (f"{n}" if name == "all" else f"{name}={n}" for name, n in value.items())
+        return f"{option} {','.join(values)}"
+    return f"{option} {value}"

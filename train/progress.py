@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +47,22 @@ def progress_line(
         f"val accuracy {row['val_accuracy']:.4f} ({kept})  "
         f"{row['seconds']:.1f} s  left {left}"
     )
+
+
+def taken_line(label: str, path: Path, accuracy: float | None) -> str:
+    """Format that a finished stage is taken from the run.
+
+    Args:
+        label: what the line begins with.
+        path: of the stage's file that was written last; its time is the stage's.
+        accuracy: on validation, 0 to 1; None if it is not known.
+
+    Returns:
+        One line.
+    """
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    shown = "" if accuracy is None else f", val accuracy {accuracy:.4f}"
+    return f"{label:<14} finished in this run on {date}{shown}; not repeated"
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ HISTORY_COLUMNS = (
     "learning_rate",
 )
 
+# levels of directories above a missing file to look into, and files to name
+LEVELS, LISTED = 3, 4
+
 
 def atomic_save(path: Path, save: Callable[[BinaryIO], object]) -> None:
     """Write a file that appears whole or not at all.
@@ -250,8 +253,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as e:
-        raise RunError(f"{path}: no such checkpoint; check the path") from e
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise RunError(f"{path}: no such checkpoint; {_checkpoints_near(path)}") from e
     except OSError as e:
         raise RunError(
             f"{path}: cannot be read ({e.strerror or e}); check the path and its permissions"
@@ -272,6 +275,37 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of this program, it has no 'network' entry; use another file"
         )
     return state
+
+
+def _checkpoints_near(path: Path) -> str:
+    """Name the checkpoints near a path that names none, such as those of several seeds, as what to do."""
+    folder = path
+    depth = 1
+    # at most a mistyped run and stage above the file
+    while not folder.is_dir() and folder != folder.parent and depth <= LEVELS:
+        folder, depth = folder.parent, depth + 1
+    names = relative_names(folder, "checkpoint.pt", depth)
+    return f"{folder} has {names}" if names else "check the path"
+
+
+def relative_names(folder: Path, name: str, depth: int) -> str:
+    """List the files of a name in the directories below one, relative to it.
+
+    Args:
+        folder: the directory.
+        name: of the files.
+        depth: levels of directories to look into.
+
+    Returns:
+        The first ones, separated by commas; empty if there are none.
+    """
+    files = [
+        path.relative_to(folder).as_posix()
+        for level in range(depth + 1)
+        for path in sorted(folder.glob("*/" * level + name))
+    ]
+    more = f" and {len(files) - LISTED} more" if len(files) > LISTED else ""
+    return ", ".join(files[:LISTED]) + more
 
 
 @contextlib.contextmanager

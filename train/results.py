@@ -27,6 +27,8 @@ from train.ensemble import mean_probabilities
 from train.errors import DamagedFile, RunError
 from train.jobs import Job, member_of
 from train.metrics import confusion, measure
+from train.options import option_name, option_text
+from train.progress import taken_line
 from train.results_format import (
     METRICS,
     RESULTS_FILE,
@@ -134,14 +136,33 @@ def _check_stages(path: Path, rows: object) -> None:
 def _check_settings(
     directory: Path, recorded: dict[str, object], settings: dict[str, object]
 ) -> None:
-    """Raise RunError for the first setting that differs from the recorded one."""
+    """Raise RunError if settings differ from the recorded ones. A smoke run is named as such."""
     recorded = UNRECORDED_SETTINGS | recorded
-    for key, value in settings.items():
-        if key not in NOT_COMPARED and recorded.get(key) != value:
-            raise RunError(
-                f"{directory}: trained with {key} {recorded.get(key)}, this run has {value}; "
-                f"use --fresh to start over, or another --out"
-            )
+    smoke = bool(settings["smoke"])
+    if bool(recorded.get("smoke")) != smoke:
+        raise RunError(
+            f"{directory}: holds a run without --smoke; use another --out for the smoke run"
+            if smoke
+            else f"{directory}: holds a smoke run, whose results mean nothing; use --fresh to remove it, or another"
+            " --out"
+        )
+    different = [
+        key
+        for key, value in settings.items()
+        if key not in NOT_COMPARED and recorded.get(key) != value
+    ]
+    if different:
+        before = ", ".join(
+            option_text(key, recorded[key])
+            if key in recorded
+            else f"{option_name(key)} not recorded"
+            for key in different
+        )
+        now = ", ".join(option_text(key, settings[key]) for key in different)
+        raise RunError(
+            f"{directory}: holds a run with {before}, but this command has {now}; repeat the options of that run to"
+            " resume it, use --fresh to start over, or another --out"
+        )
 
 
 def measure_stage(job: Job, data: Data, device: torch.device, results: Results) -> None:
@@ -162,6 +183,10 @@ def measure_stage(job: Job, data: Data, device: torch.device, results: Results) 
     """
     row = row_of(results, job)
     if row and _has_files(job, row, data):
+        # a stage with a network was reported when its training was skipped
+        if not job.stage.network:
+            accuracy = row.val.accuracy if row.val else None
+            print(taken_line(job.label, job.directory / PROBABILITIES_FILE, accuracy), flush=True)
         return
     if job.stage.network:
         row, probabilities = _measured_network(job, data, device)
@@ -445,7 +470,7 @@ def table(results: Results) -> str:
         if accuracy_on_test.std is not None:
             lines.append(
                 f"{entry.name:<15}test accuracy {accuracy_on_test.mean:.4f} ± {accuracy_on_test.std:.4f}"
-                f" over {len(entry.seeds)} seeds"
+                f" as the mean over {len(entry.seeds)} seeds"
             )
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from train.errors import RunError
 from train.json_format import OPTIONAL, from_json, to_json
-from train.record import read_json, write_json
+from train.record import read_json, relative_names, write_json
 
 RESULTS_FILE = "results.json"
 ROBUSTNESS_FILE = "robustness.json"
@@ -237,8 +237,11 @@ def read_results(directory: Path) -> Results:
     """
     path = directory / RESULTS_FILE
     if not path.is_file():
+        below = relative_names(directory, RESULTS_FILE, 2)
+        example = (directory / below.partition(",")[0]).parent if below else "runs/organsmnist"
+        has = f", but it has {below}" if below else ""
         raise RunError(
-            f"{directory}: no results.json; pass the directory of a data set, such as runs/organsmnist"
+            f"{directory}: no results.json{has}; pass the directory of a data set, such as {example}"
         )
     return results_from_json(read_json(path), path)
 

@@ -368,6 +368,7 @@ def _bundle(
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
     training = _training_record(best, members, data, results, precisions)
     if _is_current(directory, name, training):
+        _print_line(f"{directory.name:<14} of the same networks already; not written again")
         return directory
     try:
         return write_bundle(

@@ -13,9 +13,10 @@ loaded on first use.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .classifier import OrganClassifier
+    from .classifier import OrganClassifier, SupportsRead
     from .errors import BundleError, DeviceError, ImageError, InputError, OrganInferError
     from .images.discovery import find_images
+    from .images.inputs import Images
     from .names import escape_path, unescape_path
     from .results import ImageFailure, OrganPrediction, Prediction, SlicePrediction
 
@@ -26,12 +27,14 @@ __all__ = [
     "DeviceError",
     "ImageError",
     "ImageFailure",
+    "Images",
     "InputError",
     "OrganClassifier",
     "OrganInferError",
     "OrganPrediction",
     "Prediction",
     "SlicePrediction",
+    "SupportsRead",
     "__version__",
     "escape_path",
     "find_images",
@@ -49,6 +52,8 @@ _MODULES = {
     "Prediction": "results",
     "SlicePrediction": "results",
     "OrganClassifier": "classifier",
+    "SupportsRead": "classifier",
+    "Images": "images.inputs",
     "escape_path": "names",
     "find_images": "images.discovery",
     "unescape_path": "names",

@@ -34,7 +34,7 @@ from .plausibility import (
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
-    from .images.memory import Images
+    from .images.inputs import Images
     from .results import OrganPrediction
     from .volumes.crops import Crop, Slices
     from .volumes.types import Mask, Volume
@@ -233,7 +233,8 @@ class OrganClassifier:
             any_modality: Also classify DICOM of other modalities than CT, with a warning.
 
         Returns:
-            An iterator over the results: a Prediction per slice, or an ImageFailure if it cannot be read.
+            An iterator over the results: a Prediction per slice, or an ImageFailure if it cannot be read. If the
+            classifier is closed meanwhile, the next result raises OrganInferError.
 
         Raises:
             InputError: If `paths` is a single path, or has an entry that is no path, such as the NaN of
@@ -385,15 +386,7 @@ class OrganClassifier:
     def _predict_paths(
         self, paths: Iterable[str | bytes | os.PathLike[str]], limits: Limits
     ) -> Iterator[Prediction | ImageFailure]:
-        read = partial(
-            read_batches,
-            batch_size=self._batch_size,
-            spec=self.manifest.input,
-            load=lambda path: open_slices(path, limits),
-            prepare=self._prepare,
-            plain_pixel_limit=self._plain_pixel_limit(limits),
-            threads=self._threads,
-        )
+        read = partial(self._read_paths, limits=limits)
         batches: Generator[Batch, None, None]
         if isinstance(paths, Sequence):
             batches = read_ahead(paths, self._batch_size, read)
@@ -403,9 +396,36 @@ class OrganClassifier:
             )
         with closing(batches):
             for batch in batches:
-                yield from self._results(batch)
+                for result in self._results(batch):
+                    self._check_open()
+                    yield result
                 # a forked child lacks the reading thread, and would otherwise end early
                 self._ensemble.check_process()
+
+    def _read_paths(
+        self,
+        paths: Iterable[str | bytes | os.PathLike[str]],
+        stopped: Callable[[], bool] = lambda: False,
+        *,
+        limits: Limits,
+    ) -> Iterator[Batch]:
+        """Read every slice of some files. Raises OrganInferError before the next slice if the classifier is closed."""
+        batches = read_batches(
+            paths,
+            lambda: stopped() or self._ensemble.closed,
+            batch_size=self._batch_size,
+            spec=self.manifest.input,
+            load=lambda path: open_slices(path, limits),
+            prepare=self._prepare,
+            plain_pixel_limit=self._plain_pixel_limit(limits),
+            threads=self._threads,
+        )
+        complete = False
+        for batch in batches:
+            complete = batch.last
+            yield batch
+        if not complete and not stopped():
+            self._check_open()
 
     def _plain_pixel_limit(self, limits: Limits) -> int:
         """Return the pixel limit for plain PNG files that are read in C, which can neither warn nor reorient."""

@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="directory of the data set's file, downloaded if it is missing (default: medmnist's own folder)",
+        help="directory of the data set's file, downloaded if the directory is empty (default: medmnist's own folder)",
     )
     add(
         "--out",
@@ -207,9 +207,13 @@ def measure_variant(
     about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.stored_settings()}
     if file.exists():
         stored: dict[str, float] = record.read_json(file)
-        if {key: stored.get(key) for key in about} != about:
+        for name, key in (("recipe", "method"), ("data set", "data_md5")):
+            if stored.get(key) != about[key]:
+                raise RunError(f"{file}: of another {name}; use another --out")
+        if stored.get("epochs") != epochs:
             raise RunError(
-                f"{file}: of another recipe, data set or number of epochs; use another --out"
+                f"{file}: holds scores with --epochs {stored.get('epochs')}, but this command has --epochs {epochs};"
+                " use another --out"
             )
         return stored
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from export.machine import machine_failure
 from train.download import digest_of, download
 from train.errors import RunError
+from train.record import note
 
 
 def find_weights(name: str, directory: Path | None) -> tuple[dict[str, Tensor], str]:
@@ -47,6 +48,7 @@ def _download_weights(name: str, url: str, own_name: str) -> dict[str, Tensor]:
     digest_start = own_name.removesuffix(".pth").rpartition("-")[2]
     try:
         if not path.exists():
+            note(f"{path}: no such file; downloading {url}")
             download(url, path, digest_start, algorithm="sha256")
     except RunError as e:
         raise RunError(

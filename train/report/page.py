@@ -89,6 +89,7 @@ def _tables(run: Run, data: Data) -> dict[str, Any]:
         if len(run.seeds) > 1
         else [],
         "calibration_rows": _calibration_rows(run),
+        "rejected_temperatures": wording.rejected_temperatures(run),
         "test_rows": _test_rows(run),
         "published": PUBLISHED.get(data.flag, ()),
         "data_rows": _data_rows(run, data),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from train import augment
+from train.bundled import mean_over
 from train.data import Data
 from train.recipes import ReferenceRecipe
 from train.recipes.reference import LEARNING_RATE
@@ -80,20 +81,25 @@ def headline(run: Run, data: Data) -> dict[str, str]:
     if test is None:
         return {
             "line": f"{title}: {best.name} leads on validation",
-            "text": f"{subject(best.name)} is the best stage on validation, with accuracy {number(val)}. "
+            "text": f"{subject(best.name)} is the best stage on validation, with accuracy {number(val)}{over_seeds(best)}. "
             "Test has not been evaluated yet.",
         }
     return {
         "line": f"{subject(best.name)} is right on {percent(test)} of the test slices",
-        "text": f"It is the best stage on validation, with accuracy {number(val)}. Test was evaluated once, after"
+        "text": f"It is the best stage on validation, with accuracy {number(val)}{over_seeds(best)}. Test was evaluated once, after"
         f" every choice was made: accuracy {number(test)}{_uncertainty(best, deviation)}.{_compared(test, data)}",
     }
+
+
+def over_seeds(stage: Stage) -> str:
+    """Mark a value as a mean over seeds, with a space before it; empty for a single seed."""
+    return f" {mean_over(len(stage.rows))}" if len(stage.rows) > 1 else ""
 
 
 def _uncertainty(best: Stage, deviation: float | None) -> str:
     """State the deviation over seeds, or the interval of a single seed, in parentheses."""
     if deviation is not None:
-        return f" (mean of {len(best.rows)} seeds, standard deviation {number(deviation)})"
+        return f"{over_seeds(best)} (standard deviation {number(deviation)})"
     interval = accuracy_interval(best.shown.confusion("test"))
     return f" (95 % interval {number(interval[0])} to {number(interval[1])})" if interval else ""
 
@@ -209,6 +215,17 @@ def training(run: Run) -> list[tuple[str, str]]:
             "sampling",
             "rotation and perspective are one warp with one bilinear interpolation; outside the slice is gray 0.5",
         ),
+    ]
+
+
+def rejected_temperatures(run: Run) -> list[str]:
+    """Return a sentence for each fitted temperature that is not used, with the reason."""
+    return [
+        f"{row.name}{f', seed {row.seed}' if len(stage.rows) > 1 else ''}: the fitted temperature is rejected, and 1 is"
+        f" used instead: {calibration.rejected}."
+        for stage in run.stages
+        for row in stage.rows
+        if (calibration := row.result.calibration) and calibration.rejected
     ]
 
 

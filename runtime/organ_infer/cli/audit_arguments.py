@@ -13,7 +13,7 @@ from .scan_arguments import (
     resolve_bundle,
 )
 
-__all__ = ["AuditOptions", "parse_audit"]
+__all__ = ["AuditOptions", "build_audit_parser", "parse_audit"]
 
 _HINT = "for images in a directory named audit, write ./audit"
 
@@ -51,7 +51,7 @@ def parse_audit(arguments: Sequence[str]) -> AuditOptions:
         UsageError: The arguments are not valid.
         SystemExit: After --help.
     """
-    parser = _build_parser()
+    parser = build_audit_parser()
     values = vars(parser.parse_args(list(arguments)))
     inputs = tuple(values.pop("inputs"))
     if not 1 <= len(inputs) <= 2:
@@ -67,7 +67,8 @@ def parse_audit(arguments: Sequence[str]) -> AuditOptions:
     return AuditOptions(inputs=inputs, arguments=tuple(arguments), **values)
 
 
-def _build_parser() -> ScanParser:
+def build_audit_parser() -> ScanParser:
+    """Build the parser of organ-infer audit."""
     parser = ScanParser(
         "audit",
         usage="organ-infer audit PAIRS.csv -o DIR [options]\n"

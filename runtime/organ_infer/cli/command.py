@@ -73,19 +73,19 @@ def _stopped(number: int, messages: "Messages | None", signals: Signals) -> int:
 
 def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Signals) -> int:
     from .arguments import UsageError, parse
+    from .subcommands import after_word
 
     options: Options | VolumeOptions | AuditOptions
-    # A file or directory of this name is still ./volume.
-    command = arguments[0] if arguments else ""
     try:
-        if command == "volume":
+        # A file or directory of this name is still ./volume.
+        if "volume" in arguments and (rest := after_word("volume", arguments)) is not None:
             from .volume_arguments import parse_volume
 
-            options = parse_volume(arguments[1:])
-        elif command == "audit":
+            options = parse_volume(rest)
+        elif "audit" in arguments and (rest := after_word("audit", arguments)) is not None:
             from .audit_arguments import parse_audit
 
-            options = parse_audit(arguments[1:])
+            options = parse_audit(rest)
         else:
             options = parse(arguments)
     except SystemExit as e:

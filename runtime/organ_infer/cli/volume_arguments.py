@@ -15,7 +15,7 @@ from .scan_arguments import (
 )
 from .volume_rows import VOLUME_FORMATS
 
-__all__ = ["VolumeOptions", "parse_volume"]
+__all__ = ["VolumeOptions", "build_volume_parser", "parse_volume"]
 
 _HINT = "for images in a directory named volume, write ./volume"
 
@@ -53,7 +53,7 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
         UsageError: The arguments are not valid.
         SystemExit: After --help.
     """
-    parser = _build_parser()
+    parser = build_volume_parser()
     values = vars(parser.parse_args(list(arguments)))
     scans = values.pop("scans")
     if len(scans) != 1:
@@ -91,7 +91,8 @@ def _check_boxes(parser: ScanParser, values: dict[str, Any]) -> None:
     values["box_units"] = values["box_units"] or "voxels"
 
 
-def _build_parser() -> ScanParser:
+def build_volume_parser() -> ScanParser:
+    """Build the parser of organ-infer volume."""
     parser = ScanParser(
         "volume",
         usage="organ-infer volume SCAN --mask MASK [options]\n       organ-infer volume SCAN --boxes FILE [options]",

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +12,7 @@ from ..errors import InputError, one_line, short_repr, shorten
 from .types import DTYPES, PIXEL_LIMIT, SIDE_LIMIT, Slice, array_problem, check_size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    Pixels = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int16]
-    Images = Pixels | Image | Sequence[Pixels | Image]
+    pass
 
 __all__ = ["EXPECTED", "slices_in_memory"]
 
