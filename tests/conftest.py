@@ -1,5 +1,6 @@
 """Small bundles, made once a session with the onnx package: no training, no network."""
 
+import gc
 import hashlib
 import json
 import os
@@ -42,6 +43,18 @@ PAIRED = [
 needs_default = pytest.mark.skipif(
     not DEFAULT.exists(), reason="the packaged bundle is not built yet"
 )
+
+
+def pytest_collection(session):
+    """Nothing that is collected is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    """The garbage collector passes over the imported modules and the thousands of collected tests from here on."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def make_graph(
