@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -253,21 +254,68 @@ def install_fake(monkeypatch):
         fake_onnxruntime.assert_one_thread(module)
 
 
-@pytest.fixture
-def command(bundle):
-    """Runs the command with `bundle` as its model; returns the finished process."""
+@pytest.fixture(scope="session")
+def forked_command():
+    """The command in forked processes, or None if this machine cannot fork them."""
+    if not sys.platform.startswith("linux"):
+        yield None
+        return
+    from support.forked_command import ForkedCommand
 
-    def run(*arguments, model=bundle, text=True, stdin=None, **options):
+    forked = ForkedCommand(child_environment())
+    yield forked if forked.usable else None
+    forked.close()
+
+
+def same_environment(one, other):
+    """Whether these are equal besides pytest's own variable."""
+    ignored = ("PYTEST_CURRENT_TEST",)
+    return all(
+        one.get(name) == other.get(name)
+        for name in one.keys() | other.keys()
+        if name not in ignored
+    )
+
+
+@pytest.fixture
+def command(bundle, forked_command):
+    """Runs the command with `bundle` as its model; returns the finished process.
+
+    It is forked from a process that has imported everything, unless its environment or another option says how a new one
+    starts.
+    """
+
+    def run(*arguments, model=bundle, text=True, stdin=None, cwd=None, env=None, **options):
         chosen = [] if model is None else ["--bundle", str(model)]
-        return subprocess.run(
-            [sys.executable, "-m", "organ_infer", *chosen, *map(os.fspath, arguments)],
-            capture_output=True,
-            text=text,
-            input=stdin,
-            timeout=60,
-            env=child_environment(**options.pop("env", {})),
-            **options,
+        arguments = [*chosen, *map(os.fsdecode, arguments)]
+        environment = child_environment(**(env or {}))
+        forkable = (
+            forked_command is not None
+            and not options
+            and same_environment(environment, forked_command.environment)
         )
+        if not forkable:
+            return subprocess.run(
+                [sys.executable, "-m", "organ_infer", *arguments],
+                capture_output=True,
+                text=text,
+                input=stdin,
+                timeout=60,
+                cwd=cwd,
+                env=environment,
+                **options,
+            )
+        done = forked_command.run(
+            arguments,
+            cwd=os.path.abspath(cwd or os.getcwd()),
+            stdin=stdin.encode() if isinstance(stdin, str) else stdin,
+            timeout=60,
+        )
+        if text:
+            done.stdout, done.stderr = (
+                io.TextIOWrapper(io.BytesIO(output)).read() for output in (done.stdout, done.stderr)
+            )
+        return done
 
     return run
 
