@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ PAIRED = [
     ["lung-left", "lung-right"],
 ]
 
+# Files that take longer than their number of tests says, in a worker of `pytest -n`.
+LONG_FILES = (
+    "test_check.py",
+    "test_damaged_run.py",
+    "test_export.py",
+    "test_parallel.py",
+    "test_prove.py",
+    "test_report.py",
+    "test_run.py",
+    "test_variants.py",
+    "test_whole_run.py",
+)
+
 needs_default = pytest.mark.skipif(
     not DEFAULT.exists(), reason="the packaged bundle is not built yet"
 )
@@ -49,6 +63,31 @@ needs_default = pytest.mark.skipif(
 def pytest_collection(session):
     """Nothing that is collected is garbage."""
     gc.disable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`pytest -n` gives each file to one worker, as `--dist loadfile` does: no fixture of a file is built twice."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    # the order of the workers' tests, below
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """In the workers of `pytest -n`, long files come first and files of few tests last, so that the workers end together."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+
+    def place(item):
+        is_short = item.path.name not in LONG_FILES
+        return is_short, -tests[item.path], item.path
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish(session):

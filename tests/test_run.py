@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -66,6 +67,15 @@ def without_seconds(results):
     for row in results["stages"]:
         row.pop("seconds"), row.pop("seconds_per_epoch")
     return results
+
+
+@pytest.fixture
+def small_files():
+    """As with a full disk, writes fail in the middle of a large file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +248,14 @@ def test_what_is_wrong_is_found_before_the_first_epoch(tmp_path, capsys, argumen
     assert "epoch" not in printed.out
 
 
-def test_cuda_where_there_is_none_is_refused(tmp_path):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = train(tmp_path, "--device", "cuda", env=environment)
-    assert done.returncode == 2 and done.stderr.startswith("train: error: --device cuda: ")
-    assert (
-        "CUDA_VISIBLE_DEVICES='' hides every GPU" in done.stderr
-        or "built for the CPU" in done.stderr
-    )
+def test_cuda_where_there_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    # torch may have counted the GPUs before
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert train_here(tmp_path, "--device", "cuda") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train: error: --device cuda: ")
+    assert "CUDA_VISIBLE_DEVICES='' hides every GPU" in error or "built for the CPU" in error
 
 
 @needs_organamnist
@@ -287,15 +297,11 @@ def test_two_runs_on_one_directory_are_refused_and_a_signal_stops_the_first(tmp_
 
 
 @needs_organamnist
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
-    import resource
-
-    def small_files():  # as a full disk does, writes fail in the middle of the checkpoint
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-
-    done = train(tmp_path, "--stages", "big", preexec_fn=small_files)
-    assert done.returncode == 1 and done.stderr.startswith("train: error: ")
-    assert ": File too large; rerun" in done.stderr and done.stderr.count("\n") == 1
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, capsys, small_files):
+    assert train_here(tmp_path, "--stages", "big") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("train: error: ")
+    assert ": File too large; rerun" in error and error.count("\n") == 1
     left = sorted(p.name for p in (tmp_path / "organamnist").rglob("*") if p.is_file())
     assert left == ["results.json"]
 
@@ -497,9 +503,10 @@ def test_export_alone_gives_the_same_member_and_a_bundle(smoke, tmp_path):
     )
 
 
-def test_export_names_a_file_that_is_no_checkpoint(tmp_path):
+def test_export_names_a_file_that_is_no_checkpoint(tmp_path, capsys):
+    from export.all import main as export_main
+
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
-    export = [sys.executable, "-m", "export.all", "--checkpoint", str(tmp_path / "checkpoint.pt")]
-    done = subprocess.run(export, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "checkpoint.pt: not a readable checkpoint" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert export_main(["--checkpoint", str(tmp_path / "checkpoint.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "checkpoint.pt: not a readable checkpoint" in error and "Traceback" not in error
