@@ -42,17 +42,18 @@ PAIRED = [
     ["lung-left", "lung-right"],
 ]
 
-# Files that take longer than their number of tests says, in a worker of `pytest -n`.
+# Files that take longer than their number of tests says, the longest first.
 LONG_FILES = (
-    "test_check.py",
-    "test_damaged_run.py",
-    "test_export.py",
-    "test_parallel.py",
-    "test_prove.py",
-    "test_report.py",
     "test_run.py",
-    "test_variants.py",
+    "test_run_repeats.py",
     "test_whole_run.py",
+    "test_damaged_run.py",
+    "test_parallel.py",
+    "test_report.py",
+    "test_prove.py",
+    "test_variants.py",
+    "test_export.py",
+    "test_check.py",
 )
 
 needs_default = pytest.mark.skipif(
@@ -84,8 +85,9 @@ def pytest_collection_modifyitems(config, items):
     tests = Counter(item.path for item in items)
 
     def place(item):
-        is_short = item.path.name not in LONG_FILES
-        return is_short, -tests[item.path], item.path
+        name = item.path.name
+        long = LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+        return long, -tests[item.path], item.path
 
     items.sort(key=place)
 
