@@ -42,10 +42,24 @@ def test_of_several_seeds_the_best_is_bundled(tmp_path):
     )
 
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def stages_of_one_process(tmp_path_factory):
+    """The results of base and big, trained by one process."""
+    out = tmp_path_factory.mktemp("one")
+    alone = train(out, "--stages", "base,big", env=ONE_THREAD)
+    assert alone.returncode == 0, alone.stderr
+    return results_of(out)["stages"]
+
+
 @pytest.mark.slow
 @needs_organamnist
 @pytest.mark.parametrize("share", ["stages", "batches"])
-def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
+def test_two_processes_train_side_by_side_or_share_the_batches(
+    tmp_path, stages_of_one_process, share
+):
     arguments = command(tmp_path / "two", "--stages", "base,big", "--parallel", share)[3:]
     launch = [
         sys.executable,
@@ -57,21 +71,16 @@ def test_two_processes_train_side_by_side_or_share_the_batches(tmp_path, share):
         "-m",
         "train.all",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launch, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment,
+        env=ONE_THREAD,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = train(tmp_path / "one", "--stages", "base,big", env=environment)
-    assert alone.returncode == 0, alone.stderr
-    for two, one in zip(
-        results_of(tmp_path / "two")["stages"], results_of(tmp_path / "one")["stages"], strict=True
-    ):
+    for two, one in zip(results_of(tmp_path / "two")["stages"], stages_of_one_process, strict=True):
         assert two["name"] == one["name"]
         if share == "stages":
             assert two["val"] == one["val"]
