@@ -1,8 +1,10 @@
 """The forked command of the tests answers as a process of its own: exit code, both outputs, directory, standard input."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import child_environment
@@ -72,6 +74,20 @@ def test_a_command_that_does_not_end_is_killed_and_the_next_one_answers(forked, 
         forked.run(arguments, cwd=str(tmp_path), stdin=None, timeout=0.5)
 
     assert forked.run(["--version"], cwd=str(tmp_path), stdin=None, timeout=60).returncode == 0
+
+
+def test_a_command_that_ends_before_it_is_waited_for_is_in_time(forked, monkeypatch, tmp_path):
+    send = socket.send_fds
+
+    def send_and_wait(*arguments):
+        send(*arguments)
+        time.sleep(1)
+
+    monkeypatch.setattr(socket, "send_fds", send_and_wait)
+
+    done = forked.run(["--version"], cwd=str(tmp_path), stdin=None, timeout=0.2)
+
+    assert done.returncode == 0
 
 
 def test_options_that_change_how_a_process_starts_are_not_forked(command, forked, monkeypatch):

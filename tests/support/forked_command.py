@@ -4,6 +4,7 @@ A child is a process as any other: it has its own standard streams, runs `organ_
 interpreter ends. Run as a program, this file is the server.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -13,6 +14,7 @@ import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,8 @@ from pathlib import Path
 
 # A thread does not survive a fork, so that the server may have none besides its own. OpenBLAS starts some.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+# The server's answers: its threads once, then per request the child's id and its wait status.
+REPLY = struct.Struct("i")
 
 
 class ForkedCommand:
@@ -45,8 +49,7 @@ class ForkedCommand:
                 stderr=subprocess.PIPE,
                 env=self.environment | ONE_THREAD,
             )
-        self._replies = self._socket.makefile("r")
-        self.usable = self._replies.readline() == "1\n"
+        self.usable = self._reply() == 1
 
     def run(
         self, arguments: Sequence[str], *, cwd: str, stdin: bytes | None, timeout: float
@@ -64,19 +67,24 @@ class ForkedCommand:
                 os.close(number)
             pool.submit(_write, write_in, stdin or b"")
             outputs = [pool.submit(_read, number) for number in (read_out, read_err)]
-            child = int(self._replies.readline())
+            child = self._reply()
             in_time, _, _ = select.select([self._socket], [], [], timeout)
             if not in_time:
-                os.kill(child, signal.SIGKILL)
-            status = int(self._replies.readline())
+                # it may have ended by now
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            status = self._reply()
             out, err = (output.result() for output in outputs)
         if not in_time:
             raise subprocess.TimeoutExpired(arguments, timeout, out, err)
         return subprocess.CompletedProcess(arguments, os.waitstatus_to_exitcode(status), out, err)
 
+    def _reply(self) -> int:
+        """The next number. Nothing after it is read, so that `select` sees what has arrived."""
+        return REPLY.unpack(self._socket.recv(REPLY.size, socket.MSG_WAITALL))[0]
+
     def close(self) -> None:
         """End the server."""
-        self._replies.close()
         self._socket.close()
         self._server.communicate()
 
@@ -120,9 +128,9 @@ def _next_request(connection: socket.socket) -> dict | None:
                 return json.load(file)
         for number in descriptors:
             os.close(number)
-        connection.sendall(f"{child}\n".encode())
+        connection.sendall(REPLY.pack(child))
         _, status = os.waitpid(child, 0)
-        connection.sendall(f"{status}\n".encode())
+        connection.sendall(REPLY.pack(status))
 
 
 def _serve(number: int) -> None:
@@ -132,7 +140,7 @@ def _serve(number: int) -> None:
     gc.collect()
     gc.freeze()
     connection = socket.socket(fileno=number)
-    connection.sendall(f"{len(os.listdir('/proc/self/task'))}\n".encode())
+    connection.sendall(REPLY.pack(len(os.listdir("/proc/self/task"))))
     request = _next_request(connection)
     if request is not None:
         os.chdir(request["cwd"])
