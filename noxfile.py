@@ -96,10 +96,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """The tests that take minutes."""
+    """The tests that take minutes, on all cores. The session types runs the type checkers on the programs of the docs."""
     # what tests/test_building.py builds with
     session.install("-e", ".[dev,cpu]", "setuptools>=77", "cython>=3.1")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    typed = "--ignore=tests/test_typed_programs.py"
+    session.run("pytest", "-n", "auto", "-m", "slow", typed, *session.posargs)
 
 
 @nox.session

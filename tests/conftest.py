@@ -1,11 +1,14 @@
 """Small bundles, made once a session with the onnx package: no training, no network."""
 
+import gc
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +42,61 @@ PAIRED = [
     ["lung-left", "lung-right"],
 ]
 
+# Files that take longer than their number of tests says, the longest first.
+LONG_FILES = (
+    "test_run.py",
+    "test_run_repeats.py",
+    "test_whole_run.py",
+    "test_damaged_run.py",
+    "test_parallel.py",
+    "test_report.py",
+    "test_prove.py",
+    "test_variants.py",
+    "test_export.py",
+    "test_check.py",
+)
+
 needs_default = pytest.mark.skipif(
     not DEFAULT.exists(), reason="the packaged bundle is not built yet"
 )
+
+
+def pytest_collection(session):
+    """Nothing that is collected is garbage."""
+    gc.disable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`pytest -n` gives each file to one worker, as `--dist loadfile` does: no fixture of a file is built twice."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    # the order of the workers' tests, below
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """In the workers of `pytest -n`, long files come first and files of few tests last, so that the workers end together."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+
+    def place(item):
+        name = item.path.name
+        long = LONG_FILES.index(name) if name in LONG_FILES else len(LONG_FILES)
+        return long, -tests[item.path], item.path
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish(session):
+    """The garbage collector passes over the imported modules and the thousands of collected tests from here on."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def make_graph(
@@ -240,21 +295,68 @@ def install_fake(monkeypatch):
         fake_onnxruntime.assert_one_thread(module)
 
 
-@pytest.fixture
-def command(bundle):
-    """Runs the command with `bundle` as its model; returns the finished process."""
+@pytest.fixture(scope="session")
+def forked_command():
+    """The command in forked processes, or None if this machine cannot fork them."""
+    if not sys.platform.startswith("linux"):
+        yield None
+        return
+    from support.forked_command import ForkedCommand
 
-    def run(*arguments, model=bundle, text=True, stdin=None, **options):
+    forked = ForkedCommand(child_environment())
+    yield forked if forked.usable else None
+    forked.close()
+
+
+def same_environment(one, other):
+    """Whether these are equal besides what pytest, PyTorch and scikit-learn set for themselves."""
+    ignored = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_", "KMP_")
+    return all(
+        one.get(name) == other.get(name)
+        for name in one.keys() | other.keys()
+        if not name.startswith(ignored)
+    )
+
+
+@pytest.fixture
+def command(bundle, forked_command):
+    """Runs the command with `bundle` as its model; returns the finished process.
+
+    It is forked from a process that has imported everything, unless its environment or another option says how a new one
+    starts.
+    """
+
+    def run(*arguments, model=bundle, text=True, stdin=None, cwd=None, env=None, **options):
         chosen = [] if model is None else ["--bundle", str(model)]
-        return subprocess.run(
-            [sys.executable, "-m", "organ_infer", *chosen, *map(os.fspath, arguments)],
-            capture_output=True,
-            text=text,
-            input=stdin,
-            timeout=60,
-            env=child_environment(**options.pop("env", {})),
-            **options,
+        arguments = [*chosen, *map(os.fsdecode, arguments)]
+        environment = child_environment(**(env or {}))
+        forkable = (
+            forked_command is not None
+            and not options
+            and same_environment(environment, forked_command.environment)
         )
+        if not forkable:
+            return subprocess.run(
+                [sys.executable, "-m", "organ_infer", *arguments],
+                capture_output=True,
+                text=text,
+                input=stdin,
+                timeout=60,
+                cwd=cwd,
+                env=environment,
+                **options,
+            )
+        done = forked_command.run(
+            arguments,
+            cwd=os.path.abspath(cwd or os.getcwd()),
+            stdin=stdin.encode() if isinstance(stdin, str) else stdin,
+            timeout=60,
+        )
+        if text:
+            done.stdout, done.stderr = (
+                io.TextIOWrapper(io.BytesIO(output)).read() for output in (done.stdout, done.stderr)
+            )
+        return done
 
     return run
 

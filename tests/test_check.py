@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 
 import numpy as np
 import pytest
@@ -46,6 +47,18 @@ def altered(known, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def installed_packages():
+    """Read once: the lists of every installed package's files take half a second."""
+    return packages_distributions()
+
+
+@pytest.fixture(autouse=True)
+def packages_are_read_once(monkeypatch, installed_packages):
+    """For checks in this process. Those of the command read them themselves."""
+    monkeypatch.setattr(check_module, "packages_distributions", lambda: installed_packages)
 
 
 def values(text):

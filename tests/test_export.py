@@ -1,6 +1,9 @@
 """Export: parity with PyTorch, what stops it, and the bundle that comes out."""
 
 import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -87,9 +90,18 @@ def test_logits_are_compared():
         check_logits(expected, expected[:, :2], name="m")
 
 
+@cache
+def exported_small():
+    """The content of the small network's file, exported once."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "member.onnx"
+        export_member(network_of("small"), path, IMAGES, LABELS)
+        return path.read_bytes()
+
+
 def written(tmp_path, **changes):
     if not (tmp_path / "member.onnx").exists():
-        export_member(network_of("small"), tmp_path / "member.onnx", IMAGES, LABELS)
+        (tmp_path / "member.onnx").write_bytes(exported_small())
     facts = {
         "dataset": "organamnist",
         "view": "axial",
