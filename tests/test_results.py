@@ -64,7 +64,8 @@ def exported(monkeypatch):
     """What was handed to the export, which itself is left out."""
     calls = []
 
-    def export(network, path, images, labels, *, size):
+    def export(network, path, images, labels, *, size, resample):
+        assert resample == "area"
         calls.append((images, labels, size))
         path.write_bytes(b"an exported network")
         return Parity(len(images), 1e-6, 0.5, np.zeros((len(images), 11), np.float32))

@@ -170,6 +170,7 @@ def test_every_option_that_differs_is_named_as_on_the_command_line(tmp_path, dat
         seeds=4,
         size=64,
         resample_from=128,
+        resample="cubic",
         batch_size=7,
         weights="none",
         deterministic=True,
@@ -180,9 +181,9 @@ def test_every_option_that_differs_is_named_as_on_the_command_line(tmp_path, dat
     with pytest.raises(RunError) as refused:
         results.open_results(tmp_path, data, CPU, now)
     assert str(refused.value) == (
-        f"{tmp_path}: holds a run with --seed 1, --seeds 1, --size 28, no --resample-from, --batch-size 128, --weights"
+        f"{tmp_path}: holds a run with --seed 1, --seeds 1, --size 28, no --resample-from, --resample area, --batch-size 128, --weights"
         " imagenet, --max-epochs 3,base=2, no --deterministic, but this command has --seed 2, --seeds 4, --size 64,"
-        " --resample-from 128, --batch-size 7, --weights none, no --max-epochs, --deterministic; repeat the options of"
+        " --resample-from 128, --resample cubic, --batch-size 7, --weights none, no --max-epochs, --deterministic; repeat the options of"
         " that run to resume it, use --fresh to start over, or another --out"
     )
 

@@ -553,6 +553,7 @@ def test_a_checkpoint_records_what_was_trained_on_what(tmp_path):
         "size": 28,
         "stored": data.stored,
         "data_md5": "abc",
+        "resample": "area",
         "seed": 4,
         "weights": "none",
         "smoke": True,
