@@ -349,3 +349,58 @@ def test_weights_decay_and_biases_and_normalization_do_not():
         (0.02, 0.07),
         (0.02, 0.0),
     ]
+
+
+def slices(n, size=28, seed=7):
+    """Slices of which none is an image of no organ: smooth, with a bright side."""
+    side = torch.linspace(-0.6, 0.6, size)
+    noise = torch.rand(n, 1, size, size, generator=generator(seed)) * 0.3
+    return side[None, None, None, :] + noise
+
+
+def test_a_share_of_the_slices_becomes_images_of_no_organ_with_every_class_alike():
+    x, targets = slices(MANY), torch.eye(11)[torch.arange(MANY) % 11]
+    changed, shares = augment.negatives(x, targets, 0.2, generator())
+    is_negative = (shares - 1 / 11).abs().amax(1) < 1e-6
+    assert happens(is_negative, 0.2)
+    assert (shares[~is_negative] == targets[~is_negative]).all()
+    assert (changed[~is_negative] == x[~is_negative]).all()
+    assert (changed[is_negative] != x[is_negative]).flatten(1).any(1).all()
+    assert changed.min() >= -1 and changed.max() <= 1 and changed.isfinite().all()
+    assert (x == slices(MANY)).all() and (targets.sum(1) == 1).all()
+
+
+def test_no_share_changes_nothing():
+    x, targets = slices(50), torch.eye(11)[torch.arange(50) % 11]
+    changed, shares = augment.negatives(x, targets, 0.0, generator())
+    assert (changed == x).all() and (shares == targets).all()
+
+
+@pytest.mark.parametrize("kind", augment._NEGATIVES, ids=lambda kind: kind.__name__)
+def test_each_kind_of_negative_is_what_it_is_called(kind):
+    x = slices(400)
+    made = kind(x, generator()).clamp(-1, 1)
+    spans = (made.amax((1, 2, 3)) - made.amin((1, 2, 3))).numpy()
+    match kind.__name__:
+        case "_constant":
+            assert np.quantile(spans, 0.3) < 1e-5 and spans.max() < 1.5
+        case "_textures":
+            assert np.median(spans) > 0.5
+        case "_inverted":
+            assert (made == -x).all()
+        case "_wrong_window":
+            share = (made.abs() == 1).float().mean((1, 2, 3)).numpy()
+            assert ((share > 0.6) | (spans < 0.6)).mean() > 0.9
+        case "_turned":
+            assert all(
+                any((made[i] == x[i].rot90(k, (1, 2))).all() for k in (1, -1)) for i in range(400)
+            )
+        case "_parts":
+            # a part is smoother than the whole
+            rough = [(a[..., 1:] - a[..., :-1]).abs().mean((1, 2, 3)) for a in (made, x)]
+            assert (rough[0] < rough[1]).float().mean() > 0.95
+        case "_bodies":
+            corners = made[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+            assert (corners == -1).all() and (made[:, 0, 14, 14] > -1).all()
+        case _:
+            raise AssertionError("a kind without a test")

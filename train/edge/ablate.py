@@ -46,6 +46,7 @@ VARIANTS = {
     "with another window": replace(BASELINE, intensity=0.3),
     "with noise": replace(BASELINE, noise=0.05),
     "the recipe": EdgeRecipe(),
+    "with negatives": replace(EdgeRecipe(), negatives=0.15),
 }
 SCORES = {
     "held_out": "held-out chains",

@@ -49,6 +49,8 @@ class EdgeRecipe:
     intensity: float = 0.3
     # standard deviation, as a share of the gray range
     noise: float = 0.0
+    # share of slices that are replaced by images of no organ, whose target is every class alike
+    negatives: float = 0.0
     ema_decay: float | None = 0.998
 
     @property
@@ -100,6 +102,8 @@ class EdgeRecipe:
             x = augment.noise(x, self.noise, generator)
         if self.erase:
             x = augment.erase(x, self.erase, 0.25, generator)
+        if self.negatives:
+            x, targets = augment.negatives(x, targets, self.negatives, generator)
         return x, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

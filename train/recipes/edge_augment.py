@@ -135,3 +135,104 @@ def mixup(
     other = torch.randperm(len(x), generator=generator, device=x.device)
     share = draws[:, :1] / 2 * (draws[:, 1:] < probability)
     return x.lerp(x[other], share[:, :, None, None]), targets.lerp(targets[other], share)
+
+
+def negatives(
+    x: Tensor, targets: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Outlier exposure (Hendrycks et al. 2019): replace slices by images of no organ, with every class alike as target.
+
+    The images are constant, noise of any coarseness, inverted, of a wrong window, turned by 90 degrees, parts of slices,
+    and bodies in air.
+
+    Args:
+        x: slices.
+        targets: class shares, float32 (N, classes).
+        share: of the slices, 0 to 1.
+        generator: see the module.
+
+    Returns:
+        The slices and their targets, in the shapes of the arguments.
+    """
+    n = len(x)
+    kind = torch.randint(0, len(_NEGATIVES), (n,), generator=generator, device=x.device)
+    kind[torch.rand(n, generator=generator, device=x.device) >= share] = -1
+    x, targets = x.clone(), targets.clone()
+    for number, change in enumerate(_NEGATIVES):
+        chosen = kind == number
+        if chosen.any():
+            x[chosen] = change(x[chosen], generator).clamp(-1, 1)
+    targets[kind >= 0] = 1 / targets.shape[1]
+    return x, targets
+
+
+def _draw(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    draws = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+    return low + (high - low) * draws
+
+
+def _constant(x: Tensor, generator: torch.Generator) -> Tensor:
+    normal = torch.randn(x.shape, generator=generator, device=x.device)
+    return _draw(x, generator, -1.1, 1.1) + normal * _draw(x, generator, -0.1, 0.15).clamp(min=0)
+
+
+def _textures(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of several coarsenesses at once, as in photographs."""
+    size, total = x.shape[-1], torch.zeros_like(x)
+    for side in (2, 4, 7, 14, size):
+        normal = torch.randn(len(x), 1, side, side, generator=generator, device=x.device)
+        weight = _draw(x, generator, -0.5, 1.0).clamp(min=0)
+        total += weight * F.interpolate(normal, (size, size), mode="bilinear")
+    return total * _draw(x, generator, 0.2, 1.5) + _draw(x, generator, -0.5, 0.5)
+
+
+def _inverted(x: Tensor, _: torch.Generator) -> Tensor:
+    return -x
+
+
+def _wrong_window(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Nearly one gray, or black and white."""
+    narrow = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
+    width = torch.where(narrow, _draw(x, generator, 5, 20), _draw(x, generator, 0.05, 0.3))
+    level = torch.where(narrow, _draw(x, generator, -0.5, 0.5), _draw(x, generator, -0.9, 0.9))
+    return torch.where(narrow, (x - level) * width, x * width + level)
+
+
+def _turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """By 90 degrees either way, which no slice of the data set is, with or without a flip front to back."""
+    clockwise = _draw(x, generator, 0, 1) < 0.5
+    return torch.where(clockwise, x.rot90(1, (2, 3)), x.rot90(-1, (2, 3)))
+
+
+def _parts(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A quarter of the side and more, enlarged."""
+    n = len(x)
+    draws = torch.rand(n, 3, generator=generator, device=x.device)
+    scale = 0.2 + 0.25 * draws[:, 0]
+    offset = (draws[:, 1:] * 2 - 1) * (1 - scale)[:, None]
+    matrix = torch.zeros(n, 2, 3, device=x.device)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = scale
+    matrix[:, :, 2] = offset
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _bodies(x: Tensor, generator: torch.Generator) -> Tensor:
+    """An ellipse of several small slices in air, as a whole slice is."""
+    n, size = len(x), x.shape[-1]
+    at = (torch.arange(size, device=x.device) + 0.5) / size * 2 - 1
+    draws = torch.rand(n, 4, 1, 1, generator=generator, device=x.device)
+    inside = (at[None, :, None] / (0.6 + 0.4 * draws[:, 0])) ** 2 + (
+        at[None, None, :] / (0.6 + 0.4 * draws[:, 1])
+    ) ** 2 <= 1
+    tiles = []
+    for _ in range(9):
+        other = x[torch.randperm(n, generator=generator, device=x.device)]
+        tiles.append(F.adaptive_avg_pool2d(other, size // 3 + 1))
+    rows = [torch.cat(tiles[i : i + 3], 3) for i in (0, 3, 6)]
+    organs = torch.cat(rows, 2)[:, :, :size, :size]
+    organs = organs * (0.5 + draws[:, 2:3]) + (draws[:, 3:] - 0.5) * 0.4
+    return torch.where(inside[:, None], organs, -1.0)
+
+
+_NEGATIVES = (_constant, _textures, _inverted, _wrong_window, _turned, _parts, _bodies)
