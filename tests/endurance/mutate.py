@@ -114,6 +114,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     **{
         f"runtime/organ_infer/audit/{name}.py": tests
         for name, tests in {
+            **dict.fromkeys(
+                ("anatomy", "evidence", "explanations", "pictures", "scan", "structures"),
+                ("test_audit",),
+            ),
             "directory": ("test_cli_audit", "test_audit_page"),
             "outputs": ("test_cli_audit",),
             "page": ("test_audit_page", "test_cli_audit"),
