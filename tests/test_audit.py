@@ -1,6 +1,8 @@
 """What explains a mask that does not fit its scan: on a large phantom, with a model that knows organs by their HU."""
 
+import dataclasses
 import itertools
+import math
 import types
 
 import numpy as np
@@ -194,6 +196,50 @@ def test_crops_are_seven_of_the_middle_slices(patient):
     assert len(crops) == 7 and indices == sorted(indices)
     assert side.start + 0.2 * (side.stop - side.start) <= indices[0]
     assert indices[-1] < side.stop - 0.2 * (side.stop - side.start)
+
+
+# Evidence.
+
+
+@pytest.mark.parametrize(
+    ("state", "weight"),
+    [({}, 1.0), ({"is_cut": True}, 0.75), ({"is_small": True}, 0.25)],
+)
+def test_cut_and_small_structures_count_less(patient, state, weight):
+    evidence = evidence_of(*patient)
+    view = evidence.view()
+    liver = dataclasses.replace(view.structures[0], is_cut=False, is_small=False, volume_ml=1000.0)
+    view = dataclasses.replace(
+        view, structures=(dataclasses.replace(liver, **state), *view.structures[1:])
+    )
+    labels = [one.name for one in evidence.structures]
+    for probability, counted in ((0.5, 0.5), (0.0, 0.005)):
+        view.probabilities[0, CLASSES.index("liver")] = probability
+        scores = evidence.organ_scores(view, labels)
+        assert scores[0] == pytest.approx(weight * math.log(counted))
+
+
+def test_a_structure_that_is_gone_has_no_answer_and_the_largest_spread(patient):
+    evidence = evidence_of(*patient)
+    away = evidence.view(move=Move(shift=(59, 0, 0)))
+    assert away.structures == (None,) * 5
+    assert (away.probabilities == 1 / 11).all()
+    # the variance of as many -1000 as 400 HU
+    assert away.spread == pytest.approx(5 * math.log(700.0**2))
+    labels = [one.name for one in evidence.structures]
+    assert evidence.organ_scores(away, labels) == pytest.approx([math.log(0.005)] * 5)
+
+
+def test_the_spread_is_that_of_the_homogeneous_organs(patient):
+    volume, labels, codes = patient
+    hu = volume.hu.copy()
+    hu[labels == codes["liver"]] = np.resize([40, 80], (labels == codes["liver"]).sum())
+    evidence = evidence_of(dataclasses.replace(volume, hu=hu), labels, codes)
+    variance = np.clip(evidence.structures[0].hounsfield(hu), -1000, 400).var()
+    assert 300 < variance < 500
+    # the femur does not count, and the others are constant
+    expected = math.log(variance + 15.0**2) + 3 * math.log(15.0**2)
+    assert evidence.view().spread == pytest.approx(expected)
 
 
 # Anatomy.
