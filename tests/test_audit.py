@@ -136,6 +136,37 @@ def test_every_step_has_a_known_kind_and_enough_evidence(patient):
     assert state.score > steps[0].before.score
 
 
+def shifted(labels):
+    off = np.zeros_like(labels)
+    off[6:] = labels[:-6]
+    return off
+
+
+def test_the_evidence_is_the_gain_less_the_cost(patient):
+    volume, labels, codes = patient
+
+    def renamed(**names):
+        return {names.get(name.replace("-", "_"), name): code for name, code in codes.items()}
+
+    flipped = Volume(volume.hu, np.diag([-1.0, 1, 1, 1]) @ volume.affine, "")
+    sides = renamed(kidney_left="kidney-right", kidney_right="kidney-left")
+    two = renamed(liver="femur-left", femur_left="liver")
+    cycle = dict(zip(NAMES, (codes[name] for name in (*NAMES[1:], NAMES[0])), strict=True))
+    for case, cost in (
+        ((flipped, labels, codes), 1.0),
+        ((volume, labels, sides), 1.0),
+        ((volume, labels, two), 3.0),
+        ((volume, labels, renamed(liver="bladder")), 2.0),
+        ((volume, labels, cycle), 2.0 + 5),
+        ((volume, np.flip(labels, 0), codes), 4.0),
+        ((volume, shifted(labels), codes), 4.0),
+    ):
+        _, (step,) = explain(evidence_of(*case))
+        gain = step.after.score - step.before.score
+        spread = step.before.view.spread - step.after.view.spread
+        assert step.evidence == pytest.approx(gain + 3.0 * spread - cost)
+
+
 # Structures.
 
 
@@ -350,6 +381,27 @@ def test_other_label_maps_are_not_read_without_doubt(patient, classifier):
     asked = []
     audit = scan.audit_scan(classifier, volume, mask, other_masks=lambda: asked.append(1) or {})
     assert audit.findings == () and asked == []
+
+
+@pytest.mark.parametrize(("different", "is_found"), [(1, False), (2, False), (3, True), (5, True)])
+def test_many_different_structures_are_a_finding_even_if_nothing_explains_them(
+    patient, different, is_found
+):
+    evidence = evidence_of(*patient)
+    state = state_of(evidence)
+    for i in range(different):
+        column = CLASSES.index(state.labels[i])
+        state.view.probabilities[i] = 0.9 / 10
+        state.view.probabilities[i, column] = 0.09
+    whole = tuple(
+        dataclasses.replace(one, is_cut=False, is_small=False) for one in state.view.structures
+    )
+    state = dataclasses.replace(state, view=dataclasses.replace(state.view, structures=whole))
+    findings = scan._unexplained(evidence, state)
+    assert bool(findings) == is_found
+    if is_found:
+        assert findings[0].organs == NAMES[:different] and findings[0].evidence >= 3
+        assert findings[0].message.startswith(f"{different} of 5 whole structures look different")
 
 
 def test_a_mask_that_nothing_explains_is_a_finding(patient, classifier):
