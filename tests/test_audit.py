@@ -375,6 +375,29 @@ def test_a_mask_of_other_numbers_is_one_finding(patient, classifier):
     )
 
 
+def test_a_label_map_must_fit_better_than_what_was_found(patient, classifier):
+    volume, labels, codes = patient
+    cycle = dict(zip(NAMES, (codes[name] for name in (*NAMES[1:], NAMES[0])), strict=True))
+    wrong, right = (Mask([np.asfortranarray(labels)], which) for which in (cycle, codes))
+    (finding,) = scan.audit_scan(
+        classifier, volume, wrong, other_masks=lambda: {"amos22": right}
+    ).findings
+    before, after = (state_of(evidence_of(volume, labels, which)).score for which in (cycle, codes))
+    # both have five organs, so that guessing is as likely
+    assert finding.evidence == pytest.approx(after - before - 2.0)
+    assert finding.numbers["organs that agree"] == "0 of 5 -> 5 of 5"
+    chance = 5 * math.log(11)
+    assert (
+        finding.numbers["log likelihood against chance"]
+        == f"{before + chance:.1f} -> {after + chance:.1f}"
+    )
+    for masks in ({}, {"word": wrong}):
+        (kept,) = scan.audit_scan(
+            classifier, volume, wrong, other_masks=lambda masks=masks: masks
+        ).findings
+        assert kept.kind == "labels swapped"
+
+
 def test_other_label_maps_are_not_read_without_doubt(patient, classifier):
     volume, labels, codes = patient
     mask = Mask([np.asfortranarray(labels)], codes)
