@@ -313,6 +313,21 @@ def test_other_label_maps_are_offered_for_bare_numbers_alone(run, cases, fake, t
     assert bare["lits"] == ["liver"] and set(bare["flare22"]) >= {"liver", "kidney-right"}
 
 
+def test_the_names_in_the_file_are_offered_if_the_label_map_reads_numbers(
+    run, cases, fake, tmp_path
+):
+    cases("named")
+    fake.asks_others = True
+    (tmp_path / "masks" / "named.nii").unlink()
+    lines = ["Segment0_Name:=liver", "Segment0_LabelValue:=1"]
+    (tmp_path / "masks" / "named.nrrd").write_bytes(
+        nrrd(PHANTOM.labels, PHANTOM.affine, lines=lines)
+    )
+    code, _, err = run("--labels", "amos22")
+    assert code == 0 and fake.others["named.nii"] == {"totalsegmentator": ["liver"]}
+    assert "named.nii: the label map amos22 contradicts the names in the file: 1 liver" in err
+
+
 def test_label_maps_that_do_not_fit_are_left_out_and_one_mask_is_in_memory(monkeypatch, tmp_path):
     from organ_infer.audit.pairs import Pair
     from organ_infer.audit.run import OtherMasks

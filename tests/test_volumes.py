@@ -668,7 +668,13 @@ def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volum
     np.testing.assert_array_equal(mask["lung-left"], np.isin(SCAN.labels, (2, 4)))
     assert mask.structures("lung-left") == ("lung_upper_lobe_left", "lung_lower_lobe_left")
     # a data set that was asked for has its own numbers
-    assert "liver" in open_mask(tmp_path / "named.nii.gz", volume, "word")
+    assert "liver" in (mask := open_mask(tmp_path / "named.nii.gz", volume, "word"))
+    # with a warning that lists the numbers whose names are of another organ
+    assert mask.warnings == (
+        "the label map word contradicts the names in the file: 1 spleen is read as liver, 2 lung_upper_lobe_left is"
+        " read as spleen, 4 lung_lower_lobe_left is read as kidney-right; choose totalsegmentator to read the names",
+    )
+    assert open_mask(tmp_path / "named.nii.gz", volume, "msd-spleen").warnings == ()
     slicer = ["Segment0_Name:=Left Kidney", "Segment0_LabelValue:=1"]
     mask = open_mask(
         saved(tmp_path, "s.nrrd", nrrd(SCAN.labels, SCAN.affine, lines=slicer)), volume
@@ -681,6 +687,7 @@ def test_numbers_that_two_versions_may_have_written_are_named(tmp_path, volume):
     path = saved(tmp_path, "a.nii", nifti(labels, SCAN.affine))
     (warning,) = open_mask(path, volume).warnings
     assert "if they are of version 1, choose totalsegmentator-v1" in warning
+    assert warning.endswith("if of another data set, its label map or a CSV file")
     assert open_mask(path, volume, "totalsegmentator-v1").warnings == ()
     # version 1 has no such number
     labels[0, 0, 0] = 105
