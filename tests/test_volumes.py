@@ -668,7 +668,8 @@ def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volum
     np.testing.assert_array_equal(mask["lung-left"], np.isin(SCAN.labels, (2, 4)))
     assert mask.structures("lung-left") == ("lung_upper_lobe_left", "lung_lower_lobe_left")
     # a data set that was asked for has its own numbers
-    assert "liver" in (mask := open_mask(tmp_path / "named.nii.gz", volume, "word"))
+    mask = open_mask(tmp_path / "named.nii.gz", volume, "word")
+    assert "liver" in mask
     # with a warning that lists the numbers whose names are of another organ
     assert mask.warnings == (
         "the label map word contradicts the names in the file: 1 spleen is read as liver, 2 lung_upper_lobe_left is"
