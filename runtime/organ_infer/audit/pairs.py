@@ -17,7 +17,7 @@ __all__ = ["CSV_LIMIT", "Pair", "Pairs", "pair_directories", "read_pairs"]
 # Bytes of the CSV file.
 CSV_LIMIT = 1 << 26
 COLUMNS = ("scan", "mask", "labels")
-_EXPECTED = "expected scan,mask[,labels]"
+_LINE_FORMAT = "expected scan,mask[,labels]"
 # Besides the suffixes of whole scans: zip and multi-frame DICOM, DICOM SEG, RTSTRUCT.
 SUFFIXES = tuple(sorted((*SCAN_SUFFIXES, ".zip", ".dcm"), key=len, reverse=True))
 # nnU-Net numbers the channels of a case from 0. CT is the only one.
@@ -120,7 +120,9 @@ def _rows(path: str, name: str) -> Iterator[tuple[int, list[str]]]:
             # a quoted cell may hold line breaks
             line = reader.line_num + 1
     except csv.Error as e:
-        raise InputError(f"{name}, line {line}: no valid CSV ({one_line(e)}); {_EXPECTED}") from e
+        raise InputError(
+            f"{name}, line {line}: no valid CSV ({one_line(e)}); {_LINE_FORMAT}"
+        ) from e
 
 
 def _text(path: str, name: str) -> str:
@@ -161,13 +163,13 @@ def _ordered(cells: list[str], header: Sequence[str] | None, where: str) -> list
         return cells
     order = [header.index(column) for column in COLUMNS if column in header]
     if len(cells) <= max(order[:2]) or any(cells[len(header) :]):
-        raise InputError(f"{where}: {_EXPECTED}, found {short_repr(one_line(','.join(cells)))}")
+        raise InputError(f"{where}: {_LINE_FORMAT}, found {short_repr(one_line(','.join(cells)))}")
     return [cells[i] for i in order if i < len(cells)]
 
 
 def _pair(cells: Sequence[str], base: str, labels: str, where: str) -> Pair:
     if not 2 <= len(cells) <= 3 or not cells[0] or not cells[1]:
-        raise InputError(f"{where}: {_EXPECTED}, found {short_repr(one_line(','.join(cells)))}")
+        raise InputError(f"{where}: {_LINE_FORMAT}, found {short_repr(one_line(','.join(cells)))}")
     own_labels = cells[2] if len(cells) == 3 else ""
     if own_labels and own_labels.lower() not in LABEL_MAPS:
         own_labels = os.path.join(base, own_labels)

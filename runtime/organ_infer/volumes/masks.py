@@ -28,7 +28,10 @@ __all__ = [
 MOST_LABEL = 65_535
 # structures that a message lists
 MOST_LISTED = 12
-RESAMPLE_ADVICE = "pass the mask of this scan, or resample it with --resample-mask or resample=True"
+RESAMPLE_ADVICE = (
+    "pass the mask of this scan, or resample it, in organ-infer volume with --resample-mask and in open_mask with"
+    " resample=True"
+)
 
 
 class Layers:
