@@ -318,3 +318,14 @@ def test_a_mask_that_nothing_explains_is_a_finding(patient, classifier):
         labels[x : x + 6, y : y + 6, z : z + 8] = code
     audit = scan.audit_scan(classifier, volume, Mask([np.asfortranarray(labels)], codes))
     assert audit.findings and audit.findings[0].evidence >= 3
+
+
+def test_a_label_map_that_fits_worse_than_chance_is_no_finding(patient, classifier):
+    volume, _, codes = patient
+    noise = np.random.default_rng(0).integers(0, 6, SHAPE, np.uint8)
+    wrong = Mask([np.asfortranarray(noise)], codes)
+    # One wrong organ is less wrong than five.
+    fewer = Mask([np.asfortranarray(noise)], {"bladder": 1})
+    audit = scan.audit_scan(classifier, volume, wrong, other_masks=lambda: {"lits": fewer})
+    kinds = [finding.kind for finding in audit.findings]
+    assert kinds and "label map" not in kinds

@@ -202,7 +202,8 @@ def _other_label_map(
     gains = {
         name: _fit(other) - fit - LABEL_MAP_COST
         for name, other in others.items()
-        if other.structures
+        # Worse than guessing is no fit. A map of one organ is always less wrong than one of many.
+        if other.structures and _fit(other) > 0
     }
     if not gains:
         return []
