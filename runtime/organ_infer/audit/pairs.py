@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError, file_reason, one_line, short_repr, shorten
+from ..errors import InputError, file_reason, one_line, short_repr, shorten_names
 from ..images.scan_formats import SCAN_SUFFIXES
 from ..names import escape_path
 from ..volumes.label_maps import LABEL_MAPS, label_map
@@ -275,7 +275,7 @@ def _without(what: str, partner: str, files: Iterable[str]) -> Iterator[str]:
     names = [escape_path(file, one_line=True) for file in files]
     if names:
         noun = what if len(names) == 1 else f"{what}s"
-        listed = shorten(", ".join(names), NAMES_LIMIT)
+        listed = shorten_names(names, NAMES_LIMIT)
         yield f"{len(names):,} {noun} without a {partner}, left out: {listed}"
 
 

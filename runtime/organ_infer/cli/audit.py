@@ -12,7 +12,7 @@ from ..audit.pairs import Pair, Pairs, pair_directories, read_pairs
 from ..audit.ranking import RankedFinding
 from ..audit.records import Record
 from ..audit.run import AuditRun, ScanAuditor, identity_of
-from ..errors import printable, shorten
+from ..errors import printable, shorten_names
 from ..names import escape_path
 from .audit_arguments import AuditOptions
 from .exit_codes import ALL_CLASSIFIED, FAILED, SOME_FAILED
@@ -116,7 +116,7 @@ def _report(
         with contextlib.suppress(ClosedPipe):
             Writer(None).write("".join(map(_line, findings)))
     if unmapped := {name for audit in audits for name in audit.unmapped}:
-        names = shorten(", ".join(sorted(unmapped, key=_number_first)), NAMES_LIMIT)
+        names = shorten_names(sorted(unmapped, key=_number_first), NAMES_LIMIT)
         messages.note(f"structures of no class, not audited: {names}")
     with_findings = sum(bool(audit.findings) for audit in audits)
     noun = "scan" if len(audits) == 1 else "scans"

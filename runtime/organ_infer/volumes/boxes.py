@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..box_files import BoxLine, box_lines, millimeters, whole_number
-from ..errors import ImageError, InputError, short_repr, shorten
+from ..errors import ImageError, InputError, short_repr, shorten_names
 from ..names import escape_path, path_text
 from .label_maps import label_map
 from .types import Mask, Volume
@@ -162,7 +162,7 @@ def open_boxes(
     if not boxes:
         raise InputError(
             f"{escape_path(name, one_line=True)}: no organ is in the label map {row.name}: found"
-            f" {shorten(', '.join(unmapped), NAMES_LIMIT)}; write names such as liver and kidney-left, or choose the"
+            f" {shorten_names(list(unmapped), NAMES_LIMIT)}; write names such as liver and kidney-left, or choose the"
             " label map of the names with --labels or labels="
         )
     return BoxMask(
