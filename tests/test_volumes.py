@@ -544,6 +544,22 @@ def test_a_tilted_gantry_and_mixed_slices_are_refused(tmp_path):
     refused("one slice, not a volume", open_volume, tmp_path / "one" / "IM0002")
 
 
+def test_a_mask_beside_the_slices_is_left_out_with_its_name(tmp_path):
+    pytest.importorskip("pydicom")
+    path = write_series(tmp_path / "a", series(SCAN))
+    mask = segmentation(SCAN, {"liver": SCAN.labels == 1})
+    (path / "mask1.dcm").write_bytes(mask)
+    volume = open_volume(path)
+    reason = "a segmentation, surface or registration, not a CT image"
+    assert volume.warnings == (f"1 file left out, {path}/mask1.dcm: {reason}",)
+    # it may be the mask of the command, so nothing is advised
+    assert "liver" in open_mask(path / "mask1.dcm", volume)
+    (path / "mask2.dcm").write_bytes(mask)
+    assert open_volume(path).warnings == (
+        f"2 files left out, the first {path}/mask1.dcm: {reason}",
+    )
+
+
 def test_one_of_several_series_is_chosen(tmp_path):
     pytest.importorskip("pydicom")
     other = SCAN.with_hu(SCAN.hu + np.int16(7))
