@@ -219,6 +219,18 @@ def test_structures_of_no_class_are_listed_once_numbers_first(run, cases, tmp_pa
     assert "not audited: 4, ..., 250\n" in run()[2]
 
 
+def test_a_finding_of_a_scan_with_several_masks_names_the_mask(run, cases, tmp_path):
+    cases("a", "swapped4", "swapped5")
+    pairs = "scans/swapped4.nii,masks/a.nii\nscans/swapped4.nii,masks/swapped4.nii\nscans/swapped5.nii,masks/a.nii\n"
+    (tmp_path / "pairs.csv").write_text(pairs)
+    code, out, _ = run(inputs=("pairs.csv",))
+    assert code == 0
+    paths = [line.split("  ")[-2:] for line in out.splitlines()]
+    assert ["scans/swapped4.nii", "masks/a.nii"] in paths
+    assert ["scans/swapped4.nii", "masks/swapped4.nii"] in paths
+    assert [end for _, end in paths].count("scans/swapped5.nii") == 1
+
+
 # Scans that fail.
 
 
