@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from support.phantoms import phantom
 
 from organ_infer.audit import KINDS, anatomy, scan
 from organ_infer.audit.evidence import Evidence
-from organ_infer.audit.explanations import axes_message, explain, state_of
+from organ_infer.audit.explanations import (
+    Step,
+    _label_changes_merged,
+    axes_message,
+    explain,
+    state_of,
+)
 from organ_infer.audit.structures import UNMOVED, Move, Structure, moves_of_axes, structures_of
 from organ_infer.volumes.types import Mask, Volume
 
@@ -105,6 +112,41 @@ def test_labels_that_are_exchanged_in_a_cycle_are_one_finding(patient):
     assert kind == "labels swapped"
     for name, other in zip(NAMES, (*NAMES[1:], NAMES[0]), strict=True):
         assert f"{name} looks like {other}" in message
+
+
+def test_changes_of_the_same_labels_are_one_finding_without_those_taken_back(patient):
+    volume, labels, codes = patient
+    evidence = evidence_of(volume, labels, codes)
+    start = state_of(evidence)
+
+    def step(before, changes):
+        """Relabel structures by their index."""
+        after = replace(
+            before, labels=tuple(changes.get(i, name) for i, name in enumerate(before.labels))
+        )
+        return Step("labels swapped", "", tuple(changes), 4.0, before, after)
+
+    names = start.labels
+    first = step(start, {0: "heart", 1: "bladder", 2: names[0]})
+    back = step(first.after, {1: names[1]})
+    (merged,) = _label_changes_merged(evidence, [first, back])
+    assert (
+        merged.message
+        == f"labels exchanged: {names[0]} looks like heart, {names[2]} looks like {names[0]}"
+    )
+    assert (merged.kind, merged.organs, merged.evidence) == ("labels swapped", (0, 2), 8.0)
+    assert (merged.before.labels, merged.after.labels) == (names, back.after.labels)
+    one = step(back.after, {2: names[2]})
+    (merged,) = _label_changes_merged(evidence, [first, back, one])
+    assert (merged.kind, merged.message) == ("wrong label", f"label {names[0]} looks like heart")
+    # nothing is left
+    assert _label_changes_merged(evidence, [first, back, one, step(one.after, {0: names[0]})]) == []
+    # other organs, and steps of another kind
+    apart = [first, step(first.after, {3: "pancreas"})]
+    assert _label_changes_merged(evidence, apart) == apart
+    moved = replace(first, kind="mask shifted", organs=(0, 1, 2, 3, 4), after=start)
+    assert _label_changes_merged(evidence, [moved, first, back])[0] == moved
+    assert _label_changes_merged(evidence, [moved, first]) == [moved, first]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -439,3 +481,16 @@ def test_a_mask_that_nothing_explains_is_a_finding(patient, classifier):
         labels[x : x + 6, y : y + 6, z : z + 8] = code
     audit = scan.audit_scan(classifier, volume, Mask([np.asfortranarray(labels)], codes))
     assert audit.findings and audit.findings[0].evidence >= 3
+
+
+def test_a_label_map_that_fits_worse_than_chance_is_no_finding(patient, classifier):
+    volume, _, codes = patient
+    noise = np.random.default_rng(0).integers(0, 6, SHAPE, np.uint8)
+    wrong = Mask([np.asfortranarray(noise)], codes)
+    # One wrong organ is less wrong than five.
+    fewer = Mask([np.asfortranarray(noise)], {"bladder": 1})
+    audit = scan.audit_scan(classifier, volume, wrong, other_masks=lambda: {"lits": fewer})
+    # The best of many poor explanations is none either.
+    ((kind, message),) = [(finding.kind, finding.message) for finding in audit.findings]
+    assert kind == "unexplained" and "fits the scan worse than random labels" in message
+    assert set(audit.findings[0].organs) == {*NAMES} and audit.findings[0].evidence > 3

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError, file_reason, one_line, short_repr
 
-__all__ = ["LABEL_MAPS", "LabelMap", "label_map"]
+__all__ = ["LABEL_MAPS", "LABEL_MAP_OF_NAMES", "LabelMap", "label_map"]
+
+# The map that reads label images by the names in the file.
+LABEL_MAP_OF_NAMES = "totalsegmentator"
 
 # bytes of a CSV file
 CSV_LIMIT = 1 << 20

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..images.scan_formats import SCAN_SUFFIXES
 from .grid import Alignment, Shape, alignment, described
-from .label_maps import LabelMap
+from .label_maps import LABEL_MAP_OF_NAMES, LabelMap
 from .resampling import Resampling, resampling
 from .scan_files import read_header
 from .types import Mask, Volume
@@ -28,7 +28,10 @@ __all__ = [
 MOST_LABEL = 65_535
 # structures that a message lists
 MOST_LISTED = 12
-RESAMPLE_ADVICE = "pass the mask of this scan, or resample it with --resample-mask or resample=True"
+RESAMPLE_ADVICE = (
+    "pass the mask of this scan, or resample it, in organ-infer volume with --resample-mask and in open_mask with"
+    " resample=True"
+)
 
 
 class Layers:
@@ -205,7 +208,13 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
     warnings = [*header.warnings]
     if row.other and not _is_named(row, header.structures) and not counts[row.other[1] + 1 :].any():
         warnings.append(
-            f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}"
+            f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}, and if of"
+            " another data set, its label map or a CSV file"
+        )
+    if contradictions := _contradictions(row, header.structures, counts):
+        warnings.append(
+            f"the label map {row.name} contradicts the names in the file: {_listed(contradictions)};"
+            f" choose {LABEL_MAP_OF_NAMES} to read the names"
         )
     return finished_mask(path, like, layers, row, warnings)
 
@@ -213,6 +222,20 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
 def _is_named(row: LabelMap, structures: Mapping[int, str]) -> bool:
     """Whether the file's own names of its numbers are used. A table of names that no row knows is not."""
     return row.prefers_names and any(row.class_of(None, name) for name in structures.values())
+
+
+def _contradictions(
+    row: LabelMap, structures: Mapping[int, str], counts: NDArray[np.int64]
+) -> list[str]:
+    """List the numbers with voxels whose name in the file is of another class than their number in the label map."""
+    if _is_named(row, structures):
+        return []
+    found = []
+    for number, name in sorted(structures.items()):
+        by_number, by_name = row.numbers.get(number), row.class_of(None, name)
+        if by_number and by_name and by_number != by_name and counts[number]:
+            found.append(f"{number} {name} is read as {by_number}")
+    return found
 
 
 def _lookup(row: LabelMap, structures: Mapping[int, str], layers: Layers) -> NDArray[np.uint8]:

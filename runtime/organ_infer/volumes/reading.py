@@ -41,7 +41,9 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
             _check_no_array(path)
             return read_series(path, series)
         if series is not None:
-            raise InputError(f"{path}: series= chooses a DICOM series; this file holds one scan")
+            raise InputError(
+                f"{path}: --series or series= chooses a DICOM series, and this file holds one scan; leave it out"
+            )
         header = read_header(path)
         hu, warnings = read_hounsfield(header)
         return Volume(hu, header.affine, path, (*header.warnings, *warnings))
