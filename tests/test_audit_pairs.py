@@ -2,7 +2,9 @@
 
 import os
 
+import numpy as np
 import pytest
+from support.phantoms import nifti
 
 from organ_infer import InputError
 from organ_infer.audit.pairs import Pair, pair_directories, read_pairs
@@ -98,6 +100,7 @@ def test_one_scan_may_have_several_masks(table):
         ("a,m\nb,m\n./a,m\n", "line 3: the same scan and mask as in line 1; remove one"),
         ("a,m,nope\n", "line 1: labels .*nope'.*: no such label map"),
         ('a,m\n"b,m\n', "line 2: no valid CSV"),
+        (nifti(np.zeros((2, 3, 4), np.int16), np.eye(4)), r"a scan or mask \(NIfTI\), not a list"),
         (b"a,m\nb\xe9,m\n", "line 2: not UTF-8; save the CSV file as UTF-8"),
         ("a,m\n".encode("utf-16"), "line 1: not UTF-8"),
         ("a,m\n\0,m\n", "line 2: NUL"),

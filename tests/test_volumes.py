@@ -271,6 +271,11 @@ BAD = {
     "huge.nii": (lambda: nifti(SCAN.hu, SCAN.affine, dim=(3, 9000, 9000, 9000)), "too large"),
     "nan.nii": (nan_scan, "1 voxels or more are NaN"),
     "unsigned.nii": (lambda: nifti(SCAN.hu.view(np.uint16), SCAN.affine), "stored as unsigned"),
+    # Some voxels were below -1024, so that the offset leaves negative values.
+    "offset-and-noise.nii": (
+        lambda: nifti((SCAN.hu + 930).astype(np.int16), SCAN.affine),
+        "HU and more, denser than bone, so these are not Hounsfield units; subtract the missing offset",
+    ),
     "offset.nii": (
         lambda: nifti((SCAN.hu + 1024).astype(np.uint16), SCAN.affine),
         "subtract the missing offset",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError, file_reason, one_line, short_repr, shorten_names
-from ..images.scan_formats import SCAN_SUFFIXES
+from ..images.scan_formats import SCAN_SUFFIXES, scan_title
 from ..names import escape_path
 from ..volumes.label_maps import LABEL_MAPS, label_map
 
@@ -137,6 +137,11 @@ def _text(path: str, name: str) -> str:
         raise InputError(f"{name}: cannot be read ({file_reason(e)})") from e
     if len(content) > CSV_LIMIT:
         raise InputError(f"{name}: larger than {CSV_LIMIT:,} bytes; split the list")
+    if (title := scan_title(content)) is not None:
+        raise InputError(
+            f"{name}: a scan or mask ({title}), not a list; pass a CSV file with scan,mask per line, or the directories"
+            " SCANS and MASKS"
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
