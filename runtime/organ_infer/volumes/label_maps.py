@@ -237,7 +237,7 @@ _ROWS = (
         },
         names=_NAMES,
     ),
-    # Lungs (3) and kidneys (4) are not told apart by side.
+    # Lungs (3) and kidneys (4) have no side.
     LabelMap(
         name="ct-org",
         source=_source(

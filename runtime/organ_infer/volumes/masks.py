@@ -184,7 +184,7 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
     """Read a label image."""
     header = read_header(path, is_resampled=resample)
     layers = Layers(like.hu.shape)
-    lies = _aligned(header, like, layers, resample)
+    aligned = _aligned(header, like, layers, resample)
     lookup = _lookup(row, header.structures, layers)
     codes = np.empty(header.count, np.uint8)
     counts = np.zeros(MOST_LABEL + 1, np.int64)
@@ -194,7 +194,7 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
         part = np.bincount(numbers[numbers != 0])
         counts[: len(part)] += part
         np.take(lookup, numbers, out=codes[start : start + len(values)], mode="clip")
-    layers.add_layer(lies.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.add_layer(aligned.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
     layers.codes = {
         organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()
     }
@@ -307,14 +307,16 @@ def _add(
     path: str, organ: str, structure: str, like: Volume, layers: Layers, resample: bool
 ) -> None:
     header = read_header(path, is_resampled=resample)
-    lies = _aligned(header, like, layers, resample)
+    aligned = _aligned(header, like, layers, resample)
     voxels = np.empty(header.count, np.bool_)
     for start, values in blocks(header):
         np.not_equal(_labels(values, header), 0, out=voxels[start : start + len(values)])
     if not voxels.any():
         layers.empty.add(structure)
         return
-    layers.add(organ, structure, lies.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.add(
+        organ, structure, aligned.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0))
+    )
 
 
 def _stem(name: str) -> str:
