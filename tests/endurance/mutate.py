@@ -97,6 +97,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
+        "test_paths",
+        "test_predict_bytes",
+        "test_predict_volume",
         "test_session",
         "test_tta",
     ),
