@@ -1,7 +1,10 @@
 """What explains a mask that does not fit its scan: on a large phantom, with a model that knows organs by their HU."""
 
+import dataclasses
 import itertools
+import math
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +12,13 @@ from support.phantoms import phantom
 
 from organ_infer.audit import KINDS, anatomy, scan
 from organ_infer.audit.evidence import Evidence
-from organ_infer.audit.explanations import axes_message, explain, state_of
+from organ_infer.audit.explanations import (
+    Step,
+    _label_changes_merged,
+    axes_message,
+    explain,
+    state_of,
+)
 from organ_infer.audit.structures import UNMOVED, Move, Structure, moves_of_axes, structures_of
 from organ_infer.volumes.types import Mask, Volume
 
@@ -105,6 +114,41 @@ def test_labels_that_are_exchanged_in_a_cycle_are_one_finding(patient):
         assert f"{name} looks like {other}" in message
 
 
+def test_changes_of_the_same_labels_are_one_finding_without_those_taken_back(patient):
+    volume, labels, codes = patient
+    evidence = evidence_of(volume, labels, codes)
+    start = state_of(evidence)
+
+    def step(before, changes):
+        """Relabel structures by their index."""
+        after = replace(
+            before, labels=tuple(changes.get(i, name) for i, name in enumerate(before.labels))
+        )
+        return Step("labels swapped", "", tuple(changes), 4.0, before, after)
+
+    names = start.labels
+    first = step(start, {0: "heart", 1: "bladder", 2: names[0]})
+    back = step(first.after, {1: names[1]})
+    (merged,) = _label_changes_merged(evidence, [first, back])
+    assert (
+        merged.message
+        == f"labels exchanged: {names[0]} looks like heart, {names[2]} looks like {names[0]}"
+    )
+    assert (merged.kind, merged.organs, merged.evidence) == ("labels swapped", (0, 2), 8.0)
+    assert (merged.before.labels, merged.after.labels) == (names, back.after.labels)
+    one = step(back.after, {2: names[2]})
+    (merged,) = _label_changes_merged(evidence, [first, back, one])
+    assert (merged.kind, merged.message) == ("wrong label", f"label {names[0]} looks like heart")
+    # nothing is left
+    assert _label_changes_merged(evidence, [first, back, one, step(one.after, {0: names[0]})]) == []
+    # other organs, and steps of another kind
+    apart = [first, step(first.after, {3: "pancreas"})]
+    assert _label_changes_merged(evidence, apart) == apart
+    moved = replace(first, kind="mask shifted", organs=(0, 1, 2, 3, 4), after=start)
+    assert _label_changes_merged(evidence, [moved, first, back])[0] == moved
+    assert _label_changes_merged(evidence, [moved, first]) == [moved, first]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_shifted_mask_is_found_with_its_distance(patient, axis):
     volume, labels, codes = patient
@@ -132,6 +176,37 @@ def test_every_step_has_a_known_kind_and_enough_evidence(patient):
     state, steps = explain(evidence_of(volume, labels, swapped))
     assert steps and all(step.kind in KINDS and step.evidence >= 3 for step in steps)
     assert state.score > steps[0].before.score
+
+
+def shifted(labels):
+    off = np.zeros_like(labels)
+    off[6:] = labels[:-6]
+    return off
+
+
+def test_the_evidence_is_the_gain_less_the_cost(patient):
+    volume, labels, codes = patient
+
+    def renamed(**names):
+        return {names.get(name.replace("-", "_"), name): code for name, code in codes.items()}
+
+    flipped = Volume(volume.hu, np.diag([-1.0, 1, 1, 1]) @ volume.affine, "")
+    sides = renamed(kidney_left="kidney-right", kidney_right="kidney-left")
+    two = renamed(liver="femur-left", femur_left="liver")
+    cycle = dict(zip(NAMES, (codes[name] for name in (*NAMES[1:], NAMES[0])), strict=True))
+    for case, cost in (
+        ((flipped, labels, codes), 1.0),
+        ((volume, labels, sides), 1.0),
+        ((volume, labels, two), 3.0),
+        ((volume, labels, renamed(liver="bladder")), 2.0),
+        ((volume, labels, cycle), 2.0 + 5),
+        ((volume, np.flip(labels, 0), codes), 4.0),
+        ((volume, shifted(labels), codes), 4.0),
+    ):
+        _, (step,) = explain(evidence_of(*case))
+        gain = step.after.score - step.before.score
+        spread = step.before.view.spread - step.after.view.spread
+        assert step.evidence == pytest.approx(gain + 3.0 * spread - cost)
 
 
 # Structures.
@@ -194,6 +269,50 @@ def test_crops_are_seven_of_the_middle_slices(patient):
     assert len(crops) == 7 and indices == sorted(indices)
     assert side.start + 0.2 * (side.stop - side.start) <= indices[0]
     assert indices[-1] < side.stop - 0.2 * (side.stop - side.start)
+
+
+# Evidence.
+
+
+@pytest.mark.parametrize(
+    ("state", "weight"),
+    [({}, 1.0), ({"is_cut": True}, 0.75), ({"is_small": True}, 0.25)],
+)
+def test_cut_and_small_structures_count_less(patient, state, weight):
+    evidence = evidence_of(*patient)
+    view = evidence.view()
+    liver = dataclasses.replace(view.structures[0], is_cut=False, is_small=False, volume_ml=1000.0)
+    view = dataclasses.replace(
+        view, structures=(dataclasses.replace(liver, **state), *view.structures[1:])
+    )
+    labels = [one.name for one in evidence.structures]
+    for probability, counted in ((0.5, 0.5), (0.0, 0.005)):
+        view.probabilities[0, CLASSES.index("liver")] = probability
+        scores = evidence.organ_scores(view, labels)
+        assert scores[0] == pytest.approx(weight * math.log(counted))
+
+
+def test_a_structure_that_is_gone_has_no_answer_and_the_largest_spread(patient):
+    evidence = evidence_of(*patient)
+    away = evidence.view(move=Move(shift=(59, 0, 0)))
+    assert away.structures == (None,) * 5
+    assert (away.probabilities == 1 / 11).all()
+    # the variance of as many -1000 as 400 HU
+    assert away.spread == pytest.approx(5 * math.log(700.0**2))
+    labels = [one.name for one in evidence.structures]
+    assert evidence.organ_scores(away, labels) == pytest.approx([math.log(0.005)] * 5)
+
+
+def test_the_spread_is_that_of_the_homogeneous_organs(patient):
+    volume, labels, codes = patient
+    hu = volume.hu.copy()
+    hu[labels == codes["liver"]] = np.resize([40, 80], (labels == codes["liver"]).sum())
+    evidence = evidence_of(dataclasses.replace(volume, hu=hu), labels, codes)
+    variance = np.clip(evidence.structures[0].hounsfield(hu), -1000, 400).var()
+    assert 300 < variance < 500
+    # the femur does not count, and the others are constant
+    expected = math.log(variance + 15.0**2) + 3 * math.log(15.0**2)
+    assert evidence.view().spread == pytest.approx(expected)
 
 
 # Anatomy.
@@ -298,12 +417,56 @@ def test_a_mask_of_other_numbers_is_one_finding(patient, classifier):
     )
 
 
+def test_a_label_map_must_fit_better_than_what_was_found(patient, classifier):
+    volume, labels, codes = patient
+    cycle = dict(zip(NAMES, (codes[name] for name in (*NAMES[1:], NAMES[0])), strict=True))
+    wrong, right = (Mask([np.asfortranarray(labels)], which) for which in (cycle, codes))
+    (finding,) = scan.audit_scan(
+        classifier, volume, wrong, other_masks=lambda: {"amos22": right}
+    ).findings
+    before, after = (state_of(evidence_of(volume, labels, which)).score for which in (cycle, codes))
+    # both have five organs, so that guessing is as likely
+    assert finding.evidence == pytest.approx(after - before - 2.0)
+    assert finding.numbers["organs that agree"] == "0 of 5 -> 5 of 5"
+    chance = 5 * math.log(11)
+    assert (
+        finding.numbers["log likelihood against chance"]
+        == f"{before + chance:.1f} -> {after + chance:.1f}"
+    )
+    for masks in ({}, {"word": wrong}):
+        (kept,) = scan.audit_scan(
+            classifier, volume, wrong, other_masks=lambda masks=masks: masks
+        ).findings
+        assert kept.kind == "labels swapped"
+
+
 def test_other_label_maps_are_not_read_without_doubt(patient, classifier):
     volume, labels, codes = patient
     mask = Mask([np.asfortranarray(labels)], codes)
     asked = []
     audit = scan.audit_scan(classifier, volume, mask, other_masks=lambda: asked.append(1) or {})
     assert audit.findings == () and asked == []
+
+
+@pytest.mark.parametrize(("different", "is_found"), [(1, False), (2, False), (3, True), (5, True)])
+def test_many_different_structures_are_a_finding_even_if_nothing_explains_them(
+    patient, different, is_found
+):
+    evidence = evidence_of(*patient)
+    state = state_of(evidence)
+    for i in range(different):
+        column = CLASSES.index(state.labels[i])
+        state.view.probabilities[i] = 0.9 / 10
+        state.view.probabilities[i, column] = 0.09
+    whole = tuple(
+        dataclasses.replace(one, is_cut=False, is_small=False) for one in state.view.structures
+    )
+    state = dataclasses.replace(state, view=dataclasses.replace(state.view, structures=whole))
+    findings = scan._unexplained(evidence, state)
+    assert bool(findings) == is_found
+    if is_found:
+        assert findings[0].organs == NAMES[:different] and findings[0].evidence >= 3
+        assert findings[0].message.startswith(f"{different} of 5 whole structures look different")
 
 
 def test_a_mask_that_nothing_explains_is_a_finding(patient, classifier):
@@ -318,3 +481,16 @@ def test_a_mask_that_nothing_explains_is_a_finding(patient, classifier):
         labels[x : x + 6, y : y + 6, z : z + 8] = code
     audit = scan.audit_scan(classifier, volume, Mask([np.asfortranarray(labels)], codes))
     assert audit.findings and audit.findings[0].evidence >= 3
+
+
+def test_a_label_map_that_fits_worse_than_chance_is_no_finding(patient, classifier):
+    volume, _, codes = patient
+    noise = np.random.default_rng(0).integers(0, 6, SHAPE, np.uint8)
+    wrong = Mask([np.asfortranarray(noise)], codes)
+    # One wrong organ is less wrong than five.
+    fewer = Mask([np.asfortranarray(noise)], {"bladder": 1})
+    audit = scan.audit_scan(classifier, volume, wrong, other_masks=lambda: {"lits": fewer})
+    # The best of many poor explanations is none either.
+    ((kind, message),) = [(finding.kind, finding.message) for finding in audit.findings]
+    assert kind == "unexplained" and "fits the scan worse than random labels" in message
+    assert set(audit.findings[0].organs) == {*NAMES} and audit.findings[0].evidence > 3

@@ -2,7 +2,9 @@
 
 import os
 
+import numpy as np
 import pytest
+from support.phantoms import nifti
 
 from organ_infer import InputError
 from organ_infer.audit.pairs import Pair, pair_directories, read_pairs
@@ -41,6 +43,17 @@ def test_a_line_is_a_scan_and_its_mask(table):
         assert table(text) == expected, text
 
 
+def test_a_header_names_the_columns_in_any_order_beside_others(table):
+    assert table("mask,scan\nm,a\n") == [("a", "m", "totalsegmentator")]
+    assert table("id,Labels,mask, scan\n1,btcv,m,a\n2,,n,b\n", "lits") == [
+        ("a", "m", "btcv"),
+        ("b", "n", "lits"),
+    ]
+    assert table("labels,mask,scan,age\nbtcv,m,a\n") == [("a", "m", "btcv")]
+    assert table("scan,mask\na,m,btcv\n") == [("a", "m", "btcv")]
+    assert table("scan,mask,id\na,m,7\nb,n\n")[1] == ("b", "n", "totalsegmentator")
+
+
 def test_the_third_column_is_the_label_map(table, tmp_path):
     (tmp_path / "own.csv").write_text("1,liver\n")
     assert [row[2] for row in table("a,m,btcv\nb,m,\nc,m,own.csv\n", "amos22")] == [
@@ -75,6 +88,10 @@ def test_one_scan_may_have_several_masks(table):
         ("scan,mask\n\n", "lists no scan"),
         ("a,m\nb\n", r"line 2: expected scan,mask\[,labels\], found 'b'"),
         ("a;m\n", "line 1: expected scan,mask.*found 'a;m'"),
+        ("mask,id,scan\nm,7,a\nm,7\n", r"line 3: expected scan,mask\[,labels\], found 'm,7'"),
+        ("id,mask,scan\n7,m,a,lits\n", "line 2: expected scan,mask"),
+        ("scan,mask\na,m,lits,x\n", "line 2: expected scan,mask"),
+        ("mask,scan\n,a\n", "line 2: expected scan,mask"),
         ("a,m,lits,x\n", "line 1: expected scan,mask"),
         ("a,m\n\n,m\n", "line 3: expected scan,mask"),
         ("a,\n", "line 1: expected scan,mask"),
@@ -83,6 +100,7 @@ def test_one_scan_may_have_several_masks(table):
         ("a,m\nb,m\n./a,m\n", "line 3: the same scan and mask as in line 1; remove one"),
         ("a,m,nope\n", "line 1: labels .*nope'.*: no such label map"),
         ('a,m\n"b,m\n', "line 2: no valid CSV"),
+        (nifti(np.zeros((2, 3, 4), np.int16), np.eye(4)), r"a scan or mask \(NIfTI\), not a list"),
         (b"a,m\nb\xe9,m\n", "line 2: not UTF-8; save the CSV file as UTF-8"),
         ("a,m\n".encode("utf-16"), "line 1: not UTF-8"),
         ("a,m\n\0,m\n", "line 2: NUL"),

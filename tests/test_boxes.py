@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -110,6 +112,17 @@ def test_only_the_first_line_is_a_header(run):
     code, out, err = run("a.png,2,3,12,23\npath,x0,y0,x1,y1\na.png,2,3,13,23\n")
     assert code == 1 and len(out.splitlines()) == 2
     assert "line 2: x0: expected a whole number, found 'x0'" in err
+
+
+def test_boxes_are_read_from_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = b"\xef\xbb\xbforgan,x0\nliver,1\n"
+    writer = threading.Thread(target=pipe.write_bytes, args=(text,))
+    writer.start()
+    lines = list(box_lines(str(pipe), ("organ", "x0")))
+    writer.join()
+    assert [line.cells for line in lines] == [{"organ": "liver", "x0": "1"}]
 
 
 def test_messages_about_a_file_of_any_name_are_one_line(tmp_path):
@@ -280,6 +293,15 @@ VOLUME = Volume(HU, AFFINE, "scan")
 def boxes(tmp_path, text, volume=VOLUME, **options):
     (tmp_path / "b.csv").write_text(text)
     return open_boxes(tmp_path / "b.csv", volume, **options)
+
+
+def test_boxes_without_an_organ_list_their_names(tmp_path):
+    for name in ("livre", "5"):
+        with pytest.raises(
+            InputError,
+            match=f"no organ is in the label map totalsegmentator: found {name}; write names such as liver",
+        ):
+            boxes(tmp_path, f"{name},2,3,4,12,9,8\n")
 
 
 def test_voxels_are_half_open_indices(tmp_path):

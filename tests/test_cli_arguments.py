@@ -139,7 +139,7 @@ def test_a_suffix_of_a_format_that_is_not_written_is_refused_unless_one_is_named
     with pytest.raises(UsageError) as told:
         parse(["x", "--output", f"rows.csv{suffix}"])
     assert str(told.value) == (
-        f"--output 'rows.csv{suffix}': {suffix.lower()} is not written; use .csv, .jsonl, .json or .txt,"
+        f"--output 'rows.csv{suffix}': {suffix.lower()} is not written; use .csv, .jsonl, .json, .parquet or .txt,"
         " or pass --format (see organ-infer --help)"
     )
     assert parse(["x", "--format", "csv", "--output", f"rows{suffix}"]).format == "csv"

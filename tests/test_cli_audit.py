@@ -216,8 +216,20 @@ def test_structures_of_no_class_are_listed_once_numbers_first(run, cases, tmp_pa
     labels[0, 0, :3] = [250, 90, 9]
     (tmp_path / "masks" / "b.nii").write_bytes(nifti(labels, PHANTOM.affine))
     assert "note: structures of no class, not audited: 4, 9, 90, 250\n" in run()[2]
-    monkeypatch.setattr("organ_infer.cli.audit.NAMES_LIMIT", 9)
-    assert "not audited: 4, ... 50\n" in run()[2]
+    monkeypatch.setattr("organ_infer.cli.audit.NAMES_LIMIT", 12)
+    assert "not audited: 4, ..., 250\n" in run()[2]
+
+
+def test_a_finding_of_a_scan_with_several_masks_names_the_mask(run, cases, tmp_path):
+    cases("a", "swapped4", "swapped5")
+    pairs = "scans/swapped4.nii,masks/a.nii\nscans/swapped4.nii,masks/swapped4.nii\nscans/swapped5.nii,masks/a.nii\n"
+    (tmp_path / "pairs.csv").write_text(pairs)
+    code, out, _ = run(inputs=("pairs.csv",))
+    assert code == 0
+    paths = [line.split("  ")[-2:] for line in out.splitlines()]
+    assert ["scans/swapped4.nii", "masks/a.nii"] in paths
+    assert ["scans/swapped4.nii", "masks/swapped4.nii"] in paths
+    assert [end for _, end in paths].count("scans/swapped5.nii") == 1
 
 
 # Scans that fail.
@@ -312,6 +324,21 @@ def test_other_label_maps_are_offered_for_bare_numbers_alone(run, cases, fake, t
     bare = fake.others["bare.nii"]
     assert "totalsegmentator" not in bare and {"btcv", "lits"} < bare.keys()
     assert bare["lits"] == ["liver"] and set(bare["flare22"]) >= {"liver", "kidney-right"}
+
+
+def test_the_names_in_the_file_are_offered_if_the_label_map_reads_numbers(
+    run, cases, fake, tmp_path
+):
+    cases("named")
+    fake.asks_others = True
+    (tmp_path / "masks" / "named.nii").unlink()
+    lines = ["Segment0_Name:=liver", "Segment0_LabelValue:=1"]
+    (tmp_path / "masks" / "named.nrrd").write_bytes(
+        nrrd(PHANTOM.labels, PHANTOM.affine, lines=lines)
+    )
+    code, _, err = run("--labels", "amos22")
+    assert code == 0 and fake.others["named.nii"] == {"totalsegmentator": ["liver"]}
+    assert "named.nii: the label map amos22 contradicts the names in the file: 1 liver" in err
 
 
 def test_label_maps_that_do_not_fit_are_left_out_and_one_mask_is_in_memory(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from organ_infer import errors
 from organ_infer.cli import progress
 from organ_infer.cli.progress import Messages, bar_text, duration
-from organ_infer.errors import one_line, printable
+from organ_infer.errors import one_line, printable, shorten_names
 
 quick = settings(max_examples=100, deadline=None)
 
@@ -199,3 +199,16 @@ def test_every_error_is_one_of_the_package_s_and_a_wrong_argument_a_value_error_
     kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert len(kinds) == 5 and all(issubclass(kind, errors.OrganInferError) for kind in kinds)
     assert [kind for kind in kinds if issubclass(kind, ValueError)] == [errors.InputError]
+
+
+def test_a_list_of_names_is_shortened_by_whole_names():
+    assert shorten_names([], 40) == "" and shorten_names(["a", "b"], 40) == "a, b"
+    names = [f"rib_{i}" for i in range(1, 13)]
+    whole = ", ".join(names)
+    assert shorten_names(names, len(whole)) == whole
+    assert shorten_names(names, len(whole) - 1) == (
+        "rib_1, rib_2, rib_3, rib_4, rib_5, rib_6, rib_7, ..., rib_9, rib_10, rib_11, rib_12"
+    )
+    # one long name, or two, do not take the place of the others
+    assert len(shorten_names(["a" * 999], 40)) <= 10
+    assert len(shorten_names(["a" * 999] * 9, 40)) <= 40

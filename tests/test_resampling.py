@@ -151,7 +151,9 @@ def test_without_the_option_the_line_names_it(tmp_path, numbers_csv):
     (tmp_path / "m.nii").write_bytes(nifti(other.labels, other.affine))
     (tmp_path / "m.dcm").write_bytes(segmentation(other, {"liver": other.labels == 1}))
     for name in ("m.nii", "m.dcm"):
-        with pytest.raises(ImageError, match="resample it with --resample-mask or resample=True"):
+        with pytest.raises(
+            ImageError, match=r"organ-infer volume with --resample-mask and in .* resample=True"
+        ):
             open_mask(tmp_path / name, VOLUME, numbers_csv)
     with pytest.raises(InputError, match="resample: expected True or False, found 'yes'"):
         open_mask(tmp_path / "m.nii", VOLUME, numbers_csv, resample="yes")

@@ -38,7 +38,7 @@ def test_of_several_seeds_the_best_is_bundled(tmp_path):
     manifest = json.loads((directory / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["seed"] == max(rows, key=lambda row: row[0])[1]
     assert (
-        "The best of 2 seeds on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
+        "the best of 2 seeds on validation" in (directory / "bundle" / "MODEL_CARD.md").read_text()
     )
 
 

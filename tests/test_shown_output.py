@@ -106,7 +106,7 @@ SCANS = Path(os.environ.get("ORGAN_SCANS_DIR", "/nonexistent")) / "totalsegmenta
 def test_the_command_for_scans_prints_what_is_shown():
     page = (ROOT / "docs" / "guides" / "volumes.md").read_text()
     (command,) = re.findall(
-        r"^organ-infer (volume --quiet .*) \| grep -v '\^ '$", page, re.MULTILINE
+        r"^organ-infer (volume --quiet .* --mask .*) \| grep -v '\^ '$", page, re.MULTILINE
     )
     organs, warnings = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:2]
     arguments = [word for word in shlex.split(command) if word != "--quiet"]

@@ -349,6 +349,8 @@ def test_a_structure_of_few_voxels_is_marked():
     assert enough.warnings == ()
     (few,) = crops(volume, (2, 11), (2, 13), (5, 6))
     assert few.warnings == ("the structure has only 99 voxels; likely a fragment, check the mask",)
+    (one,) = crops(volume, (2, 3), (2, 3), (5, 6))
+    assert one.warnings == ("the structure has only 1 voxel; likely a fragment, check the mask",)
 
 
 # Refused arguments.

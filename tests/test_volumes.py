@@ -271,6 +271,11 @@ BAD = {
     "huge.nii": (lambda: nifti(SCAN.hu, SCAN.affine, dim=(3, 9000, 9000, 9000)), "too large"),
     "nan.nii": (nan_scan, "1 voxels or more are NaN"),
     "unsigned.nii": (lambda: nifti(SCAN.hu.view(np.uint16), SCAN.affine), "stored as unsigned"),
+    # Some voxels were below -1024, so that the offset leaves negative values.
+    "offset-and-noise.nii": (
+        lambda: nifti((SCAN.hu + 930).astype(np.int16), SCAN.affine),
+        "HU and more, denser than bone, so these are not Hounsfield units; subtract the missing offset",
+    ),
     "offset.nii": (
         lambda: nifti((SCAN.hu + 1024).astype(np.uint16), SCAN.affine),
         "subtract the missing offset",
@@ -544,6 +549,22 @@ def test_a_tilted_gantry_and_mixed_slices_are_refused(tmp_path):
     refused("one slice, not a volume", open_volume, tmp_path / "one" / "IM0002")
 
 
+def test_a_mask_beside_the_slices_is_left_out_with_its_name(tmp_path):
+    pytest.importorskip("pydicom")
+    path = write_series(tmp_path / "a", series(SCAN))
+    mask = segmentation(SCAN, {"liver": SCAN.labels == 1})
+    (path / "mask1.dcm").write_bytes(mask)
+    volume = open_volume(path)
+    reason = "a segmentation, surface or registration, not a CT image"
+    assert volume.warnings == (f"1 file left out, {path}/mask1.dcm: {reason}",)
+    # it may be the mask of the command, so nothing is advised
+    assert "liver" in open_mask(path / "mask1.dcm", volume)
+    (path / "mask2.dcm").write_bytes(mask)
+    assert open_volume(path).warnings == (
+        f"2 files left out, the first {path}/mask1.dcm: {reason}",
+    )
+
+
 def test_one_of_several_series_is_chosen(tmp_path):
     pytest.importorskip("pydicom")
     other = SCAN.with_hu(SCAN.hu + np.int16(7))
@@ -563,7 +584,13 @@ def test_one_of_several_series_is_chosen(tmp_path):
     write_series(path / "third", series(other, uid="1.2.826.9", SeriesNumber=12))
     refused("several series have this number", open_volume, path, series=12, error=InputError)
     plain = saved(tmp_path, "scan.nii", nifti(SCAN.hu, SCAN.affine))
-    refused("chooses a DICOM series", open_volume, plain, series=3, error=InputError)
+    refused(
+        "--series or series= chooses a DICOM series.*; leave it out",
+        open_volume,
+        plain,
+        series=3,
+        error=InputError,
+    )
 
 
 def test_zips_are_read_within_limits(tmp_path, monkeypatch):
@@ -668,7 +695,14 @@ def test_names_in_the_file_go_before_numbers_of_totalsegmentator(tmp_path, volum
     np.testing.assert_array_equal(mask["lung-left"], np.isin(SCAN.labels, (2, 4)))
     assert mask.structures("lung-left") == ("lung_upper_lobe_left", "lung_lower_lobe_left")
     # a data set that was asked for has its own numbers
-    assert "liver" in open_mask(tmp_path / "named.nii.gz", volume, "word")
+    mask = open_mask(tmp_path / "named.nii.gz", volume, "word")
+    assert "liver" in mask
+    # with a warning that lists the numbers whose names are of another organ
+    assert mask.warnings == (
+        "the label map word contradicts the names in the file: 1 spleen is read as liver, 2 lung_upper_lobe_left is"
+        " read as spleen, 4 lung_lower_lobe_left is read as kidney-right; choose totalsegmentator to read the names",
+    )
+    assert open_mask(tmp_path / "named.nii.gz", volume, "msd-spleen").warnings == ()
     slicer = ["Segment0_Name:=Left Kidney", "Segment0_LabelValue:=1"]
     mask = open_mask(
         saved(tmp_path, "s.nrrd", nrrd(SCAN.labels, SCAN.affine, lines=slicer)), volume
@@ -681,6 +715,7 @@ def test_numbers_that_two_versions_may_have_written_are_named(tmp_path, volume):
     path = saved(tmp_path, "a.nii", nifti(labels, SCAN.affine))
     (warning,) = open_mask(path, volume).warnings
     assert "if they are of version 1, choose totalsegmentator-v1" in warning
+    assert warning.endswith("if of another data set, its label map or a CSV file")
     assert open_mask(path, volume, "totalsegmentator-v1").warnings == ()
     # version 1 has no such number
     labels[0, 0, 0] = 105

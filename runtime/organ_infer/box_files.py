@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -44,9 +45,11 @@ def box_lines(path: str, columns: Sequence[str], optional: Sequence[str] = ()) -
     """
     name = escape_path(path, one_line=True)
     try:
-        _check_encoding(path, name)
-        # Bytes of file names that are not UTF-8 stay what they are.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        # The file is opened once, because it may be a pipe.
+        with open(path, "rb") as raw:
+            _check_encoding(raw, name)
+            # Bytes of file names that are not UTF-8 stay what they are.
+            file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
             reader = csv.reader(file)
             order = {each: i for i, each in enumerate((*columns, *optional))}
             is_first, has_header = True, False
@@ -72,10 +75,9 @@ def box_lines(path: str, columns: Sequence[str], optional: Sequence[str] = ()) -
         raise InputError(f"{name}: cannot be read ({file_reason(e)})") from e
 
 
-def _check_encoding(path: str, name: str) -> None:
-    with open(path, "rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputError(f"{name}: the file of boxes is UTF-16; save it as UTF-8")
+def _check_encoding(file: io.BufferedReader, name: str) -> None:
+    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise InputError(f"{name}: the file of boxes is UTF-16; save it as UTF-8")
 
 
 def _line(

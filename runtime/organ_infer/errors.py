@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Sequence
 
 __all__ = [
     "BundleError",
@@ -16,6 +17,7 @@ __all__ = [
     "printable",
     "short_repr",
     "shorten",
+    "shorten_names",
 ]
 
 # Characters of a value in a message.
@@ -60,6 +62,22 @@ def shorten(text: str, limit: int) -> str:
         return text
     end = limit // 4
     return f"{text[: limit - end - 5]} ... {text[-end:]}"
+
+
+def shorten_names(names: Sequence[str], limit: int) -> str:
+    """Return the names on one line, or the first and last ones if they have more than `limit` characters.
+
+    Names are left out whole. A single name has at most a quarter of `limit`.
+    """
+    names = [shorten(name, limit // 4) for name in names]
+    if len(", ".join(names)) <= limit:
+        return ", ".join(names)
+    first, last = 1, len(names) - 1
+    while len(", ".join([*names[: first + 1], "...", names[-1]])) <= limit * 3 // 4:
+        first += 1
+    while len(", ".join([*names[:first], "...", *names[last - 1 :]])) <= limit:
+        last -= 1
+    return ", ".join([*names[:first], "...", *names[last:]])
 
 
 def short_repr(value: object) -> str:

@@ -97,6 +97,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
+        "test_paths",
+        "test_predict_bytes",
+        "test_predict_volume",
         "test_session",
         "test_tta",
     ),
@@ -114,6 +117,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     **{
         f"runtime/organ_infer/audit/{name}.py": tests
         for name, tests in {
+            **dict.fromkeys(
+                ("anatomy", "evidence", "explanations", "pictures", "scan", "structures"),
+                ("test_audit",),
+            ),
             "directory": ("test_cli_audit", "test_audit_page"),
             "outputs": ("test_cli_audit",),
             "page": ("test_audit_page", "test_cli_audit"),

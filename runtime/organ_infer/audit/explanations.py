@@ -1,6 +1,6 @@
 """Searches for the explanation that fits a scan and its mask best, one step after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
@@ -92,7 +92,38 @@ def explain(evidence: Evidence) -> tuple[State, list[Step]]:
             break
         steps.append(best)
         state = best.after
-    return state, steps
+    return state, _label_changes_merged(evidence, steps)
+
+
+def _label_changes_merged(evidence: Evidence, steps: list[Step]) -> list[Step]:
+    """Merge the steps that change labels into the last of them if one changes what another one changed.
+
+    A later step may take back a part of an earlier one, so that neither alone is what the search ended with.
+    """
+    relabeling = [step for step in steps if step.before.labels != step.after.labels]
+    organs = [i for step in relabeling for i in step.organs]
+    if len(organs) == len(set(organs)):
+        return steps
+    last = relabeling[-1]
+    names = relabeling[0].before.labels
+    changed = tuple(i for i, name in enumerate(names) if name != last.after.labels[i])
+    others = [step for step in steps if step not in relabeling]
+    if not changed:
+        return others
+    merged = Step(
+        "labels swapped" if len(changed) > 1 else "wrong label",
+        _exchange_message(evidence, changed, last.after.labels),
+        changed,
+        sum(step.evidence for step in relabeling),
+        replace(last.before, labels=names, score=evidence.score(last.before.view, names)),
+        last.after,
+    )
+    return [*others, merged]
+
+
+def _exchange_message(evidence: Evidence, changed: Sequence[int], labels: Sequence[str]) -> str:
+    pairs = [f"{evidence.structures[i].name} looks like {labels[i]}" for i in changed]
+    return f"label {pairs[0]}" if len(pairs) == 1 else f"labels exchanged: {', '.join(pairs)}"
 
 
 def _steps(evidence: Evidence, state: State) -> Iterator[Step]:
@@ -159,10 +190,9 @@ def _rearranged(evidence: Evidence, state: State) -> Iterator[Step]:
     )
     if len(changed) < 3:
         return
-    pairs = [f"{evidence.structures[i].name} looks like {best[i]}" for i in changed]
     after = replace(state, labels=tuple(best))
     cost = COSTS["label"] + COST_PER_LABEL * len(changed)
-    message = f"labels exchanged: {', '.join(pairs)}"
+    message = _exchange_message(evidence, changed, best)
     yield _step(evidence, state, after, "labels swapped", message, changed, cost)
 
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError, file_reason, one_line, short_repr, shorten
-from ..images.scan_formats import SCAN_SUFFIXES
+from ..errors import InputError, file_reason, one_line, short_repr, shorten_names
+from ..images.scan_formats import SCAN_SUFFIXES, scan_title
 from ..names import escape_path
 from ..volumes.label_maps import LABEL_MAPS, label_map
 
@@ -17,6 +17,7 @@ __all__ = ["CSV_LIMIT", "Pair", "Pairs", "pair_directories", "read_pairs"]
 # Bytes of the CSV file.
 CSV_LIMIT = 1 << 26
 COLUMNS = ("scan", "mask", "labels")
+_LINE_FORMAT = "expected scan,mask[,labels]"
 # Besides the suffixes of whole scans: zip and multi-frame DICOM, DICOM SEG, RTSTRUCT.
 SUFFIXES = tuple(sorted((*SCAN_SUFFIXES, ".zip", ".dcm"), key=len, reverse=True))
 # nnU-Net numbers the channels of a case from 0. CT is the only one.
@@ -76,7 +77,8 @@ def read_pairs(path: str, labels: str) -> tuple[Pair, ...]:
     """Read `scan,mask[,labels]` per line.
 
     Args:
-        path: The CSV file, in UTF-8. The first line may be the header. Relative paths begin at the file's directory.
+        path: The CSV file, in UTF-8. The first line may be a header, whose columns may have any order.
+            Other columns of a header are ignored. Relative paths begin at the file's directory.
         labels: The label map of lines without one.
 
     Raises:
@@ -107,16 +109,19 @@ def _rows(path: str, name: str) -> Iterator[tuple[int, list[str]]]:
     text = _text(path, name)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     line = 1
+    header: list[str] | None = None
     try:
         for cells in reader:
-            is_header = line == 1 and _is_header(cells)
-            if any(cells) and not is_header:
-                yield line, cells
+            is_header = line == 1 and _header(cells) is not None
+            if is_header:
+                header = _header(cells)
+            elif any(cells):
+                yield line, _ordered(cells, header, f"{name}, line {line}")
             # a quoted cell may hold line breaks
             line = reader.line_num + 1
     except csv.Error as e:
         raise InputError(
-            f"{name}, line {line}: no valid CSV ({one_line(e)}); expected scan,mask[,labels]"
+            f"{name}, line {line}: no valid CSV ({one_line(e)}); {_LINE_FORMAT}"
         ) from e
 
 
@@ -132,6 +137,11 @@ def _text(path: str, name: str) -> str:
         raise InputError(f"{name}: cannot be read ({file_reason(e)})") from e
     if len(content) > CSV_LIMIT:
         raise InputError(f"{name}: larger than {CSV_LIMIT:,} bytes; split the list")
+    if (title := scan_title(content)) is not None:
+        raise InputError(
+            f"{name}: a scan or mask ({title}), not a list; pass a CSV file with scan,mask per line, or the directories"
+            " SCANS and MASKS"
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -143,16 +153,28 @@ def _text(path: str, name: str) -> str:
     return text
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    names = tuple(cell.strip().lower() for cell in cells)
-    return names in (COLUMNS[:2], COLUMNS)
+def _header(cells: Sequence[str]) -> list[str] | None:
+    """Return the names of the columns, or None if the line is no header."""
+    names = [cell.strip().lower() for cell in cells]
+    if not {*COLUMNS[:2]} <= {*names}:
+        return None
+    # Lines may have label maps below this header, too.
+    return [*COLUMNS] if names == [*COLUMNS[:2]] else names
+
+
+def _ordered(cells: list[str], header: Sequence[str] | None, where: str) -> list[str]:
+    """Return the cells in the order of COLUMNS, without the other columns of the header."""
+    if header is None:
+        return cells
+    order = [header.index(column) for column in COLUMNS if column in header]
+    if len(cells) <= max(order[:2]) or any(cells[len(header) :]):
+        raise InputError(f"{where}: {_LINE_FORMAT}, found {short_repr(one_line(','.join(cells)))}")
+    return [cells[i] for i in order if i < len(cells)]
 
 
 def _pair(cells: Sequence[str], base: str, labels: str, where: str) -> Pair:
     if not 2 <= len(cells) <= 3 or not cells[0] or not cells[1]:
-        raise InputError(
-            f"{where}: expected scan,mask[,labels], found {short_repr(one_line(','.join(cells)))}"
-        )
+        raise InputError(f"{where}: {_LINE_FORMAT}, found {short_repr(one_line(','.join(cells)))}")
     own_labels = cells[2] if len(cells) == 3 else ""
     if own_labels and own_labels.lower() not in LABEL_MAPS:
         own_labels = os.path.join(base, own_labels)
@@ -258,7 +280,7 @@ def _without(what: str, partner: str, files: Iterable[str]) -> Iterator[str]:
     names = [escape_path(file, one_line=True) for file in files]
     if names:
         noun = what if len(names) == 1 else f"{what}s"
-        listed = shorten(", ".join(names), NAMES_LIMIT)
+        listed = shorten_names(names, NAMES_LIMIT)
         yield f"{len(names):,} {noun} without a {partner}, left out: {listed}"
 
 

@@ -114,7 +114,8 @@ def _require(pair: Pair) -> None:
 class OtherMasks(Mapping[str, "Mask"]):
     """A pair's mask, read with every other label map. Only the last one is in memory.
 
-    It is empty if the mask is no label image, or names its numbers: a label map does not change what those mean.
+    It is empty if the mask is no label image. If the mask names its numbers, the one other label map is the one that
+    reads the names, unless they were read already.
     Label maps that do not fit the mask are left out.
 
     Args:
@@ -148,10 +149,12 @@ class OtherMasks(Mapping[str, "Mask"]):
         return sum(1 for _ in self)
 
     def _candidates(self) -> list[str]:
-        from ..volumes.label_maps import LABEL_MAPS
+        from ..volumes.label_maps import LABEL_MAP_OF_NAMES, LABEL_MAPS, label_map
 
-        if not _has_bare_numbers(self._pair.mask):
+        if not _is_label_image(self._pair.mask):
             return []
+        if not _has_bare_numbers(self._pair.mask):
+            return [] if label_map(self._pair.labels).prefers_names else [LABEL_MAP_OF_NAMES]
         return [name for name in LABEL_MAPS if name != self._pair.labels.lower()]
 
     def _open(self, name: str) -> "Mask | None":
@@ -165,13 +168,17 @@ class OtherMasks(Mapping[str, "Mask"]):
             return None
 
 
-def _has_bare_numbers(mask: str) -> bool:
-    """Whether a mask is a label image whose numbers have no names that a label map knows."""
-    from ..volumes.label_maps import LABEL_MAPS
-    from ..volumes.scan_files import read_header, title_of
+def _is_label_image(mask: str) -> bool:
+    from ..volumes.scan_files import title_of
 
-    if os.path.isdir(mask) or title_of(mask) is None:
-        return False
+    return not os.path.isdir(mask) and title_of(mask) is not None
+
+
+def _has_bare_numbers(mask: str) -> bool:
+    """Whether the numbers of a label image have no names that a label map knows."""
+    from ..volumes.label_maps import LABEL_MAPS
+    from ..volumes.scan_files import read_header
+
     names = read_header(mask).structures.values()
     maps = LABEL_MAPS.values()
     return not any(row.class_of(None, name) for row in maps for name in names)

@@ -67,6 +67,9 @@ def audit_scan(
         findings = [_finding(evidence, step) for step in steps]
         if not findings:
             findings = _unexplained(evidence, state)
+        if _fit(evidence, state) < -LEAST_EVIDENCE:
+            # What the search ended with is no explanation either.
+            steps, findings = [], [_worse_than_chance(evidence)]
         doubts = evidence.organ_scores(state.view, state.labels) < DOUBTFUL
         if (findings or doubts.any()) and other_masks is not None:
             explained = sum(step.evidence for step in steps)
@@ -186,6 +189,22 @@ def _unexplained(evidence: Evidence, state: State) -> list[Finding]:
     ]
 
 
+def _worse_than_chance(evidence: Evidence) -> Finding:
+    everything = tuple(range(len(evidence.structures)))
+    fit = _fit(evidence)
+    return Finding(
+        "unexplained",
+        "the mask fits the scan worse than random labels, and nothing that was tried explains it",
+        -fit,
+        tuple(one.name for one in evidence.structures),
+        {
+            "organs that agree": _share_agreeing(evidence),
+            "log likelihood against chance": f"{fit:.1f}",
+        },
+        pictures_of(evidence, everything),
+    )
+
+
 def _other_label_map(
     classifier: "OrganClassifier",
     volume: Volume,
@@ -202,7 +221,8 @@ def _other_label_map(
     gains = {
         name: _fit(other) - fit - LABEL_MAP_COST
         for name, other in others.items()
-        if other.structures
+        # Worse than guessing is no fit. A map of one organ is always less wrong than one of many.
+        if other.structures and _fit(other) > 0
     }
     if not gains:
         return []
@@ -230,7 +250,10 @@ def _share_agreeing(evidence: Evidence) -> str:
     return f"{_agreeing(evidence, state_of(evidence))} of {len(evidence.structures)}"
 
 
-def _fit(evidence: Evidence) -> float:
-    """Log likelihood of a mask as it is, less that of guessing each organ, so that masks of different organs compare."""
-    state = state_of(evidence)
+def _fit(evidence: Evidence, state: State | None = None) -> float:
+    """Return the log likelihood of a state, less that of guessing each organ, so that masks of different organs compare.
+
+    Without a state, it is that of the mask as it is.
+    """
+    state = state or state_of(evidence)
     return state.score + len(state.labels) * math.log(len(evidence.classes))

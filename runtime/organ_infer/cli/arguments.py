@@ -160,13 +160,15 @@ def _check_binary(parser: _Parser, name: str, output: str | None) -> None:
         parser.error(f"--format {name}: not written to standard output; pass --output FILE")
 
 
-def _format_of_output(parser: _Parser, output: str | None) -> str:
+def _format_of_output(
+    parser: _Parser, output: str | None, suffixes: str = ".csv, .jsonl, .json, .parquet or .txt"
+) -> str:
     """Return the format for the suffix of --output, or text. Raise UsageError if it is not written."""
     try:
         return format_of(output or "")
     except ValueError as e:
         parser.error(
-            f"--output {short_repr(output)}: {e} is not written; use .csv, .jsonl, .json or .txt, or pass --format"
+            f"--output {short_repr(output)}: {e} is not written; use {suffixes}, or pass --format"
         )
 
 

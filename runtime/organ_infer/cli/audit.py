@@ -12,7 +12,7 @@ from ..audit.pairs import Pair, Pairs, pair_directories, read_pairs
 from ..audit.ranking import RankedFinding
 from ..audit.records import Record
 from ..audit.run import AuditRun, ScanAuditor, identity_of
-from ..errors import printable, shorten
+from ..errors import printable, shorten_names
 from ..names import escape_path
 from .audit_arguments import AuditOptions
 from .exit_codes import ALL_CLASSIFIED, FAILED, SOME_FAILED
@@ -114,9 +114,11 @@ def _report(
     # The findings are in the directory, so that a closed standard output is no error.
     if sys.stdout is not None:
         with contextlib.suppress(ClosedPipe):
-            Writer(None).write("".join(map(_line, findings)))
+            masks = Counter(record.pair.scan for record in records)
+            lines = (_line(ranked, masks[ranked.record.pair.scan]) for ranked in findings)
+            Writer(None).write("".join(lines))
     if unmapped := {name for audit in audits for name in audit.unmapped}:
-        names = shorten(", ".join(sorted(unmapped, key=_number_first)), NAMES_LIMIT)
+        names = shorten_names(sorted(unmapped, key=_number_first), NAMES_LIMIT)
         messages.note(f"structures of no class, not audited: {names}")
     with_findings = sum(bool(audit.findings) for audit in audits)
     noun = "scan" if len(audits) == 1 else "scans"
@@ -135,7 +137,9 @@ def _number_first(name: str) -> tuple[bool, int, str]:
     return not is_number, len(name.lstrip("0")) if is_number else 0, name
 
 
-def _line(ranked: RankedFinding) -> str:
-    path = escape_path(ranked.record.pair.scan, one_line=True)
-    finding = ranked.finding
-    return f"{ranked.rank:>4}  {finding.evidence:>8.1f}  {printable(finding.message)}  {path}\n"
+def _line(ranked: RankedFinding, masks: int) -> str:
+    """Return the line of a finding. It names the mask, too, if the scan has several."""
+    pair, finding = ranked.record.pair, ranked.finding
+    paths = (pair.scan, pair.mask) if masks > 1 else (pair.scan,)
+    shown = "  ".join(escape_path(path, one_line=True) for path in paths)
+    return f"{ranked.rank:>4}  {finding.evidence:>8.1f}  {printable(finding.message)}  {shown}\n"

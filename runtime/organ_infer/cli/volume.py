@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ..errors import InputError, shorten
+from ..errors import InputError, shorten_names
 from ..names import escape_path
 from .exit_codes import ALL_CLASSIFIED
 from .model import open_classifier, packaged_model_note
@@ -120,7 +120,7 @@ def _note_names(
     """Note names of the mask's structures on one line, if there are any."""
     if names:
         path = escape_path(_outlines(options), one_line=True)
-        messages.note(f"{path}: {what}: {shorten(', '.join(names), NAMES_LIMIT)}")
+        messages.note(f"{path}: {what}: {shorten_names(names, NAMES_LIMIT)}")
 
 
 def _write_rows(

@@ -17,6 +17,7 @@ from .volume_rows import VOLUME_FORMATS
 
 __all__ = ["VolumeOptions", "build_volume_parser", "parse_volume"]
 
+_SUFFIXES = ".csv, .jsonl, .parquet or .txt"
 _HINT = "for images in a directory named volume, write ./volume"
 
 
@@ -57,7 +58,9 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     values = vars(parser.parse_args(list(arguments)))
     scans = values.pop("scans")
     if len(scans) != 1:
-        parser.error(f"expected one scan, found {len(scans)}; {_HINT}")
+        has_no_mask = values["mask"] is None and values["boxes"] is None
+        advice = "name the mask after --mask" if len(scans) == 2 and has_no_mask else _HINT
+        parser.error(f"expected one scan, found {len(scans)}; {advice}")
     if values["mask"] is None and values["boxes"] is None:
         parser.error(
             f"--mask: missing; name the mask whose organs are to be classified, or boxes with --boxes, or {_HINT}"
@@ -67,10 +70,10 @@ def parse_volume(arguments: Sequence[str]) -> VolumeOptions:
     if scans[0] == "":
         parser.error("SCAN: the value is empty")
     if values["format"] is None:
-        name = _format_of_output(parser, values["output"])
+        name = _format_of_output(parser, values["output"], _SUFFIXES)
         if name not in VOLUME_FORMATS:
             parser.error(
-                f"--output {short_repr(values['output'])}: {name} is not written; use .csv, .jsonl, .parquet or .txt, or pass --format"
+                f"--output {short_repr(values['output'])}: {name} is not written; use {_SUFFIXES}, or pass --format"
             )
         values["format"] = name
     if VOLUME_FORMATS[values["format"]].is_binary:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..box_files import BoxLine, box_lines, millimeters, whole_number
-from ..errors import ImageError, InputError, short_repr
+from ..errors import ImageError, InputError, short_repr, shorten_names
 from ..names import escape_path, path_text
 from .label_maps import label_map
 from .types import Mask, Volume
@@ -24,6 +24,8 @@ UNITS: tuple[Units, ...] = ("voxels", "mm")
 COLUMNS = ("organ", "x0", "y0", "z0", "x1", "y1", "z1")
 # voxels; a center that is nearer than this to the side of a box is in the box
 ROUNDING = 1e-6
+# characters of a list of names in a message
+NAMES_LIMIT = 300
 
 
 class BoxMask(Mask):
@@ -156,6 +158,12 @@ def open_boxes(
     if not boxes and not unmapped:
         raise InputError(
             f"{escape_path(name, one_line=True)}: no box in the file; write a line {','.join(COLUMNS)} per organ"
+        )
+    if not boxes:
+        raise InputError(
+            f"{escape_path(name, one_line=True)}: no organ is in the label map {row.name}: found"
+            f" {shorten_names(list(unmapped), NAMES_LIMIT)}; write names such as liver and kidney-left, or choose the"
+            " label map of the names with --labels or labels="
         )
     return BoxMask(
         boxes,

@@ -44,7 +44,7 @@ def place_contours(dataset: Any, like: Volume, row: LabelMap, layers: Layers) ->
         for contour in _closed(region, name):
             points = contour @ to_index[:3, :3].T + to_index[:3, 3]
             if np.count_nonzero(np.ptp(points, axis=0) > FLAT) < 2:
-                # a point or line has no area, and lies in more than one plane
+                # a point or line has no area, and is in more than one plane
                 continue
             axis, index = _plane(points, name, like)
             sides = [side for i, side in enumerate(like.hu.shape) if i != axis]

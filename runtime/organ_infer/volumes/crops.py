@@ -339,5 +339,6 @@ def _organ_warnings(box: Box, shape: tuple[int, ...], count: int) -> tuple[str, 
             "the structure touches the border of the volume; part of the organ may be missing"
         )
     if count < MIN_VOXELS:
-        warnings.append(f"the structure has only {count} voxels; likely a fragment, check the mask")
+        noun = "voxel" if count == 1 else "voxels"
+        warnings.append(f"the structure has only {count} {noun}; likely a fragment, check the mask")
     return tuple(warnings)

@@ -28,7 +28,7 @@ TOLERANCE = 0.1
 
 
 class Alignment(NamedTuple):
-    """How a grid lies in another one that has the same voxels.
+    """How a grid is placed in another one that has the same voxels.
 
     Attributes:
         order: The axes of the array in the order of the other grid's.
@@ -137,7 +137,7 @@ def _check_units(spacing: NDArray[np.float64], shape: Shape, may_be_part: bool) 
 def alignment(
     affine: NDArray[np.float64], shape: Shape, like: NDArray[np.float64]
 ) -> Alignment | None:
-    """Find how one grid lies in another, if their voxels are the same.
+    """Find how one grid is placed in another, if their voxels are the same.
 
     Args:
         affine: float64 (4, 4) of the grid.

@@ -8,13 +8,17 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from .voxel_files import Header, blocks
 
-__all__ = ["check_range", "read_hounsfield"]
+__all__ = ["check_density", "check_range", "read_hounsfield"]
 
 LOWEST, HIGHEST = -32_768, 32_767
 # HU; every scan shows air (-1000) or fat (-100)
 LEAST_FAT = -50
 # HU between the lowest and the highest value
 LEAST_RANGE = 200
+# HU of dense bone, of which no scan of a patient consists to a twentieth
+DENSE = 700
+# voxels along each axis that are looked at
+SAMPLED_SIDE = 64
 # the largest number of a label image
 MOST_LABEL = 255
 
@@ -100,3 +104,18 @@ def check_range(low: float, high: float, stored: "np.dtype[Any] | None") -> None
     raise ImageError(
         f"{values} are not Hounsfield units; pass the scan before it was windowed or normalized"
     )
+
+
+def check_density(hu: NDArray[np.int16]) -> None:
+    """Refuse a scan that is denser than a patient, as with a missing offset. Some voxels are looked at.
+
+    Args:
+        hu: int16 (X, Y, Z).
+    """
+    steps = tuple(slice(None, None, -(-side // SAMPLED_SIDE)) for side in hu.shape)
+    dense = float(np.percentile(hu[steps], 95))
+    if dense >= DENSE:
+        raise ImageError(
+            f"a twentieth of the voxels have {dense:,.0f} HU and more, denser than bone, so these are not Hounsfield units;"
+            " subtract the missing offset, usually 1024"
+        )

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError, file_reason, one_line, short_repr
 
-__all__ = ["LABEL_MAPS", "LabelMap", "label_map"]
+__all__ = ["LABEL_MAPS", "LABEL_MAP_OF_NAMES", "LabelMap", "label_map"]
+
+# The map that reads label images by the names in the file.
+LABEL_MAP_OF_NAMES = "totalsegmentator"
 
 # bytes of a CSV file
 CSV_LIMIT = 1 << 20
@@ -234,7 +237,7 @@ _ROWS = (
         },
         names=_NAMES,
     ),
-    # Lungs (3) and kidneys (4) are not told apart by side.
+    # Lungs (3) and kidneys (4) have no side.
     LabelMap(
         name="ct-org",
         source=_source(

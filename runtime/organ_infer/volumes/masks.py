@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..images.scan_formats import SCAN_SUFFIXES
 from .grid import Alignment, Shape, alignment, described
-from .label_maps import LabelMap
+from .label_maps import LABEL_MAP_OF_NAMES, LabelMap
 from .resampling import Resampling, resampling
 from .scan_files import read_header
 from .types import Mask, Volume
@@ -28,7 +28,10 @@ __all__ = [
 MOST_LABEL = 65_535
 # structures that a message lists
 MOST_LISTED = 12
-RESAMPLE_ADVICE = "pass the mask of this scan, or resample it with --resample-mask or resample=True"
+RESAMPLE_ADVICE = (
+    "pass the mask of this scan, or resample it, in organ-infer volume with --resample-mask and in open_mask with"
+    " resample=True"
+)
 
 
 class Layers:
@@ -181,7 +184,7 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
     """Read a label image."""
     header = read_header(path, is_resampled=resample)
     layers = Layers(like.hu.shape)
-    lies = _aligned(header, like, layers, resample)
+    aligned = _aligned(header, like, layers, resample)
     lookup = _lookup(row, header.structures, layers)
     codes = np.empty(header.count, np.uint8)
     counts = np.zeros(MOST_LABEL + 1, np.int64)
@@ -191,7 +194,7 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
         part = np.bincount(numbers[numbers != 0])
         counts[: len(part)] += part
         np.take(lookup, numbers, out=codes[start : start + len(values)], mode="clip")
-    layers.add_layer(lies.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.add_layer(aligned.apply(codes.reshape(header.shape[::-1]).transpose(2, 1, 0)))
     layers.codes = {
         organ: code for organ, code in layers.codes.items() if counts[lookup == code].any()
     }
@@ -205,7 +208,13 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
     warnings = [*header.warnings]
     if row.other and not _is_named(row, header.structures) and not counts[row.other[1] + 1 :].any():
         warnings.append(
-            f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}"
+            f"numbers without names, read as {row.name}; if they are of version 1, choose {row.other[0]}, and if of"
+            " another data set, its label map or a CSV file"
+        )
+    if contradictions := _contradictions(row, header.structures, counts):
+        warnings.append(
+            f"the label map {row.name} contradicts the names in the file: {_listed(contradictions)};"
+            f" choose {LABEL_MAP_OF_NAMES} to read the names"
         )
     return finished_mask(path, like, layers, row, warnings)
 
@@ -213,6 +222,20 @@ def read_label_image(path: str, like: Volume, row: LabelMap, resample: bool = Fa
 def _is_named(row: LabelMap, structures: Mapping[int, str]) -> bool:
     """Whether the file's own names of its numbers are used. A table of names that no row knows is not."""
     return row.prefers_names and any(row.class_of(None, name) for name in structures.values())
+
+
+def _contradictions(
+    row: LabelMap, structures: Mapping[int, str], counts: NDArray[np.int64]
+) -> list[str]:
+    """List the numbers with voxels whose name in the file is of another class than their number in the label map."""
+    if _is_named(row, structures):
+        return []
+    found = []
+    for number, name in sorted(structures.items()):
+        by_number, by_name = row.numbers.get(number), row.class_of(None, name)
+        if by_number and by_name and by_number != by_name and counts[number]:
+            found.append(f"{number} {name} is read as {by_number}")
+    return found
 
 
 def _lookup(row: LabelMap, structures: Mapping[int, str], layers: Layers) -> NDArray[np.uint8]:
@@ -284,14 +307,16 @@ def _add(
     path: str, organ: str, structure: str, like: Volume, layers: Layers, resample: bool
 ) -> None:
     header = read_header(path, is_resampled=resample)
-    lies = _aligned(header, like, layers, resample)
+    aligned = _aligned(header, like, layers, resample)
     voxels = np.empty(header.count, np.bool_)
     for start, values in blocks(header):
         np.not_equal(_labels(values, header), 0, out=voxels[start : start + len(values)])
     if not voxels.any():
         layers.empty.add(structure)
         return
-    layers.add(organ, structure, lies.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0)))
+    layers.add(
+        organ, structure, aligned.apply(voxels.reshape(header.shape[::-1]).transpose(2, 1, 0))
+    )
 
 
 def _stem(name: str) -> str:

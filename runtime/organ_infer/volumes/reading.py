@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import ImageError, InputError, short_repr
-from .hounsfield import read_hounsfield
+from .hounsfield import check_density, read_hounsfield
 from .label_maps import label_map
 from .masks import read_label_image, read_structure_files
 from .scan_files import read_header, scan_names, title_of
@@ -39,11 +39,16 @@ def open_volume(path: str | os.PathLike[str], *, series: int | str | None = None
     with _named(path):
         if os.path.isdir(path) or title_of(path) is None:
             _check_no_array(path)
-            return read_series(path, series)
+            volume = read_series(path, series)
+            check_density(volume.hu)
+            return volume
         if series is not None:
-            raise InputError(f"{path}: series= chooses a DICOM series; this file holds one scan")
+            raise InputError(
+                f"{path}: --series or series= chooses a DICOM series, and this file holds one scan; leave it out"
+            )
         header = read_header(path)
         hu, warnings = read_hounsfield(header)
+        check_density(hu)
         return Volume(hu, header.affine, path, (*header.warnings, *warnings))
 
 

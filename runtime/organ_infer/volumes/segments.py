@@ -187,9 +187,9 @@ def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> 
     placed: set[str] = set()
     if indices:
         for i, frame in zip(indices, _frames(dataset, indices), strict=True):
-            lies = _lies(dataset, i, like)
+            aligned = _frame_alignment(dataset, i, like)
             # (rows, columns) to (x, y, z)
-            pixels = lies.apply(frame.T[:, :, None])
+            pixels = aligned.apply(frame.T[:, :, None])
             for number, (organ, name) in classes.items():
                 if is_label_map:
                     voxels: NDArray[np.bool_] = pixels == number
@@ -198,7 +198,7 @@ def _place_frames(dataset: Any, like: Volume, row: LabelMap, layers: Layers) -> 
                 else:
                     continue
                 if voxels.any():
-                    layers.add(organ, name, voxels, lies.start)
+                    layers.add(organ, name, voxels, aligned.start)
                     placed.add(name)
     layers.empty |= {name for _, name in classes.values() if name not in placed}
 
@@ -207,7 +207,7 @@ def _fits(dataset: Any, like: Volume) -> bool:
     """Whether every frame is a part of a slice of the scan."""
     try:
         for i in range(frame_count(dataset)):
-            _lies(dataset, i, like)
+            _frame_alignment(dataset, i, like)
     except ImageError:
         return False
     return True
@@ -291,8 +291,8 @@ def _segment_number(dataset: Any, index: int) -> int:
     return int(number)
 
 
-def _lies(dataset: Any, index: int, like: Volume) -> Alignment:
-    """Return how a frame lies in the scan, as a grid of one slice.
+def _frame_alignment(dataset: Any, index: int, like: Volume) -> Alignment:
+    """Return how a frame is placed in the scan, as a grid of one slice.
 
     Raises:
         ImageError: If it is not a part of a slice of the scan.

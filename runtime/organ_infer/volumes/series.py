@@ -55,6 +55,7 @@ _TAGS = [
     "SeriesNumber",
     "SharedFunctionalGroupsSequence",
 ]
+_CHOOSE = "choose one with --series or series=, or pass a directory of one"
 # largest difference of the direction cosines of slices of one series
 COSINE = 1e-3
 # part of the distance between slices by which it may vary; scanners round positions
@@ -152,8 +153,7 @@ def _headers(path: str, files: Sequence[DicomFile]) -> tuple[list[_Frame], list[
             others.append(f"{file.name}: {reason}")
         frames += own
     if frames:
-        count = len(others)
-        return frames, [f"{count:,} files left out, the first {others[0]}"] if others else []
+        return frames, [_left_out(others)] if others else []
     if others:
         more = f" ({len(others) - 1:,} more files like it)" if len(others) > 1 else ""
         raise ImageError(f"{others[0]}{more}")
@@ -254,6 +254,16 @@ def plane_affine(dataset: Any, index: int) -> NDArray[np.float64]:
     )
 
 
+def _left_out(others: Sequence[str]) -> str:
+    """Return a warning that names the first file, without the advice: a SEG may be here and be the mask."""
+    first = others[0].partition("; ")[0]
+    return (
+        f"1 file left out, {first}"
+        if len(others) == 1
+        else f"{len(others):,} files left out, the first {first}"
+    )
+
+
 # One series.
 
 
@@ -264,9 +274,7 @@ def _chosen(path: str, frames: list[_Frame], series: int | str | None) -> list[_
         by_uid.setdefault(frame.series, []).append(frame)
     if series is None:
         if len(by_uid) > 1:
-            raise InputError(
-                f"{path}: {len(by_uid)} series; choose one with --series or series=: {_listed(by_uid)}"
-            )
+            raise InputError(f"{path}: {len(by_uid)} series; {_CHOOSE}: {_listed(by_uid)}")
         return frames
     text = str(series).strip()
     matching = {
@@ -279,7 +287,7 @@ def _chosen(path: str, frames: list[_Frame], series: int | str | None) -> list[_
         problem = "no such series" if not matching else "several series have this number"
         raise InputError(
             f"{path}: series {short_repr(text)}: {problem};"
-            f" choose one with --series or series=: {_listed(matching or by_uid)}"
+            f" {_CHOOSE}: {_listed(matching or by_uid)}"
         )
     return next(iter(matching.values()))
 
