@@ -244,6 +244,7 @@ def test_the_recipe_is_the_published_one():
     assert EdgeRecipe(ema_decay=None).stored_settings() == {
         k: v for k, v in PUBLISHED.items() if k != "averaged"
     }
+    assert EdgeRecipe(negatives=0.15).stored_settings() == PUBLISHED | {"negatives": 0.15}
 
 
 def test_a_batch_is_prepared_by_the_ingredients_in_their_order():

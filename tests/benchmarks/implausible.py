@@ -38,10 +38,14 @@ def images(validation: np.ndarray, rng: np.random.Generator) -> dict[str, list[n
             side = int(rng.integers(60, 400))
             y, x = (int(rng.integers(0, length - side)) for length in gray.shape)
             photos.append(np.rint(gray[y : y + side, x : x + side]).astype(np.uint8))
-    scan = open_volume(Path(os.environ["ORGAN_SCANS_DIR"]) / "totalsegmentator" / "example_ct.nii.gz")
+    scan = open_volume(
+        Path(os.environ["ORGAN_SCANS_DIR"]) / "totalsegmentator" / "example_ct.nii.gz"
+    )
     whole = through(scan.hu.transpose(2, 0, 1), LEVEL, WIDTH)
     return {
-        "constant": list(np.repeat(np.linspace(0, 255, n).astype(np.uint8), 784).reshape(n, 28, 28)),
+        "constant": list(
+            np.repeat(np.linspace(0, 255, n).astype(np.uint8), 784).reshape(n, 28, 28)
+        ),
         "noise, normal": list(rng.normal(128, 60, (n, 28, 28)).clip(0, 255).astype(np.uint8)),
         "noise, uniform": list(rng.integers(0, 256, (n, 28, 28), np.uint8)),
         "inverted": list(255 - validation),

@@ -49,8 +49,9 @@ class EdgeRecipe:
     intensity: float = 0.3
     # standard deviation, as a share of the gray range
     noise: float = 0.0
-    # share of slices that are replaced by images of no organ, whose target is every class alike
-    negatives: float = 0.0
+    # share of slices that are replaced by images of no organ, whose target is every class alike; None for none. It is
+    # not stored then, so that checkpoints of earlier recipes resume.
+    negatives: float | None = None
     ema_decay: float | None = 0.998
 
     @property
