@@ -1,8 +1,8 @@
 """python -m train.edge.ablate: measure what each ingredient of the edge network's recipe contributes.
 
 The baseline is the recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline or
-removes one. The last two are the recipe itself, and the recipe with images of no organ. All are trained for 8 epochs on three quarters of the training
-split. They are measured on the other quarter (`train.edge.chains`), and on validation as stored, flipped front to back,
+removes one. The last two are the recipe itself, and the recipe with images of no organ. All are trained for 8 epochs on
+three quarters of the training split. They are measured on the other quarter (`train.edge.chains`), and on validation as stored, flipped front to back,
 and corrupted (the third severity of each of MedMNIST-C's corruptions). Test is never used. Finished variants are not
 trained again: rerun the command to continue, or run it several times in parallel with --only.
 """
