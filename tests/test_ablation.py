@@ -6,14 +6,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from support.data_files import SCANS, needs_scans
 from test_fit import CPU, made_data
 
+from export.member import open_session
+from export.temperature import mean_softmax
+from organ_infer import OrganClassifier
+from organ_infer.bundle.files import packaged_bundle
+from organ_infer.volumes import open_mask, open_volume
 from train import fit, record
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS
 from train.devices import precision
-from train.edge import ablate
+from train.edge import ablate, scans
 from train.edge.chains import chains, held_out
+from train.edge.scans import ScanCrops, scan_crops
 from train.errors import RunError, StageFailed
 from train.recipes import EdgeRecipe
 from train.stages import STAGES
@@ -77,7 +84,8 @@ class Watched:
         monkeypatch.setattr(
             ablate, "load_data", lambda *a, **k: self.__dict__.update(asked=(a, k)) or data
         )
-        monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)) // 4)
+        for name in ("chains", "pseudo_scans"):
+            monkeypatch.setattr(ablate, name, lambda images, labels: np.arange(len(images)) // 4)
         monkeypatch.setattr(ablate, "CORRUPTED", 20)
         monkeypatch.setattr(ablate, "choose_device", lambda asked: CPU)
         monkeypatch.setattr(ablate, "corrupt", self.corrupt)
@@ -103,11 +111,13 @@ def contents(images):
     return [image.tobytes() for image in images]
 
 
-def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(
-    data, tmp_path, monkeypatch
+@pytest.mark.parametrize("by", ["chains", "scans"])
+def test_training_sees_the_groups_that_are_kept_and_measuring_those_held_out(
+    data, tmp_path, monkeypatch, by
 ):
     watched = Watched(monkeypatch, data)
-    assert ablate.main(["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe"]) == 0
+    command = ["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe", "--hold-out", by]
+    assert ablate.main(command) == 0
     [(stage, kept, config, directory, recipe)] = watched.trained
     trained, held = contents(kept.images["train"]), contents(watched.measured[0])
     every = contents(data.images["train"])
@@ -126,6 +136,96 @@ def test_training_sees_the_chains_that_are_kept_and_measuring_those_held_out(
     assert config == TrainConfig(seed=1, batch_size=128, max_epochs=8, weights="none")
     scores = record.read_json(directory / "scores.json")
     assert scores["held_out"] == np.mean([labels[image] == 0 for image in held])
+
+
+def test_every_seed_holds_out_another_quarter_of_the_pseudo_scans(data, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, data)
+    monkeypatch.setattr(ablate, "pseudo_scans", lambda images, labels: np.arange(240) // 10)
+    assert ablate.main(["--out", str(tmp_path), "--seeds", "5", "--only", "the recipe"]) == 0
+    held = [contents(images) for images in watched.measured[:: 3 + 13]]
+    assert [len(images) for images in held] == [60] * 5 and held[4] == held[0]
+    every = [content for fold in held[:4] for content in fold]
+    assert sorted(every) == sorted(contents(data.images["train"]))
+
+
+def crops(scan, labels, seed=0):
+    images = np.random.default_rng(seed).random((len(labels), 1, 28, 28), np.float32)
+    return ScanCrops(scan, 5.0, "area", images, np.array(labels))
+
+
+def test_scans_are_scored_by_the_mean_over_margins_and_ways_to_resample(
+    data, tmp_path, monkeypatch
+):
+    Watched(monkeypatch, data)
+    # a network that takes every slice for class 0
+    monkeypatch.setattr(
+        ablate, "packed_logits", lambda network, images: np.eye(3)[np.zeros(len(images), int)]
+    )
+    measured = [
+        crops("unenhanced", [0, 1]),
+        crops("unenhanced", [0, 0, 0, 1]),
+        crops("enhanced", [0]),
+    ]
+    arguments = ("v", EdgeRecipe(), 1, data, data, 2, tmp_path, CPU)
+    scores = ablate.measure_variant(*arguments, scans=measured)
+    assert scores["unenhanced"] == (0.5 + 0.75) / 2 and scores["enhanced"] == 1
+    assert (
+        ablate.table(tmp_path, ["v"], 1, scans=True)
+        .splitlines()[0]
+        .endswith("| validation corrupted | unenhanced scan | enhanced scan |")
+    )
+    assert ablate.measure_variant(*arguments, scans=measured)["unenhanced"] == scores["unenhanced"]
+
+
+def test_scores_of_another_way_to_hold_out_or_without_scans_are_refused(
+    data, tmp_path, monkeypatch
+):
+    Watched(monkeypatch, data)
+    arguments = ("v", EdgeRecipe(), 1, data, data, 2, tmp_path, CPU)
+    ablate.measure_variant(*arguments)
+    with pytest.raises(RunError, match="with --hold-out chains, but this command has --hold-out"):
+        ablate.measure_variant(*arguments, hold_out="scans")
+    with pytest.raises(RunError, match="holds scores without --scans; use another --out"):
+        ablate.measure_variant(*arguments, scans=[crops("enhanced", [0])])
+
+
+@needs_scans
+def test_the_scans_crops_are_the_runtimes():
+    classes = ["bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right"]
+    classes += ["liver", "lung-left", "lung-right", "pancreas", "spleen"]
+    rows = scan_crops(SCANS, classes, 28, (40, 400))
+    assert [(c.scan, c.margin, c.resample) for c in rows] == [
+        (scan, margin, resample)
+        for scan in ("unenhanced", "enhanced")
+        for margin in (0.0, 5.0)
+        for resample in ("area", "linear")
+    ]
+    assert [len(c.labels) for c in rows] == [145] * 4 + [26] * 4
+    with OrganClassifier(device="cpu") as classifier:
+        how = classifier.manifest.input
+        rows = scan_crops(SCANS, classifier.classes, how.size, how.window)
+        for scan, (name, mask) in scans.SCANS.items():
+            volume = open_volume(SCANS / "totalsegmentator" / name)
+            organs = classifier.predict_volume(
+                volume, open_mask(SCANS / "totalsegmentator" / mask, like=volume), margin_mm=5
+            )
+            [row] = [c for c in rows if (c.scan, c.margin, c.resample) == (scan, 5.0, how.resample)]
+            expected = [one.prediction.probabilities for o in organs for one in o.slices]
+            graph = packaged_bundle() / classifier.manifest.members[0].file
+            [logits] = open_session(graph.read_bytes()).run(["logits"], {"images": row.images})
+            found = mean_softmax([logits], classifier.manifest.temperature)
+            # batches of another size round differently in int8
+            np.testing.assert_allclose(found, np.array(expected), atol=1e-3)
+            names = [o.expected for o in organs for _ in o.slices]
+            assert [classifier.classes[k] for k in row.labels] == names
+
+
+def test_missing_scans_are_one_line(data, tmp_path, monkeypatch, capsys):
+    watched = Watched(monkeypatch, data)
+    assert ablate.main(["--out", str(tmp_path), "--scans", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablate: error: --scans ") and error.count("\n") == 1
+    assert not watched.trained
 
 
 def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
@@ -301,7 +401,7 @@ def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
         place = tmp_path / "no_shifts" / f"seed-{seed}"
         place.mkdir(parents=True)
         record.write_json(place / "scores.json", dict(zip(ablate.SCORES, values, strict=True)))
-    head = "| variant | held-out chains | validation | validation mirrored | validation corrupted |\n|---|---|---|---|---|\n"
+    head = "| variant | held out | validation | validation mirrored | validation corrupted |\n|---|---|---|---|---|\n"
     # the deviation of a sample: sqrt(0.02 / 2), sqrt(0.06 / 2), sqrt(0.14 / 2)
     assert ablate.table(tmp_path, ["no shifts"], 3) == head + (
         "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 |"

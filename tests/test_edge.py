@@ -9,7 +9,7 @@ from test_fit import CPU, made_data, without_seconds
 from train import fit, record
 from train.config import TrainConfig
 from train.edge import ablate
-from train.edge.chains import chains, held_out
+from train.edge.chains import chains, folds, held_out, pseudo_scans
 from train.ema import ModelEma
 from train.errors import RunError
 from train.networks import ResidualNetwork, count_parameters, make_network
@@ -273,9 +273,74 @@ def test_chains_of_the_real_training_split_are_long():
     assert 80 < len(sizes) < 200 and np.sort(sizes)[-3:].min() > 40
 
 
+def scans_of_two_organs(scans=6, slices=12):
+    """Slices of two organs in scans that differ in noise and in the gray of fat and soft tissue, and their scans."""
+    rng = np.random.default_rng(0)
+    images, labels, origin = [], [], []
+    for scan in range(scans):
+        for label in (0, 1):
+            base = np.full((28, 28), 45 + 6 * scan)
+            base[6:22, 6:22] = 150 + 10 * scan
+            base[10:14, 10 : 14 + 6 * label] = 200
+            texture = rng.normal(0, 1 + 1.5 * scan, (28, 28))
+            for k in range(slices):
+                images.append(np.clip(base + texture + k * 0.5, 0, 255))
+                labels.append(label)
+                origin.append(scan)
+    return np.array(images).astype(np.uint8), np.array(labels), np.array(origin)
+
+
+def test_pseudo_scans_join_the_chains_of_one_scan_and_divide_none():
+    images, labels, origin = scans_of_two_organs()
+    group = pseudo_scans(images, labels, count=6)
+    assert sorted(np.unique(group)) == list(range(6))
+    assert all(len(np.unique(group[origin == scan])) == 1 for scan in range(6))
+    order = np.random.default_rng(1).permutation(len(images))
+    shuffled = pseudo_scans(images[order], labels[order], count=6)
+    assert all(len(np.unique(shuffled[origin[order] == scan])) == 1 for scan in range(6))
+
+
+def test_short_chains_join_the_group_they_resemble():
+    """A slice of its own, which is not near enough to any chain, with the noise and grays of a scan."""
+    images, labels, origin = scans_of_two_organs()
+    for scan in range(5):
+        lone = np.roll(images[origin == scan][6:7], 5, 2)
+        both = np.concatenate([images, lone])
+        chain = chains(both, np.append(labels, 0))
+        assert (chain == chain[-1]).sum() == 1
+        group = pseudo_scans(both, np.append(labels, 0), count=6)
+        assert group[-1] == group[:-1][origin == scan][0]
+
+
+@needs_organamnist
+def test_pseudo_scans_put_the_chains_of_paired_organs_together():
+    """The left thigh bone of a scan, flipped, resembles the right one. The groups do not use that."""
+    with np.load(DATA / "organamnist.npz") as file:
+        labels = file["train_labels"][:, 0]
+        chosen = (labels == 1) | (labels == 2)
+        images, labels = file["train_images"][chosen], labels[chosen]
+    group, chain = pseudo_scans(images, labels, count=40), chains(images, labels)
+    left, right = images[labels == 1][:, ::-1], images[labels == 2]
+    flat = right.reshape(len(right), -1).astype(np.float32)
+    nearest = [((flat - image.ravel().astype(np.float32)) ** 2).sum(1).argmin() for image in left]
+    sizes = np.bincount(chain)
+    long = (sizes[chain[labels == 1]] >= 8) & (sizes[chain[labels == 2][nearest]] >= 8)
+    together = group[labels == 1][long] == group[labels == 2][nearest][long]
+    shares = np.bincount(group) / len(group)
+    assert together.mean() > 5 * (shares**2).sum()
+
+
+def test_folds_divide_no_group_and_are_equally_large():
+    group = np.random.default_rng(0).integers(0, 60, 5000) ** 2 // 60
+    fold = folds(group, 4)
+    assert all(len(np.unique(fold[group == g])) == 1 for g in np.unique(group))
+    sizes = np.bincount(fold)
+    assert len(sizes) == 4 and sizes.max() - sizes.min() < np.bincount(group).max()
+
+
 def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablate, "load_data", lambda *arguments, **named: made_data())
-    monkeypatch.setattr(ablate, "chains", lambda images, labels: np.arange(len(images)))
+    monkeypatch.setattr(ablate, "pseudo_scans", lambda images, labels: np.arange(len(images)))
     command = [
         "--out",
         str(tmp_path),

@@ -352,7 +352,7 @@ def test_weights_decay_and_biases_and_normalization_do_not():
     ]
 
 
-def slices(n, size=28, seed=7):
+def smooth_slices(n, size=28, seed=7):
     """Slices of which none is an image of no organ: smooth, with a bright side."""
     side = torch.linspace(-0.6, 0.6, size)
     noise = torch.rand(n, 1, size, size, generator=generator(seed)) * 0.3
@@ -360,26 +360,28 @@ def slices(n, size=28, seed=7):
 
 
 def test_a_share_of_the_slices_becomes_images_of_no_organ_with_every_class_alike():
-    x, targets = slices(MANY), torch.eye(11)[torch.arange(MANY) % 11]
-    changed, shares = augment.negatives(x, targets, 0.2, generator())
+    x, targets = smooth_slices(MANY), torch.eye(11)[torch.arange(MANY) % 11]
+    changed, shares = augment.negatives(x, targets, 11, 0.2, generator())
     is_negative = (shares - 1 / 11).abs().amax(1) < 1e-6
     assert happens(is_negative, 0.2)
     assert (shares[~is_negative] == targets[~is_negative]).all()
     assert (changed[~is_negative] == x[~is_negative]).all()
     assert (changed[is_negative] != x[is_negative]).flatten(1).any(1).all()
     assert changed.min() >= -1 and changed.max() <= 1 and changed.isfinite().all()
-    assert (x == slices(MANY)).all() and (targets.sum(1) == 1).all()
+    assert (x == smooth_slices(MANY)).all() and (targets.sum(1) == 1).all()
 
 
 def test_no_share_changes_nothing():
-    x, targets = slices(50), torch.eye(11)[torch.arange(50) % 11]
-    changed, shares = augment.negatives(x, targets, 0.0, generator())
+    x, targets = smooth_slices(50), torch.eye(11)[torch.arange(50) % 11]
+    changed, shares = augment.negatives(x, targets, 11, 0.0, generator())
     assert (changed == x).all() and (shares == targets).all()
 
 
-@pytest.mark.parametrize("kind", augment._NEGATIVES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", (*augment._NEGATIVES, augment._turned), ids=lambda kind: kind.__name__
+)
 def test_each_kind_of_negative_is_what_it_is_called(kind):
-    x = slices(400)
+    x = smooth_slices(400)
     made = kind(x, generator()).clamp(-1, 1)
     spans = (made.amax((1, 2, 3)) - made.amin((1, 2, 3))).numpy()
     match kind.__name__:
@@ -387,6 +389,13 @@ def test_each_kind_of_negative_is_what_it_is_called(kind):
             assert np.quantile(spans, 0.3) < 1e-5 and spans.max() < 1.5
         case "_textures":
             assert np.median(spans) > 0.5
+        case "_shapes":
+            steps = (made[..., 1:] - made[..., :-1]).abs().flatten(1)
+            # edges beside areas without any
+            assert (steps.amax(1) > 0.3).float().mean() > 0.9
+            assert (
+                (steps.median(1).values < 0.1) & torch.from_numpy(spans > 0.3)
+            ).float().mean() > 0.5
         case "_inverted":
             assert (made == -x).all()
         case "_wrong_window":
@@ -405,3 +414,132 @@ def test_each_kind_of_negative_is_what_it_is_called(kind):
             assert (corners == -1).all() and (made[:, 0, 14, 14] > -1).all()
         case _:
             raise AssertionError("a kind without a test")
+
+
+def reoriented(x, number):
+    """Orientation `number` of a slice (S, S), as docs/reference/bundle_format.md defines it."""
+    x = np.asarray(x)
+    if number & 1:
+        x = x[::-1]
+    if number & 2:
+        x = x[:, ::-1]
+    return x.T if number & 4 else x
+
+
+def test_slices_are_reoriented_as_their_targets_say():
+    x, targets = smooth_slices(MANY), torch.eye(3)[torch.arange(MANY) % 3]
+    changed, both = augment.reorient(x, targets, 0.3, 0.25, generator())
+    assert both.shape == (MANY, 3 + 9) and (both[:, 3:].sum(1) == 1).all()
+    number = both[:, 3:].argmax(1).numpy()
+    for i in range(400):
+        assert np.array_equal(changed[i, 0], reoriented(x[i, 0], number[i]))
+    upright = np.isin(number, (0, 2))
+    assert happens(~upright, 0.3) and happens(number[upright] == 2, 0.25)
+    assert set(number) == set(range(8))
+    assert stats.chisquare(np.unique(number[~upright], return_counts=True)[1]).pvalue > UNLIKELY
+    assert (both[upright, :3] == targets[upright]).all() and (both[~upright, :3] == 0).all()
+
+
+def test_without_flips_all_seven_other_orientations_have_no_class():
+    x, targets = smooth_slices(MANY), torch.eye(3)[torch.arange(MANY) % 3]
+    _, both = augment.reorient(x, targets, 0.3, 0.0, generator())
+    number = both[:, 3:].argmax(1).numpy()
+    assert happens(number != 0, 0.3) and (both[number != 0, :3] == 0).all()
+    counts = np.unique(number[number != 0], return_counts=True)[1]
+    assert len(counts) == 7 and stats.chisquare(counts).pvalue > UNLIKELY
+
+
+def test_negatives_have_an_orientation_of_their_own_and_are_not_turned(monkeypatch):
+    monkeypatch.setattr(augment, "_turned", None)
+    x, targets = augment.reorient(
+        smooth_slices(MANY), torch.eye(3)[torch.arange(MANY) % 3], 0.3, 0.25, generator()
+    )
+    changed, both = augment.negatives(x, targets, 3, 0.2, generator(1))
+    is_negative = both[:, -1] == 1
+    assert happens(is_negative, 0.2)
+    assert ((both[is_negative, :3] - 1 / 3).abs() < 1e-6).all() and (
+        both[is_negative, 3:-1] == 0
+    ).all()
+    assert (both[~is_negative] == targets[~is_negative]).all()
+    assert (changed[~is_negative] == x[~is_negative]).all()
+
+
+def test_half_of_the_slices_are_zoomed_by_exponents_on_each_axis_on_its_own():
+    inner = slice(10, 18)
+    across, down = (augment.zoom(x, 0.2, generator())[:, 0, inner, inner] for x in ramps(MANY))
+    by = [
+        np.log(((ramp[:, -1, -1] - ramp[:, 0, 0]) / 7).double().numpy()) for ramp in (across, down)
+    ]
+    zoomed = np.abs(by[0]) > 1e-5
+    assert happens(zoomed, 0.5) and (np.abs(by[1][~zoomed]) < 1e-5).all()
+    assert all(is_uniform(values[zoomed], -0.2, 0.2) for values in by)
+    assert unrelated(by[0][zoomed], by[1][zoomed])
+
+
+def test_half_of_the_slices_are_blurred_by_any_share_of_a_binomial_filter():
+    x = torch.full((MANY, 1, 28, 28), -1.0)
+    x[:, :, 14, 14] = 1
+    changed = augment.blur(x, generator()).double()
+    share = ((1 - changed[:, 0, 14, 14]) / (2 * 12 / 16)).numpy()
+    blurred = share > 1e-6
+    assert happens(blurred, 0.5) and is_uniform(share[blurred], 0, 1)
+    around = (changed[:, 0, 13:16, 13:16] + 1) / 2
+    weights = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    for i in range(50):
+        expected = share[i] * weights + (1 - share[i]) * np.pad([[1]], 1)
+        np.testing.assert_allclose(around[i], expected, atol=1e-6)
+
+
+def test_half_of_the_slices_lose_contrast_between_water_and_bone_only():
+    """-0.1 in -1 to 1 is 20 HU through the abdominal window, 0.7 is 180 HU."""
+    gray = torch.linspace(-1, 1, 28 * 28).reshape(1, 1, 28, 28)
+    changed = augment.squeeze_contrast(gray.expand(MANY, 1, 28, 28), 0.3, generator()).flatten(1)
+    gray = gray.flatten()
+    fat, soft = gray < -0.1, (gray >= -0.1) & (gray < 0.7)
+    assert (changed[:, fat] == gray[fat]).all() and ((changed[:, -1] - 1).abs() < 1e-6).all()
+    factor = ((changed[:, soft] + 0.1) / (gray[soft] + 0.1))[:, 5:].double()
+    assert (factor.std(1) < 1e-5).all()
+    squeezed = (factor[:, 0] < 1 - 1e-6).numpy()
+    assert happens(squeezed, 0.5) and is_uniform(factor[squeezed, 0], 0.3, 1)
+    # gray values stay in their order, without a step
+    steps = (changed[:, 1:] - changed[:, :-1]).double()
+    assert (steps > 0).all() and (steps < 6 * 2 / 783).all()
+
+
+def test_the_loss_of_two_outputs_counts_each_slice_once_and_those_without_a_class_not_at_all():
+    recipe = EdgeRecipe(reoriented=0.2, orientation_weight=0.5)
+    logits = torch.randn(3, 3 + 9, generator=generator())
+    targets = torch.zeros(3, 12)
+    targets[0, 1] = targets[0, 3] = 1
+    targets[1, 3 + 5] = 1
+    targets[2, :3], targets[2, -1] = 1 / 3, 1
+    log, log_orientation = logits[:, :3].log_softmax(1), logits[:, 3:].log_softmax(1)
+    classes = -(0.9 * log[0, 1] + 0.1 * log[0].mean()) - log[2].mean()
+    orientations = -(log_orientation[0, 0] + log_orientation[1, 5] + log_orientation[2, 8])
+    torch.testing.assert_close(recipe.loss(logits, targets), classes + 0.5 * orientations)
+    whole = EdgeRecipe(reoriented=0.2).loss(logits, targets)
+    torch.testing.assert_close(whole, classes + orientations)
+
+
+def test_reorienting_replaces_flips_and_the_later_ingredients_have_their_order():
+    recipe = EdgeRecipe(
+        shift=1, zoom=0.2, contrast=0.3, blur=1, noise=0.1, negatives=0.3, reoriented=0.3
+    )
+    x, labels = smooth_slices(64), torch.arange(64) % 5
+    found, found_targets = recipe.prepare(x, labels, 5, generator(4))
+    g = generator(4)
+    x = augment.zoom(augment.shift(x, 1, g), 0.2, g)
+    x, targets = augment.cutmix(x, torch.eye(5)[labels], 0.5, g)
+    x, targets = augment.reorient(x, targets, 0.3, 0.25, g)
+    x = augment.intensity(augment.squeeze_contrast(x, 0.3, g), 0.3, g)
+    x = augment.erase(augment.noise(augment.blur(x, g), 0.1, g), 0.5, 0.25, g)
+    x, targets = augment.negatives(x, targets, 5, 0.3, g)
+    torch.testing.assert_close(found, x, rtol=0, atol=0)
+    torch.testing.assert_close(found_targets, targets, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["zoom", "contrast", "blur", "negatives", "reoriented", "orientation_weight"]
+)
+def test_an_ingredient_that_came_later_is_stored_only_if_it_is_used(name):
+    assert EdgeRecipe(**{name: 0.5}).stored_settings() == PUBLISHED | {name: 0.5}

@@ -65,27 +65,39 @@ def plain_cnn(state, x, *, batch_norm):
     return x @ state["head.weight"].T + state["head.bias"]
 
 
-def edge_network(state, x, *, strides):
-    """A stem, residual blocks, the mean of the map, a linear head."""
-    x = relu(normalized(convolution(x, state["stem.weight"], stride=2), state, "norm"))
-    for i, stride in enumerate(strides):
-        block = f"blocks.{i}"
-        y = relu(
-            normalized(
-                convolution(x, state[f"{block}.conv1.weight"], stride=stride),
-                state,
-                f"{block}.norm1",
-            )
+def residual_block(state, x, name, stride):
+    """Two convolutions and the input, which a third one adapts."""
+    y = relu(
+        normalized(
+            convolution(x, state[f"{name}.conv1.weight"], stride=stride), state, f"{name}.norm1"
         )
-        y = normalized(convolution(y, state[f"{block}.conv2.weight"]), state, f"{block}.norm2")
-        if f"{block}.fit.0.weight" in state:
-            x = normalized(
-                convolution(x, state[f"{block}.fit.0.weight"], stride=stride),
-                state,
-                f"{block}.fit.1",
-            )
-        x = relu(y + x)
-    return x.mean((2, 3)) @ state["head.weight"].T + state["head.bias"]
+    )
+    y = normalized(convolution(y, state[f"{name}.conv2.weight"]), state, f"{name}.norm2")
+    if f"{name}.fit.0.weight" in state:
+        x = normalized(
+            convolution(x, state[f"{name}.fit.0.weight"], stride=stride), state, f"{name}.fit.1"
+        )
+    return relu(y + x)
+
+
+def edge_features(state, x, *, strides, stem_stride=2):
+    """A stem, residual blocks, and the mean of the map."""
+    x = relu(normalized(convolution(x, state["stem.weight"], stride=stem_stride), state, "norm"))
+    for i, stride in enumerate(strides):
+        x = residual_block(state, x, f"blocks.{i}", stride)
+    return x.mean((2, 3))
+
+
+def edge_network(state, x, **strides):
+    """The features, and a linear head."""
+    return edge_features(state, x, **strides) @ state["head.weight"].T + state["head.bias"]
+
+
+def orientation_of(state, x, **strides):
+    """The second head: two linear layers."""
+    hidden = edge_features(state, x, **strides) @ state["orientation_head.0.weight"].T
+    hidden = relu(hidden + state["orientation_head.0.bias"])
+    return hidden @ state["orientation_head.2.weight"].T + state["orientation_head.2.bias"]
 
 
 def unsettled(network, seed=5):
@@ -127,6 +139,39 @@ def test_logits_are_those_of_a_forward_pass_written_out_in_numpy(name, size):
     expected = REFERENCES[name](state, x)
     assert expected.std() > 0.01
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+TWO_HEADS = {
+    "edge_orientation": {"strides": (1, 2, 2)},
+    "edge_wide": {"strides": (1, 2, 2)},
+    "edge_fine": {"strides": (1, 2, 2, 2), "stem_stride": 1},
+}
+
+
+@pytest.mark.parametrize("name", TWO_HEADS)
+def test_the_second_head_is_there_in_training_and_in_the_export_only(name):
+    network = unsettled(make_network(name, classes=11, size=28, seed=3))
+    state = {key: value.numpy() for key, value in network.state_dict().items()}
+    x = torch.from_numpy(slices(28))
+    with torch.no_grad():
+        logits = network(x).numpy()
+        exported, probabilities = (output.numpy() for output in network.for_export()(x))
+        # running statistics instead of the batch's, so that the numbers are comparable
+        network.training = True
+        both = network(x).numpy()
+    expected = edge_network(state, x.numpy(), **TWO_HEADS[name])
+    np.testing.assert_allclose(logits, expected, rtol=1e-9)
+    np.testing.assert_array_equal(exported, logits)
+    orientation = orientation_of(state, x.numpy(), **TWO_HEADS[name])
+    shares = np.exp(orientation) / np.exp(orientation).sum(1, keepdims=True)
+    assert probabilities.shape == (3, 9) and shares.std() > 1e-3
+    np.testing.assert_allclose(probabilities, shares, rtol=1e-9)
+    np.testing.assert_allclose(both, np.concatenate([logits, orientation], 1), rtol=1e-9)
+
+
+def test_without_a_second_head_the_network_is_exported_itself():
+    network = make_network("edge", classes=11, size=28, seed=3)
+    assert network.for_export() is network
 
 
 @pytest.mark.parametrize(

@@ -501,7 +501,7 @@ def test_when_each_stage_stops():
 
     patient = "after 5 epochs without a better validation accuracy, at the latest after {}, keeping the best weights"
     assert of("batch_norm") == of("resnet50") == patient.format(100)
-    assert of("edge") == "after 24 epochs, keeping the last weights"
+    assert of("edge") == "after 32 epochs, keeping the last weights"
     assert of("ensemble") == of("of another version") == "–"
     assert of("resnet50", ensemble=7) == of("batch_norm", all=7) == patient.format(7)
     assert of("batch_norm", ensemble=7) == patient.format(100)

@@ -594,10 +594,15 @@ def options(**changed: Any) -> TrainOptions:
 
 
 def test_a_job_for_each_stage_with_the_studys_settings():
-    # the reference study: batches of 128, at most 100 epochs, base 5; edge 24
+    # the reference study: batches of 128, at most 100 epochs, base 5; edge and the networks beside it 32
     jobs = plan_jobs(list(LADDER), options(), {}, Path("runs"))
     epochs = {job.stage.name: job.config.max_epochs for job in jobs}
-    assert epochs == dict.fromkeys(STAGES, 100) | {"base": 5, "edge": 24}
+    assert epochs == dict.fromkeys(STAGES, 100) | {
+        "base": 5,
+        "edge": 32,
+        "edge_wide": 32,
+        "edge_fine": 32,
+    }
     assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
     assert {(job.config.seed, job.config.batch_size, job.config.weights) for job in jobs} == {
         (1, 128, "imagenet")
@@ -614,8 +619,8 @@ def test_a_job_for_each_seed_in_a_directory_of_its_own():
     ] == [
         ("base", 5, 2, Path("runs/base/seed-5")),
         ("base", 6, 2, Path("runs/base/seed-6")),
-        ("edge", 5, 24, Path("runs/edge/seed-5")),
-        ("edge", 6, 24, Path("runs/edge/seed-6")),
+        ("edge", 5, 32, Path("runs/edge/seed-5")),
+        ("edge", 6, 32, Path("runs/edge/seed-6")),
     ]
     assert {(j.config.amp, j.config.weights_dir, j.config.batch_size) for j in jobs} == {
         ("off", Path("w"), 7)

@@ -1,6 +1,7 @@
 """The published ladder, how long each stage trains at most, and which jobs a command line gives."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from train.stages import LADDER, LISTED, MEMBERS, STAGES, Stage, chosen_stages, 
 # docs/guides/training.md, "How the stages are trained": (network, recipe, patience, epochs at most,
 # from ImageNet weights)
 PLAIN, AUGMENTED = ReferenceRecipe(augmented=False), ReferenceRecipe(augmented=True)
+EDGE = EdgeRecipe(contrast=0.4, negatives=0.15, reoriented=0.2, orientation_weight=0.4)
 PUBLISHED = {
     "base": ("small", PLAIN, None, 5, False),
     "early_stopping": ("small", PLAIN, 5, 100, False),
@@ -27,7 +29,9 @@ PUBLISHED = {
     "resnet50": ("resnet50", AUGMENTED, 5, 100, True),
     "resnet101": ("resnet101", AUGMENTED, 5, 100, True),
     "resnet152": ("resnet152", AUGMENTED, 5, 100, True),
-    "edge": ("edge", EdgeRecipe(), None, 24, False),
+    "edge": ("edge_orientation", EDGE, None, 32, False),
+    "edge_wide": ("edge_wide", replace(EDGE, blur=1), None, 32, False),
+    "edge_fine": ("edge_fine", replace(EDGE, noise=0.05), None, 32, False),
 }
 
 
@@ -35,13 +39,15 @@ def test_the_ladder_is_the_published_one():
     rows = {
         s.name: (s.network, s.recipe, s.patience, s.max_epochs, s.pretrained)
         for s in LADDER
-        if s.name != "ensemble"
+        if not s.members
     }
     assert rows == PUBLISHED and all(not STAGES[name].members for name in PUBLISHED)
     ensemble = STAGES["ensemble"]
     assert ensemble.network is None and not ensemble.pretrained and ensemble.recipe is None
     assert ensemble.members == ("batch_norm", "resnet50", "resnet101", "resnet152")
-    assert [s.name for s in LADDER] == [*list(PUBLISHED)[:-1], "ensemble", "edge"]
+    assert STAGES["edge_ensemble"].members == ("edge", "edge_wide", "edge_fine")
+    names = list(PUBLISHED)
+    assert [s.name for s in LADDER] == [*names[:-3], "ensemble", *names[-3:], "edge_ensemble"]
     assert LISTED == (
         "base",
         "early_stopping",
@@ -55,8 +61,8 @@ def test_the_ladder_is_the_published_one():
 
 def test_what_the_rows_say_beside_their_training():
     """What was asked of names before: which stages users name, and which are measured on corrupted slices."""
-    assert MEMBERS == ("resnet50", "resnet101", "resnet152")
-    assert [s.name for s in LADDER if s.robustness] == ["ensemble", "edge"]
+    assert MEMBERS == ("resnet50", "resnet101", "resnet152", "edge_wide", "edge_fine")
+    assert [s.name for s in LADDER if s.robustness] == ["ensemble", "edge", "edge_ensemble"]
     assert [s.name for s in LADDER if s.card] == ["edge"]
     assert all(s.title.endswith(".") for s in LADDER)
 
@@ -144,7 +150,7 @@ def test_every_stage_is_a_job_with_the_documented_defaults():
     config = TrainConfig(1, 128, 5, "imagenet", weights_dir=None, smoke=False, amp="auto")
     assert jobs() == [
         Job(STAGES["base"], config, OUT / "base"),
-        Job(STAGES["edge"], dataclasses.replace(config, max_epochs=24), OUT / "edge"),
+        Job(STAGES["edge"], dataclasses.replace(config, max_epochs=32), OUT / "edge"),
     ]
 
 
@@ -201,7 +207,7 @@ def test_a_member_lies_beside_its_ensemble_with_the_same_seed(directory, member)
 
 
 def test_the_rungs_bring_every_stage():
-    assert chosen_stages(list(LISTED)) == list(LADDER)
+    assert chosen_stages([*LISTED, "edge_ensemble"]) == list(LADDER)
     assert [stage.name for stage in chosen_stages(["edge"])] == ["edge"]
 
 

@@ -478,7 +478,7 @@ def train_epoch(
 
         # forward
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = network(x)  # (B, classes)
+            logits = network(x)  # (B, classes), and more columns if the network has a second output
         loss = recipe.loss(logits.float(), targets)
 
         # backward and step; the group averages gradients over its processes
@@ -492,7 +492,7 @@ def train_epoch(
 
         # sums stay on the device
         loss_sum += loss.detach()
-        correct += (logits.argmax(1) == y).sum()
+        correct += (logits[:, :classes].argmax(1) == y).sum()
     means = group.sum(torch.stack([loss_sum, correct])) / len(images)
     return float(means[0]), float(means[1])
 

@@ -7,10 +7,10 @@ study adds one thing to the stage before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.errors import RunError
-from train.recipes import EdgeRecipe, Recipe, ReferenceRecipe
+from train.recipes import EDGE_RECIPE, Recipe, ReferenceRecipe
 
 SMOKE_EPOCHS = 2
 
@@ -24,7 +24,7 @@ class Stage:
         network: a row of `train.networks.NETWORKS`; None for an average of `members`.
         recipe: how the network is trained; None for an average.
         title: one sentence for the report: what this stage adds.
-        listed: whether the stage is trained by default; the others are trained as members of an average.
+        listed: whether the stage is trained by default; the others are trained by name, or as members of an average.
         robustness: whether a run measures the stage on corrupted slices.
         patience: epochs without a better validation accuracy before training stops; None trains all of `max_epochs`.
         max_epochs: epochs at most.
@@ -113,13 +113,39 @@ LADDER = (
     ),
     Stage(
         "edge",
-        "edge",
-        EdgeRecipe(),
+        "edge_orientation",
+        EDGE_RECIPE,
         "Beyond the reference study: one small network with its own recipe.",
         robustness=True,
         patience=None,
-        max_epochs=24,
+        max_epochs=32,
         card="A residual network",
+    ),
+    Stage(
+        "edge_wide",
+        "edge_wide",
+        replace(EDGE_RECIPE, blur=1.0),
+        "A wider network, trained on blurred slices, too.",
+        listed=False,
+        patience=None,
+        max_epochs=32,
+    ),
+    Stage(
+        "edge_fine",
+        "edge_fine",
+        replace(EDGE_RECIPE, noise=0.05),
+        "A network whose first block keeps the resolution of the slices, trained with noise.",
+        listed=False,
+        patience=None,
+        max_epochs=32,
+    ),
+    Stage(
+        "edge_ensemble",
+        None,
+        title="The mean of the softmax outputs of three small networks.",
+        listed=False,
+        robustness=True,
+        members=("edge", "edge_wide", "edge_fine"),
     ),
 )
 
@@ -127,7 +153,10 @@ STAGES = {stage.name: stage for stage in LADDER}
 
 # the stages that are trained by default; members are trained with their average
 LISTED = tuple(stage.name for stage in LADDER if stage.listed)
-MEMBERS = tuple(stage.name for stage in LADDER if not stage.listed)
+# the same with the members of averages
+DEFAULT = frozenset({*LISTED, *(member for name in LISTED for member in STAGES[name].members)})
+# the stages that are trained only for an average
+MEMBERS = tuple(stage.name for stage in LADDER if not (stage.listed or stage.members))
 
 
 def epoch_cap(stage: Stage, caps: Mapping[str, int], *, smoke: bool) -> int:

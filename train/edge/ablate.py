@@ -1,10 +1,12 @@
 """python -m train.edge.ablate: measure what each ingredient of the edge network's recipe contributes.
 
-The baseline is the recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline or
-removes one. The last two are the recipe itself, and the recipe with images of no organ. All are trained for 8 epochs on
-three quarters of the training split. They are measured on the other quarter (`train.edge.chains`), and on validation as stored, flipped front to back,
-and corrupted (the third severity of each of MedMNIST-C's corruptions). Test is never used. Finished variants are not
-trained again: rerun the command to continue, or run it several times in parallel with --only.
+The baseline is the first recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline
+or removes one. The variants from "the first recipe" on start from that recipe, and later from `ORIENTED`. All are trained
+for 8 epochs on three quarters of the training split. They are measured on the other quarter, on validation as stored,
+flipped front to back and corrupted (the third severity of each of MedMNIST-C's corruptions), and with --scans on the
+crops of two real scans. The quarter is held out in groups that look like scans, another one for each seed (cross-validation),
+or in chains (`train.edge.chains`). Test is never used. Finished variants are not trained again: rerun the command to
+continue, or run it several times in parallel with --only.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from export.bundle import WINDOW
 from export.console import run_command
 from export.machine import machine_failure
 from train import fit, parallel, record
@@ -27,7 +31,8 @@ from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
 from train.datasets import DATASETS
 from train.devices import choose_device, device_line
-from train.edge.chains import chains, held_out
+from train.edge.chains import chains, folds, held_out, pseudo_scans
+from train.edge.scans import SCANS, ScanCrops, scan_crops
 from train.errors import RunError
 from train.recipes import EdgeRecipe
 from train.stages import STAGES
@@ -49,11 +54,15 @@ VARIANTS = {
     "with negatives": replace(EdgeRecipe(), negatives=0.15),
 }
 SCORES = {
-    "held_out": "held-out chains",
+    "held_out": "held out",
     "val": "validation",
     "val_mirrored": "validation mirrored",
     "val_corrupted": "validation corrupted",
 }
+# with --scans, the mean over margins and ways to resample
+SCAN_SCORES = {scan: f"{scan} scan" for scan in SCANS}
+HOLD_OUT = ("scans", "chains")
+FOLDS = 4
 # severity of the corruptions, and number of validation slices that are corrupted
 SEVERITY, CORRUPTED = 3, 1000
 
@@ -80,10 +89,15 @@ def _run(arguments: Sequence[str] | None) -> int:
                 f"--only: unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}"
             )
         parallel.limit_threads()
-        data, holdout = split(load_data(options.dataset, directory=options.data_dir))
+        whole = load_data(options.dataset, directory=options.data_dir)
+        scans: list[ScanCrops] = []
+        if options.scans:
+            scans = scan_crops(options.scans, whole.classes, whole.size, WINDOW)
+        groups = _groups(whole, options.hold_out)
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
         for seed in range(1, options.seeds + 1):
+            data, holdout = split(whole, _held_out(groups, options.hold_out, seed))
             for name in variants:
                 measure_variant(
                     name,
@@ -94,6 +108,8 @@ def _run(arguments: Sequence[str] | None) -> int:
                     options.epochs,
                     options.out,
                     device,
+                    hold_out=options.hold_out,
+                    scans=scans,
                 )
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
@@ -112,7 +128,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(table(options.out, variants, options.seeds))
+    print(table(options.out, variants, options.seeds, scans=bool(options.scans)))
     return 0
 
 
@@ -145,6 +161,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=positive, default=3, metavar="K", help="seeds per variant (default: 3)")
     add("--epochs", type=positive, default=8, metavar="N", help="epochs per variant (default: 8)")
     add(
+        "--hold-out",
+        choices=HOLD_OUT,
+        default="scans",
+        help="held out are groups of slices that look like scans, another quarter of them for each seed, or chains of"
+        " similar slices (default: scans)",
+    )
+    add(
+        "--scans",
+        type=Path,
+        metavar="DIR",
+        help="measure on two real scans too: directory of TotalSegmentator's example files in totalsegmentator/",
+    )
+    add(
         "--only",
         type=names,
         metavar="LIST",
@@ -153,16 +182,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def split(data: Data) -> tuple[Data, Data]:
-    """Split off a quarter of the training slices.
+def _groups(data: Data, hold_out: str) -> np.ndarray:
+    """Return the number of each training slice's chain or pseudo-scan, int64 (N,)."""
+    group = pseudo_scans if hold_out == "scans" else chains
+    return group(data.images["train"], data.labels["train"])
+
+
+def _held_out(groups: np.ndarray, hold_out: str, seed: int) -> np.ndarray:
+    """Return whether each training slice is held out, bool (N,): a fold per seed, or always the same chains."""
+    if hold_out == "chains":
+        return held_out(groups)
+    mask: np.ndarray = folds(groups, FOLDS) == (seed - 1) % FOLDS
+    return mask
+
+
+def split(data: Data, is_held_out: np.ndarray) -> tuple[Data, Data]:
+    """Split the training slices.
 
     Args:
         data: a whole data set.
+        is_held_out: by training slice, bool (N,).
 
     Returns:
-        The data with three quarters of its training slices, and the data with the other quarter as training split.
+        The data with the other training slices, and the data with the held-out ones as training split.
     """
-    is_held_out = held_out(chains(data.images["train"], data.labels["train"]))
     return _with_train_slices(data, ~is_held_out), _with_train_slices(data, is_held_out)
 
 
@@ -184,6 +227,9 @@ def measure_variant(
     epochs: int,
     out: Path,
     device: torch.device,
+    *,
+    hold_out: str = "chains",
+    scans: Sequence[ScanCrops] = (),
 ) -> dict[str, float]:
     """Train a variant with a seed and measure it, unless its scores exist.
 
@@ -196,9 +242,11 @@ def measure_variant(
         epochs: number of epochs.
         out: directory of the ablation.
         device: where the network is trained.
+        hold_out: how the held-out slices were chosen, one of HOLD_OUT.
+        scans: crops of real scans, to measure the network on.
 
     Returns:
-        Accuracies, 0 to 1, by the keys of SCORES.
+        Accuracies, 0 to 1, by the keys of SCORES, and with crops by those of SCAN_SCORES.
 
     Raises:
         RunError: the existing scores are of another recipe, data set or number of epochs.
@@ -206,11 +254,20 @@ def measure_variant(
     directory = out / name.replace(" ", "_") / f"seed-{seed}"
     file = directory / "scores.json"
     about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.stored_settings()}
+    if hold_out == "scans":
+        about["hold_out"] = hold_out
     if file.exists():
         stored: dict[str, float] = record.read_json(file)
         for name, key in (("recipe", "method"), ("data set", "data_md5")):
             if stored.get(key) != about[key]:
                 raise RunError(f"{file}: of another {name}; use another --out")
+        if stored.get("hold_out", "chains") != hold_out:
+            raise RunError(
+                f"{file}: holds scores with --hold-out {stored.get('hold_out', 'chains')}, but this command has"
+                f" --hold-out {hold_out}; use another --out"
+            )
+        if scans and not set(SCAN_SCORES) <= set(stored):
+            raise RunError(f"{file}: holds scores without --scans; use another --out")
         if stored.get("epochs") != epochs:
             raise RunError(
                 f"{file}: holds scores with --epochs {stored.get('epochs')}, but this command has --epochs {epochs};"
@@ -239,26 +296,46 @@ def measure_variant(
     }
     corrupted = [accuracy(corrupt(val[rows], c, SEVERITY), labels[rows]) for c in CORRUPTIONS]
     scores["val_corrupted"] = float(np.mean(corrupted))
+    for scan in {crops.scan for crops in scans}:
+        scores[scan] = float(
+            np.mean(
+                [
+                    (packed_logits(network, c.images).argmax(1) == c.labels).mean()
+                    for c in scans
+                    if c.scan == scan
+                ]
+            )
+        )
     record.write_json(file, about | scores)
     report(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
 
 
-def table(out: Path, variants: Sequence[str], seeds: int) -> str:
+@torch.no_grad()
+def packed_logits(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Run a network in evaluation mode on normalized slices, float32 (N, 1, S, S). Returns float32 (N, classes)."""
+    device = next(network.parameters()).device
+    logits: np.ndarray = network.eval()(torch.from_numpy(images).to(device)).cpu().numpy()
+    return logits
+
+
+def table(out: Path, variants: Sequence[str], seeds: int, *, scans: bool = False) -> str:
     """Format mean and standard deviation over the seeds as a Markdown table.
 
     Args:
         out: directory of the ablation.
         variants: their names, one row each.
         seeds: number of seeds, counted from 1.
+        scans: whether they were measured on scans.
     """
-    lines = [f"| variant | {' | '.join(SCORES.values())} |", "|---" * (1 + len(SCORES)) + "|"]
+    columns = SCORES | SCAN_SCORES if scans else SCORES
+    lines = [f"| variant | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     for name in variants:
         files = [
             out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)
         ]
         rows = [record.read_json(file) for file in files]
-        cells = [_cell([row[key] for row in rows]) for key in SCORES]
+        cells = [_cell([row[key] for row in rows]) for key in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.networks.init import draw_layer
+
+# eight ways to reorient a slice, and a last one for images of no organ; see `edge_augment.reorient`
+ORIENTATIONS = 9
+# features between the layers of the second head
+HIDDEN = 64
 
 
 class Block(nn.Module):
@@ -41,7 +47,9 @@ class Block(nn.Module):
 class ResidualNetwork(nn.Module):
     """A 3x3 convolution (the stem), residual blocks, the mean over the map, and a linear head.
 
-    Every block but the first halves the map.
+    Every block but the first halves the map. A second linear head may tell the orientation of the slice, one of
+    ORIENTATIONS. As for torchvision's auxiliary heads, its output is there only in training, beside the classes' in one
+    tensor. `for_export` has both outputs.
 
     Args:
         stem: filters of the stem.
@@ -49,10 +57,18 @@ class ResidualNetwork(nn.Module):
         widths: filters of each block.
         classes: number of classes.
         seed: of the starting weights.
+        orientation: whether there is a second head.
     """
 
     def __init__(
-        self, stem: int, stem_stride: int, widths: Sequence[int], *, classes: int, seed: int
+        self,
+        stem: int,
+        stem_stride: int,
+        widths: Sequence[int],
+        *,
+        classes: int,
+        seed: int,
+        orientation: bool = False,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, stem, 3, stem_stride, 1, bias=False)
@@ -63,11 +79,40 @@ class ResidualNetwork(nn.Module):
             channels = width
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, classes)
+        self.orientation_head = (
+            nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, ORIENTATIONS))
+            if orientation
+            else None
+        )
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 draw_layer(layer, seed, name)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 1, S, S)
-        x = self.blocks(F.relu(self.norm(self.stem(x))))
-        logits: Tensor = self.head(x.mean((2, 3)))  # (N, classes)
+        features = self.features(x)
+        logits: Tensor = self.head(features)  # (N, classes)
+        if self.orientation_head is not None and self.training:
+            logits = torch.cat([logits, self.orientation_head(features)], 1)
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """Compute what the heads get, (N, channels), from slices (N, 1, S, S)."""
+        maps: Tensor = self.blocks(F.relu(self.norm(self.stem(x))))  # (N, channels, h, w)
+        return maps.mean((2, 3))
+
+    def for_export(self) -> nn.Module:
+        """Return the module that is exported: this network, or with a second head one that returns both outputs."""
+        return self if self.orientation_head is None else _TwoOutputs(self)
+
+
+class _TwoOutputs(nn.Module):
+    """Returns logits (N, classes) and the probabilities of the orientations (N, ORIENTATIONS) of slices."""
+
+    def __init__(self, network: ResidualNetwork) -> None:
+        super().__init__()
+        assert network.orientation_head is not None
+        self.network, self.orientation_head = network, network.orientation_head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 1, S, S)
+        features = self.network.features(x)
+        return self.network.head(features), self.orientation_head(features).softmax(1)

@@ -33,6 +33,21 @@ def _edge(classes: int, size: int, seed: int) -> nn.Module:
     return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed)
 
 
+def _edge_orientation(classes: int, size: int, seed: int) -> nn.Module:
+    """`edge` with a second head: 309,364 parameters for 11 classes."""
+    return ResidualNetwork(32, 2, (32, 64, 128), classes=classes, seed=seed, orientation=True)
+
+
+def _edge_wide(classes: int, size: int, seed: int) -> nn.Module:
+    """Twice as many multiplications as `edge`."""
+    return ResidualNetwork(48, 2, (48, 96, 160), classes=classes, seed=seed, orientation=True)
+
+
+def _edge_fine(classes: int, size: int, seed: int) -> nn.Module:
+    """At 28 px the maps of the four blocks have 28x28, 14x14, 7x7 and 4x4 pixels."""
+    return ResidualNetwork(16, 1, (24, 48, 96, 128), classes=classes, seed=seed, orientation=True)
+
+
 # One row per network: a function of the number of classes, the pixels per side and the seed.
 NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "small": _small,
@@ -42,6 +57,9 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet101": _resnet("resnet101"),
     "resnet152": _resnet("resnet152"),
     "edge": _edge,
+    "edge_orientation": _edge_orientation,
+    "edge_wide": _edge_wide,
+    "edge_fine": _edge_fine,
 }
 
 

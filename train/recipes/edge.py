@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.networks.edge import ORIENTATIONS
 from train.recipes import edge_augment as augment
 
 # Views whose stored slices are known to have columns that run from front to back.
@@ -49,9 +50,20 @@ class EdgeRecipe:
     intensity: float = 0.3
     # standard deviation, as a share of the gray range
     noise: float = 0.0
-    # share of slices that are replaced by images of no organ, whose target is every class alike; None for none. It is
-    # not stored then, so that checkpoints of earlier recipes resume.
+    # The fields that may be None were added later. None switches an ingredient off, and is not stored, so that checkpoints
+    # of earlier recipes resume.
+    # strength of scaling each axis, see edge_augment.zoom
+    zoom: float | None = None
+    # smallest factor of the contrast of soft tissue, see edge_augment.squeeze_contrast
+    contrast: float | None = None
+    # whether half of the slices are blurred; 1 or None
+    blur: float | None = None
+    # share of slices that are replaced by images of no organ, whose target is every class alike
     negatives: float | None = None
+    # share of slices that are reoriented, for networks with a second output, see edge_augment.reorient
+    reoriented: float | None = None
+    # weight of that output's loss
+    orientation_weight: float | None = None
     ema_decay: float | None = 0.998
 
     @property
@@ -86,32 +98,54 @@ class EdgeRecipe:
         self, x: Tensor, labels: Tensor, classes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Flip, shift, combine, change the intensities and erase; see `Recipe.prepare`."""
-        if self.flip_front_back:
+        if self.flip_front_back and not self.reoriented:
             x = augment.flip_front_back(x, self.flip_front_back, generator)
         if self.shift:
             x = augment.shift(x, self.shift, generator)
         if self.affine:
             x = augment.affine(x, 10 * self.affine, 0.1 * self.affine, generator)
+        if self.zoom:
+            x = augment.zoom(x, self.zoom, generator)
         targets = F.one_hot(labels, classes).float()  # (N, classes)
         if self.cutmix:
             x, targets = augment.cutmix(x, targets, self.cutmix, generator)
         if self.mixup:
             x, targets = augment.mixup(x, targets, self.mixup, generator)
+        if self.reoriented:
+            x, targets = augment.reorient(
+                x, targets, self.reoriented, self.flip_front_back, generator
+            )  # targets (N, classes + 9)
+        if self.contrast:
+            x = augment.squeeze_contrast(x, self.contrast, generator)
         if self.intensity:
             x = augment.intensity(x, self.intensity, generator)
+        if self.blur:
+            x = augment.blur(x, generator)
         if self.noise:
             x = augment.noise(x, self.noise, generator)
         if self.erase:
             x = augment.erase(x, self.erase, 0.25, generator)
         if self.negatives:
-            x, targets = augment.negatives(x, targets, self.negatives, generator)
+            x, targets = augment.negatives(x, targets, classes, self.negatives, generator)
         return x, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Compute the summed cross-entropy with label smoothing."""
-        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
+        """Compute the summed cross-entropy with label smoothing, and that of the orientations if there are any."""
+        if not self.reoriented:
+            return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
+        classes = logits.shape[1] - ORIENTATIONS
+        # slices without a class as target do not count
+        total = targets[:, :classes].sum(1, keepdim=True)
+        smoothed = (1 - self.smoothing) * targets[:, :classes] + self.smoothing * total / classes
+        loss = -(smoothed * logits[:, :classes].log_softmax(1)).sum()
+        orientation = F.cross_entropy(logits[:, classes:], targets[:, classes:], reduction="sum")
+        return loss + (self.orientation_weight or 1) * orientation
 
     def stored_settings(self) -> dict[str, float | str]:
         """Return the settings as checkpoints store them."""
         settings = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
         return {name: value for name, value in settings.items() if value is not None}
+
+
+# of the edge network, with its second output
+EDGE_RECIPE = EdgeRecipe(contrast=0.4, negatives=0.15, reoriented=0.2, orientation_weight=0.4)

@@ -52,6 +52,51 @@ def affine(x: Tensor, degrees: float, scale: float, generator: torch.Generator) 
     return torch.where(transformed[:, None, None, None], resampled, x)
 
 
+def zoom(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Scale each axis of half of the slices about the center, as another margin or aspect of the box does.
+
+    Args:
+        x: slices.
+        strength: axes are scaled by factors of exp(-`strength`) to exp(`strength`). Beyond the edge, pixels are repeated.
+        generator: see the module.
+    """
+    n = len(x)
+    draws = torch.rand(n, 3, generator=generator, device=x.device)
+    factors = ((draws[:, 1:] * 2 - 1) * strength).exp()
+    matrix = torch.zeros(n, 2, 3, device=x.device)
+    matrix[:, 0, 0], matrix[:, 1, 1] = factors.unbind(1)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    scaled = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return torch.where(draws[:, 0, None, None, None] < 0.5, scaled, x)
+
+
+def blur(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur half of the slices, by any share of a 3x3 binomial filter, as averaging instead of sampling does."""
+    weights = 2 - (torch.arange(3.0, device=x.device) - 1).abs()  # 1, 2, 1
+    kernel = (weights[:, None] * weights / 16)[None, None]  # (1, 1, 3, 3)
+    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
+    share = _draw(x, generator, -1, 1).clamp(min=0)
+    return x.lerp(blurred, share)
+
+
+def squeeze_contrast(x: Tensor, least: float, generator: torch.Generator) -> Tensor:
+    """Squeeze the contrast of soft tissue in half of the slices, as in scans without contrast medium.
+
+    Gray values between those of water and bone move toward that of water.
+
+    Args:
+        x: slices.
+        least: the smallest factor of the contrast, 0 to 1.
+        generator: see the module.
+    """
+    low, high = -0.1, 0.7
+    factor = 1 - _draw(x, generator, -1, 1).clamp(min=0) * (1 - least)
+    top = low + (high - low) * factor
+    soft = low + (x - low) * factor
+    bone = top + (x - high) * (1 - top) / (1 - high)
+    return torch.where(x < low, x, torch.where(x < high, soft, bone))
+
+
 def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Change window and gamma.
 
@@ -137,32 +182,75 @@ def mixup(
     return x.lerp(x[other], share[:, :, None, None]), targets.lerp(targets[other], share)
 
 
-def negatives(
-    x: Tensor, targets: Tensor, share: float, generator: torch.Generator
+def reorient(
+    x: Tensor, targets: Tensor, share: float, flipped: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Outlier exposure (Hendrycks et al. 2019): replace slices by images of no organ, with every class alike as target.
+    """Reorient some slices, and add columns to the targets that tell how.
 
-    The images are constant, noise of any coarseness, inverted, of a wrong window, turned by 90 degrees, parts of slices,
-    and bodies in air.
+    Orientation k of a slice x (rows, columns) is made so: if k & 1, the rows are reversed; if k & 2, the columns; if k & 4,
+    rows and columns are exchanged. Orientation 8 is that of images of no organ. Slices keep their classes as target in
+    orientation 0 and, if `flipped` is not 0, in orientation 2, a flip front to back. In the others they have no class as
+    target.
 
     Args:
         x: slices.
         targets: class shares, float32 (N, classes).
-        share: of the slices, 0 to 1.
+        share: of the slices that get one of the orientations without a class, 0 to 1.
+        flipped: of the other slices, the share that is flipped front to back, 0 to 1.
+        generator: see the module.
+
+    Returns:
+        The slices and their targets, float32 (N, classes + 9).
+    """
+    n = len(x)
+    draws = torch.rand(2, n, generator=generator, device=x.device)
+    if flipped:
+        other = torch.randint(0, 6, (n,), generator=generator, device=x.device)
+        other = other + 1 + (other > 0)  # 1, 3, 4, 5, 6 or 7
+    else:
+        other = torch.randint(1, 8, (n,), generator=generator, device=x.device)
+    number = torch.where(draws[1] < flipped, 2, 0)
+    number = torch.where(draws[0] < share, other, number)
+    bits = number[:, None, None, None]  # (N, 1, 1, 1)
+    x = torch.where(bits & 1 > 0, x.flip(2), x)
+    x = torch.where(bits & 2 > 0, x.flip(3), x)
+    x = torch.where(bits & 4 > 0, x.transpose(2, 3), x)
+    kept = (number == 0) | ((number == 2) & (flipped > 0))
+    return x, torch.cat([targets * kept[:, None], F.one_hot(number, 9).float()], 1)
+
+
+def negatives(
+    x: Tensor, targets: Tensor, classes: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Outlier exposure (Hendrycks et al. 2019): replace slices by images of no organ, with every class alike as target.
+
+    The images are constant, noise of any coarseness, shapes, inverted, of a wrong window, turned by 90 degrees, parts of
+    slices, and bodies in air.
+
+    Args:
+        x: slices.
+        targets: class shares, float32 (N, classes), or with orientations (N, classes + 9), see `reorient`. Then the
+            slices are not turned by 90 degrees.
+        classes: number of classes.
+        share: of the slices, 0 to 1, rounded so that every kind has as many.
         generator: see the module.
 
     Returns:
         The slices and their targets, in the shapes of the arguments.
     """
-    n = len(x)
-    kind = torch.randint(0, len(_NEGATIVES), (n,), generator=generator, device=x.device)
-    kind[torch.rand(n, generator=generator, device=x.device) >= share] = -1
+    changes = _NEGATIVES if targets.shape[1] > classes else (*_NEGATIVES, _turned)
     x, targets = x.clone(), targets.clone()
-    for number, change in enumerate(_NEGATIVES):
-        chosen = kind == number
-        if chosen.any():
-            x[chosen] = change(x[chosen], generator).clamp(-1, 1)
-    targets[kind >= 0] = 1 / targets.shape[1]
+    if not share:
+        return x, targets
+    # Batches are in random order, so which rows are replaced need not be drawn, and the host waits for no draw.
+    step = max(len(changes), round(len(changes) / share))
+    for first, change in enumerate(changes[: len(x)]):
+        rows = slice(first, None, step)
+        x[rows] = change(x[rows], generator).clamp(-1, 1)
+        targets[rows] = 0
+        targets[rows, :classes] = 1 / classes
+        if targets.shape[1] > classes:
+            targets[rows, -1] = 1
     return x, targets
 
 
@@ -184,6 +272,26 @@ def _textures(x: Tensor, generator: torch.Generator) -> Tensor:
         weight = _draw(x, generator, -0.5, 1.0).clamp(min=0)
         total += weight * F.interpolate(normal, (size, size), mode="bilinear")
     return total * _draw(x, generator, 0.2, 1.5) + _draw(x, generator, -0.5, 0.5)
+
+
+def _shapes(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Overlapping ellipses and half planes, each of one gray or a ramp, with texture: edges as in photographs."""
+    n, size = len(x), x.shape[-1]
+    at = (torch.arange(size, device=x.device) + 0.5) / size * 2 - 1
+    rows, columns = at[None, :, None], at[None, None, :]
+    picture = _draw(x, generator, -1, 1)[:, 0].expand(n, size, size)
+    for _ in range(10):
+        draws = torch.rand(n, 8, 1, 1, generator=generator, device=x.device) * 2 - 1
+        angle = draws[:, 0] * math.pi
+        y, x_ = rows - draws[:, 1], columns - draws[:, 2]
+        along, across = y * angle.cos() + x_ * angle.sin(), x_ * angle.cos() - y * angle.sin()
+        ellipse = (along / (0.6 + 0.5 * draws[:, 3])) ** 2 + (
+            across / (0.4 + 0.35 * draws[:, 4])
+        ) ** 2 < 1
+        inside = torch.where(draws[:, 7] < 0.6, ellipse, along > 0.6)
+        picture = torch.where(inside, draws[:, 5] + 0.5 * draws[:, 6] * along, picture)
+    texture = torch.randn(x.shape, generator=generator, device=x.device)
+    return picture[:, None] + texture * _draw(x, generator, -0.1, 0.2).clamp(min=0)
 
 
 def _inverted(x: Tensor, _: torch.Generator) -> Tensor:
@@ -235,4 +343,4 @@ def _bodies(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(inside[:, None], organs, -1.0)
 
 
-_NEGATIVES = (_constant, _textures, _inverted, _wrong_window, _turned, _parts, _bodies)
+_NEGATIVES = (_constant, _textures, _shapes, _inverted, _wrong_window, _parts, _bodies)

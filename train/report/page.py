@@ -29,7 +29,7 @@ from train.report.published import (
 )
 from train.report.run import SPLITS, Run, Stage, Unfinished
 from train.results_format import RobustnessEntry
-from train.stages import MEMBERS, STAGES
+from train.stages import DEFAULT, MEMBERS, STAGES
 
 # slices per class
 SAMPLES = 4
@@ -76,7 +76,11 @@ def _outcome(run: Run, data: Data, files: Files) -> dict[str, Any]:
         "study_name": STUDY_NAME,
         "study_citation": STUDY_CITATION,
         "with_members": any(stage.name in MEMBERS for stage in run.stages),
-        "not_run": [name for name in STAGES if name not in {stage.name for stage in run.stages}],
+        "not_run": [
+            name
+            for name in STAGES
+            if name in DEFAULT and name not in {stage.name for stage in run.stages}
+        ],
         "scans": SCANS.get(data.flag),
     }
 

@@ -50,7 +50,8 @@ def subject(stage: str) -> str:
     """Name a stage as the subject of a sentence: `The ensemble`."""
     if stage in MEMBERS:
         return stage.replace("resnet", "ResNet-")
-    return "The ensemble" if stage == "ensemble" else f"The {stage} network"
+    is_average = stage in STAGES and STAGES[stage].members
+    return f"The {stage}" if is_average else f"The {stage} network"
 
 
 def headline(run: Run, data: Data) -> dict[str, str]:
