@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,7 +19,10 @@ from export.member import (
     ExportError,
     accepted_difference,
     check_logits,
+    check_orientation,
     open_session,
+    output_names,
+    why_no_orientation,
 )
 from export.quantize import to_fp16, to_int8
 from export.rewrite import rewrite
@@ -28,7 +32,7 @@ INT8_SAMPLES = 512
 
 
 class _NotFinite(ExportError):
-    """A variant returns NaN or infinity, as it would again."""
+    """A variant returns NaN, infinity or an orientation without probabilities, as it would again."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class Variant:
         val_accuracy: On the validation slices.
         fitting_logits: float32 (N, classes), of the slices that the temperature is fitted on. None for a variant that
             is never listed first.
+        orientation: float32 (N, 9), of the validation slices. None if the network does not know when not to answer.
     """
 
     precision: str
@@ -126,6 +131,7 @@ class Variant:
     logits: np.ndarray
     val_accuracy: float
     fitting_logits: np.ndarray | None = None
+    orientation: np.ndarray | None = None
 
 
 def make_variants(
@@ -141,7 +147,8 @@ def make_variants(
 
     Args:
         stage: The member's name, for messages.
-        model: `images` float32 (N, 1, S, S) to `logits` (N, classes), as export.member writes it.
+        model: `images` float32 (N, 1, S, S) to `logits` (N, classes) and perhaps `orientation` (N, 9), as export.member
+            writes it.
         slices: What the variants are converted and measured with.
         precisions: Names of the precisions to try. fp32 is always included.
         report: Called with one line per variant tried, accepted or not.
@@ -171,16 +178,26 @@ def _exact_variant(
     stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices
 ) -> Variant:
     """Measure the rewritten float32 graph. Raises ExportError if it differs from the exported one."""
-    expected = logits_of(model.SerializeToString(), slices.val, slices.size, slices.resample)
+    expected = outputs_of(model.SerializeToString(), slices.val, slices.size, slices.resample)
     content = rewritten.SerializeToString()
-    logits, fitting_logits = _validation_and_fitting_logits(content, slices)
-    accepted = accepted_difference(expected)
-    check_logits(expected, logits, name=f"{stage} rewritten", accepted=accepted)
-    first_logits = logits_of(content, slices.val[:1], slices.size, slices.resample)
+    outputs, fitting_logits = _validation_and_fitting(content, slices)
+    accepted = accepted_difference(expected.logits)
+    check_logits(expected.logits, outputs.logits, name=f"{stage} rewritten", accepted=accepted)
+    first = outputs_of(content, slices.val[:1], slices.size, slices.resample)
     check_logits(
-        expected[:1], first_logits, name=f"{stage} rewritten, at batch 1", accepted=accepted
+        expected.logits[:1],
+        first.logits,
+        name=f"{stage} rewritten, at batch 1",
+        accepted=accepted,
     )
-    return Variant("fp32", content, logits, _accuracy(logits, slices.labels), fitting_logits)
+    if expected.orientation is not None:
+        assert outputs.orientation is not None and first.orientation is not None
+        check_orientation(expected.orientation, outputs.orientation, name=f"{stage} rewritten")
+        check_orientation(
+            expected.orientation[:1], first.orientation, name=f"{stage} rewritten, at batch 1"
+        )
+    accuracy = _accuracy(outputs, slices.labels)
+    return Variant("fp32", content, outputs.logits, accuracy, fitting_logits, outputs.orientation)
 
 
 def _converted_variant(
@@ -204,10 +221,10 @@ def _converted_variant(
     try:
         content = row.convert(rewritten, slices).SerializeToString()
         if row.preferred_on_cpu:
-            logits, fitting_logits = _validation_and_fitting_logits(content, slices)
+            outputs, fitting_logits = _validation_and_fitting(content, slices)
         else:
-            logits = logits_of(content, slices.val, slices.size, slices.resample)
-        accuracy = _accuracy(logits, slices.labels)
+            outputs = outputs_of(content, slices.val, slices.size, slices.resample)
+        accuracy = _accuracy(outputs, slices.labels)
     # the errors of onnx's and onnxruntime's tools share no base class
     except Exception as e:
         if reason := machine_failure(e):
@@ -219,7 +236,7 @@ def _converted_variant(
         if not isinstance(e, _NotFinite):
             failed(row.name)
         return None
-    return Variant(row.name, content, logits, accuracy, fitting_logits)
+    return Variant(row.name, content, outputs.logits, accuracy, fitting_logits, outputs.orientation)
 
 
 def _is_accepted(
@@ -237,18 +254,35 @@ def _is_accepted(
     return accepted
 
 
-def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits of the validation slices and of those that the temperature is fitted on."""
+class Outputs(NamedTuple):
+    """What a graph returns.
+
+    Attributes:
+        logits: float32 (N, classes).
+        orientation: float32 (N, 9), or None if the graph has no such output.
+    """
+
+    logits: np.ndarray
+    orientation: np.ndarray | None = None
+
+
+def _validation_and_fitting(content: bytes, slices: Slices) -> tuple[Outputs, np.ndarray]:
+    """Return the outputs for the validation slices, and the logits of the slices that the temperature is fitted on."""
     if slices.fitted_on is None:
-        logits = logits_of(content, slices.val, slices.size, slices.resample)
-        return logits, logits
-    logits = logits_of(
-        content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size, slices.resample
-    )
-    return logits[: len(slices.val)], logits[len(slices.val) :]
+        outputs = outputs_of(content, slices.val, slices.size, slices.resample)
+        return outputs, outputs.logits
+    images, count = np.concatenate([slices.val, slices.fitted_on[0]]), len(slices.val)
+    logits, orientation = outputs_of(content, images, slices.size, slices.resample)
+    validation = Outputs(logits[:count], None if orientation is None else orientation[:count])
+    return validation, logits[count:]
 
 
 def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> np.ndarray:
+    """Run a graph with onnxruntime, as `outputs_of`, and return its logits, float32 (N, classes)."""
+    return outputs_of(content, images, size, resample).logits
+
+
+def outputs_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> Outputs:
     """Run a graph with onnxruntime.
 
     Args:
@@ -258,20 +292,22 @@ def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "ar
         resample: How slices of another size are resampled, see `pack`.
 
     Returns:
-        Its logits, float32 (N, classes).
+        Its outputs.
     """
     from organ_infer._packing import pack
 
     session = open_session(content)
+    names = output_names(session)
     batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     parts = [
-        session.run(["logits"], {"images": pack(batch, size, resample=resample)})[0]
-        for batch in batches
+        session.run(names, {"images": pack(batch, size, resample=resample)}) for batch in batches
     ]
-    return np.concatenate(parts)
+    return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    if not np.isfinite(logits).all():
+def _accuracy(outputs: Outputs, labels: np.ndarray) -> float:
+    if not np.isfinite(outputs.logits).all():
         raise _NotFinite("it returns NaN or infinite logits")
-    return float((logits.argmax(1) == labels).mean())
+    if outputs.orientation is not None and (problem := why_no_orientation(outputs.orientation)):
+        raise _NotFinite(f"its orientation {problem}")
+    return float((outputs.logits.argmax(1) == labels).mean())

@@ -16,10 +16,11 @@ from .batching import Batch, pack_slices, path_chunks, read_ahead, read_batches
 from .bundle.files import Manifest, packaged_bundle
 from .engine.cuda import CLOSED, Placement
 from .engine.devices import parse_device
-from .engine.ensemble import Probabilities, open_ensemble
+from .engine.ensemble import Answer, Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
-from .engine.tta import shifted_mean
+from .engine.tta import shifted_answer, shifted_mean
 from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
+from .images.axes import orientation_names
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
@@ -28,6 +29,7 @@ from .names import path_text
 from .plausibility import (
     WHOLE_SLICE_SIDE,
     field_warnings,
+    orientation_warnings,
     pixel_warnings,
     shape_warnings,
 )
@@ -144,6 +146,7 @@ class OrganClassifier:
         self._organ_names = list(dict.fromkeys(organs))
         # for each class, the index of its organ
         self._organ_of = [self._organ_names.index(organ) for organ in organs]
+        self._orientations = orientation_names(self.manifest.input.orientation)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -454,6 +457,11 @@ class OrganClassifier:
         probabilities = self._ensemble.probabilities
         return shifted_mean(probabilities, packed) if self._tta else probabilities(packed)
 
+    def _answer(self, packed: NDArray[np.float32]) -> Answer:
+        """Run one batch, float32 (N, 1, S, S)."""
+        answer = self._ensemble.answer
+        return shifted_answer(answer, packed) if self._tta else answer(packed)
+
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Pack slices (H, W) into float32 (N, 1, S, S), in one pass per dtype."""
         spec = self.manifest.input
@@ -477,8 +485,36 @@ class OrganClassifier:
         warnings: Sequence[tuple[str, ...]],
     ) -> list[Prediction]:
         """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
-        rows = self._probabilities(packed)
-        implausible = pixel_warnings(packed, self.manifest.input)
+        return self._predictions_of(self._answer(packed), packed, paths, warnings)
+
+    def _predictions_of(
+        self,
+        answer: Answer,
+        packed: NDArray[np.float32],
+        paths: Sequence[str | None],
+        warnings: Sequence[tuple[str, ...]],
+    ) -> list[Prediction]:
+        """Return the predictions of the networks' answer for one batch. `warnings` are those of reading."""
+        rows = answer.probabilities
+        all_warnings = [
+            (*read_warnings, *slice_warnings)
+            for read_warnings, slice_warnings in zip(
+                warnings, pixel_warnings(packed, self.manifest.input), strict=True
+            )
+        ]
+        plausibilities: list[float | None] = [None] * len(rows)
+        orientations: list[str | None] = [None] * len(rows)
+        if answer.orientation is not None:
+            assert self.manifest.plausibility is not None
+            plausibilities = answer.orientation[:, 0].tolist()
+            best = answer.orientation.argmax(axis=1).tolist()
+            orientations = [self._orientations[i] for i in best]
+            all_warnings = orientation_warnings(
+                answer.orientation,
+                self.manifest.plausibility.threshold,
+                self._orientations,
+                all_warnings,
+            )
         # (N, organs), the two sides added
         merged = np.zeros((len(rows), len(self._organ_names)))
         for column, organ in zip(rows.T, self._organ_of, strict=True):
@@ -497,10 +533,17 @@ class OrganClassifier:
                 probabilities=tuple(probabilities),
                 organ=self._organ_names[organ],
                 organ_probability=organ_probability,
-                warnings=read_warnings + slice_warnings,
+                warnings=slice_warnings,
+                plausibility=plausibility,
+                orientation=orientation,
             )
-            for path, read_warnings, slice_warnings, index, probabilities, organ, organ_probability in zip(
-                paths, warnings, implausible, *(column.tolist() for column in columns), strict=True
+            for path, slice_warnings, plausibility, orientation, index, probabilities, organ, organ_probability in zip(
+                paths,
+                all_warnings,
+                plausibilities,
+                orientations,
+                *(column.tolist() for column in columns),
+                strict=True,
             )
         ]
 

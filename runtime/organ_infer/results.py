@@ -25,6 +25,10 @@ class Prediction:
         organ: The organ with the highest probability.
         organ_probability: Probability of `organ`, 0 to 1.
         warnings: Every conversion of the input, and anything implausible about it.
+        plausibility: Probability that the slice is a crop around one organ in the required orientation, 0 to 1. None
+            if the model does not know when not to answer.
+        orientation: The most probable orientation: `as required`, what else happened to the axes, such as
+            `left-right flipped`, or `no organ crop`. None if `plausibility` is None.
         ok: Always True. Type checkers tell a Prediction from an ImageFailure by `result.ok is True`, mypy also by
             `if result.ok:`.
     """
@@ -39,6 +43,8 @@ class Prediction:
     organ: str
     organ_probability: float
     warnings: tuple[str, ...] = ()
+    plausibility: float | None = None
+    orientation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
