@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,7 +17,7 @@ from .batching import Batch, pack_slices, path_chunks, read_ahead, read_batches
 from .bundle.files import Manifest, packaged_bundle
 from .engine.cuda import CLOSED, Placement
 from .engine.devices import parse_device
-from .engine.ensemble import Answer, Probabilities, open_ensemble
+from .engine.ensemble import Answer, Orientations, Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_answer, shifted_mean
 from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
@@ -32,12 +33,13 @@ from .plausibility import (
     orientation_warnings,
     pixel_warnings,
     shape_warnings,
+    without_orientation_warnings,
 )
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
     from .images.inputs import Images
-    from .results import OrganPrediction
+    from .results import OrganPredictions
     from .volumes.crops import Crop, Slices
     from .volumes.types import Mask, Volume
 
@@ -317,7 +319,7 @@ class OrganClassifier:
         margin_mm: float | None = None,
         slices: "Slices" = "middle",
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> "list[OrganPrediction]":
+    ) -> "OrganPredictions":
         """Classify the organs of a scan, to compare the answers with the names in its mask.
 
         Each organ is cut out with one box and oriented by the affine (`volumes.crops.organ_crops`). The mean of its
@@ -335,7 +337,8 @@ class OrganClassifier:
                 classified, and of all slices.
 
         Returns:
-            One OrganPrediction per organ with voxels, in the order of the mask.
+            One OrganPrediction per organ with voxels, in the order of the mask. The list has the attribute
+            `warnings`, which says if the slices together look flipped, turned or like no organ crops.
 
         Raises:
             InputError: If an argument has the wrong type or value, the volume is oblique, the mask does not fit it or
@@ -346,8 +349,10 @@ class OrganClassifier:
         """
         self._check_open()
         # Imported here, because most programs classify images.
+        from .results import OrganPredictions
         from .volumes.crops import check_classes, check_types, organ_crops
         from .volumes.organs import organ_predictions
+        from .volumes.votes import scan_orientation, scan_warnings
 
         orientation = self.manifest.input.orientation
         if orientation is None or self.manifest.input.window is None:
@@ -360,27 +365,54 @@ class OrganClassifier:
         crops = organ_crops(
             volume, mask, orientation=orientation, margin_mm=margin_mm, slices=slices
         )
-        predictions = self._predict_crops(crops, on_progress or (lambda done, total: None))
-        return organ_predictions(mask, self.manifest.task, crops, predictions)
+        predictions, orientations = self._predict_crops(
+            crops, on_progress or (lambda done, total: None)
+        )
+        winner = None
+        if orientations is not None:
+            winner = scan_orientation(orientations, self._orientations)
+        if winner is not None:
+            # One warning for the scan replaces those of its slices.
+            predictions = [
+                replace(each, warnings=without_orientation_warnings(each.warnings, winner))
+                for each in predictions
+            ]
+        return OrganPredictions(
+            organ_predictions(mask, self.manifest.task, crops, predictions),
+            scan_warnings(winner, len(crops)),
+        )
 
     def _predict_crops(
         self, crops: "Sequence[Crop]", on_progress: Callable[[int, int], None]
-    ) -> Iterator[Prediction]:
-        """Classify crops, one batch at a time."""
+    ) -> tuple[list[Prediction], Orientations | None]:
+        """Classify crops, one batch at a time. Returns their predictions and orientations, float32 (N, 9)."""
+        predictions: list[Prediction] = []
+        orientations: list[Orientations] = []
         on_progress(0, len(crops))
         for start in range(0, len(crops), self._batch_size):
             batch = crops[start : start + self._batch_size]
             packed = self._pack([crop.pixels for crop in batch])
             # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
-            yield from self._predictions(packed, [None] * len(packed), warnings)
+            answer = self._answer(packed)
+            predictions += self._predictions_of(answer, packed, [None] * len(packed), warnings)
+            if answer.orientation is not None:
+                orientations.append(answer.orientation)
             on_progress(start + len(batch), len(crops))
+        return predictions, np.concatenate(orientations) if orientations else None
 
     def _slice_probabilities(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Classify slices (H, W) of the model's orientation -> float64 (N, classes)."""
         return np.concatenate(
             [self._probabilities(packed) for packed in self._packed_batches(slices)]
         )
+
+    def _slice_orientations(self, slices: Sequence[NDArray[Any]]) -> Orientations | None:
+        """Return the orientations of slices (H, W) as stored, float32 (N, 9), or None if the model gives none."""
+        if self.manifest.plausibility is None:
+            return None
+        answers = [self._answer(packed) for packed in self._packed_batches(slices)]
+        return np.concatenate([a.orientation for a in answers if a.orientation is not None])
 
     def _check_open(self) -> None:
         if self._ensemble.closed:

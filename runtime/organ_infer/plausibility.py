@@ -19,10 +19,10 @@ __all__ = [
     "WHOLE_SLICE",
     "WHOLE_SLICE_SIDE",
     "field_warnings",
-    "is_orientation_warning",
     "orientation_warnings",
     "pixel_warnings",
     "shape_warnings",
+    "without_orientation_warnings",
 ]
 
 # The beginning of a warning about an input that is hardly an organ crop.
@@ -143,9 +143,19 @@ def orientation_warnings(
     return complete
 
 
-def is_orientation_warning(text: str) -> bool:
-    """Whether a warning comes from `orientation_warnings`."""
-    return text.startswith(_BY_NETWORK)
+def without_orientation_warnings(warnings: tuple[str, ...], scan: str) -> tuple[str, ...]:
+    """Return the warnings of a slice without those that the orientation of its scan replaces.
+
+    Args:
+        warnings: Of a slice.
+        scan: What the slices of the scan look like together. If that is an orientation, a slice that is no organ crop
+            is still reported.
+    """
+    return tuple(
+        text
+        for text in warnings
+        if not text.startswith(_BY_NETWORK) or (NO_CROP in text and scan != NO_CROP)
+    )
 
 
 def _distinct(value: float, limit: float) -> tuple[str, str]:

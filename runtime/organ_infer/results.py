@@ -1,9 +1,10 @@
 """The results of classification: one Prediction or ImageFailure per slice, one OrganPrediction per organ of a scan."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-__all__ = ["ImageFailure", "OrganPrediction", "Prediction", "SlicePrediction"]
+__all__ = ["ImageFailure", "OrganPrediction", "OrganPredictions", "Prediction", "SlicePrediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +110,18 @@ class OrganPrediction:
     only_side_differs: bool
     slices: tuple[SlicePrediction, ...]
     warnings: tuple[str, ...] = ()
+
+
+class OrganPredictions(list[OrganPrediction]):
+    """The results for the organs of one scan, a list with warnings about the scan as a whole.
+
+    Attributes:
+        warnings: What the slices of all organs say together: the scan looks flipped, turned, or like no organ crops.
+            Empty if the model does not know when not to answer.
+    """
+
+    def __init__(
+        self, organs: Iterable[OrganPrediction] = (), warnings: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(organs)
+        self.warnings = warnings
