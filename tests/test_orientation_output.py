@@ -264,7 +264,7 @@ def test_a_model_without_the_output_gives_none(bundle):
             r"'orientation' must be \(N, 9\) with N free, .* found \(N, 8\)",
         ),
         (orientation_graph(elem_type=10), "'orientation' must be float32, found ONNX type 10"),
-        (make_graph(), r"must have exactly the outputs, 'logits', 'orientation', found 'logits'"),
+        (make_graph(), r"must have exactly the outputs 'logits', 'orientation', found 'logits'"),
     ],
     ids=["shape", "type", "missing"],
 )
@@ -283,7 +283,7 @@ def test_an_alternative_without_the_output_is_refused(tmp_path):
 
     folder = orientation_bundle(tmp_path / "b", change=with_alternative)
     (folder / "other.onnx").write_bytes(make_graph())
-    with pytest.raises(BundleError, match="exactly the outputs, 'logits', 'orientation'"):
+    with pytest.raises(BundleError, match="exactly the outputs 'logits', 'orientation'"):
         open_bundle(folder)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_graph
 from onnx import helper, numpy_helper
+from support.tiny_graphs import accept_every_variant
 from support.two_heads import CLASSES, Exported, TwoHeads, random_slices
 
 from export import triton, variants
@@ -27,6 +28,14 @@ from organ_infer.bundle.golden import golden_orientation
 from organ_infer.cli import main
 
 VAL, TRAIN = random_slices(300), random_slices(80, seed=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def any_accuracy():
+    """Every variant is accepted: the classes of these random networks are as close as noise."""
+    with pytest.MonkeyPatch.context() as patch:
+        accept_every_variant(patch)
+        yield
 
 
 def tensor(slices):
@@ -61,6 +70,20 @@ def files(networks, labels, tmp_path_factory):
     for name, network in zip("ab", networks, strict=True):
         export_member(network, folder / f"{name}.onnx", VAL, labels)
     return [folder / "a.onnx", folder / "b.onnx"]
+
+
+@pytest.fixture(scope="module")
+def model(files):
+    """The graph of the first network."""
+    return onnx.load(files[0])
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The ONNX file of a network without the second output."""
+    path = tmp_path_factory.mktemp("plain") / "plain.onnx"
+    path.write_bytes(make_graph())
+    return path
 
 
 def info_of(**changes):
@@ -152,7 +175,7 @@ def test_an_orientation_that_differs_is_refused(moved, fits):
     if fits:
         check_orientation(expected, found, name="m")
         return
-    with pytest.raises(ExportError, match="m: the orientation differs from PyTorch's by 1.1"):
+    with pytest.raises(ExportError, match=r"m: the orientation differs from PyTorch's by 1\.1"):
         check_orientation(expected, found, name="m")
 
 
@@ -183,19 +206,18 @@ def spoiled_at_batch(model, batch):
 
 @pytest.mark.parametrize("batch, where", [(1, " at batch 1"), (256, ""), (44, "")])
 def test_an_orientation_that_differs_at_any_batch_is_refused(
-    networks, labels, tmp_path, monkeypatch, batch, where
+    networks, model, labels, tmp_path, monkeypatch, batch, where
 ):
-    model = spoiled_at_batch(to_onnx(networks[0], 28), batch)
-    monkeypatch.setattr("export.member.to_onnx", lambda network, size: model)
+    spoiled = spoiled_at_batch(model, batch)
+    monkeypatch.setattr("export.member.to_onnx", lambda network, size: spoiled)
     with pytest.raises(ExportError, match=f"^m{where}: the orientation differs from PyTorch's"):
         export_member(networks[0], tmp_path / "m.onnx", VAL, labels)
 
 
 @pytest.mark.parametrize("batch, where", [(1, ", at batch 1"), (256, "")])
 def test_a_rewritten_graph_whose_orientation_differs_is_refused(
-    networks, labels, monkeypatch, batch, where
+    model, labels, monkeypatch, batch, where
 ):
-    model = to_onnx(networks[0], 28)
     monkeypatch.setattr(variants, "rewrite", lambda model: spoiled_at_batch(model, batch))
     with pytest.raises(ExportError, match=f"^a rewritten{where}: the orientation differs"):
         make_variants("a", model, Slices(TRAIN, VAL, labels, 28), ("fp32",))
@@ -204,8 +226,7 @@ def test_a_rewritten_graph_whose_orientation_differs_is_refused(
 # The variants.
 
 
-def test_every_variant_has_both_outputs_and_probabilities(networks, labels):
-    model = to_onnx(networks[0], 28)
+def test_every_variant_has_both_outputs_and_probabilities(networks, model, labels):
     expected = outputs(networks[0])[1]
     found = make_variants("a", model, Slices(TRAIN, VAL, labels, 28), report=lambda line: None)
     assert [variant.precision for variant in found] == ["int8", "fp32", "fp16"]
@@ -216,9 +237,12 @@ def test_every_variant_has_both_outputs_and_probabilities(networks, labels):
         assert np.abs(variant.orientation - expected).max() < 0.1
 
 
-def test_int8_keeps_small_plausibilities_apart(networks, labels):
+def test_int8_keeps_small_plausibilities_apart(labels):
     """An int8 softmax knows steps of 1/256 only."""
-    model = to_onnx(networks[0], 28)
+    network = TwoHeads().eval()
+    with torch.no_grad():
+        network.orientation_head.weight *= 60
+    model = to_onnx(network, 28)
     int8, *_ = make_variants("a", model, Slices(TRAIN, VAL, labels, 28), report=lambda line: None)
     assert int8.precision == "int8"
     small = int8.orientation[int8.orientation < 1 / 512]
@@ -227,9 +251,7 @@ def test_int8_keeps_small_plausibilities_apart(networks, labels):
     assert "QuantizeLinear" in operators
 
 
-def test_a_variant_without_probabilities_is_not_accepted(networks, labels, monkeypatch):
-    model = to_onnx(networks[0], 28)
-
+def test_a_variant_without_probabilities_is_not_accepted(model, labels, monkeypatch):
     def spoiled(model, slices):
         copied = onnx.ModelProto()
         copied.CopyFrom(model)
@@ -290,12 +312,10 @@ def test_the_export_reports_the_threshold(files, labels, tmp_path):
     )
 
 
-def test_the_model_card_says_what_is_warned_about(one_bundle, labels, tmp_path):
+def test_the_model_card_says_what_is_warned_about(one_bundle, plain, labels, tmp_path):
     threshold = read_manifest(one_bundle).plausibility.threshold
     text = (one_bundle / "MODEL_CARD.md").read_text()
     assert f"Below {threshold:.4g}, as 1 % of the" in text and "without a warning" not in text
-    plain = tmp_path / "plain.onnx"
-    export_member(TwoHeads(has_orientation=False), plain, VAL, labels)
     bundle, lines = written(tmp_path / "b", [plain], labels, precisions=("fp32",))
     assert read_manifest(bundle).plausibility is None
     assert "without a warning" in (bundle / "MODEL_CARD.md").read_text()
@@ -303,9 +323,9 @@ def test_the_model_card_says_what_is_warned_about(one_bundle, labels, tmp_path):
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_networks_with_and_without_the_output_are_not_combined(files, labels, tmp_path, order):
-    plain = tmp_path / "plain.onnx"
-    export_member(TwoHeads(has_orientation=False), plain, VAL, labels)
+def test_networks_with_and_without_the_output_are_not_combined(
+    files, plain, labels, tmp_path, order
+):
     with pytest.raises(
         ExportError,
         match="plain: the network has no output 'orientation', but a has one; combine networks",
@@ -364,7 +384,9 @@ def test_known_orientations_of_another_form_are_refused(one_bundle, tmp_path, ch
         golden["cpu"] = change(golden["cpu"])
 
     manifest = read_manifest(edited(one_bundle, tmp_path / "b", changed))
-    with pytest.raises(BundleError, match="metrics.golden_orientation.cpu must be 16 strings of 9"):
+    with pytest.raises(
+        BundleError, match=r"metrics\.golden_orientation\.cpu must be 16 strings of 9"
+    ):
         golden_orientation(manifest, "cpu")
 
 

@@ -178,9 +178,12 @@ def _check_ports(
     if [port.name for port in ports] != list(shapes):
         names = ", ".join(repr(port.name) for port in ports) or "none"
         expected = ", ".join(map(repr, shapes))
-        count = f"exactly one {kind}" if len(shapes) == 1 else f"exactly the {kind}s"
+        if len(shapes) > 1:
+            raise BundleError(
+                f"{where}: the graph must have exactly the {kind}s {expected}, found {names}; export the bundle again"
+            )
         raise BundleError(
-            f"{where}: the graph must have {count}, {expected}, found {names}; export the bundle again"
+            f"{where}: the graph must have exactly one {kind}, {expected}, found {names}; export the bundle again"
         )
     for port, shape in zip(ports, shapes.values(), strict=True):
         _check_port(kind, port, shape, where)
