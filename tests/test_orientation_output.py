@@ -6,7 +6,9 @@ The networks are graphs that read the orientation from the first nine pixels of 
 import csv
 import io
 import json
+import sys
 from itertools import product
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -492,6 +494,64 @@ def test_a_model_without_the_output_has_no_warning_about_the_scan(bundle):
         organs = opened.predict_volume(VOLUME, MASK)
     assert organs.warnings == () and organs[0].slices[0].prediction.plausibility is None
     assert isinstance(organs, list)
+
+
+@pytest.fixture
+def scan(monkeypatch):
+    """The arguments of a scan and its mask, from a fake reader."""
+    module = ModuleType("organ_infer.volumes.reading")
+    module.open_volume = lambda path, series: VOLUME
+    module.open_mask = lambda path, **_: MASK
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return ["volume", "scan.nii.gz", "--mask", "mask.nii.gz", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "jsonl"])
+def test_the_command_warns_once_about_a_flipped_scan(scan, form, tmp_path, capfd):
+    model = orientation_bundle(tmp_path / "b", orientation_graph(sure(1)))
+    assert main([*scan, "--bundle", str(model), "--format", form]) == 0
+    out, err = capfd.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith(
+        "organ-infer: warning: scan.nii.gz: its 12 crops look left-right flipped; check the orientation"
+    )
+    assert "plausibility 0." not in out
+
+
+def test_rows_of_slices_have_the_plausibility_and_those_of_organs_do_not(scan, tmp_path, capfd):
+    model = orientation_bundle(tmp_path / "b", orientation_graph(sure(0)))
+    main([*scan, "--bundle", str(model), "--format", "csv"])
+    header, *rows = csv.reader(io.StringIO(capfd.readouterr().out))
+    assert header[-2:] == ["plausibility", "orientation"] and header[-3] == CLASSES[-1]
+    assert all(len(row) == len(header) for row in rows)
+    assert rows[0][0] == "organ" and rows[0][-2:] == ["", ""]
+    for row in rows[1:]:
+        assert row[0] == "slice" and float(row[-2]) == pytest.approx(0.92, abs=1e-6)
+        assert row[-1] == "as required"
+    main([*scan, "--bundle", str(model), "--format", "jsonl"])
+    organ, *slices = map(json.loads, capfd.readouterr().out.splitlines())
+    assert "plausibility" not in organ
+    assert [list(row)[-2:] for row in slices] == [["plausibility", "orientation"]] * 12
+    assert [str(row["plausibility"]) for row in slices] == [row[-2] for row in rows[1:]]
+
+
+def test_rows_of_slices_of_a_model_without_the_output_are_as_before(scan, bundle, capfd):
+    main([*scan, "--bundle", str(bundle), "--format", "csv"])
+    header, *_ = csv.reader(io.StringIO(capfd.readouterr().out))
+    assert header[-1] == CLASSES[-1]
+
+
+def test_parquet_of_slices_has_the_plausibility(scan, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    model = orientation_bundle(tmp_path / "b", orientation_graph(sure(0)))
+    file = tmp_path / "rows.parquet"
+    assert main([*scan, "--bundle", str(model), "-o", str(file), "-q"]) == 0
+    table = pyarrow.parquet.read_table(file)
+    assert table.column_names[-2:] == ["plausibility", "orientation"]
+    assert table["orientation"].to_pylist() == [None, *["as required"] * 12]
+    assert table["plausibility"].to_pylist()[1:] == pytest.approx([0.92] * 12, abs=1e-6)
 
 
 def test_slices_keep_their_warnings_if_no_orientation_wins(tmp_path):

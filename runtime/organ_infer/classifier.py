@@ -529,7 +529,7 @@ class OrganClassifier:
         """Return the predictions of the networks' answer for one batch. `warnings` are those of reading."""
         rows = answer.probabilities
         all_warnings = [
-            (*read_warnings, *slice_warnings)
+            read_warnings + slice_warnings
             for read_warnings, slice_warnings in zip(
                 warnings, pixel_warnings(packed, self.manifest.input), strict=True
             )

@@ -525,7 +525,7 @@ def _name_bytes(name: str) -> bytes:
 # Output
 
 
-def _schema(classes: Sequence[str], has_plausibility: bool) -> Any:
+def _schema(classes: Sequence[str], has_plausibility: bool = False) -> Any:
     """Return the rows' columns, which are the same in every batch, even if all values are null.
 
     Raises:

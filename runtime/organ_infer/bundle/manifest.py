@@ -153,10 +153,10 @@ class Manifest:
     license: str
     combine: str = "mean_probability"
     temperature: float = 1.0
-    plausibility: Plausibility | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    plausibility: Plausibility | None = None
 
     @property
     def licence(self) -> str:

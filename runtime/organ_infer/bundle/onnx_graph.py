@@ -180,7 +180,7 @@ def _check_ports(
         expected = ", ".join(map(repr, shapes))
         if len(shapes) > 1:
             raise BundleError(
-                f"{where}: the graph must have exactly the {kind}s {expected}, found {names}; export the bundle again"
+                f"{where}: the graph must have exactly the outputs {expected}, found {names}; export the bundle again"
             )
         raise BundleError(
             f"{where}: the graph must have exactly one {kind}, {expected}, found {names}; export the bundle again"
