@@ -1,7 +1,8 @@
 """The variants of a member in a bundle: rewritten float32, int8 and fp16, each measured on validation.
 
-An int8 or fp16 variant is accepted only if its validation accuracy is at most a little lower. The variant for CPUs is
-listed first: int8 if it is accepted, else fp32. The others are its alternatives.
+An int8 or fp16 variant is accepted only if its validation accuracy is at most a little lower, and that of its orientation
+if the network has one. The variant for CPUs is listed first: int8 if it is accepted, else fp32. The others are its
+alternatives.
 """
 
 from __future__ import annotations
@@ -66,6 +67,21 @@ class Slices:
         step = max(1, len(self.train) // INT8_SAMPLES)
         return pack(self.train[::step][:INT8_SAMPLES], self.size, resample=self.resample)
 
+    def turned(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the validation slices in eight orientations, each slice in one of them.
+
+        Returns:
+            uint8 (N, H, W), and the column of the orientation that is right for each, int (N,).
+        """
+        images = self.val.copy()
+        columns = np.arange(len(images)) % 8
+        for column in range(1, 8):
+            part = images[column::8]
+            rows, lines = (slice(None, None, -1 if column & bit else 1) for bit in (1, 2))
+            part = part[:, rows, lines]
+            images[column::8] = part.swapaxes(1, 2) if column & 4 else part
+        return images, columns
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -77,6 +93,7 @@ class Precision:
         file_suffix: The part of file names between the stage and `.onnx`.
         convert: Converts the rewritten float32 graph to this precision. None for float32 itself.
         max_accuracy_loss: The largest loss of validation accuracy against float32 that is accepted.
+        max_orientation_loss: The largest loss of the share of turned validation slices whose orientation is right.
         value_bytes: Of one weight in the file.
         preferred_on_cpu: Whether an accepted variant is listed before float32.
     """
@@ -87,6 +104,7 @@ class Precision:
     max_accuracy_loss: float
     value_bytes: int
     preferred_on_cpu: bool = False
+    max_orientation_loss: float = 0.01
 
 
 PRECISIONS = {
@@ -124,6 +142,8 @@ class Variant:
         fitting_logits: float32 (N, classes), of the slices that the temperature is fitted on. None for a variant that
             is never listed first.
         orientation: float32 (N, 9), of the validation slices. None if the network does not know when not to answer.
+        orientation_accuracy: The share of turned validation slices whose most probable orientation is right. None if
+            there is no orientation.
     """
 
     precision: str
@@ -132,6 +152,7 @@ class Variant:
     val_accuracy: float
     fitting_logits: np.ndarray | None = None
     orientation: np.ndarray | None = None
+    orientation_accuracy: float | None = None
 
 
 def make_variants(
@@ -196,8 +217,7 @@ def _exact_variant(
         check_orientation(
             expected.orientation[:1], first.orientation, name=f"{stage} rewritten, at batch 1"
         )
-    accuracy = _accuracy(outputs, slices.labels)
-    return Variant("fp32", content, outputs.logits, accuracy, fitting_logits, outputs.orientation)
+    return _variant("fp32", content, outputs, fitting_logits, slices)
 
 
 def _converted_variant(
@@ -224,7 +244,7 @@ def _converted_variant(
             outputs, fitting_logits = _validation_and_fitting(content, slices)
         else:
             outputs = outputs_of(content, slices.val, slices.size, slices.resample)
-        accuracy = _accuracy(outputs, slices.labels)
+        return _variant(row.name, content, outputs, fitting_logits, slices)
     # the errors of onnx's and onnxruntime's tools share no base class
     except Exception as e:
         if reason := machine_failure(e):
@@ -236,7 +256,32 @@ def _converted_variant(
         if not isinstance(e, _NotFinite):
             failed(row.name)
         return None
-    return Variant(row.name, content, outputs.logits, accuracy, fitting_logits, outputs.orientation)
+
+
+def _variant(
+    precision: str,
+    content: bytes,
+    outputs: Outputs,
+    fitting_logits: np.ndarray | None,
+    slices: Slices,
+) -> Variant:
+    """Measure a graph by its outputs for the validation slices. Raises _NotFinite if they are none."""
+    accuracy = _accuracy(outputs, slices.labels)
+    orientation_accuracy = None
+    if outputs.orientation is not None:
+        images, columns = slices.turned()
+        turned = outputs_of(content, images, slices.size, slices.resample).orientation
+        assert turned is not None
+        orientation_accuracy = float((turned.argmax(1) == columns).mean())
+    return Variant(
+        precision,
+        content,
+        outputs.logits,
+        accuracy,
+        fitting_logits,
+        outputs.orientation,
+        orientation_accuracy,
+    )
 
 
 def _is_accepted(
@@ -246,10 +291,18 @@ def _is_accepted(
     # rounded, because 1 - 0.998 is more than 0.002 in floating point
     loss = round(exact.val_accuracy - variant.val_accuracy, 9)
     accepted = loss <= row.max_accuracy_loss
+    orientation = ""
+    if variant.orientation_accuracy is not None and exact.orientation_accuracy is not None:
+        lost = round(exact.orientation_accuracy - variant.orientation_accuracy, 9)
+        accepted = accepted and lost <= row.max_orientation_loss
+        orientation = (
+            f"; right orientation of turned slices {variant.orientation_accuracy:.4f}, fp32"
+            f" {exact.orientation_accuracy:.4f}"
+        )
     verdict = "accepted" if accepted else "not accepted"
     report(
         f"{stage}: {row.name} {verdict}, validation accuracy {variant.val_accuracy:.4f}, "
-        f"fp32 {exact.val_accuracy:.4f}"
+        f"fp32 {exact.val_accuracy:.4f}{orientation}"
     )
     return accepted
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_graph
 from onnx import helper, numpy_helper
+from support.orientation_graphs import orientation_graph
 from support.tiny_graphs import accept_every_variant
 from support.two_heads import CLASSES, Exported, TwoHeads, random_slices
 
@@ -28,6 +29,8 @@ from organ_infer.bundle.golden import golden_orientation
 from organ_infer.cli import main
 
 VAL, TRAIN = random_slices(300), random_slices(80, seed=1)
+# before `any_accuracy`
+REAL_PRECISIONS = dict(variants.PRECISIONS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -274,6 +277,63 @@ def test_a_variant_without_probabilities_is_not_accepted(model, labels, monkeypa
     )
     assert [variant.precision for variant in found] == ["fp32"] and failed == []
     assert lines[0].startswith("a: no int8 variant: its orientation does not sum to 1")
+
+
+def mark_reader(exchanged=()):
+    """A graph that finds the orientation by the one white pixel of `marked_slices`; two columns may be exchanged."""
+    graph = onnx.load_from_string(orientation_graph())
+    one = np.zeros((28, 28))
+    one[0, 1] = 1
+    matrix = np.zeros((28 * 28, 9), np.float32)
+    for column, turned in enumerate(
+        [one, one[::-1], one[:, ::-1], one[::-1, ::-1],
+         one.T, one[::-1].T, one[:, ::-1].T, one[::-1, ::-1].T]
+    ):  # fmt: skip
+        matrix[:, column] = 5 * turned.ravel()
+    if exchanged:
+        matrix[:, list(exchanged)] = matrix[:, list(exchanged)[::-1]]
+    for weight in graph.graph.initializer:
+        if weight.name == "matrix":
+            weight.CopyFrom(numpy_helper.from_array(matrix, "matrix"))
+    return graph
+
+
+def marked_slices(count):
+    """uint8 (N, 28, 28), black but for one pixel."""
+    slices = np.zeros((count, 28, 28), np.uint8)
+    slices[:, 0, 1] = 255
+    return slices
+
+
+@pytest.mark.parametrize(
+    "exchanged, most, accepted",
+    [((), 0.01, True), ((5, 6), 0.01, False), ((5, 6), 0.25, True), ((5, 6), 0.24, False)],
+)
+def test_a_variant_whose_orientation_is_worse_is_not_accepted(
+    monkeypatch, exchanged, most, accepted
+):
+    """Exchanging two columns makes a quarter of the turned slices wrong, and no class."""
+    row = replace(
+        variants.PRECISIONS["int8"],
+        convert=lambda *_: mark_reader(exchanged),
+        max_orientation_loss=most,
+    )
+    monkeypatch.setitem(variants.PRECISIONS, "int8", row)
+    val, lines = marked_slices(80), []
+    slices = Slices(val, val, np.full(80, CLASSES.index("liver")), 28)
+    found = make_variants("a", mark_reader(), slices, ("int8",), report=lines.append)
+    assert [variant.precision for variant in found] == ["int8", "fp32"][not accepted :]
+    assert found[-1].orientation_accuracy == 1.0
+    right = "0.7500" if exchanged else "1.0000"
+    verdict = "accepted" if accepted else "not accepted"
+    assert lines == [
+        f"a: int8 {verdict}, validation accuracy 1.0000, fp32 1.0000; right orientation of turned slices"
+        f" {right}, fp32 1.0000"
+    ]
+
+
+def test_more_orientation_than_a_hundredth_may_not_be_lost():
+    assert {row.max_orientation_loss for row in REAL_PRECISIONS.values()} == {0.01}
 
 
 # The bundle.
