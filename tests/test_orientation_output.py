@@ -28,7 +28,7 @@ from organ_infer import BundleError, DeviceError, OrganClassifier
 from organ_infer.bundle.files import open_bundle, read_manifest
 from organ_infer.bundle.manifest import Manifest
 from organ_infer.cli import main
-from organ_infer.images.axes import axes_message, orientation_names
+from organ_infer.images.axes import appearance, axes_message, orientation_names
 from organ_infer.images.orientation import can_reorient, reorient
 from organ_infer.plausibility import orientation_warnings, without_orientation_warnings
 from organ_infer.volumes.types import Volume
@@ -63,6 +63,14 @@ def classifier(reading_bundle):
 
 def open_one(folder, *graphs, **changes):
     return OrganClassifier(orientation_bundle(folder, *graphs, **changes), device="cpu", threads=1)
+
+
+def looks(column):
+    """What a slice of this column looks, in a warning."""
+    return {
+        4: "as if axes were exchanged: left-right <-> front-back",
+        7: "as if axes were exchanged: left-right <-> front-back, both flipped",
+    }.get(column, NAMES[column])
 
 
 def sure(column, rest=0.01):
@@ -146,6 +154,14 @@ def test_without_a_known_orientation_the_names_are_about_pixels():
         np.testing.assert_array_equal(changed(picture, names.index(name)), expected)
 
 
+def test_what_rows_and_columns_look_like_is_a_sentence_too():
+    assert [appearance(orientation_names(None)[i]) for i in (1, 4, 7)] == [
+        "flipped vertically",
+        "as if rows and columns were exchanged",
+        "as if rows and columns were exchanged, both flipped",
+    ]
+
+
 def test_every_orientation_of_a_plane_has_eight_different_names():
     for orientation in ORIENTATIONS:
         assert can_reorient(orientation, orientation)
@@ -174,7 +190,7 @@ def test_below_the_threshold_one_warning_names_the_most_probable_reason(classifi
         )
     else:
         assert warning == (
-            f"{beginning}looks {NAMES[column]}; check the orientation, or pass it with --orientation or orientation="
+            f"{beginning}looks {looks(column)}; check the orientation, or pass it with --orientation or orientation="
         )
 
 
@@ -486,7 +502,7 @@ def test_a_scan_gets_one_warning_and_its_slices_none(tmp_path, column):
     if column == 8:
         assert warning.startswith(f"{crops} like no organ crops; check that the mask belongs")
     else:
-        assert warning.startswith(f"{crops} {NAMES[column]}; check the orientation in its header")
+        assert warning.startswith(f"{crops} {looks(column)}; check the orientation in its header")
 
 
 def test_a_model_without_the_output_has_no_warning_about_the_scan(bundle):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle.manifest import Input
-from .images.axes import NO_CROP
+from .images.axes import NO_CROP, appearance
 
 __all__ = [
     "IMPLAUSIBLE",
@@ -137,7 +137,7 @@ def orientation_warnings(
         problem = (
             f"{NO_CROP}; crop it around one organ, with the window of an abdominal CT"
             if name == NO_CROP
-            else f"looks {name}; check the orientation, or pass it with --orientation or orientation="
+            else f"looks {appearance(name)}; check the orientation, or pass it with --orientation or orientation="
         )
         complete[i] += (f"{_BY_NETWORK}{value}, below {limit}: {problem}",)
     return complete

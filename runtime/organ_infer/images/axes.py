@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from .orientation import Orientation
 
-__all__ = ["AS_REQUIRED", "NO_CROP", "axes_message", "orientation_names"]
+__all__ = ["AS_REQUIRED", "NO_CROP", "appearance", "axes_message", "orientation_names"]
 
 # The first and the last of a slice's orientations.
 AS_REQUIRED, NO_CROP = "as required", "no organ crop"
@@ -68,6 +68,13 @@ def orientation_names(orientation: Orientation | None) -> tuple[str, ...]:
         return (*_PIXELS, NO_CROP)
     others = (axes_message(_axes(orientation, index)) for index in range(1, 8))
     return (AS_REQUIRED, *others, NO_CROP)
+
+
+def appearance(name: str) -> str:
+    """Return a name of an orientation so that it can follow "looks"."""
+    if "exchanged" not in name:
+        return name
+    return f"as if {name.replace('exchanged', 'were exchanged', 1)}"
 
 
 def _axes(orientation: Orientation, index: int) -> NDArray[np.int64]:

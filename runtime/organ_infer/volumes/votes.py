@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images.axes import AS_REQUIRED, NO_CROP
+from ..images.axes import AS_REQUIRED, NO_CROP, appearance
 
 __all__ = ["scan_orientation", "scan_warnings"]
 
@@ -42,6 +42,6 @@ def scan_warnings(winner: str | None, slices: int) -> tuple[str, ...]:
             " values are Hounsfield units",
         )
     return (
-        f"its {slices:,} crops look {winner}; check the orientation in its header (affine or"
+        f"its {slices:,} crops look {appearance(winner)}; check the orientation in its header (affine or"
         " ImageOrientationPatient)",
     )
