@@ -69,11 +69,13 @@ class Exported:
         logits: float32 (N, classes), of the validation slices.
         fitting_logits: float32 (N, classes), of the slices that the temperature of a merged graph is fitted on. None
             if no merged graph was requested.
+        orientation: float32 (N, 9), of the validation slices. None if the network does not know when not to answer.
     """
 
     trained: Trained
     logits: np.ndarray
     fitting_logits: np.ndarray | None
+    orientation: np.ndarray | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -355,11 +357,13 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
         f"{file}: {parity.slices} validation slices, logits within {parity.max_abs:.1e} of PyTorch's, "
         f"accuracy {parity.accuracy:.4f}"
     )
-    return Exported(Trained(checkpoint.facts.stage, file), parity.logits, fitting_logits)
+    trained = Trained(checkpoint.facts.stage, file)
+    return Exported(trained, parity.logits, fitting_logits, parity.orientation)
 
 
 def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
     """Write one graph of all members, with the temperature fitted to their float32 networks."""
+    import numpy as np
     import onnx
 
     from export.member import write_model
@@ -384,7 +388,15 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
         temperature=temperature,
     )
     expected = mean_softmax([m.logits for m in members], temperature)
-    check_merged(merged, expected, data.images["val"], data.size, data.resample)
+    orientations = [m.orientation for m in members if m.orientation is not None]
+    check_merged(
+        merged,
+        expected,
+        data.images["val"],
+        data.size,
+        data.resample,
+        orientation=np.mean(orientations, axis=0) if orientations else None,
+    )
     write_model(merged, path)
     print(f"{path}: {len(members)} members in one graph, temperature {temperature:g}")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import TensorProto, helper
 
 
 def averaging_nodes(
-    outputs: Mapping[str, tuple[str, str]], temperature: float
+    outputs: Mapping[str, tuple[str, str]], temperature: float, orientations: Sequence[str] = ()
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """Create the nodes that average the members' probabilities.
 
@@ -19,9 +19,11 @@ def averaging_nodes(
         outputs: By stage, the name of the member's output tensor, float32 (N, classes), and its kind: `logits` or
             `probabilities`. Probabilities already include the temperature.
         temperature: Divides the logits.
+        orientations: The names of the members' tensors of the orientation, float32 (N, 9).
 
     Returns:
-        The nodes, which end in `probabilities`, float32 (N, classes), and their constants.
+        The nodes, which end in `probabilities`, float32 (N, classes), and with `orientations` in `orientation` too, and
+        their constants.
     """
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
@@ -39,4 +41,7 @@ def averaging_nodes(
             nodes.append(helper.make_node("Softmax", [tensor], [f"{stage}/probabilities"], axis=1))
             tensor = f"{stage}/probabilities"
         probabilities.append(tensor)
-    return [*nodes, helper.make_node("Mean", probabilities, ["probabilities"])], constants
+    nodes.append(helper.make_node("Mean", probabilities, ["probabilities"]))
+    if orientations:
+        nodes.append(helper.make_node("Mean", list(orientations), ["orientation"]))
+    return nodes, constants

@@ -16,7 +16,9 @@ import onnx
 
 from export.bundle_info import ORIENTATION, BundleInfo
 from export.golden import add_golden
+from export.member import ORIENTATION as ORIENTATION_OUTPUT
 from export.member import ExportError
+from export.merge import check_same_outputs
 from export.model_card import model_card
 from export.temperature import (
     Labeled,
@@ -29,11 +31,13 @@ from export.temperature import (
 from export.variants import PRECISIONS, Slices, Variant, make_variants
 
 if TYPE_CHECKING:
-    from organ_infer.bundle.files import Manifest, Member
+    from organ_infer.bundle.files import Manifest, Member, Plausibility
 
 # level and width of an abdominal window, HU
 WINDOW = (40, 400)
 LICENSE = "CC BY 4.0 (MedMNIST v2)"
+# share of the validation slices whose plausibility is below the threshold of the manifest
+IMPLAUSIBLE_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,16 @@ def _write_files(
     report: Callable[[str], None],
 ) -> None:
     """Write every file of the bundle to the directory `building`."""
-    entries, logits, fitting_logits = [], [], []
+    entries, logits, fitting_logits, orientations = [], [], [], []
     failed: dict[str, list[str]] = {}
+    graphs = {member.stage: _read_graph(member.file) for member in members}
+    check_same_outputs(graphs)
     for member in members:
         failures: list[str] = []
         start = time.perf_counter()
         variants = make_variants(
             member.stage,
-            _read_graph(member.file),
+            graphs.pop(member.stage),
             slices,
             precisions,
             report=report,
@@ -135,6 +141,8 @@ def _write_files(
         assert listed.fitting_logits is not None
         logits.append(listed.logits)
         fitting_logits.append(listed.fitting_logits)
+        if listed.orientation is not None:
+            orientations.append(listed.orientation)
 
     fitting_labels = slices.fitted_on[1] if slices.fitted_on else slices.labels
     temperature = fit_temperature(fitting_logits, fitting_labels)
@@ -152,16 +160,38 @@ def _write_files(
     )
     listed_metrics = asdict(measured) | ({"temperature_rejected": rejected} if rejected else {})
     info = replace(info, metrics={**info.metrics, "val_as_listed": listed_metrics})
+    plausibility = _plausibility(orientations)
+    if plausibility is not None:
+        report(
+            f"plausibility threshold {plausibility.threshold:g}: {IMPLAUSIBLE_SHARE:.0%} of the validation slices are"
+            " below it"
+        )
     if failed:
         # a run that finds this key repeats the conversion
         info = replace(info, training={**info.training, "failed_conversions": failed})
 
     card = building / "MODEL_CARD.md"
-    card.write_text(model_card(info, entries, temperature), encoding="utf-8")
-    manifest = _manifest(info, entries, temperature, card)
+    card.write_text(model_card(info, entries, temperature, plausibility), encoding="utf-8")
+    manifest = _manifest(info, entries, temperature, plausibility, card)
     (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     # This opens the bundle, so a bundle that the runtime refuses is never written.
     add_golden(building)
+
+
+def _plausibility(orientations: Sequence[np.ndarray]) -> Plausibility | None:
+    """Return the manifest's entry, with the threshold of the members' mean plausibility on validation.
+
+    Args:
+        orientations: float32 (N, 9) of each member's variant that is listed first, of the validation slices.
+    """
+    from organ_infer.bundle.files import Plausibility
+
+    if not orientations:
+        return None
+    plausibility = np.mean([orientation[:, 0] for orientation in orientations], axis=0)
+    # A value that a slice has, so that no more than this share is below it.
+    threshold = float(np.quantile(plausibility, IMPLAUSIBLE_SHARE, method="lower"))
+    return Plausibility(ORIENTATION_OUTPUT, min(threshold, 1.0))
 
 
 def _read_graph(path: Path) -> onnx.ModelProto:
@@ -218,7 +248,11 @@ def _measure_listed(
 
 
 def _manifest(
-    info: BundleInfo, entries: Sequence[Member], temperature: float, card: Path
+    info: BundleInfo,
+    entries: Sequence[Member],
+    temperature: float,
+    plausibility: Plausibility | None,
+    card: Path,
 ) -> Manifest:
     from organ_infer.bundle.files import Card, Input, Manifest, Task, sha256_of
 
@@ -238,6 +272,7 @@ def _manifest(
         members=tuple(entries),
         combine="mean_probability",
         temperature=temperature,
+        plausibility=plausibility,
         metrics=info.metrics,
         training=info.training,
         card=Card(file=card.name, sha256=sha256_of(card)),

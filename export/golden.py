@@ -35,15 +35,16 @@ def add_golden(bundle: Path) -> None:
         OSError: The manifest cannot be written.
     """
     from organ_infer.bundle.files import open_bundle, read_manifest
-    from organ_infer.bundle.golden import GOLDEN
+    from organ_infer.bundle.golden import GOLDEN, GOLDEN_ORIENTATION
 
     manifest = read_manifest(bundle)
     packed = _packed_slices(manifest.input)
-    golden = {
-        device: _golden_strings(manifest, open_bundle(bundle, device).graphs, packed)
-        for device in ("cpu", "cuda")
-    }
-    _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, GOLDEN: golden}))
+    golden: dict[str, dict[str, list[str]]] = {}
+    for device in ("cpu", "cuda"):
+        rows = _golden_strings(manifest, open_bundle(bundle, device).graphs, packed)
+        for key, strings in zip((GOLDEN, GOLDEN_ORIENTATION), rows, strict=False):
+            golden.setdefault(key, {})[device] = strings
+    _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, **golden}))
 
 
 def _packed_slices(spec: Input) -> np.ndarray:
@@ -60,8 +61,12 @@ def _packed_slices(spec: Input) -> np.ndarray:
 
 def _golden_strings(
     manifest: Manifest, graphs: Sequence[tuple[Member, bytes]], packed: np.ndarray
-) -> list[str]:
-    """Return the mean probabilities of these graphs for the packed slices, as the manifest stores them."""
+) -> list[list[str]]:
+    """Return the mean outputs of these graphs for the packed slices, as the manifest stores them.
+
+    Returns:
+        The rows of the probabilities, and those of the orientation if the networks return it.
+    """
     from organ_infer.bundle.golden import golden_rows
     from organ_infer.engine.ensemble import Ensemble
     from organ_infer.engine.session import Session
@@ -74,13 +79,14 @@ def _golden_strings(
             where=entry.file,
             device="cpu",
             threads=1,
+            extra=manifest.extra_outputs(),
         )
         for entry, data in graphs
     ]
     ensemble = Ensemble(manifest, [entry for entry, _ in graphs], sessions, 1)
-    rows = golden_rows(ensemble.probabilities(packed))
+    answer = ensemble.answer(packed)
     ensemble.close()
-    return rows
+    return [golden_rows(output) for output in answer if output is not None]
 
 
 def _replace_manifest(bundle: Path, manifest: Manifest) -> None:

@@ -27,6 +27,13 @@ OPSET = 18
 MAX_DIFFERENCE = 1e-4
 # slices
 BATCH = 256
+# The second output of a network that knows when not to answer: probabilities of the eight in-plane orientations, the
+# required one first, and of no organ crop (docs/reference/bundle_format.md, "Graphs").
+ORIENTATION = "orientation"
+ORIENTATIONS = 9
+# largest accepted difference of a probability of the orientation, and of their sum from 1
+MAX_ORIENTATION_DIFFERENCE = 1e-4
+MAX_SUM_ERROR = 1e-3
 # The networks need no other operators, and the runtime refuses custom ones.
 STANDARD_DOMAINS = {"", "ai.onnx"}
 
@@ -44,12 +51,14 @@ class Parity:
         max_abs: Largest difference of a logit.
         accuracy: Of the exported file, 0 to 1.
         logits: float32 (N, classes), of the exported file.
+        orientation: float32 (N, 9), of the exported file. None if the network does not know when not to answer.
     """
 
     slices: int
     max_abs: float
     accuracy: float
     logits: np.ndarray
+    orientation: np.ndarray | None = None
 
 
 def export_member(
@@ -143,25 +152,28 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
 
     Args:
         network: Maps float32 (N, 1, size, size) to logits (N, classes). If it has a method `for_export`, the module
-            that this method returns is exported instead.
+            that this method returns is exported instead. It may return a tuple: the logits, and the probabilities of
+            the orientation, (N, 9).
         size: Height and width of the input, pixels.
 
     Returns:
-        The graph from `images`, float32 (N, 1, size, size), to `logits`, (N, classes), with any N.
+        The graph from `images`, float32 (N, 1, size, size), to `logits`, (N, classes), with any N. A network that
+        returns a tuple has the second output `orientation`.
 
     Raises:
         ExportError: The graph uses operators that are not standard.
     """
     example = torch.zeros(2, 1, size, size)
-    for_export: Callable[[], nn.Module] | None = getattr(network, "for_export", None)
-    exportable = network if for_export is None else for_export()
+    exportable = _exportable(network)
+    with torch.no_grad():
+        has_orientation = isinstance(exportable(example), tuple)
     program = torch.onnx.export(
-        exportable.eval(),
+        exportable,
         (example,),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=["logits", ORIENTATION] if has_orientation else ["logits"],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         external_data=False,
         verbose=False,
@@ -175,6 +187,17 @@ def to_onnx(network: nn.Module, size: int) -> onnx.ModelProto:
     onnx.checker.check_model(model, full_check=True)
     _check_operators(model)
     return model
+
+
+def _exportable(network: nn.Module) -> nn.Module:
+    """Return the module to export, in evaluation mode."""
+    for_export: Callable[[], nn.Module] | None = getattr(network, "for_export", None)
+    return (network if for_export is None else for_export()).eval()
+
+
+def has_orientation(model: onnx.ModelProto) -> bool:
+    """Return whether an exported graph has the output `orientation`."""
+    return ORIENTATION in [port.name for port in model.graph.output]
 
 
 def _remove_metadata(model: onnx.ModelProto) -> None:
@@ -213,7 +236,8 @@ def compare(
     """Compare PyTorch with onnxruntime, at batch 1 and at batch 256.
 
     Args:
-        network: Maps float32 (N, 1, S, S) to logits (N, classes), on the CPU.
+        network: Maps float32 (N, 1, S, S) to logits (N, classes), or to a tuple that begins with them, on the CPU. The
+            orientation is compared with that of its `for_export`.
         content: The exported ONNX file.
         images: uint8 (N, H, W).
         labels: int (N,).
@@ -225,25 +249,92 @@ def compare(
         The comparison.
 
     Raises:
-        ExportError: The logits differ (see `check_logits`).
+        ExportError: The logits or the orientation differ (see `check_logits` and `check_orientation`).
     """
     from organ_infer._packing import pack
 
-    torch_logits, onnx_logits = [], []
     session = open_session(content)
+    names = output_names(session)
+    reference = _reference(network, names)
+    torch_batches, onnx_batches = [], []
     with torch.no_grad():
         for batch in (images[start : start + BATCH] for start in range(0, len(images), BATCH)):
             x = pack(batch, size, resample=resample)  # (B, 1, S, S)
-            torch_logits.append(network(torch.from_numpy(x)).numpy())
-            onnx_logits.append(session.run(["logits"], {"images": x})[0])
+            torch_batches.append(reference(torch.from_numpy(x)))
+            onnx_batches.append(session.run(names, {"images": x}))
         first = pack(images[:1], size, resample=resample)
-        first_logits = session.run(["logits"], {"images": first})[0]
-    expected, exported = np.concatenate(torch_logits), np.concatenate(onnx_logits)
+        first_logits, *first_orientation = session.run(names, {"images": first})
+    expected, *expected_orientation = map(np.concatenate, zip(*torch_batches, strict=True))
+    exported, *orientation = map(np.concatenate, zip(*onnx_batches, strict=True))
     accepted = accepted_difference(expected)
     check_logits(expected, exported, name=name, accepted=accepted)
     check_logits(expected[:1], first_logits, name=f"{name} at batch 1", accepted=accepted)
+    if orientation:
+        check_orientation(expected_orientation[0], orientation[0], name=name)
+        check_orientation(
+            expected_orientation[0][:1], first_orientation[0], name=f"{name} at batch 1"
+        )
     accuracy = float((exported.argmax(1) == labels).mean())
-    return Parity(len(images), float(np.abs(expected - exported).max()), accuracy, exported)
+    worst = float(np.abs(expected - exported).max())
+    return Parity(len(images), worst, accuracy, exported, *orientation)
+
+
+def output_names(session: Any) -> list[str]:
+    """Return the outputs of an exported graph: `logits`, and `orientation` if it has one."""
+    names = [port.name for port in session.get_outputs()]
+    return ["logits", ORIENTATION] if ORIENTATION in names else ["logits"]
+
+
+def _reference(
+    network: nn.Module, names: Sequence[str]
+) -> Callable[[torch.Tensor], list[np.ndarray]]:
+    """Return a function that computes the outputs with PyTorch.
+
+    The logits are those of the network itself, so that a mistake of `for_export` is found, too.
+    """
+    exportable = _exportable(network) if ORIENTATION in names else None
+
+    def run(x: torch.Tensor) -> list[np.ndarray]:
+        output = network(x)
+        logits = (output[0] if isinstance(output, tuple) else output).numpy()
+        return [logits] if exportable is None else [logits, exportable(x)[1].numpy()]
+
+    return run
+
+
+def check_orientation(expected: np.ndarray, exported: np.ndarray, *, name: str) -> None:
+    """Check that the orientation of an exported graph is PyTorch's, and that its rows are probabilities.
+
+    Args:
+        expected: float32 (N, 9), PyTorch's.
+        exported: float32 (N, 9), the exported graph's.
+        name: Of the network, for messages.
+
+    Raises:
+        ExportError: A shape or a sum is wrong, or a probability differs by more than MAX_ORIENTATION_DIFFERENCE.
+    """
+    for source, orientation in (("PyTorch", expected), ("the exported graph", exported)):
+        if problem := why_no_orientation(orientation):
+            raise ExportError(f"{name}: the orientation of {source} {problem}")
+    worst = float(np.abs(expected - exported).max())
+    if worst > MAX_ORIENTATION_DIFFERENCE:
+        raise ExportError(
+            f"{name}: the orientation differs from PyTorch's by {worst:.2e}, at most"
+            f" {MAX_ORIENTATION_DIFFERENCE:.1e} is allowed"
+        )
+
+
+def why_no_orientation(orientation: np.ndarray) -> str:
+    """Return why an output is not an orientation, float32 (N, 9) of probabilities; empty if it is one."""
+    if orientation.ndim != 2 or orientation.shape[1] != ORIENTATIONS:
+        return f"has the shape {orientation.shape}, expected (N, {ORIENTATIONS}); return one column per orientation"
+    # also for NaN
+    if not (orientation.min() >= 0 and np.isfinite(orientation).all()):
+        return "is negative, NaN or infinite; return probabilities, after a softmax"
+    worst = float(np.abs(orientation.sum(1, dtype=np.float64) - 1).max())
+    if worst > MAX_SUM_ERROR:
+        return f"does not sum to 1, by up to {worst:.1e}; return probabilities, after a softmax"
+    return ""
 
 
 def accepted_difference(expected: np.ndarray) -> float:

@@ -9,7 +9,14 @@ import onnx
 from onnx import TensorProto, compose, helper
 
 from export.average import averaging_nodes
-from export.member import BATCH, ExportError, open_session
+from export.member import (
+    BATCH,
+    ORIENTATION,
+    ORIENTATIONS,
+    ExportError,
+    has_orientation,
+    open_session,
+)
 
 # largest accepted difference of a probability between the merged graph and the members
 MAX_ABS = 1e-4
@@ -19,18 +26,21 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     """Merge members into one graph.
 
     Args:
-        members: By stage, graphs from `images`, float32 (N, 1, S, S), to `logits`, (N, classes).
+        members: By stage, graphs from `images`, float32 (N, 1, S, S), to `logits`, (N, classes), and all or none of them
+            also to `orientation`, (N, 9).
         temperature: Divides each member's logits before its softmax.
 
     Returns:
-        One graph from `images` to `probabilities`, float32 (N, classes).
+        One graph from `images` to `probabilities`, float32 (N, classes), and to `orientation`, the mean of the
+        members', if they have it.
 
     Raises:
-        ExportError: The members differ in input size, classes or operator set.
+        ExportError: The members differ in input size, outputs, classes or operator set.
     """
     models = list(members.values())
+    check_same_outputs(members)
     input_shapes = {_shape(value) for model in models for value in model.graph.input}
-    output_shapes = {_shape(value) for model in models for value in model.graph.output}
+    output_shapes = {_shape(model.graph.output[0]) for model in models}
     opsets = {entry.version for model in models for entry in model.opset_import}
     if len(input_shapes) != 1 or len(output_shapes) != 1 or len(opsets) != 1:
         raise ExportError(
@@ -39,20 +49,26 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     nodes: list[onnx.NodeProto] = []
     weights: list[TensorProto] = []
     logits: dict[str, tuple[str, str]] = {}
+    orientations: list[str] = []
     for stage, model in members.items():
         prefixed = compose.add_prefix(model, f"{stage}/", rename_inputs=False).graph
         nodes += prefixed.node
         weights += prefixed.initializer
         logits[stage] = prefixed.output[0].name, "logits"
-    averaging, constants = averaging_nodes(logits, temperature)
+        orientations += [port.name for port in prefixed.output[1:]]
+    averaging, constants = averaging_nodes(logits, temperature, orientations)
     nodes += averaging
     weights += constants
     size, classes = next(iter(input_shapes))[-1], next(iter(output_shapes))[-1]
+    columns = {"probabilities": classes, **({ORIENTATION: ORIENTATIONS} if orientations else {})}
     graph = helper.make_graph(
         nodes,
         "ensemble",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, size, size])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", count])
+            for name, count in columns.items()
+        ],
         weights,
     )
     model = helper.make_model(
@@ -64,12 +80,33 @@ def merge(members: Mapping[str, onnx.ModelProto], *, temperature: float = 1.0) -
     return model
 
 
+def check_same_outputs(members: Mapping[str, onnx.ModelProto]) -> None:
+    """Check that all members have the output `orientation`, or none.
+
+    Args:
+        members: The graphs by stage.
+
+    Raises:
+        ExportError: Some have it and others do not.
+    """
+    stages: dict[bool, list[str]] = {True: [], False: []}
+    for stage, model in members.items():
+        stages[has_orientation(model)].append(stage)
+    if stages[True] and stages[False]:
+        raise ExportError(
+            f"{stages[False][0]}: the network has no output {ORIENTATION!r}, but {stages[True][0]} has one; combine"
+            " networks that all have it, or none"
+        )
+
+
 def check_merged(
     model: onnx.ModelProto,
     expected: np.ndarray,
     images: np.ndarray,
     size: int,
     resample: str = "area",
+    *,
+    orientation: np.ndarray | None = None,
 ) -> None:
     """Check a merged graph against the members, at batch 1 and at batch 256.
 
@@ -79,6 +116,7 @@ def check_merged(
         images: uint8 (N, H, W).
         size: Height and width of the graph's input, pixels.
         resample: How slices of another size are resampled, see `pack`.
+        orientation: float (N, 9), the members' mean. None if they have none.
 
     Raises:
         ExportError: A probability differs by more than MAX_ABS.
@@ -89,12 +127,17 @@ def check_merged(
     for start, batch in ((0, 1), *((start, BATCH) for start in range(0, len(images), BATCH))):
         rows = slice(start, start + batch)
         packed = pack(images[rows], size, resample=resample)
-        probabilities = session.run(["probabilities"], {"images": packed})[0]
-        worst = float(np.abs(probabilities - expected[rows]).max())
-        if not worst <= MAX_ABS:
-            raise ExportError(
-                f"the merged graph's probabilities differ from the members' mean by {worst:.2e}"
-            )
+        references = {"probabilities": expected, ORIENTATION: orientation}
+        for name, reference in references.items():
+            if reference is None:
+                continue
+            values = session.run([name], {"images": packed})[0]
+            worst = float(np.abs(values - reference[rows]).max())
+            if not worst <= MAX_ABS:
+                what = "probabilities differ" if name == "probabilities" else f"{name} differs"
+                raise ExportError(
+                    f"the merged graph's {what} from the members' mean by {worst:.2e}"
+                )
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -9,12 +9,17 @@ from export.bundle_info import ORIENTATION, BundleInfo
 from export.temperature import why_higher
 
 if TYPE_CHECKING:
-    from organ_infer.bundle.files import Member
+    from organ_infer.bundle.files import Member, Plausibility
 
 DIRECTIONS = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head", "F": "feet"}
 
 
-def model_card(info: BundleInfo, members: Sequence[Member], temperature: float) -> str:
+def model_card(
+    info: BundleInfo,
+    members: Sequence[Member],
+    temperature: float,
+    plausibility: Plausibility | None = None,
+) -> str:
     """Write the model card: what the bundle is, its data, its metrics and its limits.
 
     Args:
@@ -22,6 +27,7 @@ def model_card(info: BundleInfo, members: Sequence[Member], temperature: float) 
             `ece_uncalibrated`.
         members: The manifest's members, with their alternatives.
         temperature: Divides the logits.
+        plausibility: The manifest's, or None if the networks do not know when not to answer.
 
     Returns:
         The card as Markdown.
@@ -65,9 +71,20 @@ Image Analysis 2023. This model is derived from that data and has its license.
 
 - Only {view} slices. The answer for another view or body part means nothing.
 - The slice must be a crop to the bounding box of one organ, in the orientation of MedMNIST. For a whole slice, another
-  crop or a rotated one the answer is wrong, without a warning.
+  crop or a rotated one the answer is wrong{_warned(plausibility)}.
 - Neighboring slices of a scan look alike. The spread between patients is wider than the slice counts suggest.
 """
+
+
+def _warned(plausibility: Plausibility | None) -> str:
+    """Return the end of the sentence on inputs for which the answer is wrong."""
+    if plausibility is None:
+        return ", without a warning"
+    return (
+        f". The network has a second output for it: the\n  plausibility, the probability of a crop in the required"
+        f" orientation. Below {plausibility.threshold:.4g}, as 1 % of the\n  validation slices are, a warning names the"
+        " most probable reason. Not every wrong input is below it"
+    )
 
 
 def _starting_weights(training: Mapping[str, Any]) -> str:

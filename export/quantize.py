@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from export.machine import check_space
-from export.member import session_threads
+from export.member import ORIENTATION, has_orientation, session_threads
 
 # slices per batch while the ranges of the activations are measured
 SAMPLE_BATCH = 64
@@ -40,7 +40,8 @@ def to_int8(model: onnx.ModelProto, samples: np.ndarray) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder, _quiet(), _limited_threads(model.ByteSize()):
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         try:
-            onnx.save(model, source)
+            named = _named(model)
+            onnx.save(named, source)
             quantize_static(
                 source,
                 target,
@@ -51,6 +52,7 @@ def to_int8(model: onnx.ModelProto, samples: np.ndarray) -> onnx.ModelProto:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
+                nodes_to_exclude=_orientation_head(named),
             )
             return _cleaned(onnx.load(target))
         except Exception:
@@ -78,6 +80,35 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         # the converter appends the casts of the input at the end
         OnnxModel.graph_topological_sort(half.graph)
         return _cleaned(half)
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph whose nodes that compute the orientation have names; the same graph if it has no orientation."""
+    if not has_orientation(model):
+        return model
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for i, node in enumerate(named.graph.node):
+        node.name = node.name or f"node/{i}"
+    return named
+
+
+def _orientation_head(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that stay float32: from the orientation back to its last matrix product.
+
+    An int8 softmax has steps of 1/256 and does not sum to 1, which is too coarse for the threshold of the plausibility.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    head, pending = [], [ORIENTATION] if has_orientation(model) else []
+    while pending:
+        node = producers.get(pending.pop())
+        # None for weights and the input
+        if node is None or node.name in head:
+            continue
+        head.append(node.name)
+        if node.op_type not in ("Gemm", "MatMul", "Conv"):
+            pending += node.input
+    return head
 
 
 class _Samples:

@@ -21,6 +21,7 @@ import numpy as np
 
 from export.console import run_command
 from export.triton_config import Port, Serving, Step, ensemble_config, model_config
+from organ_infer.bundle.manifest import ORIENTATION_COLUMNS, ORIENTATION_OUTPUT
 from organ_infer.bundle.precision import BY_NAME
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ DELAY = 500
 # not hidden and the file not empty, because some copies leave such files out.
 PLACEHOLDER = "placeholder.txt"
 PLACEHOLDER_TEXT = "This file keeps the version directory of the ensemble, which would be empty.\n"
+# the files that name the classes, and the columns of the orientation
+LABELS, ORIENTATION_LABELS = "labels.txt", "orientation_labels.txt"
 # largest accepted difference of a probability between the averaging graph and NumPy
 MAX_ABS = 1e-5
 
@@ -54,11 +57,13 @@ class _Served:
         model: The name of its model.
         variant: The file that the model runs.
         tensor: The name of the ensemble's tensor that holds its output.
+        extra: The name of the ensemble's tensor that holds each further output, by the name of the output.
     """
 
     model: str
     variant: Member
     tensor: str
+    extra: Mapping[str, str]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -183,7 +188,8 @@ def write_repository(
             f"{bundle}: two models would have the same name ({', '.join(names)}); rename a stage in the bundle"
         )
     kinds = {member.tensor: member.variant.output for member in served}
-    mean = _averaging_graph(kinds, len(manifest.task.classes), manifest.temperature)
+    orientations = [tensor for member in served for tensor in member.extra.values()]
+    mean = _averaging_graph(kinds, len(manifest.task.classes), manifest.temperature, orientations)
     with atomic_directory(directory.absolute()) as building:
         _write_models(building, bundle, manifest, name, served, mean, serving)
     return name
@@ -195,7 +201,8 @@ def _served_members(manifest: Manifest, name: str, precision: str, device: str) 
     for member in manifest.members:
         stage = _model_name(member.stage)
         variant = _variant(member, precision, device)
-        served.append(_Served(f"{name}-{stage}", variant, f"{stage}_{variant.output}"))
+        extra = {output: f"{stage}_{output}" for output in manifest.extra_outputs()}
+        served.append(_Served(f"{name}-{stage}", variant, f"{stage}_{variant.output}", extra))
     return served
 
 
@@ -209,32 +216,46 @@ def _write_models(
     serving: Serving,
 ) -> None:
     """Write the members' models, the averaging model and the ensemble."""
+    from organ_infer.images.axes import orientation_names
+
     size, classes = manifest.input.size, manifest.task.classes
-    images, probabilities = Port("images", (1, size, size)), Port("probabilities", (len(classes),))
+    labels = {LABELS: classes}
+    columns = manifest.extra_outputs()
+    if columns:
+        labels[ORIENTATION_LABELS] = orientation_names(manifest.input.orientation)
+    images = Port("images", (1, size, size))
+    extra = [Port(output, (count,), ORIENTATION_LABELS) for output, count in columns.items()]
+    means = [Port("probabilities", (len(classes),), LABELS), *extra]
     steps = []
     for member in served:
         variant = member.variant
-        output = Port(variant.output, (len(classes),))
+        outputs = [Port(variant.output, (len(classes),), LABELS), *extra]
         content = (bundle / variant.file).read_bytes()
         if hashlib.sha256(content).hexdigest() != variant.sha256:
             raise TritonError(
                 f"{bundle / variant.file}: changed while it was read; rerun the command"
             )
-        config = model_config(member.model, [images], output, serving, DELAY)
-        _write_model(building / member.model, config, classes, content)
-        steps.append(Step(member.model, {"images": "images"}, {variant.output: member.tensor}))
+        config = model_config(member.model, [images], outputs, serving, DELAY)
+        _write_model(building / member.model, config, labels, content)
+        tensors = {variant.output: member.tensor, **member.extra}
+        steps.append(Step(member.model, {"images": "images"}, tensors))
     member_outputs = [Port(member.tensor, (len(classes),)) for member in served]
-    config = model_config(f"{name}-mean", member_outputs, probabilities, serving, 0)
-    _write_model(building / f"{name}-mean", config, classes, mean)
+    member_outputs += [
+        Port(tensor, (columns[output],))
+        for member in served
+        for output, tensor in member.extra.items()
+    ]
+    config = model_config(f"{name}-mean", member_outputs, means, serving, 0)
+    _write_model(building / f"{name}-mean", config, labels, mean)
     steps.append(
         Step(
             f"{name}-mean",
             {port.name: port.name for port in member_outputs},
-            {"probabilities": "probabilities"},
+            {port.name: port.name for port in means},
         )
     )
-    ensemble = ensemble_config(name, images, probabilities, serving, steps)
-    _write_model(building / name, ensemble, classes, None)
+    ensemble = ensemble_config(name, images, means, serving, steps)
+    _write_model(building / name, ensemble, labels, None)
 
 
 def _model_name(text: str) -> str:
@@ -261,24 +282,30 @@ def _variant(member: Member, precision: str, device: str) -> Member:
     return variants[precision]
 
 
-def _write_model(folder: Path, config: str, classes: Sequence[str], graph: bytes | None) -> None:
-    """Write config.pbtxt, labels.txt and the directory of version 1. That of an ensemble has only PLACEHOLDER."""
+def _write_model(
+    folder: Path, config: str, labels: Mapping[str, Sequence[str]], graph: bytes | None
+) -> None:
+    """Write config.pbtxt, the files of labels and the directory of version 1. That of an ensemble has only PLACEHOLDER."""
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    for file, names in labels.items():
+        (folder / file).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     if graph is None:
         (folder / "1" / PLACEHOLDER).write_text(PLACEHOLDER_TEXT, encoding="utf-8")
     else:
         (folder / "1" / "model.onnx").write_bytes(graph)
 
 
-def _averaging_graph(outputs: Mapping[str, str], classes: int, temperature: float) -> bytes:
+def _averaging_graph(
+    outputs: Mapping[str, str], classes: int, temperature: float, orientations: Sequence[str] = ()
+) -> bytes:
     """Create the graph that averages the members' outputs, and compare it with NumPy at batch 1 and 64.
 
     Args:
         outputs: By input name, its kind: `logits` or `probabilities`.
         classes: Number of classes.
         temperature: Divides logits.
+        orientations: The names of the inputs with the members' orientation.
 
     Returns:
         The ONNX file.
@@ -291,28 +318,35 @@ def _averaging_graph(outputs: Mapping[str, str], classes: int, temperature: floa
 
     from export.average import averaging_nodes
 
-    def port(name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", classes])
+    def port(name: str, columns: int = classes) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns])
 
     nodes, weights = averaging_nodes(
-        {name: (name, kind) for name, kind in outputs.items()}, temperature
+        {name: (name, kind) for name, kind in outputs.items()}, temperature, orientations
     )
-    graph = helper.make_graph(
-        nodes, "mean", [*map(port, outputs)], [port("probabilities")], weights
-    )
+    inputs, means = [*map(port, outputs)], [port("probabilities")]
+    if orientations:
+        inputs += [port(name, ORIENTATION_COLUMNS) for name in orientations]
+        means.append(port(ORIENTATION_OUTPUT, ORIENTATION_COLUMNS))
+    graph = helper.make_graph(nodes, "mean", inputs, means, weights)
     # older servers also read these versions
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     for batch in (1, 64):
-        _compare(content, outputs, classes, temperature, batch)
+        _compare(content, outputs, classes, temperature, batch, orientations)
     return content
 
 
 def _compare(
-    content: bytes, outputs: Mapping[str, str], classes: int, temperature: float, batch: int
+    content: bytes,
+    outputs: Mapping[str, str],
+    classes: int,
+    temperature: float,
+    batch: int,
+    orientations: Sequence[str],
 ) -> None:
-    """Compare the averaging graph with NumPy on random logits. Raises TritonError."""
+    """Compare the averaging graph with NumPy on random logits and orientations. Raises TritonError."""
     from organ_infer.engine.session import import_onnxruntime
 
     random = np.random.default_rng(batch)
@@ -322,12 +356,20 @@ def _compare(
         powers = np.exp(logits / np.float64(temperature))
         expected.append(powers / powers.sum(axis=1, keepdims=True))
         inputs[name] = logits if kind == "logits" else expected[-1].astype(np.float32)
+    for name in orientations:
+        inputs[name] = random.dirichlet(np.ones(ORIENTATION_COLUMNS), batch).astype(np.float32)
+    references = {"probabilities": np.mean(expected, axis=0)}
+    if orientations:
+        references[ORIENTATION_OUTPUT] = np.mean([inputs[name] for name in orientations], axis=0)
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    probabilities = session.run(["probabilities"], inputs)[0]
-    worst = float(np.abs(probabilities - np.mean(expected, axis=0)).max())
+    means = session.run(list(references), inputs)
+    # np.max, because max does not pass NaN on
+    worst = float(
+        np.max([np.abs(a - b).max() for a, b in zip(means, references.values(), strict=True)])
+    )
     if not worst <= MAX_ABS:
         raise TritonError(
             f"the averaging graph: probabilities differ from NumPy's by {worst:.1e}; install another onnxruntime"

@@ -26,10 +26,17 @@ class Serving:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a model: the name and shape of a float32 tensor. The shape does not include the batch."""
+    """An input or output of a model: a float32 tensor.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape without the batch.
+        labels: The file that names the columns of an output. None: no such file.
+    """
 
     name: str
     shape: tuple[int, ...]
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,14 @@ class Step:
 
 
 def model_config(
-    name: str, inputs: Sequence[Port], output: Port, serving: Serving, delay: int
+    name: str, inputs: Sequence[Port], outputs: Sequence[Port], serving: Serving, delay: int
 ) -> str:
     """Write the configuration of a model that onnxruntime runs.
 
     Args:
         name: Of the model.
         inputs: Its inputs.
-        output: Its output, whose labels are in labels.txt.
+        outputs: Its outputs.
         serving: How it is served.
         delay: Microseconds that a request waits for others to join its batch.
 
@@ -65,7 +72,7 @@ def model_config(
     threads = 'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
     return (
         f'name: "{name}"\nplatform: "onnxruntime_onnx"\n'
-        + _ports(inputs, output, serving)
+        + _ports(inputs, outputs, serving)
         + f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}\n"
         + f"instance_group [ {{ kind: {serving.kind} count: {serving.instances} }} ]\n"
         + (threads if serving.kind == "KIND_CPU" else "")
@@ -74,14 +81,14 @@ def model_config(
 
 
 def ensemble_config(
-    name: str, images: Port, output: Port, serving: Serving, steps: Sequence[Step]
+    name: str, images: Port, outputs: Sequence[Port], serving: Serving, steps: Sequence[Step]
 ) -> str:
     """Write the configuration of an ensemble, which sends each batch through its steps.
 
     Args:
         name: Of the ensemble.
         images: Its input.
-        output: Its output, whose labels are in labels.txt.
+        outputs: Its outputs.
         serving: How it is served.
         steps: Its models.
 
@@ -102,18 +109,19 @@ def ensemble_config(
         + "  }\n"
         for step in steps
     )
-    ports = _ports([images], output, serving)
+    ports = _ports([images], outputs, serving)
     return f'name: "{name}"\nplatform: "ensemble"\n{ports}ensemble_scheduling {{\n{listed}}}\n'
 
 
-def _ports(inputs: Sequence[Port], output: Port, serving: Serving) -> str:
+def _ports(inputs: Sequence[Port], outputs: Sequence[Port], serving: Serving) -> str:
     def tensor(port: Port) -> str:
-        return f'name: "{port.name}" data_type: TYPE_FP32 dims: {list(port.shape)}'
+        labels = "" if port.labels is None else f' label_filename: "{port.labels}"'
+        return f'name: "{port.name}" data_type: TYPE_FP32 dims: {list(port.shape)}{labels}'
 
     return (
         f"max_batch_size: {serving.batch}\n"
         + "".join(f"input [ {{ {tensor(port)} }} ]\n" for port in inputs)
-        + f'output [ {{ {tensor(output)} label_filename: "labels.txt" }} ]\n'
+        + "".join(f"output [ {{ {tensor(port)} }} ]\n" for port in outputs)
     )
 
 

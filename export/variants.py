@@ -1,13 +1,15 @@
 """The variants of a member in a bundle: rewritten float32, int8 and fp16, each measured on validation.
 
-An int8 or fp16 variant is accepted only if its validation accuracy is at most a little lower. The variant for CPUs is
-listed first: int8 if it is accepted, else fp32. The others are its alternatives.
+An int8 or fp16 variant is accepted only if its validation accuracy is at most a little lower, and that of its orientation
+if the network has one. The variant for CPUs is listed first: int8 if it is accepted, else fp32. The others are its
+alternatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,7 +20,10 @@ from export.member import (
     ExportError,
     accepted_difference,
     check_logits,
+    check_orientation,
     open_session,
+    output_names,
+    why_no_orientation,
 )
 from export.quantize import to_fp16, to_int8
 from export.rewrite import rewrite
@@ -28,7 +33,7 @@ INT8_SAMPLES = 512
 
 
 class _NotFinite(ExportError):
-    """A variant returns NaN or infinity, as it would again."""
+    """A variant returns NaN, infinity or an orientation without probabilities, as it would again."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,21 @@ class Slices:
         step = max(1, len(self.train) // INT8_SAMPLES)
         return pack(self.train[::step][:INT8_SAMPLES], self.size, resample=self.resample)
 
+    def turned(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the validation slices in eight orientations, each slice in one of them.
+
+        Returns:
+            uint8 (N, H, W), and the column of the orientation that is right for each, int (N,).
+        """
+        images = self.val.copy()
+        columns = np.arange(len(images)) % 8
+        for column in range(1, 8):
+            part = images[column::8]
+            rows, lines = (slice(None, None, -1 if column & bit else 1) for bit in (1, 2))
+            part = part[:, rows, lines]
+            images[column::8] = part.swapaxes(1, 2) if column & 4 else part
+        return images, columns
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -73,6 +93,7 @@ class Precision:
         file_suffix: The part of file names between the stage and `.onnx`.
         convert: Converts the rewritten float32 graph to this precision. None for float32 itself.
         max_accuracy_loss: The largest loss of validation accuracy against float32 that is accepted.
+        max_orientation_loss: The largest loss of the share of turned validation slices whose orientation is right.
         value_bytes: Of one weight in the file.
         preferred_on_cpu: Whether an accepted variant is listed before float32.
     """
@@ -83,6 +104,7 @@ class Precision:
     max_accuracy_loss: float
     value_bytes: int
     preferred_on_cpu: bool = False
+    max_orientation_loss: float = 0.01
 
 
 PRECISIONS = {
@@ -119,6 +141,9 @@ class Variant:
         val_accuracy: On the validation slices.
         fitting_logits: float32 (N, classes), of the slices that the temperature is fitted on. None for a variant that
             is never listed first.
+        orientation: float32 (N, 9), of the validation slices. None if the network does not know when not to answer.
+        orientation_accuracy: The share of turned validation slices whose most probable orientation is right. None if
+            there is no orientation.
     """
 
     precision: str
@@ -126,6 +151,8 @@ class Variant:
     logits: np.ndarray
     val_accuracy: float
     fitting_logits: np.ndarray | None = None
+    orientation: np.ndarray | None = None
+    orientation_accuracy: float | None = None
 
 
 def make_variants(
@@ -141,7 +168,8 @@ def make_variants(
 
     Args:
         stage: The member's name, for messages.
-        model: `images` float32 (N, 1, S, S) to `logits` (N, classes), as export.member writes it.
+        model: `images` float32 (N, 1, S, S) to `logits` (N, classes) and perhaps `orientation` (N, 9), as export.member
+            writes it.
         slices: What the variants are converted and measured with.
         precisions: Names of the precisions to try. fp32 is always included.
         report: Called with one line per variant tried, accepted or not.
@@ -171,16 +199,25 @@ def _exact_variant(
     stage: str, model: onnx.ModelProto, rewritten: onnx.ModelProto, slices: Slices
 ) -> Variant:
     """Measure the rewritten float32 graph. Raises ExportError if it differs from the exported one."""
-    expected = logits_of(model.SerializeToString(), slices.val, slices.size, slices.resample)
+    expected = outputs_of(model.SerializeToString(), slices.val, slices.size, slices.resample)
     content = rewritten.SerializeToString()
-    logits, fitting_logits = _validation_and_fitting_logits(content, slices)
-    accepted = accepted_difference(expected)
-    check_logits(expected, logits, name=f"{stage} rewritten", accepted=accepted)
-    first_logits = logits_of(content, slices.val[:1], slices.size, slices.resample)
+    outputs, fitting_logits = _validation_and_fitting(content, slices)
+    accepted = accepted_difference(expected.logits)
+    check_logits(expected.logits, outputs.logits, name=f"{stage} rewritten", accepted=accepted)
+    first = outputs_of(content, slices.val[:1], slices.size, slices.resample)
     check_logits(
-        expected[:1], first_logits, name=f"{stage} rewritten, at batch 1", accepted=accepted
+        expected.logits[:1],
+        first.logits,
+        name=f"{stage} rewritten, at batch 1",
+        accepted=accepted,
     )
-    return Variant("fp32", content, logits, _accuracy(logits, slices.labels), fitting_logits)
+    if expected.orientation is not None:
+        assert outputs.orientation is not None and first.orientation is not None
+        check_orientation(expected.orientation, outputs.orientation, name=f"{stage} rewritten")
+        check_orientation(
+            expected.orientation[:1], first.orientation, name=f"{stage} rewritten, at batch 1"
+        )
+    return _variant("fp32", content, outputs, fitting_logits, slices)
 
 
 def _converted_variant(
@@ -204,10 +241,10 @@ def _converted_variant(
     try:
         content = row.convert(rewritten, slices).SerializeToString()
         if row.preferred_on_cpu:
-            logits, fitting_logits = _validation_and_fitting_logits(content, slices)
+            outputs, fitting_logits = _validation_and_fitting(content, slices)
         else:
-            logits = logits_of(content, slices.val, slices.size, slices.resample)
-        accuracy = _accuracy(logits, slices.labels)
+            outputs = outputs_of(content, slices.val, slices.size, slices.resample)
+        return _variant(row.name, content, outputs, fitting_logits, slices)
     # the errors of onnx's and onnxruntime's tools share no base class
     except Exception as e:
         if reason := machine_failure(e):
@@ -219,7 +256,32 @@ def _converted_variant(
         if not isinstance(e, _NotFinite):
             failed(row.name)
         return None
-    return Variant(row.name, content, logits, accuracy, fitting_logits)
+
+
+def _variant(
+    precision: str,
+    content: bytes,
+    outputs: Outputs,
+    fitting_logits: np.ndarray | None,
+    slices: Slices,
+) -> Variant:
+    """Measure a graph by its outputs for the validation slices. Raises _NotFinite if they are none."""
+    accuracy = _accuracy(outputs, slices.labels)
+    orientation_accuracy = None
+    if outputs.orientation is not None:
+        images, columns = slices.turned()
+        turned = outputs_of(content, images, slices.size, slices.resample).orientation
+        assert turned is not None
+        orientation_accuracy = float((turned.argmax(1) == columns).mean())
+    return Variant(
+        precision,
+        content,
+        outputs.logits,
+        accuracy,
+        fitting_logits,
+        outputs.orientation,
+        orientation_accuracy,
+    )
 
 
 def _is_accepted(
@@ -229,26 +291,51 @@ def _is_accepted(
     # rounded, because 1 - 0.998 is more than 0.002 in floating point
     loss = round(exact.val_accuracy - variant.val_accuracy, 9)
     accepted = loss <= row.max_accuracy_loss
+    orientation = ""
+    if variant.orientation_accuracy is not None and exact.orientation_accuracy is not None:
+        lost = round(exact.orientation_accuracy - variant.orientation_accuracy, 9)
+        accepted = accepted and lost <= row.max_orientation_loss
+        orientation = (
+            f"; right orientation of turned slices {variant.orientation_accuracy:.4f}, fp32"
+            f" {exact.orientation_accuracy:.4f}"
+        )
     verdict = "accepted" if accepted else "not accepted"
     report(
         f"{stage}: {row.name} {verdict}, validation accuracy {variant.val_accuracy:.4f}, "
-        f"fp32 {exact.val_accuracy:.4f}"
+        f"fp32 {exact.val_accuracy:.4f}{orientation}"
     )
     return accepted
 
 
-def _validation_and_fitting_logits(content: bytes, slices: Slices) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits of the validation slices and of those that the temperature is fitted on."""
+class Outputs(NamedTuple):
+    """What a graph returns.
+
+    Attributes:
+        logits: float32 (N, classes).
+        orientation: float32 (N, 9), or None if the graph has no such output.
+    """
+
+    logits: np.ndarray
+    orientation: np.ndarray | None = None
+
+
+def _validation_and_fitting(content: bytes, slices: Slices) -> tuple[Outputs, np.ndarray]:
+    """Return the outputs for the validation slices, and the logits of the slices that the temperature is fitted on."""
     if slices.fitted_on is None:
-        logits = logits_of(content, slices.val, slices.size, slices.resample)
-        return logits, logits
-    logits = logits_of(
-        content, np.concatenate([slices.val, slices.fitted_on[0]]), slices.size, slices.resample
-    )
-    return logits[: len(slices.val)], logits[len(slices.val) :]
+        outputs = outputs_of(content, slices.val, slices.size, slices.resample)
+        return outputs, outputs.logits
+    images, count = np.concatenate([slices.val, slices.fitted_on[0]]), len(slices.val)
+    logits, orientation = outputs_of(content, images, slices.size, slices.resample)
+    validation = Outputs(logits[:count], None if orientation is None else orientation[:count])
+    return validation, logits[count:]
 
 
 def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> np.ndarray:
+    """Run a graph with onnxruntime, as `outputs_of`, and return its logits, float32 (N, classes)."""
+    return outputs_of(content, images, size, resample).logits
+
+
+def outputs_of(content: bytes, images: np.ndarray, size: int, resample: str = "area") -> Outputs:
     """Run a graph with onnxruntime.
 
     Args:
@@ -258,20 +345,22 @@ def logits_of(content: bytes, images: np.ndarray, size: int, resample: str = "ar
         resample: How slices of another size are resampled, see `pack`.
 
     Returns:
-        Its logits, float32 (N, classes).
+        Its outputs.
     """
     from organ_infer._packing import pack
 
     session = open_session(content)
+    names = output_names(session)
     batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     parts = [
-        session.run(["logits"], {"images": pack(batch, size, resample=resample)})[0]
-        for batch in batches
+        session.run(names, {"images": pack(batch, size, resample=resample)}) for batch in batches
     ]
-    return np.concatenate(parts)
+    return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    if not np.isfinite(logits).all():
+def _accuracy(outputs: Outputs, labels: np.ndarray) -> float:
+    if not np.isfinite(outputs.logits).all():
         raise _NotFinite("it returns NaN or infinite logits")
-    return float((logits.argmax(1) == labels).mean())
+    if outputs.orientation is not None and (problem := why_no_orientation(outputs.orientation)):
+        raise _NotFinite(f"its orientation {problem}")
+    return float((outputs.logits.argmax(1) == labels).mean())

@@ -14,7 +14,7 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
     assert parse(["a", "b"]) == Options(
         paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
         threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
-        format="text", output=None, force=False, top=None, organs=False, min_probability=None, strict=False, check=False,
+        format="text", output=None, force=False, top=None, organs=False, min_probability=None, min_plausibility=None, strict=False, check=False,
         quiet=False,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ import pytest
 from conftest import CLASSES, child_environment, make_graph
 from support import fake_onnxruntime
 from support.fake_onnxruntime import CPU, CUDA
+from support.orientation_graphs import orientation_graph
 
 from organ_infer import DeviceError, InputError, OrganClassifier, OrganInferError
 from organ_infer.engine.cuda import BATCHES, HARMLESS_OPERATORS
@@ -221,6 +222,49 @@ def test_a_classifiers_batch_size_is_padded_to_a_fixed_one_and_changes_nothing(
         for count in (1, 2, 3, 5, 17, 100, 257):
             np.testing.assert_array_equal(classifier.predict_proba(images[:count]), whole[:count])
     assert {shape[0] for shape in ort.shapes} == set(BATCHES)
+
+
+@pytest.mark.parametrize("refuses", [None, "open", "capture", "replay", "answer"])
+def test_both_outputs_of_a_network_are_the_cpus(install_fake, refuses):
+    def opened_both(device):
+        return Session(
+            orientation_graph(),
+            output="logits",
+            classes=len(CLASSES),
+            where="g.onnx",
+            device=device,
+            threads=1,
+            extra={"orientation": 9},
+        )
+
+    images = IMAGES * 0.1
+    logits, orientation = opened_both("cpu").run_all(images)
+    assert orientation.shape == (300, 9) and np.ptp(orientation[:, 0]) > 0.05
+    install_fake(compute="network", refuses=refuses)
+    session = opened_both("cuda")
+    for count in (1, 3, 16, 17, 256, 300):
+        found = session.run_all(images[-count:])
+        np.testing.assert_allclose(found[0], logits[-count:], atol=1e-5)
+        np.testing.assert_allclose(found[1], orientation[-count:], atol=1e-5)
+        np.testing.assert_array_equal(session.run(images[-count:]), found[0])
+
+
+@pytest.mark.parametrize("stale", ["logits", "orientation"])
+def test_a_graph_that_does_not_repeat_every_output_is_not_used(install_fake, stale, caplog):
+    ort = install_fake(compute="network", refuses="answer", only=stale)
+    session = Session(
+        orientation_graph(),
+        output="logits",
+        classes=len(CLASSES),
+        where="g.onnx",
+        device="cuda",
+        threads=1,
+        extra={"orientation": 9},
+    )
+    with caplog.at_level(logging.INFO, "organ_infer"):
+        session.run_all(IMAGES[:4])
+    assert session._run.captured == () and "without CUDA graphs: its answer differed" in caplog.text
+    assert ort.runs[-1] == "plain"
 
 
 @pytest.mark.parametrize(("pinned", "values"), [(False, 2), (True, 3)])

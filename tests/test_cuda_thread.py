@@ -423,7 +423,7 @@ from organ_infer.engine.cuda import BoundSession
 def made(capture):
     provider = ("CUDAExecutionProvider", {"device_id": "0"})
     return ort.InferenceSession(make_graph(), ort.SessionOptions(), [provider], 0)
-bound = BoundSession(ort, made, output="logits", classes=11, capture=False)
+bound = BoundSession(ort, made, outputs={"logits": 11}, capture=False)
 bound.run(["logits"], {"images": IMAGES})
 child = os.fork()
 if not child:

@@ -19,6 +19,7 @@ from organ_infer.bundle import manifest as manifest_module
 from organ_infer.bundle.files import packaged_bundle, read_manifest
 from organ_infer.bundle.golden import COUNT, golden_slices
 from organ_infer.bundle.precision import PRECISIONS
+from organ_infer.cli.formats import PLAUSIBILITY_COLUMNS
 from organ_infer.engine import cuda, cuda_thread, gpus
 from organ_infer.engine.cuda_errors import _ADVICE, advice, describe
 from organ_infer.engine.devices import parse_device
@@ -171,7 +172,9 @@ def keys(page, heading):
 @needs_default
 def test_the_keys_of_a_manifest():
     manifest = json.loads(read_manifest(packaged_bundle()).to_json())
-    assert keys(BUNDLE_FORMAT, "manifest.json") == list(manifest)
+    listed, optional = keys(BUNDLE_FORMAT, "manifest.json"), manifest_module.OPTIONAL
+    assert [key for key in listed if key in manifest or key not in optional] == list(manifest)
+    assert {*listed} >= optional == {"plausibility"}
     assert keys(BUNDLE_FORMAT, "task") == list(manifest["task"])
     assert keys(BUNDLE_FORMAT, "input") == list(manifest["input"])
     assert keys(BUNDLE_FORMAT, "members and alternatives") == list(manifest["members"][0])
@@ -207,8 +210,13 @@ def test_the_columns_of_the_rows(form):
     )
     with OrganClassifier(device="cpu") as classifier:
         classes = list(classifier.classes)
+        has_plausibility = classifier.manifest.plausibility is not None
     if form == "csv":
-        assert [*keys(RESULTS_FORMAT, "csv"), *classes] == done.stdout.splitlines()[0].split(",")
+        # the last two, of models that know when not to answer
+        *columns, plausible, oriented = keys(RESULTS_FORMAT, "csv")
+        assert [plausible, oriented] == list(PLAUSIBILITY_COLUMNS)
+        more = [plausible, oriented] if has_plausibility else []
+        assert [*columns, *classes, *more] == done.stdout.splitlines()[0].split(",")
     else:
         section = RESULTS_FORMAT.partition("### jsonl")[2].partition("## Ray")[0]
         shown = json.loads(re.search(r"^\{.*\}$", section, re.M)[0])

@@ -27,13 +27,18 @@ class FakeSession:
     placement = None
     providers = ("CPUExecutionProvider",)
 
-    def __init__(self, answer, output="logits", where="a.onnx"):
+    def __init__(self, answer, output="logits", where="a.onnx", orientation=None):
         self.answer, self.output, self.where = np.asarray(answer, np.float32), output, where
+        self.orientation = orientation
         self.runs = self.closings = 0
 
     def run(self, images):
         self.runs += 1
         return self.answer
+
+    def run_all(self, images):
+        self.runs += 1
+        return [self.answer, self.orientation]
 
     def check_process(self):
         pass
@@ -443,3 +448,53 @@ def test_a_cached_graph_that_does_not_open_is_replaced_with_a_warning(
         record.levelname == "WARNING"
         and record.getMessage() == "rebuilding the cached graph: damaged"
     )
+
+
+# The second output.
+
+
+def answer_of(sessions, side_by_side=1, plausibility="given"):
+    manifest = types.SimpleNamespace(temperature=2.0, plausibility=plausibility)
+    forms = [types.SimpleNamespace(bytes=1) for _ in sessions]
+    opened = Ensemble(manifest, forms, sessions, side_by_side)
+    try:
+        return opened.answer(IMAGES)
+    finally:
+        opened.close()
+
+
+def oriented(seed):
+    random = np.random.default_rng(seed)
+    orientation = random.dirichlet(np.ones(9), 3).astype(np.float32)
+    return FakeSession(random.normal(size=(3, 2)), orientation=orientation)
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_the_orientation_is_the_mean_over_the_networks(side_by_side):
+    sessions = [oriented(seed) for seed in range(3)]
+    probabilities, orientation = answer_of(sessions, side_by_side)
+    expected = np.mean([session.orientation for session in sessions], axis=0)
+    assert orientation.dtype == np.float32
+    np.testing.assert_allclose(orientation, expected, atol=1e-6)
+    np.testing.assert_array_equal(probabilities, averaged(sessions, 2.0))
+    assert [session.runs for session in sessions] == [2, 2, 2]
+
+
+def test_the_orientation_of_one_network_is_not_copied():
+    session = oriented(0)
+    assert answer_of([session]).orientation is session.orientation
+
+
+@pytest.mark.parametrize("change", [lambda o: o * 1.01, lambda o: o - 0.2, lambda o: o * np.nan])
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_orientation_that_is_no_probabilities_is_refused(change, place):
+    sessions = [oriented(0), oriented(1)]
+    sessions[place].orientation, sessions[place].where = change(oriented(5).orientation), "bad.onnx"
+    with pytest.raises(DeviceError, match=r"bad\.onnx: expected probabilities, but the output"):
+        answer_of(sessions)
+
+
+def test_networks_without_the_output_are_run_for_their_classes_alone():
+    session = oriented(0)
+    session.run_all = None
+    assert answer_of([session], plausibility=None).orientation is None

@@ -203,7 +203,7 @@ def test_the_package_s_names_load_on_first_use_and_no_other_is_there(monkeypatch
 
     homes = {"OrganClassifier": classifier, "Prediction": results, "ImageFailure": results}
     homes |= {"escape_path": names, "unescape_path": names, "find_images": discovery}
-    homes |= {"OrganPrediction": results, "SlicePrediction": results}
+    homes |= {"OrganPrediction": results, "OrganPredictions": results, "SlicePrediction": results}
     homes |= {"Images": inputs, "SupportsRead": classifier}
     for name in organ_infer.__all__:
         if name != "__version__":

@@ -116,7 +116,7 @@ def test_members_that_differ_are_not_merged(other):
 def test_a_merged_graph_that_onnx_refuses_is_not_returned(monkeypatch):
     monkeypatch.setattr(
         "export.merge.averaging_nodes",
-        lambda logits, temperature: ([helper.make_node("Mean", ["no"], ["no2"])], []),
+        lambda *_: ([helper.make_node("Mean", ["no"], ["no2"])], []),
     )
     with pytest.raises(checker.ValidationError):
         merge({"a": linear_graph(MATRICES["a"])})

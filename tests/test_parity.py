@@ -375,7 +375,7 @@ def spoil_mean(monkeypatch, batch, amount):
     """The averaging graph gives `amount` too much at this batch size."""
     real = average.averaging_nodes
 
-    def spoiled(answers, temperature):
+    def spoiled(answers, temperature, *_):
         nodes, weights = real(answers, temperature)
         nodes[-1].output[0] = "right"
         weights += [

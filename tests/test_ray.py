@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import CLASSES, make_graph, write_bundle
+from support.orientation_graphs import orientation_bundle
 from test_imports import loaded
 
 import organ_infer.ray as beyond
@@ -334,6 +335,41 @@ def test_the_columns_are_the_published_ones_then_a_column_a_class(arrow):
             beyond._schema(["x", name])
 
 
+def test_the_columns_of_the_plausibility_are_the_last_ones(arrow):
+    assert beyond._schema(["x", "y"], True) == [
+        *beyond._schema(["x", "y"]),
+        ("plausibility", "f4"),
+        ("orientation", "text"),
+    ]
+    # a model without it may have a class of that name
+    assert beyond._schema(["x", "orientation"])[-1] == ("orientation", "f4")
+    for name in ("plausibility", "orientation"):
+        with pytest.raises(
+            BundleError, match=f"class {name!r}: this is the name of another column"
+        ):
+            beyond._schema(["x", name], True)
+
+
+def test_a_line_of_json_ends_with_the_plausibility_of_models_that_give_it():
+    third = float(np.float32(1 / 3))
+    row = {"path": "a", "label": "x", "index": 0, "probability": 1.0, "organ": "x", "organ_probability": 1.0,
+           "warnings": [], "error": None, "x": 1.0, "y": 0.0}  # fmt: skip
+    more = {"plausibility": third, "orientation": "as required"}
+    line = json.loads(beyond._json_line(row | more, ["x", "y"]))
+    assert list(line)[-2:] == list(more)
+    assert line == json.loads(beyond._json_line(row, ["x", "y"])) | {
+        "plausibility": 0.333333343,
+        "orientation": "as required",
+    }
+    failed = dict.fromkeys(row | more) | {"path": "a", "warnings": [], "error": "broken"}
+    line = json.loads(beyond._json_line(failed, ["x", "y"]))
+    assert line["plausibility"] is line["orientation"] is None
+    # a class of that name is no column
+    named = beyond._json_line({**row, "plausibility": 0.5}, ["x", "plausibility"])
+    assert "plausibility" not in json.loads(named)
+    assert json.loads(named)["probabilities"] == {"x": 1.0, "plausibility": 0.5}
+
+
 def test_a_line_of_json_has_every_key_and_nine_digits():
     third = float(np.float32(1 / 3))
     row = {"path": "ä", "label": "x", "index": 0, "probability": third, "organ": "x", "organ_probability": 1.0,
@@ -559,6 +595,21 @@ def test_a_batch_becomes_rows(bundle, pictures, classifier):
     assert first["warnings"] == [] and first["error"] is None
     assert missing["error"] == "no such file" and missing["warnings"] == []
     assert all(missing[name] is None for name in (*FOUND, *CLASSES))
+
+
+@needs_ray
+def test_a_batch_of_a_model_that_gives_a_plausibility_has_its_columns(pictures, tmp_path):
+    model = orientation_bundle(tmp_path / "bundle")
+    table = beyond.ClassifyBatch(model, base=pictures, threads=1)(
+        {"path": np.array(["s00.png", "missing.png"], object)}
+    )
+    assert table.column_names == [*beyond.COLUMNS, *CLASSES, "plausibility", "orientation"]
+    first, missing = table.to_pylist()
+    with OrganClassifier(model, device="cpu") as opened:
+        (expected,) = opened.predict_paths([pictures / "s00.png"])
+    assert first["plausibility"] == pytest.approx(expected.plausibility, rel=1e-5)
+    assert first["orientation"] == expected.orientation
+    assert missing["plausibility"] is missing["orientation"] is None
 
 
 @needs_ray

@@ -28,7 +28,7 @@ weights = st.lists(st.integers(0, 1000), min_size=11, max_size=11).filter(any)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-def prediction(shares, path="a.png", warnings=()):
+def prediction(shares, path="a.png", warnings=(), plausibility=None, orientation=None):
     """A prediction as OrganClassifier makes it of probabilities in proportion to `shares`."""
     exact = np.asarray(shares, np.float64) / np.sum(shares)
     found = exact.astype(np.float32)
@@ -44,11 +44,13 @@ def prediction(shares, path="a.png", warnings=()):
         organ=names[organ],
         organ_probability=float(np.float32(sums[organ])),
         warnings=tuple(warnings),
+        plausibility=None if plausibility is None else float(np.float32(plausibility)),
+        orientation=orientation,
     )
 
 
-def format_of(name, top=None, by_organ=False, least=None):
-    return FORMATS[name](RowOptions(CLASSES, ORGANS, top, by_organ, least))
+def format_of(name, top=None, by_organ=False, least=None, **options):
+    return FORMATS[name](RowOptions(CLASSES, ORGANS, top, by_organ, least, **options))
 
 
 def row_of(row_format, result):
@@ -59,7 +61,12 @@ def row_of(row_format, result):
 
 
 predictions = st.builds(
-    prediction, weights, path=texts.filter(bool), warnings=st.lists(texts.filter(bool), max_size=2)
+    prediction,
+    weights,
+    path=texts.filter(bool),
+    warnings=st.lists(texts.filter(bool), max_size=2),
+    plausibility=st.floats(0, 1, width=32),
+    orientation=st.sampled_from(["as required", "left-right flipped", "no organ crop"]),
 )
 failures = st.builds(ImageFailure, texts.filter(bool), texts.filter(bool))
 
@@ -80,12 +87,14 @@ def test_json_is_one_array_of_the_objects_of_jsonl(results, top):
 
 
 @quick
-@given(results=st.lists(predictions | failures, max_size=5))
-def test_csv_reads_back_as_the_predictions_in_every_column(results):
-    csv_format = format_of("csv")
+@given(results=st.lists(predictions | failures, max_size=5), more=st.booleans())
+def test_csv_reads_back_as_the_predictions_in_every_column(results, more):
+    csv_format = format_of("csv", has_plausibility=more)
     text = csv_format.header + "".join(row_of(csv_format, result) for result in results)
     names, *rows = csv.reader(io.StringIO(text, newline=""))
-    assert names == COLUMNS + CLASSES and len(rows) == len(results)
+    # the last ones, so that those of models without it keep their places
+    assert names == COLUMNS + CLASSES + ["plausibility", "orientation"] * more
+    assert len(rows) == len(results)
     for cells, result in zip(rows, results, strict=True):
         found = dict(zip(names, cells, strict=True))
         if isinstance(result, ImageFailure):
@@ -100,12 +109,19 @@ def test_csv_reads_back_as_the_predictions_in_every_column(results):
         assert [np.float32(found[name]) for name in CLASSES] == [
             np.float32(p) for p in result.probabilities
         ]
+        if more:
+            assert np.float32(found["plausibility"]) == np.float32(result.plausibility)
+            assert found["orientation"] == result.orientation
 
 
 @quick
-@given(results=st.lists(predictions | failures, max_size=5), top=st.none() | st.integers(1, 11))
-def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
-    jsonl = format_of("jsonl", top)
+@given(
+    results=st.lists(predictions | failures, max_size=5),
+    top=st.none() | st.integers(1, 11),
+    more=st.booleans(),
+)
+def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top, more):
+    jsonl = format_of("jsonl", top, has_plausibility=more)
     lines = [row_of(jsonl, result) for result in results]
     assert jsonl.header == "" and all(
         line.count("\n") == 1 and line.endswith("\n") for line in lines
@@ -116,7 +132,12 @@ def test_jsonl_reads_back_as_the_predictions_in_every_key(results, top):
             assert found == {"path": result.path, "error": result.error}
             continue
         listed = found.pop("top", None)
-        assert found.keys() == {*Prediction.__slots__}
+        assert found.keys() == {*Prediction.__slots__} - (
+            set() if more else {"plausibility", "orientation"}
+        )
+        if more:
+            assert np.float32(found["plausibility"]) == np.float32(result.plausibility)
+            assert found["orientation"] == result.orientation
         for key in ("path", "label", "index", "organ"):
             assert found[key] == getattr(result, key)
         for key in ("probability", "organ_probability"):

@@ -575,7 +575,7 @@ def test_a_graph_of_contradicting_shapes_is_not_served(bundle, tmp_path, monkeyp
     import onnx
     from onnx import helper
 
-    def spoiled(answers, temperature):
+    def spoiled(answers, temperature, *_):
         nodes = [
             helper.make_node(
                 "ReduceMean", ["small_logits"], ["probabilities"], axes=[1], keepdims=1

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from .images.discovery import find_images
     from .images.inputs import Images
     from .names import escape_path, unescape_path
-    from .results import ImageFailure, OrganPrediction, Prediction, SlicePrediction
+    from .results import (
+        ImageFailure,
+        OrganPrediction,
+        OrganPredictions,
+        Prediction,
+        SlicePrediction,
+    )
 
     __version__: str
 
@@ -32,6 +38,7 @@ __all__ = [
     "OrganClassifier",
     "OrganInferError",
     "OrganPrediction",
+    "OrganPredictions",
     "Prediction",
     "SlicePrediction",
     "SupportsRead",
@@ -49,6 +56,7 @@ _MODULES = {
     "OrganInferError": "errors",
     "ImageFailure": "results",
     "OrganPrediction": "results",
+    "OrganPredictions": "results",
     "Prediction": "results",
     "SlicePrediction": "results",
     "OrganClassifier": "classifier",

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,10 +17,11 @@ from .batching import Batch, pack_slices, path_chunks, read_ahead, read_batches
 from .bundle.files import Manifest, packaged_bundle
 from .engine.cuda import CLOSED, Placement
 from .engine.devices import parse_device
-from .engine.ensemble import Probabilities, open_ensemble
+from .engine.ensemble import Answer, Orientations, Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
-from .engine.tta import shifted_mean
+from .engine.tta import shifted_answer, shifted_mean
 from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
+from .images.axes import orientation_names
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
@@ -28,14 +30,16 @@ from .names import path_text
 from .plausibility import (
     WHOLE_SLICE_SIDE,
     field_warnings,
+    orientation_warnings,
     pixel_warnings,
     shape_warnings,
+    without_orientation_warnings,
 )
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
     from .images.inputs import Images
-    from .results import OrganPrediction
+    from .results import OrganPredictions
     from .volumes.crops import Crop, Slices
     from .volumes.types import Mask, Volume
 
@@ -144,6 +148,7 @@ class OrganClassifier:
         self._organ_names = list(dict.fromkeys(organs))
         # for each class, the index of its organ
         self._organ_of = [self._organ_names.index(organ) for organ in organs]
+        self._orientations = orientation_names(self.manifest.input.orientation)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -314,7 +319,7 @@ class OrganClassifier:
         margin_mm: float | None = None,
         slices: "Slices" = "middle",
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> "list[OrganPrediction]":
+    ) -> "OrganPredictions":
         """Classify the organs of a scan, to compare the answers with the names in its mask.
 
         Each organ is cut out with one box and oriented by the affine (`volumes.crops.organ_crops`). The mean of its
@@ -332,7 +337,8 @@ class OrganClassifier:
                 classified, and of all slices.
 
         Returns:
-            One OrganPrediction per organ with voxels, in the order of the mask.
+            One OrganPrediction per organ with voxels, in the order of the mask. The list has the attribute
+            `warnings`, which says if the slices together look flipped, turned or like no organ crops.
 
         Raises:
             InputError: If an argument has the wrong type or value, the volume is oblique, the mask does not fit it or
@@ -343,8 +349,10 @@ class OrganClassifier:
         """
         self._check_open()
         # Imported here, because most programs classify images.
+        from .results import OrganPredictions
         from .volumes.crops import check_classes, check_types, organ_crops
         from .volumes.organs import organ_predictions
+        from .volumes.votes import scan_orientation, scan_warnings
 
         orientation = self.manifest.input.orientation
         if orientation is None or self.manifest.input.window is None:
@@ -357,27 +365,54 @@ class OrganClassifier:
         crops = organ_crops(
             volume, mask, orientation=orientation, margin_mm=margin_mm, slices=slices
         )
-        predictions = self._predict_crops(crops, on_progress or (lambda done, total: None))
-        return organ_predictions(mask, self.manifest.task, crops, predictions)
+        predictions, orientations = self._predict_crops(
+            crops, on_progress or (lambda done, total: None)
+        )
+        winner = None
+        if orientations is not None:
+            winner = scan_orientation(orientations, self._orientations)
+        if winner is not None:
+            # One warning for the scan replaces those of its slices.
+            predictions = [
+                replace(each, warnings=without_orientation_warnings(each.warnings, winner))
+                for each in predictions
+            ]
+        return OrganPredictions(
+            organ_predictions(mask, self.manifest.task, crops, predictions),
+            scan_warnings(winner, len(crops)),
+        )
 
     def _predict_crops(
         self, crops: "Sequence[Crop]", on_progress: Callable[[int, int], None]
-    ) -> Iterator[Prediction]:
-        """Classify crops, one batch at a time."""
+    ) -> tuple[list[Prediction], Orientations | None]:
+        """Classify crops, one batch at a time. Returns their predictions and orientations, float32 (N, 9)."""
+        predictions: list[Prediction] = []
+        orientations: list[Orientations] = []
         on_progress(0, len(crops))
         for start in range(0, len(crops), self._batch_size):
             batch = crops[start : start + self._batch_size]
             packed = self._pack([crop.pixels for crop in batch])
             # Not the number of pixels: with small voxels, an organ has as many as a whole slice.
             warnings = [crop.warnings + field_warnings(crop.field) for crop in batch]
-            yield from self._predictions(packed, [None] * len(packed), warnings)
+            answer = self._answer(packed)
+            predictions += self._predictions_of(answer, packed, [None] * len(packed), warnings)
+            if answer.orientation is not None:
+                orientations.append(answer.orientation)
             on_progress(start + len(batch), len(crops))
+        return predictions, np.concatenate(orientations) if orientations else None
 
     def _slice_probabilities(self, slices: Sequence[NDArray[Any]]) -> Probabilities:
         """Classify slices (H, W) of the model's orientation -> float64 (N, classes)."""
         return np.concatenate(
             [self._probabilities(packed) for packed in self._packed_batches(slices)]
         )
+
+    def _slice_orientations(self, slices: Sequence[NDArray[Any]]) -> Orientations | None:
+        """Return the orientations of slices (H, W) as stored, float32 (N, 9), or None if the model gives none."""
+        if self.manifest.plausibility is None:
+            return None
+        answers = [self._answer(packed) for packed in self._packed_batches(slices)]
+        return np.concatenate([a.orientation for a in answers if a.orientation is not None])
 
     def _check_open(self) -> None:
         if self._ensemble.closed:
@@ -454,6 +489,11 @@ class OrganClassifier:
         probabilities = self._ensemble.probabilities
         return shifted_mean(probabilities, packed) if self._tta else probabilities(packed)
 
+    def _answer(self, packed: NDArray[np.float32]) -> Answer:
+        """Run one batch, float32 (N, 1, S, S)."""
+        answer = self._ensemble.answer
+        return shifted_answer(answer, packed) if self._tta else answer(packed)
+
     def _pack(self, slices: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """Pack slices (H, W) into float32 (N, 1, S, S), in one pass per dtype."""
         spec = self.manifest.input
@@ -477,8 +517,36 @@ class OrganClassifier:
         warnings: Sequence[tuple[str, ...]],
     ) -> list[Prediction]:
         """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
-        rows = self._probabilities(packed)
-        implausible = pixel_warnings(packed, self.manifest.input)
+        return self._predictions_of(self._answer(packed), packed, paths, warnings)
+
+    def _predictions_of(
+        self,
+        answer: Answer,
+        packed: NDArray[np.float32],
+        paths: Sequence[str | None],
+        warnings: Sequence[tuple[str, ...]],
+    ) -> list[Prediction]:
+        """Return the predictions of the networks' answer for one batch. `warnings` are those of reading."""
+        rows = answer.probabilities
+        all_warnings = [
+            read_warnings + slice_warnings
+            for read_warnings, slice_warnings in zip(
+                warnings, pixel_warnings(packed, self.manifest.input), strict=True
+            )
+        ]
+        plausibilities: list[float | None] = [None] * len(rows)
+        orientations: list[str | None] = [None] * len(rows)
+        if answer.orientation is not None:
+            assert self.manifest.plausibility is not None
+            plausibilities = answer.orientation[:, 0].tolist()
+            best = answer.orientation.argmax(axis=1).tolist()
+            orientations = [self._orientations[i] for i in best]
+            all_warnings = orientation_warnings(
+                answer.orientation,
+                self.manifest.plausibility.threshold,
+                self._orientations,
+                all_warnings,
+            )
         # (N, organs), the two sides added
         merged = np.zeros((len(rows), len(self._organ_names)))
         for column, organ in zip(rows.T, self._organ_of, strict=True):
@@ -497,10 +565,17 @@ class OrganClassifier:
                 probabilities=tuple(probabilities),
                 organ=self._organ_names[organ],
                 organ_probability=organ_probability,
-                warnings=read_warnings + slice_warnings,
+                warnings=slice_warnings,
+                plausibility=plausibility,
+                orientation=orientation,
             )
-            for path, read_warnings, slice_warnings, index, probabilities, organ, organ_probability in zip(
-                paths, warnings, implausible, *(column.tolist() for column in columns), strict=True
+            for path, slice_warnings, plausibility, orientation, index, probabilities, organ, organ_probability in zip(
+                paths,
+                all_warnings,
+                plausibilities,
+                orientations,
+                *(column.tolist() for column in columns),
+                strict=True,
             )
         ]
 

@@ -1,24 +1,34 @@
 """Plausibility checks: warnings for slices that are unlikely to be a crop around one organ (docs/guides/formats.md).
 
 All checks but those of size and color run on the network's input, so they hold for every kind of image.
-No slice of OrganAMNIST's validation split comes near their thresholds.
+No slice of OrganAMNIST's validation split comes near their thresholds. A network that knows when not to answer adds one
+more check, of its own output.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle.manifest import Input
+from .images.axes import NO_CROP, appearance
 
 __all__ = [
+    "IMPLAUSIBLE",
     "WHOLE_SLICE",
     "WHOLE_SLICE_SIDE",
     "field_warnings",
+    "orientation_warnings",
     "pixel_warnings",
     "shape_warnings",
+    "without_orientation_warnings",
 ]
 
+# The beginning of a warning about an input that is hardly an organ crop.
+IMPLAUSIBLE = "implausible: "
+# The beginning of a warning that comes from the network itself.
+_BY_NETWORK = "plausibility "
 # Part of the warnings about slices that are no crops.
 WHOLE_SLICE = "likely a whole slice"
 # Pixels. At CT's usual resolution, at least one side of a crop around one organ is shorter.
@@ -62,7 +72,7 @@ def field_warnings(field: tuple[float, float]) -> tuple[str, ...]:
 
 
 def _whole_slice(size: str) -> tuple[str, ...]:
-    return (f"implausible: {size}; {WHOLE_SLICE}, crop it around one organ",)
+    return (f"{IMPLAUSIBLE}{size}; {WHOLE_SLICE}, crop it around one organ",)
 
 
 def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, ...]]:
@@ -97,8 +107,64 @@ def pixel_warnings(packed: NDArray[np.float32], spec: Input) -> list[tuple[str, 
             reason = f"black border; {WHOLE_SLICE}, crop it around one organ"
         else:
             reason = f"a body in air; {WHOLE_SLICE}, crop it around one organ"
-        warnings[i] = (f"implausible: {reason}",)
+        warnings[i] = (f"{IMPLAUSIBLE}{reason}",)
     return warnings
+
+
+def orientation_warnings(
+    orientation: NDArray[np.float32],
+    threshold: float,
+    names: Sequence[str],
+    warnings: Sequence[tuple[str, ...]],
+) -> list[tuple[str, ...]]:
+    """Return each slice's warnings, with one more if its plausibility is below the threshold.
+
+    A slice that another check calls implausible gets no second warning that it is no organ crop.
+
+    Args:
+        orientation: float32 (N, 9), probabilities. Column 0 is the plausibility.
+        threshold: The least plausibility without a warning.
+        names: Of the columns, see `images.axes.orientation_names`.
+        warnings: Of the other checks, one tuple per slice.
+    """
+    complete = list(warnings)
+    for i in np.flatnonzero(orientation[:, 0] < threshold).tolist():
+        # Column 0 can be the most probable one and still be below the threshold.
+        name = names[1 + int(orientation[i, 1:].argmax())]
+        if name == NO_CROP and any(text.startswith(IMPLAUSIBLE) for text in complete[i]):
+            continue
+        value, limit = _distinct(float(orientation[i, 0]), threshold)
+        problem = (
+            f"{NO_CROP}; crop it around one organ, with the window of an abdominal CT"
+            if name == NO_CROP
+            else f"looks {appearance(name)}; check the orientation, or pass it with --orientation or orientation="
+        )
+        complete[i] += (f"{_BY_NETWORK}{value}, below {limit}: {problem}",)
+    return complete
+
+
+def without_orientation_warnings(warnings: tuple[str, ...], scan: str) -> tuple[str, ...]:
+    """Return the warnings of a slice without those that the orientation of its scan replaces.
+
+    Args:
+        warnings: Of a slice.
+        scan: What the slices of the scan look like together. If that is an orientation, a slice that is no organ crop
+            is still reported.
+    """
+    return tuple(
+        text
+        for text in warnings
+        if not text.startswith(_BY_NETWORK) or (NO_CROP in text and scan != NO_CROP)
+    )
+
+
+def _distinct(value: float, limit: float) -> tuple[str, str]:
+    """Return two numbers with three decimal places, or with as many more as they differ in."""
+    for places in range(3, 9):
+        texts = f"{value:.{places}f}", f"{limit:.{places}f}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _in_air(

@@ -79,6 +79,8 @@ COLUMNS = (
     "warnings",
     "error",
 )
+# The last columns, if the model knows when not to answer.
+PLAUSIBILITY_COLUMNS = ("plausibility", "orientation")
 
 
 class ClassifyBatch:
@@ -86,7 +88,7 @@ class ClassifyBatch:
 
     There is one row per slice (`path#0`, `path#1`, ... for a file of many), with the columns path, label,
     index, probability, organ, organ_probability, warnings and error, and one column per class with its
-    probability. Paths are escaped as by `organ_infer.escape_path`. If an image cannot be read, all columns
+    probability. A model that knows when not to answer adds plausibility and orientation. Paths are escaped as by `organ_infer.escape_path`. If an image cannot be read, all columns
     but path, warnings and error are null. Otherwise error is null.
 
     Args:
@@ -111,7 +113,8 @@ class ClassifyBatch:
     ) -> None:
         self._base = path_text(base, "base")
         self._classifier = OrganClassifier(bundle, device=device, **options)
-        self._schema = _schema(self._classifier.classes)
+        self._has_plausibility = self._classifier.manifest.plausibility is not None
+        self._schema = _schema(self._classifier.classes, self._has_plausibility)
 
     def __call__(self, batch: Any) -> Any:
         """Classify one batch.
@@ -138,8 +141,12 @@ class ClassifyBatch:
         path = escape_path(name)
         if isinstance(result, ImageFailure):
             return {"path": path, "warnings": [], "error": escape_bytes(result.error)}
-        probabilities = dict(zip(self._classifier.classes, result.probabilities, strict=True))
-        return probabilities | {
+        values: dict[str, Any] = dict(
+            zip(self._classifier.classes, result.probabilities, strict=True)
+        )
+        if self._has_plausibility:
+            values |= {"plausibility": result.plausibility, "orientation": result.orientation}
+        return values | {
             "path": path,
             "label": result.label,
             "index": result.index,
@@ -202,7 +209,7 @@ def classify(
     # errors in the options are raised here, not in a worker
     with OrganClassifier(bundle, device="cpu", threads=1, **options) as classifier:
         classes = classifier.classes
-        _schema(classes)
+        _schema(classes, classifier.manifest.plausibility is not None)
     size = min(TASK_PATHS, math.ceil(len(names) / (TASKS_PER_WORKER * workers)))
     constructor_options = {"bundle": bundle, "base": _working_directory(), **options}
     with _cluster(ray), _complete_directory(target) as building:
@@ -518,13 +525,14 @@ def _name_bytes(name: str) -> bytes:
 # Output
 
 
-def _schema(classes: Sequence[str]) -> Any:
+def _schema(classes: Sequence[str], has_plausibility: bool = False) -> Any:
     """Return the rows' columns, which are the same in every batch, even if all values are null.
 
     Raises:
         BundleError: If a class has the name of another column.
     """
-    taken = sorted({*classes} & {*COLUMNS})
+    more = PLAUSIBILITY_COLUMNS if has_plausibility else ()
+    taken = sorted({*classes} & {*COLUMNS, *more})
     if taken:
         raise BundleError(
             f"class {taken[0]!r}: this is the name of another column; rename the class in the bundle"
@@ -532,7 +540,8 @@ def _schema(classes: Sequence[str]) -> Any:
     arrow = _arrow()
     text, number = arrow.string(), arrow.float32()
     kinds = (text, text, arrow.int32(), number, text, number, arrow.list_(text), text)
-    return arrow.schema([*zip(COLUMNS, kinds, strict=True), *((name, number) for name in classes)])
+    fields = [*zip(COLUMNS, kinds, strict=True), *((name, number) for name in classes)]
+    return arrow.schema([*fields, *zip(more, (number, text), strict=False)])
 
 
 def _write_parquet(rows: Any, directory: str, classes: Sequence[str]) -> None:
@@ -567,6 +576,8 @@ def _json_line(row: dict[str, Any], classes: Sequence[str]) -> bytes:
     line = {name: numbers.get(name, row[name]) for name in COLUMNS[:-2]}
     line["probabilities"] = None if row["error"] else {name: numbers[name] for name in classes}
     line |= {name: row[name] for name in COLUMNS[-2:]}
+    if not {*PLAUSIBILITY_COLUMNS} & {*classes}:
+        line |= {name: numbers.get(name, row[name]) for name in PLAUSIBILITY_COLUMNS if name in row}
     return (json.dumps(line, ensure_ascii=False) + "\n").encode()
 
 

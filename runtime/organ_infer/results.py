@@ -1,9 +1,10 @@
 """The results of classification: one Prediction or ImageFailure per slice, one OrganPrediction per organ of a scan."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-__all__ = ["ImageFailure", "OrganPrediction", "Prediction", "SlicePrediction"]
+__all__ = ["ImageFailure", "OrganPrediction", "OrganPredictions", "Prediction", "SlicePrediction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,10 @@ class Prediction:
         organ: The organ with the highest probability.
         organ_probability: Probability of `organ`, 0 to 1.
         warnings: Every conversion of the input, and anything implausible about it.
+        plausibility: Probability that the slice is a crop around one organ in the required orientation, 0 to 1. None
+            if the model does not know when not to answer.
+        orientation: The most probable orientation: `as required`, what else happened to the axes, such as
+            `left-right flipped`, or `no organ crop`. None if `plausibility` is None.
         ok: Always True. Type checkers tell a Prediction from an ImageFailure by `result.ok is True`, mypy also by
             `if result.ok:`.
     """
@@ -39,6 +44,8 @@ class Prediction:
     organ: str
     organ_probability: float
     warnings: tuple[str, ...] = ()
+    plausibility: float | None = None
+    orientation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +110,18 @@ class OrganPrediction:
     only_side_differs: bool
     slices: tuple[SlicePrediction, ...]
     warnings: tuple[str, ...] = ()
+
+
+class OrganPredictions(list[OrganPrediction]):
+    """The results for the organs of one scan, a list with warnings about the scan as a whole.
+
+    Attributes:
+        warnings: What the slices of all organs say together: the scan looks flipped, turned, or like no organ crops.
+            Empty if the model does not know when not to answer.
+    """
+
+    def __init__(
+        self, organs: Iterable[OrganPrediction] = (), warnings: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(organs)
+        self.warnings = warnings

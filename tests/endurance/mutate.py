@@ -79,8 +79,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_variants",
     ),
     "export/console.py": ("test_console",),
-    "export/golden.py": ("test_check",),
-    "export/quantize.py": ("test_variants",),
+    "export/golden.py": ("test_check", "test_two_heads"),
+    "export/quantize.py": ("test_variants", "test_two_heads"),
     "export/temperature.py": (
         "test_metrics",
         "test_temperature",
@@ -97,6 +97,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
+        "test_orientation_output",
         "test_paths",
         "test_predict_bytes",
         "test_predict_volume",
@@ -134,12 +135,13 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/cli/audit_arguments.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/scan_arguments.py": ("test_cli_volume", "test_cli_audit"),
     "runtime/organ_infer/cli/parquet.py": ("test_parquet",),
-    "runtime/organ_infer/cli/volume.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume.py": ("test_cli_volume", "test_orientation_output"),
     "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),
-    "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume",),
+    "runtime/organ_infer/cli/volume_rows.py": ("test_cli_volume", "test_orientation_output"),
     "runtime/organ_infer/cli/formats.py": (
         "test_cli_arguments",
         "test_cli_formats",
+        "test_orientation_output",
         "test_rows",
     ),
     "runtime/organ_infer/cli/model.py": (
@@ -161,13 +163,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_dicom",
         "test_frames",
     ),
-    "runtime/organ_infer/plausibility.py": ("test_plausibility",),
+    "runtime/organ_infer/images/axes.py": ("test_orientation_output", "test_audit"),
+    "runtime/organ_infer/plausibility.py": ("test_plausibility", "test_orientation_output"),
     "runtime/organ_infer/volumes/crops.py": (
         "test_predict_volume",
         "test_volume_crops",
     ),
     "runtime/organ_infer/volumes/boxes.py": ("test_boxes",),
     "runtime/organ_infer/volumes/organs.py": ("test_predict_volume",),
+    "runtime/organ_infer/volumes/votes.py": ("test_orientation_output",),
     "runtime/organ_infer/volumes/resampling.py": ("test_resampling",),
     **{
         f"runtime/organ_infer/volumes/{name}.py": ("test_volumes",)
@@ -209,7 +213,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_names",
     ),
     "runtime/organ_infer/bundle/json_fields.py": BUNDLES,
-    "runtime/organ_infer/bundle/golden.py": ("test_check",),
+    "runtime/organ_infer/bundle/golden.py": ("test_check", "test_two_heads"),
     "runtime/organ_infer/images/registry.py": (
         "test_images",
         "test_slices",

@@ -26,9 +26,15 @@ def means(batch):
 
 
 def network(graph):
-    """The graph itself, in the real onnxruntime on the CPU."""
+    """The graph itself, in the real onnxruntime on the CPU: every output by name."""
     session = onnxruntime.InferenceSession(graph, providers=[CPU])
-    return lambda batch: session.run(None, {"images": batch})[0]
+    names = [port.name for port in session.get_outputs()]
+    return lambda batch: dict(zip(names, session.run(names, {"images": batch}), strict=True))
+
+
+def output_of(answers, name):
+    """One output. What is no dictionary is that of any name."""
+    return answers[name] if isinstance(answers, dict) else answers
 
 
 def fake(
@@ -43,10 +49,11 @@ def fake(
     gpus=1,
     cuda_version="12.8",
     refusal=None,
+    only=None,
 ):
     """A module to put in onnxruntime's place. `refuses` is where a CUDA graph fails: "open", "capture", "replay"
     (raises, with the text `refusal` if there is one), "capture, stale" (the next plain run raises as well) or "answer"
-    (a replay that does nothing); `placed` says which operators run where; `fails` is the text of the
+    (a replay that does nothing; with `only`, that does nothing to this output); `placed` says which operators run where; `fails` is the text of the
     error with which CUDA does not open, or a function of the GPU's number and the number of openings so far. It keeps
     what was asked of it: `opened` (options, providers), `shapes` of batches, `values` made on the device (array, number,
     and a weak reference), `runs` as "plain", "capture" or "replay", `calls` on CUDA and `strays`, those made on another
@@ -115,7 +122,7 @@ def fake(
 
     class IOBinding:
         def __init__(self, session):
-            self.session, self.input, self.output = session, None, None
+            self.session, self.input, self.outputs = session, None, {}
             owned(self, "binding")
 
         def bind_ortvalue_input(self, name, value):
@@ -123,8 +130,12 @@ def fake(
             self.input = value
 
         def bind_ortvalue_output(self, name, value):
-            assert name in ("logits", "probabilities")
-            self.output = value
+            assert name in ("logits", "probabilities", "orientation")
+            self.outputs[name] = value
+
+        def store(self, outputs, answers):
+            for name, value in outputs.items():
+                value.update_inplace(output_of(answers, name))
 
     def assigned():
         return [
@@ -168,7 +179,8 @@ def fake(
             return answer(len(batch)) if answer else self.compute(batch)
 
         def run(self, outputs, feed):
-            return [self.answer(feed["images"])]
+            answers = self.answer(feed["images"])
+            return [output_of(answers, name) for name in outputs]
 
         def io_binding(self):
             return IOBinding(self)
@@ -190,7 +202,7 @@ def fake(
                 if module.stale:
                     module.stale = False
                     raise RuntimeError("CUDNN_FE failure 11: CUDNN_BACKEND_API_FAILED ; GPU=0")
-                binding.output.update_inplace(self.answer(binding.input.array))
+                binding.store(binding.outputs, self.answer(binding.input.array))
                 return
             graphs = self.by_thread.__dict__
             if number not in graphs:
@@ -200,14 +212,17 @@ def fake(
                     raise RuntimeError(
                         refusal or "operation not permitted\nwhen stream is capturing"
                     )
-                graphs[number] = binding.input, binding.output
+                graphs[number] = binding.input, binding.outputs
             else:
                 module.runs.append("replay")
                 if refuses == "replay":
                     raise RuntimeError("graph launch failed")
-            source, target = graphs[number]  # of the capture, whatever is bound by now
+            source, targets = graphs[number]  # of the capture, whatever is bound by now
             if refuses != "answer" or module.runs[-1] == "capture":
-                target.update_inplace(self.answer(source.array))
+                binding.store(targets, self.answer(source.array))
+            elif refuses == "answer" and only is not None:
+                answers = self.answer(source.array)
+                binding.store({name: targets[name] for name in targets if name != only}, answers)
 
     def preload_dlls():
         touch("preload")

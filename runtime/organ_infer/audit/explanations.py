@@ -7,6 +7,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images.axes import axes_message
 from .anatomy import SIDE_PAIRS
 from .evidence import IDENTITY, Axes, Evidence, View
 from .structures import UNMOVED, Move, moves_of_axes
@@ -291,32 +292,6 @@ def _axes_of(move: Move, affine: NDArray[np.float64]) -> Axes:
     for new, (old, flip) in enumerate(zip(move.axes, move.flips, strict=True)):
         array[new, old] = -1 if flip else 1
     return np.asarray(np.rint(cosines @ array @ np.linalg.inv(cosines)), np.int64)
-
-
-_DIRECTIONS = ("left-right", "front-back", "head-feet")
-
-
-def axes_message(axes: Axes) -> str:
-    """Describe what happened to the axes, such as "left-right flipped"."""
-    order = [int(np.flatnonzero(row)[0]) for row in axes]
-    signs = [int(row.sum()) for row in axes]
-    flipped = [name for name, sign in zip(_DIRECTIONS, signs, strict=True) if sign < 0]
-    if order == [0, 1, 2]:
-        if flipped == ["left-right", "front-back"]:
-            return "turned by 180 degrees"
-        return f"{' and '.join(flipped)} flipped"
-    if order == [1, 0, 2] and signs[2] == 1:
-        if signs[0] * signs[1] == -1:
-            return f"turned by 90 degrees {'clockwise' if signs[1] < 0 else 'counterclockwise'}"
-        return (
-            f"axes exchanged: left-right <-> front-back{', both flipped' if signs[0] < 0 else ''}"
-        )
-    names = [
-        f"{_DIRECTIONS[true]} is {'flipped ' if sign < 0 else ''}{_DIRECTIONS[header]}"
-        for true, (header, sign) in enumerate(zip(order, signs, strict=True))
-        if true != header or sign < 0
-    ]
-    return f"axes exchanged: {', '.join(names)}"
 
 
 # Shifts.

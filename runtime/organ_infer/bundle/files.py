@@ -13,7 +13,17 @@ from pathlib import Path
 from ..errors import BundleError
 from ..files import open_flags, sha256_of
 from ..names import path_text
-from .manifest import CARD_LIMIT, MANIFEST_FILE, MANIFEST_LIMIT, Card, Input, Manifest, Member, Task
+from .manifest import (
+    CARD_LIMIT,
+    MANIFEST_FILE,
+    MANIFEST_LIMIT,
+    Card,
+    Input,
+    Manifest,
+    Member,
+    Plausibility,
+    Task,
+)
 from .onnx_graph import check_graph
 
 __all__ = [
@@ -23,6 +33,7 @@ __all__ = [
     "Input",
     "Manifest",
     "Member",
+    "Plausibility",
     "Task",
     "UnverifiedBundle",
     "list_bundle",
@@ -200,6 +211,7 @@ def _read_graph(path: Path, entry: Member, manifest: Manifest) -> bytes:
         size=manifest.input.size,
         classes=len(manifest.task.classes),
         output=entry.output,
+        extra=manifest.extra_outputs(),
     )
     return data
 

@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError
 from .json_fields import MANIFEST_FILE
-from .manifest import Manifest
+from .manifest import ORIENTATION_COLUMNS, Manifest
 from .precision import BY_NAME
 
-__all__ = ["GOLDEN", "golden_answers", "golden_rows", "golden_slices", "tolerance"]
+__all__ = [
+    "GOLDEN",
+    "GOLDEN_ORIENTATION",
+    "golden_answers",
+    "golden_orientation",
+    "golden_rows",
+    "golden_slices",
+    "tolerance",
+]
 
-# The key in `metrics`.
-GOLDEN = "golden"
+# The keys in `metrics`: of the probabilities of the classes, and of the orientation.
+GOLDEN, GOLDEN_ORIENTATION = "golden", "golden_orientation"
 COUNT = 16
 
 
@@ -47,11 +55,11 @@ def golden_slices() -> list[NDArray[Any]]:
     return slices
 
 
-def golden_rows(probabilities: NDArray[np.float64]) -> list[str]:
+def golden_rows(probabilities: NDArray[np.floating[Any]]) -> list[str]:
     """Format golden answers as the manifest stores them.
 
     Args:
-        probabilities: float64 (slices, classes).
+        probabilities: Floating point (slices, columns).
 
     Returns:
         One string per slice: its probabilities with six digits, separated by spaces.
@@ -72,10 +80,26 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
     Raises:
         BundleError: The stored answers have another shape or are not probabilities.
     """
-    stored = manifest.metrics.get(GOLDEN)
+    return _stored(manifest, GOLDEN, device, len(manifest.task.classes))
+
+
+def golden_orientation(manifest: Manifest, device: str) -> NDArray[np.float64] | None:
+    """Return the stored orientations of the golden slices, as `golden_answers`, float64 (slices, 9).
+
+    Raises:
+        BundleError: The stored answers have another shape or are not probabilities.
+    """
+    if manifest.plausibility is None:
+        return None
+    return _stored(manifest, GOLDEN_ORIENTATION, device, ORIENTATION_COLUMNS)
+
+
+def _stored(manifest: Manifest, key: str, device: str, columns: int) -> NDArray[np.float64] | None:
+    """Return the rows below a key of `metrics`, or None. Raises BundleError if they are no probabilities."""
+    stored = manifest.metrics.get(key)
     if stored is None:
         return None
-    shape = (COUNT, len(manifest.task.classes))
+    shape = (COUNT, columns)
     try:
         answers = np.array([[float(value) for value in row.split()] for row in stored[device]])
         valid = answers.shape == shape and bool((np.abs(answers.sum(axis=1) - 1) < 1e-3).all())
@@ -83,7 +107,7 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
         valid = False
     if not valid:
         raise BundleError(
-            f"{MANIFEST_FILE}: metrics.{GOLDEN}.{device} must be {shape[0]} strings of {shape[1]} probabilities;"
+            f"{MANIFEST_FILE}: metrics.{key}.{device} must be {shape[0]} strings of {shape[1]} probabilities;"
             " export the bundle again"
         )
     return answers

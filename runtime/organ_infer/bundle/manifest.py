@@ -7,7 +7,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..errors import BundleError
 from .json_fields import MANIFEST_FILE, FieldReader, clipped, parse_json
 from .precision import BY_NAME
 
-__all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Task"]
+__all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Plausibility", "Task"]
 
 FORMAT = 1
 # Bytes.
@@ -27,6 +27,10 @@ CLASS_LIMIT = 1000
 
 VIEWS = ("axial", "coronal", "sagittal")
 OUTPUTS = ("logits", "probabilities")
+# The second output of a network that knows when not to answer, and its columns: the eight in-plane orientations, the
+# required one first, and no organ crop at all.
+ORIENTATION_OUTPUT = "orientation"
+ORIENTATION_COLUMNS = 9
 # how slices are resampled; `pack` takes the same names
 RESAMPLE = ("area", "linear", "cubic")
 # The axis of the patient by DICOM letter.
@@ -39,7 +43,11 @@ SEAL_PREFIX = "sha256 of this file with zeros here: "
 SEAL_PATTERN = re.compile(SEAL_PREFIX + "([0-9a-f]{64})")
 
 # The keys in the order in which they are written.
-ORDER = "format name task input members combine temperature metrics training card license"
+ORDER = (
+    "format name task input members combine temperature plausibility metrics training card license"
+)
+# Keys that a manifest may leave out. Readers of earlier versions refuse them, so they are written only with a value.
+OPTIONAL = {"plausibility"}
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,20 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Plausibility:
+    """How the networks tell that a slice is no organ crop in the required orientation.
+
+    Attributes:
+        output: The name of the graphs' second output, always ORIENTATION_OUTPUT: float32 (N, ORIENTATION_COLUMNS),
+            probabilities. Column 0 is the plausibility of a slice.
+        threshold: The plausibility below which 1 % of the validation slices are, 0 to 1.
+    """
+
+    output: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Card:
     """The file of the model card and its SHA-256."""
 
@@ -134,6 +156,7 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+    plausibility: Plausibility | None = None
 
     @property
     def licence(self) -> str:
@@ -150,6 +173,10 @@ class Manifest:
         for entry in self.members:
             yield entry
             yield from entry.alternatives
+
+    def extra_outputs(self) -> dict[str, int]:
+        """Return the columns of each output that every graph has besides its class output, by name."""
+        return {} if self.plausibility is None else {self.plausibility.output: ORIENTATION_COLUMNS}
 
     def variants(self, device: str) -> tuple[Member, ...]:
         """Return the graphs to run on `device` (`cpu` or `cuda`), one per member.
@@ -185,7 +212,11 @@ class Manifest:
         values["training"] = {**values["training"], SEAL: blank}
         try:
             text = json.dumps(
-                {key: values[key] for key in ORDER.split()},
+                {
+                    key: values[key]
+                    for key in ORDER.split()
+                    if key not in OPTIONAL or values[key] is not None
+                },
                 indent=1,
                 ensure_ascii=False,
                 allow_nan=False,
@@ -238,8 +269,13 @@ def _with_current_keys(data: dict[str, Any]) -> dict[str, Any]:
 class _Reader(FieldReader):
     """Reads the parts of a manifest."""
 
-    def keys(self, value: Any, key: str, kind: type) -> dict[str, Any]:
-        """Check that an object has exactly the fields of the dataclass `kind` as keys, and return it."""
+    def keys(
+        self, value: Any, key: str, kind: type, optional: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Check that an object has exactly the fields of the dataclass `kind` as keys, and return it.
+
+        Fields that are `optional` may be missing.
+        """
         valid = sorted(part.name for part in fields(kind))
         prefix = f"{key}." if key else ""
         if not isinstance(value, dict):
@@ -250,7 +286,7 @@ class _Reader(FieldReader):
                     f"{self.where}: unknown key {clipped(prefix + name)!r}; valid keys are {', '.join(valid)}"
                 )
         for name in valid:
-            if name not in value:
+            if name not in value and name not in optional:
                 raise BundleError(
                     f"{self.where}: key {prefix + name!r} is missing; export the bundle again"
                 )
@@ -261,7 +297,7 @@ class _Reader(FieldReader):
             raise self.refuse("the manifest", "an object", data)
         if "format" in data:
             self.format(data["format"])
-        top = self.keys(_with_current_keys(data), "", Manifest)
+        top = self.keys(_with_current_keys(data), "", Manifest, OPTIONAL)
         training = self.open_object(top["training"], "training")
         task = self.task(top["task"], "task")
         members = self.sequence(top["members"], "members", 1, 64, "entries")
@@ -273,6 +309,7 @@ class _Reader(FieldReader):
             members=tuple(self.member(entry, f"members[{i}]") for i, entry in enumerate(members)),
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
             temperature=self.number(top["temperature"], "temperature", 0.01, 100),
+            plausibility=self.optional(top.get("plausibility"), "plausibility", self.plausibility),
             metrics=self.open_object(top["metrics"], "metrics"),
             training=training,
             card=self.card(top["card"], "card"),
@@ -413,6 +450,13 @@ class _Reader(FieldReader):
                 self.member(entry, f"{key}.alternatives[{i}]", nested=True)
                 for i, entry in enumerate(alternatives)
             ),
+        )
+
+    def plausibility(self, value: Any, key: str) -> Plausibility:
+        parts = self.keys(value, key, Plausibility)
+        return Plausibility(
+            output=self.one_of(parts["output"], f"{key}.output", (ORIENTATION_OUTPUT,)),
+            threshold=self.number(parts["threshold"], f"{key}.threshold", 0, 1),
         )
 
     def card(self, value: Any, key: str) -> Card:

@@ -8,6 +8,7 @@ https://github.com/onnx/onnx/blob/v1.18.0/onnx/onnx.proto). The encoding is desc
 https://protobuf.dev/programming-guides/encoding/.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,8 +117,16 @@ class GraphInfo:
     training: bool = False
 
 
-def check_graph(data: bytes, *, where: str, size: int, classes: int, output: str) -> GraphInfo:
-    """Check that a file is one self-contained graph from `images` to `output`, both float32.
+def check_graph(
+    data: bytes,
+    *,
+    where: str,
+    size: int,
+    classes: int,
+    output: str,
+    extra: Mapping[str, int] | None = None,
+) -> GraphInfo:
+    """Check that a file is one self-contained graph from `images` to `output` and `extra`, all float32.
 
     Args:
         data: The content of the ONNX file.
@@ -125,6 +134,7 @@ def check_graph(data: bytes, *, where: str, size: int, classes: int, output: str
         size: Height and width of the input in pixels, which has the shape (N, 1, size, size).
         classes: The number of classes. The output has the shape (N, classes).
         output: The name of the output.
+        extra: The columns of each further output, in their order, by name.
 
     Returns:
         What the file contains.
@@ -155,20 +165,32 @@ def check_graph(data: bytes, *, where: str, size: int, classes: int, output: str
         raise BundleError(
             f"{where}: contains training information or local functions; export a plain inference graph"
         )
-    _check_port("input", info.inputs, "images", (None, 1, size, size), where)
-    _check_port("output", info.outputs, output, (None, classes), where)
+    columns = {output: classes, **(extra or {})}
+    _check_ports("input", info.inputs, {"images": (None, 1, size, size)}, where)
+    _check_ports("output", info.outputs, {k: (None, v) for k, v in columns.items()}, where)
     return info
 
 
-def _check_port(
-    kind: str, ports: list[Port], name: str, shape: tuple[int | None, ...], where: str
+def _check_ports(
+    kind: str, ports: Sequence[Port], shapes: Mapping[str, tuple[int | None, ...]], where: str
 ) -> None:
-    if [port.name for port in ports] != [name]:
+    """Check that a graph has exactly the inputs or outputs of these shapes, by name and in this order."""
+    if [port.name for port in ports] != list(shapes):
         names = ", ".join(repr(port.name) for port in ports) or "none"
+        expected = ", ".join(map(repr, shapes))
+        if len(shapes) > 1:
+            raise BundleError(
+                f"{where}: the graph must have exactly the outputs {expected}, found {names}; export the bundle again"
+            )
         raise BundleError(
-            f"{where}: the graph must have exactly one {kind}, {name!r}, found {names}; export the bundle again"
+            f"{where}: the graph must have exactly one {kind}, {expected}, found {names}; export the bundle again"
         )
-    port = ports[0]
+    for port, shape in zip(ports, shapes.values(), strict=True):
+        _check_port(kind, port, shape, where)
+
+
+def _check_port(kind: str, port: Port, shape: tuple[int | None, ...], where: str) -> None:
+    name = port.name
     if port.elem_type != FLOAT:
         raise BundleError(
             f"{where}: {kind} {name!r} must be float32, found ONNX type {port.elem_type}; export the bundle again"

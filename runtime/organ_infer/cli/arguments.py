@@ -58,6 +58,7 @@ class Options(NamedTuple):
     top: int | None
     organs: bool
     min_probability: float | None
+    min_plausibility: float | None
     strict: bool
     check: bool
     quiet: bool
@@ -350,6 +351,13 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="P",
         help="show 'uncertain' instead of the label if its probability is below P; with --organs, instead of"
         " the organ",
+    )
+    group.add_argument(
+        "--min-plausibility",
+        type=_probability,
+        metavar="P",
+        help="show 'uncertain', as --min-probability does, if the model's plausibility of the slice is below P"
+        " (default: only a warning, below the model's threshold)",
     )
     group.add_argument(
         "--strict",

@@ -144,6 +144,12 @@ class _Report:
         )
         if listed.manifest.is_smoke:
             self.add("warning", "from a smoke run, its answers mean nothing; train without --smoke")
+        plausibility = listed.manifest.plausibility
+        if plausibility is not None:
+            self.add(
+                "plausibility",
+                f"output {plausibility.output}, warning below {plausibility.threshold:.6g}",
+            )
         self.add("manifest", f"sha256 {listed.sha256}")
         for entry in listed.manifest.graphs():
             self.add(
@@ -190,7 +196,12 @@ class _Report:
         """
         import numpy as np
 
-        from ..bundle.golden import golden_answers, golden_slices, tolerance
+        from ..bundle.golden import (
+            golden_answers,
+            golden_orientation,
+            golden_slices,
+            tolerance,
+        )
 
         slices = golden_slices()
         batch = classifier.predict_proba(slices)
@@ -203,7 +214,15 @@ class _Report:
             else "the known answers"
         )
         allowed = tolerance(classifier.manifest, device)
-        difference = max(float(np.abs(answers - expected).max()) for answers in (batch, singles))
+        differences = [np.abs(answers - expected).max() for answers in (batch, singles)]
+        orientation = classifier._slice_orientations(slices)
+        if orientation is not None:
+            alone = [classifier._slice_orientations([piece]) for piece in slices]
+            golden_rows = golden_orientation(classifier.manifest, device)
+            known = orientation if golden_rows is None else golden_rows
+            each = np.concatenate([rows for rows in alone if rows is not None])
+            differences += [np.abs(answers - known).max() for answers in (orientation, each)]
+        difference = float(np.max(differences))
         in_use = classifier.manifest.variants(device)
         variants = ", ".join(f"{variant.stage} {variant.precision}" for variant in in_use)
         self.add(

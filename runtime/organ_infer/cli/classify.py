@@ -23,7 +23,7 @@ from .summary import IMPLAUSIBLE, Counts, is_implausible
 from .total import Total
 
 if TYPE_CHECKING:
-    from ..bundle.manifest import Task
+    from ..bundle.manifest import Manifest
 
 __all__ = ["classify"]
 
@@ -57,7 +57,7 @@ def classify(
     """
     with library_messages(messages), open_classifier(options) as classifier:
         task = classifier.manifest.task
-        row_format = _row_format(options, task)
+        row_format = _row_format(options, classifier.manifest)
         if options.bundle is None and messages.terminal:
             messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
@@ -87,8 +87,18 @@ def classify(
         return counts.exit_code
 
 
-def _row_format(options: Options, task: "Task") -> RowFormat:
-    """Create the output format for the model's classes. Raises UsageError if --top exceeds their number."""
+def _row_format(options: Options, manifest: "Manifest") -> RowFormat:
+    """Create the output format for the model.
+
+    Raises:
+        UsageError: --top exceeds the number of classes, or --min-plausibility needs another model.
+    """
+    task, has_plausibility = manifest.task, manifest.plausibility is not None
+    if options.min_plausibility is not None and not has_plausibility:
+        raise UsageError(
+            f"--min-plausibility {options.min_plausibility:g}: {manifest.name} gives no plausibility; leave the option"
+            " out, or choose another model with --bundle"
+        )
     format_class, organs = FORMATS[options.format], task.organs()
     lists_organs = options.organs and format_class.lists_organs
     kind, names = ("organs", organs) if lists_organs else ("classes", task.classes)
@@ -96,7 +106,15 @@ def _row_format(options: Options, task: "Task") -> RowFormat:
     if options.top is not None and options.top > count:
         raise UsageError(f"--top {options.top}: the model has {count} {kind}")
     return format_class(
-        RowOptions(task.classes, organs, options.top, options.organs, options.min_probability)
+        RowOptions(
+            task.classes,
+            organs,
+            options.top,
+            options.organs,
+            options.min_probability,
+            options.min_plausibility,
+            has_plausibility,
+        )
     )
 
 

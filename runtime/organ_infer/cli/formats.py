@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "RowFormat", "RowOptions", "format_of"]
 
 UNCERTAIN = "uncertain"
+# The columns of a model that knows when not to answer, and their types in Parquet. They follow all others, so that those
+# keep their places.
+PLAUSIBILITY_COLUMNS = {"plausibility": "number", "orientation": "text"}
 
 
 class RowOptions(NamedTuple):
@@ -31,6 +34,8 @@ class RowOptions(NamedTuple):
         by_organ: Whether text shows organs, and whether `min_probability` applies to the organ
             instead of the label.
         min_probability: A name with a lower probability is replaced by `uncertain`.
+        min_plausibility: So is the name of a slice with a lower plausibility.
+        has_plausibility: Whether the model gives a plausibility and an orientation, which then have columns.
     """
 
     classes: Sequence[str]
@@ -38,6 +43,8 @@ class RowOptions(NamedTuple):
     top: int | None = None
     by_organ: bool = False
     min_probability: float | None = None
+    min_plausibility: float | None = None
+    has_plausibility: bool = False
 
 
 class RowFormat(ABC):
@@ -61,9 +68,12 @@ class RowFormat(ABC):
 
     def __init__(self, options: RowOptions) -> None:
         self.options = options
-        # Probabilities are float32. The threshold is rounded to float32 as well, so that a
+        # Probabilities are float32. The thresholds are rounded to float32 as well, so that a
         # probability copied from a row is not below itself.
-        (self.threshold,) = struct.unpack("f", struct.pack("f", options.min_probability or 0.0))
+        thresholds = options.min_probability or 0.0, options.min_plausibility or 0.0
+        self.threshold, self.least_plausibility = struct.unpack(
+            "2f", struct.pack("2f", *thresholds)
+        )
 
     @abstractmethod
     def row(self, prediction: "Prediction") -> str:
@@ -78,6 +88,11 @@ class RowFormat(ABC):
         return self.footer
 
     def is_uncertain(self, prediction: "Prediction") -> bool:
+        if (
+            prediction.plausibility is not None
+            and prediction.plausibility < self.least_plausibility
+        ):
+            return True
         by_organ = self.options.by_organ
         return bool(
             (prediction.organ_probability if by_organ else prediction.probability) < self.threshold
@@ -120,7 +135,8 @@ class TextFormat(RowFormat):
     def __init__(self, options: RowOptions) -> None:
         super().__init__(options)
         names = options.organs if options.by_organ else options.classes
-        self._width = max(map(len, [*names, UNCERTAIN] if self.threshold else names))
+        has_threshold = self.threshold or self.least_plausibility
+        self._width = max(map(len, [*names, UNCERTAIN] if has_threshold else names))
 
     def row(self, prediction: "Prediction") -> str:
         top = self.top_organs if self.options.by_organ else self.top_classes
@@ -137,14 +153,15 @@ class TextFormat(RowFormat):
 
 
 class CsvFormat(RowFormat):
-    """A table with a header and one column per class."""
+    """A table with a header and one column per class. Plausibility and orientation are the last columns."""
 
     suffixes = (".csv",)
     COLUMNS = ("path", "label", "probability", "organ", "organ_probability", "warnings", "error")
 
     def __init__(self, options: RowOptions) -> None:
         super().__init__(options)
-        self.header = _csv_line([*self.COLUMNS, *options.classes])
+        self._more = PLAUSIBILITY_COLUMNS if options.has_plausibility else ()
+        self.header = _csv_line([*self.COLUMNS, *options.classes, *self._more])
 
     def row(self, prediction: "Prediction") -> str:
         label, organ = self.label_and_organ(prediction)
@@ -158,11 +175,12 @@ class CsvFormat(RowFormat):
                 escape_bytes("; ".join(prediction.warnings)),
                 "",
                 *map(_nine_digits, prediction.probabilities),
+                *(plausibility_values(prediction) if self._more else ()),
             ]
         )
 
     def failure(self, failure: "ImageFailure") -> str:
-        no_probabilities = [""] * len(self.options.classes)
+        no_probabilities = [""] * (len(self.options.classes) + len(self._more))
         path, error = escape_path(failure.path), escape_bytes(failure.error)
         return _csv_line([path, "", "", "", "", "", error, *no_probabilities])
 
@@ -185,6 +203,8 @@ class JsonlFormat(RowFormat):
             "probabilities": dict(zip(self.options.classes, probabilities, strict=True)),
             "warnings": list(map(escape_bytes, prediction.warnings)),
         }
+        if self.options.has_plausibility:
+            row |= zip(PLAUSIBILITY_COLUMNS, plausibility_values(prediction), strict=True)
         if self.options.top is not None:
             row["top"] = [
                 {"label": name, "probability": _nine_digits(probability)}
@@ -233,7 +253,8 @@ class ParquetFormat(RowFormat):
         # Imported here: the other formats do not need it.
         from .parquet import ParquetTable
 
-        self._table = ParquetTable(self.COLUMNS, tuple(options.classes))
+        more = PLAUSIBILITY_COLUMNS if options.has_plausibility else {}
+        self._table = ParquetTable(self.COLUMNS, tuple(options.classes), more)
 
     def row(self, prediction: "Prediction") -> str:
         label, organ = self.label_and_organ(prediction)
@@ -246,6 +267,8 @@ class ParquetFormat(RowFormat):
             "organ_probability": prediction.organ_probability,
             "warnings": list(map(escape_bytes, prediction.warnings)),
         }
+        if self.options.has_plausibility:
+            row |= {"plausibility": prediction.plausibility, "orientation": prediction.orientation}
         self._table.add(row, prediction.probabilities)
         return ""
 
@@ -283,6 +306,12 @@ def format_of(path: str) -> str:
     if suffix in _NOT_WRITTEN:
         raise ValueError(suffix)
     return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "text")
+
+
+def plausibility_values(prediction: "Prediction") -> tuple[float | None, str | None]:
+    """The values of PLAUSIBILITY_COLUMNS."""
+    plausibility = prediction.plausibility
+    return None if plausibility is None else _nine_digits(plausibility), prediction.orientation
 
 
 def _nine_digits(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import InputError, OrganInferError, short_repr
@@ -29,12 +30,18 @@ class ParquetTable:
     Args:
         columns: Name -> type: `text`, `texts`, `whole`, `number`, `position` or `bool`.
         classes: Names of further columns, the probabilities.
+        more: Name -> type of the last columns.
 
     Raises:
         OrganInferError: pyarrow is missing, or a class has the name of a column.
     """
 
-    def __init__(self, columns: Mapping[str, str], classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, str],
+        classes: tuple[str, ...],
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         try:
             self._arrow: Any = import_module("pyarrow")
             parquet: Any = import_module("pyarrow.parquet")
@@ -43,13 +50,13 @@ class ParquetTable:
                 "--format parquet: pyarrow is not installed; pip install 'organ-infer[parquet]'"
             ) from e
         for name in classes:
-            if name in columns:
+            if name in columns or name in more:
                 raise InputError(
                     f"--format parquet: class {short_repr(name)}: this is the name of another column;"
                     " choose another format"
                 )
         self._classes = classes
-        types = {**columns, **dict.fromkeys(classes, "number")}
+        types = {**columns, **dict.fromkeys(classes, "number"), **more}
         self._schema = self._arrow.schema(
             [(name, _TYPES[kind](self._arrow)) for name, kind in types.items()]
         )

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..images.registry import split_selector
-from ..plausibility import WHOLE_SLICE
+from ..plausibility import IMPLAUSIBLE, WHOLE_SLICE
 from ..results import ImageFailure
 from .exit_codes import ALL_CLASSIFIED, SOME_FAILED
 from .progress import duration
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IMPLAUSIBLE", "Counts", "is_implausible", "organ_summary"]
 
-# The beginning of a warning about an input that is hardly an organ crop.
-IMPLAUSIBLE = "implausible: "
 # From so many whole slices on they are likely a scan.
 SCAN_SLICES = 5
 ARRAY_SUFFIXES = (".npy", ".npz")

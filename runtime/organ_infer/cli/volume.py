@@ -65,7 +65,11 @@ def classify_volume(
         classified = {organ.expected for organ in organs}
         empty = [name for name in mask if name not in classified]
         _note_names(options, "classes without voxels, skipped", empty, messages)
-        row_format = VOLUME_FORMATS[options.format](options.scan, classifier.classes)
+        for warning in organs.warnings:
+            messages.warning(f"{escape_path(options.scan, one_line=True)}: {warning}")
+        row_format = VOLUME_FORMATS[options.format](
+            options.scan, classifier.classes, classifier.manifest.plausibility is not None
+        )
         _write_rows(
             organs, row_format, RowBuffer(writer, row_format.header, DELAY), messages, signals
         )

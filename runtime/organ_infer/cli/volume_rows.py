@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import escape_bytes
 from ..names import escape_path
-from .formats import _csv_line, _json_line, _nine_digits
+from .formats import (
+    PLAUSIBILITY_COLUMNS,
+    _csv_line,
+    _json_line,
+    _nine_digits,
+    plausibility_values,
+)
 
 if TYPE_CHECKING:
     from ..results import OrganPrediction, SlicePrediction
@@ -30,9 +36,10 @@ class VolumeFormat(ABC):
     is_binary = False
     has_warnings = True
 
-    def __init__(self, scan: str, classes: Sequence[str]) -> None:
+    def __init__(self, scan: str, classes: Sequence[str], has_plausibility: bool = False) -> None:
         self.scan = scan
         self.classes = classes
+        self.has_plausibility = has_plausibility
 
     def rows(self, organ: "OrganPrediction") -> str:
         """The row of an organ, and the rows of its slices."""
@@ -58,8 +65,8 @@ class TextFormat(VolumeFormat):
 
     has_warnings = False
 
-    def __init__(self, scan: str, classes: Sequence[str]) -> None:
-        super().__init__(scan, classes)
+    def __init__(self, scan: str, classes: Sequence[str], has_plausibility: bool = False) -> None:
+        super().__init__(scan, classes, has_plausibility)
         self._width = max(map(len, classes))
 
     def organ_row(self, organ: "OrganPrediction") -> str:
@@ -87,9 +94,10 @@ class CsvFormat(VolumeFormat):
         "warnings",
     )
 
-    def __init__(self, scan: str, classes: Sequence[str]) -> None:
-        super().__init__(scan, classes)
-        self.header = _csv_line([*self.COLUMNS, *classes])
+    def __init__(self, scan: str, classes: Sequence[str], has_plausibility: bool = False) -> None:
+        super().__init__(scan, classes, has_plausibility)
+        self._more = PLAUSIBILITY_COLUMNS if has_plausibility else ()
+        self.header = _csv_line([*self.COLUMNS, *classes, *self._more])
 
     def organ_row(self, organ: "OrganPrediction") -> str:
         answer = [
@@ -100,7 +108,7 @@ class CsvFormat(VolumeFormat):
         ]
         probabilities = map(_nine_digits, organ.probabilities)
         cells = [*self._subject("organ", organ), *[""] * 4, *answer, _joined(organ.warnings)]
-        return _csv_line([*cells, *probabilities])
+        return _csv_line([*cells, *probabilities, *[""] * len(self._more)])
 
     def slice_row(self, organ: "OrganPrediction", result: "SlicePrediction") -> str:
         prediction = result.prediction
@@ -112,7 +120,8 @@ class CsvFormat(VolumeFormat):
         ]
         probabilities = map(_nine_digits, prediction.probabilities)
         cells = [*self._subject("slice", organ), *answer, *[""] * 5, _joined(prediction.warnings)]
-        return _csv_line([*cells, *probabilities])
+        more = plausibility_values(prediction) if self._more else ()
+        return _csv_line([*cells, *probabilities, *more])
 
     def _subject(self, row: str, organ: "OrganPrediction") -> list[str]:
         structure = escape_bytes("; ".join(organ.structures))
@@ -138,17 +147,18 @@ class JsonlFormat(VolumeFormat):
 
     def slice_row(self, organ: "OrganPrediction", result: "SlicePrediction") -> str:
         prediction = result.prediction
-        return _json_line(
-            {
-                **_subject(self.scan, "slice", organ),
-                "index": result.index,
-                "position": round(result.position, PLACES),
-                "label": prediction.label,
-                "probability": _nine_digits(prediction.probability),
-                "probabilities": self._by_class(prediction.probabilities),
-                "warnings": list(map(escape_bytes, prediction.warnings)),
-            }
-        )
+        row: dict[str, object] = {
+            **_subject(self.scan, "slice", organ),
+            "index": result.index,
+            "position": round(result.position, PLACES),
+            "label": prediction.label,
+            "probability": _nine_digits(prediction.probability),
+            "probabilities": self._by_class(prediction.probabilities),
+            "warnings": list(map(escape_bytes, prediction.warnings)),
+        }
+        if self.has_plausibility:
+            row |= zip(PLAUSIBILITY_COLUMNS, plausibility_values(prediction), strict=True)
+        return _json_line(row)
 
     def _by_class(self, probabilities: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.classes, map(_nine_digits, probabilities), strict=True))
@@ -165,12 +175,13 @@ class ParquetFormat(VolumeFormat):
         **{"agrees": "bool", "only_side_differs": "bool", "warnings": "texts"},
     }
 
-    def __init__(self, scan: str, classes: Sequence[str]) -> None:
-        super().__init__(scan, classes)
+    def __init__(self, scan: str, classes: Sequence[str], has_plausibility: bool = False) -> None:
+        super().__init__(scan, classes, has_plausibility)
         # Imported here: the other formats do not need it.
         from .parquet import ParquetTable
 
-        self._table = ParquetTable(self.COLUMNS, tuple(classes))
+        more = PLAUSIBILITY_COLUMNS if has_plausibility else {}
+        self._table = ParquetTable(self.COLUMNS, tuple(classes), more)
 
     def organ_row(self, organ: "OrganPrediction") -> str:
         row = {
@@ -195,6 +206,8 @@ class ParquetFormat(VolumeFormat):
             "probability": prediction.probability,
             "warnings": list(map(escape_bytes, prediction.warnings)),
         }
+        if self.has_plausibility:
+            row |= {"plausibility": prediction.plausibility, "orientation": prediction.orientation}
         self._table.add(row, prediction.probabilities)
         return ""
 

@@ -255,8 +255,8 @@ class _Buffers:
         host: The batch on the host, float32 (size, 1, S, S).
         pinned: The OrtValue that owns `host`, if CUDA provided its memory, or None.
         input: The batch on the device, an OrtValue of the same shape.
-        output: The answer on the device, an OrtValue (size, classes).
-        binding: The IOBinding of `input` and `output` to the session.
+        outputs: The answers on the device, an OrtValue (size, columns) by name.
+        binding: The IOBinding of `input` and `outputs` to the session.
         graph: The RunOptions that name the CUDA graph of this size.
         captured: Whether that graph is recorded.
     """
@@ -264,7 +264,7 @@ class _Buffers:
     host: NDArray[np.float32]
     pinned: Any
     input: Any
-    output: Any
+    outputs: Mapping[str, Any]
     binding: Any
     graph: Any
     captured: bool = False
@@ -279,6 +279,10 @@ class _Buffers:
         self.host[count:] = 0
         self.input.update_inplace(self.host if self.pinned is None else self.pinned)
 
+    def answers(self) -> list[NDArray[Any]]:
+        """Copy the answers from the device."""
+        return [value.numpy() for value in self.outputs.values()]
+
 
 class BoundSession:
     """A network on CUDA whose batches and answers are in device buffers, allocated once for each size in BATCHES.
@@ -292,8 +296,7 @@ class BoundSession:
         ort: ModuleType,
         open_session: Callable[[bool], Any],
         *,
-        output: str,
-        classes: int,
+        outputs: Mapping[str, int],
         capture: bool | None = None,
         number: int = 0,
     ) -> None:
@@ -302,8 +305,7 @@ class BoundSession:
         Args:
             ort: The onnxruntime module.
             open_session: Creates the InferenceSession. Its argument says whether to capture CUDA graphs.
-            output: The name of the graph's output.
-            classes: The number of classes.
+            outputs: The columns of each of the graph's outputs, by name.
             capture: Whether to try CUDA graphs. None tries them unless another library uses CUDA (`other_cuda_user`).
             number: The number of the GPU.
 
@@ -312,9 +314,8 @@ class BoundSession:
         """
         from .cuda_thread import Released, call
 
-        self._network = _Network(
-            ort, open_session, output=output, classes=classes, capture=capture, number=number
-        )
+        self._names = list(outputs)
+        self._network = _Network(ort, open_session, outputs=outputs, capture=capture, number=number)
         # Before anything is opened, so that an interrupted caller leaves nothing behind.
         self._released = Released(self, self._network.free)
         call(self._network.open)
@@ -343,15 +344,16 @@ class BoundSession:
         """Run the network, with the signature of InferenceSession.run.
 
         Args:
-            outputs: Ignored. The output is the one that the constructor names.
+            outputs: The names of the outputs to return. All are computed.
             feed: {"images": float32 (N, 1, S, S)} for any N. The images run in batches of the sizes in BATCHES.
 
         Returns:
-            One array, (N, classes).
+            An array per output, (N, columns).
         """
         from .cuda_thread import call
 
-        return [call(partial(self._network.run, feed["images"]))]
+        answers = call(partial(self._network.run, feed["images"]))
+        return [answers[self._names.index(name)] for name in outputs]
 
     def close(self) -> None:
         """Free the device memory and wait until that is done. Closing twice has no effect."""
@@ -373,15 +375,13 @@ class _Network:
         ort: ModuleType,
         open_session: Callable[[bool], Any],
         *,
-        output: str,
-        classes: int,
+        outputs: Mapping[str, int],
         capture: bool | None,
         number: int,
     ) -> None:
         self._ort = ort
         self._open_session = open_session
-        self._output = output
-        self._classes = classes
+        self._outputs = outputs
         self._number = number
         self.capture = capture is not False
         self._beside_others = capture is True
@@ -437,22 +437,24 @@ class _Network:
         self.buffers.clear()
         self._session = self._plain = None
 
-    def run(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Run images, float32 (N, 1, S, S), in batches of the sizes in BATCHES. Returns (N, classes)."""
+    def run(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run images, float32 (N, 1, S, S), in batches of the sizes in BATCHES. Returns each output, (N, columns)."""
         if self._freed:
             raise OrganInferError(CLOSED)
         if self._session is None:
             # Opening it again without graphs failed. The GPU may have free memory by now.
             self._open(False)
         largest = BATCHES[-1]
-        answers = []
+        batches = []
         for start in range(0, len(images), largest):
             batch = images[start : start + largest]
-            answers.append(self._run_batch(batch)[: len(batch)])
-        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+            batches.append([answer[: len(batch)] for answer in self._run_batch(batch)])
+        if len(batches) == 1:
+            return batches[0]
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
-    def _run_batch(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Run one batch at the next fixed size. The first rows of the result are those of `images`."""
+    def _run_batch(self, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run one batch at the next fixed size. The first rows of each output are those of `images`."""
         size = next(size for size in BATCHES if size >= len(images))
         buffers = self.buffers.get(size) or self._allocate(size, images.shape[1:])
         buffers.put(images)
@@ -461,28 +463,30 @@ class _Network:
         elif not self._may_record():
             self._session.run_with_iobinding(buffers.binding, self._plain)
         else:
-            answer, refusal = self._record(size, buffers)
+            answers, refusal = self._record(size, buffers)
             if refusal is not None:
                 # This reference would keep the memory of the old session while the next one is opened.
                 del buffers
                 self._disable_graphs(refusal, images)
-            return answer
-        # A copy from the device.
-        copied: NDArray[Any] = buffers.output.numpy()
-        return copied
+            return answers
+        return buffers.answers()
 
     def _allocate(self, size: int, shape: tuple[int, ...]) -> _Buffers:
         value = self._ort.OrtValue.ortvalue_from_shape_and_type
         device_input = value([size, *shape], np.float32, "cuda", self._number)
-        device_output = value([size, self._classes], np.float32, "cuda", self._number)
+        outputs = {
+            name: value([size, columns], np.float32, "cuda", self._number)
+            for name, columns in self._outputs.items()
+        }
         pinned = self._pinned([size, *shape], device_input)
         host = np.empty((size, *shape), np.float32) if pinned is None else pinned.numpy()
         binding = self._session.io_binding()
         binding.bind_ortvalue_input("images", device_input)
-        binding.bind_ortvalue_output(self._output, device_output)
+        for name, device_output in outputs.items():
+            binding.bind_ortvalue_output(name, device_output)
         graph = self._ort.RunOptions()
         graph.add_run_config_entry("gpu_graph_id", str(size))
-        buffers = _Buffers(host, pinned, device_input, device_output, binding, graph)
+        buffers = _Buffers(host, pinned, device_input, outputs, binding, graph)
         self.buffers[size] = buffers
         logger.debug(
             "cuda: buffers for batches of %d, %s", size, "pageable" if pinned is None else "pinned"
@@ -530,32 +534,34 @@ class _Network:
         self._waits_for = user
         return user is None
 
-    def _record(self, size: int, buffers: _Buffers) -> tuple[NDArray[Any], str | None]:
+    def _record(self, size: int, buffers: _Buffers) -> tuple[list[NDArray[Any]], str | None]:
         """Run the batch in `buffers`, record a CUDA graph, and check that its replay gives the same result.
 
         The first run is plain and also allocates everything that this size needs.
 
         Returns:
-            The result, and the reason why no graph can be used, or None.
+            The outputs, and the reason why no graph can be used, or None.
         """
         run = self._session.run_with_iobinding
         run(buffers.binding, self._plain)
-        answer: NDArray[Any] = buffers.output.numpy()
+        answers = buffers.answers()
         try:
             # Records.
             run(buffers.binding, buffers.graph)
-            buffers.output.update_inplace(np.full_like(answer, np.nan))
+            for output, answer in zip(buffers.outputs.values(), answers, strict=True):
+                output.update_inplace(np.full_like(answer, np.nan))
             # Replays.
             run(buffers.binding, buffers.graph)
-            replayed = buffers.output.numpy()
+            replays = buffers.answers()
         except Exception as e:
             # onnxruntime's exceptions have no common base class except Exception.
-            return answer, shorten(e)
-        if not np.allclose(replayed, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
-            return answer, f"its answer differed by up to {np.abs(replayed - answer).max()}"
+            return answers, shorten(e)
+        for replayed, answer in zip(replays, answers, strict=True):
+            if not np.allclose(replayed, answer, rtol=1e-3, atol=1e-4, equal_nan=True):
+                return answers, f"its answer differed by up to {np.abs(replayed - answer).max()}"
         buffers.captured = True
         logger.debug("cuda: batches of %d run as a CUDA graph", size)
-        return answer, None
+        return answers, None
 
     def _disable_graphs(self, reason: str, images: NDArray[np.float32]) -> None:
         """Continue without graphs, in a new session that never began to record one."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from .threads import START_ERRORS, affordable_threads, map_in_threads
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["Ensemble", "open_ensemble"]
+__all__ = ["Answer", "Ensemble", "Orientations", "open_ensemble"]
 
 # Bytes of graphs. Optimizing smaller ones takes less time than looking them up.
 CACHE_THRESHOLD = 1 << 24
@@ -32,6 +32,21 @@ CACHE_THRESHOLD = 1 << 24
 COPIES = 4
 
 Probabilities = NDArray[np.float64]
+# Probabilities of the eight in-plane orientations and of no organ crop, (N, 9).
+Orientations = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """What the networks say about a batch.
+
+    Attributes:
+        probabilities: float64 (N, classes).
+        orientation: float32 (N, 9), or None if the networks do not return it.
+    """
+
+    probabilities: Probabilities
+    orientation: Orientations | None
 
 
 def open_ensemble(
@@ -228,6 +243,7 @@ class _Opener:
             threads=max(1, self._threads // self._parallel),
             save=save,
             capture=self._cuda_graphs,
+            extra=self._bundle.manifest.extra_outputs(),
         )
 
     def _ensemble(self, sessions: list[Session]) -> "Ensemble":
@@ -308,6 +324,27 @@ class Ensemble:
             DeviceError: A network failed or gave no usable answer.
             OrganInferError: The ensemble is closed, or belongs to another process.
         """
+        return _mean(self._each(self._probabilities_of, packed))
+
+    def answer(self, packed: NDArray[np.float32]) -> Answer:
+        """Classify packed slices, as `probabilities`, and return their orientation, too.
+
+        Raises:
+            DeviceError: A network failed or gave no usable answer.
+            OrganInferError: The ensemble is closed, or belongs to another process.
+        """
+        if self.manifest.plausibility is None:
+            return Answer(self.probabilities(packed), None)
+        answers = self._each(self._answer_of, packed)
+        return Answer(
+            _mean([probabilities for probabilities, _ in answers]),
+            _mean([orientation for _, orientation in answers]),
+        )
+
+    def _each(
+        self, run: Callable[[Session, NDArray[np.float32]], T], packed: NDArray[np.float32]
+    ) -> list[T]:
+        """Return what `run` returns for each network."""
         # Checked before the lock, because a forked child has neither the thread that holds it nor the workers.
         self.check_process()
         with self._lock:
@@ -317,14 +354,14 @@ class Ensemble:
         try:
             workers = self._workers
             if workers is None:
-                answers: list[Probabilities] = self._call(partial(self._run_all, packed))
+                answers: list[T] = self._call(partial(self._run_all, run, packed))
             else:
-                answers = self._run_in(workers, packed)
+                answers = self._run_in(workers, run, packed)
         finally:
             with self._lock:
                 self._running -= 1
                 self._free()
-        return sum(answers[1:], start=answers[0]) / len(answers)
+        return answers
 
     def check_process(self) -> None:
         """Check that this is the process that opened the networks.
@@ -351,13 +388,16 @@ class Ensemble:
                 session.close()
 
     def _run_in(
-        self, workers: "ThreadPoolExecutor", packed: NDArray[np.float32]
-    ) -> list[Probabilities]:
+        self,
+        workers: "ThreadPoolExecutor",
+        run: Callable[[Session, NDArray[np.float32]], T],
+        packed: NDArray[np.float32],
+    ) -> list[T]:
         """Run the networks in threads, or what is left of them in this thread if no thread can be started."""
         futures = {}
         try:
             for i in self._order:
-                futures[i] = workers.submit(self._run, self._sessions[i], packed)
+                futures[i] = workers.submit(run, self._sessions[i], packed)
         except START_ERRORS as e:
             logger.warning(
                 "running one network at a time: no thread can be started (%s); raise the limit on processes (ulimit -u)",
@@ -367,22 +407,49 @@ class Ensemble:
             self._workers = None
             workers.shutdown(wait=False)
         return [
-            futures[i].result() if i in futures else self._run(session, packed)
+            futures[i].result() if i in futures else run(session, packed)
             for i, session in enumerate(self._sessions)
         ]
 
-    def _run_all(self, packed: NDArray[np.float32]) -> list[Probabilities]:
-        return [self._run(session, packed) for session in self._sessions]
+    def _run_all(
+        self, run: Callable[[Session, NDArray[np.float32]], T], packed: NDArray[np.float32]
+    ) -> list[T]:
+        return [run(session, packed) for session in self._sessions]
 
-    def _run(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
+    def _probabilities_of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
         """Run one network. Returns its probabilities, float64 (N, classes)."""
-        answer = session.run(packed).astype(np.float64)
+        return self._normalized(session, session.run(packed))
+
+    def _answer_of(
+        self, session: Session, packed: NDArray[np.float32]
+    ) -> tuple[Probabilities, Orientations]:
+        """Run one network. Returns its probabilities, float64 (N, classes), and its orientation, float32 (N, 9)."""
+        answer, orientation = session.run_all(packed)
+        if not _are_probabilities(orientation):
+            raise _no_probabilities(session)
+        return self._normalized(session, answer), orientation
+
+    def _normalized(self, session: Session, output: NDArray[np.float32]) -> Probabilities:
+        """Return the probabilities of a network's output, (N, classes)."""
+        answer = output.astype(np.float64)
         if session.output == "logits":
             answer /= self.manifest.temperature
             answer = np.exp(answer - answer.max(axis=1, keepdims=True))
-        elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:
-            raise DeviceError(
-                f"{session.where}: expected probabilities, but the output does not sum to 1; export the bundle again"
-            )
+        elif not _are_probabilities(answer):
+            raise _no_probabilities(session)
         total: Probabilities = answer.sum(axis=1, keepdims=True)
         return answer / total
+
+
+def _mean(answers: list[NDArray[Any]]) -> NDArray[Any]:
+    return sum(answers[1:], start=answers[0]) / len(answers) if len(answers) > 1 else answers[0]
+
+
+def _are_probabilities(rows: NDArray[Any]) -> bool:
+    return bool(rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= 1e-3)
+
+
+def _no_probabilities(session: Session) -> DeviceError:
+    return DeviceError(
+        f"{session.where}: expected probabilities, but the output does not sum to 1; export the bundle again"
+    )

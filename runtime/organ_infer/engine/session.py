@@ -3,6 +3,7 @@
 import ctypes
 import os
 import weakref
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,7 @@ class Session:
         threads: int,
         save: tuple[Path, str] | None = None,
         capture: bool | None = None,
+        extra: Mapping[str, int] | None = None,
     ) -> None:
         """Open a graph.
 
@@ -92,12 +94,14 @@ class Session:
             threads: The number of threads for one run.
             save: Where to write the optimized graph, and the name of the file for its weights in the same directory.
             capture: Whether CUDA may record runs as CUDA graphs; None, unless another library uses CUDA.
+            extra: The columns of each further output, by name.
 
         Raises:
             DeviceError: onnxruntime is missing, cannot open the graph, or does not activate the device.
         """
         self.output = output
-        self.classes = classes
+        # The columns of each output, by name.
+        self._columns = {output: classes, **(extra or {})}
         self.where = where
         self._pid = os.getpid()
         ort = import_onnxruntime()
@@ -118,8 +122,7 @@ class Session:
         session = cuda.BoundSession(
             ort,
             lambda capture: _open_cuda_session(ort, graph, device, threads, capture),
-            output=self.output,
-            classes=self.classes,
+            outputs=self._columns,
             capture=capture,
             number=parse_device(device).number,
         )
@@ -143,20 +146,34 @@ class Session:
             DeviceError: onnxruntime failed, or the output has another shape or type, or is not finite.
             OrganInferError: The session is closed, or belongs to another process.
         """
+        return self._outputs([self.output], images)[0]
+
+    def run_all(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Run the graph on a batch, as `run`, and return every output, the class output first."""
+        return self._outputs(list(self._columns), images)
+
+    def _outputs(self, names: list[str], images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         session = self._run
         if session is None:
             raise OrganInferError(CLOSED)
         self.check_process()
         try:
-            answer = session.run([self.output], {"images": images})[0]
+            answers = session.run(names, {"images": images})
         except OrganInferError:
             raise
         except Exception as e:
             # onnxruntime's exceptions have no common base class except Exception.
             raise self._failure(e) from e
-        if answer.shape != (len(images), self.classes) or answer.dtype != np.float32:
+        return [
+            self._checked(answer, (len(images), self._columns[name]))
+            for name, answer in zip(names, answers, strict=True)
+        ]
+
+    def _checked(self, answer: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Return an output. Raises DeviceError if it has another shape or type, or is not finite."""
+        if answer.shape != shape or answer.dtype != np.float32:
             raise DeviceError(
-                f"{self.where}: expected float32 ({len(images)}, {self.classes}) from the network, found"
+                f"{self.where}: expected float32 {shape} from the network, found"
                 f" {answer.dtype} {answer.shape}; export the bundle again"
             )
         if not np.isfinite(answer).all():
