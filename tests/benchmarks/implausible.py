@@ -2,7 +2,8 @@
 
     ORGAN_SCANS_DIR=SCANS python tests/benchmarks/implausible.py DIR/organamnist.npz [BUNDLE ...]
 
-An image counts as detected if its highest probability is below the first percentile of validation's. SCANS holds
+An image counts as detected if its plausibility is below the manifest's threshold. For bundles without plausibilities, the
+highest probability is used instead, and the first percentile of validation's. SCANS holds
 TotalSegmentator's example files in `totalsegmentator`, for whole slices. Photographs are parts of scikit-learn's two
 sample images. Without a bundle, the packaged one is measured. Test is never used.
 """
@@ -61,6 +62,13 @@ def images(validation: np.ndarray, rng: np.random.Generator) -> dict[str, list[n
     }
 
 
+def scores(classifier: OrganClassifier, examples: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    """The plausibilities of images, or their highest probabilities if the bundle has none."""
+    if classifier.manifest.plausibility is None:
+        return classifier.predict_proba(examples).max(axis=1)
+    return np.array([result.plausibility for result in classifier.predict(list(examples))])
+
+
 def main() -> None:
     file, *bundles = sys.argv[1:]
     with np.load(file) as data:
@@ -70,15 +78,17 @@ def main() -> None:
     columns = []
     for bundle in bundles or [packaged_bundle()]:
         with OrganClassifier(bundle, device="cpu") as classifier:
-            limit = np.quantile(classifier.predict_proba(validation).max(axis=1), 0.01)
+            on_validation = scores(classifier, validation)
+            plausibility = classifier.manifest.plausibility
+            limit = plausibility.threshold if plausibility else np.quantile(on_validation, 0.01)
             columns.append(
-                [f"{limit:.3f}"]
+                [f"{limit:.3f}", f"{(on_validation < limit).mean():.3f}"]
                 + [
-                    f"{(classifier.predict_proba(examples).max(axis=1) < limit).mean():.3f}"
+                    f"{(scores(classifier, examples) < limit).mean():.3f}"
                     for examples in kinds.values()
                 ]
             )
-    for name, *cells in zip(["limit", *kinds], *columns, strict=True):
+    for name, *cells in zip(["limit", "validation", *kinds], *columns, strict=True):
         print(f"{name:<26}" + "".join(f"{cell:>8}" for cell in cells))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,7 +107,12 @@ class ResidualNetwork(nn.Module):
 
 
 class _TwoOutputs(nn.Module):
-    """Returns logits (N, classes) and the probabilities of the orientations (N, ORIENTATIONS) of slices."""
+    """Returns logits (N, classes) and the probabilities of the orientations (N, ORIENTATIONS) of slices.
+
+    Images of no organ are also recognized by classes that are all alike: outlier exposure trains for that. So the
+    probabilities of the eight orientations are multiplied by 1 minus the entropy of the classes, in units of its largest
+    value, and the last one gets the rest.
+    """
 
     def __init__(self, network: ResidualNetwork) -> None:
         super().__init__()
@@ -115,4 +121,9 @@ class _TwoOutputs(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 1, S, S)
         features = self.network.features(x)
-        return self.network.head(features), self.orientation_head(features).softmax(1)
+        logits = self.network.head(features)
+        orientation = self.orientation_head(features).softmax(1)
+        log = logits.log_softmax(1)
+        certainty = 1 + (log.exp() * log).sum(1, keepdim=True) / math.log(logits.shape[1])
+        upright = orientation[:, :-1] * certainty
+        return logits, torch.cat([upright, 1 - upright.sum(1, keepdim=True)], 1)
