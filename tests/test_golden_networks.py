@@ -167,8 +167,9 @@ def test_the_second_head_is_there_in_training_and_in_the_export_only(name):
         np.exp(values) / np.exp(values).sum(1, keepdims=True) for values in (orientation, logits)
     )
     # 1 less the entropy in units of that of 11 equal shares
-    shares[:, :8] *= 1 + (classes * np.log(classes)).sum(1, keepdims=True) / np.log(11)
-    shares[:, 8] = 1 - shares[:, :8].sum(1)
+    first = shares[:, :1] * (1 + (classes * np.log(classes)).sum(1, keepdims=True) / np.log(11))
+    others = shares[:, 1:] / shares[:, 1:].sum(1, keepdims=True) * (1 - first)
+    shares = np.concatenate([first, others], 1)
     assert probabilities.shape == (3, 9) and shares.std() > 1e-3
     np.testing.assert_allclose(probabilities, shares, rtol=1e-9)
     np.testing.assert_allclose(both, np.concatenate([logits, orientation], 1), rtol=1e-9)

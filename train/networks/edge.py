@@ -110,8 +110,8 @@ class _TwoOutputs(nn.Module):
     """Returns logits (N, classes) and the probabilities of the orientations (N, ORIENTATIONS) of slices.
 
     Images of no organ are also recognized by classes that are all alike: outlier exposure trains for that. So the
-    probabilities of the eight orientations are multiplied by 1 minus the entropy of the classes, in units of its largest
-    value, and the last one gets the rest.
+    probability of the first orientation is multiplied by 1 minus the entropy of the classes, in units of its largest value.
+    The others share the rest, as they do by the second head.
     """
 
     def __init__(self, network: ResidualNetwork) -> None:
@@ -122,8 +122,9 @@ class _TwoOutputs(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (N, 1, S, S)
         features = self.network.features(x)
         logits = self.network.head(features)
-        orientation = self.orientation_head(features).softmax(1)
+        orientation = self.orientation_head(features)
         log = logits.log_softmax(1)
         certainty = 1 + (log.exp() * log).sum(1, keepdim=True) / math.log(logits.shape[1])
-        upright = orientation[:, :-1] * certainty
-        return logits, torch.cat([upright, 1 - upright.sum(1, keepdim=True)], 1)
+        upright = orientation.softmax(1)[:, :1] * certainty
+        others = orientation[:, 1:].softmax(1) * (1 - upright)
+        return logits, torch.cat([upright, others], 1)
