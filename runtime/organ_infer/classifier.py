@@ -19,7 +19,15 @@ from .engine.devices import parse_device
 from .engine.ensemble import Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_mean
-from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
+from .errors import (
+    ImageError,
+    InputError,
+    OrganInferError,
+    file_reason,
+    one_line,
+    short_repr,
+    shorten_names,
+)
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
@@ -206,6 +214,55 @@ class OrganClassifier:
             warnings = [image.warnings for image in slices[start : start + len(packed)]]
             predictions += self._predictions(packed, [None] * len(packed), warnings)
         return predictions
+
+    def explain(self, image: "Images", label: str | None = None) -> NDArray[np.float32]:
+        """Return how much the probability of a class depends on each part of a slice, by occlusion.
+
+        The network runs some 600 times on the slice, each time with another square replaced by the slice's mean gray. The
+        value of a pixel is the mean drop of the probability over the squares that cover it: positive if the probability
+        needs that part of the slice, negative if it rises without it. The squares are 4 and 10 of 28 parts wide, so
+        nothing smaller is resolved. It describes this classifier, not anatomy.
+
+        Args:
+            image: One slice, as for `predict`.
+            label: The class that is looked at, one of `classes`. By default the one that `predict` names.
+
+        Returns:
+            float32 (H, W), in the size and orientation of `image`, -1 to 1.
+
+        Raises:
+            InputError: If `image` is not one slice, or `label` not one of `classes`.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        # Imported here, because most programs explain nothing.
+        from .explain import occlusion_map, stretched
+
+        if label is not None and not (isinstance(label, str) and label in self.classes):
+            raise InputError(
+                f"label: expected one of the model's classes, found {short_repr(label)};"
+                f" pass one of {shorten_names(self.classes, 300)}"
+            )
+        slices = self._slices(image)
+        if len(slices) != 1:
+            raise InputError(
+                f"image: expected one slice, found {len(slices):,}; call explain once per slice"
+            )
+        pixels = slices[0].pixels
+        packed = self._pack([pixels])
+        index = (
+            int(self._probabilities(packed)[0].argmax())
+            if label is None
+            else self.classes.index(label)
+        )
+        heat = occlusion_map(self._probabilities, packed, index, self._batch_size)
+        heat = stretched(heat, *pixels.shape)
+        if self._orientation is not None:
+            # back from the model's orientation to that of the image
+            model_orientation = self.manifest.input.orientation
+            assert model_orientation is not None
+            return np.ascontiguousarray(reorient(heat, model_orientation, self._orientation))
+        return np.ascontiguousarray(heat)
 
     def predict_paths(
         self,
