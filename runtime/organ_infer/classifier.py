@@ -39,7 +39,7 @@ from .plausibility import (
     pixel_warnings,
     shape_warnings,
 )
-from .results import ImageFailure, Prediction
+from .results import ImageFailure, Prediction, remember
 
 if TYPE_CHECKING:
     from .images.inputs import Images
@@ -453,7 +453,7 @@ class OrganClassifier:
             )
         with closing(batches):
             for batch in batches:
-                for result in self._results(batch):
+                for result in self._results(batch, are_files=True):
                     self._check_open()
                     yield result
                 # a forked child lacks the reading thread, and would otherwise end early
@@ -490,14 +490,18 @@ class OrganClassifier:
             return 0
         return min(limits.pixels, WHOLE_SLICE_SIDE**2 - 1)
 
-    def _results(self, batch: Batch) -> Iterator[Prediction | ImageFailure]:
+    def _results(
+        self, batch: Batch, *, are_files: bool = False
+    ) -> Iterator[Prediction | ImageFailure]:
         """Yield the result of each name of a batch."""
         outcomes = list(zip(batch.names, batch.outcomes, strict=True))
         read = [(name, outcome) for name, outcome in outcomes if not isinstance(outcome, str)]
         predictions: Iterator[Prediction] = iter(())
         if read:
             names, warnings = [name for name, _ in read], [outcome for _, outcome in read]
-            predictions = iter(self._predictions(batch.packed, names, warnings))
+            predictions = iter(
+                self._predictions(batch.packed, names, warnings, are_files=are_files)
+            )
         for name, outcome in outcomes:
             yield ImageFailure(name, outcome) if isinstance(outcome, str) else next(predictions)
 
@@ -532,6 +536,8 @@ class OrganClassifier:
         packed: NDArray[np.float32],
         paths: Sequence[str | None],
         warnings: Sequence[tuple[str, ...]],
+        *,
+        are_files: bool = False,
     ) -> list[Prediction]:
         """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
         rows = self._probabilities(packed)
@@ -545,7 +551,7 @@ class OrganClassifier:
             merged[np.arange(len(rows)), organs].astype(np.float32), 1.0
         )
         columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, organ_probabilities)
-        return [
+        predictions = [
             Prediction(
                 path=path,
                 label=self.classes[index],
@@ -560,6 +566,9 @@ class OrganClassifier:
                 paths, warnings, implausible, *(column.tolist() for column in columns), strict=True
             )
         ]
+        for prediction in predictions:
+            remember(prediction, self.classes, is_file=are_files)
+        return predictions
 
     # Input
 
@@ -640,7 +649,15 @@ class OrganClassifier:
 
     def __repr__(self) -> str:
         state = "closed" if self._ensemble.closed else self.providers[0]
-        return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
+        task = self.manifest.task
+        return f"<OrganClassifier {self.manifest.name}, {task.view}, {len(task.classes)} classes, {state}>"
+
+    def _repr_html_(self) -> str:
+        # Imported here, because only notebooks call this.
+        from .notebook import classifier_html
+
+        state = "closed" if self._ensemble.closed else ", ".join(self.providers)
+        return classifier_html(self.manifest, self.sha256, state)
 
 
 def _reopen(cls: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:

@@ -88,7 +88,8 @@ def deletion(
         )[np.arange(n), labels]
         for fraction in FRACTIONS
     ]
-    return np.trapezoid(np.array(curve), FRACTIONS, axis=0)
+    # by trapezoids of equal width
+    return ((np.array(curve[1:]) + np.array(curve[:-1])) / 2).mean(axis=0)
 
 
 def random_deletion(
