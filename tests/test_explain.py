@@ -69,7 +69,7 @@ def test_a_map_has_the_size_of_its_slice(classifier, shape, dtype):
     heat = classifier.explain(pixels)
     assert heat.shape == shape and heat.dtype == np.float32
     assert heat.flags.c_contiguous and heat.flags.writeable
-    assert np.isfinite(heat).all() and 0 < np.abs(heat).max() <= 1
+    assert np.isfinite(heat).all() and np.abs(heat).max() > 0
 
 
 def test_a_pillow_image_and_a_stack_of_one_are_slices(classifier, slices):
@@ -78,28 +78,35 @@ def test_a_pillow_image_and_a_stack_of_one_are_slices(classifier, slices):
         np.testing.assert_array_equal(classifier.explain(image), expected)
 
 
-def test_the_map_is_the_mean_drop_over_the_squares_that_cover_a_pixel(classifier, slices):
-    """Against plain loops over the positions."""
-    pixels = slices[3]
-    packed = classifier._pack([pixels])
-    index = int(classifier.predict_proba(pixels)[0].argmax())
+def mean_drops(classify, packed, index, sides, step):
+    """The map by plain loops over the positions of the squares."""
+    size = packed.shape[-1]
 
-    def probability(image):
-        return float(classifier._probabilities(image)[0, index])
+    def log_odds(image):
+        probability = classify(image)[0, index]
+        return np.log(probability / (1 - probability))
 
-    expected = np.zeros((28, 28))
-    for side in (4, 10):
-        total, times = np.zeros((28, 28)), np.zeros((28, 28))
-        for top in range(2 - side, 28, 2):
-            for left in range(2 - side, 28, 2):
+    unchanged = log_odds(packed)
+    expected = np.zeros((size, size))
+    for side in sides:
+        total, times = np.zeros((size, size)), np.zeros((size, size))
+        for top in range(step - side, size, step):
+            for left in range(step - side, size, step):
                 square = (slice(max(top, 0), top + side), slice(max(left, 0), left + side))
                 hidden = packed.copy()
                 hidden[0, 0][square] = packed.mean()
-                total[square] += probability(packed) - probability(hidden)
+                total[square] += unchanged - log_odds(hidden)
                 times[square] += 1
         assert times.min() > 0
-        expected += total / times / 2
-    np.testing.assert_allclose(classifier.explain(pixels), expected, atol=1e-6)
+        expected += total / times / len(sides)
+    return expected
+
+
+def test_the_map_is_the_mean_drop_over_the_squares_that_cover_a_pixel(classifier, slices):
+    packed = classifier._pack([slices[3]])
+    index = int(classifier.predict_proba(slices[3])[0].argmax())
+    expected = mean_drops(classifier._probabilities, packed, index, (4, 10), 2)
+    np.testing.assert_allclose(classifier.explain(slices[3]), expected, atol=1e-6)
 
 
 def test_the_map_shows_where_the_network_looks(corner_classifier, bright_corner):
@@ -154,20 +161,21 @@ def test_shifted_views_and_several_networks_are_explained_too(ensemble, slices):
     assert (one != other).any()
 
 
-@pytest.mark.parametrize("size", [4, 5, 28, 56])
-def test_networks_of_any_size_are_explained(size):
-    """Each pixel is covered, also where squares and steps are one pixel wide."""
+@pytest.mark.parametrize(
+    ("size", "sides", "step"), [(4, (1, 1), 1), (6, (1, 2), 1), (28, (4, 10), 2), (56, (8, 20), 4)]
+)
+def test_networks_of_any_size_are_explained(size, sides, step):
     rng = np.random.default_rng(2)
     packed = rng.normal(size=(1, 1, size, size)).astype(np.float32)
+    weights = rng.normal(size=(size, size)) / size
 
     def classify(images):
-        total = images.mean(axis=(1, 2, 3))
-        return np.stack([total, -total], axis=1).astype(np.float64)
+        probability = 1 / (1 + np.exp(-(images[:, 0] * weights).sum(axis=(1, 2))))
+        return np.stack([probability, 1 - probability], axis=1)
 
     heat = occlusion_map(classify, packed, 0, 64)
-    assert heat.shape == (size, size) and np.isfinite(heat).all()
-    opposite = occlusion_map(classify, packed, 1, 64)
-    np.testing.assert_allclose(heat, -opposite, atol=1e-7)
+    np.testing.assert_allclose(heat, mean_drops(classify, packed, 0, sides, step), atol=1e-5)
+    np.testing.assert_allclose(heat, -occlusion_map(classify, packed, 1, 64), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (56, 84), (13, 200), (1, 2)])
@@ -179,6 +187,35 @@ def test_a_map_is_stretched_by_linear_interpolation(shape):
     expected = np.stack([np.interp(columns, np.arange(28), row) for row in expected])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert found.dtype == np.float32
+
+
+def test_a_probability_near_1_still_has_a_map():
+    """The probability itself stays 1 in float32 whatever is hidden. The log odds are the logit."""
+    packed = np.random.default_rng(2).normal(size=(1, 1, 28, 28)).astype(np.float32)
+
+    def classify(images, scale=1.0):
+        logits = np.zeros((len(images), 3))
+        logits[:, 0] = 22 + scale * images[:, 0, :14].mean(axis=(1, 2))
+        terms = np.exp(logits)
+        return terms / terms.sum(axis=1, keepdims=True)
+
+    assert classify(packed)[0, 0] > 1 - 1e-8
+    heat = occlusion_map(classify, packed, 0, 64)
+    assert np.abs(heat[:4]).max() > 1e-3 and (heat[24:] == 0).all()
+
+
+def test_probabilities_of_0_and_1_have_finite_maps():
+    packed = np.random.default_rng(2).normal(size=(1, 1, 28, 28)).astype(np.float32)
+
+    def classify(images):
+        answers = np.zeros((len(images), 2))
+        certain = (images == packed).all(axis=(1, 2, 3))
+        answers[certain, 0], answers[~certain, 1] = 1, 1
+        return answers
+
+    for index, sign in (0, 1), (1, -1):
+        heat = occlusion_map(classify, packed, index, 64)
+        np.testing.assert_allclose(heat, sign * 2 * np.log(1e12), rtol=1e-6)
 
 
 # Arguments.
@@ -238,13 +275,11 @@ def rgba(png):
 
 def test_an_overlay_is_orange_blue_or_transparent():
     heat = np.zeros((28, 28), np.float32)
-    heat[2:6, 2:6], heat[20:24, 20:24], heat[12, 12] = 0.4, -0.4, 0.1
+    heat[2:6, 2:6], heat[20:24, 20:24], heat[12, 12] = 4, -4, 1
     pixels = rgba(overlay_png(heat))
     assert pixels.shape == (28, 28, 4)
-    red, green, blue, alpha = pixels[3, 3]
-    assert red > green > blue and alpha == 200
-    red, green, blue, alpha = pixels[21, 21]
-    assert blue > green > red and alpha == 200
+    assert tuple(pixels[3, 3]) == (255, 140, 0, 200)
+    assert tuple(pixels[21, 21]) == (40, 120, 255, 200)
     assert 0 < pixels[12, 12, 3] < 100
     assert pixels[0, 0, 3] == pixels[15, 15, 3] == 0
     assert (pixels[..., 3] > 0).sum() == 33

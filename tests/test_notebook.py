@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import CLASSES, child_environment
+from conftest import CLASSES, ROOT, child_environment
 from PIL import Image
 from support.dict_mask import DictMask, block
 
@@ -230,7 +230,9 @@ def test_a_classifier_shows_what_its_manifest_lacks(classifier):
 
 def test_a_file_has_its_picture(classifier, pictures, slices):
     (found,) = classifier.predict_paths([pictures / "s03.png"])
-    np.testing.assert_array_equal(picture_of(found._repr_html_()), slices[3])
+    html = found._repr_html_()
+    np.testing.assert_array_equal(picture_of(html), slices[3])
+    assert "width:112px;height:112px" in html
 
 
 def test_a_slice_of_a_stack_has_its_own_picture(classifier, tmp_path, slices):
@@ -288,6 +290,14 @@ def test_thumbnails_are_small(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "large.png")
     image = Image.open(io.BytesIO(thumbnail_png(str(tmp_path / "large.png"))))
     assert image.size == (THUMBNAIL, THUMBNAIL // 2)
+
+
+def test_the_limits_are_those_of_the_documentation():
+    from organ_infer import notebook
+
+    assert notebook.THUMBNAIL_BYTES == 32 << 20 and notebook.THUMBNAIL_PIXELS == 16 << 20
+    for page in (thumbnail_png.__doc__, (ROOT / "docs" / "guides" / "embedding.md").read_text()):
+        assert "32 MiB" in page
 
 
 def test_larger_files_are_not_read(tmp_path, monkeypatch):

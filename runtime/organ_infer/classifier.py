@@ -219,16 +219,17 @@ class OrganClassifier:
         """Return how much the probability of a class depends on each part of a slice, by occlusion.
 
         The network runs some 600 times on the slice, each time with another square replaced by the slice's mean gray. The
-        value of a pixel is the mean drop of the probability over the squares that cover it: positive if the probability
-        needs that part of the slice, negative if it rises without it. The squares are 4 and 10 of 28 parts wide, so
-        nothing smaller is resolved. It describes this classifier, not anatomy.
+        value of a pixel is the mean drop of the log odds, ln(p / (1 - p)), over the squares that cover it: positive if the
+        probability p of the class needs that part of the slice, negative if it rises without it. A drop of 1 divides the
+        odds by 2.7. The squares are 4 and 10 of 28 parts wide, so nothing smaller is resolved. The map describes this
+        classifier, not anatomy.
 
         Args:
             image: One slice, as for `predict`.
             label: The class that is looked at, one of `classes`. By default the one that `predict` names.
 
         Returns:
-            float32 (H, W), in the size and orientation of `image`, -1 to 1.
+            float32 (H, W), in the size and orientation of `image`.
 
         Raises:
             InputError: If `image` is not one slice, or `label` not one of `classes`.
