@@ -26,7 +26,9 @@ from organ_infer.volumes.types import Volume
 def prediction(
     path=None, *, warnings=(), values=(0.7, 0.25, 0.05), names=("liver", "heart", "spleen")
 ):
-    made = Prediction(path, names[0], 0, values[0], tuple(values), names[0], values[0], warnings)
+    made = Prediction(
+        path, names[0], 0, values[0], tuple(values), names[0], values[0], warnings=warnings
+    )
     remember(made, tuple(names))
     return made
 
@@ -81,7 +83,7 @@ def test_the_text_of_a_prediction_names_the_answer_and_the_next_ones():
 
 
 def test_a_prediction_that_a_program_makes_has_a_text_too():
-    made = Prediction("a.png", "liver", 6, 0.5, (0.1,) * 10, "liver", 0.5, ("w",))
+    made = Prediction("a.png", "liver", 6, 0.5, (0.1,) * 10, "liver", 0.5, warnings=("w",))
     assert repr(made) == "<Prediction liver 0.500, 'a.png', 1 warning>"
     assert text_of(made._repr_html_()) == "liver 0.500 a.png liver 0.500 w"
 
