@@ -105,20 +105,24 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def extras(session: nox.Session) -> None:
-    """The tests of Ray and Triton, with the newest of both, which the development environment lacks.
+    """The tests of Ray, Triton and the example notebook, with the newest packages, which the development environment lacks.
 
     CPython before 3.11.8 can fail to parse Python while threads of Ray run or objects are collected
     (https://github.com/python/cpython/issues/106905), and pytest then ends with an internal error. It parses for its usual
     tracebacks, and when its hypothesis plugin imports a module at the end: so neither is used here.
     """
-    session.install("-e", ".[cpu,parquet,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest")
+    session.install(
+        *("-e", ".[cpu,parquet,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest"),
+        *("nbclient", "ipykernel"),
+    )
     # the tests skip without these
     session.run(
-        "python", "-c", "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2"
+        *("python", "-c"),
+        "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2, nbclient, ipykernel",
     )
     session.run(
         *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py"),
-        *("tests/test_parquet.py", *session.posargs),
+        *("tests/test_parquet.py", "tests/test_example_notebook.py", *session.posargs),
     )
 
 

@@ -276,9 +276,9 @@ def test_the_orientation_in_a_file_comes_before_the_option(bundle):
 
 def test_its_text_names_the_model_and_where_it_runs(bundle):
     opened = OrganClassifier(bundle, device="cpu")
-    assert repr(opened) == "<OrganClassifier random, axial, CPUExecutionProvider>"
+    assert repr(opened) == "<OrganClassifier random, axial, 11 classes, CPUExecutionProvider>"
     opened.close()
-    assert repr(opened) == "<OrganClassifier random, axial, closed>"
+    assert repr(opened) == "<OrganClassifier random, axial, 11 classes, closed>"
 
 
 def test_a_stack_of_narrow_slices_is_no_color(classifier):

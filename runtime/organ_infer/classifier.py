@@ -20,7 +20,15 @@ from .engine.devices import parse_device
 from .engine.ensemble import Answer, Orientations, Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_answer, shifted_mean
-from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
+from .errors import (
+    ImageError,
+    InputError,
+    OrganInferError,
+    file_reason,
+    one_line,
+    short_repr,
+    shorten_names,
+)
 from .images.axes import orientation_names
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
@@ -35,7 +43,7 @@ from .plausibility import (
     shape_warnings,
     without_orientation_warnings,
 )
-from .results import ImageFailure, Prediction
+from .results import ImageFailure, Prediction, remember
 
 if TYPE_CHECKING:
     from .images.inputs import Images
@@ -211,6 +219,56 @@ class OrganClassifier:
             warnings = [image.warnings for image in slices[start : start + len(packed)]]
             predictions += self._predictions(packed, [None] * len(packed), warnings)
         return predictions
+
+    def explain(self, image: "Images", label: str | None = None) -> NDArray[np.float32]:
+        """Return how much the probability of a class depends on each part of a slice, by occlusion.
+
+        The network runs some 600 times on the slice, each time with another square replaced by the slice's mean gray. The
+        value of a pixel is the mean drop of the log odds, ln(p / (1 - p)), over the squares that cover it: positive if the
+        probability p of the class needs that part of the slice, negative if it rises without it. A drop of 1 divides the
+        odds by 2.7. The squares are 4 and 10 of 28 parts wide, so nothing smaller is resolved. The map describes this
+        classifier, not anatomy.
+
+        Args:
+            image: One slice, as for `predict`.
+            label: The class that is looked at, one of `classes`. By default the one that `predict` names.
+
+        Returns:
+            float32 (H, W), in the size and orientation of `image`.
+
+        Raises:
+            InputError: If `image` is not one slice, or `label` not one of `classes`.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        # Imported here, because most programs explain nothing.
+        from .explain import occlusion_map, stretched
+
+        if label is not None and not (isinstance(label, str) and label in self.classes):
+            raise InputError(
+                f"label: expected one of the model's classes, found {short_repr(label)};"
+                f" pass one of {shorten_names(self.classes, 300)}"
+            )
+        slices = self._slices(image)
+        if len(slices) != 1:
+            raise InputError(
+                f"image: expected one slice, found {len(slices):,}; call explain once per slice"
+            )
+        pixels = slices[0].pixels
+        packed = self._pack([pixels])
+        index = (
+            int(self._probabilities(packed)[0].argmax())
+            if label is None
+            else self.classes.index(label)
+        )
+        heat = occlusion_map(self._probabilities, packed, index, self._batch_size)
+        heat = stretched(heat, *pixels.shape)
+        if self._orientation is not None:
+            # back from the model's orientation to that of the image
+            model_orientation = self.manifest.input.orientation
+            assert model_orientation is not None
+            return np.ascontiguousarray(reorient(heat, model_orientation, self._orientation))
+        return np.ascontiguousarray(heat)
 
     def predict_paths(
         self,
@@ -431,7 +489,7 @@ class OrganClassifier:
             )
         with closing(batches):
             for batch in batches:
-                for result in self._results(batch):
+                for result in self._results(batch, are_files=True):
                     self._check_open()
                     yield result
                 # a forked child lacks the reading thread, and would otherwise end early
@@ -468,14 +526,18 @@ class OrganClassifier:
             return 0
         return min(limits.pixels, WHOLE_SLICE_SIDE**2 - 1)
 
-    def _results(self, batch: Batch) -> Iterator[Prediction | ImageFailure]:
+    def _results(
+        self, batch: Batch, *, are_files: bool = False
+    ) -> Iterator[Prediction | ImageFailure]:
         """Yield the result of each name of a batch."""
         outcomes = list(zip(batch.names, batch.outcomes, strict=True))
         read = [(name, outcome) for name, outcome in outcomes if not isinstance(outcome, str)]
         predictions: Iterator[Prediction] = iter(())
         if read:
             names, warnings = [name for name, _ in read], [outcome for _, outcome in read]
-            predictions = iter(self._predictions(batch.packed, names, warnings))
+            predictions = iter(
+                self._predictions(batch.packed, names, warnings, are_files=are_files)
+            )
         for name, outcome in outcomes:
             yield ImageFailure(name, outcome) if isinstance(outcome, str) else next(predictions)
 
@@ -515,9 +577,13 @@ class OrganClassifier:
         packed: NDArray[np.float32],
         paths: Sequence[str | None],
         warnings: Sequence[tuple[str, ...]],
+        *,
+        are_files: bool = False,
     ) -> list[Prediction]:
         """Classify one batch, float32 (N, 1, S, S). `warnings` are those of reading."""
-        return self._predictions_of(self._answer(packed), packed, paths, warnings)
+        return self._predictions_of(
+            self._answer(packed), packed, paths, warnings, are_files=are_files
+        )
 
     def _predictions_of(
         self,
@@ -525,6 +591,8 @@ class OrganClassifier:
         packed: NDArray[np.float32],
         paths: Sequence[str | None],
         warnings: Sequence[tuple[str, ...]],
+        *,
+        are_files: bool = False,
     ) -> list[Prediction]:
         """Return the predictions of the networks' answer for one batch. `warnings` are those of reading."""
         rows = answer.probabilities
@@ -556,7 +624,7 @@ class OrganClassifier:
             merged[np.arange(len(rows)), organs].astype(np.float32), 1.0
         )
         columns = (rows.argmax(axis=1), rows.astype(np.float32), organs, organ_probabilities)
-        return [
+        predictions = [
             Prediction(
                 path=path,
                 label=self.classes[index],
@@ -578,6 +646,9 @@ class OrganClassifier:
                 strict=True,
             )
         ]
+        for prediction in predictions:
+            remember(prediction, self.classes, is_file=are_files)
+        return predictions
 
     # Input
 
@@ -658,7 +729,15 @@ class OrganClassifier:
 
     def __repr__(self) -> str:
         state = "closed" if self._ensemble.closed else self.providers[0]
-        return f"<OrganClassifier {self.manifest.name}, {self.manifest.task.view}, {state}>"
+        task = self.manifest.task
+        return f"<OrganClassifier {self.manifest.name}, {task.view}, {len(task.classes)} classes, {state}>"
+
+    def _repr_html_(self) -> str:
+        # Imported here, because only notebooks call this.
+        from .notebook import classifier_html
+
+        state = "closed" if self._ensemble.closed else ", ".join(self.providers)
+        return classifier_html(self.manifest, self.sha256, state)
 
 
 def _reopen(cls: type[OrganClassifier], options: dict[str, Any]) -> OrganClassifier:

@@ -211,6 +211,21 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "2",
         ): "slices are square: axis 2 is as long as the last",
     },
+    "runtime/organ_infer/explain.py": {
+        (
+            'image.save(file, "PNG", bits=4, optimize=True, transparency=bytes((0, *opacity, *opacity)))',
+            "5",
+        ): "Pillow takes the next larger number that PNG has; only the size of the file",
+        (
+            'image.save(file, "PNG", bits=4, optimize=True, transparency=bytes((0, *opacity, *opacity)))',
+            "False",
+        ): "only the size of the file",
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
+    "runtime/organ_infer/notebook.py": {
+        ('image.save(file, "PNG", optimize=True)', "False"): "only the size of the file",
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
     "runtime/organ_infer/files.py": {
         ("target.rmdir()", "pass"): "Linux lets a directory take the place of an empty one",
     },

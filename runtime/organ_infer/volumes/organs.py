@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..bundle.manifest import Task
-from ..results import OrganPrediction, Prediction, SlicePrediction
+from ..results import OrganPrediction, Prediction, SlicePrediction, remember
 from .crops import Crop
 from .types import Mask
 
@@ -41,7 +41,7 @@ def _organ_prediction(
     label = task.classes[index]
     agrees = label == crop.name
     organ_of = dict(zip(task.classes, task.organs(), strict=True))
-    return OrganPrediction(
+    organ = OrganPrediction(
         expected=crop.name,
         structures=tuple(mask.structures(crop.name)),
         view=crop.view,
@@ -56,3 +56,5 @@ def _organ_prediction(
         ),
         warnings=crop.warnings,
     )
+    remember(organ, task.classes)
+    return organ
