@@ -220,8 +220,8 @@ function showAnswer(item) {
   find("name").textContent = nameOf(item);
   find("label").textContent = prediction.label;
   find("probability").textContent = prediction.probability.toFixed(3);
-  const hasSides = manifest.task.paired.length > 0;
-  find("organ").textContent = hasSides ? `Both sides together: ${prediction.organ} ${prediction.organProbability.toFixed(3)}` : "";
+  find("organ").hidden = classes.includes(prediction.organ);
+  find("organ").textContent = `${prediction.organ}, both sides together: ${prediction.organProbability.toFixed(3)}`;
   const order = [...classes.keys()].sort((a, b) => prediction.probabilities[b] - prediction.probabilities[a]);
   find("bars").replaceChildren(...order.slice(0, BARS).map((i) => bar(classes[i], prediction.probabilities[i])));
   find("plausibility").hidden = prediction.plausibility === null;

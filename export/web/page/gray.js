@@ -45,7 +45,8 @@ export function luma(rgba, hasAlpha, warnings, kind = "color") {
 /** Composite gray of 8 or 16 bits on black. `alpha` has as many bits. */
 export function grayOnBlack(gray, alpha, warnings) {
   warnings.push(ON_BLACK);
-  if (gray instanceof Uint8Array) return gray.map((value, i) => scaled(value, alpha[i]));
+  // Pillow rounds down here, and to the nearest in color with alpha
+  if (gray instanceof Uint8Array) return gray.map((value, i) => Math.floor((value * alpha[i]) / 255));
   return gray.map((value, i) => Math.floor((value * alpha[i] + 32_767) / 65_535));
 }
 

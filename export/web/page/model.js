@@ -34,7 +34,9 @@ export async function loadModel(onProgress) {
     const graph = await download(`bundle/${member.file}`, member, count);
     networks.push({ ...member, session: await createSession(graph, member) });
   }
-  return new Model(manifest, networks);
+  const model = new Model(manifest, networks);
+  await model.warmUp();
+  return model;
 }
 
 /** Refuse a browser that cannot run onnxruntime-web. */
@@ -141,6 +143,12 @@ class Model {
       packed,
       milliseconds,
     };
+  }
+
+  /** Run all networks once, because the first run takes longer. */
+  async warmUp() {
+    const { size } = this.manifest.input;
+    for (const network of this.networks) await this.#run(network, new Float32Array(size * size));
   }
 
   /** Run one network: its probabilities, and its plausibility if it has that output. */
