@@ -126,9 +126,7 @@ def test_of_an_animation_the_first_frame_is_read():
 
     (answer,) = call_page([{"call": "readPng", "data": base64.b64encode(data).decode()}])
 
-    np.testing.assert_array_equal(
-        decoded(answer["result"]["pixels"]), decode(data, "0").pixels
-    )
+    np.testing.assert_array_equal(decoded(answer["result"]["pixels"]), decode(data, "0").pixels)
     assert any(text.startswith("only frame 0 of ") for text in answer["result"]["warnings"])
 
 

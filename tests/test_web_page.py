@@ -8,14 +8,13 @@ import os
 import re
 import sys
 import tarfile
-import threading
 
 import pytest
-from conftest import DEFAULT, ROOT, entry, make_graph, needs_default, write_bundle
+from conftest import DEFAULT, make_graph, needs_default, write_bundle
 
 from export.web import packages
 from export.web.__main__ import main
-from export.web.packages import Package, third_party_files
+from export.web.packages import third_party_files
 from export.web.page import SOURCE
 
 VENDOR = {
@@ -92,7 +91,10 @@ def test_the_directory_holds_the_page_the_packages_and_the_bundle(archives, tmp_
     assert files["vendor/ort.wasm.bundle.min.js"] == b"content of dist/ort.mjs"
     assert all(f"Copyright of {name}".encode() in files["vendor/NOTICE.txt"] for name in VENDOR)
     size = sum(map(len, files.values())) / 1e6
-    assert capsys.readouterr().out == f"{out}: {size:.1f} MB; python -m http.server --directory {out}\n"
+    assert (
+        capsys.readouterr().out
+        == f"{out}: {size:.1f} MB; python -m http.server --directory {out}\n"
+    )
 
 
 @needs_default
@@ -194,7 +196,9 @@ def test_without_npm_the_message_names_what_is_missing(bundle, tmp_path, monkeyp
 
 
 def test_if_npm_fails_the_message_says_why(bundle, tmp_path, monkeypatch, capsys):
-    script = "sys.exit('npm error code ENOTFOUND\\nnpm error network request failed\\nnpm error more')"
+    script = (
+        "sys.exit('npm error code ENOTFOUND\\nnpm error network request failed\\nnpm error more')"
+    )
     install_npm(tmp_path / "bin", monkeypatch, script)
     out = tmp_path / "page"
 

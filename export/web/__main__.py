@@ -48,7 +48,9 @@ def _run(arguments: list[str] | None) -> int:
         path = f"{e.filename}: " if e.filename else ""
         print(f"export: error: {path}{e.strerror or e}", file=sys.stderr)
         return 2
-    print(f"{options.directory}: {size / 1e6:.1f} MB; python -m http.server --directory {options.directory}")
+    print(
+        f"{options.directory}: {size / 1e6:.1f} MB; python -m http.server --directory {options.directory}"
+    )
     return 0
 
 

@@ -80,7 +80,7 @@ def third_party_files(directory: Path | None) -> dict[str, bytes]:
     if directory is None:
         with tempfile.TemporaryDirectory() as temporary:
             return third_party_files(Path(temporary))
-    files = {}
+    files: dict[str, bytes] = {}
     for package in packages():
         content = _archive(package, directory)
         files |= _members(package, content, directory / package.archive)
@@ -112,7 +112,14 @@ def _download(package: Package, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
         # The path is absolute, because npm runs in that directory, where no .npmrc of a project is.
         target = str(Path(temporary).absolute())
-        command = [npm, "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", target]
+        command = [
+            npm,
+            "pack",
+            "--ignore-scripts",
+            "--loglevel=error",
+            "--pack-destination",
+            target,
+        ]
         done = subprocess.run(
             [*command, f"{package.name}@{package.version}"],
             cwd=temporary,
@@ -138,12 +145,14 @@ def _reason(stderr: str) -> str:
 
 def _members(package: Package, content: bytes, path: Path) -> dict[str, bytes]:
     """Return the files of a package that the page needs."""
-    files = {}
+    files: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
         for name, target in package.files.items():
             member = archive.extractfile(f"package/{name}")
             if member is None:
-                raise WebError(f"{path}: has no file {name}; choose another version of {package.name}")
+                raise WebError(
+                    f"{path}: has no file {name}; choose another version of {package.name}"
+                )
             files[target] = member.read()
     return files
 

@@ -81,7 +81,9 @@ def write_page(bundle: Path, directory: Path, *, precision: str, packages: Path 
     files["page.json"] = _description(files, precision, [graph.file for graph in graphs])
     size = sum(map(len, files.values()))
     if size > LARGE:
-        _warn(f"{bundle}: visitors download {size / 1e6:.0f} MB; choose a smaller model or --precision int8")
+        _warn(
+            f"{bundle}: visitors download {size / 1e6:.0f} MB; choose a smaller model or --precision int8"
+        )
     with atomic_directory(directory.absolute()) as building:
         for name, data in files.items():
             path = building / name
@@ -103,7 +105,9 @@ def _variant(member: Member, precision: str) -> Member:
         )
     variant = member if precision == "listed" else variants[precision]
     if variant.bytes > GRAPH_LIMIT:
-        raise WebError(f"{variant.file}: {variant.bytes:,} bytes, too large for a browser; use a smaller model")
+        raise WebError(
+            f"{variant.file}: {variant.bytes:,} bytes, too large for a browser; use a smaller model"
+        )
     return variant
 
 
@@ -124,7 +128,9 @@ def _bundle_files(bundle: Bundle, graphs: list[Member]) -> dict[str, bytes]:
     for name, sha256 in listed.items():
         files[name] = (bundle.directory / name).read_bytes()
         if hashlib.sha256(files[name]).hexdigest() != sha256:
-            raise WebError(f"{bundle.directory / name}: changed while it was read; rerun the command")
+            raise WebError(
+                f"{bundle.directory / name}: changed while it was read; rerun the command"
+            )
     return files
 
 

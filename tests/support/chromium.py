@@ -26,6 +26,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
     "--no-first-run",
     "--remote-debugging-pipe",
 )
@@ -154,7 +155,9 @@ class Chromium:
         """Choose files in a file field."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path.absolute()) for path in paths])
+        self.send(
+            "DOM.setFileInputFiles", nodeId=node, files=[str(path.absolute()) for path in paths]
+        )
 
     def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Drag the mouse over an element, between shares of its width and height."""

@@ -163,8 +163,10 @@ async function classify(item) {
   if (item === current) show(item, slice);
 }
 
-function showInList({ button, prediction, error }, slice) {
-  const [thumbnail, answer] = button.children;
+function showInList(item, slice) {
+  const { button, prediction, error } = item;
+  const [thumbnail, answer, name] = button.children;
+  name.textContent = nameOf(item);
   answer.textContent = error ?? `${prediction.label} ${prediction.probability.toFixed(3)}`;
   answer.classList.toggle("failed", error !== null);
   if (slice) {
@@ -178,6 +180,7 @@ function showInList({ button, prediction, error }, slice) {
 function show(item, slice) {
   const isStack = item.frames > 1;
   find("empty").hidden = true;
+  find("drop").classList.add("filled");
   for (const id of ["viewer", "box-fields", "options"]) find(id).hidden = slice === null;
   find("frame-label").hidden = !isStack;
   find("frame").max = item.frames - 1;
@@ -210,7 +213,11 @@ function showSlice(slice) {
   const note = find("orientation-note");
   note.hidden = !slice.orientation;
   find("orientation").parentElement.hidden = Boolean(slice.orientation) || !model.manifest.input.orientation;
-  if (slice.orientation) note.textContent = `Orientation from the file: ${describedOrientation(slice.orientation)}.`;
+  const target = model.manifest.input.orientation?.join("");
+  const change = target && target !== slice.orientation ? `; reoriented to the model's ${target}` : "";
+  if (slice.orientation) {
+    note.textContent = `Orientation from the file: ${describedOrientation(slice.orientation)}${change}.`;
+  }
 }
 
 function showAnswer(item) {
