@@ -23,8 +23,9 @@ let current = null;
 // the opened file of `current`
 let opened = null;
 let editor;
-// work is done one piece at a time
-let queue = Promise.resolve();
+// functions to call, one at a time
+const pending = [];
+let isWorking = false;
 
 start();
 
@@ -75,7 +76,7 @@ function listen() {
   });
   find("frame").addEventListener("change", changeFrame);
   find("orientation").addEventListener("change", () => items.forEach((item) => enqueue(() => classify(item))));
-  document.addEventListener("paste", (event) => addFiles([...event.clipboardData.files]));
+  document.addEventListener("paste", (event) => addPasted([...event.clipboardData.files], "the clipboard"));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     find("drop").classList.add("over");
@@ -86,8 +87,14 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     find("drop").classList.remove("over");
-    addFiles([...event.dataTransfer.files]);
+    addPasted([...event.dataTransfer.files], "what was dropped");
   });
+}
+
+function addPasted(files, source) {
+  find("status").hidden = files.length > 0;
+  if (files.length === 0) find("status").textContent = `${source}: no file in it; choose PNG, JPEG or DICOM files`;
+  addFiles(files);
 }
 
 /** Add files to the list, classify them, and show the first. */
@@ -116,9 +123,14 @@ function newItem(file) {
   return item;
 }
 
-function enqueue(work) {
-  queue = queue.then(work);
-  return queue;
+/** Call a function after those that were asked for before, or, if it is for the image on the page, next. */
+async function enqueue(work, isUrgent = false) {
+  if (isUrgent) pending.unshift(work);
+  else pending.push(work);
+  if (isWorking) return;
+  isWorking = true;
+  while (pending.length > 0) await pending.shift()();
+  isWorking = false;
 }
 
 /** Show an item, and classify it again, because only one file is kept open. */
@@ -126,20 +138,20 @@ function select(item) {
   current = item;
   opened = null;
   for (const each of items) each.button.setAttribute("aria-current", String(each === item));
-  enqueue(() => classify(item));
+  enqueue(() => classify(item), true);
 }
 
 function changeBox(box) {
   const item = current;
   item.box = box;
-  enqueue(() => item.box === box && classify(item));
+  enqueue(() => item.box === box && classify(item), true);
 }
 
 function changeFrame() {
   const frame = Math.round(find("frame").valueAsNumber) || 0;
   current.frame = Math.min(Math.max(frame, 0), current.frames - 1);
   const item = current;
-  enqueue(() => classify(item));
+  enqueue(() => classify(item), true);
 }
 
 /** Read and classify an item, and show the answer in the list and, if it is selected, on the page. */

@@ -19,7 +19,7 @@ const SUM_TOLERANCE = 1e-3;
  * @returns {Promise<Model>}
  */
 export async function loadModel(onProgress) {
-  checkWebAssembly();
+  checkBrowser();
   const page = JSON.parse(new TextDecoder().decode(await download("page.json")));
   const manifest = JSON.parse(new TextDecoder().decode(await download("bundle/manifest.json")));
   const members = page.graphs.map((file) => entryOf(manifest, file));
@@ -39,14 +39,17 @@ export async function loadModel(onProgress) {
   return model;
 }
 
-/** Refuse a browser that cannot run onnxruntime-web. */
-export function checkWebAssembly() {
-  const advice = "use Chrome or Edge 91, Firefox 89, Safari 16.4 or a later version";
+/** Refuse a browser that cannot run the page. */
+function checkBrowser() {
+  const advice = "use Chrome or Edge 103, Firefox 113, Safari 16.4 or a later version";
   if (typeof WebAssembly !== "object") {
     throw new Error(`this browser has no WebAssembly, or it is switched off; ${advice}`);
   }
   if (!WebAssembly.validate(Uint8Array.from(SIMD))) {
     throw new Error(`this browser or processor has no WebAssembly SIMD; ${advice}`);
+  }
+  if (typeof DecompressionStream !== "function" || typeof OffscreenCanvas !== "function") {
+    throw new Error(`this browser is too old; ${advice}`);
   }
 }
 
@@ -98,7 +101,7 @@ async function createSession(graph, { file }) {
     return await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
   } catch (error) {
     const reason = String(error?.message ?? error).split("\n")[0].slice(0, 200);
-    throw new Error(`${file}: onnxruntime-web cannot load it (${reason}); write the page with --precision fp32`);
+    throw new Error(`${file}: onnxruntime-web cannot load it (${reason}); write the page with another --precision or a smaller model`);
   }
 }
 
