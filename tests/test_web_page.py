@@ -20,6 +20,7 @@ from export.web.page import SOURCE
 VENDOR = {
     "onnxruntime-web": {"dist/ort.mjs": "ort.wasm.bundle.min.js", "dist/ort.wasm": "ort-wasm-simd-threaded.wasm"},
     "dicom-parser": {"dist/dicomParser.min.js": "dicomParser.min.js"},
+    "jpeg-lossless-decoder-js": {"release/lossless-min.js": "lossless-min.js"},
 }  # fmt: skip
 
 

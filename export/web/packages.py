@@ -18,7 +18,7 @@ from pathlib import Path
 from export.web.errors import WebError
 
 TABLE = Path(__file__).with_name("packages.json")
-# Both packages have this license. Only one of them contains its text.
+# All packages have this license. Not all contain its text.
 MIT = """\
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
 files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,

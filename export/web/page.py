@@ -1,7 +1,7 @@
 """Writes the directory of the page.
 
     index.html, *.js, style.css, icon.svg   the page's own source
-    vendor/                                 onnxruntime-web, its WebAssembly file, dicom-parser, and their notices
+    vendor/                                 onnxruntime-web, its WebAssembly file, two packages that read DICOM, and their notices
     bundle/                                 manifest.json, the model card, and the graph of each member that the page runs
     page.json                               the graphs, and every other file with its size, SHA-256 and content type
 

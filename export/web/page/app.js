@@ -6,6 +6,7 @@ import { drawPacked, drawSlice, drawThumbnail, element } from "./display.js";
 import { cutBox, openFile, prepared } from "./files.js";
 import { loadModel } from "./model.js";
 import { orientationsLike } from "./orientation.js";
+import { Decoder } from "./vendor/lossless-min.js";
 
 // images in the list, probabilities of an answer, pixels of a thumbnail, and pixels of a slice on the screen
 const IMAGE_LIMIT = 1000;
@@ -15,6 +16,9 @@ const SHOWN_SIDE = 448;
 // the usual display of each plane
 const USUAL = ["PL", "FL", "FP"];
 const UNITS = { Uint8Array: "8-bit gray", Uint16Array: "16-bit gray", Int16Array: "HU" };
+
+// dicom-parser is not a module; it runs before this one
+const PACKAGES = { parser: globalThis.dicomParser, JpegLossless: Decoder };
 
 const find = (id) => document.getElementById(id);
 const items = [];
@@ -158,7 +162,7 @@ function changeFrame() {
 async function classify(item) {
   let slice = null;
   try {
-    const file = item === current && opened ? opened : await openFile(item.file, globalThis.dicomParser);
+    const file = item === current && opened ? opened : await openFile(item.file, PACKAGES);
     if (item === current) opened = file;
     item.frames = file.frames;
     slice = file.read(item.frame);

@@ -41,7 +41,9 @@ const MEDIA_STORAGE_CLASS = "x00020002";
 const BIG_ENDIAN = "1.2.840.10008.1.2.2";
 const DEFLATED = "1.2.840.10008.1.2.1.99";
 const RLE = "1.2.840.10008.1.2.5";
+const JPEG_LOSSLESS = ["1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"];
 const NATIVE = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN, DEFLATED];
+const ENCAPSULATED = [RLE, ...JPEG_LOSSLESS];
 // bytes of what a deflated file inflates to
 const INFLATED_LIMIT = 2 ** 28;
 const RLE_HEADER = 64;
@@ -55,18 +57,19 @@ export function isDicom(bytes) {
  * Open a DICOM file.
  *
  * @param {Uint8Array} bytes
- * @param {object} parser The package dicom-parser.
+ * @param {{parser: object, JpegLossless: Function}} packages dicom-parser, and the class Decoder of
+ *   jpeg-lossless-decoder-js.
  * @returns {Promise<{frames: number, read: (index: number) => object}>} `read` returns a slice: pixels (int16 HU, or gray of
  *   8 or 16 bits), width, height, warnings, and, if the file states them, orientation and field (height and width in mm).
  */
-export async function openDicom(bytes, parser) {
-  const dataset = await parsed(bytes, parser);
+export async function openDicom(bytes, packages) {
+  const dataset = await parsed(bytes, packages.parser);
   checkKind(dataset);
   const modality = text(dataset, "Modality") || "CT";
   if (modality !== "CT") throw new Error(`DICOM: modality ${modality}, not CT; choose CT slices`);
   const header = headerOf(dataset);
   const frames = frameCount(dataset, header);
-  return { frames, read: (index) => readFrame(dataset, header, index, parser) };
+  return { frames, read: (index) => readFrame(dataset, { ...header, frames }, index, packages) };
 }
 
 async function parsed(bytes, parser) {
@@ -136,7 +139,7 @@ function headerOf(dataset) {
     throw new Error("DICOM: a Modality LUT is not supported; only rescale slope and intercept are");
   }
   header.syntax = text(dataset, "TransferSyntaxUID");
-  if (header.syntax !== RLE && !NATIVE.includes(header.syntax)) {
+  if (![...ENCAPSULATED, ...NATIVE].includes(header.syntax)) {
     throw new Error(
       `DICOM: compressed (transfer syntax ${header.syntax}), which this page does not decode;` +
         " export the series again, uncompressed, or use organ-infer",
@@ -151,7 +154,7 @@ function headerOf(dataset) {
 function frameCount(dataset, { Rows, Columns, BitsAllocated, syntax }) {
   const count = dataset.intString(TAGS.NumberOfFrames) || 1;
   const { length, fragments } = dataset.elements[TAGS.PixelData];
-  const isThere = syntax === RLE
+  const isThere = ENCAPSULATED.includes(syntax)
     ? count <= (fragments?.length ?? 0)
     : count * Rows * Columns * (BitsAllocated / 8) <= length;
   if (isThere) return count;
@@ -162,9 +165,9 @@ function frameCount(dataset, { Rows, Columns, BitsAllocated, syntax }) {
 }
 
 /** Return one frame in HU or gray, with its orientation. */
-function readFrame(dataset, header, index, parser) {
+function readFrame(dataset, header, index, packages) {
   const warnings = kindWarnings(dataset);
-  const stored = storedBits(storedPixels(dataset, header, index, parser), header);
+  const stored = storedBits(storedPixels(dataset, header, index, packages), header);
   const rescale = functionalGroup(dataset, index, "PixelValueTransformationSequence");
   const hasRescale = has(rescale, "RescaleSlope") || has(rescale, "RescaleIntercept");
   const pixels =
@@ -184,32 +187,51 @@ function readFrame(dataset, header, index, parser) {
 }
 
 /** Return the stored numbers of one frame. */
-function storedPixels(dataset, header, index, parser) {
+function storedPixels(dataset, header, index, { parser, JpegLossless }) {
   const { Rows, Columns, BitsAllocated, PixelRepresentation, syntax } = header;
   const element = dataset.elements[TAGS.PixelData];
   const size = BitsAllocated / 8;
-  const length = Rows * Columns * size;
+  const kinds = { 8: [Uint8Array, Int8Array], 16: [Uint16Array, Int16Array], 32: [Uint32Array, Int32Array] };
+  const Kind = kinds[BitsAllocated][PixelRepresentation ? 1 : 0];
+  if (JPEG_LOSSLESS.includes(syntax)) {
+    return Kind.from(jpegDecoded(encapsulatedFrame(dataset, element, header, index, parser), header, JpegLossless));
+  }
   let bytes;
   if (syntax === RLE) {
-    bytes = rleDecoded(rleFrame(dataset, element, index, parser), Rows * Columns, size);
+    bytes = rleDecoded(encapsulatedFrame(dataset, element, header, index, parser), Rows * Columns, size);
   } else {
+    const length = Rows * Columns * size;
     const start = element.dataOffset + index * length;
     bytes = dataset.byteArray.slice(start, start + length);
   }
   const view = new DataView(bytes.buffer);
   const get = `get${PixelRepresentation ? "Int" : "Uint"}${BitsAllocated}`;
-  const kinds = { 8: [Uint8Array, Int8Array], 16: [Uint16Array, Int16Array], 32: [Uint32Array, Int32Array] };
-  const pixels = new kinds[BitsAllocated][PixelRepresentation ? 1 : 0](Rows * Columns);
-  for (let i = 0; i < pixels.length; i++) pixels[i] = view[get](i * size, syntax !== BIG_ENDIAN);
-  return pixels;
+  return new Kind(Rows * Columns).map((_, i) => view[get](i * size, syntax !== BIG_ENDIAN));
 }
 
-function rleFrame(dataset, element, index, parser) {
-  if (element.basicOffsetTable.length > 0) {
-    return parser.readEncapsulatedImageFrame(dataset, element, index);
+/** Return the bytes of one compressed frame. */
+function encapsulatedFrame(dataset, element, { frames }, index, parser) {
+  const { fragments, basicOffsetTable } = element;
+  if (basicOffsetTable.length > 0) return parser.readEncapsulatedImageFrame(dataset, element, index);
+  if (frames === 1) return parser.readEncapsulatedPixelDataFromFragments(dataset, element, 0, fragments.length);
+  if (fragments.length === frames) return parser.readEncapsulatedPixelDataFromFragments(dataset, element, index);
+  throw new Error("DICOM: frames in several fragments without a table of their offsets are not supported");
+}
+
+/** Decode one frame of JPEG Lossless. */
+function jpegDecoded(frame, { Rows, Columns }, JpegLossless) {
+  const decoder = new JpegLossless();
+  let decoded;
+  try {
+    decoded = decoder.decode(frame.slice().buffer, 0, frame.length);
+  } catch {
+    throw new Error("DICOM: the JPEG data is truncated or damaged");
   }
-  // without a table of offsets, each fragment is a frame, because RLE frames have one fragment
-  return parser.readEncapsulatedPixelDataFromFragments(dataset, element, index);
+  const { dimX, dimY, numComp } = decoder.frame;
+  if (dimX !== Columns || dimY !== Rows || numComp !== 1 || decoded.length !== Rows * Columns) {
+    throw new Error("DICOM: the JPEG data has another size than the header declares");
+  }
+  return decoded;
 }
 
 /** Decode one frame of RLE Lossless: a segment per byte of a pixel, the highest byte first. */

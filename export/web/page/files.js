@@ -13,11 +13,11 @@ const FILE_LIMIT = 2 ** 28;
  * Open a file of the user.
  *
  * @param {File | Blob} file
- * @param {object} dicomParser The package dicom-parser.
+ * @param {object} packages The packages that read DICOM (dicom.js).
  * @returns {Promise<{frames: number, read: (index: number) => object}>} `read` returns a slice: pixels (Uint8Array or
  *   Uint16Array gray, or Int16Array HU, row by row), width, height, warnings, and, for DICOM, orientation and field.
  */
-export async function openFile(file, dicomParser) {
+export async function openFile(file, packages) {
   if (file.size === 0) throw new Error("the file is empty");
   if (file.size > FILE_LIMIT) {
     throw new Error(
@@ -25,7 +25,7 @@ export async function openFile(file, dicomParser) {
     );
   }
   const bytes = new Uint8Array(await contentOf(file));
-  if (isDicom(bytes)) return openDicom(bytes, dicomParser);
+  if (isDicom(bytes)) return openDicom(bytes, packages);
   if (isPng(bytes)) return single(await readPng(bytes));
   if (isJpeg(bytes)) return single(await readJpeg(bytes));
   throw new Error("not a PNG, JPEG or DICOM file; convert it to PNG, or use organ-infer, which reads more formats");
