@@ -270,6 +270,11 @@ def implausible_slices():
     yield from (crop, framed, np.full((28, 28), 77, np.uint8), body_in_air(28), body_in_air(200))
     yield np.repeat([[0] * 14 + [255] * 14], 28, axis=0).astype(np.uint8)
     yield random.integers(100, 150, (28, 28), np.uint8)
+    # black pixels that are next to those seen from outside, but are not seen themselves
+    for _ in range(20):
+        porous = np.where(random.random((28, 28)) < 0.4, 0, 40).astype(np.uint8)
+        porous[14, 14], porous[::27, ::27] = 200, 0
+        yield porous
     yield from (np.asarray(Image.open(path)) for path in sorted((ROOT / "examples").glob("*.png")))
 
 

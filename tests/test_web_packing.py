@@ -17,8 +17,16 @@ SHAPES = [
     (31, 28), (2, 2), (14, 14), (101, 103), (64, 17), (3, 1021), (224, 224),
 ]  # fmt: skip
 SIZES = [4, 17, 64, 224]
-# whole bounds, odd bounds, bounds that are not integers, all of int16, beyond int16
-WINDOWS = [(40, 400), (30, 351), (-0.3, 77.7), (-0.5, 65535), (0, 60000), (32767, 65535), (50, 1)]
+# Whole bounds, odd bounds, bounds that are not integers, all of int16, beyond int16, one step.
+WINDOWS = [
+    (40, 400),
+    (30, 351),
+    (-0.3, 77.7),
+    (-0.5, 65535),
+    (1000, 65534),
+    (32767, 65535),
+    (50, 1),
+]
 
 pytestmark = pytest.mark.skipif(find_node() is None, reason="node 18 is not installed")
 
