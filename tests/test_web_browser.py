@@ -258,6 +258,7 @@ def test_a_model_that_judges_plausibility_warns_below_its_threshold(bundle, page
     manifest["members"][0] |= {"bytes": len(graph), "sha256": hashlib.sha256(graph).hexdigest()}
     for threshold, warned in ((0.5, True), (0.1, False)):
         manifest["plausibility"] = {"output": "orientation", "threshold": threshold}
+        manifest["training"]["smoke"] = warned
         (directory / "bundle" / "manifest.json").write_text(json.dumps(manifest))
         with PageServer(directory) as server:
             chromium.open(server.origin)
@@ -269,6 +270,29 @@ def test_a_model_that_judges_plausibility_warns_below_its_threshold(bundle, page
                 "implausible: plausibility 0.125, below 0.500; likely not a crop around one organ"
             )
             assert (warning in chromium.text("#warnings")) is warned
+            assert ("From a smoke run" in chromium.text("#about")) is warned
+
+
+def test_of_many_classes_the_most_probable_are_shown(page, chromium, tmp_path):
+    def change(manifest):
+        manifest["task"].update(classes=[f"class-{i}" for i in range(20)], paired=[])
+
+    folder = write_bundle(tmp_path / "b", {"g.onnx": make_graph(classes=20)}, change=change)
+    with OrganClassifier(folder, device="cpu") as classifier:
+        (expected,) = classifier.predict_paths([EXAMPLES[0]])
+    order = np.argsort(expected.probabilities)[::-1][:12]
+    with PageServer(page(folder)) as server:
+        chromium.open(server.origin)
+        chromium.wait_for(IS_LOADED)
+        give(chromium, EXAMPLES[0])
+
+        shown = chromium.run(
+            "[...document.querySelectorAll('#bars .class')].map((e) => e.textContent)"
+        )
+
+    assert shown == [f"class-{i}" for i in order]
+    assert chromium.text("#bars").endswith("8 less probable classes are not shown")
+    assert chromium.run("document.getElementById('organ').hidden")
 
 
 def with_orientation_output(graph, plausibility):

@@ -247,6 +247,10 @@ function showAnswer(item) {
   find("organ").textContent = `${prediction.organ}, both sides together: ${prediction.organProbability.toFixed(3)}`;
   const order = [...classes.keys()].sort((a, b) => prediction.probabilities[b] - prediction.probabilities[a]);
   find("bars").replaceChildren(...order.slice(0, BARS).map((i) => bar(classes[i], prediction.probabilities[i])));
+  if (order.length > BARS) {
+    const textContent = `${order.length - BARS} less probable classes are not shown`;
+    find("bars").append(element("li", { className: "rest", textContent }));
+  }
   find("plausibility").hidden = prediction.plausibility === null;
   find("plausibility").textContent = `Plausibility of an organ crop: ${prediction.plausibility?.toFixed(3)}`;
   find("warnings").replaceChildren(
