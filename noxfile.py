@@ -126,6 +126,16 @@ def extras(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The web page of export.web in a headless Chromium or Chrome. npm downloads its packages."""
+    session.install("-e", ".[cpu,dicom]", "onnx", "pytest")
+    # the tests skip without these
+    needed = "import shutil; from tests.support.chromium import find_chromium; assert find_chromium() and shutil.which('npm')"
+    session.run("python", "-c", needed)
+    session.run("pytest", "-m", "browser", "tests/test_web_browser.py", *session.posargs)
+
+
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def runtime(session: nox.Session) -> None:
     """The runtime's tests under each version of Python that is installed here, without PyTorch."""

@@ -1,0 +1,1 @@
+"""A bundle as a static web page that runs it in the browser (docs/deploy/browser.md)."""
