@@ -34,6 +34,7 @@ class ExportOptions:
         precisions: The precisions to try for the bundle. None: all.
         merged: The file for one graph of all members. None: no such graph.
         resample: How the bundle resamples slices. None: as in training.
+        temperature: Divides the logits. None: fitted on corrupted validation slices.
         force: Whether existing files are replaced without a note.
     """
 
@@ -44,6 +45,7 @@ class ExportOptions:
     precisions: tuple[str, ...] | None
     merged: Path | None
     resample: str | None = None
+    temperature: float | None = None
     force: bool = False
 
 
@@ -130,6 +132,14 @@ def _run(arguments: list[str] | None) -> int:
     return 0
 
 
+def _temperature(text: str) -> float:
+    """Parse a temperature, for argparse."""
+    value = float(text)
+    if not 0.01 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"expected 0.01 to 100, found {text}")
+    return value
+
+
 def _parse(arguments: list[str] | None) -> ExportOptions:
     from organ_infer.bundle.manifest import RESAMPLE
 
@@ -181,6 +191,13 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         choices=RESAMPLE,
         help="how the bundle resamples slices (default: as the run of the first checkpoint)",
     )
+    add(
+        "--temperature",
+        type=_temperature,
+        metavar="T",
+        help="divide the logits by T, such as the temperature that python -m train.edge.ablate fits on held-out slices"
+        " (default: fitted on corrupted validation slices)",
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -195,6 +212,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         precisions=None if values.precision is None else tuple(values.precision.split(",")),
         merged=values.merged,
         resample=values.resample,
+        temperature=values.temperature,
         force=values.force,
     )
 
@@ -244,7 +262,7 @@ def export(options: ExportOptions) -> None:
     data = calibration.add_calibration_split(data.smoke() if first.smoke else data)
     members = [_export_member(checkpoint, options, data) for checkpoint in checkpoints]
     if options.merged:
-        _write_merged(options.merged, members, data)
+        _write_merged(options.merged, options, members, data)
     if options.bundle:
         _write_bundle(options.bundle, options, checkpoints, members, data)
 
@@ -361,8 +379,10 @@ def _export_member(checkpoint: CheckpointFile, options: ExportOptions, data: Dat
     return Exported(trained, parity.logits, fitting_logits, parity.orientation)
 
 
-def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
-    """Write one graph of all members, with the temperature fitted to their float32 networks."""
+def _write_merged(
+    path: Path, options: ExportOptions, members: Sequence[Exported], data: Data
+) -> None:
+    """Write one graph of all members, with the temperature given or fitted to their float32 networks."""
     import numpy as np
     import onnx
 
@@ -374,12 +394,14 @@ def _write_merged(path: Path, members: Sequence[Exported], data: Data) -> None:
 
     fitting_logits = [m.fitting_logits for m in members if m.fitting_logits is not None]
     labels = data.labels[calibration.SPLIT]
-    temperature = fit_temperature(fitting_logits, labels)
-    rejected = why_rejected(
-        temperature,
-        Labeled(fitting_logits, labels),
-        Labeled([m.logits for m in members], data.labels["val"]),
-    )
+    temperature, rejected = options.temperature, ""
+    if temperature is None:
+        temperature = fit_temperature(fitting_logits, labels)
+        rejected = why_rejected(
+            temperature,
+            Labeled(fitting_logits, labels),
+            Labeled([m.logits for m in members], data.labels["val"]),
+        )
     if rejected:
         temperature = 1.0
         print(f"{rejected}; it stays 1")
@@ -445,6 +467,7 @@ def _write_bundle(
         [m.trained for m in members],
         calibration.variant_slices(data),
         precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
+        temperature=options.temperature,
     )
     print(f"{directory}: {len(members)} members, validation accuracy {val_metrics.accuracy:.4f}")
 

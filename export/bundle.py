@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from export.bundle_info import ORIENTATION, BundleInfo
+from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo
 from export.golden import add_golden
 from export.member import ORIENTATION as ORIENTATION_OUTPUT
 from export.member import ExportError
@@ -70,6 +70,7 @@ def write_bundle(
     slices: Slices,
     *,
     precisions: Sequence[str] = tuple(PRECISIONS),
+    temperature: float | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Write a bundle and check that the runtime opens it. It appears whole or not at all.
@@ -83,6 +84,7 @@ def write_bundle(
         members: The networks. The runtime averages their probabilities.
         slices: What the variants are converted, measured and calibrated with.
         precisions: Names of the precisions to try. fp32 is always included.
+        temperature: Used instead of a fitted one.
         report: Called with one line per step.
 
     Returns:
@@ -99,7 +101,7 @@ def write_bundle(
     building = stack.enter_context(atomic_directory(directory, replace=True))
     try:
         with stack:
-            _write_files(building, info, members, slices, precisions, report)
+            _write_files(building, info, members, slices, precisions, temperature, report)
     except OSError as e:
         raise ExportError(
             f"{directory}: the bundle cannot be written ({e.strerror}); name another directory"
@@ -115,6 +117,7 @@ def _write_files(
     members: Sequence[Trained],
     slices: Slices,
     precisions: Sequence[str],
+    given_temperature: float | None,
     report: Callable[[str], None],
 ) -> None:
     """Write every file of the bundle to the directory `building`."""
@@ -145,10 +148,12 @@ def _write_files(
             orientations.append(listed.orientation)
 
     fitting_labels = slices.fitted_on[1] if slices.fitted_on else slices.labels
-    temperature = fit_temperature(fitting_logits, fitting_labels)
-    rejected = why_rejected(
-        temperature, Labeled(fitting_logits, fitting_labels), Labeled(logits, slices.labels)
-    )
+    temperature, rejected = given_temperature, ""
+    if temperature is None:
+        temperature = fit_temperature(fitting_logits, fitting_labels)
+        rejected = why_rejected(
+            temperature, Labeled(fitting_logits, fitting_labels), Labeled(logits, slices.labels)
+        )
     if rejected:
         temperature = 1.0
         report(f"{rejected}; it stays 1")
@@ -160,6 +165,8 @@ def _write_files(
     )
     listed_metrics = asdict(measured) | ({"temperature_rejected": rejected} if rejected else {})
     info = replace(info, metrics={**info.metrics, "val_as_listed": listed_metrics})
+    if given_temperature is not None:
+        info = replace(info, training={**info.training, "temperature_fitted_on": GIVEN_TEMPERATURE})
     plausibility = _plausibility(orientations)
     if plausibility is not None:
         report(

@@ -14,6 +14,9 @@ ORIENTATION: dict[str, tuple[str, str] | None] = {
     "coronal": None,
 }
 
+# `training.temperature_fitted_on` of a bundle whose temperature was not fitted when it was written
+GIVEN_TEMPERATURE = "other slices (--temperature)"
+
 
 @dataclass(frozen=True)
 class BundleInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from export.bundle_info import ORIENTATION, BundleInfo
+from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo
 from export.temperature import why_higher
 
 if TYPE_CHECKING:
@@ -155,6 +155,11 @@ def _calibration(info: BundleInfo, temperature: float) -> str:
         return (
             f"Calibration: none, the temperature is 1. A temperature was fitted to the listed variants on\n{fitted_on},"
             f" and rejected:\n{rejected}. ECE on\nvalidation {_number(before)}{_calibration_on_test(info.metrics)}."
+        )
+    if fitted_on == GIVEN_TEMPERATURE:
+        return (
+            f"Calibration: logits are divided by the temperature {temperature:g}, fitted on {fitted_on}. ECE on\nvalidation"
+            f" {_number(before)} before, {_number(after)} after."
         )
     higher = why_higher(before, after) if "temperature_fitted_on" in info.training else ""
     return (

@@ -10,7 +10,7 @@ from support.data_files import SCANS, needs_scans
 from test_fit import CPU, made_data
 
 from export.member import open_session
-from export.temperature import mean_softmax
+from export.temperature import fit_temperature, mean_softmax
 from organ_infer import OrganClassifier
 from organ_infer.bundle.files import packaged_bundle
 from organ_infer.volumes import open_mask, open_volume
@@ -22,7 +22,7 @@ from train.edge import ablate, scans
 from train.edge.chains import chains, held_out
 from train.edge.scans import ScanCrops, scan_crops
 from train.errors import RunError, StageFailed
-from train.recipes import EdgeRecipe
+from train.recipes import EDGE_RECIPE, EdgeRecipe
 from train.stages import STAGES
 
 
@@ -129,7 +129,7 @@ def test_training_sees_the_groups_that_are_kept_and_measuring_those_held_out(
     assert [labels[image] for image in trained] == kept.labels["train"].tolist()
     assert contents(kept.images["val"]) == contents(data.images["val"])
     assert (
-        stage == STAGES["edge"]
+        stage == dataclasses.replace(STAGES["edge"], network="edge")
         and recipe == EdgeRecipe()
         and directory == tmp_path / "the_recipe" / "seed-1"
     )
@@ -172,7 +172,7 @@ def test_scans_are_scored_by_the_mean_over_margins_and_ways_to_resample(
     assert (
         ablate.table(tmp_path, ["v"], 1, scans=True)
         .splitlines()[0]
-        .endswith("| validation corrupted | unenhanced scan | enhanced scan |")
+        .endswith("| validation corrupted | unenhanced scan | enhanced scan | temperature |")
     )
     assert ablate.measure_variant(*arguments, scans=measured)["unenhanced"] == scores["unenhanced"]
 
@@ -187,6 +187,23 @@ def test_scores_of_another_way_to_hold_out_or_without_scans_are_refused(
         ablate.measure_variant(*arguments, hold_out="scans")
     with pytest.raises(RunError, match="holds scores without --scans; use another --out"):
         ablate.measure_variant(*arguments, scans=[crops("enhanced", [0])])
+    file = tmp_path / "v" / "seed-1" / "scores.json"
+    scores = record.read_json(file)
+    del scores["temperature"]
+    record.write_json(file, scores)
+    with pytest.raises(RunError, match="of an earlier version; use another --out"):
+        ablate.measure_variant(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "network"), [(EdgeRecipe(), "edge"), (EDGE_RECIPE, "edge_orientation")]
+)
+def test_recipes_with_orientations_train_the_network_with_two_outputs(
+    data, tmp_path, monkeypatch, recipe, network
+):
+    watched = Watched(monkeypatch, data)
+    ablate.measure_variant("v", recipe, 1, data, data, 2, tmp_path, CPU)
+    assert [stage.network for stage, *_ in watched.trained] == [network]
 
 
 @needs_scans
@@ -266,6 +283,7 @@ def test_each_score_is_measured_on_its_own_slices(data, tmp_path, monkeypatch):
         "val": np.mean(labels == 0),
         "val_mirrored": np.mean(labels == 0),
         "val_corrupted": pytest.approx(np.mean(labels[chosen] == 0)),
+        "temperature": fit_temperature([np.eye(3)[np.zeros(240, int)]], data.labels["train"]),
     }
     assert scores["val"] != scores["val_corrupted"] != scores["held_out"]
 
@@ -292,7 +310,9 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
     assert printed[0].startswith("device  cpu") and printed[0].endswith(
         f"({precision(CPU)}, --amp auto)"
     )
-    assert "the recipe, trained" in printed and printed[-1].startswith("| with negatives | ")
+    assert "the recipe, trained" in printed and printed[-1].startswith(
+        "| with squeezed contrast | "
+    )
     assert any(line.startswith("no shifts, seed 2: held_out 0.") for line in printed)
 
 
@@ -376,6 +396,13 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
         }
         for name, recipe in ablate.VARIANTS.items()
     }
+    oriented = {
+        "erase": 0.5,
+        "intensity": 0.3,
+        "negatives": 0.15,
+        "reoriented": 0.2,
+        "orientation_weight": 0.4,
+    }
     assert changed == {
         "reference": {},
         "no cutting": {"cutmix": 0.0},
@@ -390,23 +417,26 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
         "with noise": {"noise": 0.05},
         "the recipe": {"erase": 0.5, "intensity": 0.3},
         "with negatives": {"erase": 0.5, "intensity": 0.3, "negatives": 0.15},
+        "with orientation": oriented,
+        "with squeezed contrast": oriented | {"contrast": 0.4},
     }
     docs = (ROOT / "docs" / "results" / "edge.md").read_text()
     assert all(f"\n| {name} | 0." in docs for name in ablate.VARIANTS)
 
 
 def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
-    rows = {1: (0.9, 0.5, 0.3, 0.1), 2: (0.8, 0.5, 0.4, 0.1), 3: (0.7, 0.8, 0.8, 0.1)}
+    rows = {1: (0.9, 0.5, 0.3, 0.1, 1), 2: (0.8, 0.5, 0.4, 0.1, 1), 3: (0.7, 0.8, 0.8, 0.1, 1)}
+    columns = [*ablate.SCORES, "temperature"]
     for seed, values in rows.items():
         place = tmp_path / "no_shifts" / f"seed-{seed}"
         place.mkdir(parents=True)
-        record.write_json(place / "scores.json", dict(zip(ablate.SCORES, values, strict=True)))
-    head = "| variant | held out | validation | validation mirrored | validation corrupted |\n|---|---|---|---|---|\n"
+        record.write_json(place / "scores.json", dict(zip(columns, values, strict=True)))
+    head = "| variant | held out | validation | validation mirrored | validation corrupted | temperature |\n|---|---|---|---|---|---|\n"
     # the deviation of a sample: sqrt(0.02 / 2), sqrt(0.06 / 2), sqrt(0.14 / 2)
     assert ablate.table(tmp_path, ["no shifts"], 3) == head + (
-        "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 |"
+        "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 | 1.0000 ± 0.0000 |"
     )
     assert (
         ablate.table(tmp_path, ["no shifts"], 1)
-        == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 |"
+        == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 | 1.0000 |"
     )

@@ -261,6 +261,29 @@ def test_a_bundle_is_written_with_what_it_lists(checkpoints, tmp_path):
     assert manifest["task"]["classes"] == CLASSES and manifest["input"]["size"] == SIZE
 
 
+def test_a_given_temperature_is_used_and_named(checkpoints, tmp_path):
+    """A temperature fitted on slices of other scans is right where one fitted on validation is too small."""
+    options = ("--bundle", tmp_path / "b", "--merged", tmp_path / "m.onnx", "--precision", "fp32")
+    assert run(checkpoints("base"), *options, "--temperature", "0.5") == 0
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["temperature"] == 0.5
+    assert manifest["training"]["temperature_fitted_on"] == "other slices (--temperature)"
+    card = " ".join((tmp_path / "b" / "MODEL_CARD.md").read_text().split())
+    assert "divided by the temperature 0.5, fitted on other slices (--temperature). ECE on" in card
+    merged = ReferenceEvaluator(onnx.load(tmp_path / "m.onnx")).run(
+        None, {"images": packed(IMAGES["test"]).reshape(-1, 1, 4, 4).astype(np.float32)}
+    )[0]
+    expected = softmax(logits_of("base", IMAGES["test"]) / 0.5)
+    np.testing.assert_allclose(merged, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "101", "warm"])
+def test_a_temperature_that_is_none_is_a_usage_error(text, checkpoints, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(checkpoints("base"), "--temperature", text)
+    assert ended.value.code == 2 and "argument --temperature: " in capsys.readouterr().err
+
+
 # What is refused.
 
 

@@ -80,9 +80,9 @@ def residual_block(state, x, name, stride):
     return relu(y + x)
 
 
-def edge_features(state, x, *, strides, stem_stride=2):
+def edge_features(state, x, *, strides):
     """A stem, residual blocks, and the mean of the map."""
-    x = relu(normalized(convolution(x, state["stem.weight"], stride=stem_stride), state, "norm"))
+    x = relu(normalized(convolution(x, state["stem.weight"], stride=2), state, "norm"))
     for i, stride in enumerate(strides):
         x = residual_block(state, x, f"blocks.{i}", stride)
     return x.mean((2, 3))
@@ -144,7 +144,7 @@ def test_logits_are_those_of_a_forward_pass_written_out_in_numpy(name, size):
 TWO_HEADS = {
     "edge_orientation": {"strides": (1, 2, 2)},
     "edge_wide": {"strides": (1, 2, 2)},
-    "edge_fine": {"strides": (1, 2, 2, 2), "stem_stride": 1},
+    "edge_deep": {"strides": (1, 2, 2, 2)},
 }
 
 

@@ -601,7 +601,7 @@ def test_a_job_for_each_stage_with_the_studys_settings():
         "base": 5,
         "edge": 32,
         "edge_wide": 32,
-        "edge_fine": 32,
+        "edge_deep": 32,
     }
     assert [job.directory for job in jobs] == [Path("runs") / name for name in STAGES]
     assert {(job.config.seed, job.config.batch_size, job.config.weights) for job in jobs} == {

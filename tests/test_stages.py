@@ -31,7 +31,7 @@ PUBLISHED = {
     "resnet152": ("resnet152", AUGMENTED, 5, 100, True),
     "edge": ("edge_orientation", EDGE, None, 32, False),
     "edge_wide": ("edge_wide", replace(EDGE, blur=1), None, 32, False),
-    "edge_fine": ("edge_fine", replace(EDGE, noise=0.05), None, 32, False),
+    "edge_deep": ("edge_deep", replace(EDGE, noise=0.05), None, 32, False),
 }
 
 
@@ -45,7 +45,7 @@ def test_the_ladder_is_the_published_one():
     ensemble = STAGES["ensemble"]
     assert ensemble.network is None and not ensemble.pretrained and ensemble.recipe is None
     assert ensemble.members == ("batch_norm", "resnet50", "resnet101", "resnet152")
-    assert STAGES["edge_ensemble"].members == ("edge", "edge_wide", "edge_fine")
+    assert STAGES["edge_ensemble"].members == ("edge", "edge_wide", "edge_deep")
     names = list(PUBLISHED)
     assert [s.name for s in LADDER] == [*names[:-3], "ensemble", *names[-3:], "edge_ensemble"]
     assert LISTED == (
@@ -61,7 +61,7 @@ def test_the_ladder_is_the_published_one():
 
 def test_what_the_rows_say_beside_their_training():
     """What was asked of names before: which stages users name, and which are measured on corrupted slices."""
-    assert MEMBERS == ("resnet50", "resnet101", "resnet152", "edge_wide", "edge_fine")
+    assert MEMBERS == ("resnet50", "resnet101", "resnet152", "edge_wide", "edge_deep")
     assert [s.name for s in LADDER if s.robustness] == ["ensemble", "edge", "edge_ensemble"]
     assert [s.name for s in LADDER if s.card] == ["edge"]
     assert all(s.title.endswith(".") for s in LADDER)

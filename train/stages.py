@@ -131,10 +131,10 @@ LADDER = (
         max_epochs=32,
     ),
     Stage(
-        "edge_fine",
-        "edge_fine",
+        "edge_deep",
+        "edge_deep",
         replace(EDGE_RECIPE, noise=0.05),
-        "A network whose first block keeps the resolution of the slices, trained with noise.",
+        "A network of four blocks, trained with noise.",
         listed=False,
         patience=None,
         max_epochs=32,
@@ -145,7 +145,7 @@ LADDER = (
         title="The mean of the softmax outputs of three small networks.",
         listed=False,
         robustness=True,
-        members=("edge", "edge_wide", "edge_fine"),
+        members=("edge", "edge_wide", "edge_deep"),
     ),
 )
 

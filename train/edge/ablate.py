@@ -1,7 +1,7 @@
 """python -m train.edge.ablate: measure what each ingredient of the edge network's recipe contributes.
 
-The baseline is the first recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline
-or removes one. The variants from "the first recipe" on start from that recipe, and later from `ORIENTED`. All are trained
+The baseline is the recipe without erasing and intensity changes. Each variant adds one ingredient to the baseline
+or removes one. The variants from "the recipe" on each add one to that recipe. The last is the recipe in use. All are trained
 for 8 epochs on three quarters of the training split. They are measured on the other quarter, on validation as stored,
 flipped front to back and corrupted (the third severity of each of MedMNIST-C's corruptions), and with --scans on the
 crops of two real scans. The quarter is held out in groups that look like scans, another one for each seed (cross-validation),
@@ -24,6 +24,7 @@ from torch import nn
 from export.bundle import WINDOW
 from export.console import run_command
 from export.machine import machine_failure
+from export.temperature import fit_temperature
 from train import fit, parallel, record
 from train.arguments import names, positive
 from train.config import TrainConfig
@@ -34,7 +35,7 @@ from train.devices import choose_device, device_line
 from train.edge.chains import chains, folds, held_out, pseudo_scans
 from train.edge.scans import SCANS, ScanCrops, scan_crops
 from train.errors import RunError
-from train.recipes import EdgeRecipe
+from train.recipes import EDGE_RECIPE, EdgeRecipe
 from train.stages import STAGES
 
 BASELINE = EdgeRecipe(erase=0.0, intensity=0.0)
@@ -52,6 +53,8 @@ VARIANTS = {
     "with noise": replace(BASELINE, noise=0.05),
     "the recipe": EdgeRecipe(),
     "with negatives": replace(EdgeRecipe(), negatives=0.15),
+    "with orientation": replace(EDGE_RECIPE, contrast=None),
+    "with squeezed contrast": EDGE_RECIPE,
 }
 SCORES = {
     "held_out": "held out",
@@ -63,6 +66,8 @@ SCORES = {
 SCAN_SCORES = {scan: f"{scan} scan" for scan in SCANS}
 HOLD_OUT = ("scans", "chains")
 FOLDS = 4
+# the temperature that is best on the held-out slices, which is right for other scans than those of training
+OTHER_SCORES = {"temperature": "temperature"}
 # severity of the corruptions, and number of validation slices that are corrupted
 SEVERITY, CORRUPTED = 3, 1000
 
@@ -246,7 +251,7 @@ def measure_variant(
         scans: crops of real scans, to measure the network on.
 
     Returns:
-        Accuracies, 0 to 1, by the keys of SCORES, and with crops by those of SCAN_SCORES.
+        Accuracies, 0 to 1, by the keys of SCORES and with crops of SCAN_SCORES, and those of OTHER_SCORES.
 
     Raises:
         RunError: the existing scores are of another recipe, data set or number of epochs.
@@ -268,6 +273,8 @@ def measure_variant(
             )
         if scans and not set(SCAN_SCORES) <= set(stored):
             raise RunError(f"{file}: holds scores without --scans; use another --out")
+        if not set(OTHER_SCORES) <= set(stored):
+            raise RunError(f"{file}: of an earlier version; use another --out")
         if stored.get("epochs") != epochs:
             raise RunError(
                 f"{file}: holds scores with --epochs {stored.get('epochs')}, but this command has --epochs {epochs};"
@@ -279,9 +286,10 @@ def measure_variant(
         print(f"{name}, {line}", flush=True)
 
     config = TrainConfig(seed, 128, epochs, "none")
-    checkpoint = fit.fit(
-        STAGES["edge"], data, config, device, directory, recipe=recipe, report=report
-    )
+    stage = STAGES["edge"]
+    if not recipe.reoriented:
+        stage = replace(stage, network="edge")
+    checkpoint = fit.fit(stage, data, config, device, directory, recipe=recipe, report=report)
     network = fit.network_of(checkpoint).to(device)
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
@@ -289,8 +297,9 @@ def measure_variant(
 
     val, labels = data.network_images("val"), data.labels["val"]
     rows = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
+    held_out_logits = fit.evaluate(network, holdout.network_images("train"))  # (N, classes)
     scores = {
-        "held_out": accuracy(holdout.network_images("train"), holdout.labels["train"]),
+        "held_out": float((held_out_logits.argmax(1) == holdout.labels["train"]).mean()),
         "val": accuracy(val, labels),
         "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
     }
@@ -306,6 +315,7 @@ def measure_variant(
                 ]
             )
         )
+    scores["temperature"] = fit_temperature([held_out_logits], holdout.labels["train"])
     record.write_json(file, about | scores)
     report(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
     return scores
@@ -328,7 +338,7 @@ def table(out: Path, variants: Sequence[str], seeds: int, *, scans: bool = False
         seeds: number of seeds, counted from 1.
         scans: whether they were measured on scans.
     """
-    columns = SCORES | SCAN_SCORES if scans else SCORES
+    columns = SCORES | (SCAN_SCORES if scans else {}) | OTHER_SCORES
     lines = [f"| variant | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
     for name in variants:
         files = [

@@ -43,9 +43,9 @@ def _edge_wide(classes: int, size: int, seed: int) -> nn.Module:
     return ResidualNetwork(48, 2, (48, 96, 160), classes=classes, seed=seed, orientation=True)
 
 
-def _edge_fine(classes: int, size: int, seed: int) -> nn.Module:
-    """At 28 px the maps of the four blocks have 28x28, 14x14, 7x7 and 4x4 pixels."""
-    return ResidualNetwork(16, 1, (24, 48, 96, 128), classes=classes, seed=seed, orientation=True)
+def _edge_deep(classes: int, size: int, seed: int) -> nn.Module:
+    """At 28 px the maps of the four blocks have 14x14, 7x7, 4x4 and 2x2 pixels."""
+    return ResidualNetwork(32, 2, (32, 64, 96, 128), classes=classes, seed=seed, orientation=True)
 
 
 # One row per network: a function of the number of classes, the pixels per side and the seed.
@@ -59,7 +59,7 @@ NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "edge": _edge,
     "edge_orientation": _edge_orientation,
     "edge_wide": _edge_wide,
-    "edge_fine": _edge_fine,
+    "edge_deep": _edge_deep,
 }
 
 
