@@ -179,7 +179,7 @@ class Service:
             yield from decoded_batches(self._classifier, files, self._limits)
 
         batches, results, count = read(), list[Result](), 0
-        while batch := await self._decoded(batches):
+        while batch := await self._decoded(request, batches):
             count += len(batch.names)
             if count > self._limits.slices:
                 raise RequestError(
@@ -187,17 +187,19 @@ class Service:
                     " or raise --slices-per-request",
                     413,
                 )
-            if await request.is_disconnected():
-                raise ClientDisconnect
             results += await self._classified(batch)
             if batch.last:
                 break
         return results
 
-    async def _decoded(self, batches: Iterator[Batch]) -> Batch | None:
+    async def _decoded(self, request: Request, batches: Iterator[Batch]) -> Batch | None:
+        """Return the next batch of a request. Nothing may be awaited between this and `_classified`."""
         with nullcontext() if self._batcher is None else self._batcher.arriving():
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._decoders, next, batches, None)
+            batch = await loop.run_in_executor(self._decoders, next, batches, None)
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            return batch
 
     async def _classified(self, batch: Batch) -> list[Result]:
         try:

@@ -40,11 +40,14 @@ class _ServiceProtocol(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _linger_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    # Whether the connection was answered without the application. What else the client sends is thrown away.
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
             self._refuse(503, "too many connections; try again later", "connections")
+            self.transport.close()
             return
         self._head_timer = self.loop.call_later(self._limits.header_seconds, self._head_is_late)
 
@@ -56,8 +59,7 @@ class _ServiceProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # After an error, what else the client sends is not read.
-        if self.transport.is_closing() or self.conn.our_state is h11.ERROR:
+        if self._refused or self.transport.is_closing():
             return
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
@@ -72,13 +74,12 @@ class _ServiceProtocol(H11Protocol):
         super().on_response_complete()
         # The rest of the body is not wanted. uvicorn reads and forgets it.
         if self.conn.their_state is h11.SEND_BODY and not self.transport.is_closing():
-            self._cancel("_linger_timer")
-            self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._linger()
             self._unset_keepalive_if_required()
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.conn.their_state is not h11.SEND_BODY:
+        if self.conn.their_state is not h11.SEND_BODY and not self._refused:
             self._cancel("_linger_timer")
 
     def send_400_response(self, msg: str) -> None:
@@ -115,6 +116,9 @@ class _ServiceProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         self._cancel("_head_timer")
+        if self._refused:
+            self.transport.close()
+            return
         super().shutdown()
         if self.cycle is None or self.cycle.response_complete:
             self._abort_later()
@@ -138,8 +142,10 @@ class _ServiceProtocol(H11Protocol):
         self._refuse(408, f"{text}; send it again", "header timeout")
 
     def _refuse(self, status: int, text: str, reason: str) -> None:
-        """Answer without the application, and close the connection."""
+        """Answer without the application, and close the connection once the client has had time to read it."""
         self._cancel("_head_timer")
+        self._unset_keepalive_if_required()
+        self._refused = True
         self._metrics.refused[reason] += 1
         content = json.dumps({"error": text}).encode()
         lines = [
@@ -151,7 +157,14 @@ class _ServiceProtocol(H11Protocol):
             *([f"Retry-After: {RETRY_SECONDS}"] if status == 503 else []),
         ]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + content)
-        self.transport.close()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Read and forget what the client still sends: an answer is lost if unread data is left when closing."""
+        self._cancel("_linger_timer")
+        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _cancel(self, name: str) -> None:
         timer: asyncio.TimerHandle | None = getattr(self, name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -40,7 +41,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, UnicodeError) as e:
-        reason = file_reason(e)
+        # Python adds the address to the text of the system. Errors of names have negative numbers.
+        number = getattr(e, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else file_reason(e)
         raise OrganInferError(
             f"{_shown(host, port)}: cannot listen there ({reason}); choose another --host or --port"
         ) from e
