@@ -403,6 +403,8 @@ def test_the_rest_of_a_refused_body_that_comes_soon_keeps_the_connection(service
         time.sleep(2.5)
         connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
         assert receive(connection).status == 200
+        # idle connections are closed, this one too
+        assert connection.recv(1) == b""
 
 
 def test_a_good_request_before_a_bad_one_is_answered(service, picture):

@@ -62,13 +62,24 @@ class _ServiceProtocol(H11Protocol):
         if self._refused or self.transport.is_closing():
             return
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            if self._head_timer is None and self._linger_timer is None:
-                self._head_timer = self.loop.call_later(
-                    self._limits.header_seconds, self._head_is_late
-                )
-        else:
+        if not self._refused:
+            self._watch_next_head()
+
+    def _watch_next_head(self) -> None:
+        """Give the head of the next request its time from its first byte on."""
+        if self.cycle is not None and not self.cycle.response_complete:
             self._cancel("_head_timer")
+        elif self._linger_timer is not None:
+            # The rest of a refused body has its own time.
+            pass
+        elif self.cycle is not None and not self.conn.trailing_data[0]:
+            # uvicorn forgets this timer after the rest of a refused body.
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.header_seconds, self._head_is_late)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
