@@ -111,14 +111,18 @@ def extras(session: nox.Session) -> None:
     (https://github.com/python/cpython/issues/106905), and pytest then ends with an internal error. It parses for its usual
     tracebacks, and when its hypothesis plugin imports a module at the end: so neither is used here.
     """
-    session.install("-e", ".[cpu,parquet,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest")
+    session.install(
+        *("-e", ".[cpu,parquet,ray,serve]", "ray[serve]", "tritonclient[grpc]"),
+        *("onnx", "pandas", "pytest"),
+    )
     # the tests skip without these
     session.run(
-        "python", "-c", "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2"
+        *("python", "-c"),
+        "import ray.data, ray.serve, pyarrow, pandas, tritonclient.grpc.model_config_pb2",
     )
     session.run(
-        *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py"),
-        *("tests/test_parquet.py", *session.posargs),
+        *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_ray_serve.py"),
+        *("tests/test_triton.py", "tests/test_parquet.py", *session.posargs),
     )
 
 
@@ -126,7 +130,7 @@ def extras(session: nox.Session) -> None:
 def runtime(session: nox.Session) -> None:
     """The runtime's tests under each version of Python that is installed here, without PyTorch."""
     session.install(
-        *("-e", ".[cpu,volume]", "onnx"),
+        *("-e", ".[cpu,volume,serve]", "onnx"),
         *("pytest", "pytest-xdist", "pytest-benchmark", "hypothesis"),
     )
     session.run("pytest", "-n", "auto", *(session.posargs or runtime_tests()))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from ..batching import Batch
-from .together import Result
+from .together import Result, count_that_fit
 
 __all__ = ["Batcher"]
 
@@ -123,9 +123,5 @@ class Batcher:
 
     def _take(self) -> list[tuple[Batch, asyncio.Future[list[Result]]]]:
         """Take the first batches, as many as fit into one run, and at least one."""
-        group = [self._pending.popleft()]
-        room = self._slices - len(group[0][0].names)
-        while self._pending and len(self._pending[0][0].names) <= room:
-            group.append(self._pending.popleft())
-            room -= len(group[-1][0].names)
-        return group
+        count = count_that_fit([batch for batch, _ in self._pending], self._slices)
+        return [self._pending.popleft() for _ in range(count)]
