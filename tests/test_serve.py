@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -593,6 +594,40 @@ def test_a_second_signal_does_not_wait_for_clients(own_service):
         assert own_service.stop() == (143, "organ-infer: terminated\n")
 
 
+def test_a_client_that_hangs_does_not_keep_the_service_from_ending(bundle, tmp_path):
+    arguments = ("--bundle", bundle, "--device", "cpu", "--shutdown-timeout", 1)
+    with running_service(tmp_path / "log", *arguments) as running, running.connect() as connection:
+        connection.sendall(OK + b"Content-Length: 100\r\n\r\nhello")
+        running.wait_for("organ_infer_body_bytes", 5)
+        started = time.monotonic()
+        assert running.stop() == (143, "organ-infer: terminated\n")
+        assert 0.9 < time.monotonic() - started < 30
+
+
+@linux
+def test_a_closed_standard_output_is_no_error(bundle, tmp_path):
+    """The address cannot be told, and the service works."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f'exec "$0" -m organ_infer serve --port {port} --bundle "$1" >&-'
+    with subprocess.Popen(
+        ["sh", "-c", command, sys.executable, str(bundle)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    ) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 5).close()
+                break
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.terminate()
+        assert process.communicate(timeout=60)[1] == "organ-infer: terminated\n"
+        assert process.returncode == 143
+
+
 def test_sigterm_under_load_loses_no_accepted_request(own_service, picture):
     """Each connection sends one request. Those that were accepted get their whole answer."""
     outcomes, stop = [], threading.Event()
@@ -630,8 +665,6 @@ def test_sigterm_under_load_loses_no_accepted_request(own_service, picture):
 
 
 def test_signals_that_are_ignored_stay_ignored(bundle, tmp_path):
-    import subprocess
-
     script = f"""
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -667,6 +700,22 @@ def test_a_port_in_use_is_one_line(capfd):
             f"organ-infer: error: 127.0.0.1:{port}: cannot listen there (Address already in use);"
             " choose another --host or --port\n",
         )
+
+
+@pytest.mark.parametrize(
+    "host, clients", [("localhost", ["127.0.0.1"]), ("::", ["127.0.0.1", "::1"])]
+)
+def test_addresses_to_listen_at(host, clients):
+    from organ_infer.serve.server import address_of, open_socket
+
+    if host == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with open_socket(host, 0) as listening:
+        port = listening.getsockname()[1]
+        shown = {"localhost": "127.0.0.1", "::": "[::]"}[host]
+        assert address_of(listening) == f"http://{shown}:{port}"
+        for client in clients:
+            socket.create_connection((client, port), 10).close()
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no-such-host.invalid", "a" * 70, "::ffff:g"])
@@ -730,6 +779,7 @@ def test_every_option_of_a_limit_reaches_the_service():
         "--slices-per-request": ("slices", 7), "--pixel-limit": ("pixels", 8),
         "--file-limit": ("file_bytes", 9), "--queue": ("queue", 10), "--connections": ("connections", 11),
         "--header-timeout": ("header_seconds", 12), "--body-timeout": ("body_seconds", 13),
+        "--shutdown-timeout": ("shutdown_seconds", 14),
     }  # fmt: skip
     arguments = [text for name, (_, value) in options.items() for text in (name, str(value))]
     parsed = parse_serve([*arguments, "--max-wait", "3", "--max-batch", "17", "--any-modality"])

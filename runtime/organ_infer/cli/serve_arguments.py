@@ -128,22 +128,24 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         help="a request waits so long, at most, for others that are being decoded, so that they are classified"
         f" together (default: {_DEFAULTS.batch_wait * 1000:g})",
     )
-    group.add_argument(
-        "--header-timeout",
-        dest="header_seconds",
-        type=_seconds,
-        default=_DEFAULTS.header_seconds,
-        metavar="S",
-        help=f"seconds for the head of a request (default: {_DEFAULTS.header_seconds:g})",
-    )
-    group.add_argument(
-        "--body-timeout",
-        dest="body_seconds",
-        type=_seconds,
-        default=_DEFAULTS.body_seconds,
-        metavar="S",
-        help=f"seconds for the body of a request (default: {_DEFAULTS.body_seconds:g})",
-    )
+    for option, name, text in (
+        ("--header-timeout", "header_seconds", "seconds for the head of a request"),
+        ("--body-timeout", "body_seconds", "seconds for the body of a request"),
+        (
+            "--shutdown-timeout",
+            "shutdown_seconds",
+            "seconds for requests in progress after a signal",
+        ),
+    ):
+        default = getattr(_DEFAULTS, name)
+        group.add_argument(
+            option,
+            dest=name,
+            type=_seconds,
+            default=default,
+            metavar="S",
+            help=f"{text} (default: {default:g})",
+        )
     group.add_argument(
         "--any-modality",
         action="store_true",

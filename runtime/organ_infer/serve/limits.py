@@ -37,4 +37,4 @@ class ServiceLimits(NamedTuple):
     connections: int = 512
     header_seconds: float = 10.0
     body_seconds: float = 60.0
-    shutdown_seconds: float = 30.0
+    shutdown_seconds: float = 8.0

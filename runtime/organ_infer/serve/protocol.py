@@ -149,8 +149,11 @@ class _ServiceProtocol(H11Protocol):
         self._head_timer = None
         if self.transport.is_closing():
             return
-        text = f"the head of the request did not arrive in {self._limits.header_seconds:g} s"
-        self._refuse(408, f"{text}; send it again", "header timeout")
+        self._refuse(
+            408,
+            f"the head of the request did not arrive in {self._limits.header_seconds:g} s; send it again",
+            "header timeout",
+        )
 
     def _refuse(self, status: int, text: str, reason: str) -> None:
         """Answer without the application, and close the connection once the client has had time to read it."""

@@ -38,8 +38,12 @@ def open_socket(host: str, port: int) -> socket.socket:
         OrganInferError: The address cannot be used.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        families = {each[0] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        # localhost has both. Clients that try one only try this one.
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        # :: is all addresses, those of IPv4 too
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
     except (OSError, UnicodeError) as e:
         # Python adds the address to the text of the system. Errors of names have negative numbers.
         number = getattr(e, "errno", None) or 0
