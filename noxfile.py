@@ -148,7 +148,7 @@ def lowest(session: nox.Session) -> None:
     """The runtime's tests with the oldest versions that pyproject.toml allows of what the runtime imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    required = project["dependencies"] + extras["cpu"] + extras["volume"]
+    required = project["dependencies"] + extras["cpu"] + extras["volume"] + extras["serve"]
     required += [line for line in extras["train"] if line.startswith("onnx>=")]
     oldest = [line.replace(">=", "==") for line in required]
     session.install("-e", ".", *oldest, "pytest", "pytest-xdist", "pytest-benchmark", "hypothesis")

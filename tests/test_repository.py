@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MYPY = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # what development needs; Ray and CUDA are tried with the newest versions
-TRIED = ("cpu", "dicom", "train", "dev", "docs")
+TRIED = ("cpu", "dicom", "serve", "train", "dev", "docs")
 
 
 def sessions():

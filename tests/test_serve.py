@@ -470,6 +470,38 @@ def in_process(test, classifier, *, classify=None, **limits):
     return asyncio.run(run())
 
 
+def test_an_answer_counts_as_memory_until_it_is_taken(classifier, slices):
+    content = array_file(np.repeat(slices, 10, 0))
+    held, go = [], asyncio.Event()
+
+    async def test(app, service):
+        async def slow(scope, receive, send):
+            async def send_slowly(message):
+                held.append(service.memory.bytes)
+                await go.wait()
+                await send(message)
+
+            await app(scope, receive, send_slowly)
+
+        first = asyncio.create_task(ask_app(slow, "POST", "/v1/predict", content))
+        while not held:
+            await asyncio.sleep(0.001)
+        # the answer has some 200,000 bytes, the body 320,000
+        refused = await ask_app(app, "POST", "/v1/predict", content)
+        go.set()
+        answer = await first
+        good = await ask_app(app, "POST", "/v1/predict", content)
+        return refused, answer, good, service.memory.bytes
+
+    refused, answer, good, left = in_process(
+        test, classifier, request_bytes=400_000, held_bodies=1, queue=5
+    )
+    assert answer.status == 200 == good.status and len(answer.json) == 400 == len(good.json)
+    assert held[0] == len(answer.content) == int(answer.headers["content-length"])
+    assert refused.status == 503 and "too many large requests" in refused.error
+    assert left == 0 and len(held) > 3
+
+
 def test_a_full_queue_is_answered_with_503(classifier, picture):
     go = asyncio.Event()
 

@@ -22,7 +22,7 @@ from ..engine.cpu_count import usable_processors
 from ..errors import OrganInferError, one_line, shorten
 from ..results import ImageFailure, Prediction
 from .batcher import Batcher
-from .bodies import BodyMemory, files_of, read_body
+from .bodies import BodyMemory, Reservation, files_of, read_body
 from .errors import RETRY_SECONDS, RequestError
 from .limits import ServiceLimits
 from .metrics import CONTENT_TYPE, Metrics
@@ -37,6 +37,8 @@ logger = logging.getLogger("organ_infer")
 PREDICT = "/v1/predict"
 # Slices whose rows are written in the event loop, because that takes less time than another thread.
 FEW_ROWS = 64
+# Bytes of an answer that are sent at once.
+PIECE = 1 << 16
 # Threads that decode. Each may need the memory of one picture.
 DECODERS = 8
 
@@ -62,7 +64,7 @@ class Service:
 
     Attributes:
         metrics: What was done.
-        memory: The bodies in memory.
+        memory: The bodies and answers in memory.
         error: The error of the last run of the model, or None if it succeeded.
     """
 
@@ -153,7 +155,7 @@ class Service:
         self.metrics.slices["classified"] += succeeded
         self.metrics.slices["failed"] += len(results) - succeeded
         # 422: the request is fine, but nothing in it is an image.
-        return Response(content, 200 if succeeded else 422, media_type="application/json")
+        return _Answer(content, 200 if succeeded else 422, self.memory.reserve())
 
     def _refuse_if_full(self) -> None:
         if self.metrics.waiting >= self._limits.queue:
@@ -234,6 +236,34 @@ class Service:
     async def openapi(self, request: Request) -> Response:
         """Answer the description of this interface."""
         return JSONResponse(openapi_document(__version__, self._limits))
+
+
+class _Answer(Response):
+    """Rows, which count as memory until the client has taken them.
+
+    Args:
+        content: The rows.
+        status: The status.
+        reservation: Takes their size.
+
+    Raises:
+        RequestError: Bodies and answers in memory are too large together.
+    """
+
+    def __init__(self, content: str, status: int, reservation: Reservation) -> None:
+        super().__init__(content, status, media_type="application/json")
+        self._reservation = reservation
+        reservation.add(len(self.body))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with self._reservation:
+            start = {"type": "http.response.start", "status": self.status_code}
+            await send(start | {"headers": self.raw_headers})
+            # The server waits before each piece until the client has taken most of the others.
+            for position in range(0, len(self.body), PIECE):
+                piece = self.body[position : position + PIECE]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def create_app(service: Service, web: str | None = None) -> Any:

@@ -9,7 +9,7 @@ from ..errors import shorten
 from .errors import RequestError
 from .limits import ServiceLimits
 
-__all__ = ["BodyMemory", "files_of", "read_body"]
+__all__ = ["BodyMemory", "Reservation", "files_of", "read_body"]
 
 # (name, content)
 File = tuple[str, bytes]
@@ -25,7 +25,7 @@ _PARAMETER = re.compile(r';[ \t]*([^\s;="]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^\s
 
 
 class BodyMemory:
-    """Counts the bytes of all bodies in memory.
+    """Counts the bytes of all bodies and answers in memory.
 
     Attributes:
         bytes: How many there are.
@@ -45,7 +45,7 @@ class BodyMemory:
 
 
 class Reservation:
-    """The bytes of one body."""
+    """The bytes of one body or answer."""
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
@@ -55,7 +55,7 @@ class Reservation:
         """Add `count` bytes.
 
         Raises:
-            RequestError: The bodies in memory are too large together.
+            RequestError: The bodies and answers in memory are too large together.
         """
         if not self._memory.fits(count):
             raise RequestError("too many large requests at once; send it again later", 503)

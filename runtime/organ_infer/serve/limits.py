@@ -10,7 +10,7 @@ class ServiceLimits(NamedTuple):
 
     Attributes:
         request_bytes: Bytes of the body of a request.
-        held_bodies: Bodies of that size that are in memory at once. More are refused while they arrive.
+        held_bodies: How many bodies of that size may be in memory at once, answers included. More are refused.
         files: Files per request.
         slices: Slices per request.
         pixels: Pixels per slice.

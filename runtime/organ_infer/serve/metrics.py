@@ -58,7 +58,7 @@ class Metrics:
         """Return all metrics.
 
         Args:
-            body_bytes: Bytes of the bodies in memory.
+            body_bytes: Bytes of the bodies and answers in memory.
         """
         info = ",".join(f'{name}="{_escaped(value)}"' for name, value in self._labels)
         requests = [
@@ -104,7 +104,7 @@ class Metrics:
             (
                 "body_bytes",
                 "gauge",
-                "Bytes of the bodies in memory.",
+                "Bytes of the bodies and answers in memory.",
                 [f"organ_infer_body_bytes {body_bytes}"],
             ),
         )
