@@ -55,7 +55,7 @@ def man_page(parser: argparse.ArgumentParser) -> str:
         escape(parser.description or ""),
         "Results go to standard output in the order of the input, messages to standard error.",
         "The options of",
-        ".BR \"organ-infer volume\" ,",
+        '.BR "organ-infer volume" ,',
         ".B organ-infer audit",
         "and",
         ".B organ-infer serve",

@@ -51,8 +51,8 @@ class Pages(StaticFiles):
         except HTTPException as e:
             # 401: the file cannot be read. A client can do nothing about it.
             raise HTTPException(404) if e.status_code == 401 else e from None
-        except OSError:
-            # For example a circle of links.
+        except (OSError, ValueError):
+            # For example a circle of links, or a NUL in the path.
             raise HTTPException(404) from None
 
     def file_response(self, full_path: Any, *args: Any, **options: Any) -> Response:

@@ -40,6 +40,7 @@ class _ServiceProtocol(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _linger_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    timeout_keep_alive_task: asyncio.TimerHandle | None
     # Whether the connection was answered without the application. What else the client sends is thrown away.
     _refused = False
 
@@ -61,7 +62,11 @@ class _ServiceProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused or self.transport.is_closing():
             return
-        super().data_received(data)
+        try:
+            super().data_received(data)
+        except Exception:
+            # h11 before 0.15 fails at a Content-Length of thousands of digits.
+            self.send_400_response("Invalid HTTP request")
         if not self._refused:
             self._watch_next_head()
 
@@ -94,9 +99,8 @@ class _ServiceProtocol(H11Protocol):
             self._cancel("_linger_timer")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that is no HTTP. Called while h11's error is handled."""
+        """Answer a request that is no HTTP. Called while the error is handled."""
         error = sys.exc_info()[1]
-        status = getattr(error, "error_status_hint", 400)
         started = self.cycle is not None and self.cycle.response_started
         if self.cycle is not None:
             # The application gets no more of this request, and nobody reads what it answers.
@@ -105,10 +109,11 @@ class _ServiceProtocol(H11Protocol):
         if started and not self.cycle.response_complete:
             self._metrics.refused["invalid"] += 1
             self.transport.abort()
-        else:
-            self._refuse(
-                status, f"not a valid HTTP request ({error or msg}); see /openapi.json", "invalid"
-            )
+            return
+        reason, status = msg, 400
+        if isinstance(error, h11.RemoteProtocolError):
+            reason, status = str(error), error.error_status_hint
+        self._refuse(status, f"not a valid HTTP request ({reason}); see /openapi.json", "invalid")
 
     def pause_writing(self) -> None:
         super().pause_writing()
