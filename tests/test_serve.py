@@ -418,6 +418,13 @@ def test_a_good_request_before_a_bad_one_is_answered(service, picture):
     assert re.findall(rb"HTTP/1.1 (\d+) ", answers) == [b"200", b"200", b"400"]
 
 
+def test_a_body_in_chunks_is_read(service, picture):
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(c), c) for c in (picture[:9], picture[9:]))
+    with service.connect() as connection:
+        connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        assert receive(connection).status == 200
+
+
 def test_requests_over_one_connection(service, picture):
     with service.connect() as connection:
         for _ in range(5):

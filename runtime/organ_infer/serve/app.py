@@ -260,10 +260,9 @@ class _Answer(Response):
             start = {"type": "http.response.start", "status": self.status_code}
             await send(start | {"headers": self.raw_headers})
             # The server waits before each piece until the client has taken most of the others.
-            for position in range(0, len(self.body), PIECE):
-                piece = self.body[position : position + PIECE]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            for end in range(PIECE, len(self.body) + PIECE, PIECE):
+                piece, more = self.body[end - PIECE : end], end < len(self.body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 def create_app(service: Service, web: str | None = None) -> Any:
