@@ -856,6 +856,22 @@ def test_the_packaged_model_answers_right(tmp_path):
             (path.name, path.read_bytes()) for path in sorted((ROOT / "examples").glob("*.png"))
         ]
         rows = running.predict(*form(*files)).json
+        # the console of the page: a form of two files, then one image as the body
+        page = (ROOT / "docs" / "deploy" / "service.md").read_text()
+        shown = re.findall(r"^,?\{.*$", page.partition("```console")[2].partition("```\n")[0], re.M)
+        image = (ROOT / "examples" / "liver-1.png").read_bytes()
+        text = (ROOT / "README.md").read_bytes()
+        answers = (
+            running.predict(*form(("liver-1.png", image), ("README.md", text))),
+            running.predict(image, query="?name=liver"),
+        )
+    lines = [
+        line for answer in answers for line in answer.content.decode().splitlines() if "{" in line
+    ]
+    number = re.compile(r"0\.\d+")
+    for line, expected in zip(lines, shown, strict=True):
+        start = number.sub("#", expected.removesuffix(" ..."))
+        assert number.sub("#", line).startswith(start)
     right = sum(row["path"].rpartition("-")[0] == row["label"] for row in rows)
     assert len(rows) == 44 and right >= 42
 
