@@ -397,6 +397,16 @@ def test_a_refused_client_that_goes_on_is_left_soon(service, sent, status):
         assert time.monotonic() - started < 20
 
 
+def test_a_client_that_sends_on_after_its_mistake_sees_the_end_and_no_reset(service):
+    with service.connect() as connection:
+        connection.sendall(b"garbage\r\n\r\n")
+        assert receive(connection).status == 400
+        for _ in range(3):
+            connection.sendall(b"more")
+            time.sleep(0.1)
+        assert connection.recv(1) == b""
+
+
 def test_the_rest_of_a_refused_body_that_comes_soon_keeps_the_connection(service, picture):
     with service.connect() as connection:
         connection.sendall(OK + b"Content-Length: 1500000\r\n\r\n" + b"x" * 1_500_000)
@@ -509,6 +519,25 @@ def test_an_answer_counts_as_memory_until_it_is_taken(classifier, slices):
     assert left == 0 and len(held) > 3
 
 
+def test_nothing_is_classified_for_a_client_that_has_gone(classifier, picture):
+    async def classify(batch):
+        pytest.fail("it was classified")
+
+    async def test(app, service):
+        async def gone(scope, receive, send):
+            messages = [{"type": "http.disconnect"}, await receive()]
+
+            async def receive_once():
+                return messages.pop() if len(messages) > 1 else messages[0]
+
+            await app(scope, receive_once, send)
+
+        return await ask_app(gone, "POST", "/v1/predict", picture), service.metrics.requests
+
+    answer, requests = in_process(test, classifier, classify=classify)
+    assert answer.status == 499 and requests["/v1/predict", 499] == 1
+
+
 def test_a_full_queue_is_answered_with_503(classifier, picture):
     go = asyncio.Event()
 
@@ -599,8 +628,9 @@ def test_requests_at_once_are_classified_together_and_none_is_lost(classifier, p
 
 @pytest.fixture
 def own_service(bundle, tmp_path):
-    """A service for one test."""
-    with running_service(tmp_path / "log", "--bundle", bundle, "--device", "cpu") as running:
+    """A service for one test, which waits long for its clients when it ends."""
+    arguments = ("--bundle", bundle, "--device", "cpu", "--shutdown-timeout", 300)
+    with running_service(tmp_path / "log", *arguments) as running:
         yield running
 
 

@@ -137,10 +137,13 @@ def test_a_full_batch_does_not_wait():
     model = FakeModel()
 
     async def test(batcher):
+        started = time.monotonic()
         with batcher.arriving():
-            return await batcher.classify(batch("a", "b"))
+            answer = await batcher.classify(batch("a", "b"))
+        return answer, time.monotonic() - started
 
-    assert in_loop(test, model, slices=2, wait=25) == ["a", "b"]
+    answer, seconds = in_loop(test, model, slices=2, wait=25)
+    assert answer == ["a", "b"] and seconds < 20
 
 
 def test_waiting_for_others_ends():
@@ -172,6 +175,33 @@ def test_an_error_reaches_every_request_of_the_run_and_no_other():
 
     errors, good = in_loop(test, model, wait=25)
     assert [str(error) for error in errors] == ["broken", "broken"] and good == ["good"]
+
+
+def test_a_model_that_answers_too_little_fails_its_requests_and_the_next_run_works():
+    def model(batches):
+        return [list(each.names) for each in batches if "bad" not in each.names]
+
+    async def test(batcher):
+        with pytest.raises(ValueError):
+            await batcher.classify(batch("bad"))
+        return await batcher.classify(batch("good"))
+
+    assert in_loop(test, model) == ["good"]
+
+
+def test_stopping_ends_the_thread():
+    def threads():
+        return {thread for thread in threading.enumerate() if "batches" in thread.name}
+
+    before = threads()
+
+    async def test(batcher):
+        await batcher.classify(batch("a"))
+        return threads() - before
+
+    (thread,) = in_loop(test, FakeModel())
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_a_request_that_has_ended_is_not_classified():

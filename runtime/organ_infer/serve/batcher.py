@@ -93,19 +93,18 @@ class Batcher:
             batches = [batch for batch, _ in group]
             try:
                 results = await loop.run_in_executor(self._thread, self._run, batches)
+                self._on_run(sum(len(batch.packed) for batch in batches))
+                for (_, future), rows in zip(group, results, strict=True):
+                    if not future.done():
+                        future.set_result(rows)
             except Exception as e:
                 for _, future in group:
                     if not future.done():
                         future.set_exception(e)
-                continue
             except asyncio.CancelledError:
                 for _, future in group:
                     future.cancel()
                 raise
-            self._on_run(sum(len(batch.packed) for batch in batches))
-            for (_, future), rows in zip(group, results, strict=True):
-                if not future.done():
-                    future.set_result(rows)
 
     async def _wait_for_batches(self) -> None:
         """Wait for a batch, and then for the requests that are being decoded, but not long."""
