@@ -112,17 +112,18 @@ def extras(session: nox.Session) -> None:
     tracebacks, and when its hypothesis plugin imports a module at the end: so neither is used here.
     """
     session.install(
-        *("-e", ".[cpu,parquet,ray]", "tritonclient[grpc]", "onnx", "pandas", "pytest"),
-        *("nbclient", "ipykernel"),
+        *("-e", ".[cpu,parquet,ray,serve]", "ray[serve]", "tritonclient[grpc]"),
+        *("onnx", "pandas", "pytest", "nbclient", "ipykernel"),
     )
     # the tests skip without these
     session.run(
         *("python", "-c"),
-        "import ray.data, pyarrow, pandas, tritonclient.grpc.model_config_pb2, nbclient, ipykernel",
+        "import ray.data, ray.serve, pyarrow, pandas, tritonclient.grpc.model_config_pb2, nbclient, ipykernel",
     )
     session.run(
-        *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_triton.py"),
-        *("tests/test_parquet.py", "tests/test_example_notebook.py", *session.posargs),
+        *("pytest", "--tb=native", "tests/test_ray.py", "tests/test_ray_serve.py"),
+        *("tests/test_triton.py", "tests/test_parquet.py", "tests/test_example_notebook.py"),
+        *session.posargs,
     )
 
 
@@ -140,7 +141,7 @@ def browser(session: nox.Session) -> None:
 def runtime(session: nox.Session) -> None:
     """The runtime's tests under each version of Python that is installed here, without PyTorch."""
     session.install(
-        *("-e", ".[cpu,volume]", "onnx"),
+        *("-e", ".[cpu,volume,serve]", "onnx"),
         *("pytest", "pytest-xdist", "pytest-benchmark", "hypothesis"),
     )
     session.run("pytest", "-n", "auto", *(session.posargs or runtime_tests()))
@@ -158,7 +159,7 @@ def lowest(session: nox.Session) -> None:
     """The runtime's tests with the oldest versions that pyproject.toml allows of what the runtime imports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    required = project["dependencies"] + extras["cpu"] + extras["volume"]
+    required = project["dependencies"] + extras["cpu"] + extras["volume"] + extras["serve"]
     required += [line for line in extras["train"] if line.startswith("onnx>=")]
     oldest = [line.replace(">=", "==") for line in required]
     session.install("-e", ".", *oldest, "pytest", "pytest-xdist", "pytest-benchmark", "hypothesis")

@@ -143,7 +143,8 @@ def bundled(monkeypatch):
     """What `write_bundle` was given."""
     given = {}
 
-    def record(directory, info, members, slices, *, precisions):
+    def record(directory, info, members, slices, *, precisions, temperature):
+        assert temperature is None
         given.update(
             vars(info), directory=directory, members=members, slices=slices, precisions=precisions
         )

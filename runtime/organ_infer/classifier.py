@@ -358,15 +358,7 @@ class OrganClassifier:
             content = _content(data, limits.file_bytes)
         except ImageError as e:
             return [ImageFailure(name, str(e))]
-        batches = read_batches(
-            [name],
-            batch_size=self._batch_size,
-            spec=self.manifest.input,
-            load=lambda name: _named_slices(name, content, limits),
-            prepare=self._prepare,
-            plain_pixel_limit=0,
-            threads=self._threads,
-        )
+        batches = self._read_files([(name, content)], limits)
         return [result for batch in batches for result in self._results(batch)]
 
     def predict_volume(
@@ -519,6 +511,19 @@ class OrganClassifier:
             yield batch
         if not complete and not stopped():
             self._check_open()
+
+    def _read_files(self, files: Sequence[tuple[str, bytes]], limits: Limits) -> Iterator[Batch]:
+        """Read every slice of files in memory, each with its name. The names may be equal."""
+        contents = iter(files)
+        return read_batches(
+            [name for name, _ in files],
+            batch_size=self._batch_size,
+            spec=self.manifest.input,
+            load=lambda name: _named_slices(name, next(contents)[1], limits),
+            prepare=self._prepare,
+            plain_pixel_limit=0,
+            threads=self._threads,
+        )
 
     def _plain_pixel_limit(self, limits: Limits) -> int:
         """Return the pixel limit for plain PNG files that are read in C, which can neither warn nor reorient."""

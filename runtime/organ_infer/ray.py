@@ -1,4 +1,4 @@
-"""Classification and audits on several machines, by actors of Ray Data (extra `ray`). Each has its own classifier.
+"""Classification, audits and a web service on several machines, by actors of Ray (extra `ray`). Each has its own classifier.
 
     from organ_infer.ray import audit, classify
 
@@ -24,7 +24,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .audit.directory import audit_directory
 from .audit.pairs import Pair, pair_directories, read_pairs
@@ -46,7 +46,10 @@ from .names import escape_path, path_text
 from .results import ImageFailure, Prediction
 from .volumes.label_maps import LABEL_MAPS, label_map
 
-__all__ = ["AuditBatch", "Classify", "ClassifyBatch", "audit", "classify"]
+if TYPE_CHECKING:
+    from .serve.limits import ServiceLimits
+
+__all__ = ["AuditBatch", "Classify", "ClassifyBatch", "audit", "classify", "deployment"]
 
 StrPath = str | bytes | os.PathLike[str]
 
@@ -337,6 +340,77 @@ def audit(
             run.write()
 
 
+def deployment(
+    bundle: StrPath | None = None,
+    *,
+    replicas: int = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    batch_wait: float = 0.002,
+    limits: ServiceLimits | None = None,
+    **options: Any,
+) -> Any:
+    """Return the web service of organ-infer serve as an application of Ray Serve, for `ray.serve.run`.
+
+    Each replica has its own classifier, and classifies the requests that wait together. Needs the extras `ray` and
+    `serve`, and Ray Serve itself (`pip install 'ray[serve]'`).
+
+    Args:
+        bundle: The bundle's directory, or None for the packaged bundle. All nodes must see it.
+        replicas: Number of replicas (Ray actors).
+        num_cpus: CPUs per replica, which are its threads.
+        num_gpus: GPUs per replica. Above 0, replicas run on CUDA.
+        batch_wait: Seconds that a request waits for others, at most. Unlike organ-infer serve, a lone request waits, too.
+        limits: What is accepted, or None for the defaults of organ-infer serve. Ray's proxy has limits of its own for
+            heads and connections.
+        **options: Further arguments of OrganClassifier, such as `orientation` or `batch_size`.
+
+    Raises:
+        InputError: If an argument is wrong.
+        BundleError: If the bundle cannot be used.
+        OrganInferError: If a package is not installed.
+    """
+    replicas = _worker_count(replicas, "replicas")
+    num_cpus, num_gpus = _number("num_cpus", num_cpus, 0), _number("num_gpus", num_gpus, 0)
+    batch_wait = _number("batch_wait", batch_wait, 0)
+    bundle = None if bundle is None else _absolute("bundle", bundle)
+    serve = _ray_serve()
+    # errors in the options are raised here, not in a replica
+    OrganClassifier(bundle, device="cpu", threads=1, **options).close()
+    from .serve.replica import replica_class
+
+    options = {
+        "device": "cuda" if num_gpus else "cpu",
+        "threads": max(1, int(num_cpus)),
+        **options,
+    }
+    limits = _limits(limits)
+    return serve.deployment(
+        replica_class(serve, batch_wait),
+        name="organ-infer",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        max_ongoing_requests=limits.queue,
+        # Ray answers more with 503
+        max_queued_requests=limits.queue,
+    ).bind(bundle, limits, _json_rows, options)
+
+
+def _limits(limits: ServiceLimits | None) -> ServiceLimits:
+    from .serve.limits import ServiceLimits
+
+    if limits is not None and not isinstance(limits, ServiceLimits):
+        raise InputError(f"limits: expected ServiceLimits, found {short_repr(limits)}")
+    return limits or ServiceLimits()
+
+
+def _json_rows(classifier: OrganClassifier) -> Any:
+    """Return the rows of organ-infer --format jsonl."""
+    from .cli.formats import JsonlFormat, RowOptions
+
+    return JsonlFormat(RowOptions(classifier.classes, classifier.manifest.task.organs()))
+
+
 def _map_batches(
     ray: ModuleType,
     tables: list[Any],
@@ -441,10 +515,10 @@ def _number(name: str, value: Any, least: int) -> Any:
     return number
 
 
-def _worker_count(value: Any) -> int:
+def _worker_count(value: Any, name: str = "workers") -> int:
     if isinstance(value, float) and value >= 1:
-        raise InputError(f"workers: expected a whole number, found {short_repr(value)}")
-    return int(_number("workers", value, 1))
+        raise InputError(f"{name}: expected a whole number, found {short_repr(value)}")
+    return int(_number(name, value, 1))
 
 
 def _working_directory() -> str:
@@ -630,6 +704,21 @@ def _ray() -> ModuleType:
             f"ray cannot be loaded ({one_line(e)}); pip install 'organ-infer[ray]'"
         ) from e
     return importlib.import_module("ray")
+
+
+def _ray_serve() -> ModuleType:
+    """Return ray.serve.
+
+    Raises:
+        OrganInferError: If it or the extra serve is not installed, with the command that installs it.
+    """
+    try:
+        importlib.import_module("starlette.applications")
+        return importlib.import_module("ray.serve")
+    except ImportError as e:
+        raise OrganInferError(
+            f"Ray Serve cannot be loaded ({one_line(e)}); pip install 'ray[serve]' 'organ-infer[ray,serve]'"
+        ) from e
 
 
 def _arrow() -> ModuleType:

@@ -131,6 +131,23 @@ TESTS: dict[str, tuple[str, ...]] = {
             "run": ("test_cli_audit", "test_ray_audit"),
         }.items()
     },
+    **{
+        f"runtime/organ_infer/serve/{name}.py": tests
+        for name, tests in {
+            "app": ("test_serve",),
+            "batcher": ("test_serve_batcher",),
+            "bodies": ("test_serve_bodies",),
+            "metrics": ("test_serve",),
+            "openapi": ("test_serve",),
+            "pages": ("test_serve",),
+            "protocol": ("test_serve",),
+            "replica": ("test_ray_serve",),
+            "server": ("test_serve",),
+            "together": ("test_serve_batcher",),
+        }.items()
+    },
+    "runtime/organ_infer/cli/serve.py": ("test_serve",),
+    "runtime/organ_infer/cli/serve_arguments.py": ("test_serve",),
     "runtime/organ_infer/cli/audit.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/audit_arguments.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/scan_arguments.py": ("test_cli_volume", "test_cli_audit"),

@@ -206,7 +206,7 @@ def build_parser() -> _Parser:
     """Return the parser of the options, from which docs/make_man_page.py makes the manual page, too."""
     parser = _Parser(
         prog="organ-infer",
-        usage="organ-infer [options] PATH [PATH ...]\n       organ-infer volume SCAN --mask MASK [options]\n       organ-infer audit PAIRS.csv|SCANS MASKS -o DIR [options]",
+        usage="organ-infer [options] PATH [PATH ...]\n       organ-infer volume SCAN --mask MASK [options]\n       organ-infer audit PAIRS.csv|SCANS MASKS -o DIR [options]\n       organ-infer serve [options]",
         description="Name the organ on crops of abdominal CT slices. Research software, not a medical device.",
         allow_abbrev=False,
         add_help=False,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .audit_arguments import AuditOptions
     from .output import Writer
     from .progress import Messages
+    from .serve_arguments import ServeOptions
     from .volume_arguments import VolumeOptions
 
 __all__ = ["main"]
@@ -75,7 +76,7 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     from .arguments import UsageError, parse
     from .subcommands import after_word
 
-    options: Options | VolumeOptions | AuditOptions
+    options: Options | VolumeOptions | AuditOptions | ServeOptions
     try:
         # A file or directory of this name is still ./volume.
         if "volume" in arguments and (rest := after_word("volume", arguments)) is not None:
@@ -86,6 +87,10 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
             from .audit_arguments import parse_audit
 
             options = parse_audit(rest)
+        elif "serve" in arguments and (rest := after_word("serve", arguments)) is not None:
+            from .serve_arguments import parse_serve
+
+            options = parse_serve(rest)
         else:
             options = parse(arguments)
     except SystemExit as e:
@@ -101,7 +106,9 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
 
 
 def _run(
-    options: "Options | VolumeOptions | AuditOptions", messages: "Messages", signals: Signals
+    options: "Options | VolumeOptions | AuditOptions | ServeOptions",
+    messages: "Messages",
+    signals: Signals,
 ) -> int:
     """Run what the options ask for, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
@@ -120,6 +127,13 @@ def _run(
                 from .audit import audit
 
                 return audit(options, messages, signals)
+            from .serve_arguments import ServeOptions
+
+            if isinstance(options, ServeOptions):
+                _import_numpy()
+                from .serve import run_service
+
+                return run_service(options, messages, signals)
         if options.output is None:
             messages.leave_screen_to_pager()
         _import_numpy()

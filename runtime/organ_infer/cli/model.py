@@ -8,12 +8,15 @@ from .arguments import Options
 if TYPE_CHECKING:
     from ..bundle.manifest import Task
     from .audit_arguments import AuditOptions
+    from .serve_arguments import ServeOptions
     from .volume_arguments import VolumeOptions
 
 __all__ = ["open_classifier", "packaged_model_note", "reading_options"]
 
 
-def open_classifier(options: "Options | VolumeOptions | AuditOptions") -> OrganClassifier:
+def open_classifier(
+    options: "Options | VolumeOptions | AuditOptions | ServeOptions",
+) -> OrganClassifier:
     """Open the classifier. Only this function passes options of the command to OrganClassifier.
 
     Raises:

@@ -9,7 +9,11 @@ from .scan_arguments import ScanParser
 __all__ = ["after_word"]
 
 # Options that only the subcommand has, so that its name is not the path of an image.
-_OWN_OPTIONS = {"volume": ("--mask", "--boxes"), "audit": ("--fresh",)}
+_OWN_OPTIONS = {
+    "volume": ("--mask", "--boxes"),
+    "audit": ("--fresh",),
+    "serve": ("--port", "--host"),
+}
 
 
 def after_word(name: str, arguments: Sequence[str]) -> list[str] | None:
@@ -42,6 +46,10 @@ def _parser_of(name: str) -> ScanParser:
         from .volume_arguments import build_volume_parser
 
         return build_volume_parser()
+    if name == "serve":
+        from .serve_arguments import build_serve_parser
+
+        return build_serve_parser()
     from .audit_arguments import build_audit_parser
 
     return build_audit_parser()
