@@ -19,7 +19,15 @@ from .engine.devices import parse_device
 from .engine.ensemble import Probabilities, open_ensemble
 from .engine.session import THREAD_LIMIT, thread_count
 from .engine.tta import shifted_mean
-from .errors import ImageError, InputError, OrganInferError, file_reason, one_line, short_repr
+from .errors import (
+    ImageError,
+    InputError,
+    OrganInferError,
+    file_reason,
+    one_line,
+    short_repr,
+    shorten_names,
+)
 from .images.memory import EXPECTED, slices_in_memory
 from .images.orientation import Orientation, can_reorient, parse_orientation, plane_of, reorient
 from .images.registry import decode_slices, open_slices
@@ -34,6 +42,7 @@ from .plausibility import (
 from .results import ImageFailure, Prediction
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation
     from .images.inputs import Images
     from .results import OrganPrediction
     from .volumes.crops import Crop, Slices
@@ -206,6 +215,51 @@ class OrganClassifier:
             warnings = [image.warnings for image in slices[start : start + len(packed)]]
             predictions += self._predictions(packed, [None] * len(packed), warnings)
         return predictions
+
+    def evaluate(
+        self,
+        images: "Images",
+        labels: Sequence[str | int | None] | NDArray[Any],
+        *,
+        groups: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> "Evaluation":
+        """Compare the answers for slices in memory with their true labels.
+
+        Slices without a label, and those whose label the model does not have, are left out. The result counts them,
+        and a warning is logged for the latter.
+
+        Args:
+            images: As for `predict_proba`.
+            labels: One per slice: the name of its class, its index in `classes`, or None for no label. Case does not
+                count in names, and spaces and underscores are hyphens.
+            groups: One per slice, such as the patient. The interval of the accuracy then resamples groups, because
+                slices of one patient resemble each other.
+
+        Returns:
+            Accuracy with an interval, metrics by class, confusion matrix, calibration and the most confident mistakes.
+
+        Raises:
+            InputError: If an argument has the wrong type or length, or no slice is left.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        self._check_open()
+        # Imported here, because most programs have no labels.
+        from .evaluation import evaluate
+        from .evaluation.arguments import group_numbers, label_indices
+
+        slices = [image.pixels for image in self._slices(images)]
+        indices, unknown = label_indices(labels, self.classes, len(slices))
+        numbers = None if groups is None else group_numbers(groups, len(slices))
+        if unknown:
+            logger.warning(
+                "labels: not a class of the model, left out: %s",
+                shorten_names([f"{name} ({count:,})" for name, count in unknown.items()], 300),
+            )
+        probabilities = self._slice_probabilities(slices).astype(np.float32)
+        return evaluate(
+            probabilities, indices, self.classes, groups=numbers, unknown_labels=unknown
+        )
 
     def predict_paths(
         self,

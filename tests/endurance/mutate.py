@@ -91,6 +91,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_cli_arguments",
     ),
     "runtime/organ_infer/box_files.py": ("test_boxes",),
+    "runtime/organ_infer/csv_rows.py": ("test_boxes", "test_labels"),
     "runtime/organ_infer/cli/boxes.py": ("test_boxes",),
     "runtime/organ_infer/images/arrays.py": ("test_frames",),
     "runtime/organ_infer/images/boxes.py": ("test_boxes",),
