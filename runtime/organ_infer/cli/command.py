@@ -137,6 +137,11 @@ def _run(
 
         require_standard_input(options)
         candidates = require_candidates(options, messages)
+        if options.report is not None or options.metrics is not None:
+            # Imported here, because most runs have neither.
+            from .whole_file import check_whole_files
+
+            check_whole_files(options, messages)
         writer = signals.writer = _open_writer(options, messages)
         return classify(options, candidates, messages, writer, signals)
     except ClosedPipe:

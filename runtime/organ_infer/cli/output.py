@@ -37,6 +37,7 @@ class Writer:
     Attributes:
         replaces: Whether there is a file that is not empty in FILE's place.
         busy: Whether a write is in progress. A signal then waits for the end of the line.
+        needs_reader: Whether the reader of standard output is needed. If not, what it does not read is lost.
 
     Raises:
         OutputError: The output cannot be opened or written.
@@ -47,6 +48,7 @@ class Writer:
         self.output = output
         self.replaces = False
         self.busy = False
+        self.needs_reader = True
         # Bytes of complete lines in the output.
         self._complete_bytes = 0
         self._descriptor = 1
@@ -117,7 +119,9 @@ class Writer:
                 offset += os.write(self._descriptor, data[offset:])
             self._complete_bytes += offset
         except BrokenPipeError as e:
-            raise ClosedPipe from e
+            if self.needs_reader:
+                raise ClosedPipe from e
+            self._descriptor = os.open(os.devnull, os.O_WRONLY)
         except OSError as e:
             if self.output is not None:
                 with contextlib.suppress(OSError):

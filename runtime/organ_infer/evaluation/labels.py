@@ -180,13 +180,10 @@ def _is_below(path: str, root: str) -> bool:
 def group_function(pattern: str) -> Callable[[str], str | None]:
     """Return the function that finds the group of a path: the first group of a regular expression, or its match.
 
-    Raises:
-        ValueError: The pattern is not valid.
+    Args:
+        pattern: A valid regular expression.
     """
-    try:
-        expression = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as e:
-        raise ValueError(str(e)) from e
+    expression = re.compile(pattern)
 
     def group_of(path: str) -> str | None:
         match = expression.search(path)
