@@ -30,11 +30,11 @@ def evaluation_section(
     yield f"<p>{_scope(evaluation)}</p>\n"
     yield '<div class="evaluation">\n<div><h3>Metrics</h3>\n'
     yield _metrics(evaluation)
+    yield "<h3>Classes</h3>\n"
+    yield _classes(evaluation)
     yield "</div>\n<div><h3>Reliability</h3>\n"
     yield _reliability(evaluation)
-    yield "</div>\n</div>\n<h3>Classes</h3>\n"
-    yield _classes(evaluation)
-    yield "<h3>Confusions</h3>\n"
+    yield "</div>\n</div>\n<h3>Confusions</h3>\n"
     yield _confusions(evaluation)
     yield from _mistakes(evaluation, pictures, mistake_paths)
     yield "</section>\n"
@@ -83,7 +83,7 @@ def _classes(evaluation: Evaluation) -> str:
         + "</tr>"
         for row in evaluation.per_class
     )
-    return f'<div class="matrix">{table(heads, rows, "Metrics by class")}</div>'
+    return table(heads, rows, "Metrics by class")
 
 
 # Confusions.
@@ -117,7 +117,7 @@ def _cells(counts: tuple[int, ...], i: int) -> str:
             # Nine shades; even a single mistake has the first.
             shade = max(1, min(9, round(9 * count / total)))
             kind = f"{'hit' if i == j else 'miss'}{shade}"
-        cells.append(f'<td class="{kind}">{count:,}</td>')
+        cells.append(f'<td class="{kind}">{f"{count:,}" if count else "·"}</td>')
     return "".join(cells)
 
 
@@ -155,12 +155,13 @@ def _reliability(evaluation: Evaluation) -> str:
             f"<title>probability {each.lower:.2f} to {each.upper:.2f}: {count_text(each.slices, 'slice')},"
             f" mean probability {each.confidence:.3f}, accuracy {each.accuracy:.3f}</title>"
         )
-        low, high = sorted((each.accuracy, each.confidence))
-        share = STRIP * each.slices / largest
+        # A bin with one slice is visible, too.
+        share = max(STRIP * each.slices / largest, 1)
         shapes.append(
             f"<g>{title}"
             + _rect("accuracy", x, bottom - SIDE * each.accuracy, width, SIDE * each.accuracy)
-            + _rect("gap", x, bottom - SIDE * high, width, SIDE * (high - low))
+            + f'<line class="confidence" x1="{x + 0.5:.1f}" x2="{x + width - 0.5:.1f}"'
+            f' y1="{bottom - SIDE * each.confidence:.1f}" y2="{bottom - SIDE * each.confidence:.1f}"/>'
             + _rect("share", x, bottom + 24 + STRIP - share, width, share)
             + "</g>"
         )
@@ -175,15 +176,15 @@ def _reliability(evaluation: Evaluation) -> str:
 <line class="ideal" x1="{LEFT}" y1="{bottom}" x2="{LEFT + SIDE}" y2="{TOP}"/>{ticks}
 <text x="{LEFT + SIDE / 2:g}" y="{bottom + STRIP + 40}" text-anchor="middle">probability; below: slices per bin</text>
 </svg>
-<p class="note">Bars: the accuracy of the slices with this probability. Red: how far it is from their mean probability. On
-the dashed line, both are equal.</p>
+<p class="note">Bars: the accuracy of the slices whose highest probability is in this bin. Marks: their mean probability. A bar
+that ends below its mark is too confident.</p>
 """
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
     return (
         f'<rect class="{kind}" x="{x + 0.5:.1f}" y="{y:.1f}" width="{width - 1:.1f}"'
-        f' height="{max(height, 0.0):.1f}"/>'
+        f' height="{height:.1f}"/>'
     )
 
 

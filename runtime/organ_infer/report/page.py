@@ -115,9 +115,9 @@ def _counts(rows: Rows, evaluation: Evaluation | None) -> str:
     largest = max(rows.names.values())
     true = {each.label: each.slices for each in evaluation.per_class} if evaluation else {}
     names = sorted({*rows.names, *(label for label in true if true[label])})
-    heads = ["<th>label</th>", '<th class="n">slices</th>']
+    heads = ["<th>label</th>", f'<th class="n">{"predicted" if true else "slices"}</th>']
     if true:
-        heads.append('<th class="n">with this label</th>')
+        heads.append('<th class="n">labeled</th>')
     body = (
         f'<tr><td>{text(name)}</td><td class="n">{rows.names[name]:,}</td>'
         + (f'<td class="n">{true.get(name, 0):,}</td>' if true else "")

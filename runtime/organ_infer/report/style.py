@@ -17,7 +17,7 @@ STYLE = (
     + _BARS
     + _SHADES
     + """
-.bar { display: block; height: .4rem; margin: .25rem 0; border-radius: .2rem; background: linear-gradient(var(--accent), var(--accent)) no-repeat; box-shadow: inset 0 0 0 1px var(--rule); print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+.bar { display: block; height: .4rem; margin: .25rem 0; border-radius: .2rem; background-image: linear-gradient(var(--accent), var(--accent)); background-repeat: no-repeat; box-shadow: inset 0 0 0 1px var(--rule); print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .counts td:last-child { min-width: 8rem; width: 60%; vertical-align: middle; }
 .badge { border: 1px solid currentColor; border-radius: 2rem; padding: 0 .5rem; font-size: .8125rem; white-space: nowrap; }
 
@@ -44,18 +44,24 @@ img.small { image-rendering: pixelated; }
 
 .evaluation { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem 2.5rem; align-items: start; }
 .evaluation > * { min-width: 0; }
+.evaluation h3, .evaluation ~ h3 { margin: 1.8rem 0 .5rem; }
+.evaluation h3:first-child { margin-top: 0; }
+.evaluation td:last-child, .matrix td:last-child { white-space: nowrap; min-width: 0; }
+.evaluation th, .evaluation td { padding: .25rem .5rem; }
+.matrix table { width: auto; }
 .matrix td, .matrix th { padding: .25rem .4rem; min-width: 0; }
-.matrix td { text-align: right; font-variant-numeric: tabular-nums; }
-.matrix td:last-child { white-space: nowrap; min-width: 0; }
-.matrix thead th { vertical-align: bottom; text-align: left; }
+.matrix td { text-align: right; font-variant-numeric: tabular-nums; min-width: 2.6rem; }
+.matrix tbody th { position: sticky; left: 0; background: var(--card); }
+.matrix thead th { vertical-align: bottom; text-align: right; }
+.matrix thead th:first-child { text-align: left; }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
-.zero { color: var(--rule); }
+.zero { color: var(--muted); }
 .diagram { width: 100%; max-width: 24rem; height: auto; display: block; }
 .diagram text { fill: var(--muted); font-size: 11px; }
 .axis { stroke: var(--rule); fill: none; }
 .ideal { stroke: var(--muted); stroke-dasharray: 4 3; }
-.accuracy { fill: var(--accent); }
-.gap { fill: var(--alarm); opacity: .35; }
+.accuracy { fill: var(--accent); opacity: .75; }
+.confidence { stroke: var(--ink); stroke-width: 2; }
 .share { fill: var(--muted); opacity: .6; }
 figcaption .path { color: var(--muted); }
 
@@ -65,6 +71,8 @@ figcaption .path { color: var(--muted); }
   .thumb { width: 4.5rem; height: 4.5rem; }
   .thumb { grid-row: span 2; }
   .row.large { grid-template-columns: minmax(0, 1fr); }
+  .evaluation table { font-size: .8125rem; }
+  .evaluation th, .evaluation td { padding: .25rem .3rem; }
 }
 @media print {
   .controls, .keys { display: none; }
