@@ -66,8 +66,6 @@ class Options(NamedTuple):
     metrics: str | None
     check: bool
     quiet: bool
-    # As they were given, for the report.
-    arguments: list[str]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,7 +157,7 @@ def parse(arguments: Sequence[str]) -> Options:
     _check_dashes(parser, arguments[:end])
     namespace = parser.parse_intermixed_args(arguments[:end])
     namespace.paths += arguments[end + 1 :]
-    options = Options(**vars(namespace), arguments=arguments)
+    options = Options(**vars(namespace))
     _check_combinations(parser, options)
     name = options.format or _format_of_output(parser, options.output)
     if FORMATS[name].is_binary:

@@ -44,8 +44,17 @@ def classify(
     messages: Messages,
     writer: Writer,
     signals: Signals,
+    arguments: Sequence[str] = (),
 ) -> int:
     """Classify the candidates and write their rows.
+
+    Args:
+        options: Of the command.
+        candidates: What to classify.
+        messages: Messages and progress.
+        writer: Gets the rows.
+        signals: Checked after rows are written.
+        arguments: From which the options were parsed, for the report.
 
     Returns:
         The exit code.
@@ -59,7 +68,7 @@ def classify(
     with library_messages(messages), open_classifier(options) as classifier:
         task = classifier.manifest.task
         row_format = _row_format(options, task)
-        review = _review(options, classifier, row_format, messages)
+        review = _review(options, arguments, classifier, row_format, messages)
         writer.needs_reader = review is None
         if options.bundle is None and messages.terminal:
             messages.note(packaged_model_note(classifier.manifest.name, task))
@@ -92,7 +101,11 @@ def classify(
 
 
 def _review(
-    options: Options, classifier: OrganClassifier, row_format: RowFormat, messages: Messages
+    options: Options,
+    arguments: Sequence[str],
+    classifier: OrganClassifier,
+    row_format: RowFormat,
+    messages: Messages,
 ) -> "Review | None":
     """Return what collects the results for --report and --labels, or None."""
     if options.report is None and options.labels is None and not options.labels_from_folders:
@@ -100,7 +113,7 @@ def _review(
     # Imported here, because most runs have neither.
     from .review import Review
 
-    return Review(options, classifier, row_format, messages)
+    return Review(options, arguments, classifier, row_format, messages)
 
 
 def _row_format(options: Options, task: "Task") -> RowFormat:

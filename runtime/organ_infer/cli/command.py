@@ -97,11 +97,14 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     except UsageError as e:
         messages.error(str(e))
         return FAILED
-    return _run(options, messages, signals)
+    return _run(options, arguments, messages, signals)
 
 
 def _run(
-    options: "Options | VolumeOptions | AuditOptions", messages: "Messages", signals: Signals
+    options: "Options | VolumeOptions | AuditOptions",
+    arguments: Sequence[str],
+    messages: "Messages",
+    signals: Signals,
 ) -> int:
     """Run what the options ask for, and report what ends it early. Returns the exit code."""
     from ..errors import OrganInferError
@@ -143,7 +146,7 @@ def _run(
 
             check_whole_files(options, messages)
         writer = signals.writer = _open_writer(options, messages)
-        return classify(options, candidates, messages, writer, signals)
+        return classify(options, candidates, messages, writer, signals, arguments)
     except ClosedPipe:
         return ALL_CLASSIFIED
     except (UsageError, OrganInferError, OutputError) as e:

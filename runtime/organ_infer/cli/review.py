@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..classifier import OrganClassifier
@@ -26,7 +26,7 @@ __all__ = ["Review"]
 # Probabilities in a row of the report.
 SHOWN = 3
 # Characters of a list of names in a note.
-NAMES_LIMIT = 200
+NAMES_LIMIT = 800
 METRICS_FORMAT = 1
 
 
@@ -60,6 +60,7 @@ class Review:
 
     Args:
         options: Of the command.
+        arguments: From which they were parsed.
         classifier: The one that gives the results.
         row_format: Of the rows, for what is uncertain.
         messages: Get the evaluation as text.
@@ -71,11 +72,12 @@ class Review:
     def __init__(
         self,
         options: Options,
+        arguments: Sequence[str],
         classifier: OrganClassifier,
         row_format: RowFormat,
         messages: Messages,
     ) -> None:
-        self._options, self._classifier = options, classifier
+        self._options, self._arguments, self._classifier = options, arguments, classifier
         self._row_format, self._messages = row_format, messages
         self._standard_input: Recorder | None = None
         self._count = self._failed = 0
@@ -153,6 +155,10 @@ class Review:
                 code = FAILED
             else:
                 evaluation = self._collection.evaluation()
+                if self._options.group_by is not None and evaluation.interval is None:
+                    self._messages.note(
+                        "--group-by puts all slices into one group, so the accuracy has no interval"
+                    )
                 self._messages.block(
                     f"evaluation of {evaluation.slices:,} slices", text_lines(evaluation)
                 )
@@ -219,7 +225,7 @@ class Review:
         assert self._rows is not None
         manifest, options = self._classifier.manifest, self._options
         info = ReportInfo(
-            command=shlex.join(["organ-infer", *options.arguments]),
+            command=shlex.join(["organ-infer", *self._arguments]),
             version=__version__,
             model=manifest.name,
             sha256=self._classifier.sha256,

@@ -58,6 +58,7 @@ class FileLabels:
         self._used: set[tuple[str, str]] = set()
         # (file, slice) -> the path as it is written
         self._written: dict[tuple[str, str], str] = {}
+        self._real_directory = cache(os.path.realpath)
         self._read(path)
         shown = escape_path(path, one_line=True)
         labels = list(dict.fromkeys(label for label, _ in self._labels.values()))
@@ -96,11 +97,17 @@ class FileLabels:
         # Results of this package have escaped names.
         literal, unescaped = (os.path.join(directory, each) for each in (name, unescape_path(name)))
         is_escaped = literal != unescaped and not os.path.lexists(split_selector(literal)[0])
-        return _key(unescaped if is_escaped else literal)
+        return self._key(unescaped if is_escaped else literal)
+
+    def _key(self, path: str) -> tuple[str, str]:
+        """Return the absolute path of the file, and the slice of it, or ""."""
+        file, selector = split_selector(path)
+        directory, name = os.path.split(file)
+        return os.path.join(self._real_directory(directory), name), selector or ""
 
     def label_of(self, path: str) -> str | None:
         """Return the label of a result's path, or None. That of the slice comes before that of its file."""
-        file, selector = _key(path)
+        file, selector = self._key(path)
         for part in _wider(selector):
             if (file, part) in self._labels:
                 self._used.add((file, part))
@@ -110,18 +117,6 @@ class FileLabels:
     def unused(self) -> list[str]:
         """Return the paths, as written, that `label_of` was not asked for."""
         return [name for key, name in self._written.items() if key not in self._used]
-
-
-def _key(path: str) -> tuple[str, str]:
-    """Return the absolute path of the file, and the slice of it, or ""."""
-    file, selector = split_selector(path)
-    directory, name = os.path.split(file)
-    return os.path.join(_real_directory(directory), name), selector or ""
-
-
-@cache
-def _real_directory(directory: str) -> str:
-    return os.path.realpath(directory)
 
 
 def _wider(selector: str) -> Iterator[str]:

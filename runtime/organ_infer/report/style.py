@@ -76,7 +76,7 @@ figcaption .path { color: var(--muted); }
 }
 @media print {
   .controls, .keys { display: none; }
-  .row { content-visibility: visible; break-inside: avoid; padding: .3rem 0; grid-template-columns: 4rem minmax(0, 13rem) minmax(0, 1fr); }
+  .row { content-visibility: visible; break-inside: avoid; padding: .3rem 0; grid-template-columns: 4rem minmax(0, 15rem) minmax(0, 1fr); }
   .thumb { width: 4rem; height: 4rem; }
 }
 """
