@@ -46,7 +46,7 @@ def check_whole_files(options: Options, messages: "Messages") -> None:
 def _check(option: str, path: str, force: bool, messages: "Messages") -> None:
     name = _shown(option, path)
     try:
-        exists = os.path.lexists(path)
+        exists = _exists(path)
         if os.path.exists(path) and not os.path.isfile(path):
             raise OutputError(f"{name}: exists and is not a regular file; choose another path")
         if has_known_content(path) or _is_binary(path):
@@ -57,6 +57,15 @@ def _check(option: str, path: str, force: bool, messages: "Messages") -> None:
         raise OutputError(f"{name}: cannot be written ({file_reason(e)})") from e
     if exists and not force:
         messages.note(f"{name}: exists and will be replaced; --force omits this note")
+
+
+def _exists(path: str) -> bool:
+    """Whether there is something at a path. Raises OSError for a path that no file can have."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_binary(path: str) -> bool:
