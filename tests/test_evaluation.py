@@ -126,7 +126,14 @@ def test_groups_may_differ_in_size():
 
 def test_one_slice_or_group_has_no_interval():
     assert accuracy_interval(np.array([True]), None) is None
-    assert accuracy_interval(np.ones(9, bool), np.full(9, 3)) is None
+    assert accuracy_interval(np.arange(9) > 3, np.full(9, 3)) is None
+    assert accuracy_interval(np.arange(9) > 3, np.arange(9) % 2) is not None
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_slices_that_are_all_right_or_all_wrong_have_no_interval(value):
+    assert accuracy_interval(np.full(9, value), None) is None
+    assert accuracy_interval(np.full(9, value), np.arange(9)) is None
 
 
 def test_the_most_confident_mistakes_come_first():

@@ -155,7 +155,7 @@ class Review:
                 code = FAILED
             else:
                 evaluation = self._collection.evaluation()
-                if self._options.group_by is not None and evaluation.interval is None:
+                if self._options.group_by is not None and self._collection.groups < 2:
                     self._messages.note(
                         "--group-by puts all slices into one group, so the accuracy has no interval"
                     )

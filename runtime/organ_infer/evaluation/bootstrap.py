@@ -27,8 +27,11 @@ def accuracy_interval(correct: NDArray[np.bool_], groups: NDArray[Any] | None) -
         groups: int (N,), the group of each slice from 0, or None to resample slices.
 
     Returns:
-        The percentile interval, or None if there are fewer than two slices or groups.
+        The percentile interval. None if there are fewer than two slices or groups, or all slices are right or all are
+        wrong, because all resamples are alike then.
     """
+    if correct.all() or not correct.any():
+        return None
     rng = np.random.default_rng(SEED)
     count, number = len(correct), None
     if groups is None:

@@ -89,6 +89,11 @@ class Collection:
         return self._group_numbers.setdefault(group, len(self._group_numbers))
 
     @property
+    def groups(self) -> int:
+        """The number of groups of the labeled slices."""
+        return len(self._group_numbers) + self.ungrouped.count
+
+    @property
     def is_empty(self) -> bool:
         """Whether no slice can be evaluated."""
         return all(label < 0 for label in self._labels)

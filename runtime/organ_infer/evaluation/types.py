@@ -91,7 +91,8 @@ class Evaluation:
         classes: The classes, in the order of `confusion`.
         slices: Slices with a label of the model. All figures are about these.
         accuracy: The share that is correct.
-        interval: A 95 % bootstrap interval of the accuracy. None if there is only one slice or group.
+        interval: A 95 % bootstrap interval of the accuracy. None if there is only one slice or group, or if all slices
+            are right or all are wrong, because all resamples are alike then.
         precision: The mean over the classes, weighted by their slices. An undefined precision counts as 0.
         recall: The same of the recall. It equals the accuracy.
         f1: The same of the F1 score.

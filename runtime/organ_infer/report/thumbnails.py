@@ -16,7 +16,7 @@ from ..page.pictures import data_address, gray, png
 __all__ = ["SliceReader", "Thumbnails"]
 
 # Bytes of all pictures of a page, before base64 adds a third.
-PAGE_BYTES = 11_000_000
+PAGE_BYTES = 10_000_000
 # Bytes of a picture.
 PICTURE_BYTES = 12_000
 # Pixels per side of a picture, and of one in a page with many.
