@@ -436,4 +436,6 @@ def test_the_browser_runs_the_script_under_the_policy_and_reports_nothing(page, 
     page(row(0, 0.5), failure(1), pictures={"p0.png": PICTURE}, evaluation=evaluation())
     html, log = opened(tmp_path / "r.html", tmp_path / "profile")
     assert "2 of 2 rows" in html
+    # The script has put the picture into its place.
+    assert re.search(r'<div class="thumb"><img alt="" class="small" src="data:image/png', html)
     assert not re.search(r"CONSOLE|Content Security Policy", log), log

@@ -228,12 +228,13 @@ def _row(row: Row, picture: str | None, has_labels: bool) -> str:
 
 
 def _picture(row: Row, picture: str | None) -> str:
-    """Return the thumbnail. Something that lies on it, such as a heat map, belongs here, too."""
+    """Return the thumbnail. Something that lies on it, such as a heat map, belongs into the same box."""
     if picture is None:
         return '<div class="thumb none">no picture</div>'
     # A PNG is a slice of few pixels, which are shown as squares.
-    kind = "thumb small" if picture.startswith("data:image/png") else "thumb"
-    return f'<img class="{kind}" src="{picture}" alt="" loading="lazy" decoding="async">'
+    kind = ' class="small"' if picture.startswith("data:image/png") else ""
+    # The script adds the pictures after the page is there. Thousands of them would delay it.
+    return f'<div class="thumb"><noscript><img{kind} src="{picture}" alt=""></noscript></div>'
 
 
 def _answer(row: Row) -> str:

@@ -113,8 +113,28 @@ SCRIPT = """
     }
   });
   list.addEventListener("click", event => {
-    if (event.target.matches("img.thumb")) event.target.closest(".row").classList.toggle("large");
+    if (event.target.matches(".thumb img")) event.target.closest(".row").classList.toggle("large");
   });
+
+  // The pictures of the first rows come at once, the others after the page can be used.
+  const pictures = Array.from(list.querySelectorAll(".thumb noscript")).reverse();
+  const fill = count => {
+    for (const holder of count ? pictures.splice(-count) : []) {
+      const text = holder.textContent;
+      const image = document.createElement("img");
+      image.alt = "";
+      if (text.includes('class="small"')) image.className = "small";
+      image.src = text.match(/src="([^"]*)"/)[1];
+      holder.replaceWith(image);
+    }
+  };
+  const fillRest = () => {
+    fill(100);
+    if (pictures.length) setTimeout(fillRest, 10);
+  };
+  fill(20);
+  addEventListener("load", () => setTimeout(fillRest));
+  addEventListener("beforeprint", () => fill(pictures.length));
 
   controls.hidden = false;
   document.getElementById("keys").hidden = false;
