@@ -60,7 +60,7 @@ def test_uncertain_strict_and_labeled_slices_are_marked(command, pictures, tmp_p
     assert command(*arguments, "--labels", tmp_path / "l.csv").returncode == 0
     page = Page(tmp_path / "r.html")
     states = rows_of(page)
-    assert states[str(pictures / "s00.png")] in ("right", "wrong")
+    assert states[str(pictures / "s00.png")] in ("correct", "wrong")
     assert states[str(pictures / "s01.png")] == "unlabeled" and "labeled aorta" in page.text
     assert "1 slice with a label; 39 left out because they have no label" in page.text
     assert "because the model does not have their label: aorta (1)" in page.text

@@ -96,7 +96,7 @@ def test_the_page_needs_nothing_from_outside_and_runs_its_own_script_alone(page)
 
 def test_every_element_is_closed(page):
     shown = page(
-        row(0, 0.5, warnings=("w",)), failure(1), row(2, 0.4, is_uncertain=True, truth="heart", is_right=False),
+        row(0, 0.5, warnings=("w",)), failure(1), row(2, 0.4, is_uncertain=True, truth="heart", is_correct=False),
         pictures={"p0.png": PICTURE}, evaluation=evaluation(),
     )  # fmt: skip
     opened_tags = Counter(tag for tag, _ in shown.elements)
@@ -165,7 +165,7 @@ def test_a_page_without_any_classified_slice_says_so(page):
 def test_every_text_is_escaped(page):
     top = ((HOSTILE, 0.5), (HOSTILE, 0.2))
     shown = page(
-        Row(0, HOSTILE, top=top, is_uncertain=True, warnings=(HOSTILE,), truth=HOSTILE, is_right=False),
+        Row(0, HOSTILE, top=top, is_uncertain=True, warnings=(HOSTILE,), truth=HOSTILE, is_correct=False),
         Row(1, HOSTILE + "2", error=HOSTILE),
         info=ReportInfo(HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, True, None),
         evaluation=evaluate(
@@ -178,10 +178,10 @@ def test_every_text_is_escaped(page):
     assert "\x1b" not in shown.source and shown.text.count(ESCAPED) > 12
 
 
-def test_labels_mark_rows_as_right_or_wrong(page):
+def test_labels_mark_rows_as_correct_or_wrong(page):
     shown = page(
-        row(0, 0.9, truth="liver", is_right=True),
-        row(1, 0.8, truth="heart", is_right=False),
+        row(0, 0.9, truth="liver", is_correct=True),
+        row(1, 0.8, truth="heart", is_correct=False),
         row(2, 0.7, truth="aorta"),
         row(3, 0.6),
         evaluation=evaluation(),
@@ -190,11 +190,11 @@ def test_labels_mark_rows_as_right_or_wrong(page):
         "unlabeled",
         "unlabeled",
         "wrong",
-        "right",
+        "correct",
     ]
     assert "wrong, labeled heart" in shown.text and "labeled aorta" in shown.text
     choices = re.findall(r'<option value="([^"]*)">', shown.source)
-    assert {"wrong", "right", "unlabeled", "mistakes", "aorta"} <= set(choices)
+    assert {"wrong", "correct", "unlabeled", "mistakes", "aorta"} <= set(choices)
     # Without labels, nothing about them is shown.
     plain = page(row(0, 0.9), row(1, 0.5, is_uncertain=True))
     assert "f-truth" not in plain.source.partition("<script>")[0] and "Evaluation" not in plain.text
@@ -355,7 +355,7 @@ const focused = () => document.activeElement.querySelector(".path")?.textContent
 check("all");
 check("name", ["name", "heart"]);
 check("truth", ["truth", "heart"]);
-for (const state of ["uncertain", "failed", "warned", "wrong", "right", "unlabeled"])
+for (const state of ["uncertain", "failed", "warned", "wrong", "correct", "unlabeled"])
   check(state, ["state", state]);
 check("low", ["low", "0.8"]);
 check("high", ["high", "0.5"]);
@@ -387,12 +387,12 @@ document.body.append(out);
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_the_script_filters_sorts_and_moves(page, tmp_path):
     rows = [
-        row(0, 0.9, truth="liver", is_right=True),
-        row(1, 0.5, name="heart", is_uncertain=True, truth="heart", is_right=True),
+        row(0, 0.9, truth="liver", is_correct=True),
+        row(1, 0.5, name="heart", is_uncertain=True, truth="heart", is_correct=True),
         failure(2),
-        row(3, 0.7, truth="heart", is_right=False, warnings=("odd",)),
+        row(3, 0.7, truth="heart", is_correct=False, warnings=("odd",)),
         row(4, 0.8, name="bladder"),
-        row(10, 0.95, truth="heart", is_right=False),
+        row(10, 0.95, truth="heart", is_correct=False),
     ]
     source = page(*rows, pictures={"p0.png": PICTURE}, evaluation=evaluation()).source
     path = tmp_path / "checked.html"
@@ -409,7 +409,7 @@ def test_the_script_filters_sorts_and_moves(page, tmp_path):
         "failed": [bad],
         "warned": [p3],
         "wrong": [p3, p10],
-        "right": [p1, p0],
+        "correct": [p1, p0],
         "unlabeled": [p4],
         "low": [p4, p0, p10],
         "high": [p1],

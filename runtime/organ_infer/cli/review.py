@@ -135,7 +135,7 @@ class Review:
                 is_uncertain=self._row_format.is_uncertain(result),
                 warnings=result.warnings,
                 truth=truth,
-                is_right=truth == result.label if known else None,
+                is_correct=truth == result.label if known else None,
             )
         )
 

@@ -87,11 +87,11 @@ class FileLabels:
                     f" but {short_repr(other)} in {where.rpartition(', ')[2]}; keep one of them"
                 )
             self._written[key] = name
+        if not self._labels and first_error:
+            raise InputError(first_error)
         if not self._labels:
             shown = escape_path(path, one_line=True)
-            raise InputError(
-                first_error or f"{shown}: lists no label; expected lines with path,label"
-            )
+            raise InputError(f"{shown}: lists no label; expected lines with path,label")
 
     def _key_of_row(self, directory: str, name: str) -> tuple[str, str]:
         # Results of this package have escaped names.

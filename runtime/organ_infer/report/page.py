@@ -19,15 +19,15 @@ STATES = {
     "failed": "failed",
     "warned": "with warnings",
     "wrong": "wrong",
-    "right": "right",
+    "correct": "correct",
     "unlabeled": "without a label",
 }
 ORDERS = {
-    "least": "least certain first",
-    "most": "most certain first",
+    "least": "least certain",
+    "most": "most certain",
     "name": "label",
     "path": "path",
-    "input": "order of the input",
+    "input": "input",
 }
 
 
@@ -164,7 +164,7 @@ def _controls(rows: Rows, shown: list[Row], evaluation: Evaluation | None) -> st
     present = {state: name for state, name in STATES.items() if state in states}
     fields.append(_select("state", "show", {"": "all", **present}))
     fields.append(
-        '<div><label for="f-low">probability, from and to</label><div class="range">'
+        '<div><label for="f-low">probability from, to</label><div class="range">'
         + "".join(
             f'<input id="f-{name}" type="number" min="0" max="1" step="0.001" placeholder="{value}"'
             f' aria-label="probability {word}">'
@@ -175,7 +175,7 @@ def _controls(rows: Rows, shown: list[Row], evaluation: Evaluation | None) -> st
     fields.append(
         '<div><label for="f-text">path contains</label><input id="f-text" type="search"></div>'
     )
-    orders = {**ORDERS, **({"mistakes": "confident mistakes first"} if "wrong" in states else {})}
+    orders = {**ORDERS, **({"mistakes": "confident mistakes"} if "wrong" in states else {})}
     fields.append(_select("sort", "order", orders))
     fields.append('<div><button id="reset" type="button">Reset filters</button></div>')
     return (
@@ -208,8 +208,8 @@ def _states(row: Row, has_labels: bool) -> Iterable[str]:
         yield "uncertain"
     if row.warnings:
         yield "warned"
-    if row.is_right is not None:
-        yield "right" if row.is_right else "wrong"
+    if row.is_correct is not None:
+        yield "correct" if row.is_correct else "wrong"
     elif has_labels:
         yield "unlabeled"
 
@@ -250,11 +250,11 @@ def _answer(row: Row) -> str:
 
 
 def _truth(row: Row) -> str:
-    if row.is_right is None:
+    if row.is_correct is None:
         # A label that the model does not have.
         return "" if row.truth is None else f'<p class="truth">labeled {text(row.truth)}</p>'
-    if row.is_right:
-        return '<p class="truth same">right</p>'
+    if row.is_correct:
+        return '<p class="truth same">correct</p>'
     return f'<p class="truth differs">wrong, labeled {text(row.truth)}</p>'
 
 

@@ -21,7 +21,7 @@ class Row:
         is_uncertain: Whether the first is below `--min-probability`.
         warnings: Of the prediction.
         truth: The true label, or None.
-        is_right: Whether the label of the prediction is the true one, or None without a label that the model has.
+        is_correct: Whether the label of the prediction is the true one, or None without a label that the model has.
         error: Why the image failed, or None.
     """
 
@@ -31,7 +31,7 @@ class Row:
     is_uncertain: bool = False
     warnings: tuple[str, ...] = ()
     truth: str | None = None
-    is_right: bool | None = None
+    is_correct: bool | None = None
     error: str | None = None
 
 

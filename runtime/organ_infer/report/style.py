@@ -21,7 +21,7 @@ STYLE = (
 .counts td:last-child { min-width: 8rem; width: 60%; vertical-align: middle; }
 .badge { border: 1px solid currentColor; border-radius: 2rem; padding: 0 .5rem; font-size: .8125rem; white-space: nowrap; }
 
-.controls { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--rule); padding: .6rem 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .5rem .7rem; align-items: end; }
+.controls { position: sticky; top: 0; z-index: 1; background: var(--paper); border-bottom: 1px solid var(--rule); padding: .6rem 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); gap: .5rem .7rem; align-items: end; }
 .controls[hidden], .row[hidden] { display: none; }
 .controls label { font-size: .8125rem; color: var(--muted); display: block; }
 .controls select, .controls input, .controls button { font: inherit; font-size: .875rem; width: 100%; min-height: 2.25rem; padding: .2rem .5rem; color: var(--ink); background: var(--card); border: 1px solid var(--rule); border-radius: .3rem; }
@@ -30,16 +30,16 @@ STYLE = (
 .shown { grid-column: 1 / -1; margin: 0; font-size: .875rem; color: var(--muted); max-width: none; }
 
 .rows { list-style: none; margin: 0; padding: 0; border-top: 1px solid var(--rule); }
-.row { display: grid; grid-template-columns: 5.5rem minmax(0, 15rem) minmax(0, 1fr); gap: .2rem 1.1rem; align-items: start; padding: .7rem 0; border-bottom: 1px solid var(--rule); content-visibility: auto; contain-intrinsic-size: auto 7rem; scroll-margin: 9rem 0 2rem; }
+.row { display: grid; grid-template-columns: 5.5rem minmax(0, 19rem) minmax(0, 1fr); gap: .2rem 1.1rem; align-items: start; padding: .7rem 0; border-bottom: 1px solid var(--rule); content-visibility: auto; contain-intrinsic-size: auto 7rem; scroll-margin: 9rem 0 2rem; }
 .thumb { position: relative; width: 5.5rem; height: 5.5rem; background: #000; border-radius: .25rem; overflow: hidden; }
 .thumb img { display: block; width: 100%; height: 100%; object-fit: contain; cursor: zoom-in; }
 .large .thumb img { cursor: zoom-out; }
 img.small { image-rendering: pixelated; }
 .none { display: grid; place-items: center; color: var(--muted); background: var(--card); border: 1px dashed var(--rule); font-size: .8125rem; text-align: center; }
 .large .thumb { width: min(18rem, 100%); height: auto; aspect-ratio: 1; }
-.row.large { grid-template-columns: minmax(0, 18rem) minmax(0, 15rem) minmax(0, 1fr); }
+.row.large { grid-template-columns: minmax(0, 18rem) minmax(0, 19rem) minmax(0, 1fr); }
 .answer p, .about p { margin: 0; max-width: none; overflow-wrap: anywhere; }
-.label { display: flex; flex-wrap: wrap; gap: 0 .6rem; justify-content: space-between; font-weight: 600; }
+.label { display: flex; flex-wrap: wrap; gap: 0 .4rem; justify-content: space-between; font-weight: 600; }
 .label span { font-weight: 400; font-variant-numeric: tabular-nums; }
 .next, .warn { color: var(--muted); font-size: .875rem; font-variant-numeric: tabular-nums; }
 .answer .truth { font-size: .875rem; }
@@ -73,8 +73,10 @@ figcaption .path { color: var(--muted); }
   .thumb { width: 4.5rem; height: 4.5rem; }
   .thumb { grid-row: span 2; }
   .row.large { grid-template-columns: minmax(0, 1fr); }
-  .evaluation table { font-size: .8125rem; }
-  .evaluation th, .evaluation td { padding: .25rem .3rem; }
+  .evaluation table { font-size: .75rem; }
+  .evaluation th, .evaluation td { padding: .25rem .2rem; }
+  .counts td:last-child { min-width: 3rem; }
+  .counts th, .counts td { padding: .35rem .4rem; }
 }
 @media print {
   .controls, .keys { display: none; }
