@@ -42,6 +42,7 @@ PROGRAMS = [
         "docs/quickstart.md",
         "docs/reference/python.md",
         "docs/guides/embedding.md",
+        "docs/guides/evaluation.md",
     )
     for block in blocks(
         ROOT / name, r"^```python\n([^`]+?)^```\n+(?:The program prints:\n+)?^```text\n(.*?)^```"

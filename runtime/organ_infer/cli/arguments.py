@@ -214,11 +214,11 @@ def _check_combinations(parser: _Parser, options: Options) -> None:
 
 def _check_evaluation(parser: _Parser, options: Options) -> None:
     """Raise UsageError if options of the evaluation exclude or miss each other."""
-    if options.check and options.report is not None:
-        parser.error("--check: takes no images and no --report")
+    has_labels = options.labels is not None or options.labels_from_folders
+    if options.check and (has_labels or options.report is not None):
+        parser.error("--check: takes no images, so no labels and no --report")
     if options.labels is not None and options.labels_from_folders:
         parser.error("--labels: excludes --labels-from-folders; labels come from one of them")
-    has_labels = options.labels is not None or options.labels_from_folders
     for name in ("group_by", "metrics"):
         if getattr(options, name) is not None and not has_labels:
             parser.error(f"--{name.replace('_', '-')}: requires --labels or --labels-from-folders")

@@ -35,8 +35,6 @@ def accuracy_interval(correct: NDArray[np.bool_], groups: NDArray[Any] | None) -
     rng = np.random.default_rng(SEED)
     count, number = len(correct), None
     if groups is None:
-        if count < 2:
-            return None
         # The number of correct slices in a resample is binomial.
         accuracies = rng.binomial(count, correct.sum() / count, RESAMPLES) / count
     else:
