@@ -155,8 +155,18 @@ def test_the_most_confident_mistakes_come_first():
     ]
     assert [m.probability for m in found.mistakes] == pytest.approx([0.9, 0.7, 0.6, 0.5], abs=1e-6)
     assert (found.slices, found.unlabeled) == (5, 1)
-    many = evaluate(probabilities_of([0] * 50), np.ones(50, int), NAMES)
-    assert [m.index for m in many.mistakes] == list(range(24))
+    ties = probabilities_of([0] * 3000)
+    ties[::2] = probabilities_of([0] * 1500, 0.8)
+    many = evaluate(ties, np.ones(3000, int), NAMES)
+    assert [m.index for m in many.mistakes] == list(range(1, 49, 2))
+
+
+def test_the_groups_of_slices_without_a_label_do_not_count():
+    labels = np.array([-1, -1, -1, 0, 0, 1, 1])
+    found = evaluate(
+        probabilities_of([0] * 7), labels, NAMES, groups=np.array([7, 8, 9, 3, 3, 4, 4])
+    )
+    assert found.interval.groups == 2 and (found.interval.low, found.interval.high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

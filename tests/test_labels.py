@@ -147,6 +147,10 @@ def test_a_folder_above_the_named_one_is_no_label(tmp_path):
     # Of a file, only its own folder counts.
     assert FolderLabels([path], NAMES).label_of(path) == "aorta"
     assert FolderLabels([str(tmp_path / "liver")], NAMES).label_of(path) == "liver"
+    # The nearest of the named folders counts.
+    for order in (1, -1):
+        named = [str(tmp_path / "liver"), str(tmp_path / "liver" / "val")][::order]
+        assert FolderLabels(named, NAMES).label_of(path) == "aorta"
     assert FolderLabels(["/"], NAMES).label_of("/a.png") is None
 
 
@@ -168,16 +172,19 @@ def prediction(path, label, probability=0.9):
 
 
 def test_the_collection_counts_and_names_what_it_leaves_out():
-    truth = {"a": "liver", "b": "Liver", "c": "aorta", "d": None, "e": "spleen"}
+    truth = {"a": "liver", "b": "Liver", "c": "aorta", "d": None, "e": "spleen", "f": "liver"}
     collected = Collection(NAMES, truth.get, group_function("[abc]"))
     given = [prediction(path, "liver") for path in truth]
-    assert [collected.add(each) for each in given] == ["liver", "liver", "aorta", None, "spleen"]
+    assert [collected.add(each) for each in given] == [
+        "liver", "liver", "aorta", None, "spleen", "liver",
+    ]  # fmt: skip
     assert (collected.unlabeled.count, collected.unlabeled.paths) == (1, ["d"])
     assert dict(collected.unknown) == {"aorta": 1}
-    assert (collected.ungrouped.count, collected.ungrouped.paths) == (1, ["e"])
+    assert (collected.ungrouped.count, collected.ungrouped.paths) == (2, ["e", "f"])
     assert collected.paths == {4: "e"} and not collected.is_empty
     found = collected.evaluation()
-    assert (found.slices, found.accuracy, found.interval.groups) == (3, 2 / 3, 3)
+    assert (found.slices, found.accuracy, found.interval.groups) == (4, 3 / 4, 4)
+    assert collected.groups == 4
     assert (found.unlabeled, found.unknown_labels) == (1, {"aorta": 1})
     assert [mistake.index for mistake in found.mistakes] == [4]
 

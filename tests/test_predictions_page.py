@@ -17,6 +17,7 @@ from support.report_page import Page
 from organ_infer.evaluation import evaluate
 from organ_infer.images.types import Limits
 from organ_infer.page.pictures import data_address, gray, png
+from organ_infer.report import thumbnails
 from organ_infer.report.page import ReportInfo, page_parts
 from organ_infer.report.rows import Row, Rows
 from organ_infer.report.thumbnails import SliceReader, Thumbnails
@@ -309,8 +310,6 @@ def test_slices_are_read_again_by_the_names_of_results(tmp_path):
 
 
 def test_a_file_of_many_slices_is_opened_once(tmp_path, monkeypatch):
-    from organ_infer.report import thumbnails
-
     np.save(tmp_path / "s.npy", np.zeros((50, 8, 9), np.uint8))
     opened_paths = []
 
@@ -325,12 +324,21 @@ def test_a_file_of_many_slices_is_opened_once(tmp_path, monkeypatch):
     assert opened_paths == [f"{tmp_path}/s.npy"]
 
 
-def test_standard_input_is_read_from_its_recorded_content():
+def test_standard_input_is_read_once_from_its_recorded_content(monkeypatch):
     stack = np.random.default_rng(0).integers(0, 256, (3, 8, 9), np.uint8)
     buffer = io.BytesIO()
     np.save(buffer, stack)
+    opened_contents = []
+
+    def counted(*arguments):
+        opened_contents.append(arguments)
+        return original(*arguments)
+
+    original = thumbnails.decode_slices
+    monkeypatch.setattr(thumbnails, "decode_slices", counted)
     found = read(SliceReader(Limits(), lambda image: image, buffer.getvalue()), "-#0", "-#2")
     assert (found["-#0"] == stack[0]).all() and (found["-#2"] == stack[2]).all()
+    assert len(opened_contents) == 1
 
 
 # The script

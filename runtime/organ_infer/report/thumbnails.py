@@ -22,6 +22,8 @@ PICTURE_BYTES = 12_000
 # Pixels per side of a picture, and of one in a page with many.
 SIDE, SMALL_SIDE = 192, 96
 MANY = 500
+# The name of the results of the image on standard input.
+STANDARD_INPUT = "-"
 # JPEG qualities that are tried.
 QUALITIES = (80, 60, 40)
 
@@ -71,11 +73,15 @@ class SliceReader:
                     return
 
     def _open(self, path: str) -> Iterator[tuple[str, Callable[[], Slice]]]:
-        if self._standard_input is None or path.partition("#")[0] != "-":
+        if self._standard_input is None or not _is_standard_input(path):
             yield from open_slices(path, self._limits)
             return
         for suffix, read in decode_slices(self._standard_input, self._limits):
-            yield f"-{suffix}", read
+            yield f"{STANDARD_INPUT}{suffix}", read
+
+
+def _is_standard_input(path: str) -> bool:
+    return path.partition("#")[0] == STANDARD_INPUT
 
 
 def _by_file(paths: Collection[str]) -> dict[str, dict[str, None]]:
@@ -83,6 +89,8 @@ def _by_file(paths: Collection[str]) -> dict[str, dict[str, None]]:
     files: dict[str, dict[str, None]] = {}
     for path in paths:
         file, selector = split_selector(path)
+        if _is_standard_input(path):
+            file, selector = STANDARD_INPUT, None
         _, box = split_box(selector or "")
         files.setdefault(f"{file}{box or ''}", {})[path] = None
     return files
