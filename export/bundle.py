@@ -22,13 +22,13 @@ from export.merge import check_same_outputs
 from export.model_card import model_card
 from export.temperature import (
     Labeled,
-    expected_calibration_error,
     fit_temperature,
     mean_softmax,
     why_higher,
     why_rejected,
 )
 from export.variants import PRECISIONS, Slices, Variant, make_variants
+from organ_infer.evaluation.calibration import expected_calibration_error
 
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Manifest, Member, Plausibility

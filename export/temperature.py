@@ -10,9 +10,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
+from organ_infer.evaluation.calibration import expected_calibration_error
+
 # within the range of a manifest's temperature
 LOWEST, HIGHEST = 0.05, 20.0
-ECE_BINS = 15
 
 
 def fit_temperature(logits: Sequence[np.ndarray], labels: np.ndarray) -> float:
@@ -135,37 +136,3 @@ def mean_softmax(logits: Sequence[np.ndarray], temperature: float = 1.0) -> np.n
     members = [np.asarray(z, np.float64) / temperature for z in logits]
     mean: np.ndarray = np.mean([np.exp(log_softmax(z, axis=1)) for z in members], axis=0)
     return mean
-
-
-def confidence_bins(confidence: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
-    """Assign each top probability to one of equal bins from 0 to 1.
-
-    Args:
-        confidence: float (N,), top probabilities. A probability on an edge belongs to the bin below it.
-        bins: Number of bins.
-
-    Returns:
-        int (N,), from 0 to bins - 1.
-    """
-    indices: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return indices
-
-
-def expected_calibration_error(
-    probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS
-) -> float:
-    """Compute the expected calibration error of the top probability over equal bins (Guo et al., ICML 2017).
-
-    Args:
-        probabilities: float (N, classes).
-        labels: int (N,).
-        bins: Number of bins. A probability on an edge belongs to the bin below it.
-
-    Returns:
-        The error, 0 to 1.
-    """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    indices = confidence_bins(confidence, bins)
-    gaps = np.bincount(indices, weights=correct - confidence.astype(np.float64), minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))

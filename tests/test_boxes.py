@@ -13,8 +13,8 @@ from conftest import constant_graph, write_bundle
 from support.image_files import saved
 
 from organ_infer import ImageError, InputError, OrganClassifier, unescape_path
-from organ_infer.box_files import box_lines
 from organ_infer.cli import main
+from organ_infer.csv_rows import csv_rows
 from organ_infer.images.boxes import Box, cut_box, split_box
 from organ_infer.images.orientation import reorient
 from organ_infer.images.registry import open_slices, split_selector
@@ -120,7 +120,7 @@ def test_boxes_are_read_from_a_pipe(tmp_path):
     text = b"\xef\xbb\xbforgan,x0\nliver,1\n"
     writer = threading.Thread(target=pipe.write_bytes, args=(text,))
     writer.start()
-    lines = list(box_lines(str(pipe), ("organ", "x0")))
+    lines = list(csv_rows(str(pipe), ("organ", "x0")))
     writer.join()
     assert [line.cells for line in lines] == [{"organ": "liver", "x0": "1"}]
 
@@ -128,7 +128,7 @@ def test_boxes_are_read_from_a_pipe(tmp_path):
 def test_messages_about_a_file_of_any_name_are_one_line(tmp_path):
     path = tmp_path / "a\nb.csv"
     path.write_text("liver,1\n")
-    (line,) = box_lines(str(path), ("organ", "x0", "y0"))
+    (line,) = csv_rows(str(path), ("organ", "x0", "y0"))
     assert line.where == f"{tmp_path}/a\\x0ab.csv, line 1" and line.error.startswith(line.where)
 
 
@@ -263,7 +263,7 @@ def test_names_that_are_not_utf_8_are_found(run, images):
     [
         ("", "no image found: --boxes lists no box"),
         ("path,x0,y0,x1,y1\n", "no image found: --boxes lists no box"),
-        ("a.png,1".encode("utf-16"), "the file of boxes is UTF-16; save it as UTF-8"),
+        ("a.png,1".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
         (b"a" * 200_000, "cannot be read (field larger than field limit"),
     ],
 )
@@ -402,4 +402,4 @@ def test_boxes_of_a_program_are_checked_and_classified(bundle):
 
 def test_a_file_of_boxes_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"none.csv: cannot be read \(No such file"):
-        list(box_lines(str(tmp_path / "none.csv"), ("organ",)))
+        list(csv_rows(str(tmp_path / "none.csv"), ("organ",)))

@@ -14,8 +14,8 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
     assert parse(["a", "b"]) == Options(
         paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
         threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
-        format="text", output=None, force=False, top=None, organs=False, min_probability=None, min_plausibility=None, strict=False, check=False,
-        quiet=False,
+        format="text", output=None, force=False, top=None, organs=False, min_probability=None, min_plausibility=None, strict=False,
+        report=None, labels=None, labels_from_folders=False, group_by=None, metrics=None, check=False, quiet=False,
     )  # fmt: skip
 
 
@@ -48,6 +48,12 @@ def test_each_option_sets_its_own_field_and_no_other():
         "-q": {"quiet": True},
         "--force": {"force": True},
         "--strict": {"strict": True},
+        "--report r": {"report": "r"},
+        "--labels l": {"labels": "l"},
+        "--labels-from-folders": {"labels_from_folders": True},
+        "--labels l --group-by ^(p[0-9]+)": {"labels": "l", "group_by": "^(p[0-9]+)"},
+        "--labels l --metrics m": {"labels": "l", "metrics": "m"},
+        "--labels-from-folders --metrics m": {"labels_from_folders": True, "metrics": "m"},
         "--quiet": {"quiet": True},
     }.items():
         assert parse(["x", *words.split()]) == plain._replace(**changed), words
@@ -111,6 +117,16 @@ def test_a_least_probability_is_above_0_and_at_most_1():
         ("--output= x", "--output: the value is empty"),
         ("--files-from= x", "--files-from: the value is empty"),
         ("--files x", "unrecognized arguments: --files"),
+        ("--report= x", "--report: the value is empty"),
+        ("--labels= x", "--labels: the value is empty"),
+        ("--labels l --metrics= x", "--metrics: the value is empty"),
+        ("--check --report r", "--check: takes no images, so no labels and no --report"),
+        ("--check --labels l", "--check: takes no images, so no labels and no --report"),
+        ("--check --labels-from-folders", "--check: takes no images, so no labels and no --report"),
+        ("--labels l --labels-from-folders x", "--labels: excludes --labels-from-folders"),
+        ("--metrics m x", "--metrics: requires --labels or --labels-from-folders"),
+        ("--group-by p x", "--group-by: requires --labels or --labels-from-folders"),
+        ("--labels l --group-by ( x", "expected a regular expression, found '\\('"),
         ("--device tpu x", "expected auto, cpu, cuda or cuda:N"),
     ],
 )

@@ -149,7 +149,11 @@ def test_what_is_taken_from_a_directory():
 
 def test_the_options_of_the_command():
     """In both directions; --help documents itself."""
-    cells = [row[0] for heading in ("Inputs", "Model", "Output") for row in rows(COMMAND, heading)]
+    cells = [
+        row[0]
+        for heading in ("Inputs", "Model", "Output", "Evaluation")
+        for row in rows(COMMAND, heading)
+    ]
     stated_options = set(re.findall(r"--[a-z-]+", " ".join(cells)))
     done = subprocess.run(
         [sys.executable, "-m", "organ_infer", "--help"],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from export.temperature import expected_calibration_error
+from organ_infer.evaluation.calibration import expected_calibration_error
 from train.ensemble import mean_probabilities
 from train.metrics import area_under_curve, measure
 

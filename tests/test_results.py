@@ -10,7 +10,8 @@ from support.checkpoints import finished_checkpoint
 from torch import nn
 
 from export.member import Parity
-from export.temperature import expected_calibration_error, fit_temperature, mean_softmax
+from export.temperature import fit_temperature, mean_softmax
+from organ_infer.evaluation.calibration import expected_calibration_error
 from tests.support.result_rows import split_metrics, stage_result
 from tests.support.unequal_splits import LABEL_STEP, LENGTHS, Origins, unequal_data
 from train import results as results_module

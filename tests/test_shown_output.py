@@ -43,6 +43,7 @@ PROGRAMS = [
         "docs/reference/python.md",
         "docs/guides/embedding.md",
         "docs/guides/explanations.md",
+        "docs/guides/evaluation.md",
     )
     for block in blocks(
         ROOT / name, r"^```python\n([^`]+?)^```\n+(?:The program prints:\n+)?^```text\n(.*?)^```"

@@ -17,7 +17,6 @@ from export.temperature import (
     HIGHEST,
     LOWEST,
     Labeled,
-    expected_calibration_error,
     fit_temperature,
     mean_softmax,
     why_higher,
@@ -25,6 +24,7 @@ from export.temperature import (
 )
 from export.variants import Slices, logits_of
 from organ_infer import OrganClassifier
+from organ_infer.evaluation.calibration import expected_calibration_error
 from tests.support.unequal_splits import Origins, npz_of, unequal_data
 from train import calibration as calibration_module
 from train.calibration import (

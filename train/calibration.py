@@ -15,12 +15,12 @@ import numpy as np
 
 from export.temperature import (
     Labeled,
-    expected_calibration_error,
     fit_temperature,
     mean_softmax,
     why_rejected,
 )
 from export.variants import Slices
+from organ_infer.evaluation.calibration import expected_calibration_error
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data
 from train.results_format import Calibration

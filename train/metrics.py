@@ -13,7 +13,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from export.temperature import expected_calibration_error
+from organ_infer.evaluation.calibration import expected_calibration_error
 from train.results_format import SplitMetrics
 
 

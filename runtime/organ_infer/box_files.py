@@ -1,107 +1,18 @@
-"""CSV files of boxes: their lines, with a number for messages (docs/guides/formats.md, docs/guides/volumes.md)."""
+"""The cells of CSV files of boxes (docs/guides/formats.md, docs/guides/volumes.md)."""
 
-import codecs
-import csv
-import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-from .errors import ImageError, InputError, file_reason, one_line, short_repr
-from .names import escape_path
+from .csv_rows import CsvRow
+from .errors import ImageError, short_repr
 
-__all__ = ["BoxLine", "box_lines", "millimeters", "whole_number"]
+__all__ = ["millimeters", "whole_number"]
 
 # Spreadsheets and pandas write whole numbers as 12.0.
 _WHOLE = re.compile(r"([+-]?[0-9]{1,9})(?:\.0*)?")
 
 
-class BoxLine(NamedTuple):
-    """One line of a file of boxes.
-
-    Attributes:
-        where: The file and the line, for messages.
-        cells: Column -> text. Missing optional columns are empty.
-        error: Why the line is no box, or None.
-    """
-
-    where: str
-    cells: dict[str, str]
-    error: str | None = None
-
-
-def box_lines(path: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[BoxLine]:
-    """Yield the lines of a CSV file. Empty lines are left out.
-
-    Args:
-        path: The file.
-        columns: Names of the columns, in their order in a file without a header. With a header that names all of
-            them, they may have any order, and other columns are ignored.
-        optional: Names of columns that may follow.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    name = escape_path(path, one_line=True)
-    try:
-        # The file is opened once, because it may be a pipe.
-        with open(path, "rb") as raw:
-            _check_encoding(raw, name)
-            # Bytes of file names that are not UTF-8 stay what they are.
-            file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(file)
-            order = {each: i for i, each in enumerate((*columns, *optional))}
-            is_first, has_header = True, False
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if not any(cells):
-                    continue
-                header = [cell.lower() for cell in cells]
-                if is_first and set(columns) <= set(header):
-                    order = {each: header.index(each) for each in order if each in header}
-                    has_header = True
-                else:
-                    most = None if has_header else len(order)
-                    yield _line(
-                        f"{name}, line {reader.line_num}", cells, order, columns, optional, most
-                    )
-                is_first = False
-    except csv.Error as e:
-        raise InputError(f"{name}: cannot be read ({one_line(e)}); save it as CSV") from e
-    except (OSError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{name}: cannot be read ({file_reason(e)})") from e
-
-
-def _check_encoding(file: io.BufferedReader, name: str) -> None:
-    if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise InputError(f"{name}: the file of boxes is UTF-16; save it as UTF-8")
-
-
-def _line(
-    where: str,
-    cells: list[str],
-    order: dict[str, int],
-    columns: Sequence[str],
-    optional: Sequence[str],
-    most: int | None,
-) -> BoxLine:
-    """Return one line. `most` is the number of its cells at most, or None."""
-    named = dict.fromkeys((*columns, *optional), "")
-    named |= {each: cells[i] for each, i in order.items() if i < len(cells)}
-    try:
-        if (most is not None and len(cells) > most) or not all(named[each] for each in columns):
-            expected = ",".join(columns) + "".join(f"[,{each}]" for each in optional)
-            found = short_repr(",".join(cells))
-            raise ImageError(f"{where}: not a box, expected {expected}, found {found}")
-    except ImageError as e:
-        return BoxLine(where, named, str(e))
-    return BoxLine(where, named)
-
-
-def whole_number(line: BoxLine, column: str) -> int:
+def whole_number(line: CsvRow, column: str) -> int:
     """Return a number of pixels or voxels.
 
     Raises:
@@ -115,7 +26,7 @@ def whole_number(line: BoxLine, column: str) -> int:
     return int(match[1])
 
 
-def millimeters(line: BoxLine, column: str) -> float:
+def millimeters(line: CsvRow, column: str) -> float:
     """Return a coordinate.
 
     Raises:

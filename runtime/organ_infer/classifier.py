@@ -46,6 +46,7 @@ from .plausibility import (
 from .results import ImageFailure, Prediction, remember
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation
     from .images.inputs import Images
     from .results import OrganPredictions
     from .volumes.crops import Crop, Slices
@@ -269,6 +270,51 @@ class OrganClassifier:
             assert model_orientation is not None
             return np.ascontiguousarray(reorient(heat, model_orientation, self._orientation))
         return np.ascontiguousarray(heat)
+
+    def evaluate(
+        self,
+        images: "Images",
+        labels: Sequence[str | int | None] | NDArray[Any],
+        *,
+        groups: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> "Evaluation":
+        """Compare the answers for slices in memory with their true labels.
+
+        Slices without a label, and those whose label the model does not have, are left out. The result counts them,
+        and a warning is logged for the latter.
+
+        Args:
+            images: As for `predict_proba`.
+            labels: One per slice: the name of its class, its index in `classes`, or None for no label. Case does not
+                count in names, and spaces and underscores are hyphens.
+            groups: One per slice, such as the patient. The interval of the accuracy then resamples groups, because
+                slices of one patient resemble each other.
+
+        Returns:
+            Accuracy with an interval, metrics by class, confusion matrix, calibration and the most confident mistakes.
+
+        Raises:
+            InputError: If an argument has the wrong type or length, or no slice is left.
+            OrganInferError: If the classifier is closed, or was opened in another process.
+            DeviceError: If a network fails.
+        """
+        self._check_open()
+        # Imported here, because most programs have no labels.
+        from .evaluation import evaluate
+        from .evaluation.arguments import group_numbers, label_indices
+
+        slices = [image.pixels for image in self._slices(images)]
+        indices, unknown = label_indices(labels, self.classes, len(slices))
+        numbers = None if groups is None else group_numbers(groups, len(slices))
+        if unknown:
+            logger.warning(
+                "labels: not a class of the model, left out: %s",
+                shorten_names([f"{name} ({count:,})" for name, count in unknown.items()], 300),
+            )
+        probabilities = self._slice_probabilities(slices).astype(np.float32)
+        return evaluate(
+            probabilities, indices, self.classes, groups=numbers, unknown_labels=unknown
+        )
 
     def predict_paths(
         self,

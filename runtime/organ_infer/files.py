@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -166,7 +167,7 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
     unchanged.
 
     Args:
-        target: The final path. Its parent must exist. A file there is replaced.
+        target: The final path. Its parent must exist. A file there is replaced, and its permissions stay.
 
     Yields:
         The file, in UTF-8. Line breaks are written as they are.
@@ -180,6 +181,9 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
             yield file
             file.flush()
             flush_file(file.fileno())
+        # Some file systems keep no permissions, and mostly there is no file yet.
+        with contextlib.suppress(OSError):
+            path.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(path, target)
     flush_directory(target.parent)
 

@@ -14,10 +14,11 @@ from turns import medians
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from export.member import open_session
-from export.temperature import expected_calibration_error, mean_softmax
+from export.temperature import mean_softmax
 from organ_infer import OrganClassifier
 from organ_infer._packing import pack
 from organ_infer.bundle.files import packaged_bundle
+from organ_infer.evaluation.calibration import expected_calibration_error
 from train.metrics import area_under_curve
 
 

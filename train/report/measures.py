@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.temperature import ECE_BINS as BINS
-from export.temperature import confidence_bins
+from organ_infer.evaluation.calibration import ECE_BINS as BINS
+from organ_infer.evaluation.calibration import confidence_bins
 
 
 def per_class(confusion: np.ndarray) -> list[dict[str, float | None]]:

@@ -1,15 +1,13 @@
 """report.html: one page without other files, outside addresses and scripts."""
 
-import base64
-import hashlib
 import html
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import printable
 from ..names import escape_path
+from ..page.parts import count_text, head, list_rows, path_span, table, text, tiles
 from .page_style import STYLE
 from .ranking import RankedFinding
 from .records import Record, RunIdentity, StoredPicture
@@ -22,6 +20,11 @@ __all__ = ["PICTURES_LIMIT", "page_parts"]
 
 # Findings with pictures.
 PICTURES_LIMIT = 1000
+ORGAN_HEAD = (
+    "<th>mask</th><th>model</th><th>verdict</th>",
+    '<th class="n">probability</th><th class="n">of the mask\'s class</th>',
+    '<th class="n">slices</th><th class="n">ml</th><th class="n">HU</th><th>structures</th>',
+)
 
 
 def page_parts(
@@ -44,8 +47,7 @@ def page_parts(
         command: The command or call that ran.
     """
     kinds = _kinds(findings)
-    style = STYLE + _filter_style(len(kinds))
-    yield _head(style)
+    yield head("Audit of segmentations", STYLE + _filter_style(len(kinds)))
     yield "<body>\n<main>\n"
     yield _summary(records, findings, total)
     yield from _findings(directory, findings, kinds)
@@ -53,39 +55,6 @@ def page_parts(
     yield from _failures(records)
     yield _run(identity, command)
     yield "</main>\n</body>\n</html>\n"
-
-
-def _text(text: object) -> str:
-    """Return any text for HTML: on one line, printable, with <, > and quotes escaped."""
-    return html.escape(printable(str(text)))
-
-
-def _path(path: str) -> str:
-    return f'<span class="path">{html.escape(escape_path(path, one_line=True))}</span>'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _head(style: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}';"
-        " base-uri 'none'; form-action 'none'"
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<title>Audit of segmentations</title>
-<style>{style}</style>
-</head>
-"""
 
 
 # Summary.
@@ -103,12 +72,9 @@ def _summary(records: Sequence[Record], findings: Sequence[RankedFinding], total
         "organs that agree": f"{agreeing:,} <small>of {len(organs):,}</small>",
         "scans failed": f"{failed:,}",
     }
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()
-    )
     rest = total - len(records)
     incomplete = (
-        f'<p class="notice">This audit is not complete: {_count(rest, "scan")} of {total:,} not reached yet.'
+        f'<p class="notice">This audit is not complete: {count_text(rest, "scan")} of {total:,} not reached yet.'
         " The same command continues.</p>\n"
         if rest
         else ""
@@ -118,7 +84,7 @@ def _summary(records: Sequence[Record], findings: Sequence[RankedFinding], total
 <h1>Audit of segmentations</h1>
 <p class="lede">Do the labels of each mask fit what the organs look like? Findings are hints. Look at the slices before
 you correct a label.</p>
-{incomplete}<dl class="tiles">{tiles}</dl>
+{incomplete}{tiles(figures)}
 <p class="disclaimer">Research software, not a medical device.</p>
 </header>
 """
@@ -177,11 +143,11 @@ def _filter(kinds: Mapping[str, int], total: int) -> Iterator[str]:
         yield f'<input class="hidden" type="radio" name="kind" id="kind-{i}">\n'
     yield f'<p class="filter"><label for="kind-all">all <b>{total:,}</b></label>\n'
     for i, (kind, count) in enumerate(kinds.items()):
-        yield f'<label for="kind-{i}">{_text(kind)} <b>{count:,}</b></label>\n'
+        yield f'<label for="kind-{i}">{text(kind)} <b>{count:,}</b></label>\n'
     yield "</p>\n"
     yield '<details class="kinds">\n<summary>What the kinds mean</summary>\n<dl>\n'
     for kind in kinds:
-        yield f"<dt>{_text(kind)}</dt><dd>{_text(KINDS.get(kind, ''))}</dd>\n"
+        yield f"<dt>{text(kind)}</dt><dd>{text(KINDS.get(kind, ''))}</dd>\n"
     yield "</dl>\n</details>\n"
 
 
@@ -192,14 +158,14 @@ def _card(directory: "AuditDirectory", ranked: RankedFinding, number: int) -> st
         pictures = directory.pictures(ranked.record.key)[ranked.index]
         figures = "".join(map(_figure, pictures))
     values = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(_shown(value))}</dd></div>"
+        f"<div><dt>{text(name)}</dt><dd>{text(_shown(value))}</dd></div>"
         for name, value in finding.numbers.items()
     )
     return f"""<li class="card kind-{number}">
-<p class="meta"><span class="rank">{ranked.rank:,}</span> <span class="kind">{_text(finding.kind)}</span>
+<p class="meta"><span class="rank">{ranked.rank:,}</span> <span class="kind">{text(finding.kind)}</span>
 <span class="evidence">evidence <b>{_evidence(finding.evidence)}</b></span></p>
-<h3>{_text(finding.message)}</h3>
-<p class="paths">scan {_path(pair.scan)}<br>mask {_path(pair.mask)}</p>
+<h3>{text(finding.message)}</h3>
+<p class="paths">scan {path_span(pair.scan)}<br>mask {path_span(pair.mask)}</p>
 {f'<div class="pictures">{figures}</div>' if figures else ""}
 {f'<dl class="numbers">{values}</dl>' if values else ""}
 </li>
@@ -207,7 +173,7 @@ def _card(directory: "AuditDirectory", ranked: RankedFinding, number: int) -> st
 
 
 def _figure(picture: StoredPicture) -> str:
-    organ, label = _text(picture.organ), _text(picture.label)
+    organ, label = text(picture.organ), text(picture.label)
     answer = f"{label} {picture.probability:.2f}"
     state = "same" if picture.organ == picture.label else "differs"
     return (
@@ -252,18 +218,15 @@ def _scan(record: Record) -> str:
         if differing
         else '<span class="same">all agree</span>'
     )
-    rows = "".join(map(_organ_row, audit.organs))
-    notes = "".join(f'<p class="note">Warning: {_text(text)}</p>\n' for text in audit.warnings)
+    label = f"Organs of {escape_path(record.pair.scan, one_line=True)}"
+    organs = table(ORGAN_HEAD, map(_organ_row, audit.organs), label)
+    notes = "".join(f'<p class="note">Warning: {text(warning)}</p>\n' for warning in audit.warnings)
     if audit.unmapped:
-        notes += f'<p class="note">Structures of no class: {_text(", ".join(audit.unmapped))}</p>\n'
+        notes += f'<p class="note">Structures of no class: {text(", ".join(audit.unmapped))}</p>\n'
     return f"""<details class="scan">
-<summary>{_path(record.pair.scan)} <span class="note">{_count(len(audit.organs), "organ")},</span> {verdict}</summary>
-<p class="paths">mask {_path(record.pair.mask)} <span class="note">labels {_text(record.pair.labels)}</span></p>
-<div class="scroll" role="region" aria-label="Organs of {html.escape(escape_path(record.pair.scan, one_line=True))}" tabindex="0"><table>
-<thead><tr><th>mask</th><th>model</th><th>verdict</th><th class="n">probability</th>
-<th class="n">of the mask's class</th><th class="n">slices</th><th class="n">ml</th><th class="n">HU</th><th>structures</th></tr></thead>
-<tbody>{rows}</tbody></table></div>
-{notes}</details>
+<summary>{path_span(record.pair.scan)} <span class="note">{count_text(len(audit.organs), "organ")},</span> {verdict}</summary>
+<p class="paths">mask {path_span(record.pair.mask)} <span class="note">labels {text(record.pair.labels)}</span></p>
+{organs}{notes}</details>
 """
 
 
@@ -274,14 +237,14 @@ def _organ_row(organ: AuditedOrgan) -> str:
         else '<span class="differs">differs</span>'
     )
     row = (
-        f"<tr><td>{_text(organ.expected)}</td><td>{_text(organ.label)}</td>"
+        f"<tr><td>{text(organ.expected)}</td><td>{text(organ.label)}</td>"
         f'<td>{verdict}</td><td class="n">{organ.probability:.3f}</td>'
         f'<td class="n">{organ.expected_probability:.3f}</td><td class="n">{organ.slices:,}</td>'
         f'<td class="n">{organ.volume_ml:,.0f}</td><td class="n">{_hounsfield(organ.median_hu)}</td>'
-        f"<td>{_text(', '.join(organ.structures))}</td></tr>"
+        f"<td>{text(', '.join(organ.structures))}</td></tr>"
     )
     if organ.warnings:
-        row += f'<tr class="warning"><td colspan="9">{_text("; ".join(organ.warnings))}</td></tr>'
+        row += f'<tr class="warning"><td colspan="9">{text("; ".join(organ.warnings))}</td></tr>'
     return row
 
 
@@ -300,25 +263,24 @@ def _failures(records: Sequence[Record]) -> Iterator[str]:
     yield '<p>The same command tries them again.</p>\n<ul class="failed">\n'
     for record in failed:
         yield (
-            f'<li><p class="paths">scan {_path(record.pair.scan)}<br>mask {_path(record.pair.mask)}</p>'
-            f"<p>{_text(record.error)}</p></li>\n"
+            f'<li><p class="paths">scan {path_span(record.pair.scan)}<br>mask {path_span(record.pair.mask)}</p>'
+            f"<p>{text(record.error)}</p></li>\n"
         )
     yield "</ul>\n</section>\n"
 
 
 def _run(identity: RunIdentity, command: str) -> str:
     rows = {
-        "command": f"<code>{_text(command)}</code>",
-        "organ-infer": _text(identity.version),
-        "model": f"{_text(identity.model)}, {_text(identity.view)} slices, trained on {_text(identity.dataset)}",
-        "manifest": f"<code>sha256 {_text(identity.sha256)}</code>",
+        "command": f"<code>{text(command)}</code>",
+        "organ-infer": text(identity.version),
+        "model": f"{text(identity.model)}, {text(identity.view)} slices, trained on {text(identity.dataset)}",
+        "manifest": f"<code>sha256 {text(identity.sha256)}</code>",
         "margin": f"{identity.margin_mm:g} mm",
         "test-time augmentation": "on" if identity.tta else "off",
     }
-    pairs = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows.items())
     return f"""<footer>
 <h2>This run</h2>
-<dl class="run">{pairs}</dl>
+{list_rows(rows)}
 <p class="note">findings.csv and organs.csv beside this page have the same numbers as tables.</p>
 </footer>
 """

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..page.pictures import gray
 from .evidence import Evidence
 from .types import Picture
 
@@ -42,13 +43,11 @@ def _picture(evidence: Evidence, i: int) -> Picture:
         position=float(position[int(np.abs(affine[:3, grid.axes[0]]).argmax())]),
         label=evidence.classes[best],
         probability=float(answer[best]),
-        pixels=_gray(pixels, evidence.window),
+        pixels=gray(_small(pixels), evidence.window),
     )
 
 
-def _gray(pixels: NDArray[np.int16], window: tuple[float, float]) -> NDArray[np.uint8]:
-    """Convert HU to gray, and leave out rows and columns of large slices."""
+def _small(pixels: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Leave out rows and columns of large slices."""
     step = -(-max(pixels.shape) // LONGEST_SIDE)
-    level, width = window
-    gray = (pixels[::step, ::step].astype(np.float32) - (level - width / 2)) * (255 / width)
-    return np.asarray(np.rint(np.clip(gray, 0, 255)), np.uint8)
+    return pixels[::step, ::step]

@@ -1,7 +1,6 @@
 """One line of results.jsonl per scan: what an audit found out about it, or why it failed."""
 
 import base64
-import io
 import json
 import math
 import sys
@@ -10,10 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import escape_bytes
 from ..names import escape_path, unescape_path
+from ..page.pictures import png
 from .pairs import Pair
 from .types import AuditedOrgan, Finding, Picture, ScanAudit
 
@@ -188,16 +187,10 @@ def _picture_row(picture: Picture) -> dict[str, Any]:
         "probability": _number(picture.probability),
         "width": width,
         "height": height,
-        "png": base64.b64encode(_png(picture.pixels)).decode("ascii"),
+        "png": base64.b64encode(png(np.ascontiguousarray(picture.pixels, np.uint8))).decode(
+            "ascii"
+        ),
     }
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def _texts(values: Sequence[str]) -> list[str]:

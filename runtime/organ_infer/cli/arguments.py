@@ -60,6 +60,11 @@ class Options(NamedTuple):
     min_probability: float | None
     min_plausibility: float | None
     strict: bool
+    report: str | None
+    labels: str | None
+    labels_from_folders: bool
+    group_by: str | None
+    metrics: str | None
     check: bool
     quiet: bool
 
@@ -110,7 +115,15 @@ class _CompletionAction(argparse.Action):
                 "--print-completion: shtab is not installed; pip install 'organ-infer[completion]'"
             )
         for action in parser._actions:
-            if action.dest in ("paths", "files_from", "boxes", "output"):
+            if action.dest in (
+                "paths",
+                "files_from",
+                "boxes",
+                "output",
+                "report",
+                "labels",
+                "metrics",
+            ):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.dest == "bundle":
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
@@ -188,15 +201,28 @@ def _check_combinations(parser: _Parser, options: Options) -> None:
     has_input |= options.boxes is not None
     if options.check and (has_input or options.output is not None):
         parser.error("--check: takes no images and no --output")
+    _check_evaluation(parser, options)
     if not options.check and not has_input:
         parser.error(
             "no image given; name files, directories or patterns, or use --files-from or --boxes"
         )
     if options.null and options.files_from is None:
         parser.error("-0: requires --files-from")
-    for name in ("bundle", "output", "files_from", "boxes"):
+    for name in ("bundle", "output", "files_from", "boxes", "report", "labels", "metrics"):
         if getattr(options, name) == "":
             parser.error(f"--{name.replace('_', '-')}: the value is empty")
+
+
+def _check_evaluation(parser: _Parser, options: Options) -> None:
+    """Raise UsageError if options of the evaluation exclude or miss each other."""
+    has_labels = options.labels is not None or options.labels_from_folders
+    if options.check and (has_labels or options.report is not None):
+        parser.error("--check: takes no images, so no labels and no --report")
+    if options.labels is not None and options.labels_from_folders:
+        parser.error("--labels: excludes --labels-from-folders; labels come from one of them")
+    for name in ("group_by", "metrics"):
+        if getattr(options, name) is not None and not has_labels:
+            parser.error(f"--{name.replace('_', '-')}: requires --labels or --labels-from-folders")
 
 
 # The arguments, by the sections of --help.
@@ -214,6 +240,7 @@ def build_parser() -> _Parser:
     _add_input_arguments(parser.add_argument_group("input"))
     _add_model_arguments(parser.add_argument_group("model"))
     _add_output_arguments(parser.add_argument_group("output"))
+    _add_evaluation_arguments(parser.add_argument_group("evaluation"))
     _add_other_arguments(parser.add_argument_group("other"))
     return parser
 
@@ -334,6 +361,11 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         help="replace an existing FILE of --output without a note",
     )
     group.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write a page with pictures of the slices, filters and sorting: one HTML file",
+    )
+    group.add_argument(
         "--top",
         type=_count(1000),
         metavar="K",
@@ -369,6 +401,31 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "--quiet",
         action="store_true",
         help="show errors only, without progress, notes and warnings",
+    )
+
+
+def _add_evaluation_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="compare the answers with true labels: a CSV file with lines path,label; paths are relative to its directory",
+    )
+    group.add_argument(
+        "--labels-from-folders",
+        action="store_true",
+        help="compare the answers with the names of the folders that contain the images, one folder per class",
+    )
+    group.add_argument(
+        "--group-by",
+        type=_pattern,
+        metavar="REGEX",
+        help="resample groups of slices, such as patients, for the interval of the accuracy; the first group of REGEX in"
+        " the path, or else its match, names the group",
+    )
+    group.add_argument(
+        "--metrics",
+        metavar="FILE",
+        help="write the evaluation to FILE as JSON",
     )
 
 
@@ -432,6 +489,19 @@ def _probability(text: str) -> float:
             f"expected a number above 0 and at most 1, found {short_repr(text)}"
         )
     return value
+
+
+def _pattern(text: str) -> str:
+    # Imported here: other options do not need it.
+    import re
+
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as e:
+        raise argparse.ArgumentTypeError(
+            f"expected a regular expression, found {short_repr(text)} ({e})"
+        ) from None
+    return text
 
 
 def _packaged_model_text() -> str:

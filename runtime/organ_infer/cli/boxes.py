@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from ..box_files import BoxLine, box_lines, whole_number
+from ..box_files import whole_number
+from ..csv_rows import CsvRow, csv_rows
 from ..errors import ImageError, InputError, short_repr
 from ..images.boxes import Box
 from ..images.discovery import Candidate
@@ -28,7 +29,7 @@ def boxed_candidates(path: str) -> Iterator[Candidate]:
         UsageError: The file cannot be read.
     """
     try:
-        for line in box_lines(path, COLUMNS, ("name",)):
+        for line in csv_rows(path, COLUMNS, ("name",)):
             image = os.path.join(os.path.dirname(path), line.cells.get("path") or "")
             try:
                 yield Candidate(_boxed_path(line, image))
@@ -38,7 +39,7 @@ def boxed_candidates(path: str) -> Iterator[Candidate]:
         raise UsageError(f"--boxes {e}") from e
 
 
-def _boxed_path(line: BoxLine, image: str) -> str:
+def _boxed_path(line: CsvRow, image: str) -> str:
     """Return the path with its box.
 
     Raises:

@@ -24,6 +24,7 @@ from .total import Total
 
 if TYPE_CHECKING:
     from ..bundle.manifest import Manifest
+    from .review import Review
 
 __all__ = ["classify"]
 
@@ -43,8 +44,17 @@ def classify(
     messages: Messages,
     writer: Writer,
     signals: Signals,
+    arguments: Sequence[str] = (),
 ) -> int:
     """Classify the candidates and write their rows.
+
+    Args:
+        options: Of the command.
+        candidates: What to classify.
+        messages: Messages and progress.
+        writer: Gets the rows.
+        signals: Checked after rows are written.
+        arguments: From which the options were parsed, for the report.
 
     Returns:
         The exit code.
@@ -58,6 +68,8 @@ def classify(
     with library_messages(messages), open_classifier(options) as classifier:
         task = classifier.manifest.task
         row_format = _row_format(options, classifier.manifest)
+        review = _review(options, arguments, classifier, row_format, messages)
+        writer.needs_reader = review is None
         if options.bundle is None and messages.terminal:
             messages.note(packaged_model_note(classifier.manifest.name, task))
         # The next path of a pipe may never arrive, so rows are written at once.
@@ -67,13 +79,13 @@ def classify(
         chunk_size = BATCHES_AHEAD * options.batch_size
         counts = Counts()
         results = _results(
-            classifier, candidates, chunk_size, reading_options(options), counts.add_path
+            classifier, candidates, chunk_size, reading_options(options), counts.add_path, review
         )
         if options.strict:
             results = map(_strict, results)
         messages.start_progress()
         with Total(options, wanted=messages.bar and not messages.quiet) as total:
-            _write_rows(results, row_format, rows, messages, signals, counts, total)
+            _write_rows(results, row_format, rows, messages, signals, counts, total, review)
         if candidates.skipped:
             messages.note(_skipped_text(candidates.skipped, candidates.scans))
         if advice := counts.advice():
@@ -82,9 +94,26 @@ def classify(
         if end := row_format.end():
             writer.write(end)
         writer.finish()
+        code = counts.exit_code if review is None else max(counts.exit_code, review.finish())
         if messages.terminal:
             messages.status(counts.summary(candidates.skipped.total(), messages.seconds))
-        return counts.exit_code
+        return code
+
+
+def _review(
+    options: Options,
+    arguments: Sequence[str],
+    classifier: OrganClassifier,
+    row_format: RowFormat,
+    messages: Messages,
+) -> "Review | None":
+    """Return what collects the results for --report and --labels, or None."""
+    if options.report is None and options.labels is None and not options.labels_from_folders:
+        return None
+    # Imported here, because most runs have neither.
+    from .review import Review
+
+    return Review(options, arguments, classifier, row_format, messages)
 
 
 def _row_format(options: Options, manifest: "Manifest") -> RowFormat:
@@ -137,6 +166,7 @@ def _results(
     chunk_size: int,
     reading: dict[str, Any],
     on_path: Callable[[str], None] = lambda path: None,
+    review: "Review | None" = None,
 ) -> Iterator[Result]:
     """Yield the results in the order of the candidates. Candidates with an error become failures.
 
@@ -147,6 +177,7 @@ def _results(
             are collected than have arrived.
         reading: Keyword arguments of `predict_paths`.
         on_path: Called with each path that is passed on.
+        review: Gets the image on standard input, which can be read only once.
     """
     chunk: list[str] = []
     for candidate in candidates:
@@ -154,7 +185,7 @@ def _results(
             yield from classifier.predict_paths(chunk, **reading)
             chunk = []
             on_path(candidate.path)
-            yield from _standard_input(classifier, reading)
+            yield from _standard_input(classifier, reading, review)
             continue
         if candidate.error is None:
             on_path(candidate.path)
@@ -168,14 +199,17 @@ def _results(
     yield from classifier.predict_paths(chunk, **reading)
 
 
-def _standard_input(classifier: OrganClassifier, reading: dict[str, Any]) -> list[Result]:
+def _standard_input(
+    classifier: OrganClassifier, reading: dict[str, Any], review: "Review | None"
+) -> list[Result]:
     """Classify the image on standard input, which is read to its end or to the limit of a file."""
     name = STANDARD_INPUT.path
     try:
         # Some replacements of standard input have no such method.
         peek = getattr(sys.stdin.buffer, "peek", None)
         is_text = peek is not None and _is_text(peek(1))
-        results = classifier.predict_bytes(sys.stdin.buffer, name=name, **reading)
+        stream = sys.stdin.buffer if review is None else review.recorded(sys.stdin.buffer)
+        results = classifier.predict_bytes(stream, name=name, **reading)
     except OSError as e:
         return [ImageFailure(name, f"cannot be read ({file_reason(e)})")]
     return [_with_list_advice(result) for result in results] if is_text else results
@@ -214,11 +248,14 @@ def _write_rows(
     signals: Signals,
     counts: Counts,
     total: Total,
+    review: "Review | None" = None,
 ) -> None:
     """Write the rows, count them, report failures and warnings, draw the progress bar."""
     try:
         for result in results:
             counts.add(result)
+            if review is not None:
+                review.add(result)
             if isinstance(result, ImageFailure):
                 messages.error(f"{escape_path(result.path, one_line=True)}: {result.error}")
                 row = row_format.failure(result)

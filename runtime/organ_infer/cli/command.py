@@ -102,11 +102,12 @@ def _parse_and_run(arguments: Sequence[str], messages: "Messages", signals: Sign
     except UsageError as e:
         messages.error(str(e))
         return FAILED
-    return _run(options, messages, signals)
+    return _run(options, arguments, messages, signals)
 
 
 def _run(
     options: "Options | VolumeOptions | AuditOptions | ServeOptions",
+    arguments: Sequence[str],
     messages: "Messages",
     signals: Signals,
 ) -> int:
@@ -151,8 +152,13 @@ def _run(
 
         require_standard_input(options)
         candidates = require_candidates(options, messages)
+        if options.report is not None or options.metrics is not None:
+            # Imported here, because most runs have neither.
+            from .whole_file import check_whole_files
+
+            check_whole_files(options, messages)
         writer = signals.writer = _open_writer(options, messages)
-        return classify(options, candidates, messages, writer, signals)
+        return classify(options, candidates, messages, writer, signals, arguments)
     except ClosedPipe:
         return ALL_CLASSIFIED
     except (UsageError, OrganInferError, OutputError) as e:

@@ -37,6 +37,7 @@ class Writer:
     Attributes:
         replaces: Whether there is a file that is not empty in FILE's place.
         busy: Whether a write is in progress. A signal then waits for the end of the line.
+        needs_reader: Whether the reader of standard output is needed. If not, what it does not read is lost.
 
     Raises:
         OutputError: The output cannot be opened or written.
@@ -47,6 +48,8 @@ class Writer:
         self.output = output
         self.replaces = False
         self.busy = False
+        self.needs_reader = True
+        self._finished = False
         # Bytes of complete lines in the output.
         self._complete_bytes = 0
         self._descriptor = 1
@@ -117,7 +120,9 @@ class Writer:
                 offset += os.write(self._descriptor, data[offset:])
             self._complete_bytes += offset
         except BrokenPipeError as e:
-            raise ClosedPipe from e
+            if self.needs_reader:
+                raise ClosedPipe from e
+            self._descriptor = os.open(os.devnull, os.O_WRONLY)
         except OSError as e:
             if self.output is not None:
                 with contextlib.suppress(OSError):
@@ -134,6 +139,7 @@ class Writer:
             flush_file(self._descriptor)
             # Renamed while it is locked, and closed after that: no other run can write into it.
             os.replace(self.partial, self._target)
+            self._finished = True
             os.close(self._descriptor)
         except OSError as e:
             raise self._error(e) from e
@@ -141,13 +147,13 @@ class Writer:
 
     def discard(self) -> None:
         """Remove FILE.partial if it is empty."""
-        if self.output is not None and not self._complete_bytes:
+        if self.output is not None and not self._complete_bytes and not self._finished:
             with contextlib.suppress(OSError):
                 os.unlink(self.partial)
 
     def partial_note(self) -> str:
         """Return the end of an error message: the path of the results that FILE will not contain."""
-        if self.output is None or not self._complete_bytes:
+        if self.output is None or not self._complete_bytes or self._finished:
             return ""
         return f"; results so far are in {escape_path(self.partial, one_line=True)}"
 

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import printable, shorten
@@ -58,6 +58,13 @@ class Messages:
         """Write how the run ended, unless --quiet is given."""
         if not self.quiet:
             self._line(text)
+
+    def block(self, title: str, lines: Iterable[str]) -> None:
+        """Write a title and lines below it, unless --quiet is given."""
+        if not self.quiet:
+            self._line(title)
+            for line in lines:
+                self._write(f"{printable(line)}\n")
 
     @property
     def seconds(self) -> float:

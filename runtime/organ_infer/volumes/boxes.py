@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..box_files import BoxLine, box_lines, millimeters, whole_number
+from ..box_files import millimeters, whole_number
+from ..csv_rows import CsvRow, csv_rows
 from ..errors import ImageError, InputError, short_repr, shorten_names
 from ..names import escape_path, path_text
 from .label_maps import label_map
@@ -139,7 +140,7 @@ def open_boxes(
     structures: dict[str, list[str]] = {}
     unmapped: dict[str, None] = {}
     warnings: list[str] = []
-    for line in box_lines(name, COLUMNS):
+    for line in csv_rows(name, COLUMNS):
         if line.error is not None:
             raise InputError(line.error)
         structure = line.cells["organ"]
@@ -175,7 +176,7 @@ def open_boxes(
     )
 
 
-def _box(line: BoxLine, like: Volume, units: Units, warnings: list[str]) -> Box:
+def _box(line: CsvRow, like: Volume, units: Units, warnings: list[str]) -> Box:
     """Return the box of a line, clipped to the scan.
 
     Raises:
