@@ -75,6 +75,7 @@ VALUES = {
         "x",
         "1",
         "axial",
+        "unknown",
         "x" * 300,
         "a\nb",
         "\x1b[31m",
@@ -115,9 +116,9 @@ def allowed(place, value):
         return name in NUMBERS and value == value and NUMBERS[name](value)
     if isinstance(value, str):
         if name == "file":
-            return value in ("x", "1", "axial")
+            return value in ("x", "1", "axial", "unknown")
         if name == "view":
-            return value == "axial"
+            return value in ("axial", "unknown")
         limit = 200 if name in ("name", "dataset", "license") else 60
         unpaired = {f"classes{i}" for i in range(11)} - {
             "classes1",

@@ -127,7 +127,7 @@ def fit(
         StageFailed: the loss is not finite, or memory ran out.
         RunError: the checkpoint is from another run, or ImageNet weights are not available.
     """
-    recipe = recipe or stage.recipe_for(data.view)
+    recipe = recipe or stage.recipe_for(data.recipe_view)
     settings = StageSettings(
         config.batch_size,
         config.max_epochs,

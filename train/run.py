@@ -29,6 +29,9 @@ from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
+from train.own_data.bundle import own_slices
+from train.own_data.load import data_line, load_own, print_warning
+from train.own_data.request import OwnRequest, own_request
 from train.progress import phase
 from train.results import (
     PREDICTIONS_FILES,
@@ -76,6 +79,8 @@ class Plan:
     device: torch.device
     # all processes of this run
     group: parallel.Group
+    # the data set of the user, if it is one
+    own: OwnRequest | None = None
 
     @property
     def directory(self) -> Path:
@@ -86,13 +91,18 @@ class Plan:
             suffix += f"_from_{options.resample_from}"
         if options.resample != "area":
             suffix += f"_{options.resample}"
-        return options.out / f"{options.dataset}{suffix}"
+        return options.out / f"{self.own.flag if self.own else options.dataset}{suffix}"
 
     @property
     def settings(self) -> dict[str, object]:
         """The options that results.json records and that must be equal when a run is resumed."""
         options = self.options
-        return {
+        own = {
+            "split": options.split,
+            "group_by": options.group_by,
+            "orientation": options.orientation,
+        }
+        return (own if self.own else {}) | {
             "seed": options.seed,
             "seeds": options.seeds,
             "size": options.size,
@@ -124,13 +134,7 @@ def run(options: TrainOptions) -> None:
     parallel.limit_threads()
     if plan.group.first:
         print(devices.device_line(plan.device, options.amp), flush=True)
-    data = load_data(
-        options.dataset,
-        size=options.size,
-        directory=options.data_dir,
-        resample_from=options.resample_from,
-        resample=options.resample,
-    )
+    data = _load(plan)
     if options.smoke:
         data = data.smoke()
     if not plan.group.first:
@@ -159,8 +163,27 @@ def run(options: TrainOptions) -> None:
         _print_outcome(plan.directory, results, bundle)
 
 
+def _load(plan: Plan) -> Data:
+    """Load the data set. The first process reports what it should know about one of the user."""
+    options = plan.options
+    if plan.own:
+        warn = print_warning if plan.group.first else lambda line: None
+        data = load_own(plan.own, size=options.size, resample=options.resample, warn=warn)
+        if plan.group.first:
+            print(data_line(data), flush=True)
+        return data
+    return load_data(
+        options.dataset,
+        size=options.size,
+        directory=options.data_dir,
+        resample_from=options.resample_from,
+        resample=options.resample,
+    )
+
+
 def _check_options(options: TrainOptions) -> Plan:
     """Check the command line and the packages that the end of the run needs. Raises RunError."""
+    own = own_request(options)
     stages = chosen_stages(options.stages or LISTED)
     caps = epoch_caps(options.max_epochs)
     precisions = options.precision
@@ -188,7 +211,7 @@ def _check_options(options: TrainOptions) -> Plan:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
-    return Plan(options, stages, caps, precisions, device, group)
+    return Plan(options, stages, caps, precisions, device, group, own)
 
 
 def _prepare_directory(plan: Plan, data: Data) -> Results:
@@ -382,6 +405,7 @@ def _bundle(
                 resample=data.resample,
                 metrics=_metrics(best, results),
                 training=training,
+                own=own_slices(data),
             ),
             members,
             calibration.variant_slices(data),
