@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import sys
 from collections import Counter
@@ -22,6 +24,9 @@ from train.own_data.request import OwnRequest
 from train.own_data.slices import Example, Reader
 from train.own_data.splitting import divide, patients
 
+# in the directory of a run: the file of each slice
+SLICES_FILE = "slices.csv"
+
 
 def print_warning(line: str) -> None:
     """Print a warning about the data set on standard error."""
@@ -39,6 +44,17 @@ def data_line(data: Data) -> str:
         f"data    {len(data.classes)} classes, {counts} slices (train + val + test), {len(data.own.pairs)} left-right pairs,"
         f" {orientation}, of {escape_path(data.own.path, one_line=True)}"
     )
+
+
+def slices_csv(data: Data) -> str:
+    """Return a table of the slices: split, index in the split, class and name, one slice per line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "index", "label", "path"])
+    for split in SPLITS:
+        for i, (label, name) in enumerate(zip(data.labels[split], data.names[split], strict=True)):
+            writer.writerow([split, i, data.classes[label], escape_path(name)])
+    return text.getvalue()
 
 
 def load_own(

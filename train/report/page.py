@@ -39,8 +39,17 @@ MISTAKES = 12
 # splits that no network is trained on
 EVALUATED: tuple[str, ...] = ("val", "test")
 
-# the content of files beside the page, by name
-Files = dict[str, bytes | str]
+
+class Files(dict[str, bytes | str]):
+    """The content of files beside the page, by name.
+
+    Attributes:
+        figures: that they show, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures: dict[str, Figure] = {}
 
 
 def render(run: Run, data: Data) -> tuple[str, Files]:
@@ -53,7 +62,7 @@ def render(run: Run, data: Data) -> tuple[str, Files]:
     Returns:
         The page as HTML, and the figures beside it by file name.
     """
-    files: Files = {}
+    files = Files()
     with figures.drawing():
         context = _outcome(run, data, files) | _tables(run, data) | _details(run, data, files)
     return _environment().get_template("page.html.jinja").render(context), files
@@ -138,6 +147,7 @@ def _add(files: Files, name: str, figure: Figure, alt: str, *, png: bool = False
     """Add a figure to the files, and return it for the page."""
     svg = figures.to_svg(figure, name)
     files[f"{name}.svg"] = svg
+    files.figures[name] = figure
     if png:
         files[f"{name}.png"] = figures.to_png(figure)
     # safe without escaping: matplotlib wrote this SVG and escapes its texts
@@ -320,6 +330,7 @@ def _mistakes(
             images = [data.images[split][m.index] for m in mistakes]
             sheet = figures.contact_sheet(images, [_caption(m, data.classes) for m in mistakes])
             files[f"mistakes_{split}.png"] = figures.to_png(sheet, dpi=120)
+            files.figures[f"mistakes_{split}"] = sheet
     return {
         split: [_mistake(m, split, data) for m in mistakes] for split, mistakes in by_split.items()
     } or None
