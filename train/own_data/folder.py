@@ -88,7 +88,7 @@ def list_folder(root: Path, *, divided: bool, warn: Callable[[str], None]) -> Li
     else:
         if divided:
             raise RunError(
-                f"{where}: has {_some([folder.name for folder in splits.values()])} already; leave out --split"
+                f"{where}: has {_some([splits[split].name for split in SPLITS])} already; leave out --split"
             )
         if others := [name for name in folders if name.lower() not in SPLIT_FOLDERS]:
             warn(f"{where}: {_some(others)} left out; only train, val and test are read")

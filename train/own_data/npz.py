@@ -93,16 +93,16 @@ def _load(path: Path, where: str) -> dict[str, NDArray[np.generic]]:
         what = "not a file" if path.exists() else "no such file"
         raise RunError(f"{where}: {what}; correct --dataset npz:FILE")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = getattr(file, "files", None)
-            if names is None:
-                raise ValueError("one array, no .npz")
-            if missing := [key for key in KEYS if key not in names]:
-                found = ", ".join(sorted(names)[:6]) or "nothing"
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise ValueError("one array")
+        with opened as file:
+            if missing := [key for key in KEYS if key not in file.files]:
+                found = ", ".join(sorted(file.files)[:6]) or "nothing"
                 raise RunError(
                     f"{where}: no key {missing[0]!r}, found {found}; save {', '.join(KEYS)} with numpy.savez"
                 )
-            return {key: file[key] for key in (*KEYS, *({NAMES} & set(names)))}
+            return {key: file[key] for key in (*KEYS, *({NAMES} & set(file.files)))}
     except MemoryError as e:
         raise RunError(f"{where}: not enough memory to read it; free memory and rerun") from e
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as e:

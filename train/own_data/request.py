@@ -152,4 +152,4 @@ def _orientation(text: str) -> Orientation:
     try:
         return parse_orientation(text)
     except InputError as e:
-        raise RunError(f"--{e}") from e
+        raise RunError(f"--{e}; leave it out if it is not known") from e

@@ -78,8 +78,8 @@ class Reader:
         """Convert a slice, see `Example`."""
         pixels = np.ascontiguousarray(image.pixels)
         height, width = pixels.shape
-        for warning in image.warnings:
-            self.conversions[warning] += 1
+        # the conversion of color images is a warning of its own
+        self.conversions.update(w for w in image.warnings if not w.startswith("implausible: color"))
         self.hounsfield += pixels.dtype == np.int16
         digest = hashlib.md5(f"{pixels.dtype} {pixels.shape}".encode())
         digest.update(pixels.tobytes())
