@@ -76,6 +76,7 @@ class Board:
                 f"--tensorboard {directory}: cannot be written ({e.strerror}); choose another directory"
             ) from e
         self._writers: list[SummaryWriter] = []
+        self._failed = False
 
     def watch(self, job: Job, data: Data) -> Callable[[Mapping[str, float]], None]:
         """Write augmented slices of a stage. Returns what writes an epoch, a row of its history."""
@@ -128,9 +129,12 @@ class Board:
 
     def _write(self, action: Callable[[], Any]) -> None:
         """Write to the board. A full disk ends the board and not the training."""
+        if self._failed:
+            return
         try:
             action()
         except OSError as e:
+            self._failed = True
             print(
                 f"train: warning: {self.directory}: TensorBoard's files cannot be written ({e.strerror or e}); training"
                 " continues without them",
