@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -276,11 +277,11 @@ def test_conversions_unreadable_files_and_other_files_are_counted(folder):
     data, warnings = load(folder.root)
     assert data.counts["train"] == [3, 3] and data.classes == ["a", "b"]
     text = "\n".join(warnings)
-    assert f"{folder.root}: 2 files cannot be read and are left out, such as train/a/" in text
+    assert f"{folder.root}: 2 files left out, which cannot be read, such as train/a/" in text
     assert re.search(r": 2 slices: .*color", text)
     assert f"{folder.root}: extra left out; only train, val and test are read" in text
     assert f"{folder.root}/train/c: no image in this folder; left out" in text
-    assert f"{folder.root}: 1 files that are no images passed over" in text
+    assert f"{folder.root}: files that are no images passed over (1)" in text
     assert len(warnings) == 5 and all("\n" not in line for line in warnings)
 
 
@@ -288,7 +289,7 @@ def test_loose_images_of_a_divided_folder_are_counted(folder):
     folder.classes("a", "b").add("loose.png", "another.png")
     data, warnings = load(folder.root, split="0.5,0.25,0.25")
     assert data.counts["train"] == [2, 2]
-    assert warnings == [f"{folder.root}: 2 images outside of a class's folder; left out"]
+    assert warnings == [f"{folder.root}: images outside of a class's folder left out (2)"]
 
 
 def test_duplicates_across_splits_are_counted_and_named_whatever_their_format(folder):
@@ -333,7 +334,7 @@ def test_a_class_missing_from_validation_or_test_is_reported(folder, split):
 def test_a_patient_in_two_splits_is_reported(folder):
     folder.splits("a", "b")
     (line,) = load(folder.root, group_by=r"(patient\d)")[1]
-    assert "2 patients of --group-by are in several splits, such as patient0" in line
+    assert "2 patients of --group-by in several splits, such as patient0" in line
 
 
 def test_links_to_images_and_to_folders_of_classes_are_followed(folder, tmp_path):
@@ -347,10 +348,8 @@ def test_links_to_images_and_to_folders_of_classes_are_followed(folder, tmp_path
     data, warnings = load(folder.root)
     assert data.counts["train"] == [3, 2, 2]
     text = "\n".join(warnings)
-    assert (
-        "1 files cannot be read and are left out, such as train/a/broken.png: no such file" in text
-    )
-    assert "1 links to directories passed over" in text
+    assert "1 file left out, which cannot be read, such as train/a/broken.png: no such file" in text
+    assert "links to directories passed over (1)" in text
     assert "6 identical slices of more than one split" in text
 
 
@@ -802,3 +801,31 @@ def test_a_run_is_resumed_on_the_same_images_and_refused_on_others(run, tmp_path
         "holds a run on other images (MD5 " in error and "restore the images to resume it" in error
     )
     assert (tmp_path / "copy/runs/four/results.json").read_bytes() == before
+
+
+# the guide
+
+GUIDE = (ROOT / "docs" / "guides" / "training.md").read_text()
+
+
+def test_the_guide_explains_every_message():
+    from tests.test_docs import python_messages, template
+
+    sources = [*(ROOT / "train" / "own_data").glob("*.py"), ROOT / "train" / "tensorboard.py"]
+    messages = {text for path in sources for text in python_messages(path, {})}
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "warn":
+                messages.add(template(node.args[0], {}))
+    # those of ValueError, and of another error passed on
+    messages -= {"one array", "{}: {}: {}", "--{}; leave it out if it is not known"}
+    assert len(messages) > 50
+    cells = re.findall(r"`([^`\n]+)`", GUIDE)
+    patterns = []
+    for cell in cells:
+        # what varies: numbers, names in quotes, dots
+        parts = [part.strip() for part in re.split(r"'[^']*'|\d[\d,.]*|\.\.\.", cell)]
+        if sum(map(len, parts)) > 8:
+            patterns.append(".*".join(map(re.escape, parts)))
+    without = [text for text in messages if not any(re.search(p, text) for p in patterns)]
+    assert not without, "docs/guides/training.md explains none of:\n" + "\n".join(without)

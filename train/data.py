@@ -154,7 +154,9 @@ def load_data(
             published one, or the download failed.
     """
     if flag not in DATASETS:
-        raise RunError(f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}")
+        raise RunError(
+            f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}, folder:PATH or npz:FILE"
+        )
     if size not in SIZES:
         raise RunError(f"size {size}: not published; choose from {', '.join(map(str, SIZES))}")
     stored = resample_from or size

@@ -18,6 +18,11 @@ LISTED = 4
 Warn = Callable[[str], None]
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 file` or `1,234 files`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def report_reading(examples: Sequence[Example], reader: Reader, where: str, warn: Warn) -> None:
     """Report what could not be read, was converted or is resampled.
 
@@ -29,13 +34,13 @@ def report_reading(examples: Sequence[Example], reader: Reader, where: str, warn
         example = printable(f"{name}: {reason}")
         if not examples:
             raise RunError(
-                f"{where}: none of {len(reader.failed):,} files can be read, such as {example}"
+                f"{where}: none of {counted(len(reader.failed), 'file')} can be read, such as {example}; check the folder"
             )
         warn(
-            f"{where}: {len(reader.failed):,} files cannot be read and are left out, such as {example}"
+            f"{where}: {counted(len(reader.failed), 'file')} left out, which cannot be read, such as {example}"
         )
     for text, count in reader.conversions.most_common(LISTED):
-        warn(f"{where}: {count:,} slices: {text}")
+        warn(f"{where}: {counted(count, 'slice')}: {text}")
     if (more := len(reader.conversions) - LISTED) > 0:
         warn(
             f"{where}: {more:,} other kinds of conversions; run organ-infer on the images to list them"
@@ -120,6 +125,6 @@ def report_patients(
     both = sorted(group for group, names in splits.items() if len(names) > 1)
     if both:
         warn(
-            f"{where}: {len(both):,} patients of --group-by are in several splits, such as"
+            f"{where}: {counted(len(both), 'patient')} of --group-by in several splits, such as"
             f" {printable(both[0].replace(chr(0), ' '))}; accuracies are too high, move each to one split"
         )

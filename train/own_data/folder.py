@@ -131,7 +131,7 @@ def _list_places(
     skipped: Counter[str] = Counter()
     for split, place, folders in places:
         if loose := sum(1 for _ in images_below(os.fspath(place), False)):
-            warn(f"{_text(place)}: {loose:,} images outside of a class's folder; left out")
+            warn(f"{_text(place)}: images outside of a class's folder left out ({loose:,})")
         for folder in folders:
             path = place / folder
             if path.resolve() in (root.resolve(), *root.resolve().parents):
@@ -153,7 +153,7 @@ def _list_places(
             else:
                 sources.append((name, folder))
     for kind, count in skipped.items():
-        warn(f"{_text(root)}: {count:,} {kind} passed over")
+        warn(f"{_text(root)}: {kind} passed over ({count:,})")
     if not files:
         raise RunError(
             f"{_text(root)}: no image in its folders; add PNG, JPEG, DICOM or other images"

@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from organ_infer.names import escape_path
 from train.bundled import describe_bundle
 from train.data import Data
 from train.report import figures, measures, pictures, wording
@@ -74,6 +75,7 @@ def _outcome(run: Run, data: Data, files: Files) -> dict[str, Any]:
         "run": run,
         "data": data,
         "title": DATASET_TITLES.get(data.flag, data.flag),
+        "own_path": escape_path(data.own.path, one_line=True) if data.own else "",
         "smoke": run.smoke,
         "splits": SPLITS,
         "best": run.best,
