@@ -458,6 +458,31 @@ def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
     )
 
 
+def test_pairs_have_underscores_or_name_their_organ():
+    def task(classes, *pairs):
+        def change(whole):
+            whole["task"] |= {"classes": classes, "paired": [list(pair) for pair in pairs]}
+
+        return read(change).task
+
+    names = ["a_left", "a_right", "lk", "rk", "b-left", "b-right", "c"]
+    pairs = (("a_right", "a_left"), ("lk", "rk", "kidney"), ("b-left", "b-right"))
+    found = task(names, *pairs)
+    assert found.paired == pairs
+    assert found.organs() == ("a", "a", "kidney", "kidney", "b", "b", "c")
+    # the third name comes before what the others show
+    assert task(names, ("b-left", "b-right", "hip")).organs()[4:] == ("hip", "hip", "c")
+    wrong = [
+        ("lk", "rk"), ("lk", "rk", "c"), ("lk", "rk", "two words"), ("lk", "lk", "k"), ("lk", "rk", ""),
+        ("lk", "rk", 1), ("lk", "none", "k"), ("lk", "rk", "k", "more"), ("a_left", "b-right"),
+    ]  # fmt: skip
+    for pair in wrong:
+        with pytest.raises(BundleError, match=r"task\.paired"):
+            task(names, pair)
+    with pytest.raises(BundleError, match="pairs that share no class"):
+        task(names, ("lk", "rk", "k"), ("rk", "c", "m"))
+
+
 def test_directions_are_at_right_angles():
     pairs = [(a, b) for a in "LRAPHF" for b in "LRAPHF"]
     same = {"LR", "RL", "AP", "PA", "HF", "FH", "LL", "RR", "AA", "PP", "HH", "FF"}

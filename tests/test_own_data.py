@@ -671,6 +671,15 @@ def test_the_data_set_has_the_name_of_its_folder(path, flag):
     assert request(path).flag == flag
 
 
+@pytest.mark.parametrize("out", ["data", "data/runs", "data/a/b"])
+def test_a_run_inside_its_own_data_is_refused(folder, tmp_path, out, capsys):
+    folder.classes("a", "b")
+    assert train(folder.root, *SPLIT, "--out", tmp_path / out) == 2
+    error = capsys.readouterr().err
+    assert f"--out {tmp_path / out}: inside the data set's folder" in error
+    assert request(folder.root, out=tmp_path / "database") and request(folder.root, out=tmp_path)
+
+
 def test_a_home_directory_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert request("~/hips").path == Path("/home/me/hips")

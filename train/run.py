@@ -98,12 +98,7 @@ class Plan:
     def settings(self) -> dict[str, object]:
         """The options that results.json records and that must be equal when a run is resumed."""
         options = self.options
-        own = {
-            "split": options.split,
-            "group_by": options.group_by,
-            "orientation": options.orientation,
-        }
-        return (own if self.own else {}) | {
+        return (self.own.settings if self.own else {}) | {
             "seed": options.seed,
             "seeds": options.seeds,
             "size": options.size,

@@ -49,6 +49,15 @@ class OwnRequest:
         name = name if name.isprintable() else "own"
         return f"own-{name}" if name.lower() in DATASETS else name
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The options that must be equal when a run is resumed, as they are written on the command line."""
+        return {
+            "split": ",".join(f"{share:g}" for share in self.shares) if self.shares else None,
+            "group_by": self.group_by.pattern if self.group_by else None,
+            "orientation": "".join(self.orientation) if self.orientation else None,
+        }
+
 
 def own_request(options: TrainOptions) -> OwnRequest | None:
     """Return the data set of the user that --dataset names; None for those of MedMNIST.
@@ -86,9 +95,15 @@ def own_request(options: TrainOptions) -> OwnRequest | None:
         raise RunError(
             f"{option}: applies to --dataset folder:PATH; an .npz file has its own splits, leave it out"
         )
+    place = Path(os.path.abspath(os.path.expanduser(path)))
+    if kind == "folder" and place.resolve() in (out := options.out.resolve(), *out.parents):
+        raise RunError(
+            f"--out {options.out}: inside the data set's folder, where its pictures would become a class; choose another"
+            " directory"
+        )
     return OwnRequest(
         kind,
-        Path(os.path.abspath(os.path.expanduser(path))),
+        place,
         None if options.split is None else _shares(options.split),
         None if options.group_by is None else _pattern(options.group_by),
         options.pairs,
