@@ -24,7 +24,7 @@ from train.errors import RunError
 from train.options import TrainOptions
 from train.own_data.class_names import pairs_of
 from train.own_data.load import load_own, slices_csv
-from train.own_data.request import own_request, request_of
+from train.own_data.request import OwnRequest, own_request, request_of
 from train.results_format import Dataset, results_from_json
 
 CLASSES = ("heart", "kidney-left", "kidney-right", "liver")
@@ -668,7 +668,7 @@ def test_options_that_do_not_fit_the_data_set_are_one_line(arguments, message, c
     ],
 )  # fmt: skip
 def test_the_data_set_has_the_name_of_its_folder(path, flag):
-    assert request(path).flag == flag
+    assert OwnRequest("folder", Path(os.path.abspath(path))).flag == flag
 
 
 @pytest.mark.parametrize("out", ["data", "data/runs", "data/a/b"])
