@@ -189,6 +189,15 @@ def test_the_same_images_elsewhere_are_the_same_data_set_and_a_changed_pixel_is_
     assert load(tmp_path / "moved")[0].md5 != first.md5
 
 
+def test_another_label_of_a_slice_in_the_same_place_is_another_data_set(folder):
+    folder.splits("a", "b", count=3)
+    first, _ = load(folder.root)
+    os.rename(folder.root / "train/a/patient2_a.png", folder.root / "train/b/0.png")
+    second, _ = load(folder.root)
+    assert np.array_equal(first.images["train"], second.images["train"])
+    assert first.md5 != second.md5
+
+
 def test_a_moved_slice_and_a_renamed_class_change_the_data_set(folder):
     folder.splits("a", "b", count=3)
     first, _ = load(folder.root)
@@ -471,6 +480,13 @@ def test_dicom_slices_are_turned_to_their_most_frequent_orientation(folder):
         difference = data.images[split].astype(int) - same.images[split]
         assert np.abs(difference).max() <= 1 and same.images[split].std() > 20
     assert not [line for line in warnings if "orientation" in line]
+
+
+def test_slices_are_not_flipped_because_their_files_state_an_orientation(folder):
+    reoriented(folder, "LP", "LP")
+    data, _ = load(folder.root)
+    assert (data.own.orientation, data.view, data.recipe_view) == ("LP", "axial", "unknown")
+    assert load(folder.root, orientation="LP")[0].recipe_view == "axial"
 
 
 def test_dicom_slices_are_turned_to_the_orientation_that_is_told(folder):
