@@ -238,7 +238,7 @@ def export(options: ExportOptions) -> None:
     """
     from train import calibration, parallel
     from train.data import load_data
-    from train.data_dir import data_dir_of_checkpoint
+    from train.data_dir import data_dir_of_checkpoint, own_data_of_checkpoint
 
     _check_options(options)
     parallel.limit_threads()
@@ -247,7 +247,9 @@ def export(options: ExportOptions) -> None:
     if not options.force:
         _note_replaced(checkpoints, options)
     first = checkpoints[0].facts
-    data = load_data(
+    data = own_data_of_checkpoint(
+        checkpoints[0].path, first.dataset, options.data_dir, options.resample
+    ) or load_data(
         first.dataset,
         size=first.size,
         directory=data_dir_of_checkpoint(checkpoints[0].path, options.data_dir),
@@ -438,6 +440,7 @@ def _write_bundle(
     from train.ensemble import mean_probabilities
     from train.fit import probabilities
     from train.metrics import measure
+    from train.own_data.bundle import own_slices
 
     name = checkpoints[0].facts.stage if len(checkpoints) == 1 else "ensemble"
     weights = sorted({checkpoint.facts.weights for checkpoint in checkpoints} - {"none"})
@@ -460,6 +463,7 @@ def _write_bundle(
             "smoke": checkpoints[0].facts.smoke,
         },
         resample=data.resample,
+        own=own_slices(data),
     )
     write_bundle(
         directory,

@@ -38,6 +38,7 @@ WINDOW = (40, 400)
 LICENSE = "CC BY 4.0 (MedMNIST v2)"
 # share of the validation slices whose plausibility is below the threshold of the manifest
 IMPLAUSIBLE_SHARE = 0.01
+OWN_LICENSE = "not stated; that of the slices it was trained on"
 
 
 @dataclass(frozen=True)
@@ -263,18 +264,23 @@ def _manifest(
 ) -> Manifest:
     from organ_infer.bundle.files import Card, Input, Manifest, Task, sha256_of
 
-    classes = tuple(info.classes)
+    classes, own = tuple(info.classes), info.own
     return Manifest(
         format=1,
         name=info.name,
-        task=Task(dataset=info.dataset, view=info.view, classes=classes, paired=paired(classes)),
+        task=Task(
+            dataset=info.dataset,
+            view=info.view,
+            classes=classes,
+            paired=own.paired if own else paired(classes),
+        ),
         input=Input(
             size=info.size,
             mean=0.5,
             std=0.5,
             resample=info.resample,
-            window=WINDOW,
-            orientation=ORIENTATION.get(info.view),
+            window=own.window if own else WINDOW,
+            orientation=own.orientation if own else ORIENTATION.get(info.view),
         ),
         members=tuple(entries),
         combine="mean_probability",
@@ -283,7 +289,7 @@ def _manifest(
         metrics=info.metrics,
         training=info.training,
         card=Card(file=card.name, sha256=sha256_of(card)),
-        license=LICENSE,
+        license=OWN_LICENSE if own else LICENSE,
     )
 
 
@@ -327,9 +333,13 @@ def paired(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
         classes: The class names.
 
     Returns:
-        Pairs (ORGAN-left, ORGAN-right).
+        Pairs (ORGAN-left, ORGAN-right) or (ORGAN_left, ORGAN_right). An organ that is itself a class has no pair.
     """
-    organs = [name.removesuffix("-left") for name in classes if name.endswith("-left")]
-    return tuple(
-        (f"{organ}-left", f"{organ}-right") for organ in organs if f"{organ}-right" in classes
-    )
+    pairs = []
+    for left in classes:
+        for sign in "-_":
+            organ = left.removesuffix(f"{sign}left")
+            right = f"{organ}{sign}right"
+            if organ and organ != left and right in classes and organ not in classes:
+                pairs.append((left, right))
+    return tuple(pairs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo
+from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo, OwnSlices
 from export.temperature import why_higher
 
 if TYPE_CHECKING:
@@ -32,21 +33,21 @@ def model_card(
     Returns:
         The card as Markdown.
     """
-    from medmnist import INFO
-
-    training, metrics, view = info.training, info.metrics, info.view
+    training, metrics = info.training, info.metrics
     listed = metrics["val_as_listed"]
     networks = ", ".join(f"`{member.stage}`" for member in members)
     averaged = " Their probabilities are averaged." if len(members) > 1 else ""
     smoke = "\n**A smoke run: these figures mean nothing.**\n" if training.get("smoke") else ""
-    published = INFO[info.dataset]["n_samples"]
+    text = (
+        _own_data(info, info.own, plausibility) if info.own else _published_data(info, plausibility)
+    )
     return f"""# {info.name}
 
 Research software, not a medical device. Not for diagnosis.
 {smoke}
-Names the organ on a crop of an abdominal CT slice, {view} view: one of {len(INFO[info.dataset]["label"])} classes.
+{text.task}
 Networks: {networks}, trained {_starting_weights(training)}, seed {training.get("seed")}.{averaged}{_recipe(training)}
-Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedMNIST stores them{_orientation(view)}.
+{text.input}
 
 | {info.dataset}, {info.size} px | accuracy | AUC | ECE |
 |---|---|---|---|
@@ -62,18 +63,61 @@ Together the listed variants reach {_number(listed["accuracy"])} on validation.
 
 ## Data
 
-{info.dataset} of MedMNIST v2 (MD5 {training.get("data_md5")}): {published["train"]:,} slices for training,
-{published["val"]:,} for validation, {published["test"]:,} for testing, of 115, 16 and 70 CT scans. CC BY 4.0. Yang et al.,
-"MedMNIST v2", Scientific Data 2023, derived from LiTS: Bilic et al., "The Liver Tumor Segmentation Benchmark", Medical
-Image Analysis 2023. This model is derived from that data and has its license.
+{text.data}
 
 ## Limits
 
-- Only {view} slices. The answer for another view or body part means nothing.
+{text.limits}
+"""
+
+
+@dataclass(frozen=True)
+class _DataText:
+    """The sentences of a card that depend on the data set."""
+
+    task: str
+    input: str
+    data: str
+    limits: str
+
+
+def _published_data(info: BundleInfo, plausibility: Plausibility | None) -> _DataText:
+    """Describe a data set of MedMNIST."""
+    from medmnist import INFO
+
+    view, published = info.view, INFO[info.dataset]["n_samples"]
+    return _DataText(
+        f"Names the organ on a crop of an abdominal CT slice, {view} view: one of"
+        f" {len(INFO[info.dataset]['label'])} classes.",
+        f"Input: {info.size} x {info.size} gray pixels of a crop around one organ, as MedMNIST stores"
+        f" them{_orientation(ORIENTATION.get(view))}.",
+        f"""{info.dataset} of MedMNIST v2 (MD5 {info.training.get("data_md5")}): {published["train"]:,} slices for training,
+{published["val"]:,} for validation, {published["test"]:,} for testing, of 115, 16 and 70 CT scans. CC BY 4.0. Yang et al.,
+"MedMNIST v2", Scientific Data 2023, derived from LiTS: Bilic et al., "The Liver Tumor Segmentation Benchmark", Medical
+Image Analysis 2023. This model is derived from that data and has its license.""",
+        f"""- Only {view} slices. The answer for another view or body part means nothing.
 - The slice must be a crop to the bounding box of one organ, in the orientation of MedMNIST. For a whole slice, another
   crop or a rotated one the answer is wrong{_warned(plausibility)}.
-- Neighboring slices of a scan look alike. The spread between patients is wider than the slice counts suggest.
-"""
+- Neighboring slices of a scan look alike. The spread between patients is wider than the slice counts suggest.""",
+    )
+
+
+def _own_data(info: BundleInfo, own: OwnSlices, plausibility: Plausibility | None) -> _DataText:
+    """Describe a data set of the user, of which little is known."""
+    known = (
+        f"in the {info.view} plane" if own.orientation else "in an orientation that is not known"
+    )
+    units = "Hounsfield units (int16) or gray values" if own.window else "gray values"
+    return _DataText(
+        f"Names one of {len(info.classes)} classes on a slice {known}.",
+        f"Input: {info.size} x {info.size} pixels, {units}, as in training{_orientation(own.orientation)}.",
+        f"""{info.dataset}, own slices (MD5 of their content {info.training.get("data_md5")}): {own.counts["train"]:,} for
+training, {own.counts["val"]:,} for validation, {own.counts["test"]:,} for testing. The license of the slices is not stated
+here. The user of this model must know it.""",
+        f"""- Only slices like those of training: of the same kind, crop, window and orientation. For others the answer is
+  wrong{_warned(plausibility)}.
+- Slices of one patient look alike. If a patient is in several splits, the figures above are too high.""",
+    )
 
 
 def _warned(plausibility: Plausibility | None) -> str:
@@ -101,9 +145,8 @@ def _recipe(training: Mapping[str, Any]) -> str:
     return f"\n\n{recipe['network']}; {recipe['epochs']} epochs. Recipe: {settings}.\n"
 
 
-def _orientation(view: str) -> str:
-    """Describe the orientation of a view's slices; empty if it is unknown."""
-    letters = ORIENTATION.get(view)
+def _orientation(letters: tuple[str, str] | None) -> str:
+    """Describe an orientation; empty if it is unknown."""
     if letters is None:
         return ""
     rows, columns = (DIRECTIONS[letter] for letter in letters)

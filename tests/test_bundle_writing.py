@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from export import bundle as writing
 from export import variants
 from export.bundle import Trained, check_place, paired, write_bundle
-from export.bundle_info import BundleInfo
+from export.bundle_info import BundleInfo, OwnSlices
 from export.member import ExportError
 from export.variants import Slices
 from tests.support.tiny_graphs import SIZE, accept_every_variant, linear_graph, packed, softmax
@@ -239,6 +239,27 @@ def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write)
 def test_the_manifest_names_the_resampling(write, resample):
     bundle = write((None, BASE, None), resample=resample)
     assert manifest_of(bundle)["input"]["resample"] == resample
+
+
+@pytest.mark.parametrize("orientation", [None, ("P", "L")])
+def test_of_own_slices_only_what_is_known_is_claimed(write, orientation):
+    window = (40, 400) if orientation else None
+    pairs = ((CLASSES[0], CLASSES[1], "organ"),)
+    own = OwnSlices({"train": 1234, "val": 12, "test": 34}, pairs, orientation, window)
+    view = "axial" if orientation else "unknown"
+    bundle = write((None, BASE, None), dataset="mine", view=view, own=own)
+    manifest = manifest_of(bundle)
+    assert manifest["task"]["view"] == view and manifest["task"]["paired"] == [list(pairs[0])]
+    given = manifest["input"]
+    assert given["orientation"] == (list(orientation) if orientation else None)
+    assert given["window"] == (list(window) if window else None)
+    assert manifest["license"] == "not stated; that of the slices it was trained on"
+    card = " ".join((bundle / "MODEL_CARD.md").read_text().split())
+    assert "mine, own slices" in card and "1,234 for training, 12 for validation, 34" in card
+    assert "MedMNIST" not in card and "CT scans" not in card
+    assert ("rows run to the patient's back, columns to the left" in card) == bool(orientation)
+    assert ("Hounsfield units" in card) == bool(window)
+    assert ("an orientation that is not known" in card) == (orientation is None)
 
 
 @pytest.mark.parametrize("view", ["sagittal", "coronal"])

@@ -108,4 +108,4 @@ def test_a_run_that_fits_says_what_it_needs_and_one_that_does_not_is_refused(
 
 
 def test_large_sizes_are_in_gigabytes():
-    assert (disk._size(1_949_000_000), disk._size(99_000_000)) == ("1.9 GB", "99 MB")
+    assert (disk.size_text(1_949_000_000), disk.size_text(99_000_000)) == ("1.9 GB", "99 MB")

@@ -75,6 +75,7 @@ VALUES = {
         "x",
         "1",
         "axial",
+        "unknown",
         "x" * 300,
         "a\nb",
         "\x1b[31m",
@@ -115,9 +116,9 @@ def allowed(place, value):
         return name in NUMBERS and value == value and NUMBERS[name](value)
     if isinstance(value, str):
         if name == "file":
-            return value in ("x", "1", "axial")
+            return value in ("x", "1", "axial", "unknown")
         if name == "view":
-            return value == "axial"
+            return value in ("axial", "unknown")
         limit = 200 if name in ("name", "dataset", "license") else 60
         unpaired = {f"classes{i}" for i in range(11)} - {
             "classes1",
@@ -455,6 +456,31 @@ def test_a_pair_is_one_organ_s_two_sides_and_the_organ_no_class():
     assert paired(("a-left", "a-right"), also=["a"]) is None and paired(
         ("b-left", "b-right"), also=["a"]
     )
+
+
+def test_pairs_have_underscores_or_name_their_organ():
+    def task(classes, *pairs):
+        def change(whole):
+            whole["task"] |= {"classes": classes, "paired": [list(pair) for pair in pairs]}
+
+        return read(change).task
+
+    names = ["a_left", "a_right", "lk", "rk", "b-left", "b-right", "c"]
+    pairs = (("a_right", "a_left"), ("lk", "rk", "kidney"), ("b-left", "b-right"))
+    found = task(names, *pairs)
+    assert found.paired == pairs
+    assert found.organs() == ("a", "a", "kidney", "kidney", "b", "b", "c")
+    # the third name comes before what the others show
+    assert task(names, ("b-left", "b-right", "hip")).organs()[4:] == ("hip", "hip", "c")
+    wrong = [
+        ("lk", "rk"), ("lk", "rk", "c"), ("lk", "rk", "two words"), ("lk", "lk", "k"), ("lk", "rk", ""),
+        ("lk", "rk", 1), ("lk", "none", "k"), ("lk", "rk", "k", "more"), ("a_left", "b-right"),
+    ]  # fmt: skip
+    for pair in wrong:
+        with pytest.raises(BundleError, match=r"task\.paired"):
+            task(names, pair)
+    with pytest.raises(BundleError, match="pairs that share no class"):
+        task(names, ("lk", "rk", "k"), ("rk", "c", "m"))
 
 
 def test_directions_are_at_right_angles():

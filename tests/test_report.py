@@ -36,7 +36,7 @@ def make_split(flag: str = "organamnist", size: int = 8) -> SimpleNamespace:
     }
     labels = {s: np.arange(n) % len(CLASSES) for s, n in SPLITS.items()}
     about = {"flag": flag, "view": "axial", "size": size, "md5": "0123abcd", "classes": CLASSES}
-    return SimpleNamespace(images=images, labels=labels, **about)
+    return SimpleNamespace(images=images, labels=labels, own=None, **about)
 
 
 def make_entry(

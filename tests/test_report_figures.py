@@ -371,6 +371,20 @@ def test_large_counts_and_those_of_many_classes_fill_their_squares(classes, larg
     assert 0.8 * square < max(widths) <= square + 0.5  # texts are drawn on whole pixels
 
 
+@pytest.mark.parametrize("classes", [11, 60, 300])
+def test_long_names_of_many_classes_stay_in_the_figure_and_do_not_overlap(classes):
+    names = [f"{i:03} {'a name of a class as long as it may be' * 2}"[:60] for i in range(classes)]
+    with figures.drawing():
+        figure = figures.confusion(np.eye(classes, dtype=int), names)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        (axes,) = figure.axes
+        rows = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+    assert min(box.x0 for box in rows) >= 0
+    tops = sorted(box.y0 for box in rows)
+    assert min(np.diff(tops)) >= 0.8 * rows[0].height - 1
+
+
 @pytest.mark.parametrize("matrix", [np.zeros((2, 2), int), np.array([[0, 0], [3, 1]])])
 def test_classes_without_slices_leave_their_row_empty(matrix):
     with figures.drawing():

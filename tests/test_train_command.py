@@ -91,6 +91,10 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
     assert found == {
         "dataset": "organsmnist",
         "data_dir": None,
+        "split": None,
+        "group_by": None,
+        "pairs": None,
+        "orientation": None,
         "out": Path("runs"),
         "stages": None,
         "device": "auto",
@@ -109,6 +113,8 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "deterministic": False,
         "smoke": False,
         "fresh": False,
+        "plan": False,
+        "tensorboard": None,
     }
 
 
@@ -116,6 +122,10 @@ def test_every_option_is_taken_as_it_is_given():
     given = {
         "--dataset": "organamnist",
         "--data-dir": "d",
+        "--split": "0.8,0.1,0.1",
+        "--group-by": "(a)",
+        "--pairs": "p.csv",
+        "--orientation": "LP",
         "--out": "o",
         "--stages": "base",
         "--device": "cuda:1",
@@ -130,9 +140,11 @@ def test_every_option_is_taken_as_it_is_given():
         "--weights-dir": "w",
         "--precision": "fp32",
         "--parallel": "batches",
+        "--tensorboard": "t",
     }
     words = [word for pair in given.items() for word in pair]
-    flags = ["--deterministic", "--smoke", "--fresh", "--max-epochs", "3", "--max-epochs", "base=2"]
+    flags = ["--deterministic", "--smoke", "--fresh", "--plan"]
+    flags += ["--max-epochs", "3", "--max-epochs", "base=2"]
     found = dataclasses.asdict(command.parse_arguments([*words, *flags]))
     assert found.pop("stages") == ("base",) and found.pop("precision") == ("fp32",)
     for option, text in given.items():
@@ -142,6 +154,7 @@ def test_every_option_is_taken_as_it_is_given():
         "deterministic": True,
         "smoke": True,
         "fresh": True,
+        "plan": True,
         "max_epochs": ("3", "base=2"),
     }
 
@@ -406,7 +419,9 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
     monkeypatch.setattr(run, "measure_test", tested)
     monkeypatch.setattr(run, "measure_robustness", robust)
     monkeypatch.setattr(run, "_bundles", bundled)
-    monkeypatch.setattr(run, "_write_report", lambda directory, data: seen.steps.append("report"))
+    monkeypatch.setattr(
+        run, "_write_report", lambda directory, data, board: seen.steps.append("report")
+    )
     return seen
 
 

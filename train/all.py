@@ -25,6 +25,7 @@ examples:
   python -m train.all                                    every stage on OrganSMNIST, the reference study's data set
   python -m train.all --dataset organamnist --stages base,batch_norm
   python -m train.all --smoke                            a few batches of everything, to try the pipeline
+  python -m train.all --dataset folder:PATH --plan       your own images: stages, disk, memory and time, then stop
   torchrun --nproc-per-node 4 -m train.all               several networks at a time, one per GPU
 
 exit codes: 0 done; 1 a stage failed; 2 usage, data, weights, device or directory in use; 130, 143 after a signal.
@@ -61,7 +62,29 @@ def _parser() -> argparse.ArgumentParser:
         "--dataset",
         default=TrainOptions.dataset,
         metavar="NAME",
-        help=f"data set: {', '.join(DATASETS)} (default: {TrainOptions.dataset})",
+        help=f"data set: {', '.join(DATASETS)}, or your own: folder:PATH or npz:FILE (default: {TrainOptions.dataset})",
+    )
+    add(
+        "--split",
+        metavar="SHARES",
+        help="shares of train, val and test, such as 0.8,0.1,0.1, for a folder without them",
+    )
+    add(
+        "--group-by",
+        metavar="REGEX",
+        help="the group in this pattern names the patient in a path; a patient stays in one split",
+    )
+    add(
+        "--pairs",
+        type=Path,
+        metavar="FILE",
+        help="CSV of left,right,organ: the two sides of an organ (default: classes named ORGAN-left and ORGAN-right)",
+    )
+    add(
+        "--orientation",
+        metavar="XY",
+        help="orientation of your own slices: patient directions (L R A P H F) in which row and column index grow"
+        " (default: that of DICOM files, else unknown)",
     )
     add(
         "--data-dir",
@@ -174,6 +197,17 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh",
         action="store_true",
         help="remove the results of earlier runs from the directory and start over",
+    )
+    add(
+        "--plan",
+        action="store_true",
+        help="print the stages, their parameters, disk, memory and the estimated time on this device, then stop",
+    )
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="also write the figures of each epoch and pictures of each stage for TensorBoard",
     )
     return parser
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from train.datasets import DATASETS, SIZES
+from train.datasets import DATASETS, SIZES, OwnDataset
 from train.download import digest_of, download
 from train.errors import RunError
 from train.record import note
@@ -24,15 +24,17 @@ class Data:
     """The splits of a data set.
 
     Args:
-        flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`.
-        view: of its slices: axial, coronal or sagittal.
+        flag: MedMNIST's name of it, a key of `train.datasets.DATASETS`, or that of a data set of the user.
+        view: of its slices: axial, coronal, sagittal or unknown.
         size: pixels per side of the networks' input.
-        md5: of its file.
+        md5: of its file, or of the content of a data set of the user.
         classes: class names, by index.
         images: uint8 (N, H, W) as the file stores them, by split.
         labels: class indices, int64 (N,), by split.
         counts: slices of each class in the whole file, by split; a smoke run uses fewer.
         resample: how slices are resampled, in training and by the bundle: area, linear or cubic.
+        own: what a data set of the user is; None for those of MedMNIST.
+        names: of the slices, by split; only of a data set of the user.
     """
 
     flag: str
@@ -44,6 +46,16 @@ class Data:
     labels: dict[str, np.ndarray]
     counts: dict[str, list[int]]
     resample: str = "area"
+    own: OwnDataset | None = None
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def recipe_view(self) -> str:
+        """The view for recipes, which flip axial slices front to back along their columns. Own slices only if told so."""
+        if self.own is None:
+            return self.view
+        columns = (self.own.orientation or "")[1:]
+        return self.view if self.own.told and columns in ("A", "P") else "unknown"
 
     @property
     def stored(self) -> int:
@@ -72,12 +84,19 @@ class Data:
         return packed[:, 0]
 
     def smoke(self) -> Data:
-        """Return the first slices of each split, for a smoke run."""
+        """Return the first slices of each split, for a smoke run. Own slices, sorted by class, are spread evenly."""
+        rows = {split: self._smoke_rows(len(labels)) for split, labels in self.labels.items()}
         return replace(
             self,
-            images={split: images[:SMOKE_SLICES] for split, images in self.images.items()},
-            labels={split: labels[:SMOKE_SLICES] for split, labels in self.labels.items()},
+            images={split: images[rows[split]] for split, images in self.images.items()},
+            labels={split: labels[rows[split]] for split, labels in self.labels.items()},
+            names={split: [names[i] for i in rows[split]] for split, names in self.names.items()},
         )
+
+    def _smoke_rows(self, count: int) -> np.ndarray:
+        if self.own is None:
+            return np.arange(min(count, SMOKE_SLICES))
+        return np.linspace(0, count - 1, min(count, SMOKE_SLICES)).round().astype(int)
 
 
 def default_directory() -> Path:
@@ -135,7 +154,9 @@ def load_data(
             published one, or the download failed.
     """
     if flag not in DATASETS:
-        raise RunError(f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}")
+        raise RunError(
+            f"data set {flag!r}: unknown; choose from {', '.join(DATASETS)}, folder:PATH or npz:FILE"
+        )
     if size not in SIZES:
         raise RunError(f"size {size}: not published; choose from {', '.join(map(str, SIZES))}")
     stored = resample_from or size

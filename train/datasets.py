@@ -24,6 +24,34 @@ class Dataset:
     scans: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OwnDataset:
+    """A data set of the user: where it is, and what the options of `train.all` say about it. results.json records it.
+
+    Args:
+        kind: `folder` or `npz`.
+        path: absolute, of the folder or file.
+        split: the shares of train, val and test; None if the data set has its own splits.
+        group_by: the regular expression of --group-by; None for none.
+        pairs: the sides of an organ, as a manifest lists them: two classes and, if their names do not show it, the organ.
+        orientation: two DICOM letters, the directions of the patient in which row and column index grow; None if unknown.
+        told: whether the user gave the orientation; otherwise it is that of the files.
+        hounsfield: whether slices in Hounsfield units were read through the window of bundles.
+    """
+
+    kind: str
+    path: str
+    split: list[float] | None = None
+    group_by: str | None = None
+    pairs: list[list[str]] = field(default_factory=list)
+    orientation: str | None = None
+    told: bool = False
+    hounsfield: bool = False
+
+
+# What --dataset begins with for a data set of the user.
+OWN_KINDS = ("folder", "npz")
+
 # One row per data set, by the name that MedMNIST gives it.
 DATASETS = {
     "organsmnist": Dataset("sagittal", "OrganSMNIST"),

@@ -46,9 +46,9 @@ def check_space(
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise RunError(
-            f"{directory}: about {_size(needed)} needed, {_size(free)} free; free disk space, or choose another --out"
+            f"{directory}: about {size_text(needed)} needed, {size_text(free)} free; free disk space, or choose another --out"
         )
-    return f"disk    about {_size(needed)} needed below {directory}, {_size(free)} free"
+    return f"disk    about {size_text(needed)} needed below {directory}, {size_text(free)} free"
 
 
 def needed_bytes(
@@ -110,5 +110,6 @@ def _bytes_of(path: Path) -> int:
         return 0
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Format bytes, `12 MB` or `1.5 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -80,6 +80,7 @@ class _Training:
     report: Callable[[str], None]
     group: Group
     label: str
+    watch: Callable[[Mapping[str, float]], object]
 
     def checkpoint(self) -> Checkpoint:
         """Return the checkpoint after the last epoch, from which training can resume."""
@@ -104,6 +105,7 @@ def fit(
     report: Callable[[str], None] = print,
     group: Group = ALONE,
     label: str = "",
+    watch: Callable[[Mapping[str, float]], object] = lambda row: None,
 ) -> Checkpoint:
     """Train a stage to its end, or resume it from `directory`/checkpoint.pt.
 
@@ -119,6 +121,7 @@ def fit(
         report: called with one line per epoch.
         group: the processes that train this network together.
         label: what the lines begin with; by default the stage's name.
+        watch: called with each row of the history, also those of before a resumption.
 
     Returns:
         The finished checkpoint.
@@ -127,7 +130,7 @@ def fit(
         StageFailed: the loss is not finite, or memory ran out.
         RunError: the checkpoint is from another run, or ImageNet weights are not available.
     """
-    recipe = recipe or stage.recipe_for(data.view)
+    recipe = recipe or stage.recipe_for(data.recipe_view)
     settings = StageSettings(
         config.batch_size,
         config.max_epochs,
@@ -136,6 +139,8 @@ def fit(
     )
     writer = CheckpointWriter(directory / "checkpoint.pt")
     previous = _previous_checkpoint(writer.path, stage, settings, data, config, device)
+    for row in previous.history if previous else []:
+        watch(row)
     if previous and previous.finished:
         if group.first:
             _restore_history(directory / "history.csv", previous.history)
@@ -161,7 +166,7 @@ def fit(
     # the epochs
     facts = _facts(stage, data, config, network, weights, settings)
     training = _Training(
-        stage, data, config, device, facts, learner, progress, writer, report, group, label
+        stage, data, config, device, facts, learner, progress, writer, report, group, label, watch
     )
     try:
         _run_epochs(training)
@@ -370,6 +375,7 @@ def _write_epoch(training: _Training, *, new_best: bool) -> None:
     progress, writer = training.progress, training.writer
     writer.epoch_ended(training.checkpoint(), new_best=new_best)
     record.write_history(writer.path.with_name("history.csv"), progress.history)
+    training.watch(progress.history[-1])
     training.report(
         progress_line(
             training.stage,

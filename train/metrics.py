@@ -96,12 +96,15 @@ def organ_of(label: str) -> str:
     return label
 
 
-def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float | None:
+def side_merged_accuracy(
+    confusion: np.ndarray, classes: Sequence[str], organs: Sequence[str] = ()
+) -> float | None:
     """Compute the accuracy without regard to the side: `kidney-left` for `kidney-right` counts as correct.
 
     Args:
         confusion: int (classes, classes) counts, rows true, columns predicted.
         classes: the names of the classes, in the matrix's order.
+        organs: the organ of each class; by default what the names of the classes show.
 
     Returns:
         The share, 0 to 1; None without slices, or if names and matrix differ in length.
@@ -109,5 +112,5 @@ def side_merged_accuracy(confusion: np.ndarray, classes: Sequence[str]) -> float
     total = int(confusion.sum())
     if total == 0 or len(classes) != len(confusion):
         return None
-    organs = np.array([organ_of(label) for label in classes])
-    return int(confusion[organs[:, None] == organs[None, :]].sum()) / total
+    names = np.array(organs or [organ_of(label) for label in classes])
+    return int(confusion[names[:, None] == names[None, :]].sum()) / total

@@ -11,6 +11,9 @@ class TrainOptions:
     """What the command line asks for; `python -m train.all --help` describes each option.
 
     Args:
+        dataset: a row of `train.datasets.DATASETS`, or `folder:PATH` or `npz:FILE` for a data set of the user.
+        split: shares of train, val and test, separated by commas.
+        plan: whether the run only prints what it would do.
         stages: stage names; None runs every listed stage.
         max_epochs: the values of --max-epochs as given, each `N` or `STAGE=N`, or several separated by commas.
         precision: variants to try for the bundle.
@@ -18,6 +21,10 @@ class TrainOptions:
 
     dataset: str = "organsmnist"
     data_dir: Path | None = None
+    split: str | None = None
+    group_by: str | None = None
+    pairs: Path | None = None
+    orientation: str | None = None
     out: Path = Path("runs")
     stages: tuple[str, ...] | None = None
     device: str = "auto"
@@ -36,6 +43,8 @@ class TrainOptions:
     deterministic: bool = False
     smoke: bool = False
     fresh: bool = False
+    plan: bool = False
+    tensorboard: Path | None = None
 
 
 def option_name(setting: str) -> str:

@@ -99,6 +99,7 @@ def open_results(
             md5=data.md5,
             counts=data.counts,
             classes=data.classes,
+            own=data.own,
         ),
         device=device_name(device),
         data_dir=None if data_dir is None else os.path.abspath(data_dir),
@@ -117,9 +118,20 @@ def open_results(
             f"{path}: not a results file of this program; move it away or start over with --fresh"
         )
     _check_settings(directory, content["settings"], settings)
+    _check_data(directory, content.get("dataset"), data)
     _check_stages(path, content.get("stages"))
     results.stages = results_from_json(content, path).stages
     return results
+
+
+def _check_data(directory: Path, recorded: object, data: Data) -> None:
+    """Raise RunError if a data set of the user has other content than that of the run."""
+    md5 = recorded.get("md5") if isinstance(recorded, dict) else None
+    if data.own and md5 and md5 != data.md5:
+        raise RunError(
+            f"{directory}: holds a run on other images (MD5 {md5}), but {data.own.path} has MD5 {data.md5}; restore the"
+            " images to resume it, use --fresh to start over, or another --out"
+        )
 
 
 def _check_stages(path: Path, rows: object) -> None:

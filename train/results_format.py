@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from organ_infer.bundle.manifest import organ_of_pair
+from train.datasets import OwnDataset
 from train.errors import RunError
 from train.json_format import OPTIONAL, from_json, to_json
 from train.record import read_json, relative_names, write_json
@@ -136,6 +138,14 @@ class Dataset:
     # slices of each class in the whole file, by split
     counts: dict[str, list[int]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
+    # what a data set of the user is
+    own: OwnDataset | None = field(default=None, metadata=OPTIONAL)
+
+    def organs(self) -> tuple[str, ...]:
+        """Return the organ of each class of a data set of the user: the class itself unless it is one of a pair."""
+        pairs = self.own.pairs if self.own else []
+        organ_of = {name: organ_of_pair(pair) for pair in pairs for name in pair[:2]}
+        return tuple(organ_of.get(name) or name for name in self.classes)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from train.arguments import device_name
 from train.checkpoint import read_checkpoint
 from train.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from train.data import Data, load_data
-from train.data_dir import data_dir_of
+from train.data_dir import data_dir_of, own_data_of
 from train.devices import choose_device
 from train.download import digest_of
 from train.ensemble import mean_probabilities
@@ -392,7 +392,7 @@ def _measure(options: argparse.Namespace) -> str:
     if options.slices is not None and options.slices < 1:
         raise RunError(f"--slices: expected 1 or more, found {options.slices}")
     dataset = results.dataset or Dataset()
-    data = load_data(
+    data = own_data_of(dataset, options.data_dir) or load_data(
         dataset.flag,
         size=dataset.size,
         directory=data_dir_of(results, options.data_dir),

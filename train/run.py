@@ -29,6 +29,9 @@ from train.errors import RunError
 from train.jobs import Job, epoch_caps, plan_jobs
 from train.json_format import to_json
 from train.options import TrainOptions
+from train.own_data.bundle import own_slices
+from train.own_data.load import SLICES_FILE, data_line, load_own, print_warning, slices_csv
+from train.own_data.request import OwnRequest, own_request
 from train.progress import phase
 from train.results import (
     PREDICTIONS_FILES,
@@ -50,6 +53,7 @@ from train.results_format import (
 )
 from train.robustness import measure_robustness
 from train.stages import LISTED, STAGES, Stage, chosen_stages
+from train.tensorboard import Board, writer_class
 
 # test slices of the robustness measurement; in a smoke run also the validation slices for the temperature
 CORRUPTED, SMOKE_CORRUPTED = 1000, 4
@@ -76,6 +80,8 @@ class Plan:
     device: torch.device
     # all processes of this run
     group: parallel.Group
+    # the data set of the user, if it is one
+    own: OwnRequest | None = None
 
     @property
     def directory(self) -> Path:
@@ -86,13 +92,13 @@ class Plan:
             suffix += f"_from_{options.resample_from}"
         if options.resample != "area":
             suffix += f"_{options.resample}"
-        return options.out / f"{options.dataset}{suffix}"
+        return options.out / f"{self.own.flag if self.own else options.dataset}{suffix}"
 
     @property
     def settings(self) -> dict[str, object]:
         """The options that results.json records and that must be equal when a run is resumed."""
         options = self.options
-        return {
+        return (self.own.settings if self.own else {}) | {
             "seed": options.seed,
             "seeds": options.seeds,
             "size": options.size,
@@ -124,17 +130,15 @@ def run(options: TrainOptions) -> None:
     parallel.limit_threads()
     if plan.group.first:
         print(devices.device_line(plan.device, options.amp), flush=True)
-    data = load_data(
-        options.dataset,
-        size=options.size,
-        directory=options.data_dir,
-        resample_from=options.resample_from,
-        resample=options.resample,
-    )
+    data = _load(plan)
     if options.smoke:
         data = data.smoke()
+    if options.plan:
+        _print_plan(plan, data)
+        return
+    board = Board(options.tensorboard, plan.directory.name) if options.tensorboard else None
     if not plan.group.first:
-        _train_in_group(plan, plan.jobs(), data)
+        _train_in_group(plan, plan.jobs(), data, board)
         return
     with record.locked(plan.directory):
         results = _prepare_directory(plan, data)
@@ -143,7 +147,9 @@ def run(options: TrainOptions) -> None:
         processes = plan.group.size if options.parallel == "stages" else 1
         print(check_space(plan.directory, jobs, data, plan.precisions, processes), flush=True)
         write_results(plan.directory, results)
-        _train_in_group(plan, jobs, data)
+        if data.own:
+            record.atomic_write(plan.directory / SLICES_FILE, slices_csv(data))
+        _train_in_group(plan, jobs, data, board)
         parallel.use_all_processors()
         data = calibration.add_calibration_split(
             data, SMOKE_CORRUPTED if options.smoke else calibration.SLICES
@@ -155,12 +161,43 @@ def run(options: TrainOptions) -> None:
         with phase("bundle", _print_line):
             bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
         with phase("report", _print_line):
-            _write_report(plan.directory, data)
+            _write_report(plan.directory, data, board)
         _print_outcome(plan.directory, results, bundle)
+
+
+def _print_plan(plan: Plan, data: Data) -> None:
+    """Print what the run would do, from a few timed steps. Nothing is written."""
+    from train.plan import plan_lines
+
+    options = plan.options
+    lines = plan_lines(
+        plan.jobs(), data, plan.device, plan.directory, plan.precisions, fresh=options.fresh
+    )
+    for line in lines:
+        print(line, flush=True)
+
+
+def _load(plan: Plan) -> Data:
+    """Load the data set. The first process reports what it should know about one of the user."""
+    options = plan.options
+    if plan.own:
+        warn = print_warning if plan.group.first else lambda line: None
+        data = load_own(plan.own, size=options.size, resample=options.resample, warn=warn)
+        if plan.group.first:
+            print(data_line(data), flush=True)
+        return data
+    return load_data(
+        options.dataset,
+        size=options.size,
+        directory=options.data_dir,
+        resample_from=options.resample_from,
+        resample=options.resample,
+    )
 
 
 def _check_options(options: TrainOptions) -> Plan:
     """Check the command line and the packages that the end of the run needs. Raises RunError."""
+    own = own_request(options)
     stages = chosen_stages(options.stages or LISTED)
     caps = epoch_caps(options.max_epochs)
     precisions = options.precision
@@ -171,12 +208,16 @@ def _check_options(options: TrainOptions) -> Plan:
     device = devices.choose_device(options.device, deterministic=options.deterministic)
     group = parallel.group_from_environment()
     parallel.check(group, device, options.parallel)
+    if options.plan and group.size > 1:
+        raise RunError("--plan: measures one process; run it without torchrun")
     # batch normalization needs two slices per process
     least = 2 * (group.size if options.parallel == "batches" else 1)
     if options.batch_size < least:
         raise RunError(
             f"--batch-size: expected {least} or more for batch normalization, found {options.batch_size}"
         )
+    if options.tensorboard:
+        writer_class()
     # report a package that the end of the run needs before training
     try:
         importlib.import_module("train.report.page")
@@ -188,7 +229,7 @@ def _check_options(options: TrainOptions) -> Plan:
         check_installed()
     except ExportError as e:
         raise RunError(str(e)) from e
-    return Plan(options, stages, caps, precisions, device, group)
+    return Plan(options, stages, caps, precisions, device, group, own)
 
 
 def _prepare_directory(plan: Plan, data: Data) -> Results:
@@ -207,7 +248,8 @@ def _check_places(plan: Plan) -> None:
     run, stages = plan.directory, [job.directory for job in plan.jobs()]
     report = run / "report"
     pages = list(report.iterdir()) if report.is_dir() else []
-    files = [run / name for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE)] + pages
+    files = [run / name for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE, SLICES_FILE)]
+    files += pages
     files += [stage / name for stage in stages for name in STAGE_FILES]
     for path in files:
         if path.is_dir():
@@ -253,7 +295,7 @@ def _print_outcome(directory: Path, results: Results, bundle: Path) -> None:
 
 def _remove_results(directory: Path) -> None:
     """Remove what earlier runs wrote to `directory`, and nothing else."""
-    for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE):
+    for name in (RESULTS_FILE, "results.csv", ROBUSTNESS_FILE, SLICES_FILE):
         _remove(directory / name)
     averages = [f"bundle-{stage.name}" for stage in STAGES.values() if stage.members]
     for name in ("bundle", *averages, "report", *STAGES):
@@ -275,19 +317,30 @@ def _check_weights(jobs: list[Job], data: Data) -> None:
             fit.starting_network(job.stage, data, job.config)
 
 
-def _train_in_group(plan: Plan, jobs: list[Job], data: Data) -> None:
+def _train_in_group(plan: Plan, jobs: list[Job], data: Data, board: Board | None) -> None:
     """Train the networks with the other processes of the run."""
     share = plan.options.parallel
     parallel.join(plan.group, plan.device, share)
-    _train_all(jobs, data, plan.device, plan.group, share)
+    _train_all(jobs, data, plan.device, plan.group, share, board)
     parallel.leave(plan.group)
 
 
 def _train_all(
-    jobs: list[Job], data: Data, device: torch.device, group: parallel.Group, share: str
+    jobs: list[Job],
+    data: Data,
+    device: torch.device,
+    group: parallel.Group,
+    share: str,
+    board: Board | None = None,
 ) -> None:
     """Train the jobs that have a network, each by all processes together or each by one process."""
     jobs = [job for job in jobs if job.stage.network]
+
+    def watching(job: Job) -> dict[str, Any]:
+        """Return the argument of `fit` that writes the job's epochs to the board."""
+        shown = board and (group.first or share == "stages")
+        return {"watch": board.watch(job, data)} if board and shown else {}
+
     if share == "batches":
         for job in jobs:
             fit.fit(
@@ -299,6 +352,7 @@ def _train_all(
                 report=_print_line,
                 group=group,
                 label=job.label,
+                **watching(job),
             )
         return
     # the most expensive networks first; process i of n takes every n-th from the i-th on
@@ -316,6 +370,7 @@ def _train_all(
             job.directory,
             report=_print_line,
             label=job.label,
+            **watching(job),
         )
     group.wait()
 
@@ -382,6 +437,7 @@ def _bundle(
                 resample=data.resample,
                 metrics=_metrics(best, results),
                 training=training,
+                own=own_slices(data),
             ),
             members,
             calibration.variant_slices(data),
@@ -461,10 +517,14 @@ def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
     return manifest.name == name and dict(manifest.training) == training and calibrated
 
 
-def _write_report(directory: Path, data: Data) -> None:
+def _write_report(directory: Path, data: Data, board: Board | None) -> None:
     from train.report import write_report
 
-    write_report(directory, data)
+    if board is None:
+        write_report(directory, data)
+        return
+    write_report(directory, data, show=board.add_figures)
+    board.close()
 
 
 def _print_line(line: str) -> None:

@@ -43,7 +43,7 @@ def _run(arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     try:
         from train.data import load_data
-        from train.data_dir import data_dir_of
+        from train.data_dir import data_dir_of, own_data_of
         from train.results_format import read_results
 
         results = read_results(options.run_dir)
@@ -52,13 +52,15 @@ def _run(arguments: list[str] | None) -> int:
             raise RunError(
                 f"{options.run_dir}/results.json: names no data set; rerun python -m train.all"
             )
-        data = load_data(
+        data = own_data_of(dataset, options.data_dir) or load_data(
             dataset.flag,
             size=dataset.size,
             directory=data_dir_of(results, options.data_dir),
             resample_from=dataset.resample_from,
             resample=dataset.resample,
         )
+        if data.own and results.smoke:
+            data = data.smoke()
         page = write_report(options.run_dir, data)
     except RunError as e:
         print(f"train.report: error: {e}", file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from organ_infer.errors import shorten
 from train.report.measures import Reliability
 from train.report.mpl import Axes, Figure, Rectangle, matplotlib
 from train.report.published import STUDY
@@ -31,6 +32,8 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FILL: "fill"} | {
 }
 # inches
 WIDTH = 4.6
+# characters of a class's name beside a confusion matrix
+LABEL_LIMIT = 15
 
 
 @contextmanager
@@ -183,10 +186,19 @@ def confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
             j + 0.5, i + 0.52, str(matrix[i, j]), ha="center", va="center", size=size, color=color
         )
     axes.set(xlim=(0, n), ylim=(n, 0), aspect="equal")
-    axes.set_xticks(np.arange(n) + 0.5, classes, rotation=90, color=INK)
-    axes.set_yticks(np.arange(n) + 0.5, classes, color=INK)
+    labels = [shorten(label, LABEL_LIMIT) for label in classes]
+    axes.set_xticks(np.arange(n) + 0.5, labels, rotation=90, color=INK)
+    axes.set_yticks(np.arange(n) + 0.5, labels, color=INK)
+    # many labels do not overlap, although they can only be read when the figure is enlarged
+    label_size = min(8.0, 0.9 * WIDTH * 72 * 0.78 / n)
     axes.tick_params(
-        length=0, top=True, labeltop=True, bottom=False, labelbottom=False, pad=3, labelsize=8
+        length=0,
+        top=True,
+        labeltop=True,
+        bottom=False,
+        labelbottom=False,
+        pad=3,
+        labelsize=label_size,
     )
     axes.spines[:].set_visible(True)
     axes.grid(visible=False)

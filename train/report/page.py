@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from organ_infer.names import escape_path
 from train.bundled import describe_bundle
 from train.data import Data
 from train.report import figures, measures, pictures, wording
@@ -39,8 +40,17 @@ MISTAKES = 12
 # splits that no network is trained on
 EVALUATED: tuple[str, ...] = ("val", "test")
 
-# the content of files beside the page, by name
-Files = dict[str, bytes | str]
+
+class Files(dict[str, bytes | str]):
+    """The content of files beside the page, by name.
+
+    Attributes:
+        figures: that they show, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures: dict[str, Figure] = {}
 
 
 def render(run: Run, data: Data) -> tuple[str, Files]:
@@ -53,7 +63,7 @@ def render(run: Run, data: Data) -> tuple[str, Files]:
     Returns:
         The page as HTML, and the figures beside it by file name.
     """
-    files: Files = {}
+    files = Files()
     with figures.drawing():
         context = _outcome(run, data, files) | _tables(run, data) | _details(run, data, files)
     return _environment().get_template("page.html.jinja").render(context), files
@@ -65,6 +75,7 @@ def _outcome(run: Run, data: Data, files: Files) -> dict[str, Any]:
         "run": run,
         "data": data,
         "title": DATASET_TITLES.get(data.flag, data.flag),
+        "own_path": escape_path(data.own.path, one_line=True) if data.own else "",
         "smoke": run.smoke,
         "splits": SPLITS,
         "best": run.best,
@@ -142,6 +153,7 @@ def _add(files: Files, name: str, figure: Figure, alt: str, *, png: bool = False
     """Add a figure to the files, and return it for the page."""
     svg = figures.to_svg(figure, name)
     files[f"{name}.svg"] = svg
+    files.figures[name] = figure
     if png:
         files[f"{name}.png"] = figures.to_png(figure)
     # safe without escaping: matplotlib wrote this SVG and escapes its texts
@@ -324,6 +336,7 @@ def _mistakes(
             images = [data.images[split][m.index] for m in mistakes]
             sheet = figures.contact_sheet(images, [_caption(m, data.classes) for m in mistakes])
             files[f"mistakes_{split}.png"] = figures.to_png(sheet, dpi=120)
+            files.figures[f"mistakes_{split}"] = sheet
     return {
         split: [_mistake(m, split, data) for m in mistakes] for split, mistakes in by_split.items()
     } or None

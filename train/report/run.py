@@ -76,6 +76,8 @@ class Row(StageFiles):
 
     result: StageResult
     classes: tuple[str, ...]
+    # the organ of each class of a data set of the user; empty if the names of the classes show it
+    organs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -115,7 +117,9 @@ class Row(StageFiles):
         """
         if metric == "side_merged":
             matrix = self.confusion(split)
-            return None if matrix is None else side_merged_accuracy(matrix, self.classes)
+            return (
+                None if matrix is None else side_merged_accuracy(matrix, self.classes, self.organs)
+            )
         if metric == "ece_calibrated":
             # not measured on train
             value = getattr(self.result.calibration, f"{split}_ece", None)
@@ -210,12 +214,13 @@ def read_run(directory: Path) -> Run:
         RunError: results.json is missing, or results.json or robustness.json is not readable.
     """
     results = read_results(directory)
-    classes = tuple(results.dataset.classes) if results.dataset else ()
+    dataset = results.dataset or Dataset()
+    classes, organs = tuple(dataset.classes), dataset.organs() if dataset.own else ()
     by_stage: dict[str, list[Row]] = {}
     for result in results.stages:
         stage_dir = directory / result.name
         seed_dir = stage_dir / f"seed-{result.seed}"
-        row = Row(seed_dir if seed_dir.is_dir() else stage_dir, result, classes)
+        row = Row(seed_dir if seed_dir.is_dir() else stage_dir, result, classes, organs)
         by_stage.setdefault(result.name, []).append(row)
     summaries = {summary.name: summary for summary in results.summary}
     stages = tuple(Stage(name, tuple(rows), summaries.get(name)) for name, rows in by_stage.items())

@@ -234,10 +234,11 @@ def record(run: Run, data: Data) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the provenance of the figures, in groups of pairs: run, weights, settings and versions."""
     results = run.results
     seconds = sum(row.result.seconds for stage in run.stages for row in stage.rows)
+    view = "orientation unknown" if data.view == "unknown" else data.view
     run_pairs = [
         (
             "data set",
-            f"{DATASET_TITLES.get(data.flag, data.flag)}, {data.view}, {data.size} × {data.size} pixels",
+            f"{DATASET_TITLES.get(data.flag, data.flag)}, {view}, {data.size} × {data.size} pixels",
         ),
         ("MD5", run.dataset.md5 or data.md5),
         ("seeds", ", ".join(map(str, run.seeds)) or UNDEFINED),

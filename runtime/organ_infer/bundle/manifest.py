@@ -7,7 +7,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ CARD_LIMIT = 1 << 20
 GRAPH_LIMIT = (1 << 31) - 1
 CLASS_LIMIT = 1000
 
-VIEWS = ("axial", "coronal", "sagittal")
+# of slices whose orientation is not known, the view is not known either
+VIEWS = ("axial", "coronal", "sagittal", "unknown")
 OUTPUTS = ("logits", "probabilities")
 # The second output of a network that knows when not to answer, and its columns: the eight in-plane orientations, the
 # required one first, and no organ crop at all.
@@ -33,6 +34,8 @@ ORIENTATION_OUTPUT = "orientation"
 ORIENTATION_COLUMNS = 9
 # how slices are resampled; `pack` takes the same names
 RESAMPLE = ("area", "linear", "cubic")
+# A class that is one side of an organ.
+SIDED = re.compile(r"(.+)[-_](left|right)", re.DOTALL)
 # The axis of the patient by DICOM letter.
 AXES = {"L": "LR", "R": "LR", "A": "AP", "P": "AP", "H": "HF", "F": "HF"}
 
@@ -56,20 +59,39 @@ class Task:
 
     Attributes:
         dataset: The data set that it was trained on.
-        view: The plane of the slices: axial, coronal or sagittal.
+        view: The plane of the slices: axial, coronal, sagittal or unknown.
         classes: The names of the classes, in the order of the model's output.
-        paired: Pairs of classes that are the two sides of one organ.
+        paired: Pairs of classes that are the two sides of one organ. The organ's name is third if the names of the
+            classes do not show it.
     """
 
     dataset: str
     view: str
     classes: tuple[str, ...]
-    paired: tuple[tuple[str, str], ...] = ()
+    paired: tuple[tuple[str, ...], ...] = ()
 
     def organs(self) -> tuple[str, ...]:
         """Return the organ of each class: the name of the class, without the side if the class is paired."""
-        sided = {name for pair in self.paired for name in pair}
-        return tuple(name.rpartition("-")[0] if name in sided else name for name in self.classes)
+        organ_of = {name: organ_of_pair(pair) for pair in self.paired for name in pair[:2]}
+        return tuple(organ_of.get(name) or name for name in self.classes)
+
+
+def organ_of_pair(pair: Sequence[str]) -> str | None:
+    """Return the organ of which two classes are the sides.
+
+    Args:
+        pair: The two names, ORGAN-left and ORGAN-right or ORGAN_left and ORGAN_right, or any two names and the organ's.
+
+    Returns:
+        The organ's name, or None if two names do not show it.
+    """
+    if len(pair) == 3:
+        return pair[2]
+    sides = [SIDED.fullmatch(name) for name in pair]
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return None
+    organs, names = {side[1] for side in sides if side}, {side[2] for side in sides if side}
+    return organs.pop() if len(organs) == 1 and names == {"left", "right"} else None
 
 
 @dataclass(frozen=True)
@@ -377,14 +399,14 @@ class _Reader(FieldReader):
                 self.pair(pair, f"{key}.paired[{i}]", classes) for i, pair in enumerate(pairs)
             ),
         )
-        sided = [name for pair in task.paired for name in pair]
+        sided = [name for pair in task.paired for name in pair[:2]]
         if len(set(sided)) != len(sided):
             raise self.refuse(f"{key}.paired", "pairs that share no class", pairs)
-        for stem in {name.rpartition("-")[0] for name in sided}:
-            if stem in classes:
+        for organ in {organ_of_pair(pair) for pair in task.paired}:
+            if organ in classes:
                 raise self.refuse(
                     f"{key}.paired",
-                    f"pairs whose organ is not itself a class ({stem!r} is one)",
+                    f"pairs whose organ is not itself a class ({organ!r} is one)",
                     pairs,
                 )
         return task
@@ -395,14 +417,14 @@ class _Reader(FieldReader):
             raise self.refuse(key, "a name without spaces or commas", value)
         return name
 
-    def pair(self, value: Any, key: str, classes: tuple[str, ...]) -> tuple[str, str]:
-        names = self.sequence(value, key, 2, 2, "class names")
-        first, second = (self.one_of(name, f"{key}[{i}]", classes) for i, name in enumerate(names))
-        stems = {name.rpartition("-")[0] for name in (first, second)}
-        sides = {name.rpartition("-")[2] for name in (first, second)}
-        if len(stems) != 1 or sides != {"left", "right"} or "" in stems:
+    def pair(self, value: Any, key: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+        names = self.sequence(value, key, 2, 3, "class names")
+        pair = tuple(self.one_of(name, f"{key}[{i}]", classes) for i, name in enumerate(names[:2]))
+        if len(names) == 3:
+            pair = (*pair, self.class_name(names[2], f"{key}[2]"))
+        if pair[0] == pair[1] or organ_of_pair(pair) is None:
             raise self.refuse(key, "the two sides of an organ, ORGAN-left and ORGAN-right", value)
-        return first, second
+        return pair
 
     def input(self, value: Any, key: str) -> Input:
         parts = self.keys(value, key, Input)
