@@ -171,9 +171,9 @@ def small(monkeypatch):
     from train import networks
 
     def network(classes, size, seed):
-        return ResidualNetwork(16, 2, (16, 32), classes=classes, seed=seed)
+        return ResidualNetwork(16, 2, (16, 32), classes=classes, seed=seed, orientation=True)
 
-    monkeypatch.setitem(networks.NETWORKS, "edge", network)
+    monkeypatch.setitem(networks.NETWORKS, "edge_orientation", network)
 
 
 def test_edge_keeps_its_last_weights_and_a_killed_run_ends_the_same(small, tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
     ]
     assert ablate.main(command) == 0
     table = capsys.readouterr().out
-    assert table.count("±") == 8 and "| no shifts |" in table
+    assert table.count("±") == 10 and "| no shifts |" in table
     with monkeypatch.context() as patch:
         patch.setattr(fit, "train_epoch", None)  # nothing is trained again
         assert ablate.main(command) == 0

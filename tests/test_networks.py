@@ -14,7 +14,9 @@ SIZES = {
     "big": 1_662_939,
     "augmentation": 1_662_939,
     "batch_norm": 1_663_747,
-    "edge": 308_203,
+    "edge": 317_044,
+    "edge_wide": 569_412,
+    "edge_deep": 502_964,
 }
 
 

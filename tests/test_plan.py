@@ -50,7 +50,7 @@ def test_a_plan_has_a_row_per_stage_and_what_the_run_needs(tmp_path, data):
         for name in [job.stage.name]
     }  # fmt: skip
     assert [row(lines, name)[0] for name in parameters] == [f"{n:,}" for n in parameters.values()]
-    assert [row(lines, name)[1] for name in parameters] == ["5", "6 to 100", "24"]
+    assert [row(lines, name)[1] for name in parameters] == ["5", "6 to 100", "32"]
     rest = "\n".join(lines[lines.index("") :])
     assert re.search(r"^disk    about \d+ MB needed below .*runs/x, .* free$", rest, re.M)
     assert re.search(r"^memory  about [\d.]+ GB of [\d.]+ GB$", rest, re.M)
@@ -112,10 +112,10 @@ def test_what_a_run_has_trained_is_not_counted_again(tmp_path, data, monkeypatch
     (tmp_path / "base" / "probabilities.npz").touch()
     names = ("base", "big", "edge")
     lines = lines_of(tmp_path, data, *names)
-    assert [row(lines, name)[1] for name in names] == ["0", "3 to 96", "4"]
+    assert [row(lines, name)[1] for name in names] == ["0", "3 to 96", "12"]
     assert row(lines, "big")[3] == "3.0 to 96.0"
     lines = lines_of(tmp_path, data, *names, fresh=True)
-    assert [row(lines, name)[1] for name in names] == ["5", "6 to 100", "24"]
+    assert [row(lines, name)[1] for name in names] == ["5", "6 to 100", "32"]
     (tmp_path / "big" / "history.csv").write_text("damaged")
     assert row(lines_of(tmp_path, data, "big"), "big")[1] == "6 to 100"
 

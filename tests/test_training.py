@@ -26,7 +26,7 @@ from train.learner import Learner
 from train.networks import ResidualNetwork, make_network
 from train.options import TrainOptions
 from train.parallel import ALONE, Group
-from train.recipes import EdgeRecipe, ReferenceRecipe
+from train.recipes import EDGE_RECIPE, ReferenceRecipe
 from train.stages import STAGES
 
 STAGE = STAGES["base"]
@@ -396,9 +396,9 @@ def small_edge(monkeypatch):
     """The edge network at a fraction of its size."""
 
     def network(classes, size, seed):
-        return ResidualNetwork(4, 4, (4,), classes=classes, seed=seed)
+        return ResidualNetwork(4, 4, (4,), classes=classes, seed=seed, orientation=True)
 
-    monkeypatch.setitem(networks.NETWORKS, "edge", network)
+    monkeypatch.setitem(networks.NETWORKS, "edge_orientation", network)
 
 
 def watched_evaluations(monkeypatch):
@@ -432,7 +432,7 @@ def test_the_weights_that_are_validated_are_those_that_are_kept(
         lambda path, state: states.append(checkpoint.copy_to_cpu(state)) or save(path, state),
     )
     data = made_data(n=64)
-    done = fit.fit(STAGES["edge"], data, dataclasses.replace(CONFIG, max_epochs=2), CPU, tmp_path, recipe=EdgeRecipe(ema_decay=averaged), report=lambda line: None)  # fmt: skip
+    done = fit.fit(STAGES["edge"], data, dataclasses.replace(CONFIG, max_epochs=2), CPU, tmp_path, recipe=dataclasses.replace(EDGE_RECIPE, ema_decay=averaged), report=lambda line: None)  # fmt: skip
     assert len(seen) == 2 and not equal(*seen)
     assert equal(done.state, seen[-1]) and equal(fit.network_of(done).state_dict(), seen[-1])
     for state, validated in zip(states[:2], seen, strict=True):
@@ -520,9 +520,9 @@ def runs_killed_after(epochs, data, config, directory, whole):
 
 def test_a_run_killed_after_any_epochs_ends_as_one_that_was_not(monkeypatch):
     def network(classes, size, seed):
-        return ResidualNetwork(4, 4, (4,), classes=classes, seed=seed)
+        return ResidualNetwork(4, 4, (4,), classes=classes, seed=seed, orientation=True)
 
-    monkeypatch.setitem(networks.NETWORKS, "edge", network)
+    monkeypatch.setitem(networks.NETWORKS, "edge_orientation", network)
     data, config = made_data(n=40), dataclasses.replace(CONFIG, max_epochs=5)
     with tempfile.TemporaryDirectory() as directory:
         whole = fit.fit(
@@ -781,6 +781,8 @@ def test_a_resumed_stage_needs_no_imagenet_weights_and_still_names_them(monkeypa
 def test_methods_belong_to_their_stages():
     assert STAGES["base"].recipe_for("axial") == ReferenceRecipe(augmented=False)
     assert STAGES["batch_norm"].recipe_for("coronal") == ReferenceRecipe(augmented=True)
-    assert STAGES["edge"].recipe_for("axial") == EdgeRecipe()
+    assert STAGES["edge"].recipe_for("axial") == EDGE_RECIPE
     for view in ("coronal", "sagittal"):
-        assert STAGES["edge"].recipe_for(view) == EdgeRecipe(flip_front_back=0.0)
+        assert STAGES["edge"].recipe_for(view) == dataclasses.replace(
+            EDGE_RECIPE, flip_front_back=0.0
+        )

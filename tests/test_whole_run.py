@@ -318,12 +318,19 @@ def test_a_stages_row_says_what_was_trained_and_for_how_long(run, rows):
         ] < 1e-4
         assert (row["seed"], row["weights"], row["precision"]) == (1, "none", "fp32")
     named = {stage: rows[stage]["network"] for stage in NETWORKS}
-    assert named == {"base": "small", "batch_norm": "big_batch_norm", "edge": "edge"}
+    assert named == {"base": "small", "batch_norm": "big_batch_norm", "edge": "edge_orientation"}
 
 
 def parameters_of(graph: Path, stage: str) -> int:
-    """Weights of the tiny networks: two convolutions, three linear layers, and two values a channel of each normalization."""
-    width, norm = {"base": (6, False), "batch_norm": (5, True), "edge": (7, True)}[stage]
+    """Weights of the tiny networks: two convolutions, three linear layers, and two values a channel of each normalization.
+
+    That of edge: seven convolutions, one of them 1x1, with normalization, and the linear layers of two heads.
+    """
+    if stage == "edge":
+        convolutions = 9 * (8 + 8 * 8 + 8 * 8 + 8 * 16 + 16 * 16) + 8 * 16
+        heads = (16 * 11 + 11) + (16 * 64 + 64) + (64 * 9 + 9)
+        return convolutions + 2 * (8 + 8 + 8 + 16 + 16 + 16) + heads
+    width, norm = {"base": (6, False), "batch_norm": (5, True)}[stage]
     weights = width * 9 + width * width * 9 + width * 49 * 32 + 32 * 24
     others = 2 * (width + width + 32 + 24) if norm else width + width + 32 + 24
     return weights + others + 24 * 11 + 11

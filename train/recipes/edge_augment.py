@@ -247,10 +247,10 @@ def negatives(
     for first, change in enumerate(changes[: len(x)]):
         rows = slice(first, None, step)
         x[rows] = change(x[rows], generator).clamp(-1, 1)
-        targets[rows] = 0
-        targets[rows, :classes] = 1 / classes
+        targets[rows].zero_()
+        targets[rows, :classes].fill_(1 / classes)
         if targets.shape[1] > classes:
-            targets[rows, -1] = 1
+            targets[rows, -1].fill_(1)
     return x, targets
 
 

@@ -337,7 +337,8 @@ def _error(text: str, status: int) -> JSONResponse:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        raise error
     texts = {
         404: f"not found; POST images to {PREDICT}, or see /openapi.json",
         405: f"this path does not take {request.method}; see /openapi.json",
