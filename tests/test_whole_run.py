@@ -31,6 +31,7 @@ from tests.support.tiny_run import (
     FLAG,
     MEMBERS,
     NETWORKS,
+    PEAK,
     SPLITS,
     STAGES,
     VIEW,
@@ -499,7 +500,7 @@ def test_the_manifest_says_what_was_trained_on_what(bundle, run, results, rows):
         assert training["recipe"]["epochs"] == rows["edge"]["epochs"] == 6
         assert f"{rows['edge']['parameters']:,} parameters" in training["recipe"]["network"]
         # axial slices alone are flipped front to back
-        assert training["recipe"]["settings"]["peak"] == 3e-3
+        assert training["recipe"]["settings"]["peak"] == PEAK
         assert training["recipe"]["settings"]["mirror"] == 0.0
 
 

@@ -21,6 +21,8 @@ SPLITS = {"train": 330, "val": 97, "test": 139}
 # the share of slices that show another class than their label, so that no network is right on all of a split
 MISLABELED = {"train": 0.05, "val": 0.15, "test": 0.25}
 CLASSES, SIZE = 11, 28
+# highest learning rate of the edge network
+PEAK = 0.02
 FITTED_ON, CORRUPTED = (
     50,
     40,
@@ -145,7 +147,7 @@ def _small() -> Iterator[None]:
     ensemble = replace(stages.STAGES["ensemble"], members=MEMBERS)
     # in a few steps the network learns what is hardly augmented
     mild = {"cutmix": 0.0, "erase": 0.0, "intensity": 0.0, "contrast": None, "shift": 0}
-    few = {"negatives": 0.1, "reoriented": 0.1, "ema_decay": 0.9}
+    few = {"negatives": 0.1, "reoriented": 0.1, "peak": PEAK, "ema_decay": 0.9}
     stage = stages.STAGES["edge"]
     edge_stage = replace(stage, recipe=replace(stage.recipe, **mild, **few))
     changed = {"ensemble": ensemble, "edge": edge_stage}
