@@ -53,8 +53,7 @@ VARIANTS = {
     "with noise": replace(BASELINE, noise=0.05),
     "the recipe": EdgeRecipe(),
     "with negatives": replace(EdgeRecipe(), negatives=0.15),
-    "with orientation": replace(EDGE_RECIPE, contrast=None),
-    "with squeezed contrast": EDGE_RECIPE,
+    "with orientation and squeezed contrast": EDGE_RECIPE,
 }
 SCORES = {
     "held_out": "held out",
