@@ -739,6 +739,7 @@ def test_what_a_run_records_gives_the_same_request(folder):
 # a whole run
 
 
+@pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A smoke run on four classes of the examples, two stages of the ladder."""
@@ -755,6 +756,7 @@ def run(tmp_path_factory):
     return root / "runs" / "four"
 
 
+@pytest.mark.slow
 def test_a_ladder_of_four_classes_ends_in_a_bundle_that_names_them(run):
     from organ_infer import OrganClassifier
 
@@ -774,6 +776,7 @@ def test_a_ladder_of_four_classes_ends_in_a_bundle_that_names_them(run):
     assert "MedMNIST v2" not in card and "8 for\ntraining, 4 for validation, 4 for testing" in card
 
 
+@pytest.mark.slow
 def test_the_run_records_its_data_set_and_the_file_of_each_slice(run):
     results = results_from_json(
         json.loads((run / "results.json").read_text()), run / "results.json"
@@ -786,6 +789,7 @@ def test_the_run_records_its_data_set_and_the_file_of_each_slice(run):
     assert "MedMNIST v2" not in page and str(run.parents[1] / "four") in page
 
 
+@pytest.mark.slow
 def test_the_later_commands_read_the_images_again(run, tmp_path, capsys):
     from export.all import main as export
     from train.report.__main__ import main as report

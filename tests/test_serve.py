@@ -254,6 +254,8 @@ def test_every_status_of_the_code_is_described():
 # Bad clients.
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [b"", b"P", b"POST /v1/predict HTTP/1.1\r\n", OK, OK + b"Content-Length: 5"],
@@ -285,6 +287,7 @@ def test_the_second_head_of_a_connection_has_a_time_too(service):
         assert receive(connection).status == 408
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["length", "chunks", "form"])
 def test_a_body_that_does_not_end_is_answered_with_408(service, kind, picture):
     body, headers = form(("a.png", picture))
@@ -319,6 +322,7 @@ def test_too_many_connections_are_answered_with_503(service):
     assert {answer.status for answer in answers} == {408, 503}
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     "head", [b"Content-Length: 5368709120\r\n", b"Transfer-Encoding: chunked\r\n"]
@@ -382,6 +386,7 @@ def test_what_is_no_http_is_one_line(service, sent, status):
         assert answer.status == status and "; " in answer.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent, status", [(b"garbage\r\n\r\n", 400), (OK + b"Content-Length: 99999999\r\n\r\n", 413)]
 )
@@ -397,6 +402,7 @@ def test_a_refused_client_that_goes_on_is_left_soon(service, sent, status):
         assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_a_client_that_sends_on_after_its_mistake_sees_the_end_and_no_reset(service):
     with service.connect() as connection:
         connection.sendall(b"garbage\r\n\r\n")
@@ -442,6 +448,7 @@ def test_requests_over_one_connection(service, picture):
             assert receive(connection).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["head", "body", "answer"])
 def test_killed_clients_leave_nothing(service, picture, moment):
     whole = OK + b"Content-Length: %d\r\n\r\n" % len(picture) + picture
@@ -653,6 +660,7 @@ def test_a_signal_lets_a_request_in_progress_finish(own_service, picture, number
     assert own_service.messages() == f"organ-infer: {text}\n"
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_clients(own_service):
     with own_service.connect() as connection:
         connection.sendall(OK + b"Content-Length: 100\r\n\r\nhello")

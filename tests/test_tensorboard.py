@@ -186,6 +186,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, writers):
         tensorboard.Board(tmp_path / "file", "set")
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_report_are_on_the_board(tmp_path, writers):
     from train.report.mpl import Figure
 
