@@ -132,16 +132,9 @@ def _run(arguments: list[str] | None) -> int:
     return 0
 
 
-def _temperature(text: str) -> float:
-    """Parse a temperature, for argparse."""
-    value = float(text)
-    if not 0.01 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"expected 0.01 to 100, found {text}")
-    return value
-
-
 def _parse(arguments: list[str] | None) -> ExportOptions:
     from organ_infer.bundle.manifest import RESAMPLE
+    from train.arguments import temperature
 
     parser = argparse.ArgumentParser(
         prog="python -m export.all",
@@ -193,7 +186,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
     )
     add(
         "--temperature",
-        type=_temperature,
+        type=temperature,
         metavar="T",
         help="divide the logits by T, such as the temperature that python -m train.edge.ablate fits on held-out slices"
         " (default: fitted on corrupted validation slices)",

@@ -434,7 +434,7 @@ def test_a_run_goes_from_training_to_test_to_the_report_in_that_order(tmp_path, 
     jobs = ["base 1", "base 2", "big 1", "big 2"]
     assert faked.steps == [
         *(f"{step} {job}" for step in ("fit", "measure", "test") for job in jobs),
-        "robustness ensemble,edge,edge_ensemble 1000",
+        "robustness ensemble,edge,edge_deep,edge_ensemble 1000",
         "bundle 2 fp16",
         "report",
     ]
@@ -530,7 +530,7 @@ def test_a_smoke_run_is_short_and_says_that_it_means_nothing(tmp_path, faked, mo
         and faked.settings["weights"] == "none"
         and results_of(tmp_path)["smoke"]
     )
-    assert "robustness ensemble,edge,edge_ensemble 4" in faked.steps
+    assert "robustness ensemble,edge,edge_deep,edge_ensemble 4" in faked.steps
     assert "A smoke run: the figures above mean nothing." in capsys.readouterr().out
 
 

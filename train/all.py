@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from export.console import forgiving_output
 from organ_infer.bundle.manifest import RESAMPLE
-from train.arguments import device_name, names, natural, positive
+from train.arguments import device_name, names, natural, positive, temperature
 from train.datasets import DATASETS, SIZES
 from train.options import TrainOptions
 
@@ -178,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
         default=TrainOptions.precision,
         metavar="LIST",
         help="precisions to try for the bundle, separated by commas (default: int8,fp32,fp16)",
+    )
+    add(
+        "--temperature",
+        type=temperature,
+        metavar="T",
+        help="divide the logits of the bundle by T, such as the temperature that python -m train.edge.ablate fits on"
+        " held-out slices (default: fitted on corrupted validation slices)",
     )
     add(
         "--parallel",

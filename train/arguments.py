@@ -17,6 +17,14 @@ def device_name(text: str) -> str:
     return text
 
 
+def temperature(text: str) -> float:
+    """Parse what divides the logits, for argparse."""
+    value = float(text)
+    if not 0.01 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"expected 0.01 to 100, found {text}")
+    return value
+
+
 def positive(text: str) -> int:
     """Convert to an integer of at least 1."""
     value = int(text)

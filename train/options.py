@@ -39,6 +39,7 @@ class TrainOptions:
     weights: str = "imagenet"
     weights_dir: Path | None = None
     precision: tuple[str, ...] = ("int8", "fp32", "fp16")
+    temperature: float | None = None
     parallel: str = "stages"
     deterministic: bool = False
     smoke: bool = False

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from export.bundle import Trained, write_bundle
-from export.bundle_info import BundleInfo
+from export.bundle_info import GIVEN_TEMPERATURE, BundleInfo
 from export.member import ExportError, check_installed
 from export.variants import PRECISIONS
 from organ_infer import BundleError
@@ -159,7 +159,14 @@ def run(options: TrainOptions) -> None:
         with phase("robustness", _print_line):
             _measure_robustness(plan.directory, data, results, plan.device)
         with phase("bundle", _print_line):
-            bundle = _bundles(plan.directory, data, results, options.seeds, plan.precisions)
+            bundle = _bundles(
+                plan.directory,
+                data,
+                results,
+                options.seeds,
+                plan.precisions,
+                options.temperature,
+            )
         with phase("report", _print_line):
             _write_report(plan.directory, data, board)
         _print_outcome(plan.directory, results, bundle)
@@ -387,9 +394,14 @@ def _measure_robustness(
 
 
 def _bundles(
-    directory: Path, data: Data, results: Results, seeds: int, precisions: Sequence[str]
+    directory: Path,
+    data: Data,
+    results: Results,
+    seeds: int,
+    precisions: Sequence[str],
+    temperature: float | None = None,
 ) -> Path:
-    """Write the bundle of the run, and return its directory.
+    """Write the bundle of the run, with a temperature if one was given, and return its directory.
 
     It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`.
     """
@@ -397,8 +409,10 @@ def _bundles(
     last = _last_measured(results)
     for name in STAGES:
         if STAGES[name].members and name in measured - {last}:
-            _bundle(directory / f"bundle-{name}", name, data, results, seeds, precisions)
-    return _bundle(directory / "bundle", last, data, results, seeds, precisions)
+            _bundle(
+                directory / f"bundle-{name}", name, data, results, seeds, precisions, temperature
+            )
+    return _bundle(directory / "bundle", last, data, results, seeds, precisions, temperature)
 
 
 def _last_measured(results: Results) -> str:
@@ -408,7 +422,13 @@ def _last_measured(results: Results) -> str:
 
 
 def _bundle(
-    directory: Path, last: str, data: Data, results: Results, seeds: int, precisions: Sequence[str]
+    directory: Path,
+    last: str,
+    data: Data,
+    results: Results,
+    seeds: int,
+    precisions: Sequence[str],
+    temperature: float | None = None,
 ) -> Path:
     """Write the bundle of the stage `last` unless it is current. Of several seeds it gets the best on validation."""
     best = results.best_row(last, tested=True)
@@ -422,6 +442,8 @@ def _bundle(
     suffix = "" if data.size == 28 else f"-{data.size}"
     name = f"{data.flag}{suffix}-{last}{'-smoke' if results.smoke else ''}"
     training = _training_record(best, members, data, results, precisions)
+    if temperature is not None:
+        training["temperature_fitted_on"] = GIVEN_TEMPERATURE
     if _is_current(directory, name, training):
         _print_line(f"{directory.name:<14} of the same networks already; not written again")
         return directory
@@ -442,6 +464,7 @@ def _bundle(
             members,
             calibration.variant_slices(data),
             precisions=precisions,
+            temperature=temperature,
             report=_print_line,
         )
     except ExportError as e:

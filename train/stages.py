@@ -134,10 +134,12 @@ LADDER = (
         "edge_deep",
         "edge_deep",
         replace(EDGE_RECIPE, noise=0.05),
-        "A network of four blocks, trained with noise.",
+        "A network of four blocks, trained with noise: the packaged model.",
         listed=False,
+        robustness=True,
         patience=None,
         max_epochs=32,
+        card="A residual network",
     ),
     Stage(
         "edge_ensemble",
@@ -156,7 +158,9 @@ LISTED = tuple(stage.name for stage in LADDER if stage.listed)
 # the same with the members of averages
 DEFAULT = frozenset({*LISTED, *(member for name in LISTED for member in STAGES[name].members)})
 # the stages that are trained only for an average
-MEMBERS = tuple(stage.name for stage in LADDER if not (stage.listed or stage.members))
+MEMBERS = tuple(
+    stage.name for stage in LADDER if not (stage.listed or stage.members or stage.robustness)
+)
 
 
 def epoch_cap(stage: Stage, caps: Mapping[str, int], *, smoke: bool) -> int:
