@@ -209,14 +209,14 @@ def test_every_listed_file_has_its_own_checksum_size_precision_and_accuracy(writ
 def test_the_manifest_carries_the_published_input_and_where_it_comes_from(write):
     bundle = write((None, BASE, None), training={"seed": 7, "data_md5": "0" * 32})
     manifest = manifest_of(bundle)
-    # "An abdominal window" (Yang et al., MedMNIST v2, Scientific Data 2023): level 40 HU, width 400 HU.
+    # docs/results/robustness.md, "Resampling and window": level 25 HU, width 450 HU.
     # MedMNIST's own training code: mean 0.5, deviation 0.5. docs/guides/orientation.md: rows to the left, columns to the back.
     assert manifest["input"] == {
         "size": SIZE,
         "mean": 0.5,
         "std": 0.5,
         "resample": "area",
-        "window": [40, 400],
+        "window": [25, 450],
         "orientation": ["L", "P"],
     }
     assert manifest["task"] == {

@@ -109,7 +109,7 @@ def test_the_limits():
 def test_the_window_of_the_packaged_model():
     level, width = re.search(r"level (\d+), width\s+(\d+)", FORMATS).groups()
     assert (
-        read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (40, 400)
+        read_manifest(packaged_bundle()).input.window == (float(level), float(width)) == (25, 450)
     )
 
 

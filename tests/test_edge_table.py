@@ -24,8 +24,12 @@ def run(tmp_path):
     shutil.copytree(packaged_bundle(), tmp_path / "bundle")
     seed = read_manifest(packaged_bundle()).training["seed"]
     rows = [
-        {"name": "edge", "seed": seed, "test": {"accuracy": 0.9111, "auc": None, "ece": 0.0222}},
-        {"name": "edge", "seed": seed + 1, "test": {"accuracy": 0.8, "auc": 0.8, "ece": 0.8}},
+        {
+            "name": "edge_deep",
+            "seed": seed,
+            "test": {"accuracy": 0.9111, "auc": None, "ece": 0.0222},
+        },
+        {"name": "edge_deep", "seed": seed + 1, "test": {"accuracy": 0.8, "auc": 0.8, "ece": 0.8}},
     ]
     (tmp_path / "results.json").write_text(json.dumps({"stages": rows}))
     return tmp_path
@@ -38,7 +42,7 @@ def test_a_run_without_ensemble_has_a_table_of_what_it_has(table, run, capsys):
     head, _, line = printed.out.splitlines()
     assert len(line.split(" | ")) == len(head.split(" | "))
     # of the seed in the bundle
-    assert line.startswith("| edge | 0.911 | – | 0.022 | – | ")
+    assert line.startswith("| edge_deep | 0.911 | – | 0.022 | – | ")
     assert printed.err.splitlines() == [
         f"note: {run}: no bundle-ensemble; {table.NOTES['bundle-ensemble']}",
         f"note: {run}: no robustness.json; {table.NOTES['robustness.json']}",
@@ -50,7 +54,7 @@ def test_a_run_without_its_last_stage_has_a_table_too(table, run, capsys):
     (run / "bundle").rename(run / "bundle-ensemble")
     table.main(run)
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[2].startswith("| edge | 0.911 ")
+    assert printed.out.splitlines()[2].startswith("| edge_deep | 0.911 ")
     assert f"note: {run}: no bundle; the table has no last stage" in printed.err
 
 

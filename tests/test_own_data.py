@@ -739,7 +739,6 @@ def test_what_a_run_records_gives_the_same_request(folder):
 # a whole run
 
 
-@pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A smoke run on four classes of the examples, two stages of the ladder."""

@@ -109,6 +109,7 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "weights": "imagenet",
         "weights_dir": None,
         "precision": ("int8", "fp32", "fp16"),
+        "temperature": None,
         "parallel": "stages",
         "deterministic": False,
         "smoke": False,
@@ -139,6 +140,7 @@ def test_every_option_is_taken_as_it_is_given():
         "--weights": "none",
         "--weights-dir": "w",
         "--precision": "fp32",
+        "--temperature": "0.5",
         "--parallel": "batches",
         "--tensorboard": "t",
     }
@@ -410,7 +412,9 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
     ) -> None:
         seen.steps.append(f"robustness {','.join(names)} {slices}")
 
-    def bundled(directory: Path, data: Data, results: Any, seeds: int, precisions: Any) -> Path:
+    def bundled(
+        directory: Path, data: Data, results: Any, seeds: int, precisions: Any, temperature: Any
+    ) -> Path:
         seen.steps.append(f"bundle {seeds} {','.join(precisions)}")
         return directory / "bundle"
 
@@ -634,7 +638,14 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
     calls: list[tuple[str, dict[str, Any]]] = []
 
     def write(
-        place: Path, info: BundleInfo, members: Any, slices: Any, *, precisions: Any, report: Any
+        place: Path,
+        info: BundleInfo,
+        members: Any,
+        slices: Any,
+        *,
+        precisions: Any,
+        temperature: Any,
+        report: Any,
     ) -> Path:
         calls.append(
             (

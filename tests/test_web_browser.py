@@ -823,9 +823,9 @@ def test_a_browser_that_cannot_run_the_networks_is_told_so(flag, reason, served)
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
-        ("bundle/edge.int8.onnx", "removed", "cannot be loaded (HTTP status 404)"),
-        ("bundle/edge.int8.onnx", "changed", "not the file that the page was written with"),
-        ("bundle/edge.int8.onnx", "cut", "not the file that the page was written with"),
+        ("bundle/edge_deep.int8.onnx", "removed", "cannot be loaded (HTTP status 404)"),
+        ("bundle/edge_deep.int8.onnx", "changed", "not the file that the page was written with"),
+        ("bundle/edge_deep.int8.onnx", "cut", "not the file that the page was written with"),
         ("vendor/ort-wasm-simd-threaded.wasm", "changed", "not the file that the page was written with"),
         ("bundle/manifest.json", "removed", "cannot be loaded (HTTP status 404)"),
     ],
@@ -933,7 +933,7 @@ def test_the_disclaimer_and_the_manifest_are_on_the_page(tab):
         "28 x 28 pixels, resampled by area",
         "level 40 HU, width 400 HU",
         "LP: rows run to left, columns to posterior",
-        "edge.int8.onnx, int8, 0.33 MB",
+        "edge_deep.int8.onnx, int8, 0.33 MB",
         ", ".join(CLASSES),
     ):
         assert fact in facts

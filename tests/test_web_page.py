@@ -85,7 +85,7 @@ def test_the_directory_holds_the_page_the_packages_and_the_bundle(archives, tmp_
     files = files_of(out)
     own = {path.name for path in SOURCE.iterdir()} - {"package.json"}
     vendor = {f"vendor/{name}" for names in VENDOR.values() for name in names.values()}
-    bundle = {"bundle/manifest.json", "bundle/MODEL_CARD.md", "bundle/edge.int8.onnx"}
+    bundle = {"bundle/manifest.json", "bundle/MODEL_CARD.md", "bundle/edge_deep.int8.onnx"}
     assert {*files} == own | vendor | bundle | {"vendor/NOTICE.txt", "page.json"}
     for name in bundle:
         assert files[name] == (DEFAULT.parent / name.removeprefix("bundle/")).read_bytes()
@@ -106,7 +106,11 @@ def test_page_json_lists_every_other_file_for_a_server(archives, tmp_path):
 
     page = json.loads(files.pop("page.json"))
 
-    assert (page["format"], page["precision"], page["graphs"]) == (1, "listed", ["edge.int8.onnx"])
+    assert (page["format"], page["precision"], page["graphs"]) == (
+        1,
+        "listed",
+        ["edge_deep.int8.onnx"],
+    )
     assert {*page["files"]} == {*files}
     for name, data in files.items():
         listed = page["files"][name]
@@ -126,7 +130,7 @@ def test_page_json_lists_every_other_file_for_a_server(archives, tmp_path):
 
 @needs_default
 @pytest.mark.parametrize(
-    ("precision", "file"), [("listed", "edge.int8.onnx"), ("int8", "edge.int8.onnx"), ("fp32", "edge.onnx")]
+    ("precision", "file"), [("listed", "edge_deep.int8.onnx"), ("int8", "edge_deep.int8.onnx"), ("fp32", "edge_deep.onnx")]
 )  # fmt: skip
 def test_a_precision_chooses_the_graph(precision, file, archives, tmp_path):
     out = tmp_path / "page"

@@ -119,7 +119,8 @@ def orientation_warnings(
 ) -> list[tuple[str, ...]]:
     """Return each slice's warnings, with one more if its plausibility is below the threshold.
 
-    A slice that another check calls implausible gets no second warning that it is no organ crop.
+    A slice that another check calls implausible gets no second warning that it is no organ crop, and a whole slice none
+    about its orientation either.
 
     Args:
         orientation: float32 (N, 9), probabilities. Column 0 is the plausibility.
@@ -131,7 +132,8 @@ def orientation_warnings(
     for i in np.flatnonzero(orientation[:, 0] < threshold).tolist():
         # Column 0 can be the most probable one and still be below the threshold.
         name = names[1 + int(orientation[i, 1:].argmax())]
-        if name == NO_CROP and any(text.startswith(IMPLAUSIBLE) for text in complete[i]):
+        others = [text for text in complete[i] if text.startswith(IMPLAUSIBLE)]
+        if (others and name == NO_CROP) or any("whole slice" in text for text in others):
             continue
         value, limit = _distinct(float(orientation[i, 0]), threshold)
         problem = (

@@ -86,7 +86,7 @@ def distance_to(values, labels):
 
 
 def main(file):
-    model = onnx.load(packaged_bundle() / "edge.onnx")
+    model = onnx.load(packaged_bundle() / "edge_deep.onnx")
     before_last = model.graph.node[-1].input[0]
     model.graph.output.append(
         onnx.helper.make_tensor_value_info(before_last, onnx.TensorProto.FLOAT, None)

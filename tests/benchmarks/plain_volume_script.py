@@ -32,7 +32,7 @@ def main() -> None:
     manifest = json.loads((BUNDLE / "manifest.json").read_text())
     classes = manifest["task"]["classes"]
     session = onnxruntime.InferenceSession(
-        BUNDLE / "edge.int8.onnx", providers=["CPUExecutionProvider"]
+        BUNDLE / "edge_deep.int8.onnx", providers=["CPUExecutionProvider"]
     )
     # x to the right of the patient's left, y to the front: RAS
     scan = nibabel.as_closest_canonical(nibabel.load(sys.argv[1]))

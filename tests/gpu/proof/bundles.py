@@ -40,7 +40,9 @@ def packaged(precision: str, scratch: Path) -> Path:
     plain = next(entry for entry in entries if entry["precision"] == "fp32")
     content = (source / plain["file"]).read_bytes()
     graphs = {plain["stage"]: content if precision == "fp32" else _halved(content)}
-    return _written(scratch / f"packaged-{precision}", graphs, precision, manifest["temperature"])
+    directory = scratch / f"packaged-{precision}"
+    plausibility = manifest.get("plausibility")
+    return _written(directory, graphs, precision, manifest["temperature"], plausibility)
 
 
 def random_ensemble(networks: Sequence[str], precision: str, scratch: Path) -> Path:
@@ -65,7 +67,13 @@ def _halved(content: bytes) -> bytes:
     return halved
 
 
-def _written(directory: Path, graphs: dict[str, bytes], precision: str, temperature: float) -> Path:
+def _written(
+    directory: Path,
+    graphs: dict[str, bytes],
+    precision: str,
+    temperature: float,
+    plausibility: dict[str, Any] | None = None,
+) -> Path:
     """A bundle whose members have one variant each."""
     if (directory / "manifest.json").exists():
         return directory
@@ -114,6 +122,8 @@ def _written(directory: Path, graphs: dict[str, bytes], precision: str, temperat
         "card": {"file": "MODEL_CARD.md", "sha256": hashlib.sha256(card).hexdigest()},
         "license": "none",
     }
+    if plausibility is not None:
+        manifest["plausibility"] = plausibility
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
 
