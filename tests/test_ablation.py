@@ -310,7 +310,7 @@ def test_every_variant_is_trained_with_every_seed_by_default(data, tmp_path, mon
     assert printed[0].startswith("device  cpu") and printed[0].endswith(
         f"({precision(CPU)}, --amp auto)"
     )
-    assert "the recipe, trained" in printed and printed[-1].startswith("| with negatives | ")
+    assert "the recipe, trained" in printed and printed[-1].startswith("| the recipe in use | ")
     assert any(line.startswith("no shifts, seed 2: held_out 0.") for line in printed)
 
 
@@ -408,6 +408,14 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
         "with noise": {"noise": 0.05},
         "the recipe": {"erase": 0.5, "intensity": 0.3},
         "with negatives": {"erase": 0.5, "intensity": 0.3, "negatives": 0.15},
+        "the recipe in use": {
+            "erase": 0.5,
+            "intensity": 0.3,
+            "contrast": 0.4,
+            "negatives": 0.15,
+            "reoriented": 0.2,
+            "orientation_weight": 0.4,
+        },
     }
     docs = (ROOT / "docs" / "results" / "edge.md").read_text()
     assert all(f"\n| {name} | 0." in docs for name in ablate.VARIANTS)

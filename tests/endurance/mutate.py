@@ -354,7 +354,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_edge_augment",
         "test_training",
     ),
-    "train/recipes/edge_augment.py": ("test_host_waits",),
+    "train/recipes/edge_augment.py": ("test_edge_augment", "test_host_waits"),
     "train/recipes/reference.py": (
         "test_fit",
         "test_training",
