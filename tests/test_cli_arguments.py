@@ -15,7 +15,7 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
         paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
         threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
         format="text", output=None, force=False, top=None, organs=False, min_probability=None, min_plausibility=None, strict=False,
-        report=None, labels=None, labels_from_folders=False, group_by=None, metrics=None, check=False, quiet=False,
+        report=None, explain=False, labels=None, labels_from_folders=False, group_by=None, metrics=None, check=False, quiet=False,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """organ-infer --report: one page beside the rows, whole or not at all."""
 
+import base64
 import errno
 import os
 import re
@@ -15,8 +16,10 @@ from PIL import Image
 from support.image_files import saved
 from support.report_page import Page
 
+from organ_infer import OrganClassifier
 from organ_infer.cli import main, review, whole_file
 from organ_infer.cli.output import OutputError
+from organ_infer.explain import explanation_overlay
 
 
 def rows_of(page):
@@ -231,3 +234,26 @@ def test_a_run_without_report_and_labels_loads_nothing_of_them(bundle, three_ima
         [sys.executable, "-c", code], capture_output=True, text=True, env=child_environment()
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_explained_pictures_have_the_map_of_their_answer(command, pictures, bundle, tmp_path):
+    path = tmp_path / "r.html"
+    chosen = pictures / "s00.png"
+    assert command(chosen, "--report", path).returncode == 0
+    plain = path.read_text()
+    assert command(chosen, "--report", path, "--explain").returncode == 0
+    explained = path.read_text()
+    assert 'class="heat"' not in plain and "Orange parts" not in plain
+    assert "Orange parts of a picture raise the probability of its label" in explained
+    (address,) = re.findall(r'<img class="heat" src="data:image/png;base64,([^"]*)"', explained)
+    with Image.open(chosen) as image, OrganClassifier(bundle, device="cpu") as classifier:
+        expected = explanation_overlay(classifier, np.asarray(image))
+    assert base64.b64decode(address) == expected
+
+
+def test_maps_need_a_report(command, pictures):
+    done = command(pictures, "--explain")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[0] == (
+        "organ-infer: error: --explain: requires --report (see organ-infer --help)"
+    )

@@ -23,6 +23,7 @@ from organ_infer.cli.subcommands import after_word
 from organ_infer.cli.summary import organ_summary
 from organ_infer.cli.volume_arguments import VolumeOptions, parse_volume
 from organ_infer.cli.volume_rows import TextFormat
+from organ_infer.plausibility import without_plausibility
 from organ_infer.volumes.types import Volume
 
 SHAPE = (40, 40, 30)
@@ -550,6 +551,28 @@ def test_warnings_of_single_slices_name_the_slice(run, reading):
     _, _, err = run()
     (line,) = err.splitlines()
     assert line.startswith("organ-infer: warning: liver, slice 9: implausible: pixels span 0%")
+
+
+def test_a_warning_of_several_slices_is_one_line_with_their_number(run, reading):
+    hu = HU.copy()
+    hu[:, :, 9:11] = 50
+    reading.volume = Volume(hu, np.eye(4), "s")
+    reading.mask = DictMask({"liver": ORGANS["liver"]})
+    _, out, err = run()
+    (line,) = err.splitlines()
+    slices = int(re.search(r"(\d+) slices", out).group(1))
+    assert line.startswith(
+        f"organ-infer: warning: liver, 2 of {slices} slices: implausible: pixels span 0%"
+    )
+
+
+def test_slices_of_different_plausibility_have_one_warning():
+    first, second = (
+        f"plausibility {value}, below 0.042: no organ crop; crop it" for value in ("0.001", "0.03")
+    )
+    assert without_plausibility(first) == without_plausibility(second)
+    assert without_plausibility(first) == "plausibility below 0.042: no organ crop; crop it"
+    assert without_plausibility("implausible: a, b") == "implausible: a, b"
 
 
 @pytest.mark.parametrize("step", ["open_volume", "open_mask"])

@@ -418,7 +418,7 @@ def test_min_plausibility_marks_the_organ_with_organs(run):
 
 
 def test_csv_and_jsonl_have_the_plausibility_and_keep_all_other_columns(run):
-    _, out, _ = run("--format", "csv")
+    _, out, _ = run("--format", "csv", "--min-plausibility", "1e-9")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert list(rows[0])[-2:] == ["plausibility", "orientation"]
     assert list(rows[0])[:-2] == [
@@ -438,10 +438,16 @@ def test_a_failed_image_has_a_row_as_long_as_the_others(run, tmp_path):
     assert code == 2
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"\x89PNG\r\n\x1a\n")
-    code, out, _ = run("-q", "--format", "csv", str(damaged))
+    code, out, _ = run("-q", "--format", "csv", "--min-plausibility", "1e-9", str(damaged))
     header, *rows = csv.reader(io.StringIO(out))
     assert code == 1 and [len(row) for row in rows] == [len(header)] * 3
     assert rows[-1][-2:] == ["", ""] or rows[0][-2:] == ["", ""]
+
+
+def test_csv_has_the_columns_of_earlier_versions_unless_it_is_asked_for_more(run):
+    _, out, _ = run("-q", "--format", "csv")
+    columns = ("path", "label", "probability", "organ", "organ_probability", "warnings", "error")
+    assert out.splitlines()[0].split(",") == [*columns, *CLASSES]
 
 
 def test_rows_of_a_model_without_the_output_are_as_before(run, bundle):

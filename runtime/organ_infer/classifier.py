@@ -242,9 +242,6 @@ class OrganClassifier:
             OrganInferError: If the classifier is closed, or was opened in another process.
             DeviceError: If a network fails.
         """
-        # Imported here, because most programs explain nothing.
-        from .explain import occlusion_map, stretched
-
         if label is not None and not (isinstance(label, str) and label in self.classes):
             raise InputError(
                 f"label: expected one of the model's classes, found {short_repr(label)};"
@@ -255,7 +252,19 @@ class OrganClassifier:
             raise InputError(
                 f"image: expected one slice, found {len(slices):,}; call explain once per slice"
             )
-        pixels = slices[0].pixels
+        heat = self._heat(slices[0].pixels, label)
+        if self._orientation is not None:
+            # back from the model's orientation to that of the image
+            model_orientation = self.manifest.input.orientation
+            assert model_orientation is not None
+            return np.ascontiguousarray(reorient(heat, model_orientation, self._orientation))
+        return np.ascontiguousarray(heat)
+
+    def _heat(self, pixels: NDArray[Any], label: str | None = None) -> NDArray[np.float32]:
+        """Return the map of a slice (H, W) that is in the model's orientation, float32 (H, W)."""
+        # Imported here, because most programs explain nothing.
+        from .explain import occlusion_map, stretched
+
         packed = self._pack([pixels])
         index = (
             int(self._probabilities(packed)[0].argmax())
@@ -263,13 +272,7 @@ class OrganClassifier:
             else self.classes.index(label)
         )
         heat = occlusion_map(self._probabilities, packed, index, self._batch_size)
-        heat = stretched(heat, *pixels.shape)
-        if self._orientation is not None:
-            # back from the model's orientation to that of the image
-            model_orientation = self.manifest.input.orientation
-            assert model_orientation is not None
-            return np.ascontiguousarray(reorient(heat, model_orientation, self._orientation))
-        return np.ascontiguousarray(heat)
+        return stretched(heat, *pixels.shape)
 
     def evaluate(
         self,

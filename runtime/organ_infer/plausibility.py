@@ -23,6 +23,7 @@ __all__ = [
     "pixel_warnings",
     "shape_warnings",
     "without_orientation_warnings",
+    "without_plausibility",
 ]
 
 # The beginning of a warning about an input that is hardly an organ crop.
@@ -158,6 +159,13 @@ def without_orientation_warnings(warnings: tuple[str, ...], scan: str) -> tuple[
         for text in warnings
         if not text.startswith(_BY_NETWORK) or (NO_CROP in text and scan != NO_CROP)
     )
+
+
+def without_plausibility(warning: str) -> str:
+    """Return a warning without the plausibility of its slice, so that it is the same for others: "plausibility below 0.042: ..."."""
+    if not warning.startswith(_BY_NETWORK):
+        return warning
+    return _BY_NETWORK + warning.partition(", ")[2]
 
 
 def _distinct(value: float, limit: float) -> tuple[str, str]:

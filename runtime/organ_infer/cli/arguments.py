@@ -61,6 +61,7 @@ class Options(NamedTuple):
     min_plausibility: float | None
     strict: bool
     report: str | None
+    explain: bool
     labels: str | None
     labels_from_folders: bool
     group_by: str | None
@@ -220,6 +221,8 @@ def _check_evaluation(parser: _Parser, options: Options) -> None:
         parser.error("--check: takes no images, so no labels and no --report")
     if options.labels is not None and options.labels_from_folders:
         parser.error("--labels: excludes --labels-from-folders; labels come from one of them")
+    if options.explain and options.report is None:
+        parser.error("--explain: requires --report")
     for name in ("group_by", "metrics"):
         if getattr(options, name) is not None and not has_labels:
             parser.error(f"--{name.replace('_', '-')}: requires --labels or --labels-from-folders")
@@ -364,6 +367,11 @@ def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
         "--report",
         metavar="FILE",
         help="also write a page with pictures of the slices, filters and sorting: one HTML file",
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="color in the report's pictures what each answer depends on (about 600 runs of the network per slice)",
     )
     group.add_argument(
         "--top",

@@ -153,14 +153,19 @@ class TextFormat(RowFormat):
 
 
 class CsvFormat(RowFormat):
-    """A table with a header and one column per class. Plausibility and orientation are the last columns."""
+    """A table with a header and one column per class.
+
+    With `--min-plausibility`, plausibility and orientation are the last columns. Otherwise the columns are those of earlier
+    versions, because programs may read them by position.
+    """
 
     suffixes = (".csv",)
     COLUMNS = ("path", "label", "probability", "organ", "organ_probability", "warnings", "error")
 
     def __init__(self, options: RowOptions) -> None:
         super().__init__(options)
-        self._more = PLAUSIBILITY_COLUMNS if options.has_plausibility else ()
+        is_asked = options.has_plausibility and options.min_plausibility is not None
+        self._more = PLAUSIBILITY_COLUMNS if is_asked else ()
         self.header = _csv_line([*self.COLUMNS, *options.classes, *self._more])
 
     def row(self, prediction: "Prediction") -> str:

@@ -242,20 +242,30 @@ class Review:
             }
         )
         paths = dict.fromkeys([*(row.path for row in self._rows.kept()), *mistakes.values()])
-        pictures = dict(self._pictures(list(paths)))
+        pictures: dict[str, str] = {}
+        overlays: dict[str, str] | None = {} if options.explain else None
+        for name, picture, overlay in self._pictures(list(paths)):
+            pictures[name] = picture
+            if overlays is not None and overlay is not None:
+                overlays[name] = overlay
         write_whole_file(
-            "report", path, page_parts(self._rows, pictures, info, evaluation, mistakes)
+            "report", path, page_parts(self._rows, pictures, info, evaluation, mistakes, overlays)
         )
 
-    def _pictures(self, paths: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield each path with the data address of its picture."""
+    def _pictures(self, paths: list[str]) -> Iterator[tuple[str, str, str | None]]:
+        """Yield each path with the data addresses of its picture and, with --explain, of the map that lies on it."""
+        from ..explain import overlay_png
+        from ..page.pictures import data_address
         from ..report.thumbnails import SliceReader, Thumbnails
 
         thumbnails = Thumbnails(len(paths), self._classifier.manifest.input.window)
         content = None if self._standard_input is None else self._standard_input.content()
         reader = SliceReader(self._limits(), self._classifier._prepare, content)
         for name, image in reader.slices(paths):
-            yield name, thumbnails.address(image.pixels)
+            overlay = None
+            if self._options.explain:
+                overlay = data_address(overlay_png(self._classifier._heat(image.pixels)))
+            yield name, thumbnails.address(image.pixels), overlay
 
     def _limits(self) -> Any:
         from ..images.types import FILE_LIMIT, PIXEL_LIMIT, Limits

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import InputError, shorten_names
 from ..names import escape_path
+from ..plausibility import without_plausibility
 from .exit_codes import ALL_CLASSIFIED
 from .model import open_classifier, packaged_model_note
 from .output import RowBuffer, Writer
@@ -148,9 +149,18 @@ def _write_rows(
 
 
 def _note_warnings(organ: "OrganPrediction", messages: Messages) -> None:
+    """Write the warnings of an organ, and those of its slices: one line per kind, not one per slice."""
     for warning in organ.warnings:
         messages.warning(f"{organ.expected}: {warning}")
+    slices: dict[str, list[int]] = {}
     for result in organ.slices:
         for warning in result.prediction.warnings:
             if warning not in organ.warnings:
-                messages.warning(f"{organ.expected}, slice {result.index}: {warning}")
+                slices.setdefault(without_plausibility(warning), []).append(result.index)
+    for warning, indices in slices.items():
+        where = (
+            f"slice {indices[0]}"
+            if len(indices) == 1
+            else f"{len(indices)} of {len(organ.slices)} slices"
+        )
+        messages.warning(f"{organ.expected}, {where}: {warning}")

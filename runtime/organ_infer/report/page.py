@@ -13,6 +13,10 @@ from .style import STYLE
 __all__ = ["ReportInfo", "page_parts"]
 
 TITLE = "Predicted organs"
+LEGEND = (
+    "Orange parts of a picture raise the probability of its label, blue parts lower it. Both describe the model, not the"
+    " patient."
+)
 # Choices of the filter by state: state -> its name.
 STATES = {
     "uncertain": "uncertain",
@@ -62,6 +66,7 @@ def page_parts(
     info: ReportInfo,
     evaluation: Evaluation | None = None,
     mistake_paths: Mapping[int, str] | None = None,
+    overlays: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Yield the parts of the page.
 
@@ -71,6 +76,7 @@ def page_parts(
         info: What identifies the run.
         evaluation: If the slices have labels.
         mistake_paths: Index of a mistake of the evaluation -> its path.
+        overlays: Path -> data address of the map of what its answer depends on. None without `--explain`.
     """
     kept = rows.kept()
     shown = [*kept, *rows.failures]
@@ -81,10 +87,13 @@ def page_parts(
         yield from evaluation_section(evaluation, pictures, mistake_paths or {})
     yield _counts(rows, evaluation)
     yield f'<section aria-labelledby="slices">\n<h2 id="slices">Slices</h2>\n{_notices(rows, kept)}'
+    if overlays is not None:
+        yield f'<p class="note">{LEGEND}</p>\n'
     yield _controls(rows, shown, evaluation)
     yield '<ol class="rows" id="rows" tabindex="0" aria-labelledby="slices">\n'
     for row in shown:
-        yield _row(row, pictures.get(row.path), evaluation is not None)
+        overlay = overlays.get(row.path) if overlays else None
+        yield _row(row, pictures.get(row.path), overlay, evaluation is not None)
     yield "</ol>\n</section>\n"
     yield _run(info)
     yield f"</main>\n{script_tag(SCRIPT)}</body>\n</html>\n"
@@ -214,27 +223,28 @@ def _states(row: Row, has_labels: bool) -> Iterable[str]:
         yield "unlabeled"
 
 
-def _row(row: Row, picture: str | None, has_labels: bool) -> str:
+def _row(row: Row, picture: str | None, overlay: str | None, has_labels: bool) -> str:
     data = f'data-i="{row.number}" data-s="{" ".join(_states(row, has_labels))}"'
     if row.top:
         data += f' data-n="{text(row.top[0][0])}" data-p="{row.top[0][1]:.6g}"'
     if row.truth is not None:
         data += f' data-t="{text(row.truth)}"'
     return (
-        f'<li class="row" tabindex="-1" {data}>{_picture(row, picture)}'
+        f'<li class="row" tabindex="-1" {data}>{_picture(picture, overlay)}'
         f'<div class="answer">{_answer(row)}</div>'
         f'<div class="about"><p>{path_span(row.path)}</p>{_facts(row)}</div></li>\n'
     )
 
 
-def _picture(row: Row, picture: str | None) -> str:
-    """Return the thumbnail. Something that lies on it, such as a heat map, belongs into the same box."""
+def _picture(picture: str | None, overlay: str | None) -> str:
+    """Return the thumbnail, with the map on it if there is one."""
     if picture is None:
         return '<div class="thumb none">no picture</div>'
     # A PNG is a slice of few pixels, which are shown as squares.
     kind = ' class="small"' if picture.startswith("data:image/png") else ""
     # The script adds the pictures after the page is there. Thousands of them would delay it.
-    return f'<div class="thumb"><noscript><img{kind} src="{picture}" alt=""></noscript></div>'
+    heat = f'<img class="heat" src="{overlay}" alt="">' if overlay else ""
+    return f'<div class="thumb"><noscript><img{kind} src="{picture}" alt="">{heat}</noscript></div>'
 
 
 def _answer(row: Row) -> str:

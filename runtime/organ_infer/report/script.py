@@ -120,12 +120,15 @@ SCRIPT = """
   const pictures = Array.from(list.querySelectorAll(".thumb noscript")).reverse();
   const fill = count => {
     for (const holder of count ? pictures.splice(-count) : []) {
-      const text = holder.textContent;
-      const image = document.createElement("img");
-      image.alt = "";
-      if (text.includes('class="small"')) image.className = "small";
-      image.src = text.match(/src="([^"]*)"/)[1];
-      holder.replaceWith(image);
+      // The picture, and the map that lies on it.
+      const found = holder.textContent.matchAll(/<img(?: class="([^"]*)")? src="([^"]*)"/g);
+      holder.replaceWith(...Array.from(found, ([, kind, address]) => {
+        const image = document.createElement("img");
+        image.alt = "";
+        if (kind) image.className = kind;
+        image.src = address;
+        return image;
+      }));
     }
   };
   const fillRest = () => {

@@ -33,6 +33,7 @@ STYLE = (
 .row { display: grid; grid-template-columns: 5.5rem minmax(0, 19rem) minmax(0, 1fr); gap: .2rem 1.1rem; align-items: start; padding: .7rem 0; border-bottom: 1px solid var(--rule); content-visibility: auto; contain-intrinsic-size: auto 7rem; scroll-margin: 9rem 0 2rem; }
 .thumb { position: relative; width: 5.5rem; height: 5.5rem; background: #000; border-radius: .25rem; overflow: hidden; }
 .thumb img { display: block; width: 100%; height: 100%; object-fit: contain; cursor: zoom-in; }
+.thumb .heat { position: absolute; inset: 0; }
 .large .thumb img { cursor: zoom-out; }
 img.small { image-rendering: pixelated; }
 .none { display: grid; place-items: center; color: var(--muted); background: var(--card); border: 1px dashed var(--rule); font-size: .8125rem; text-align: center; }
