@@ -392,6 +392,7 @@ document.body.append(out);
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_the_script_filters_sorts_and_moves(page, tmp_path):
     rows = [

@@ -270,6 +270,7 @@ def test_a_head_that_does_not_end_is_answered_with_408(service, sent):
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.slow
 def test_a_head_byte_by_byte_has_no_more_time(service):
     with service.connect() as connection, contextlib.suppress(OSError):
         started = time.monotonic()
@@ -305,6 +306,7 @@ def test_a_body_that_does_not_end_is_answered_with_408(service, kind, picture):
     assert answer.status == 408 and "the body did not arrive in 1.5 s" in answer.error
 
 
+@pytest.mark.slow
 def test_many_hanging_clients_keep_no_other_waiting(service, picture):
     with contextlib.ExitStack() as stack:
         for i in range(20):
@@ -707,6 +709,7 @@ def test_a_closed_standard_output_is_no_error(bundle, tmp_path):
         assert process.returncode == 143
 
 
+@pytest.mark.slow
 def test_sigterm_under_load_loses_no_accepted_request(own_service, picture):
     """Each connection sends one request. Those that were accepted get their whole answer."""
     outcomes, stop = [], threading.Event()

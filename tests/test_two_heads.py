@@ -150,6 +150,7 @@ class Wrong(TwoHeads):
         return Exported(self, self.change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, problem",
     [
@@ -229,6 +230,7 @@ def test_a_rewritten_graph_whose_orientation_differs_is_refused(
 # The variants.
 
 
+@pytest.mark.slow
 def test_every_variant_has_both_outputs_and_probabilities(networks, model, labels):
     expected = outputs(networks[0])[1]
     found = make_variants("a", model, Slices(TRAIN, VAL, labels, 28), report=lambda line: None)
