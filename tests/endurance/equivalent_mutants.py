@@ -168,9 +168,10 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "False",
         ): "a second look: the lengths are the same",
         (
-            "paths, warnings, implausible, *(column.tolist() for column in columns), strict=True",
+            "warnings, pixel_warnings(packed, self.manifest.input), strict=True",
             "False",
         ): "a second look: the lengths are the same",
+        ("strict=True,", "False"): "a second look: the lengths are the same",
         (
             "assert model_orientation is not None",
             "1",
@@ -194,8 +195,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "runtime/organ_infer/engine/ensemble.py": {
         ("workers = _workers(1)", "2"): "it has one task",
         (
-            "elif answer.min() < 0 or np.abs(answer.sum(axis=1) - 1).max() > 1e-3:",
-            "np.abs(answer.sum(axis=1) - 1).max() >= 0.001",
+            "return bool(rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= 1e-3)",
+            "np.abs(rows.sum(axis=1) - 1).max() < 0.001",
         ): "no sum in float64 is just as far from 1",
     },
     "runtime/organ_infer/engine/cuda.py": {
