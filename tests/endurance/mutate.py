@@ -116,6 +116,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",
+        "test_evaluation",
+        "test_explain",
         "test_orientation_output",
         "test_paths",
         "test_predict_bytes",
