@@ -56,7 +56,7 @@ class Repository:
             versions = [path.name for path in folder.iterdir() if path.is_dir()]
             assert versions == ["1"]
             for port in config.output:
-                assert len((folder / port.label_filename).read_text().split()) == port.dims[0]
+                assert len((folder / port.label_filename).read_text().splitlines()) == port.dims[0]
             if config.platform == "ensemble":
                 assert [path.name for path in (folder / "1").iterdir()] == ["placeholder.txt"]
                 assert config.WhichOneof("scheduling_choice") == "ensemble_scheduling"
