@@ -51,7 +51,7 @@ class Data:
 
     @property
     def recipe_view(self) -> str:
-        """The view for recipes, which flip axial slices front to back along their columns. Own slices only if told so."""
+        """The view for recipes, which flip axial slices front to back along their columns. Own slices only if the user gave the orientation."""
         if self.own is None:
             return self.view
         columns = (self.own.orientation or "")[1:]

@@ -253,7 +253,7 @@ class Review:
         )
 
     def _pictures(self, paths: list[str]) -> Iterator[tuple[str, str, str | None]]:
-        """Yield each path with the data addresses of its picture and, with --explain, of the map that lies on it."""
+        """Yield each path with the data addresses of its picture and, with --explain, of the map over it."""
         from ..explain import overlay_png
         from ..page.pictures import data_address
         from ..report.thumbnails import SliceReader, Thumbnails

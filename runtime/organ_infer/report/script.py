@@ -120,7 +120,7 @@ SCRIPT = """
   const pictures = Array.from(list.querySelectorAll(".thumb noscript")).reverse();
   const fill = count => {
     for (const holder of count ? pictures.splice(-count) : []) {
-      // The picture, and the map that lies on it.
+      // The picture, and the map over it.
       const found = holder.textContent.matchAll(/<img(?: class="([^"]*)")? src="([^"]*)"/g);
       holder.replaceWith(...Array.from(found, ([, kind, address]) => {
         const image = document.createElement("img");
