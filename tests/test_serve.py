@@ -450,6 +450,18 @@ def test_requests_over_one_connection(service, picture):
             assert receive(connection).status == 200
 
 
+def test_a_request_does_not_wait_for_the_acknowledgment_of_the_last_one(service, picture):
+    # Linux acknowledges after 40 ms at the earliest if the client has nothing to send
+    seconds = []
+    with service.connect() as connection:
+        for _ in range(20):
+            start = time.perf_counter()
+            connection.sendall(OK + b"Content-Length: %d\r\n\r\n" % len(picture) + picture)
+            assert receive(connection).status == 200
+            seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.03
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["head", "body", "answer"])
 def test_killed_clients_leave_nothing(service, picture, moment):
