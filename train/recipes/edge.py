@@ -58,6 +58,10 @@ class EdgeRecipe:
     contrast: float | None = None
     # whether half of the slices are blurred; 1 or None
     blur: float | None = None
+    # probability of bright and dark lines, see edge_augment.streaks
+    streaks: float | None = None
+    # probability of an average with the neighbors of the same scan, see edge_augment.thick_slices
+    thick_slices: float | None = None
     # share of slices that are replaced by images of no organ, whose target is every class alike
     negatives: float | None = None
     # share of slices that are reoriented, for networks with a second output, see edge_augment.reorient
@@ -117,6 +121,8 @@ class EdgeRecipe:
             )  # targets (N, classes + 9)
         if self.contrast:
             x = augment.squeeze_contrast(x, self.contrast, generator)
+        if self.streaks:
+            x = augment.streaks(x, self.streaks, generator)
         if self.intensity:
             x = augment.intensity(x, self.intensity, generator)
         if self.blur:
@@ -132,6 +138,8 @@ class EdgeRecipe:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the summed cross-entropy with label smoothing, and that of the orientations if there are any."""
         if not self.reoriented:
+            # a second output is not trained
+            logits = logits[:, : targets.shape[1]]
             return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
         classes = logits.shape[1] - ORIENTATIONS
         # slices without a class as target do not count
