@@ -137,6 +137,11 @@ class EdgeRecipe:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the summed cross-entropy with label smoothing, and that of the orientations if there are any."""
+        loss = self.class_loss(logits, targets)
+        return loss + self.orientation_loss(logits, targets) if self.reoriented else loss
+
+    def class_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the summed cross-entropy of the classes, with label smoothing; see `Recipe.loss`."""
         if not self.reoriented:
             # a second output is not trained
             logits = logits[:, : targets.shape[1]]
@@ -145,9 +150,15 @@ class EdgeRecipe:
         # slices without a class as target do not count
         total = targets[:, :classes].sum(1, keepdim=True)
         smoothed = (1 - self.smoothing) * targets[:, :classes] + self.smoothing * total / classes
-        loss = -(smoothed * logits[:, :classes].log_softmax(1)).sum()
+        return -(smoothed * logits[:, :classes].log_softmax(1)).sum()
+
+    def orientation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the weighted, summed cross-entropy of the orientations: 0 if slices are not reoriented."""
+        if not self.reoriented:
+            return logits.new_zeros(())
+        classes = logits.shape[1] - ORIENTATIONS
         orientation = F.cross_entropy(logits[:, classes:], targets[:, classes:], reduction="sum")
-        return loss + (self.orientation_weight or 1) * orientation
+        return (self.orientation_weight or 1) * orientation
 
     def stored_settings(self) -> dict[str, float | str]:
         """Return the settings as checkpoints store them."""
