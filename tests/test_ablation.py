@@ -20,6 +20,7 @@ from train.corruptions import CORRUPTIONS
 from train.devices import precision
 from train.edge import ablate, scans
 from train.edge.chains import chains, held_out
+from train.edge.distillation import Distillation
 from train.edge.scans import ScanCrops, scan_crops
 from train.errors import RunError, StageFailed
 from train.recipes import EDGE_RECIPE, EdgeRecipe
@@ -170,7 +171,7 @@ def test_scans_are_scored_by_the_mean_over_margins_and_ways_to_resample(
     scores = ablate.measure_variant(*arguments, scans=measured)
     assert scores["unenhanced"] == (0.5 + 0.75) / 2 and scores["enhanced"] == 1
     assert (
-        ablate.table(tmp_path, ["v"], 1, scans=True)
+        ablate.table(tmp_path, ["v"], ["seed-1"], scans=True)
         .splitlines()[0]
         .endswith("| validation corrupted | unenhanced scan | enhanced scan | temperature |")
     )
@@ -419,6 +420,7 @@ def test_each_variant_changes_one_ingredient_of_the_reference():
     }
     docs = (ROOT / "docs" / "results" / "edge.md").read_text()
     assert all(f"\n| {name} | 0." in docs for name in ablate.VARIANTS)
+    assert all(f"`{name}`" in docs for name in (*ablate.CHANGES, ablate.DISTILLED))
 
 
 def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
@@ -430,10 +432,192 @@ def test_the_table_holds_mean_and_deviation_over_the_seeds(tmp_path):
         record.write_json(place / "scores.json", dict(zip(columns, values, strict=True)))
     head = "| variant | held out | validation | validation mirrored | validation corrupted | temperature |\n|---|---|---|---|---|---|\n"
     # the deviation of a sample: sqrt(0.02 / 2), sqrt(0.06 / 2), sqrt(0.14 / 2)
-    assert ablate.table(tmp_path, ["no shifts"], 3) == head + (
+    assert ablate.table(tmp_path, ["no shifts"], ["seed-1", "seed-2", "seed-3"]) == head + (
         "| no shifts | 0.8000 ± 0.1000 | 0.6000 ± 0.1732 | 0.5000 ± 0.2646 | 0.1000 ± 0.0000 | 1.0000 ± 0.0000 |"
     )
     assert (
-        ablate.table(tmp_path, ["no shifts"], 1)
+        ablate.table(tmp_path, ["no shifts"], ["seed-1"])
         == head + "| no shifts | 0.9000 | 0.5000 | 0.3000 | 0.1000 | 1.0000 |"
     )
+
+
+def test_each_change_leaves_out_or_adds_one_ingredient_of_the_recipe_in_use():
+    def changed(network, stage):
+        own = dataclasses.asdict(STAGES[stage].recipe)
+        return {
+            name: {
+                field: value
+                for field, value in dataclasses.asdict(by_stage[stage]).items()
+                if value != own[field]
+            }
+            for name, by_stage in ablate.recipes(network).items()
+        }
+
+    every = {
+        "the recipe in use": {},
+        "no CutMix": {"cutmix": 0.0},
+        "no flips": {"flip_front_back": 0.0},
+        "no pixel shifts": {"shift": 0},
+        "no averaging": {"ema_decay": None},
+        "no smoothing": {"smoothing": 0.0},
+        "no erasing": {"erase": 0.0},
+        "no window": {"intensity": 0.0},
+        "no contrast": {"contrast": None},
+        "no negatives": {"negatives": None},
+        "no orientations": {"reoriented": None, "orientation_weight": None},
+        "with streaks": {"streaks": 0.3},
+        "with thick slices": {"thick_slices": 0.3},
+        "with zoom": {"zoom": 0.15},
+    }
+    no_noise, no_blur = {"no noise": {"noise": 0.0}}, {"no blur": {"blur": None}}
+    with_blur = {"with blur": {"blur": 1.0}}
+    assert changed("edge", "edge") == every | with_blur
+    assert changed("edge_deep", "edge_deep") == every | no_noise | with_blur
+    assert changed("edge_wide", "edge_wide") == every | no_blur
+    # the average has what changes any of its members
+    assert changed("edge_ensemble", "edge_deep") == every | no_noise | {"no blur": {}} | with_blur
+    # every ingredient that is switched on in any stage is left out in some variant
+    left_out = {field for change in (every | no_noise | no_blur).values() for field in change}
+    off = dataclasses.asdict(
+        EdgeRecipe(
+            smoothing=0, shift=0, flip_front_back=0, erase=0, cutmix=0, intensity=0, ema_decay=None
+        )
+    )
+    for stage in ablate.SINGLE:
+        own = dataclasses.asdict(STAGES[stage].recipe)
+        assert {field for field, value in own.items() if value != off[field]} <= left_out
+    assert list(ablate.recipes(None))[: len(ablate.VARIANTS)] == list(ablate.VARIANTS)
+
+
+def test_one_variant_one_seed_and_one_fold_are_one_process_and_the_table_joins_them(
+    data, tmp_path, monkeypatch, capsys
+):
+    watched = Watched(monkeypatch, data)
+    monkeypatch.setattr(ablate, "pseudo_scans", lambda images, labels: np.arange(240) // 10)
+
+    def run(*arguments):
+        assert ablate.main(["--out", str(tmp_path), "--network", "edge_deep", *arguments]) == 0
+        return capsys.readouterr().out
+
+    def trained_by(name, seed, fold):
+        before = len(watched.trained)
+        run("--only", name, "--seeds", "1", "--first-seed", str(seed), "--folds", str(fold))
+        [(stage, kept, config, directory, recipe)] = watched.trained[before:]
+        assert stage is STAGES["edge_deep"] and config.seed == seed
+        assert recipe == ablate.recipes("edge_deep")[name]["edge_deep"]
+        held = set(contents(data.images["train"])) - set(contents(kept.images["train"]))
+        return directory.relative_to(tmp_path), frozenset(held)
+
+    first = trained_by("the recipe in use", 1, 1)
+    other = trained_by("the recipe in use", 1, 3)
+    third = trained_by("no contrast", 3, 3)
+    assert [str(directory) for directory, _ in (first, other, third)] == [
+        "edge_deep/the_recipe_in_use/seed-1",
+        "edge_deep/the_recipe_in_use/seed-1-fold-3",
+        "edge_deep/no_contrast/seed-3",
+    ]
+    assert not first[1] & other[1] and other[1] == third[1]
+    lines = run("--table").splitlines()
+    assert len(watched.trained) == 3
+    assert lines[0].startswith("| variant | runs | held out | ")
+    assert [line[: line.index("0.")] for line in lines[2:]] == [
+        "| the recipe in use | 2 | ",
+        "| no contrast | 1 | ",
+    ]
+    # both folds with the same seed, in one process; what is finished is not trained again
+    run("--only", "no contrast", "--seeds", "1", "--first-seed", "3", "--folds", "3,2")
+    assert len(watched.trained) == 4
+    assert (tmp_path / "edge_deep" / "no_contrast" / "seed-3-fold-2" / "scores.json").exists()
+
+
+def test_folds_are_numbers_of_folds_and_chains_have_none(data, tmp_path, monkeypatch, capsys):
+    watched = Watched(monkeypatch, data)
+    for value in ("0", "5", "1,x", ""):
+        with pytest.raises(SystemExit) as ended:
+            ablate.main(["--folds", value])
+        assert ended.value.code == 2
+    assert ablate.main(["--out", str(tmp_path), "--folds", "1", "--hold-out", "chains"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "ablate: error: --folds: chains are not held out in folds; use --hold-out scans\n"
+    )
+    assert ablate.main(["--network", "edge_wide", "--only", "no noise"]) == 2
+    assert "unknown variant 'no noise'; choose from the recipe in use" in capsys.readouterr().err
+    assert not watched.trained
+
+
+# not by most votes, and not by the mean logit
+@pytest.mark.parametrize(("logit", "answer"), [(0.5, 0), (2.0, 1)])
+def test_the_average_of_the_networks_is_scored_by_the_mean_of_their_probabilities(
+    data, tmp_path, monkeypatch, logit, answer
+):
+    watched = Watched(monkeypatch, data)
+    # two networks prefer class 1, the third is very sure of class 0
+    logits = {
+        "edge": [0.0, logit, 0.0],
+        "edge_wide": [0.0, logit, 0.0],
+        "edge_deep": [9.0, 0.0, 0.0],
+    }
+    monkeypatch.setattr(
+        fit, "fit", lambda stage, *a, **k: watched.fit(stage, *a, **k) or stage.name
+    )
+    monkeypatch.setattr(ablate, "network_on", lambda checkpoint, device: checkpoint)
+    monkeypatch.setattr(
+        fit, "evaluate", lambda name, images: np.tile(logits[name], (len(images), 1))
+    )
+    command = ["--out", str(tmp_path), "--seeds", "1", "--only", "the recipe in use"]
+    assert ablate.main([*command, "--network", "edge_ensemble"]) == 0
+    members = ["edge", "edge_wide", "edge_deep"]
+    assert [(stage.name, recipe) for stage, *_, recipe in watched.trained] == [
+        (name, STAGES[name].recipe) for name in members
+    ]
+    assert [str(d.relative_to(tmp_path)) for _, _, _, d, _ in watched.trained] == [
+        f"{name}/the_recipe_in_use/seed-1" for name in members
+    ]
+    scores = record.read_json(tmp_path / "edge_ensemble/the_recipe_in_use/seed-1/scores.json")
+    assert scores["val"] == np.mean(data.labels["val"] == answer)
+    assert set(scores["method"]) == set(members)
+
+
+def test_the_distilled_network_has_teachers_that_trained_on_the_same_slices(
+    data, tmp_path, monkeypatch
+):
+    watched = Watched(monkeypatch, data)
+    made = []
+
+    def from_checkpoints(recipe, checkpoints, device):
+        made.append(recipe)
+        return Distillation(recipe, (), "teachers")
+
+    monkeypatch.setattr(ablate.Distillation, "from_checkpoints", from_checkpoints)
+    command = ["--out", str(tmp_path), "--seeds", "1", "--first-seed", "2", "--folds", "4"]
+    assert ablate.main([*command, "--network", "edge_deep", "--only", "distilled"]) == 0
+    assert [str(d.relative_to(tmp_path)) for _, _, _, d, _ in watched.trained] == [
+        "edge/the_recipe_in_use/seed-2-fold-4",
+        "edge_wide/the_recipe_in_use/seed-2-fold-4",
+        "edge_deep/the_recipe_in_use/seed-2-fold-4",
+        "edge_deep/distilled/seed-2-fold-4",
+    ]
+    kept = [contents(data.images["train"]) for _, data, *_ in watched.trained]
+    assert kept.count(kept[0]) == 4
+    student = watched.trained[3]
+    assert student[0] is STAGES["edge_deep"] and student[4].recipe == STAGES["edge_deep"].recipe
+    assert ablate.main(["--network", "edge_ensemble", "--only", "distilled"]) == 2
+
+
+def test_runs_that_cannot_be_compared_are_not_joined(tmp_path, capsys):
+    def message():
+        assert ablate.main(["--out", str(tmp_path), "--table"]) == 2
+        return capsys.readouterr().err
+
+    assert message() == f"ablate: error: {tmp_path}: no finished runs; use another --out\n"
+    scores = dict.fromkeys((*ablate.SCORES, "temperature"), 0.5)
+    for run, more in (("seed-1", {"epochs": 8}), ("seed-2", {"epochs": 9})):
+        place = tmp_path / "no_window" / run
+        place.mkdir(parents=True)
+        record.write_json(place / "scores.json", scores | more)
+    assert "runs with different --epochs or --hold-out; use another --out" in message()
+    record.write_json(place / "scores.json", {"val": 0.5, "epochs": 8})
+    assert f"{place / 'scores.json'}: of an earlier version; use another --out" in message()
+    record.write_json(place / "scores.json", scores | {"epochs": 8})
+    assert ablate.main(["--out", str(tmp_path), "--table"]) == 0
+    assert "| no window | 2 | 0.5000 ± 0.0000 |" in capsys.readouterr().out

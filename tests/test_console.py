@@ -152,6 +152,7 @@ with figures.drawing():
         ("train.robustness", "train.robustness"),
         ("train.report.__main__", "train.report"),
         ("train.edge.ablate", "ablate"),
+        ("train.edge.distill", "distill"),
     ],
 )
 def test_ctrl_c_is_one_line(monkeypatch, capsys, module, name):

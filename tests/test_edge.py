@@ -1,5 +1,7 @@
 """The edge stage: its augmentation, recipe, average of weights, restart; chains and the ablation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from support.data_files import DATA, needs_organamnist
 from test_fit import CPU, made_data, without_seconds
 
 from train import fit, record
+from train.augment import normalize
 from train.config import TrainConfig
 from train.edge import ablate
-from train.edge.chains import chains, folds, held_out, pseudo_scans
+from train.edge import chains as chains_module
+from train.edge.chains import chains, folds, held_out, neighbors, pseudo_scans
 from train.ema import ModelEma
 from train.errors import RunError
 from train.networks import ResidualNetwork, count_parameters, make_network
@@ -367,3 +371,71 @@ def test_the_ablation_trains_each_variant_once_and_tables_it(small, tmp_path, mo
     assert "with --epochs 1, but this command has --epochs 2" in capsys.readouterr().err
     assert ablate.main(["--only", "no such"]) == 2
     assert "choose from reference, no cutting" in capsys.readouterr().err
+
+
+def scan_of_ordered_slices(count=10, step=1.0, seed=0):
+    """Slices that change evenly along a scan, so that those before and after each are known."""
+    rng = np.random.default_rng(seed)
+    first, last = rng.integers(60, 190, (2, 28, 28))
+    shares = np.arange(count)[:, None, None] * step / count
+    return (first + (last - first) * shares).round().astype(np.uint8)
+
+
+def test_neighbors_are_the_slices_before_and_after():
+    table = neighbors(scan_of_ordered_slices(), np.zeros(10, int))
+    assert table.dtype == np.int64 and table.shape == (10, 2)
+    assert [set(row) for row in table[1:-1]] == [{k - 1, k + 1} for k in range(1, 9)]
+    # at the ends there is none on the other side
+    assert table[0].tolist() == [1, 0] and table[9].tolist() == [8, 9]
+
+
+def test_neighbors_are_of_the_same_class_and_chain():
+    a, b = scan_of_ordered_slices(seed=1), scan_of_ordered_slices(seed=2)
+    images, labels = np.concatenate([a, b, a, a[:1]]), np.repeat([0, 0, 1, 2], [10, 10, 10, 1])
+    order = np.random.default_rng(3).permutation(31)
+    images, labels = images[order], labels[order]
+    table, chain = neighbors(images, labels), chains(images, labels)
+    assert (chain[table] == chain[:, None]).all() and (labels[table] == labels[:, None]).all()
+    lone = np.flatnonzero(labels == 2)
+    assert table[lone].tolist() == [[lone[0], lone[0]]]
+    far = neighbors(
+        np.array([0, 33, 200])[:, None, None] * np.ones((1, 28, 28), np.uint8), np.zeros(3, int)
+    )
+    assert far.tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_thick_slices_average_training_slices_alone_and_leave_other_recipes_alone(
+    small, tmp_path, monkeypatch
+):
+    """The table is made once, of the slices that are trained on."""
+    data, asked, seen = made_data(), [], []
+    real, real_thick = chains_module.neighbors, fit.thick_slices
+
+    def watched(images, labels):
+        asked.append((images, labels))
+        return real(images, labels)
+
+    def thick(x, around, probability, generator):
+        seen.append((x, around, probability))
+        return real_thick(x, around, probability, generator)
+
+    monkeypatch.setattr(chains_module, "neighbors", watched)
+    monkeypatch.setattr(fit, "thick_slices", thick)
+    config = TrainConfig(1, 64, 2, "none")
+
+    def run(name, **fields):
+        recipe = dataclasses.replace(STAGES["edge"].recipe, **fields)
+        quiet = {"recipe": recipe, "report": lambda line: None}
+        return fit.fit(STAGES["edge"], data, config, CPU, tmp_path / name, **quiet).state
+
+    plain = run("plain")
+    assert not asked and not seen
+    state = run("thick", thick_slices=0.5)
+    [(images, labels)] = asked
+    assert images is data.images["train"] and labels is data.labels["train"]
+    assert len(seen) == 2 * 4 and all(p == 0.5 for *_, p in seen)
+    trained = {normalize(torch.from_numpy(image)[None]).numpy().tobytes() for image in images}
+    for x, around, _ in seen:
+        assert around.shape == (len(x), 2, 28, 28)
+        assert all(a[None, None].numpy().tobytes() in trained for pair in around for a in pair)
+    assert any(not torch.equal(state[key], value) for key, value in plain.items())

@@ -539,7 +539,108 @@ def test_reorienting_replaces_flips_and_the_later_ingredients_have_their_order()
 
 
 @pytest.mark.parametrize(
-    "name", ["zoom", "contrast", "blur", "negatives", "reoriented", "orientation_weight"]
+    "name",
+    [
+        "zoom",
+        "contrast",
+        "blur",
+        "streaks",
+        "thick_slices",
+        "negatives",
+        "reoriented",
+        "orientation_weight",
+    ],
 )
 def test_an_ingredient_that_came_later_is_stored_only_if_it_is_used(name):
     assert EdgeRecipe(**{name: 0.5}).stored_settings() == PUBLISHED | {name: 0.5}
+
+
+def test_thick_slices_are_averages_with_equal_shares_of_up_to_a_third():
+    x = torch.zeros(MANY, 1, 4, 4)
+    around = torch.ones(MANY, 2, 4, 4) * torch.tensor([0.6, 0.3])[:, None, None]
+    changed = augment.thick_slices(x, around, 0.4, generator()).flatten(1).double()
+    assert (changed.std(1) < 1e-7).all()
+    share = (changed[:, 0] / 0.9).numpy()
+    assert happens(share > 0, 0.4) and is_uniform(share[share > 0], 0, 1 / 3)
+    alone = augment.thick_slices(around[:, :1], around[:, :1].expand(-1, 2, -1, -1), 1, generator())
+    torch.testing.assert_close(alone, around[:, :1])
+
+
+def bright_spots(n, at=(9, 17)):
+    """Dark slices with one bright pixel."""
+    x = torch.full((n, 1, 28, 28), -0.3)
+    x[:, :, at[0], at[1]] = 0.3
+    return x
+
+
+def test_streaks_change_a_share_of_the_slices_by_bright_and_dark_lines():
+    x = bright_spots(MANY)
+    changed = augment.streaks(x, 0.3, generator())
+    by = (changed - x)[:, 0]
+    streaked = (by != 0).flatten(1).any(1).numpy()
+    assert happens(streaked, 0.3)
+    assert changed.min() >= -1 and changed.max() <= 1 and changed.isfinite().all()
+    strongest = by.flatten(1)[streaked].abs().amax(1)
+    # up to four lines of 0.1 to 0.6 may cross, and gray values end at -1
+    assert strongest.min() >= 0.1 - 1e-6 and 0.6 < strongest.max() <= 1.3
+    brighter, darker = (by > 0.05).flatten(1).any(1), (by < -0.05).flatten(1).any(1)
+    assert brighter[streaked].float().mean() > 0.5 and darker[streaked].float().mean() > 0.5
+
+
+def test_streaks_are_straight_lines_near_the_brightest_pixel(monkeypatch):
+    """With one line per slice: its angle, amplitude and width are uniform, and it passes within 2 pixels per axis."""
+    monkeypatch.setattr(augment, "STREAKS", 1)
+    x = torch.zeros(MANY, 1, 28, 28)
+    x[:, :, 13, 14] = 0.35
+    by = (augment.streaks(x, 1.0, generator()) - x)[:, 0].double()
+    amplitude = by.flatten(1).gather(1, by.flatten(1).abs().argmax(1, keepdim=True))[:, 0].numpy()
+    assert happens(amplitude > 0, 0.5) and is_uniform(np.abs(amplitude), 0.1, 0.6)
+    covered = (by.abs() / by.abs().amax((1, 2), keepdim=True)).numpy()
+    down, across = np.mgrid[:28, :28] - np.array([13, 14])[:, None, None]
+    angles, widths = [], []
+    for line in covered[:1000]:
+        # moments of the covered pixels within a circle about the spot
+        weight = line * (np.hypot(down, across) < 12)
+        y, z = (weight * down).sum() / weight.sum(), (weight * across).sum() / weight.sum()
+        syy, szz = (weight * (down - y) ** 2).sum(), (weight * (across - z) ** 2).sum()
+        syz = (weight * (down - y) * (across - z)).sum()
+        angle = 0.5 * np.arctan2(2 * syz, szz - syy)
+        normal = abs(-y * np.cos(angle) + z * np.sin(angle))
+        assert normal < 2 * math.sqrt(2) + 0.1
+        width = weight.sum() / (2 * math.sqrt(12**2 - normal**2))
+        angles.append(angle)
+        widths.append(width)
+    assert is_uniform(np.mod(angles, math.pi), 0, math.pi)
+    assert min(widths) > 0.85 and max(widths) < 3.2 and np.quantile(widths, 0.9) > 2.5
+
+
+@pytest.mark.parametrize("change", ["streaks", "thick_slices"])
+def test_a_later_ingredient_is_the_same_for_the_same_seed_and_leaves_its_input(change):
+    x = smooth_slices(50)
+    before, function = x.clone(), getattr(augment, change)
+    arguments = (x, smooth_slices(100, seed=8).view(50, 2, 28, 28)) if change != "streaks" else (x,)
+    first, again, other = (function(*arguments, 0.5, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(x, before) and not torch.equal(first, x)
+    assert torch.equal(function(*arguments, 0.0, generator()), x)
+
+
+def test_streaks_come_before_the_window_and_are_not_drawn_without_the_field():
+    x, labels = smooth_slices(64), torch.arange(64) % 5
+    off = {"shift": 0, "flip_front_back": 0, "cutmix": 0, "erase": 0}
+    found, _ = EdgeRecipe(streaks=0.5, contrast=0.3, **off).prepare(x, labels, 5, generator(4))
+    g = generator(4)
+    expected = augment.streaks(augment.squeeze_contrast(x, 0.3, g), 0.5, g)
+    assert torch.equal(found, augment.intensity(expected, 0.3, g))
+    without, _ = EdgeRecipe(contrast=0.3, **off).prepare(x, labels, 5, generator(4))
+    g = generator(4)
+    assert torch.equal(without, augment.intensity(augment.squeeze_contrast(x, 0.3, g), 0.3, g))
+
+
+def test_a_second_output_is_not_trained_without_orientations():
+    logits, targets = torch.randn(4, 3 + 9, generator=generator()), torch.eye(3)[[0, 1, 2, 1]]
+    logits.requires_grad_()
+    loss = EdgeRecipe().loss(logits, targets)
+    loss.backward()
+    assert torch.equal(loss, EdgeRecipe().loss(logits[:, :3], targets))
+    assert (logits.grad[:, 3:] == 0).all() and (logits.grad[:, :3] != 0).all()

@@ -41,6 +41,7 @@ from train.options import option_text
 from train.parallel import ALONE, Group
 from train.progress import progress_line, taken_line
 from train.recipes import Recipe
+from train.recipes.edge_augment import thick_slices
 from train.stages import Stage
 
 # pixels per evaluation batch: 1,024 slices of 28x28, 16 of 224x224
@@ -292,6 +293,7 @@ def _run_epochs(training: _Training) -> None:
         split: torch.from_numpy(data.network_images(split)).to(device) for split in ("train", "val")
     }
     labels = torch.from_numpy(data.labels["train"]).to(device)
+    around = _neighbors(data).to(device) if learner.recipe.thick_slices else None
     history = progress.history
     group_learner = replace(learner, network=group.wrap(learner.network))
     # the seconds of an epoch include the checkpoint written before it
@@ -310,6 +312,7 @@ def _run_epochs(training: _Training) -> None:
                 config,
                 epoch,
                 group,
+                around,
             )
             logits = evaluate(learner.validated, images["val"])  # (N, classes)
         if not (np.isfinite(loss) and np.isfinite(logits).all()):
@@ -349,6 +352,14 @@ def _run_epochs(training: _Training) -> None:
         group.wait()
     if history:
         history[-1]["seconds"] += time.perf_counter() - epoch_start
+
+
+def _neighbors(data: Data) -> Tensor:
+    """Return the training slices before and after each training slice, as indices int64 (N, 2)."""
+    # scikit-learn takes a second to import
+    from train.edge.chains import neighbors
+
+    return torch.from_numpy(neighbors(data.images["train"], data.labels["train"]))
 
 
 @contextlib.contextmanager
@@ -445,6 +456,7 @@ def train_epoch(
     config: TrainConfig,
     epoch: int,
     group: Group = ALONE,
+    neighbors: Tensor | None = None,
 ) -> tuple[float, float]:
     """Train one epoch: one pass over the training slices in a new order.
 
@@ -459,6 +471,7 @@ def train_epoch(
         config: settings from the command line.
         epoch: counted from 1.
         group: the processes that share each batch.
+        neighbors: the slices before and after each slice, int64 (N, 2), for recipes with `thick_slices`.
 
     Returns:
         The mean loss in nats and the accuracy, each batch with the weights before its step.
@@ -479,6 +492,9 @@ def train_epoch(
 
         # augment the whole batch, then take this process's rows
         x = normalize(images[batch])  # (B, 1, S, S)
+        if neighbors is not None and recipe.thick_slices:
+            around = normalize(images[neighbors[batch].flatten()]).view(-1, 2, *x.shape[2:])
+            x = thick_slices(x, around, recipe.thick_slices, generator)
         x, targets = recipe.prepare(x, labels[batch], classes, generator)
         x, targets, y = group.share(x), group.share(targets), group.share(labels[batch])
 

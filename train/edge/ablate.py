@@ -6,16 +6,20 @@ for 8 epochs on three quarters of the training split. They are measured on the o
 flipped front to back and corrupted (the third severity of each of MedMNIST-C's corruptions), and with --scans on the
 crops of two real scans. The quarter is held out in groups that look like scans, another one for each seed (cross-validation),
 or in chains (`train.edge.chains`). Test is never used. Finished variants are not trained again: rerun the command to
-continue, or run it several times in parallel with --only.
+continue, or run it several times in parallel with --only, --first-seed and --folds. --table then prints the scores of all.
+
+With --network, the variants are of a stage's own recipe, each with one ingredient less or more (CHANGES), and the
+network is the stage's: `edge`, `edge_wide`, `edge_deep`, or the average of the three, `edge_ensemble`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +31,19 @@ from export.machine import machine_failure
 from export.temperature import fit_temperature
 from train import fit, parallel, record
 from train.arguments import names, positive
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
 from train.datasets import DATASETS
 from train.devices import choose_device, device_line
 from train.edge.chains import chains, folds, held_out, pseudo_scans
+from train.edge.distillation import Distillation
 from train.edge.scans import SCANS, ScanCrops, scan_crops
+from train.ensemble import mean_probabilities
 from train.errors import RunError
-from train.recipes import EDGE_RECIPE, EdgeRecipe
-from train.stages import STAGES
+from train.recipes import EDGE_RECIPE, EdgeRecipe, Recipe
+from train.stages import STAGES, Stage
 
 BASELINE = EdgeRecipe(erase=0.0, intensity=0.0)
 VARIANTS = {
@@ -55,6 +62,32 @@ VARIANTS = {
     "with negatives": replace(EdgeRecipe(), negatives=0.15),
     "the recipe in use": EDGE_RECIPE,
 }
+IN_USE = "the recipe in use"
+# Each field of the recipe in use left out, and others added. A variant that changes nothing in a stage's recipe is none
+# of that stage: only edge_deep has noise, and only edge_wide has blur.
+CHANGES: dict[str, Mapping[str, Any]] = {
+    IN_USE: {},
+    "no CutMix": {"cutmix": 0.0},
+    "no flips": {"flip_front_back": 0.0},
+    "no pixel shifts": {"shift": 0},
+    "no averaging": {"ema_decay": None},
+    "no smoothing": {"smoothing": 0.0},
+    "no erasing": {"erase": 0.0},
+    "no window": {"intensity": 0.0},
+    "no contrast": {"contrast": None},
+    "no negatives": {"negatives": None},
+    "no orientations": {"reoriented": None, "orientation_weight": None},
+    "no noise": {"noise": 0.0},
+    "no blur": {"blur": None},
+    "with streaks": {"streaks": 0.3},
+    "with thick slices": {"thick_slices": 0.3},
+    "with zoom": {"zoom": 0.15},
+    "with blur": {"blur": 1.0},
+}
+# the recipe in use, with the average of the three networks as teacher; only with --network, for one network
+DISTILLED = "distilled"
+ENSEMBLE = "edge_ensemble"
+SINGLE = STAGES[ENSEMBLE].members
 SCORES = {
     "held_out": "held out",
     "val": "validation",
@@ -83,15 +116,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command("ablate", lambda: _run(arguments))
 
 
+def recipes(network: str | None) -> dict[str, dict[str, EdgeRecipe]]:
+    """Return the variants of a network: for each, the recipes by stage.
+
+    Args:
+        network: of a stage, as given with --network; None for the small network and both kinds of variants.
+    """
+    if network is None:
+        own = {"edge": EDGE_RECIPE}
+        variants = {name: {"edge": recipe} for name, recipe in VARIANTS.items()}
+    else:
+        stages = SINGLE if network == ENSEMBLE else (network,)
+        own, variants = {stage: _recipe_of(stage) for stage in stages}, {}
+    for name, change in CHANGES.items():
+        changed = {stage: replace(recipe, **change) for stage, recipe in own.items()}
+        if name not in variants and (changed != own or name == IN_USE):
+            variants[name] = changed
+    return variants
+
+
+def _recipe_of(stage: str) -> EdgeRecipe:
+    recipe = STAGES[stage].recipe
+    assert isinstance(recipe, EdgeRecipe)
+    return recipe
+
+
+def run_name(seed: int, fold: int | None) -> str:
+    """Return the name of a run's directory. `fold` is None, or seed k's own fold, if that is what is held out."""
+    own = fold is None or fold == _own_fold(seed)
+    return f"seed-{seed}" if own else f"seed-{seed}-fold-{fold}"
+
+
+def _own_fold(seed: int) -> int:
+    return (seed - 1) % FOLDS + 1
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     """Run the command. Returns the exit code."""
     options = _parser().parse_args(arguments)
-    variants = options.only or tuple(VARIANTS)
+    out = options.out / options.network if options.network else options.out
     try:
-        if unknown := [name for name in variants if name not in VARIANTS]:
-            raise RunError(
-                f"--only: unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}"
-            )
+        variants = _chosen_variants(options.only, options.network)
+        if options.table:
+            print(table(out, options.only or all_names(options.network)))
+            return 0
+        if options.folds and options.hold_out != "scans":
+            raise RunError("--folds: chains are not held out in folds; use --hold-out scans")
         parallel.limit_threads()
         whole = load_data(options.dataset, directory=options.data_dir)
         scans: list[ScanCrops] = []
@@ -100,12 +170,21 @@ def _run(arguments: Sequence[str] | None) -> int:
         groups = _groups(whole, options.hold_out)
         device = choose_device("auto")
         print(device_line(device, "auto"), flush=True)
-        for seed in range(1, options.seeds + 1):
-            data, holdout = split(whole, _held_out(groups, options.hold_out, seed))
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        runs = [(seed, fold) for seed in seeds for fold in options.folds or (None,)]
+        recipe: Recipe | Mapping[str, EdgeRecipe]
+        for seed, fold in runs:
+            data, holdout = split(whole, _held_out(groups, options.hold_out, seed, fold))
             for name in variants:
+                if name == DISTILLED:
+                    recipe = _distillation(
+                        options.network, seed, fold, data, options.epochs, options.out, device
+                    )
+                else:
+                    recipe = _recipe(options.network, name)
                 measure_variant(
                     name,
-                    VARIANTS[name],
+                    recipe,
                     seed,
                     data,
                     holdout,
@@ -114,6 +193,8 @@ def _run(arguments: Sequence[str] | None) -> int:
                     device,
                     hold_out=options.hold_out,
                     scans=scans,
+                    network=options.network,
+                    fold=fold,
                 )
     except RunError as e:
         print(f"ablate: error: {e}", file=sys.stderr)
@@ -132,15 +213,70 @@ def _run(arguments: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(table(options.out, variants, options.seeds, scans=bool(options.scans)))
+    names_of_runs = [run_name(seed, fold) for seed, fold in runs]
+    print(table(out, variants, names_of_runs, scans=bool(options.scans)))
     return 0
+
+
+def _recipe(network: str | None, name: str) -> Recipe | Mapping[str, EdgeRecipe]:
+    """Return a variant's recipe, or for an average of networks one for each stage."""
+    by_stage = recipes(network)[name]
+    return by_stage if len(by_stage) > 1 else next(iter(by_stage.values()))
+
+
+def _distillation(
+    network: str,
+    seed: int,
+    fold: int | None,
+    data: Data,
+    epochs: int,
+    out: Path,
+    device: torch.device,
+) -> Distillation:
+    """Return the recipe in use with teachers that trained on the same slices. They are trained unless they exist."""
+    run = f"{IN_USE.replace(' ', '_')}/{run_name(seed, fold)}"
+    teachers = []
+    for stage, recipe in recipes(ENSEMBLE)[IN_USE].items():
+        directory = out / stage / run
+        label = f"{IN_USE}, {stage}"
+        teachers.append(
+            train_network(label, STAGES[stage], recipe, seed, data, epochs, directory, device)
+        )
+    return Distillation.from_checkpoints(_recipe_of(network), teachers, device)
+
+
+def all_names(network: str | None) -> tuple[str, ...]:
+    """Return the names of all variants of a network."""
+    single = network in SINGLE
+    return (*recipes(network), DISTILLED) if single else tuple(recipes(network))
+
+
+def _chosen_variants(only: Sequence[str] | None, network: str | None) -> Sequence[str]:
+    """Return the variants to train: by default, those of the former recipe, or with --network those of the stage's."""
+    if not only:
+        return tuple(VARIANTS) if network is None else all_names(network)
+    known = all_names(network)
+    if unknown := [name for name in only if name not in known]:
+        raise RunError(f"--only: unknown variant {unknown[0]!r}; choose from {', '.join(known)}")
+    return only
+
+
+def _fold_numbers(text: str) -> tuple[int, ...]:
+    """Parse a value of --folds."""
+    numbers = tuple(int(number) for number in text.split(","))
+    if not set(numbers) <= set(range(1, FOLDS + 1)):
+        raise argparse.ArgumentTypeError(
+            f"expected 1 to {FOLDS}, separated by commas, found {text}"
+        )
+    return numbers
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train.edge.ablate",
         description="Measure what each ingredient of the edge network's recipe contributes.",
-        epilog=f"variants: {', '.join(VARIANTS)}",
+        epilog=f"variants: {', '.join(VARIANTS)}; with --only or --network: {', '.join(CHANGES)};"
+        f" with --network of one network: {DISTILLED}",
     )
     add = parser.add_argument
     add(
@@ -163,6 +299,25 @@ def _parser() -> argparse.ArgumentParser:
         help="directory for all output (default: runs/ablation)",
     )
     add("--seeds", type=positive, default=3, metavar="K", help="seeds per variant (default: 3)")
+    add("--first-seed", type=positive, default=1, metavar="N", help="the first seed (default: 1)")
+    add(
+        "--folds",
+        type=_fold_numbers,
+        metavar="LIST",
+        help=f"folds to hold out with each seed, 1 to {FOLDS}, separated by commas (default: another one for each seed)",
+    )
+    add(
+        "--network",
+        choices=(*SINGLE, ENSEMBLE),
+        metavar="NAME",
+        help=f"train variants of this stage: {', '.join(SINGLE)}, or {ENSEMBLE} for the average of the three; their"
+        " directory is NAME in --out (default: the network of edge, with variants of a former recipe)",
+    )
+    add(
+        "--table",
+        action="store_true",
+        help="train nothing; print the scores of all finished runs in --out, of whichever process",
+    )
     add("--epochs", type=positive, default=8, metavar="N", help="epochs per variant (default: 8)")
     add(
         "--hold-out",
@@ -181,7 +336,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only",
         type=names,
         metavar="LIST",
-        help="variants to train, separated by commas (default: all, listed below)",
+        help="variants to train, separated by commas (default: all of the first list below, or with --network all of the"
+        " second)",
     )
     return parser
 
@@ -192,11 +348,11 @@ def _groups(data: Data, hold_out: str) -> np.ndarray:
     return group(data.images["train"], data.labels["train"])
 
 
-def _held_out(groups: np.ndarray, hold_out: str, seed: int) -> np.ndarray:
-    """Return whether each training slice is held out, bool (N,): a fold per seed, or always the same chains."""
+def _held_out(groups: np.ndarray, hold_out: str, seed: int, fold: int | None = None) -> np.ndarray:
+    """Return whether each training slice is held out, bool (N,): those of a fold, or always the same chains."""
     if hold_out == "chains":
         return held_out(groups)
-    mask: np.ndarray = folds(groups, FOLDS) == (seed - 1) % FOLDS
+    mask: np.ndarray = folds(groups, FOLDS) == (fold or _own_fold(seed)) - 1
     return mask
 
 
@@ -224,7 +380,7 @@ def _with_train_slices(data: Data, mask: np.ndarray) -> Data:
 
 def measure_variant(
     name: str,
-    recipe: EdgeRecipe,
+    recipe: Recipe | Mapping[str, EdgeRecipe],
     seed: int,
     data: Data,
     holdout: Data,
@@ -234,12 +390,14 @@ def measure_variant(
     *,
     hold_out: str = "chains",
     scans: Sequence[ScanCrops] = (),
+    network: str | None = None,
+    fold: int | None = None,
 ) -> dict[str, float]:
     """Train a variant with a seed and measure it, unless its scores exist.
 
     Args:
         name: of the variant, for its directory and its output lines.
-        recipe: of the variant.
+        recipe: of the variant; for an average of networks one for each stage.
         seed: of the training.
         data: the data to train and validate on.
         holdout: the data whose training split was held out.
@@ -248,6 +406,8 @@ def measure_variant(
         device: where the network is trained.
         hold_out: how the held-out slices were chosen, one of HOLD_OUT.
         scans: crops of real scans, to measure the network on.
+        network: the stage whose network is trained, as given with --network; None for the small one.
+        fold: the number of the held-out fold; None for the seed's own.
 
     Returns:
         Accuracies, 0 to 1, by the keys of SCORES and with crops of SCAN_SCORES, and those of OTHER_SCORES.
@@ -255,9 +415,12 @@ def measure_variant(
     Raises:
         RunError: the existing scores are of another recipe, data set or number of epochs.
     """
-    directory = out / name.replace(" ", "_") / f"seed-{seed}"
-    file = directory / "scores.json"
-    about = {"data_md5": data.md5, "epochs": epochs, "method": recipe.stored_settings()}
+    run = f"{name.replace(' ', '_')}/{run_name(seed, fold)}"
+    file = (out / network if network else out) / run / "scores.json"
+    members = recipe if isinstance(recipe, Mapping) else {network or "edge": recipe}
+    settings = {stage: member.stored_settings() for stage, member in members.items()}
+    method: dict[str, Any] = settings if len(settings) > 1 else next(iter(settings.values()))
+    about = {"data_md5": data.md5, "epochs": epochs, "method": method}
     if hold_out == "scans":
         about["hold_out"] = hold_out
     if file.exists():
@@ -281,42 +444,104 @@ def measure_variant(
             )
         return stored
 
+    networks = []
+    for member, its_recipe in members.items():
+        stage = STAGES[member]
+        if network is None and isinstance(its_recipe, EdgeRecipe) and not its_recipe.reoriented:
+            stage = replace(stage, network="edge")
+        label = name if len(members) == 1 else f"{name}, {member}"
+        directory = (out / member if network else out) / run
+        checkpoint = train_network(label, stage, its_recipe, seed, data, epochs, directory, device)
+        networks.append(network_on(checkpoint, device))
+    scores = score(networks, data, holdout, scans)
+    record.write_json(file, about | scores)
+    values = ", ".join(f"{key} {value}" for key, value in scores.items())
+    print(f"{name}, {run_name(seed, fold).replace('-', ' ')}: {values}", flush=True)
+    return scores
+
+
+def train_network(
+    label: str,
+    stage: Stage,
+    recipe: Recipe,
+    seed: int,
+    data: Data,
+    epochs: int,
+    directory: Path,
+    device: torch.device,
+) -> Checkpoint:
+    """Train a network, unless its finished checkpoint exists.
+
+    Args:
+        label: what the output lines begin with.
+        stage: for the network.
+        recipe: how it is trained.
+        seed: of the training.
+        data: the data to train and validate on.
+        epochs: number of epochs.
+        directory: for the checkpoint.
+        device: where the network is trained.
+    """
+
     def report(line: str) -> None:
-        print(f"{name}, {line}", flush=True)
+        print(f"{label}, {line}", flush=True)
 
     config = TrainConfig(seed, 128, epochs, "none")
-    stage = STAGES["edge"]
-    if not recipe.reoriented:
-        stage = replace(stage, network="edge")
-    checkpoint = fit.fit(stage, data, config, device, directory, recipe=recipe, report=report)
-    network = fit.network_of(checkpoint).to(device)
+    return fit.fit(stage, data, config, device, directory, recipe=recipe, report=report)
+
+
+def network_on(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """Build the network of a checkpoint on a device."""
+    return fit.network_of(checkpoint).to(device)
+
+
+def score(
+    networks: Sequence[nn.Module],
+    data: Data,
+    holdout: Data | None,
+    scans: Sequence[ScanCrops] = (),
+) -> dict[str, float]:
+    """Measure a network, or the mean probability of several.
+
+    Args:
+        networks: on their device.
+        data: for its validation split.
+        holdout: the data whose training split was held out; None for none.
+        scans: crops of real scans.
+
+    Returns:
+        See `measure_variant`. Without `holdout`, the scores of the held-out slices are missing.
+    """
+
+    def answers(logits: Sequence[np.ndarray]) -> np.ndarray:
+        if len(logits) == 1:
+            return logits[0]
+        return mean_probabilities([fit.probabilities(z) for z in logits])
 
     def accuracy(images: np.ndarray, labels: np.ndarray) -> float:
-        return float((fit.evaluate(network, images).argmax(1) == labels).mean())
+        logits = [fit.evaluate(network, images) for network in networks]
+        return float((answers(logits).argmax(1) == labels).mean())
 
+    scores: dict[str, float] = {}
+    if holdout is not None:
+        images, held_out_labels = holdout.network_images("train"), holdout.labels["train"]
+        held_out_logits = [fit.evaluate(network, images) for network in networks]
+        scores["held_out"] = float((answers(held_out_logits).argmax(1) == held_out_labels).mean())
     val, labels = data.network_images("val"), data.labels["val"]
     rows = np.linspace(0, len(labels) - 1, min(CORRUPTED, len(labels))).round().astype(int)
-    held_out_logits = fit.evaluate(network, holdout.network_images("train"))  # (N, classes)
-    scores = {
-        "held_out": float((held_out_logits.argmax(1) == holdout.labels["train"]).mean()),
-        "val": accuracy(val, labels),
-        "val_mirrored": accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels),
-    }
+    scores["val"] = accuracy(val, labels)
+    scores["val_mirrored"] = accuracy(np.ascontiguousarray(val[:, :, ::-1]), labels)
     corrupted = [accuracy(corrupt(val[rows], c, SEVERITY), labels[rows]) for c in CORRUPTIONS]
     scores["val_corrupted"] = float(np.mean(corrupted))
-    for scan in {crops.scan for crops in scans}:
-        scores[scan] = float(
-            np.mean(
-                [
-                    (packed_logits(network, c.images).argmax(1) == c.labels).mean()
-                    for c in scans
-                    if c.scan == scan
-                ]
-            )
-        )
-    scores["temperature"] = fit_temperature([held_out_logits], holdout.labels["train"])
-    record.write_json(file, about | scores)
-    report(f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in scores.items()))
+    for scan in {crops.scan: None for crops in scans}:
+        of_scan = [
+            (answers([packed_logits(n, c.images) for n in networks]).argmax(1) == c.labels).mean()
+            for c in scans
+            if c.scan == scan
+        ]
+        scores[scan] = float(np.mean(of_scan))
+    if holdout is not None:
+        scores["temperature"] = fit_temperature(held_out_logits, held_out_labels)
     return scores
 
 
@@ -328,24 +553,48 @@ def packed_logits(network: nn.Module, images: np.ndarray) -> np.ndarray:
     return logits
 
 
-def table(out: Path, variants: Sequence[str], seeds: int, *, scans: bool = False) -> str:
-    """Format mean and standard deviation over the seeds as a Markdown table.
+def table(
+    out: Path, variants: Sequence[str], runs: Sequence[str] | None = None, *, scans: bool = False
+) -> str:
+    """Format mean and standard deviation over runs as a Markdown table.
 
     Args:
-        out: directory of the ablation.
+        out: directory of the ablation, or of the network in it.
         variants: their names, one row each.
-        seeds: number of seeds, counted from 1.
-        scans: whether they were measured on scans.
+        runs: names of their directories, see `run_name`. None for all finished ones: variants without any have no row, and
+            a column counts the runs.
+        scans: whether they were measured on scans; found out if `runs` is None.
+
+    Raises:
+        RunError: there are no finished runs, or they cannot be compared.
     """
-    columns = SCORES | (SCAN_SCORES if scans else {}) | OTHER_SCORES
-    lines = [f"| variant | {' | '.join(columns.values())} |", "|---" * (1 + len(columns)) + "|"]
+    rows = {}
     for name in variants:
-        files = [
-            out / name.replace(" ", "_") / f"seed-{k}" / "scores.json" for k in range(1, seeds + 1)
-        ]
-        rows = [record.read_json(file) for file in files]
-        cells = [_cell([row[key] for row in rows]) for key in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        directory = out / name.replace(" ", "_")
+        files = (
+            sorted(directory.glob("seed-*/scores.json"))
+            if runs is None
+            else [directory / run / "scores.json" for run in runs]
+        )
+        if files:
+            rows[name] = [record.read_json(file) for file in files]
+        for file, row in zip(files, rows.get(name, []), strict=True):
+            if not set(SCORES | OTHER_SCORES) <= set(row):
+                raise RunError(f"{file}: of an earlier version; use another --out")
+    if runs is None:
+        ways = {(row["epochs"], row.get("hold_out")) for scored in rows.values() for row in scored}
+        if len(ways) != 1:
+            found = "runs with different --epochs or --hold-out" if ways else "no finished runs"
+            raise RunError(f"{out}: {found}; use another --out")
+        scans = all(set(SCAN_SCORES) <= set(row) for scored in rows.values() for row in scored)
+    columns = SCORES | (SCAN_SCORES if scans else {}) | OTHER_SCORES
+    counted = ["runs"] if runs is None else []
+    titles = ["variant", *counted, *columns.values()]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, scored in rows.items():
+        cells = [_cell([row[key] for row in scored]) for key in columns]
+        count = [str(len(scored))] if runs is None else []
+        lines.append(f"| {' | '.join([name, *count, *cells])} |")
     return "\n".join(lines)
 
 

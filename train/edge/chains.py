@@ -45,6 +45,50 @@ def chains(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return chain_numbers
 
 
+# nearest slices among which the one on the other side is searched
+CANDIDATES = 8
+
+
+def neighbors(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Find the slices before and after each slice, in the same chain.
+
+    One neighbor is the nearest slice. The other is the nearest of those for which the slice lies in between: they are
+    farther from the first neighbor than from the slice, and farther from it than the slice is. The order of the two means nothing.
+
+    Args:
+        images: uint8 (N, S, S).
+        labels: class indices, int (N,).
+
+    Returns:
+        Indices of slices of the same class that are closer than NEAR, int64 (N, 2). A slice without such a neighbor is
+        its own.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    limit = NEAR * np.sqrt(flat.shape[1])
+    table = np.repeat(np.arange(len(images))[:, None], 2, 1)  # (N, 2)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) == 1:
+            continue
+        slices = flat[members]
+        count = min(CANDIDATES, len(members) - 1)
+        search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(slices)
+        # without slices, the search leaves each slice itself out
+        distance, nearest = search.kneighbors()  # (members, count) each
+        has_first = distance[:, 0] < limit
+        table[members[has_first], 0] = members[nearest[has_first, 0]]
+        first, missing = slices[nearest[:, 0]], has_first.copy()
+        for k in range(1, count):
+            to_first = np.sqrt(((slices[nearest[:, k]] - first) ** 2).sum(1))
+            between = (to_first > distance[:, k]) & (to_first > distance[:, 0])
+            found = missing & between & (distance[:, k] < limit)
+            table[members[found], 1] = members[nearest[found, k]]
+            missing &= ~found
+    return table
+
+
 def held_out(chain: np.ndarray, share: float = 0.25, seed: int = 7) -> np.ndarray:
     """Choose the chains to hold out.
 

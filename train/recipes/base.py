@@ -20,6 +20,11 @@ class Recipe(Protocol):
         ...
 
     @property
+    def thick_slices(self) -> float | None:
+        """Probability that a slice is averaged with its neighbors before `prepare`; None or 0 for never."""
+        ...
+
+    @property
     def augmentation(self) -> str:
         """Whether and how slices are augmented, as the report shows it."""
         ...

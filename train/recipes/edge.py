@@ -58,6 +58,10 @@ class EdgeRecipe:
     contrast: float | None = None
     # whether half of the slices are blurred; 1 or None
     blur: float | None = None
+    # probability of bright and dark lines, see edge_augment.streaks
+    streaks: float | None = None
+    # probability of an average with the neighbors of the same scan, see edge_augment.thick_slices
+    thick_slices: float | None = None
     # share of slices that are replaced by images of no organ, whose target is every class alike
     negatives: float | None = None
     # share of slices that are reoriented, for networks with a second output, see edge_augment.reorient
@@ -117,6 +121,8 @@ class EdgeRecipe:
             )  # targets (N, classes + 9)
         if self.contrast:
             x = augment.squeeze_contrast(x, self.contrast, generator)
+        if self.streaks:
+            x = augment.streaks(x, self.streaks, generator)
         if self.intensity:
             x = augment.intensity(x, self.intensity, generator)
         if self.blur:
@@ -131,15 +137,28 @@ class EdgeRecipe:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the summed cross-entropy with label smoothing, and that of the orientations if there are any."""
+        loss = self.class_loss(logits, targets)
+        return loss + self.orientation_loss(logits, targets) if self.reoriented else loss
+
+    def class_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the summed cross-entropy of the classes, with label smoothing; see `Recipe.loss`."""
         if not self.reoriented:
+            # a second output is not trained
+            logits = logits[:, : targets.shape[1]]
             return F.cross_entropy(logits, targets, label_smoothing=self.smoothing, reduction="sum")
         classes = logits.shape[1] - ORIENTATIONS
         # slices without a class as target do not count
         total = targets[:, :classes].sum(1, keepdim=True)
         smoothed = (1 - self.smoothing) * targets[:, :classes] + self.smoothing * total / classes
-        loss = -(smoothed * logits[:, :classes].log_softmax(1)).sum()
+        return -(smoothed * logits[:, :classes].log_softmax(1)).sum()
+
+    def orientation_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the weighted, summed cross-entropy of the orientations: 0 if slices are not reoriented."""
+        if not self.reoriented:
+            return logits.new_zeros(())
+        classes = logits.shape[1] - ORIENTATIONS
         orientation = F.cross_entropy(logits[:, classes:], targets[:, classes:], reduction="sum")
-        return loss + (self.orientation_weight or 1) * orientation
+        return (self.orientation_weight or 1) * orientation
 
     def stored_settings(self) -> dict[str, float | str]:
         """Return the settings as checkpoints store them."""

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# lines per slice at most, see `streaks`
+STREAKS = 4
+
 
 def shift(x: Tensor, max_pixels: int, generator: torch.Generator) -> Tensor:
     """Shift slices by up to `max_pixels` whole pixels along each axis. Edge pixels are repeated."""
@@ -95,6 +98,55 @@ def squeeze_contrast(x: Tensor, least: float, generator: torch.Generator) -> Ten
     soft = low + (x - low) * factor
     bone = top + (x - high) * (1 - top) / (1 - high)
     return torch.where(x < low, x, torch.where(x < high, soft, bone))
+
+
+def thick_slices(
+    x: Tensor, neighbors: Tensor, probability: float, generator: torch.Generator
+) -> Tensor:
+    """Average slices with the slices before and after them, as in scans of thick slices.
+
+    Args:
+        x: slices.
+        neighbors: normalized, float32 (N, 2, S, S): the slices before and after each; see `train.edge.chains.neighbors`.
+        probability: of a change, per slice. Each neighbor then has a share of up to a third, the same for both.
+        generator: see the module.
+    """
+    draws = torch.rand(len(x), 2, 1, 1, generator=generator, device=x.device)
+    share = (draws[:, :1] / 3) * (draws[:, 1:] < probability)  # (N, 1, 1, 1)
+    return x + share * (neighbors.sum(1, keepdim=True) - 2 * x)
+
+
+def streaks(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Draw bright and dark lines through or near a bright spot, as metal and the edge of a table cause them.
+
+    A slice gets one to STREAKS lines of random angle, 1 to 3 pixels wide, that change the gray values by 0.1 to 0.6. The
+    lines of a slice meet within 2 pixels of one of its brightest pixels.
+
+    Args:
+        x: slices.
+        probability: of a change, per slice.
+        generator: see the module.
+    """
+    n, size = len(x), x.shape[-1]
+    # noise chooses among the bright pixels
+    noisy = x + 0.3 * torch.rand(x.shape, generator=generator, device=x.device)
+    spot = noisy.flatten(1).argmax(1)
+    draws = torch.rand(n, STREAKS, 5, 1, 1, generator=generator, device=x.device).unbind(2)
+    offset = torch.rand(2, n, 1, 1, 1, generator=generator, device=x.device) * 4 - 2
+    drawn = torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < probability
+    pixels = torch.arange(size, device=x.device)
+    down = pixels[:, None] - (spot // size)[:, None, None, None] - offset[0]  # (N, 1, S, 1)
+    across = pixels[None, :] - (spot % size)[:, None, None, None] - offset[1]  # (N, 1, 1, S)
+    angle = draws[0] * math.pi  # (N, STREAKS, 1, 1)
+    distance = (down * angle.cos() - across * angle.sin()).abs()  # (N, STREAKS, S, S)
+    width = 1 + 2 * draws[1]
+    # the share of a pixel that the line covers
+    inside = ((width + 1) / 2 - distance).clamp(0, 1)
+    amplitude = (0.1 + 0.5 * draws[2]) * torch.where(draws[3] < 0.5, -1.0, 1.0)
+    # the first line is always drawn, each other one in half of the slices
+    first = (torch.arange(STREAKS, device=x.device) == 0)[:, None, None]
+    lines = (inside * amplitude * ((draws[4] < 0.5) | first)).sum(1, keepdim=True)
+    return torch.where(drawn, (x + lines).clamp(-1, 1), x)
 
 
 def intensity(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:

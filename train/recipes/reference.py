@@ -19,6 +19,7 @@ class ReferenceRecipe:
 
     augmented: bool = False
     ema_decay: float | None = None
+    thick_slices: float | None = None
 
     @property
     def augmentation(self) -> str:
