@@ -402,6 +402,12 @@ def test_neighbors_are_of_the_same_class_and_chain():
         np.array([0, 33, 200])[:, None, None] * np.ones((1, 28, 28), np.uint8), np.zeros(3, int)
     )
     assert far.tolist() == [[0, 0], [1, 1], [2, 2]]
+    # the slice on the other side is farther than 33 grays, too
+    one_side = neighbors(
+        np.array([0, 30, 70], np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8),
+        np.zeros(3, int),
+    )
+    assert one_side.tolist() == [[1, 0], [0, 1], [2, 2]]
 
 
 def test_thick_slices_average_training_slices_alone_and_leave_other_recipes_alone(
