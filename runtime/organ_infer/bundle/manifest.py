@@ -48,9 +48,7 @@ SEAL_PREFIX = "sha256 of this file with zeros here: "
 SEAL_PATTERN = re.compile(SEAL_PREFIX + "([0-9a-f]{64})")
 
 # The keys in the order in which they are written.
-ORDER = (
-    "format name task input members combine temperature plausibility fast metrics training card license"
-)
+ORDER = "format name task input members combine temperature plausibility fast metrics training card license"
 # Keys that a manifest may leave out. Readers of earlier versions refuse them, so they are written only with a value.
 OPTIONAL = {"fast", "plausibility"}
 
