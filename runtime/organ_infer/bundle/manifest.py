@@ -522,12 +522,11 @@ class _Reader(FieldReader):
             raise self.refuse(
                 "fast.stage", "the stage of exactly one member: " + ", ".join(stages), fast.stage
             )
-        if (fast.plausibility is None) != (manifest.plausibility is None):
-            raise self.refuse(
-                "fast.plausibility",
-                "null without plausibility" if fast.plausibility else "an object like plausibility",
-                fast.plausibility and asdict(fast.plausibility),
-            )
+        key = "fast.plausibility"
+        if fast.plausibility is None and manifest.plausibility is not None:
+            raise self.refuse(key, "an object like plausibility", None)
+        if fast.plausibility is not None and manifest.plausibility is None:
+            raise self.refuse(key, "null without plausibility", asdict(fast.plausibility))
 
     def card(self, value: Any, key: str) -> Card:
         parts = self.keys(value, key, Card)
