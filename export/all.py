@@ -35,6 +35,7 @@ class ExportOptions:
         merged: The file for one graph of all members. None: no such graph.
         resample: How the bundle resamples slices. None: as in training.
         temperature: Divides the logits. None: fitted on corrupted validation slices.
+        fast_member: The stage that the bundle names for --fast of the runtime. None: the best on validation.
         force: Whether existing files are replaced without a note.
     """
 
@@ -46,6 +47,7 @@ class ExportOptions:
     merged: Path | None
     resample: str | None = None
     temperature: float | None = None
+    fast_member: str | None = None
     force: bool = False
 
 
@@ -191,6 +193,11 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         help="divide the logits by T, such as the temperature that python -m train.edge.ablate fits on held-out slices"
         " (default: fitted on corrupted validation slices)",
     )
+    add(
+        "--fast-member",
+        metavar="STAGE",
+        help="the network that organ-infer --fast runs alone, of the bundle's several (default: the best on validation)",
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -206,6 +213,7 @@ def _parse(arguments: list[str] | None) -> ExportOptions:
         merged=values.merged,
         resample=values.resample,
         temperature=values.temperature,
+        fast_member=values.fast_member,
         force=values.force,
     )
 
@@ -304,6 +312,7 @@ def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOpt
         raise RunError(
             f"--checkpoint: stage {repeated} is given twice; with --bundle, --merged and --out pass each stage once"
         )
+    _check_fast_member(stages, options)
     first = checkpoints[0]
     for checkpoint in checkpoints:
         for text, value, expected in (
@@ -318,6 +327,22 @@ def _check_checkpoints(checkpoints: Sequence[CheckpointFile], options: ExportOpt
                     f"{checkpoint.path}: {text.format(value)}, but {first.path}: {text.format(expected)}; export them"
                     " separately"
                 )
+
+
+def _check_fast_member(stages: Sequence[str], options: ExportOptions) -> None:
+    """Raise RunError if --fast-member names no stage of a bundle of several."""
+    from train.errors import RunError
+
+    if options.fast_member is None:
+        return
+    if options.bundle is None or len(stages) == 1:
+        raise RunError(
+            "--fast-member: needs --bundle and several checkpoints; leave it out, one network is always used alone"
+        )
+    if options.fast_member not in stages:
+        raise RunError(
+            f"--fast-member: no checkpoint of stage {options.fast_member!r}; choose from {', '.join(stages)}"
+        )
 
 
 def _kind(smoke: bool) -> str:
@@ -465,6 +490,7 @@ def _write_bundle(
         calibration.variant_slices(data),
         precisions=tuple(PRECISIONS) if options.precisions is None else options.precisions,
         temperature=options.temperature,
+        fast_member=options.fast_member,
     )
     print(f"{directory}: {len(members)} members, validation accuracy {val_metrics.accuracy:.4f}")
 

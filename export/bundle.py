@@ -7,38 +7,27 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 
 from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo
+from export.calibrated import Calibrated, best_member, calibrate
 from export.golden import add_golden
-from export.member import ORIENTATION as ORIENTATION_OUTPUT
 from export.member import ExportError
 from export.merge import check_same_outputs
 from export.model_card import model_card
-from export.temperature import (
-    Labeled,
-    fit_temperature,
-    mean_softmax,
-    why_higher,
-    why_rejected,
-)
 from export.variants import PRECISIONS, Slices, Variant, make_variants
-from organ_infer.evaluation.calibration import expected_calibration_error
 
 if TYPE_CHECKING:
-    from organ_infer.bundle.files import Manifest, Member, Plausibility
+    from organ_infer.bundle.files import Fast, Manifest, Member
 
 # Level and width, HU. MedMNIST's abdominal window is 40/400, but crops of real scans are named more often correctly through
 # this one (docs/results/robustness.md).
 WINDOW = (25, 450)
 LICENSE = "CC BY 4.0 (MedMNIST v2)"
-# share of the validation slices whose plausibility is below the threshold of the manifest
-IMPLAUSIBLE_SHARE = 0.01
 OWN_LICENSE = "not stated; that of the slices it was trained on"
 
 
@@ -50,21 +39,6 @@ class Trained:
     file: Path
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """The metrics of the average of the variants that are listed first.
-
-    Attributes:
-        accuracy: 0 to 1.
-        ece: The expected calibration error with the temperature.
-        ece_uncalibrated: The expected calibration error without it.
-    """
-
-    accuracy: float
-    ece: float
-    ece_uncalibrated: float
-
-
 def write_bundle(
     directory: Path,
     info: BundleInfo,
@@ -73,12 +47,14 @@ def write_bundle(
     *,
     precisions: Sequence[str] = tuple(PRECISIONS),
     temperature: float | None = None,
+    fast_member: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Write a bundle and check that the runtime opens it. It appears whole or not at all.
 
     The temperature is fitted to the variants that are listed first; it is 1 if that makes validation worse. Their metrics on validation with this temperature
-    are added to the manifest's as `val_as_listed`.
+    are added to the manifest's as `val_as_listed`. Of several members, one is named that is used alone if speed is preferred, with its own
+    temperature, threshold and metrics.
 
     Args:
         directory: Where the bundle appears. An existing directory is replaced: call `check_place` first.
@@ -87,6 +63,7 @@ def write_bundle(
         slices: What the variants are converted, measured and calibrated with.
         precisions: Names of the precisions to try. fp32 is always included.
         temperature: Used instead of a fitted one.
+        fast_member: The stage of the member that is used alone if speed is preferred. None: the best on validation.
         report: Called with one line per step.
 
     Returns:
@@ -103,7 +80,9 @@ def write_bundle(
     building = stack.enter_context(atomic_directory(directory, replace=True))
     try:
         with stack:
-            _write_files(building, info, members, slices, precisions, temperature, report)
+            _write_files(
+                building, info, members, slices, precisions, temperature, fast_member, report
+            )
     except OSError as e:
         raise ExportError(
             f"{directory}: the bundle cannot be written ({e.strerror}); name another directory"
@@ -120,10 +99,11 @@ def _write_files(
     slices: Slices,
     precisions: Sequence[str],
     given_temperature: float | None,
+    fast_member: str | None,
     report: Callable[[str], None],
 ) -> None:
     """Write every file of the bundle to the directory `building`."""
-    entries, logits, fitting_logits, orientations = [], [], [], []
+    entries, listed = [], []
     failed: dict[str, list[str]] = {}
     graphs = {member.stage: _read_graph(member.file) for member in members}
     check_same_outputs(graphs)
@@ -142,65 +122,54 @@ def _write_files(
         if failures:
             failed[member.stage] = failures
         entries.append(_write_variants(building, member.stage, variants))
-        listed = variants[0]
-        assert listed.fitting_logits is not None
-        logits.append(listed.logits)
-        fitting_logits.append(listed.fitting_logits)
-        if listed.orientation is not None:
-            orientations.append(listed.orientation)
+        listed.append(variants[0])
 
-    fitting_labels = slices.fitted_on[1] if slices.fitted_on else slices.labels
-    temperature, rejected = given_temperature, ""
-    if temperature is None:
-        temperature = fit_temperature(fitting_logits, fitting_labels)
-        rejected = why_rejected(
-            temperature, Labeled(fitting_logits, fitting_labels), Labeled(logits, slices.labels)
-        )
-    if rejected:
-        temperature = 1.0
-        report(f"{rejected}; it stays 1")
-    measured = _measure_listed(logits, slices.labels, temperature)
-    higher = why_higher(measured.ece_uncalibrated, measured.ece) if slices.fitted_on else ""
-    report(
-        f"temperature {temperature:g}: ECE on validation {measured.ece:.4f}, "
-        f"without it {measured.ece_uncalibrated:.4f}{f'; {higher}' if higher else ''}"
-    )
-    listed_metrics = asdict(measured) | ({"temperature_rejected": rejected} if rejected else {})
-    info = replace(info, metrics={**info.metrics, "val_as_listed": listed_metrics})
+    chosen = calibrate(listed, slices, given_temperature, report)
+    info = replace(info, metrics={**info.metrics, "val_as_listed": chosen.metrics})
     if given_temperature is not None:
         info = replace(info, training={**info.training, "temperature_fitted_on": GIVEN_TEMPERATURE})
-    plausibility = _plausibility(orientations)
-    if plausibility is not None:
-        report(
-            f"plausibility threshold {plausibility.threshold:g}: {IMPLAUSIBLE_SHARE:.0%} of the validation slices are"
-            " below it"
-        )
+    fast = _fast(entries, listed, slices, given_temperature, fast_member, report)
     if failed:
         # a run that finds this key repeats the conversion
         info = replace(info, training={**info.training, "failed_conversions": failed})
 
     card = building / "MODEL_CARD.md"
-    card.write_text(model_card(info, entries, temperature, plausibility), encoding="utf-8")
-    manifest = _manifest(info, entries, temperature, plausibility, card)
+    card.write_text(
+        model_card(info, entries, chosen.temperature, chosen.plausibility, fast), encoding="utf-8"
+    )
+    manifest = _manifest(info, entries, chosen, fast, card)
     (building / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     # This opens the bundle, so a bundle that the runtime refuses is never written.
     add_golden(building)
 
 
-def _plausibility(orientations: Sequence[np.ndarray]) -> Plausibility | None:
-    """Return the manifest's entry, with the threshold of the members' mean plausibility on validation.
+def _fast(
+    entries: Sequence[Member],
+    listed: Sequence[Variant],
+    slices: Slices,
+    temperature: float | None,
+    stage: str | None,
+    report: Callable[[str], None],
+) -> Fast | None:
+    """Return the manifest's entry of the member that is used alone, with what is chosen and measured for it alone.
 
     Args:
-        orientations: float32 (N, 9) of each member's variant that is listed first, of the validation slices.
+        entries: The manifest's members.
+        listed: The variant of each member that is listed first.
+        slices: The slices that the variants were measured with.
+        temperature: Used instead of a fitted one.
+        stage: The stage of the member. None: the best on validation.
+        report: Called with one line per choice.
     """
-    from organ_infer.bundle.files import Plausibility
+    from organ_infer.bundle.files import Fast
 
-    if not orientations:
+    if len(entries) == 1:
         return None
-    plausibility = np.mean([orientation[:, 0] for orientation in orientations], axis=0)
-    # A value that a slice has, so that no more than this share is below it.
-    threshold = float(np.quantile(plausibility, IMPLAUSIBLE_SHARE, method="lower"))
-    return Plausibility(ORIENTATION_OUTPUT, min(threshold, 1.0))
+    stage = stage or best_member(entries).stage
+    variant = next(v for e, v in zip(entries, listed, strict=True) if e.stage == stage)
+    report(f"{stage}: the fast member, accuracy on validation {variant.val_accuracy:.4f}")
+    alone = calibrate([variant], slices, temperature, lambda line: report(f"{stage} alone: {line}"))
+    return Fast(stage, alone.temperature, alone.plausibility, {"val_as_listed": alone.metrics})
 
 
 def _read_graph(path: Path) -> onnx.ModelProto:
@@ -238,29 +207,11 @@ def _write_variants(building: Path, stage: str, variants: Sequence[Variant]) -> 
     return replace(entries[0], alternatives=tuple(entries[1:]))
 
 
-def _measure_listed(
-    logits: Sequence[np.ndarray], labels: np.ndarray, temperature: float
-) -> _Listed:
-    """Compute the metrics of the average.
-
-    Args:
-        logits: (N, classes) of each member's variant that is listed first.
-        labels: int (N,).
-        temperature: Divides the logits.
-    """
-    probabilities = mean_softmax(logits, temperature)
-    return _Listed(
-        accuracy=float((probabilities.argmax(1) == labels).mean()),
-        ece=expected_calibration_error(probabilities, labels),
-        ece_uncalibrated=expected_calibration_error(mean_softmax(logits), labels),
-    )
-
-
 def _manifest(
     info: BundleInfo,
     entries: Sequence[Member],
-    temperature: float,
-    plausibility: Plausibility | None,
+    chosen: Calibrated,
+    fast: Fast | None,
     card: Path,
 ) -> Manifest:
     from organ_infer.bundle.files import Card, Input, Manifest, Task, sha256_of
@@ -285,8 +236,9 @@ def _manifest(
         ),
         members=tuple(entries),
         combine="mean_probability",
-        temperature=temperature,
-        plausibility=plausibility,
+        temperature=chosen.temperature,
+        plausibility=chosen.plausibility,
+        fast=fast,
         metrics=info.metrics,
         training=info.training,
         card=Card(file=card.name, sha256=sha256_of(card)),

@@ -20,11 +20,13 @@ import numpy as np
 from export.console import run_command
 
 if TYPE_CHECKING:
-    from organ_infer.bundle.files import Input, Manifest, Member
+    from organ_infer.bundle.files import Input, Manifest, Member, UnverifiedBundle
 
 
 def add_golden(bundle: Path) -> None:
     """Run the variants of each device on the golden slices, all with onnxruntime on this CPU, and store the results.
+
+    The fast member, if there is one, gets its own.
 
     Args:
         bundle: A directory with manifest.json, which is replaced atomically.
@@ -34,17 +36,29 @@ def add_golden(bundle: Path) -> None:
         DeviceError: onnxruntime is missing or refuses a graph.
         OSError: The manifest cannot be written.
     """
-    from organ_infer.bundle.files import open_bundle, read_manifest
+    from organ_infer.bundle.fast import fast_bundle
+    from organ_infer.bundle.files import list_bundle
+
+    listed = list_bundle(bundle)
+    manifest = listed.manifest
+    fast = manifest.fast
+    if fast is not None:
+        fast = replace(fast, metrics={**fast.metrics, **_golden_metrics(fast_bundle(listed))})
+    metrics = {**manifest.metrics, **_golden_metrics(listed)}
+    _replace_manifest(bundle, replace(manifest, metrics=metrics, fast=fast))
+
+
+def _golden_metrics(bundle: UnverifiedBundle) -> dict[str, dict[str, list[str]]]:
+    """Return the golden answers of a bundle by key and device, as `metrics` stores them."""
     from organ_infer.bundle.golden import GOLDEN, GOLDEN_ORIENTATION
 
-    manifest = read_manifest(bundle)
-    packed = _packed_slices(manifest.input)
+    packed = _packed_slices(bundle.manifest.input)
     golden: dict[str, dict[str, list[str]]] = {}
     for device in ("cpu", "cuda"):
-        rows = _golden_strings(manifest, open_bundle(bundle, device).graphs, packed)
+        rows = _golden_strings(bundle.manifest, bundle.verified(device).graphs, packed)
         for key, strings in zip((GOLDEN, GOLDEN_ORIENTATION), rows, strict=False):
             golden.setdefault(key, {})[device] = strings
-    _replace_manifest(bundle, replace(manifest, metrics={**manifest.metrics, **golden}))
+    return golden
 
 
 def _packed_slices(spec: Input) -> np.ndarray:

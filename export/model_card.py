@@ -10,7 +10,7 @@ from export.bundle_info import GIVEN_TEMPERATURE, ORIENTATION, BundleInfo, OwnSl
 from export.temperature import why_higher
 
 if TYPE_CHECKING:
-    from organ_infer.bundle.files import Member, Plausibility
+    from organ_infer.bundle.files import Fast, Member, Plausibility
 
 DIRECTIONS = {"L": "left", "R": "right", "A": "front", "P": "back", "H": "head", "F": "feet"}
 
@@ -20,6 +20,7 @@ def model_card(
     members: Sequence[Member],
     temperature: float,
     plausibility: Plausibility | None = None,
+    fast: Fast | None = None,
 ) -> str:
     """Write the model card: what the bundle is, its data, its metrics and its limits.
 
@@ -29,6 +30,7 @@ def model_card(
         members: The manifest's members, with their alternatives.
         temperature: Divides the logits.
         plausibility: The manifest's, or None if the networks do not know when not to answer.
+        fast: The manifest's, or None if there is one network.
 
     Returns:
         The card as Markdown.
@@ -60,7 +62,7 @@ These are the figures of the float32 networks, before calibration. {_variants(me
 Together the listed variants reach {_number(listed["accuracy"])} on validation.
 
 {_calibration(info, temperature)}
-
+{_fast(fast)}
 ## Data
 
 {text.data}
@@ -187,6 +189,22 @@ def _variants(members: Sequence[Member]) -> str:
         )
         accuracies.append(f"`{member.stage}` {variants}")
     return f"Accuracy of each variant on validation, the one listed for CPUs first: {'; '.join(accuracies)}."
+
+
+def _fast(fast: Fast | None) -> str:
+    """Return a paragraph about the member that is used alone; empty if there is one network."""
+    if fast is None:
+        return ""
+    listed = fast.metrics["val_as_listed"]
+    threshold = (
+        ""
+        if fast.plausibility is None
+        else f" Its plausibility has the threshold {fast.plausibility.threshold:.4g}."
+    )
+    return (
+        f"\nThe fast member (`--fast`) is `{fast.stage}` alone: accuracy {_number(listed['accuracy'])} on validation,"
+        f" with the\ntemperature {fast.temperature:g}, ECE {_number(listed['ece'])}.{threshold}\n"
+    )
 
 
 def _calibration(info: BundleInfo, temperature: float) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,8 +15,12 @@ from export import bundle as writing
 from export import variants
 from export.bundle import Trained, check_place, paired, write_bundle
 from export.bundle_info import BundleInfo, OwnSlices
+from export.calibrated import best_member
 from export.member import ExportError
 from export.variants import Slices
+from organ_infer import OrganClassifier
+from organ_infer.bundle.files import read_manifest
+from organ_infer.bundle.golden import golden_answers, golden_slices
 from tests.support.tiny_graphs import SIZE, accept_every_variant, linear_graph, packed, softmax
 
 CLASSES = ["liver", "kidney-left", "kidney-right"]
@@ -73,8 +78,9 @@ def write(tmp_path, monkeypatch):
             "training": {"seed": 7},
             "name": "organamnist-tiny",
         }
+        options = {k: changes.pop(k) for k in ("temperature", "fast_member") if k in changes}
         info = BundleInfo(**(facts | changes))
-        return write_bundle(tmp_path / folder, info, trained, slices, report=report)
+        return write_bundle(tmp_path / folder, info, trained, slices, report=report, **options)
 
     return written
 
@@ -149,6 +155,69 @@ def ece(probabilities, labels):
     return total
 
 
+def accuracy(matrix):
+    return float(((packed(VAL) @ matrix).argmax(1) == VAL_LABELS).mean())
+
+
+# wrong on many slices of validation
+WORSE = BASE + np.random.default_rng(3).normal(size=BASE.shape).astype(np.float32)
+
+
+def test_the_fast_member_is_the_best_on_validation_with_its_own_temperature(write):
+    lines = []
+    bundle = write((None, WORSE, None), (2 * BASE, BASE, None), report=lines.append)
+    manifest = read_manifest(bundle)
+    alone = packed(OTHER) @ (2 * BASE)
+    assert accuracy(WORSE) < accuracy(BASE) - 0.1
+    assert manifest.fast.stage == "stage1" and manifest.fast.plausibility is None
+    assert manifest.fast.temperature == pytest.approx(
+        best_temperature([alone], OTHER_LABELS), rel=6e-3
+    )
+    assert abs(manifest.fast.temperature / manifest.temperature - 1) > 0.05
+    listed = manifest.fast.metrics["val_as_listed"]
+    after = softmax(packed(VAL) @ (2 * BASE) / manifest.fast.temperature)
+    assert listed["accuracy"] == pytest.approx(accuracy(BASE))
+    assert listed["ece"] == pytest.approx(ece(after, VAL_LABELS), abs=1e-5)
+    assert f"stage1: the fast member, accuracy on validation {accuracy(BASE):.4f}" in lines
+    assert any(
+        line.startswith(f"stage1 alone: temperature {manifest.fast.temperature:g}: ECE")
+        for line in lines
+    )
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert f"The fast member (`--fast`) is `stage1` alone: accuracy {accuracy(BASE):.4f}" in card
+    assert f"temperature {manifest.fast.temperature:g}, ECE {listed['ece']:.4f}." in card
+
+
+def test_another_fast_member_can_be_chosen_and_a_given_temperature_is_its_own_too(write):
+    bundle = write((None, WORSE, None), (None, BASE, None), fast_member="stage0", temperature=0.7)
+    manifest = read_manifest(bundle)
+    assert manifest.fast.stage == "stage0"
+    assert manifest.fast.temperature == manifest.temperature == 0.7
+
+
+def test_of_equally_good_members_the_fast_one_has_the_smaller_file():
+    sizes = [("a", 0.9, 30), ("b", 0.9, 20), ("c", 0.9, 25), ("d", 0.8, 10), ("e", None, 1)]
+    entries = [SimpleNamespace(stage=s, val_accuracy=a, bytes=b) for s, a, b in sizes]
+    assert best_member(entries).stage == "b" and best_member(entries[:1]).stage == "a"
+    assert best_member(entries[3:]).stage == "d"
+
+
+def test_a_bundle_of_one_network_has_no_fast_member(write):
+    bundle = write((None, BASE, None))
+    assert "fast" not in manifest_of(bundle)
+    assert "--fast" not in (bundle / "MODEL_CARD.md").read_text()
+
+
+def test_the_fast_member_has_golden_answers_of_its_own(write):
+    bundle = write((None, WORSE, None), (None, BASE, None))
+    for device in ("cpu", "cuda"):
+        with OrganClassifier(bundle, device="cpu", fast=True) as opened:
+            stored = golden_answers(opened.manifest, device)
+            answers = opened.predict_proba(golden_slices())
+        np.testing.assert_allclose(answers, stored, atol=1e-5)
+        assert not np.allclose(stored, golden_answers(read_manifest(bundle), device), atol=1e-3)
+
+
 def test_what_the_listed_variants_reach_is_measured_on_validation_with_the_temperature_and_without(
     write,
 ):
@@ -165,7 +234,8 @@ def test_what_the_listed_variants_reach_is_measured_on_validation_with_the_tempe
     assert listed["ece"] == pytest.approx(ece(after, VAL_LABELS), abs=1e-5)
     assert listed["ece_uncalibrated"] == pytest.approx(ece(before, VAL_LABELS), abs=1e-5)
     assert abs(listed["ece"] - listed["ece_uncalibrated"]) > 0.02
-    assert lines[-1].partition("; higher")[0] == (
+    (line,) = (line for line in lines if line.startswith("temperature"))
+    assert line.partition("; higher")[0] == (
         f"temperature {manifest['temperature']:g}: ECE on validation {listed['ece']:.4f}, "
         f"without it {listed['ece_uncalibrated']:.4f}"
     )

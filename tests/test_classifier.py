@@ -436,6 +436,8 @@ def test_what_is_no_slice_is_refused_with_what_to_pass(classifier, images, words
         ({"tta": 1}, "tta: expected True or False, found 1$"),
         ({"tta": "yes"}, "tta: expected True or False, found 'yes'$"),
         ({"tta": None}, "tta: expected True or False, found None$"),
+        ({"fast": 1}, "fast: expected True or False, found 1$"),
+        ({"fast": None}, "fast: expected True or False, found None$"),
         ({"tta": np.eye(2)}, r"tta: expected True or False, found array\(.*\)$"),
     ],
 )

@@ -13,7 +13,7 @@ def test_what_is_not_asked_for_is_off(monkeypatch):
     monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
     assert parse(["a", "b"]) == Options(
         paths=["a", "b"], files_from=None, boxes=None, null=False, recursive=False, bundle=None, device="auto",
-        threads=None, batch_size=64, orientation=None, tta=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
+        threads=None, batch_size=64, orientation=None, tta=False, fast=False, cuda_graphs=True, pixel_limit=None, file_limit=None, any_modality=False,
         format="text", output=None, force=False, top=None, organs=False, min_probability=None, min_plausibility=None, strict=False,
         report=None, explain=False, labels=None, labels_from_folders=False, group_by=None, metrics=None, check=False, quiet=False,
     )  # fmt: skip
@@ -34,6 +34,7 @@ def test_each_option_sets_its_own_field_and_no_other():
         "--batch-size 9": {"batch_size": 9},
         "--orientation PL": {"orientation": "PL"},
         "--tta": {"tta": True},
+        "--fast": {"fast": True},
         "--no-cuda-graphs": {"cuda_graphs": False},
         "--pixel-limit 8": {"pixel_limit": 8},
         "--file-limit 7": {"file_limit": 7},

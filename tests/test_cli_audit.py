@@ -683,7 +683,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     plain = parse_audit(["p.csv", "-o", "d"])
     assert plain == AuditOptions(
         inputs=("p.csv",), output="d", labels="totalsegmentator", margin=5.0, fresh=False, bundle=None, device="auto",
-        threads=None, batch_size=64, tta=False, cuda_graphs=True, quiet=False, arguments=("p.csv", "-o", "d"),
+        threads=None, batch_size=64, tta=False, fast=False, cuda_graphs=True, quiet=False, arguments=("p.csv", "-o", "d"),
     )  # fmt: skip
     for words, changed in {
         "masks": {"inputs": ("p.csv", "masks")},
@@ -695,6 +695,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         "--threads 2": {"threads": 2},
         "--batch-size 3": {"batch_size": 3},
         "--tta": {"tta": True},
+        "--fast": {"fast": True},
         "--no-cuda-graphs": {"cuda_graphs": False},
         "-q": {"quiet": True},
     }.items():

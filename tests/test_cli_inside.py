@@ -144,11 +144,11 @@ def test_the_options_reach_the_classifier_and_limits_its_reading(quick, files, c
     assert f"{size:,} bytes: too large, at most {size - 1:,} are read" in capfd.readouterr().err
     assert quick("--file-limit", size, good) == 0
     quick.asked.clear()
-    given = "--device cpu --threads 3 --batch-size 5 --orientation PL --tta --no-cuda-graphs"
+    given = "--device cpu --threads 3 --batch-size 5 --orientation PL --tta --fast --no-cuda-graphs"
     quick(*given.split(), good)
     ((_, options),) = quick.asked
     assert options == {
-        "device": "cpu", "threads": 3, "batch_size": 5, "orientation": "PL", "tta": True, "cuda_graphs": False,
+        "device": "cpu", "threads": 3, "batch_size": 5, "orientation": "PL", "tta": True, "fast": True, "cuda_graphs": False,
     }  # fmt: skip
 
 

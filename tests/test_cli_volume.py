@@ -228,7 +228,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
     plain = parse_volume(["s", "--mask", "m"])
     assert plain == VolumeOptions(
         scan="s", mask="m", boxes=None, box_units="voxels", resample_mask=False, labels="totalsegmentator", series=None,
-        margin=None, slices="middle", bundle=None, device="auto", threads=None, batch_size=64, tta=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
+        margin=None, slices="middle", bundle=None, device="auto", threads=None, batch_size=64, tta=False, fast=False, cuda_graphs=True, format="text", output=None, force=False, quiet=False,
     )  # fmt: skip
     for words, changed in {
         "--resample-mask": {"resample_mask": True},
@@ -241,6 +241,7 @@ def test_what_is_not_asked_for_has_its_default(monkeypatch):
         "--threads 2": {"threads": 2},
         "--batch-size 3": {"batch_size": 3},
         "--tta": {"tta": True},
+        "--fast": {"fast": True},
         "--no-cuda-graphs": {"cuda_graphs": False},
         "--format jsonl": {"format": "jsonl"},
         "--output o": {"output": "o"},

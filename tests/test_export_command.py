@@ -143,10 +143,15 @@ def bundled(monkeypatch):
     """What `write_bundle` was given."""
     given = {}
 
-    def record(directory, info, members, slices, *, precisions, temperature):
+    def record(directory, info, members, slices, *, precisions, temperature, fast_member):
         assert temperature is None
         given.update(
-            vars(info), directory=directory, members=members, slices=slices, precisions=precisions
+            vars(info),
+            directory=directory,
+            members=members,
+            slices=slices,
+            precisions=precisions,
+            fast_member=fast_member,
         )
 
     monkeypatch.setattr("export.bundle.write_bundle", record)
@@ -260,6 +265,39 @@ def test_a_bundle_is_written_with_what_it_lists(checkpoints, tmp_path):
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert [entry["file"] for entry in manifest["members"]] == ["base.onnx"]
     assert manifest["task"]["classes"] == CLASSES and manifest["input"]["size"] == SIZE
+
+
+@pytest.mark.parametrize("name", [None, "base", "batch_norm"])
+def test_the_fast_member_of_the_bundle_is_the_one_that_is_named(
+    checkpoints, bundled, tmp_path, name
+):
+    paths = checkpoints("base") + checkpoints("batch_norm")
+    options = [] if name is None else ["--fast-member", name]
+    assert run(paths, "--bundle", tmp_path / "b", *options) == 0
+    assert bundled["fast_member"] == name
+
+
+@pytest.mark.parametrize(
+    ("stages", "options", "problem"),
+    [
+        (["base"], ["--bundle", "b", "--fast-member", "base"], "needs --bundle and several"),
+        (["base", "batch_norm"], ["--fast-member", "base"], "needs --bundle and several"),
+        (
+            ["base", "batch_norm"],
+            ["--bundle", "b", "--fast-member", "edge"],
+            "no checkpoint of stage 'edge'; choose from base, batch_norm",
+        ),
+    ],
+)
+def test_a_fast_member_that_cannot_be_is_refused(
+    checkpoints, tmp_path, monkeypatch, capsys, stages, options, problem
+):
+    monkeypatch.chdir(tmp_path)
+    paths = [path for stage in stages for path in checkpoints(stage)]
+    assert run(paths, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("export: error: --fast-member: ") and problem in line
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_given_temperature_is_used_and_named(checkpoints, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from conftest import CLASSES
 
 from organ_infer import BundleError
-from organ_infer.bundle.files import Card, Input, Manifest, Member, Task
+from organ_infer.bundle.files import Card, Fast, Input, Manifest, Member, Plausibility, Task
 from organ_infer.bundle.json_fields import FieldReader, clipped, parse_json
 
 
@@ -37,6 +37,23 @@ def full():
     }  # fmt: skip
 
 
+def averaging():
+    """A manifest of two members with every optional field."""
+    whole = full()
+    plausibility = {"output": "orientation", "threshold": 0.5}
+    second = whole["members"][0] | {"stage": "x", "file": "x.onnx", "alternatives": []}
+    return whole | {
+        "members": [*whole["members"], second],
+        "plausibility": plausibility,
+        "fast": {
+            "stage": "s",
+            "temperature": 0.5,
+            "plausibility": dict(plausibility),
+            "metrics": {"golden": {}},
+        },
+    }
+
+
 def places(value, path=()):
     """Every place in the manifest: objects, lists and what they hold."""
     yield path
@@ -52,6 +69,7 @@ def places(value, path=()):
 
 
 PLACES = [place for place in places(full()) if place]
+FAST_PLACES = [place for place in places(averaging()) if place[:1] == ("fast",)]
 HUGE = 10**400
 VALUES = {
     "null": [None],
@@ -98,6 +116,7 @@ NUMBERS = {
     "bytes": lambda v: isinstance(v, int) and 1 <= v < 2**31,
     "val_accuracy": lambda v: 0 <= v <= 1,
     "temperature": lambda v: 0.01 <= v <= 100,
+    "threshold": lambda v: 0 <= v <= 1,
     "window0": lambda v: -32768 <= v <= 32767,
     "window1": lambda v: 1 <= v <= 65535,
 }
@@ -133,9 +152,31 @@ def allowed(place, value):
     return name in ("metrics", "training")
 
 
+def allowed_in_fast(place, value):
+    """Whether docs/reference/bundle_format.md allows this value at this place of `fast`."""
+    if place == ("fast",):
+        return value is None
+    if place[-1] == "stage":
+        return value == "x"
+    if place[-1] in ("plausibility", "output"):
+        return False
+    if place[-1] == "golden":
+        return not isinstance(value, float) or math.isfinite(value)
+    return allowed(place, value)
+
+
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 def test_every_field_takes_what_the_contract_says_and_nothing_else(place):
-    whole = full()
+    check_field(full(), place, allowed)
+
+
+@pytest.mark.parametrize("place", FAST_PLACES, ids=lambda place: ".".join(map(str, place)))
+def test_every_field_of_the_fast_member_takes_what_the_contract_says(place):
+    check_field(averaging(), place, allowed_in_fast)
+
+
+def check_field(whole, place, allowed):
+    """Try every value at this place of the manifest."""
     *way, last = place
     tried = 0
     for value in (value for values in VALUES.values() for value in values):
@@ -176,6 +217,53 @@ def test_every_key_absent_or_unknown_is_refused():
             with pytest.raises(BundleError, match="unknown key"):
                 Manifest.from_json(json.dumps(whole))
             del inside[key.upper()]
+
+
+def fast_error(**changes):
+    """The error for a manifest with these changes to `averaging`; those of `fast` are merged into it."""
+    whole = averaging()
+    whole["fast"].update(changes.pop("fast", {}))
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps(whole | changes))
+    assert str(caught.value).startswith("manifest.json: ") and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_key_of_the_fast_member_absent_or_unknown_is_refused():
+    for key in averaging()["fast"]:
+        whole = averaging()
+        del whole["fast"][key]
+        with pytest.raises(BundleError, match=rf"key 'fast\.{key}' is missing"):
+            Manifest.from_json(json.dumps(whole))
+    assert "unknown key 'fast.more'" in fast_error(fast={"more": 1})
+
+
+def test_the_fast_member_is_exactly_one_of_several():
+    members = averaging()["members"]
+    expected = "fast.stage must be the stage of exactly one member: s, x, found"
+    assert f'{expected} "edge"' in fast_error(fast={"stage": "edge"})
+    twins = [member | {"stage": "s"} for member in members]
+    assert "fast.stage must be the stage of exactly one member: s, s, found" in fast_error(
+        members=twins
+    )
+    assert "fast must be left out of a bundle of one network" in fast_error(members=members[:1])
+
+
+def test_the_fast_member_has_a_threshold_if_the_bundle_has_one_and_only_then():
+    expected = "fast.plausibility must be an object like plausibility, found null"
+    assert expected in fast_error(fast={"plausibility": None})
+    assert "fast.plausibility must be null without plausibility" in fast_error(plausibility=None)
+    whole = averaging() | {"plausibility": None}
+    whole["fast"]["plausibility"] = None
+    assert Manifest.from_json(json.dumps(whole)).fast.plausibility is None
+
+
+def test_the_fast_member_is_written_as_it_is_read_and_left_out_if_there_is_none():
+    manifest = Manifest.from_json(json.dumps(averaging()))
+    assert manifest.fast == Fast("s", 0.5, Plausibility("orientation", 0.5), {"golden": {}})
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    plain = Manifest.from_json(json.dumps(full()))
+    assert plain.fast is None and "fast" not in json.loads(plain.to_json())
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])

@@ -110,6 +110,7 @@ def test_the_options_are_those_of_the_reference_study_unless_others_are_given():
         "weights_dir": None,
         "precision": ("int8", "fp32", "fp16"),
         "temperature": None,
+        "fast_member": None,
         "parallel": "stages",
         "deterministic": False,
         "smoke": False,
@@ -141,6 +142,7 @@ def test_every_option_is_taken_as_it_is_given():
         "--weights-dir": "w",
         "--precision": "fp32",
         "--temperature": "0.5",
+        "--fast-member": "edge",
         "--parallel": "batches",
         "--tensorboard": "t",
     }
@@ -325,6 +327,14 @@ def options(folder: Path, *more: str) -> TrainOptions:
         (["--max-epochs", "0"], "--max-epochs: expected N or STAGE=N"),
         (["--stages", "base,nope"], "unknown stage 'nope'"),
         (["--dataset", "pathmnist"], "data set 'pathmnist': unknown"),
+        (
+            ["--fast-member", "base"],
+            "--fast-member: 'base' is no member of an average that is trained; leave it out, no average is among",
+        ),
+        (
+            ["--stages", "edge_ensemble", "--fast-member", "nope"],
+            "'nope' is no member of an average that is trained; choose from edge, edge_wide, edge_deep",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, arguments, words):
@@ -413,7 +423,13 @@ def faked(tmp_path, monkeypatch) -> SimpleNamespace:
         seen.steps.append(f"robustness {','.join(names)} {slices}")
 
     def bundled(
-        directory: Path, data: Data, results: Any, seeds: int, precisions: Any, temperature: Any
+        directory: Path,
+        data: Data,
+        results: Any,
+        seeds: int,
+        precisions: Any,
+        temperature: Any,
+        fast_member: Any,
     ) -> Path:
         seen.steps.append(f"bundle {seeds} {','.join(precisions)}")
         return directory / "bundle"
@@ -645,12 +661,15 @@ def written(monkeypatch) -> list[tuple[str, dict[str, Any]]]:
         *,
         precisions: Any,
         temperature: Any,
+        fast_member: Any,
         report: Any,
     ) -> Path:
         calls.append(
             (
                 place.name,
-                vars(info) | {"members": members, "slices": slices, "precisions": precisions},
+                vars(info)
+                | {"members": members, "slices": slices, "precisions": precisions}
+                | {"fast_member": fast_member},
             )
         )
         return place
@@ -834,6 +853,20 @@ def test_a_bundle_that_cannot_be_written_ends_the_run_with_1(tmp_path, data, mon
 
 
 @pytest.mark.parametrize(
+    ("name", "expected"),
+    [(None, None), ("resnet50", "resnet50"), ("base", None), ("edge", None)],
+)
+def test_an_average_names_the_fast_member_if_it_is_one_of_its_own(
+    tmp_path, data, written, name, expected
+):
+    for stage in STAGES["ensemble"].members:
+        member(tmp_path, stage)
+    results = results_with(scored("ensemble", 1, 0.8))
+    run._bundles(tmp_path, data, results, 1, ["fp32"], None, name)
+    assert [about["fast_member"] for _, about in written] == [expected]
+
+
+@pytest.mark.parametrize(
     ("changed", "current"),
     [
         ({}, True),
@@ -848,10 +881,35 @@ def test_a_bundle_of_the_same_networks_stays(tmp_path, monkeypatch, changed, cur
         "name": "n",
         "training": {"seed": 1},
         "metrics": {"val_as_listed": {"ece": 0.1}},
+        "members": ["one"],
+        "fast": None,
     } | changed
     opened = SimpleNamespace(manifest=SimpleNamespace(**about))
     monkeypatch.setattr(run, "open_bundle", lambda place: opened if place == tmp_path else None)
     assert run._is_current(tmp_path, "n", {"seed": 1}) is current
+
+
+@pytest.mark.parametrize(
+    ("fast", "wanted", "current"),
+    [
+        (None, None, False),
+        ("edge", None, True),
+        ("edge", "edge", True),
+        ("edge", "edge_deep", False),
+    ],
+)
+def test_an_average_without_the_fast_member_that_is_wanted_is_written_anew(
+    tmp_path, monkeypatch, fast, wanted, current
+):
+    about = SimpleNamespace(
+        name="n",
+        training={},
+        metrics={"val_as_listed": {"ece": 0.1}},
+        members=["edge", "edge_deep"],
+        fast=fast and SimpleNamespace(stage=fast),
+    )
+    monkeypatch.setattr(run, "open_bundle", lambda place: SimpleNamespace(manifest=about))
+    assert run._is_current(tmp_path, "n", {}, wanted) is current
 
 
 def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
@@ -868,7 +926,7 @@ def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(
         run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
     )
     assert len(written) == 1
-    monkeypatch.setattr(run, "_is_current", lambda place, name, training: name == "organcmnist-big")
+    monkeypatch.setattr(run, "_is_current", lambda place, name, *_: name == "organcmnist-big")
     assert (
         run._bundle(tmp_path / "bundle", "big", data, results, 1, ["fp32"]) == tmp_path / "bundle"
     )

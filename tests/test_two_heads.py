@@ -25,7 +25,7 @@ from export.triton_config import Serving
 from export.variants import Slices, make_variants, outputs_of
 from organ_infer import BundleError, OrganClassifier
 from organ_infer.bundle.files import open_bundle, read_manifest
-from organ_infer.bundle.golden import golden_orientation
+from organ_infer.bundle.golden import golden_orientation, golden_slices
 from organ_infer.cli import main
 
 VAL, TRAIN = random_slices(300), random_slices(80, seed=1)
@@ -355,6 +355,18 @@ def test_one_percent_of_validation_is_below_the_threshold_of_the_listed_variants
     assert below.sum() in (2, 3) and (plausibility < threshold + 1e-6).sum() in (3, 4)
     warned = [any(text.startswith("plausibility") for text in one.warnings) for one in predictions]
     np.testing.assert_array_equal(warned, below)
+
+
+def test_one_percent_of_validation_is_below_the_threshold_of_the_fast_member_alone(two_bundle):
+    manifest = read_manifest(two_bundle)
+    with OrganClassifier(two_bundle, device="cpu", threads=1, fast=True) as classifier:
+        plausibility = np.array([one.plausibility for one in classifier.predict(VAL)])
+        assert classifier.manifest.plausibility == manifest.fast.plausibility
+        stored = golden_orientation(classifier.manifest, "cpu")
+        answers = classifier._slice_orientations(golden_slices())
+    assert (plausibility < manifest.fast.plausibility.threshold).sum() in (2, 3)
+    assert manifest.fast.plausibility.threshold != manifest.plausibility.threshold
+    np.testing.assert_allclose(answers, stored, atol=1e-5)
 
 
 def test_the_plausibility_of_a_bundle_is_the_mean_over_its_networks(two_bundle):

@@ -187,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         " held-out slices (default: fitted on corrupted validation slices)",
     )
     add(
+        "--fast-member",
+        metavar="STAGE",
+        help="the network that organ-infer --fast runs alone, of a bundle that averages several (default: the best on"
+        " validation)",
+    )
+    add(
         "--parallel",
         choices=("stages", "batches"),
         default="stages",

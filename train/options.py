@@ -40,6 +40,7 @@ class TrainOptions:
     weights_dir: Path | None = None
     precision: tuple[str, ...] = ("int8", "fp32", "fp16")
     temperature: float | None = None
+    fast_member: str | None = None
     parallel: str = "stages"
     deterministic: bool = False
     smoke: bool = False

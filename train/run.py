@@ -166,6 +166,7 @@ def run(options: TrainOptions) -> None:
                 options.seeds,
                 plan.precisions,
                 options.temperature,
+                options.fast_member,
             )
         with phase("report", _print_line):
             _write_report(plan.directory, data, board)
@@ -212,6 +213,7 @@ def _check_options(options: TrainOptions) -> Plan:
         raise RunError(
             f"--precision: unknown precision {unknown[0]!r}; choose from {', '.join(PRECISIONS)}"
         )
+    _check_fast_member(options.fast_member, stages)
     device = devices.choose_device(options.device, deterministic=options.deterministic)
     group = parallel.group_from_environment()
     parallel.check(group, device, options.parallel)
@@ -237,6 +239,19 @@ def _check_options(options: TrainOptions) -> Plan:
     except ExportError as e:
         raise RunError(str(e)) from e
     return Plan(options, stages, caps, precisions, device, group, own)
+
+
+def _check_fast_member(name: str | None, stages: Sequence[Stage]) -> None:
+    """Raise RunError if --fast-member names no member of an average that is trained."""
+    members = [member for stage in stages for member in stage.members]
+    if name is None or name in members:
+        return
+    remedy = (
+        f"choose from {', '.join(members)}"
+        if members
+        else "leave it out, no average is among --stages"
+    )
+    raise RunError(f"--fast-member: {name!r} is no member of an average that is trained; {remedy}")
 
 
 def _prepare_directory(plan: Plan, data: Data) -> Results:
@@ -400,19 +415,30 @@ def _bundles(
     seeds: int,
     precisions: Sequence[str],
     temperature: float | None = None,
+    fast_member: str | None = None,
 ) -> Path:
     """Write the bundle of the run, with a temperature if one was given, and return its directory.
 
-    It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`.
+    It contains the last measured stage of the ladder. Each average before that stage gets its own, `bundle-NAME`. An
+    average of which `fast_member` is a member names it as its fast one.
     """
     measured = {row.name for row in results.stages if row.test}
     last = _last_measured(results)
     for name in STAGES:
         if STAGES[name].members and name in measured - {last}:
             _bundle(
-                directory / f"bundle-{name}", name, data, results, seeds, precisions, temperature
+                directory / f"bundle-{name}",
+                name,
+                data,
+                results,
+                seeds,
+                precisions,
+                temperature,
+                fast_member,
             )
-    return _bundle(directory / "bundle", last, data, results, seeds, precisions, temperature)
+    return _bundle(
+        directory / "bundle", last, data, results, seeds, precisions, temperature, fast_member
+    )
 
 
 def _last_measured(results: Results) -> str:
@@ -429,6 +455,7 @@ def _bundle(
     seeds: int,
     precisions: Sequence[str],
     temperature: float | None = None,
+    fast_member: str | None = None,
 ) -> Path:
     """Write the bundle of the stage `last` unless it is current. Of several seeds it gets the best on validation."""
     best = results.best_row(last, tested=True)
@@ -444,7 +471,9 @@ def _bundle(
     training = _training_record(best, members, data, results, precisions)
     if temperature is not None:
         training["temperature_fitted_on"] = GIVEN_TEMPERATURE
-    if _is_current(directory, name, training):
+    if fast_member not in STAGES[last].members:
+        fast_member = None
+    if _is_current(directory, name, training, fast_member):
         _print_line(f"{directory.name:<14} of the same networks already; not written again")
         return directory
     try:
@@ -465,6 +494,7 @@ def _bundle(
             calibration.variant_slices(data),
             precisions=precisions,
             temperature=temperature,
+            fast_member=fast_member,
             report=_print_line,
         )
     except ExportError as e:
@@ -530,11 +560,17 @@ def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
     return metrics
 
 
-def _is_current(bundle: Path, name: str, training: dict[str, Any]) -> bool:
-    """Return whether a bundle exists, is complete, and was made from the same networks."""
+def _is_current(
+    bundle: Path, name: str, training: dict[str, Any], fast_member: str | None = None
+) -> bool:
+    """Return whether a bundle exists, is complete, and was made from the same networks, with this fast member if given."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:
+        return False
+    fast = None if manifest.fast is None else manifest.fast.stage
+    # Bundles of earlier versions name none.
+    if fast_member not in (None, fast) or (fast is None and len(manifest.members) > 1):
         return False
     calibrated = "ece" in (manifest.metrics.get("val_as_listed") or {})
     return manifest.name == name and dict(manifest.training) == training and calibrated

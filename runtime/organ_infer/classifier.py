@@ -90,6 +90,9 @@ class OrganClassifier:
             as stored.
         tta: Test-time augmentation. Probabilities are the mean over five views: the slice, and the slice
             shifted by one pixel up, down, left and right. Takes five times as long.
+        fast: Whether to use only the best single network of a bundle that averages several, with its own
+            temperature and threshold of plausibility. `manifest` is then that of this network. No effect on a
+            bundle of one network.
         cuda_graphs: Whether to use CUDA graphs. By default they are used, but none is recorded while
             PyTorch or CuPy uses CUDA in this process, because a recording makes calls of their threads
             fail. True records them nevertheless. No effect on the CPU.
@@ -97,7 +100,7 @@ class OrganClassifier:
             Another bundle is refused.
 
     Attributes:
-        manifest: What the bundle contains: the task with its classes, the input, the networks, figures of
+        manifest: What the bundle contains, of what is used: the task with its classes, the input, the networks, figures of
             validation and test.
 
     Raises:
@@ -115,6 +118,7 @@ class OrganClassifier:
         batch_size: int = BATCH_SIZE,
         orientation: str | Sequence[str] | None = None,
         tta: bool = False,
+        fast: bool = False,
         cuda_graphs: bool | None = None,
         expected_sha256: str | None = None,
     ) -> None:
@@ -122,7 +126,7 @@ class OrganClassifier:
         directory = None if bundle is None else path_text(bundle, "bundle")
         threads = None if threads is None else _count("threads", threads, THREAD_LIMIT)
         batch_size = _count("batch_size", batch_size, BATCH_LIMIT)
-        tta = _switch("tta", tta)
+        tta, fast = _switch("tta", tta), _switch("fast", fast)
         cuda_graphs = None if cuda_graphs is None else _switch("cuda_graphs", cuda_graphs)
         _check_digest(expected_sha256)
         self._options: dict[str, Any] = {
@@ -132,6 +136,7 @@ class OrganClassifier:
             "batch_size": batch_size,
             "orientation": None if orientation is None else parse_orientation(orientation),
             "tta": tta,
+            "fast": fast,
             "cuda_graphs": cuda_graphs,
             "expected_sha256": expected_sha256,
         }
@@ -142,6 +147,7 @@ class OrganClassifier:
             threads=self._threads,
             cuda_graphs=cuda_graphs,
             expected_sha256=expected_sha256,
+            fast=fast,
         )
         self.manifest: Manifest = self._ensemble.manifest
         if self.manifest.is_smoke:

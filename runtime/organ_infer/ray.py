@@ -192,7 +192,7 @@ def classify(
         format: `parquet`, or `jsonl` (the command's JSON lines with `error`, and all keys in every line).
         num_cpus: CPUs per worker, which are its threads.
         num_gpus: GPUs per worker. Above 0, workers run on CUDA.
-        **options: Further arguments of OrganClassifier, such as `orientation` or `tta`.
+        **options: Further arguments of OrganClassifier, such as `orientation`, `tta` or `fast`.
 
     Raises:
         InputError: If an argument is wrong, or `out` is not empty.
@@ -302,7 +302,7 @@ def audit(
         workers: Number of workers (Ray actors).
         num_cpus: CPUs per worker, which are its threads.
         num_gpus: GPUs per worker. Above 0, workers run on CUDA.
-        **options: Further arguments of OrganClassifier, such as `tta`.
+        **options: Further arguments of OrganClassifier, such as `tta` or `fast`.
 
     Raises:
         InputError: If an argument is wrong, or `output` has results of another model or other options.
@@ -363,7 +363,7 @@ def deployment(
         batch_wait: Seconds that a request waits for others, at most. Unlike organ-infer serve, a lone request waits, too.
         limits: What is accepted, or None for the defaults of organ-infer serve. Ray's proxy has limits of its own for
             heads and connections.
-        **options: Further arguments of OrganClassifier, such as `orientation` or `batch_size`.
+        **options: Further arguments of OrganClassifier, such as `orientation`, `fast` or `batch_size`.
 
     Raises:
         InputError: If an argument is wrong.

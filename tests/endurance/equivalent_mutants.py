@@ -26,6 +26,9 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     "export/bundle.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
     },
+    "export/calibrated.py": {
+        ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
+    },
     "export/golden.py": {
         ("if TYPE_CHECKING:", "if not TYPE_CHECKING:"): "an import for types alone",
     },

@@ -81,6 +81,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_export",
         "test_variants",
     ),
+    "export/calibrated.py": ("test_bundle_writing", "test_two_heads"),
     "export/console.py": ("test_console",),
     "export/golden.py": ("test_check", "test_two_heads"),
     "export/quantize.py": ("test_variants", "test_two_heads"),
@@ -113,6 +114,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/cli/boxes.py": ("test_boxes",),
     "runtime/organ_infer/images/arrays.py": ("test_frames",),
     "runtime/organ_infer/images/boxes.py": ("test_boxes",),
+    "runtime/organ_infer/bundle/fast.py": ("test_fast",),
     "runtime/organ_infer/bundle/files.py": BUNDLES,
     "runtime/organ_infer/classifier.py": (
         "test_classifier",

@@ -32,7 +32,7 @@ class RunIdentity:
 
     Attributes:
         version: Of organ-infer.
-        model: Name of the model.
+        model: Name of the model. It says if only one network of several is used.
         sha256: Of the bundle's manifest, which lists all other files.
         dataset: The data set that the model was trained on.
         view: The plane of its slices.
@@ -54,6 +54,8 @@ class RunIdentity:
             return f"organ-infer {other.version}, now {self.version}"
         if self.sha256 != other.sha256:
             return f"the model {other.model} (sha256 {other.sha256[:12]}...), now {self.model} ({self.sha256[:12]}...)"
+        if self.model != other.model:
+            return f"the model {other.model}, now {self.model}"
         if self.margin_mm != other.margin_mm:
             return f"--margin {other.margin_mm:g}, now {self.margin_mm:g}"
         if self.tta != other.tta:

@@ -18,6 +18,7 @@ from .manifest import (
     MANIFEST_FILE,
     MANIFEST_LIMIT,
     Card,
+    Fast,
     Input,
     Manifest,
     Member,
@@ -30,6 +31,7 @@ __all__ = [
     "MANIFEST_FILE",
     "Bundle",
     "Card",
+    "Fast",
     "Input",
     "Manifest",
     "Member",
@@ -67,14 +69,16 @@ class UnverifiedBundle:
         directory: Where it is.
         manifest: Its manifest.json.
         sha256: The SHA-256 of manifest.json, which lists the SHA-256 of every other file.
+        only: The stage of the only member that is used (`fast.fast_bundle`), or None for all.
     """
 
     directory: Path
     manifest: Manifest
     sha256: str
+    only: str | None = None
 
     def files(self) -> list[Path]:
-        """Return the paths of all files of the bundle, manifest.json first."""
+        """Return the paths of all files of the bundle that are used, manifest.json first."""
         return [self.directory / name for name in (MANIFEST_FILE, *self.manifest.files())]
 
     def verified(self, device: str = "cpu") -> Bundle:

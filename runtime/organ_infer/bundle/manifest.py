@@ -15,7 +15,7 @@ from ..errors import BundleError
 from .json_fields import MANIFEST_FILE, FieldReader, clipped, parse_json
 from .precision import BY_NAME
 
-__all__ = ["MANIFEST_FILE", "Card", "Input", "Manifest", "Member", "Plausibility", "Task"]
+__all__ = ["MANIFEST_FILE", "Card", "Fast", "Input", "Manifest", "Member", "Plausibility", "Task"]
 
 FORMAT = 1
 # Bytes.
@@ -24,6 +24,8 @@ CARD_LIMIT = 1 << 20
 # Bytes; protobuf cannot hold more.
 GRAPH_LIMIT = (1 << 31) - 1
 CLASS_LIMIT = 1000
+# The lowest and the highest temperature.
+TEMPERATURES = 0.01, 100
 
 # of slices whose orientation is not known, the view is not known either
 VIEWS = ("axial", "coronal", "sagittal", "unknown")
@@ -46,11 +48,9 @@ SEAL_PREFIX = "sha256 of this file with zeros here: "
 SEAL_PATTERN = re.compile(SEAL_PREFIX + "([0-9a-f]{64})")
 
 # The keys in the order in which they are written.
-ORDER = (
-    "format name task input members combine temperature plausibility metrics training card license"
-)
+ORDER = "format name task input members combine temperature plausibility fast metrics training card license"
 # Keys that a manifest may leave out. Readers of earlier versions refuse them, so they are written only with a value.
-OPTIONAL = {"plausibility"}
+OPTIONAL = {"fast", "plausibility"}
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,23 @@ class Plausibility:
 
 
 @dataclass(frozen=True)
+class Fast:
+    """The member that is used alone if the user prefers speed, with what was chosen and measured for it alone.
+
+    Attributes:
+        stage: The stage of the member.
+        temperature: As the manifest's.
+        plausibility: As the manifest's, with the member's own threshold. None if the manifest's is.
+        metrics: What was measured, with free keys, such as the golden answers.
+    """
+
+    stage: str
+    temperature: float
+    plausibility: Plausibility | None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Card:
     """The file of the model card and its SHA-256."""
 
@@ -179,6 +196,7 @@ class Manifest:
     training: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     plausibility: Plausibility | None = None
+    fast: Fast | None = None
 
     @property
     def licence(self) -> str:
@@ -330,8 +348,9 @@ class _Reader(FieldReader):
             input=self.input(top["input"], "input"),
             members=tuple(self.member(entry, f"members[{i}]") for i, entry in enumerate(members)),
             combine=self.one_of(top["combine"], "combine", ["mean_probability"]),
-            temperature=self.number(top["temperature"], "temperature", 0.01, 100),
+            temperature=self.number(top["temperature"], "temperature", *TEMPERATURES),
             plausibility=self.optional(top.get("plausibility"), "plausibility", self.plausibility),
+            fast=self.optional(top.get("fast"), "fast", self.fast),
             metrics=self.open_object(top["metrics"], "metrics"),
             training=training,
             card=self.card(top["card"], "card"),
@@ -344,6 +363,8 @@ class _Reader(FieldReader):
                 raise BundleError(
                     f"{self.where}: file {name!r} is listed twice; export the bundle again"
                 )
+        if manifest.fast is not None:
+            self.check_fast(manifest.fast, manifest)
         return replace(manifest, training=self.unsealed(training, text))
 
     def unsealed(self, training: dict[str, Any], text: str | bytes) -> dict[str, Any]:
@@ -480,6 +501,32 @@ class _Reader(FieldReader):
             output=self.one_of(parts["output"], f"{key}.output", (ORIENTATION_OUTPUT,)),
             threshold=self.number(parts["threshold"], f"{key}.threshold", 0, 1),
         )
+
+    def fast(self, value: Any, key: str) -> Fast:
+        parts = self.keys(value, key, Fast)
+        return Fast(
+            stage=self.text(parts["stage"], f"{key}.stage", limit=60),
+            temperature=self.number(parts["temperature"], f"{key}.temperature", *TEMPERATURES),
+            plausibility=self.optional(
+                parts["plausibility"], f"{key}.plausibility", self.plausibility
+            ),
+            metrics=self.open_object(parts["metrics"], f"{key}.metrics"),
+        )
+
+    def check_fast(self, fast: Fast, manifest: Manifest) -> None:
+        """Check that the fast member is one of several, and has the outputs that the manifest describes."""
+        stages = [member.stage for member in manifest.members]
+        if len(stages) == 1:
+            raise self.refuse("fast", "left out of a bundle of one network", fast.stage)
+        if stages.count(fast.stage) != 1:
+            raise self.refuse(
+                "fast.stage", "the stage of exactly one member: " + ", ".join(stages), fast.stage
+            )
+        key = "fast.plausibility"
+        if fast.plausibility is None and manifest.plausibility is not None:
+            raise self.refuse(key, "an object like plausibility", None)
+        if fast.plausibility is not None and manifest.plausibility is None:
+            raise self.refuse(key, "null without plausibility", asdict(fast.plausibility))
 
     def card(self, value: Any, key: str) -> Card:
         parts = self.keys(value, key, Card)

@@ -48,6 +48,7 @@ class Options(NamedTuple):
     batch_size: int
     orientation: str | None
     tta: bool
+    fast: bool
     cuda_graphs: bool
     pixel_limit: int | None
     file_limit: int | None
@@ -333,6 +334,11 @@ def _add_model_arguments(group: argparse._ArgumentGroup) -> None:
         "--tta",
         action="store_true",
         help="test-time augmentation: average over the slice and four one-pixel shifts; takes five times as long",
+    )
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help="use only the best single network of a bundle that averages several",
     )
     group.add_argument(
         "--no-cuda-graphs",

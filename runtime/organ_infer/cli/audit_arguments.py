@@ -37,6 +37,7 @@ class AuditOptions(NamedTuple):
     threads: int | None
     batch_size: int
     tta: bool
+    fast: bool
     cuda_graphs: bool
     quiet: bool
     arguments: tuple[str, ...]

@@ -11,6 +11,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..bundle.fast import fast_bundle
 from ..bundle.files import list_bundle, packaged_bundle
 from ..engine.cpu_count import usable_processors
 from ..engine.gpus import VISIBLE_VARIABLE, driver_version, list_gpus
@@ -134,17 +135,23 @@ class _Report:
         try:
             listed = list_bundle(options.bundle or packaged_bundle())
             listed.verified()
+            used = fast_bundle(listed) if options.fast else listed
         except OrganInferError as e:
             self.problems.append(str(e))
             return False
         task = listed.manifest.task
         self.add(
             "model",
-            f"{listed.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes",
+            f"{used.manifest.name}: {task.dataset}, {task.view}, {len(task.classes)} classes",
         )
         if listed.manifest.is_smoke:
             self.add("warning", "from a smoke run, its answers mean nothing; train without --smoke")
-        plausibility = listed.manifest.plausibility
+        count, fast = len(listed.manifest.members), listed.manifest.fast
+        if used.only is not None:
+            self.add("fast", f"only {used.only} is used, 1 of {count} networks (--fast)")
+        elif fast is not None:
+            self.add("fast", f"all {count} networks are used; with --fast only {fast.stage}")
+        plausibility = used.manifest.plausibility
         if plausibility is not None:
             self.add(
                 "plausibility",

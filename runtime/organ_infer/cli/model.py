@@ -29,6 +29,7 @@ def open_classifier(
         batch_size=options.batch_size,
         orientation=options.orientation,
         tta=options.tta,
+        fast=options.fast,
         cuda_graphs=options.cuda_graphs,
     )
 

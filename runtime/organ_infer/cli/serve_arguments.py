@@ -32,6 +32,7 @@ class ServeOptions(NamedTuple):
     threads: int | None
     batch_size: int
     tta: bool
+    fast: bool
     cuda_graphs: bool
     orientation: str | None
     quiet: bool

@@ -38,6 +38,7 @@ class VolumeOptions(NamedTuple):
     threads: int | None
     batch_size: int
     tta: bool
+    fast: bool
     cuda_graphs: bool
     format: str
     output: str | None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.fast import fast_bundle
 from ..bundle.files import Manifest, Member, UnverifiedBundle, list_bundle
 from ..errors import BundleError, DeviceError, OrganInferError, one_line
 from .cuda import CLOSED, Placement
@@ -56,6 +57,7 @@ def open_ensemble(
     threads: int,
     cuda_graphs: bool | None = None,
     expected_sha256: str | None = None,
+    fast: bool = False,
 ) -> "Ensemble":
     """Open the graphs that a bundle has for a device.
 
@@ -65,6 +67,7 @@ def open_ensemble(
         threads: The number of threads for all networks together.
         cuda_graphs: Whether CUDA may record runs as CUDA graphs; None, unless another library uses CUDA.
         expected_sha256: The SHA-256 of manifest.json, or None for any.
+        fast: Whether only the bundle's fast member is opened.
 
     Returns:
         The opened networks.
@@ -79,6 +82,8 @@ def open_ensemble(
             f"{bundle.directory}: another model, its manifest.json has sha256 {bundle.sha256}, expected"
             f" {expected_sha256.lower()}; pass the bundle that was pinned, or its new sha256"
         )
+    if fast:
+        bundle = fast_bundle(bundle)
     # The lookup runs while onnxruntime loads.
     with CacheLookup(bundle, device) as lookup:
         ort = import_onnxruntime()
@@ -157,8 +162,9 @@ class CacheLookup:
     def _find(self, version: str) -> tuple[Cache | None, dict[str, Path] | None]:
         if self._root is None:
             return None, None
-        cache = Cache(self._root, self._bundle.directory, self._bundle.sha256, version)
-        return cache, cache.find(self._bundle.files())
+        bundle = self._bundle
+        cache = Cache(self._root, bundle.directory, bundle.sha256, version, bundle.only)
+        return cache, cache.find(bundle.files())
 
 
 class _Opener:

@@ -100,7 +100,9 @@ def graph_files(name: str) -> tuple[str, str]:
 class Cache:
     """The cached graphs of one bundle."""
 
-    def __init__(self, root: Path, bundle: Path, sha256: str, onnxruntime: str) -> None:
+    def __init__(
+        self, root: Path, bundle: Path, sha256: str, onnxruntime: str, only: str | None = None
+    ) -> None:
         """Identify the entry of a bundle. Nothing is read or written yet.
 
         Args:
@@ -108,10 +110,10 @@ class Cache:
             bundle: The directory of the bundle.
             sha256: The SHA-256 of the bundle's manifest.json, which lists that of every other file.
             onnxruntime: The version of onnxruntime.
+            only: The stage of the only member that is used, or None for all.
         """
-        identity = json.dumps(
-            [ENTRY_FORMAT, str(bundle.resolve()), sha256, onnxruntime, _processor()]
-        )
+        parts = [ENTRY_FORMAT, str(bundle.resolve()), sha256, onnxruntime, _processor()]
+        identity = json.dumps(parts if only is None else [*parts, only])
         self.root = root
         self.entry = root / f"{PREFIX}{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
 
