@@ -1,21 +1,25 @@
 """How many corrupted scans and masks `organ_infer.audit` notices, and how often it is wrong about intact ones.
 
-    ORGAN_SCANS_DIR=DIR python tests/endurance/audit_corruptions.py [--kind NAME] [--verbose]
+    ORGAN_SCANS_DIR=DIR python tests/endurance/audit_corruptions.py [--kind NAME] [--scan A] [--verbose]
 
 DIR holds TotalSegmentator's example files in `totalsegmentator`. Two scans are corrupted in memory, in every way that is
-listed in `corrupted`. `noticed` counts cases with any finding, `named` those whose strongest finding is the corruption.
+listed in `all_cases`. `noticed` counts cases with any finding, `named` those whose strongest finding is the corruption.
 Intact cases are the scans as they are, and variants of them that nobody would call wrong.
 """
 
 import argparse
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from support.phantoms import nifti
 
 from organ_infer import OrganClassifier
@@ -206,6 +210,72 @@ def corrupted(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
         yield Case("axes exchanged", f"{name}: mask", volume, part, ("exchanged",))
 
 
+def with_wrong_values(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
+    """A scan whose values are no Hounsfield units, and one that is no scan."""
+    hu = volume.hu.astype(int)
+    random = np.random.default_rng(2)
+    for what, values, answers in (
+        ("negated", -hu, ("negated",)),
+        ("1,024 too low", hu - 1024, ("1,024 too low",)),
+        ("doubled", 2 * hu, ("doubled", "no organ crops")),
+        ("halved", hu // 2, ("halved", "no organ crops")),
+        ("noise", random.integers(-1000, 1000, hu.shape), ("no organ crops",)),
+        ("constant", np.full_like(hu, 40), ("no organ crops",)),
+    ):
+        scan = replace(volume, hu=values.clip(-32768, 32767).astype(np.int16))
+        yield Case("values of the scan wrong", f"{name}: {what}", scan, mask, answers)
+
+
+def with_one_organ_wrong(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
+    """A mask of which one organ is somewhere else, or hardly there."""
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    for organ in mask:
+        region = mask[organ]
+        rest = [layer * (layer != mask._codes[organ]) for layer in mask._layers]
+
+        def with_region(
+            region: np.ndarray, organ: str = organ, rest: list[np.ndarray] = rest
+        ) -> Mask:
+            first = np.where(region, np.uint8(mask._codes[organ]), rest[0])
+            return Mask([np.asfortranarray(first), *rest[1:]], mask._codes, source=mask.source)
+
+        center = np.argwhere(region).mean(axis=0)
+        # Toward the middle of the scan, so that the organ stays inside.
+        toward = np.where(center < np.array(region.shape) / 2, 1, -1)
+        for axis in range(2):
+            voxels = [0, 0, 0]
+            voxels[axis] = int(np.rint(toward[axis] * 60 / spacing[axis]))
+            off = with_region(shifted(region, (voxels[0], voxels[1], voxels[2])))
+            yield Case("one organ off by 60 mm", f"{name}: {organ}, {axis}", volume, off, (organ,))
+        # The corner of the scan with the same size: table, air and skin.
+        points = np.argwhere(region)
+        corner = np.zeros_like(region)
+        corner[tuple((points - (points.min(axis=0) - 1) * [1, 1, 0]).T)] = True
+        yield Case(
+            "one organ in a corner", f"{name}: {organ}", volume, with_region(corner), (organ,)
+        )
+        inside = points[np.abs(points - center).sum(axis=1).argmin()]
+        for side in (1, 3):
+            dot = np.zeros_like(region)
+            dot[tuple(slice(i, i + side) for i in np.maximum(inside - side // 2, 1))] = True
+            kind = "one organ of a few voxels"
+            yield Case(kind, f"{name}: {organ}, {side}", volume, with_region(dot), (organ,))
+
+
+def of_another_patient(name: str, volume: Volume, directory: Path) -> Iterator[Case]:
+    """The mask of the other scan, on the grid of this one."""
+    other = next(key for key in PAIRS if key != name)
+    source = open_volume(directory / PAIRS[other][0])
+    mask = open_mask(directory / PAIRS[other][1], like=source)
+    indices = [
+        np.arange(size) * old // size
+        for size, old in zip(volume.hu.shape, source.hu.shape, strict=True)
+    ]
+    part = moved(mask, lambda layer: layer[np.ix_(*indices)])
+    answers = ("worse than random labels", "no organ crops", "look different")
+    yield Case("mask of another patient", name, volume, part, answers)
+
+
 def of_another_map(name: str, volume: Volume, path: Path, directory: Path) -> Iterator[Case]:
     """The numbers without names, read as those of every other data set."""
     header = read_header(str(path))
@@ -242,11 +312,15 @@ def all_cases(directory: Path, work: Path) -> Iterator[Case]:
         yield from intact(name, volume, mask)
         yield from corrupted(name, volume, mask)
         yield from of_another_map(name, volume, directory / mask_file, work)
+        yield from with_wrong_values(name, volume, mask)
+        yield from with_one_organ_wrong(name, volume, mask)
+        yield from of_another_patient(name, volume, directory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", help="only kinds with this text in their name")
+    parser.add_argument("--scan", choices=PAIRS, help="only this one of the two scans")
     parser.add_argument("--verbose", action="store_true", help="print what each case gave")
     options = parser.parse_args()
     directory = Path(os.environ["ORGAN_SCANS_DIR"]) / "totalsegmentator"
@@ -254,6 +328,8 @@ def main() -> None:
     with OrganClassifier(device="cpu") as classifier, tempfile.TemporaryDirectory() as work:
         for case in all_cases(directory, Path(work)):
             if options.kind and options.kind not in case.kind:
+                continue
+            if options.scan and not case.name.startswith(options.scan):
                 continue
             audit = audit_scan(classifier, case.volume, case.mask, other_masks=case.other_masks)
             strongest = audit.findings[0].message if audit.findings else ""

@@ -3,15 +3,20 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images.axes import NO_CROP
 from ..images.orientation import Orientation
 from ..volumes.crops import Grid, grid_of
 from ..volumes.types import Volume
 from .anatomy import ORGANS, density_score, order_score, size_score
 from .structures import UNMOVED, Move, Structure
+
+if TYPE_CHECKING:
+    from ..engine.ensemble import Answer
 
 __all__ = ["IDENTITY", "Axes", "Evidence", "View"]
 
@@ -22,8 +27,14 @@ IDENTITY: Axes = np.eye(3, dtype=np.int64)
 LEAST_PROBABILITY = 0.005
 # How much the model's answer counts for a structure that is cut off by the border, and for a fragment.
 CUT_WEIGHT, SMALL_WEIGHT = 0.75, 0.25
+# How much the orientation of a structure counts that is cut off. Intact parts of femurs and lungs look like no organ crops.
+# That of a fragment does not count.
+CUT_ORIENTATION_WEIGHT = 0.25
 # HU to which values are limited before their variance, and HU of noise that always remains.
 SPREAD_RANGE, NOISE = (-1000, 400), 15.0
+
+# The mean answers to each structure: probabilities, float64 (N, classes), and orientations, float64 (N, 9), or None.
+_Seen = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +44,8 @@ class View:
     Attributes:
         structures: After the move, None for those that leave the volume.
         probabilities: Mean probabilities over their slices, float64 (N, classes).
+        orientations: Mean probabilities of their orientation, float64 (N, 9), or None if the model gives none. The first
+            column is that of an organ crop in the required orientation, the last one that of no organ crop.
         centers: In mm toward the patient's left, posterior and head, float64 (N, 3).
         medians: Median HU, float64 (N,).
         spread: Sum of the log variance of the HU of the homogeneous organs, as the mask names them.
@@ -40,6 +53,7 @@ class View:
 
     structures: tuple[Structure | None, ...]
     probabilities: NDArray[np.float64]
+    orientations: NDArray[np.float64] | None
     centers: NDArray[np.float64]
     medians: NDArray[np.float64]
     spread: float
@@ -56,7 +70,7 @@ class Evidence:
         orientation: Of the model's input.
         window: Level and width in HU of the model's input.
         margin_mm: Margin around a structure.
-        classify: Returns the model's probabilities of slices, int16 (H, W) each -> float64 (N, classes).
+        classify: Returns the model's answer to slices, int16 (H, W) each.
     """
 
     volume: Volume
@@ -65,8 +79,8 @@ class Evidence:
     orientation: Orientation
     window: tuple[float, float]
     margin_mm: float
-    classify: Callable[[Sequence[NDArray[np.int16]]], NDArray[np.float64]]
-    _seen_before: dict[object, NDArray[np.float64]] = field(default_factory=dict)
+    classify: Callable[[Sequence[NDArray[np.int16]]], "Answer"]
+    _seen_before: dict[object, _Seen] = field(default_factory=dict)
 
     def grid(self, axes: Axes = IDENTITY) -> Grid:
         """How the model sees the volume, if the patient axes are these."""
@@ -86,7 +100,7 @@ class Evidence:
         for i, one in enumerate(moved):
             if one is not None:
                 medians[i] = np.median(one.hounsfield(self.volume.hu))
-        return View(moved, self._seen(moved, axes, move), patient, medians, self._spread(moved))
+        return View(moved, *self._seen(moved, axes, move), patient, medians, self._spread(moved))
 
     def spread(self, move: Move) -> float:
         """The spread of a view, without the rest of it."""
@@ -103,9 +117,7 @@ class Evidence:
                 total += math.log(float(values.var()) + NOISE**2)
         return total
 
-    def _seen(
-        self, structures: Sequence[Structure | None], axes: Axes, move: Move
-    ) -> NDArray[np.float64]:
+    def _seen(self, structures: Sequence[Structure | None], axes: Axes, move: Move) -> _Seen:
         grid = self.grid(axes)
         # The direction in which slices are counted changes no crop.
         key = (grid.axes, grid.flips[1:], move)
@@ -117,16 +129,29 @@ class Evidence:
                     crops = one.crops(self.volume.hu, grid, self.margin_mm)
                     pixels += [crop for _, crop in crops]
                     owners += [i] * len(crops)
-            means = np.full((len(structures), len(self.classes)), 1 / len(self.classes))
-            if pixels:
-                answers = self.classify(pixels)
-                for i in sorted(set(owners)):
-                    means[i] = answers[np.array(owners) == i].mean(axis=0)
-            self._seen_before[key] = means
+            self._seen_before[key] = self._means(pixels, np.array(owners), len(structures))
         return self._seen_before[key]
 
+    def _means(
+        self, pixels: Sequence[NDArray[np.int16]], owners: NDArray[np.int64], count: int
+    ) -> _Seen:
+        """Return the mean answers of each structure, uniform ones for those without slices."""
+        probabilities = np.full((count, len(self.classes)), 1 / len(self.classes))
+        if not pixels:
+            return probabilities, None
+        answer = self.classify(pixels)
+        orientations = None
+        if answer.orientation is not None:
+            columns = answer.orientation.shape[1]
+            orientations = np.full((count, columns), 1 / columns)
+        for i in np.unique(owners):
+            probabilities[i] = answer.probabilities[owners == i].mean(axis=0)
+            if orientations is not None:
+                orientations[i] = answer.orientation[owners == i].mean(axis=0)
+        return probabilities, orientations
+
     def score(self, view: View, labels: Sequence[str]) -> float:
-        """Log likelihood of labels, one per structure."""
+        """Log likelihood of labels, one per structure: a class, or NO_CROP for a structure that is no organ."""
         return float(self.organ_scores(view, labels).sum()) + order_score(labels, view.centers)
 
     def organ_scores(self, view: View, labels: Sequence[str]) -> NDArray[np.float64]:
@@ -138,9 +163,22 @@ class Evidence:
         if structure is None:
             return math.log(LEAST_PROBABILITY)
         weight = SMALL_WEIGHT if structure.is_small else CUT_WEIGHT if structure.is_cut else 1.0
+        if label == NO_CROP:
+            # Any class is as likely as another, and any density and size.
+            return _orientation_score(view, i, -1) - weight * math.log(len(self.classes))
         probability = float(view.probabilities[i, self.classes.index(label)])
         return (
             weight * math.log(max(probability, LEAST_PROBABILITY))
+            + _orientation_score(view, i, 0)
             + density_score(label, float(view.medians[i]))
             + size_score(label, structure.volume_ml, structure.is_whole)
         )
+
+
+def _orientation_score(view: View, i: int, column: int) -> float:
+    """Return the log likelihood of a structure's orientation, 0 if the model gives none."""
+    structure = view.structures[i]
+    if view.orientations is None or structure is None or structure.is_small:
+        return 0.0
+    weight = CUT_ORIENTATION_WEIGHT if structure.is_cut else 1.0
+    return weight * math.log(max(float(view.orientations[i, column]), LEAST_PROBABILITY))
