@@ -8,6 +8,7 @@ import pytest
 from support.phantoms import phantom
 
 from organ_infer.audit import KINDS
+from organ_infer.audit import evidence as evidence_module
 from organ_infer.audit.evidence import Evidence
 from organ_infer.audit.explanations import Step, _label_changes_merged, explain, fit_of, state_of
 from organ_infer.audit.implausible import VALUES, densities, other_values, sizes, vote
@@ -32,6 +33,12 @@ def patient():
         hu[body.labels == number] = value
     codes = {name: number for number, name in enumerate(CENTERS, 1)}
     return Volume(hu, body.affine, "scan.nii.gz"), body.labels, codes
+
+
+@pytest.fixture(autouse=True)
+def few_pixels(monkeypatch):
+    """The phantom's organs have only eight pixels and more."""
+    monkeypatch.setattr(evidence_module, "LEAST_PIXELS", 6)
 
 
 def middle(pixels):
@@ -135,9 +142,9 @@ def test_an_organ_that_is_none_counts_as_a_guess(patient):
     whole = dataclasses.replace(view.structures[0], is_cut=False, is_small=False)
     view = dataclasses.replace(view, structures=(whole, *view.structures[1:]))
     (score, *_) = evidence.organ_scores(view, [NO_CROP] * 5)
-    assert score == pytest.approx(math.log(SURE) - math.log(11), abs=1e-6)
+    assert score == pytest.approx(math.log(1 - REST) - math.log(11), abs=1e-6)
     for state, expected in (
-        ({"is_cut": True}, 0.25 * math.log(SURE) - 0.75 * math.log(11)),
+        ({"is_cut": True}, 0.25 * math.log(1 - REST) - 0.75 * math.log(11)),
         ({"is_small": True}, -0.25 * math.log(11)),
     ):
         one = dataclasses.replace(whole, **state)
@@ -172,10 +179,27 @@ def test_the_orientation_counts_in_the_score_of_an_organ(patient):
 def test_a_structure_that_has_left_the_volume_has_no_orientation(patient):
     away = evidence_of(*patient).view(move=Move(shift=(30, 0, 0)))
     for one, row in zip(away.structures, away.orientations, strict=True):
-        assert one is not None or row == pytest.approx([1 / 9] * 9)
+        assert np.isnan(row).all() == (one is None)
     assert None in away.structures and away.structures != (None,) * 5
     gone = evidence_of(*patient).view(move=Move(shift=(59, 0, 0)))
     assert gone.structures == (None,) * 5 and gone.orientations is None
+
+
+@pytest.mark.parametrize(("side", "counts"), [(13, False), (14, True)])
+def test_the_orientation_of_a_crop_of_few_pixels_does_not_count(patient, side, counts, monkeypatch):
+    monkeypatch.undo()
+    volume, labels, codes = patient
+    part = np.zeros_like(labels)
+    x, y, z = np.argwhere(labels == codes["liver"]).mean(axis=0).astype(int)
+    # The margin is one voxel on each side.
+    part[x - 6 : x - 8 + side, y - 8 : y + 8, z - 4 : z + 4] = codes["liver"]
+    evidence = evidence_of(volume, part, {"liver": codes["liver"]}, lambda s: model(s, 3))
+    view = evidence.view()
+    assert np.isnan(view.orientations).all() != counts
+    assert bool(vote(evidence, state_of(evidence))) == counts
+    plain = evidence_of(volume, part, {"liver": codes["liver"]}, without_orientation)
+    added = evidence.organ_scores(view, ["liver"]) - plain.organ_scores(plain.view(), ["liver"])
+    assert added == pytest.approx([math.log(REST) if counts else 0.0], abs=1e-6)
 
 
 def test_organs_that_are_none_after_other_steps_are_one_finding(patient):
@@ -377,24 +401,28 @@ def test_a_mask_of_the_whole_body_is_a_finding(patient):
     assert finding.message.endswith(" mL, expected 20 to 2,500; check its mask")
 
 
-def test_a_size_within_four_times_the_range_and_a_cut_organ_are_no_findings(patient):
+def test_a_size_within_four_times_the_range_and_near_the_border_is_no_finding(patient):
     evidence = evidence_of(*patient)
     state = state_of(evidence)
     assert sizes(evidence, state) == []
 
-    def found(**changes):
-        one = dataclasses.replace(evidence.structures[0], **{"is_cut": False} | changes)
+    def found(labels=state.labels, **changes):
+        one = dataclasses.replace(evidence.structures[0], **changes)
         changed = dataclasses.replace(evidence, structures=(one, *evidence.structures[1:]))
-        return sizes(changed, state)
+        return sizes(changed, dataclasses.replace(state, labels=labels))
 
     assert found(volume_ml=76.0) == [] and found(volume_ml=19_000.0) == []
     assert len(found(volume_ml=74.0)) == len(found(volume_ml=21_000.0)) == 1
-    assert found(volume_ml=74.0, is_cut=True) == []
     # The class that it looks like has this size.
-    as_spleen = dataclasses.replace(state, labels=("spleen", *state.labels[1:]))
-    one = dataclasses.replace(evidence.structures[0], is_cut=False, volume_ml=74.0)
-    changed = dataclasses.replace(evidence, structures=(one, *evidence.structures[1:]))
-    assert sizes(changed, as_spleen) == []
+    assert found(labels=("spleen", *state.labels[1:]), volume_ml=74.0) == []
+    assert found(labels=(NO_CROP, *state.labels[1:]), volume_ml=74.0) == []
+    # One voxel of 5 mm from the border, and two.
+    x, y, z = evidence.structures[0].box
+    for axis, size in enumerate(SHAPE):
+        for start, stop, is_found in ((1, 30, False), (2, 30, True), (20, size - 1, False)):
+            box = [x, y, z]
+            box[axis] = slice(start, stop)
+            assert bool(found(volume_ml=74.0, box=tuple(box))) == is_found
 
 
 # Densities.

@@ -30,6 +30,8 @@ CUT_WEIGHT, SMALL_WEIGHT = 0.75, 0.25
 # How much the orientation of a structure counts that is cut off. Intact parts of femurs and lungs look like no organ crops.
 # That of a fragment does not count.
 CUT_ORIENTATION_WEIGHT = 0.25
+# Pixels of a crop's shorter side, below which its orientation does not count. The model's input has twice as many.
+LEAST_PIXELS = 14
 # HU to which values are limited before their variance, and HU of noise that always remains.
 SPREAD_RANGE, NOISE = (-1000, 400), 15.0
 
@@ -45,7 +47,8 @@ class View:
         structures: After the move, None for those that leave the volume.
         probabilities: Mean probabilities over their slices, float64 (N, classes).
         orientations: Mean probabilities of their orientation, float64 (N, 9), or None if the model gives none. The first
-            column is that of an organ crop in the required orientation, the last one that of no organ crop.
+            column is that of an organ crop in the required orientation, the last one that of no organ crop. NaN for
+            crops of few pixels.
         centers: In mm toward the patient's left, posterior and head, float64 (N, 3).
         medians: Median HU, float64 (N,).
         spread: Sum of the log variance of the HU of the homogeneous organs, as the mask names them.
@@ -142,12 +145,13 @@ class Evidence:
         answer = self.classify(pixels)
         orientations = None
         if answer.orientation is not None:
-            columns = answer.orientation.shape[1]
-            orientations = np.full((count, columns), 1 / columns)
+            orientations = np.full((count, answer.orientation.shape[1]), np.nan)
+        sides = np.array([min(crop.shape) for crop in pixels])
         for i in np.unique(owners):
-            probabilities[i] = answer.probabilities[owners == i].mean(axis=0)
-            if orientations is not None:
-                orientations[i] = answer.orientation[owners == i].mean(axis=0)
+            own = owners == i
+            probabilities[i] = answer.probabilities[own].mean(axis=0)
+            if orientations is not None and sides[own].min() >= LEAST_PIXELS:
+                orientations[i] = answer.orientation[own].mean(axis=0)
         return probabilities, orientations
 
     def score(self, view: View, labels: Sequence[str]) -> float:
@@ -165,20 +169,26 @@ class Evidence:
         weight = SMALL_WEIGHT if structure.is_small else CUT_WEIGHT if structure.is_cut else 1.0
         if label == NO_CROP:
             # Any class is as likely as another, and any density and size.
-            return _orientation_score(view, i, -1) - weight * math.log(len(self.classes))
+            return _orientation_score(view, i, is_organ=False) - weight * math.log(
+                len(self.classes)
+            )
         probability = float(view.probabilities[i, self.classes.index(label)])
         return (
             weight * math.log(max(probability, LEAST_PROBABILITY))
-            + _orientation_score(view, i, 0)
+            + _orientation_score(view, i, is_organ=True)
             + density_score(label, float(view.medians[i]))
             + size_score(label, structure.volume_ml, structure.is_whole)
         )
 
 
-def _orientation_score(view: View, i: int, column: int) -> float:
+def _orientation_score(view: View, i: int, is_organ: bool) -> float:
     """Return the log likelihood of a structure's orientation, 0 if the model gives none."""
     structure = view.structures[i]
     if view.orientations is None or structure is None or structure.is_small:
         return 0.0
+    as_required = float(view.orientations[i, 0])
+    if math.isnan(as_required):
+        return 0.0
     weight = CUT_ORIENTATION_WEIGHT if structure.is_cut else 1.0
-    return weight * math.log(max(float(view.orientations[i, column]), LEAST_PROBABILITY))
+    probability = as_required if is_organ else 1 - as_required
+    return weight * math.log(max(probability, LEAST_PROBABILITY))

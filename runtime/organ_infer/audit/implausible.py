@@ -12,11 +12,13 @@ from .anatomy import FLOOR, ORGANS, density_score, size_score
 from .evidence import IDENTITY, Evidence
 from .explanations import LEAST_EVIDENCE, State, fit_of, no_organ_message, state_of
 from .pictures import pictures_of
-from .structures import UNMOVED
+from .structures import UNMOVED, Structure
 from .types import Finding
 
 __all__ = ["VALUES", "densities", "other_values", "sizes", "vote"]
 
+# Distance in mm to the border of the volume within which a structure may be cut off. Masks are a few voxels off.
+BORDER_MM = 10.0
 # How much more must speak for other values: several are tried.
 VALUES_COST = 4.0
 _LOW, _HIGH = -32768, 32767
@@ -74,7 +76,7 @@ def sizes(evidence: Evidence, state: State) -> list[Finding]:
     """Return a finding per structure inside the volume whose size is that of no organ of its class."""
     findings = []
     for i, (one, label) in enumerate(zip(evidence.structures, state.labels, strict=True)):
-        if one.is_cut or label not in ORGANS:
+        if label not in ORGANS or _is_near_border(evidence, one):
             continue
         score = size_score(label, one.volume_ml, is_whole=True)
         if score <= FLOOR:
@@ -83,6 +85,15 @@ def sizes(evidence: Evidence, state: State) -> list[Finding]:
             message = f"{one.name} is too {size}: {one.volume_ml:,.3g} mL, expected {low:,} to {high:,}; check its mask"
             findings.append(_of_one(evidence, i, "size", message, score))
     return findings
+
+
+def _is_near_border(evidence: Evidence, one: Structure) -> bool:
+    """Whether the border of the volume may cut off a part of a structure."""
+    spacing = np.linalg.norm(np.asarray(evidence.volume.affine, np.float64)[:3, :3], axis=0)
+    return any(
+        min(side.start, size - side.stop) * mm < BORDER_MM
+        for side, size, mm in zip(one.box, evidence.volume.hu.shape, spacing, strict=True)
+    )
 
 
 def densities(evidence: Evidence, state: State) -> list[Finding]:
@@ -137,9 +148,12 @@ def vote(evidence: Evidence, state: State) -> list[Finding]:
 
 def _winner(evidence: Evidence, state: State, voters: Sequence[int]) -> tuple[str | None, float]:
     """Return the orientation that some structures vote for, and its evidence."""
-    if state.view.orientations is None or not voters:
+    if state.view.orientations is None:
         return None, 0.0
     rows = np.asarray(state.view.orientations[voters], np.float32)
+    rows = rows[~np.isnan(rows[:, 0])]
+    if not len(rows):
+        return None, 0.0
     second, first = np.sort(votes(rows))[-2:]
     winner = scan_orientation(rows, orientation_names(evidence.orientation))
     return winner, float(first - second)
