@@ -11,7 +11,7 @@ from organ_infer.audit import KINDS
 from organ_infer.audit import evidence as evidence_module
 from organ_infer.audit.evidence import Evidence
 from organ_infer.audit.explanations import Step, _label_changes_merged, explain, fit_of, state_of
-from organ_infer.audit.implausible import VALUES, densities, other_values, sizes, vote
+from organ_infer.audit.implausible import VALUES, densities, no_organs, other_values, sizes, turned
 from organ_infer.audit.structures import Move, structures_of
 from organ_infer.engine.ensemble import Answer
 from organ_infer.images.axes import NO_CROP, orientation_names
@@ -106,7 +106,7 @@ def test_an_organ_whose_mask_is_around_none_is_named(patient, name):
     (step,) = steps_of(volume, misplaced(labels, codes, name), codes)
     assert (step.kind, step.message) == (
         "no organ crop",
-        f"{name} looks like no organ; check where its mask is",
+        f"the crops of {name} show no organ; check where its mask is",
     )
     assert step.kind in KINDS and step.evidence >= 3
     assert step.organs == (list(codes).index(name),)
@@ -122,7 +122,7 @@ def test_organs_that_are_none_are_one_finding(patient):
         ),
     ):
         (step,) = steps_of(volume, misplaced(labels, codes, *names), codes)
-        total = f"{len(names)} of 5 organs look like no organs: {', '.join(names)}; {advice}"
+        total = f"the crops of {len(names)} of 5 organs show no organ: {', '.join(names)}; {advice}"
         assert (step.kind, step.message) == ("no organ crop", total)
 
 
@@ -132,24 +132,33 @@ def test_a_model_without_orientation_gives_the_findings_of_before(patient):
     (step,) = steps_of(volume, wrong, codes, without_orientation)
     assert step.message == "label liver looks like heart"
     evidence = evidence_of(*patient, without_orientation)
-    assert evidence.view().orientations is None and vote(evidence, state_of(evidence)) == []
+    assert evidence.view().orientations is None and turned(evidence, state_of(evidence)) == []
+
+
+def with_first(evidence, **changes):
+    """The evidence with changes of its first structure."""
+    first = dataclasses.replace(evidence.structures[0], **changes)
+    return dataclasses.replace(
+        evidence, structures=(first, *evidence.structures[1:]), _seen_before={}
+    )
 
 
 def test_an_organ_that_is_none_counts_as_a_guess(patient):
     volume, labels, codes = patient
     evidence = evidence_of(volume, misplaced(labels, codes, "liver"), codes)
-    view = evidence.view()
-    whole = dataclasses.replace(view.structures[0], is_cut=False, is_small=False)
-    view = dataclasses.replace(view, structures=(whole, *view.structures[1:]))
-    (score, *_) = evidence.organ_scores(view, [NO_CROP] * 5)
-    assert score == pytest.approx(math.log(1 - REST) - math.log(11), abs=1e-6)
+    box = evidence.structures[0].box
     for state, expected in (
-        ({"is_cut": True}, 0.25 * math.log(1 - REST) - 0.75 * math.log(11)),
+        ({}, math.log(SURE) - math.log(11)),
+        ({"is_cut": True}, 0.25 * math.log(SURE) - 0.75 * math.log(11)),
+        # One voxel of 5 mm from the border of the volume.
+        ({"box": (box[0], slice(1, box[1].stop), box[2])}, 0.25 * math.log(SURE) - math.log(11)),
         ({"is_small": True}, -0.25 * math.log(11)),
     ):
-        one = dataclasses.replace(whole, **state)
-        changed = dataclasses.replace(view, structures=(one, *view.structures[1:]))
-        score = evidence.organ_scores(changed, [NO_CROP] * 5)[0]
+        changed = with_first(evidence, **state)
+        view = changed.view()
+        # Whatever is in a larger box.
+        view.orientations[0] = sure(8)
+        score = changed.organ_scores(view, [NO_CROP] * 5)[0]
         assert score == pytest.approx(expected, abs=1e-6)
 
 
@@ -195,8 +204,8 @@ def test_the_orientation_of_a_crop_of_few_pixels_does_not_count(patient, side, c
     part[x - 6 : x - 8 + side, y - 8 : y + 8, z - 4 : z + 4] = codes["liver"]
     evidence = evidence_of(volume, part, {"liver": codes["liver"]}, lambda s: model(s, 3))
     view = evidence.view()
-    assert np.isnan(view.orientations).all() != counts
-    assert bool(vote(evidence, state_of(evidence))) == counts
+    assert evidence.orientation_weights == ((1.0,) if counts else (0.0,))
+    assert bool(turned(evidence, state_of(evidence))) == counts
     plain = evidence_of(volume, part, {"liver": codes["liver"]}, without_orientation)
     added = evidence.organ_scores(view, ["liver"]) - plain.organ_scores(plain.view(), ["liver"])
     assert added == pytest.approx([math.log(REST) if counts else 0.0], abs=1e-6)
@@ -215,7 +224,7 @@ def test_organs_that_are_none_after_other_steps_are_one_finding(patient):
     second = step(first.after, {0: NO_CROP, 1: NO_CROP})
     (merged,) = _label_changes_merged(evidence, [first, second])
     assert (merged.kind, merged.organs, merged.evidence) == ("no organ crop", (0, 1), 8.0)
-    assert merged.message.startswith("2 of 5 organs look like no organs: liver, spleen;")
+    assert merged.message.startswith("the crops of 2 of 5 organs show no organ: liver, spleen;")
     (mixed,) = _label_changes_merged(
         evidence, [first, step(first.after, {0: "bladder", 1: NO_CROP})]
     )
@@ -231,7 +240,7 @@ def test_organs_that_are_none_after_other_steps_are_one_finding(patient):
 @pytest.mark.parametrize("column", range(1, 8))
 def test_organs_that_look_turned_together_are_a_finding(patient, column):
     evidence = evidence_of(*patient, lambda slices: model(slices, column))
-    (finding,) = vote(evidence, state_of(evidence))
+    (finding,) = turned(evidence, state_of(evidence))
     name = orientation_names(("L", "P"))[column]
     # Not the femur, which is cut off.
     assert finding.kind == "orientation" and finding.organs == tuple(CENTERS)[:4]
@@ -245,22 +254,35 @@ def test_organs_that_look_turned_together_are_a_finding(patient, column):
     assert finding.numbers == {"organs that voted": 4} and len(finding.pictures) == 4
 
 
+def nothing(slices):
+    """Answer of a model that sees no organ anywhere."""
+    probabilities = np.full((len(slices), len(CLASSES)), 1 / len(CLASSES))
+    return Answer(probabilities, np.tile(sure(8), (len(slices), 1)))
+
+
 def test_organs_that_look_like_none_together_are_a_finding(patient):
-    evidence = evidence_of(*patient, lambda slices: model(slices, 8))
-    state = state_of(evidence)
-    (finding,) = vote(evidence, state)
+    evidence = evidence_of(*patient, nothing)
+    (finding,) = no_organs(evidence, state_of(evidence))
     assert (finding.kind, finding.organs) == ("no organ crop", tuple(CENTERS))
-    assert finding.message.startswith("5 of 5 organs look like no organs: liver, ")
-    assert finding.evidence == pytest.approx(5 * math.log(SURE / REST), rel=1e-4)
+    assert finding.message.startswith("the crops of 5 of 5 organs show no organ: liver, ")
+    assert finding.evidence == pytest.approx(5 * math.log(SURE / REST) - 5, rel=1e-4)
+    assert turned(evidence, state_of(evidence)) == []
     # One organ says nothing about the scan.
     volume, labels, _ = patient
-    alone = evidence_of(volume, labels, {"liver": 1}, lambda slices: model(slices, 8))
-    assert vote(alone, state_of(alone)) == []
+    alone = evidence_of(volume, labels, {"liver": 1}, nothing)
+    assert no_organs(alone, state_of(alone)) == []
+    # Blurred organs look like none, but each like an organ of its class.
+    blurred = evidence_of(*patient, lambda slices: model(slices, 8))
+    (weaker,) = no_organs(blurred, state_of(blurred))
+    difference = 5 * math.log(0.9 * 11)
+    assert finding.evidence - weaker.evidence == pytest.approx(difference, rel=1e-4)
+    other = evidence_of(*patient, lambda slices: model(slices, 3))
+    assert no_organs(other, state_of(other)) == []
 
 
-def test_organs_that_look_as_required_have_no_vote(patient):
+def test_organs_that_look_as_required_have_no_turned(patient):
     evidence = evidence_of(*patient)
-    assert vote(evidence, state_of(evidence)) == []
+    assert turned(evidence, state_of(evidence)) == no_organs(evidence, state_of(evidence)) == []
 
 
 def test_each_organ_counts_once(patient):
@@ -279,9 +301,9 @@ def test_each_organ_counts_once(patient):
     one_slice[:, :, z] = labels[:, :, z]
     both = {name: codes[name] for name in ("liver", "spleen")}
     evidence = evidence_of(volume, one_slice, both, classify)
-    assert vote(evidence, state_of(evidence)) == []
+    assert turned(evidence, state_of(evidence)) == []
     alone = evidence_of(volume, one_slice, {"liver": codes["liver"]}, classify)
-    assert "turned by 180 degrees" in vote(alone, state_of(alone))[0].message
+    assert "turned by 180 degrees" in turned(alone, state_of(alone))[0].message
 
 
 def test_fragments_and_parts_of_organs_do_not_vote_on_the_orientation(patient):
@@ -291,32 +313,34 @@ def test_fragments_and_parts_of_organs_do_not_vote_on_the_orientation(patient):
     def voters(**changes):
         structures = tuple(dataclasses.replace(one, **changes) for one in evidence.structures[1:])
         changed = dataclasses.replace(evidence, structures=(evidence.structures[0], *structures))
-        return [finding.organs for finding in vote(changed, state_of(changed))]
+        return [finding.organs for finding in turned(changed, state_of(changed))]
 
     assert voters() == [tuple(CENTERS)[:4]]
     assert voters(is_small=True) == voters(is_cut=True) == [("liver",)]
     fragments = tuple(dataclasses.replace(one, is_small=True) for one in evidence.structures)
     none = dataclasses.replace(evidence, structures=fragments)
-    assert vote(none, state_of(none)) == []
+    assert turned(none, state_of(none)) == []
 
 
-def test_parts_of_organs_vote_on_whether_they_are_organs(patient):
-    evidence = evidence_of(*patient, lambda slices: model(slices, 8))
-    parts = tuple(dataclasses.replace(one, is_cut=True) for one in evidence.structures)
-    cut = dataclasses.replace(evidence, structures=parts)
-    assert vote(cut, state_of(cut))[0].organs == tuple(CENTERS)
-    fragments = tuple(dataclasses.replace(one, is_small=True) for one in evidence.structures[1:])
-    rest = dataclasses.replace(evidence, structures=(evidence.structures[0], *fragments))
-    assert vote(rest, state_of(rest)) == []
+def test_parts_of_organs_vote_on_whether_they_are_organs_and_fragments_do_not(patient):
+    evidence = evidence_of(*patient, nothing)
+
+    def voters(**changes):
+        structures = tuple(dataclasses.replace(one, **changes) for one in evidence.structures[2:])
+        changed = dataclasses.replace(evidence, structures=(*evidence.structures[:2], *structures))
+        return [finding.organs for finding in no_organs(changed, state_of(changed))]
+
+    assert voters(is_cut=True) == [tuple(CENTERS)]
+    assert voters(is_small=True) == [("liver", "spleen")]
 
 
 def test_there_is_no_vote_once_a_step_has_moved_scan_or_mask(patient):
     evidence = evidence_of(*patient, lambda slices: model(slices, 3))
     state = state_of(evidence)
-    assert vote(evidence, dataclasses.replace(state, axes=np.diag([1, 1, -1]))) == []
-    assert vote(evidence, dataclasses.replace(state, move=Move(shift=(1, 0, 0)))) == []
-    none = dataclasses.replace(state, labels=(*state.labels[:4], NO_CROP))
-    assert vote(evidence, none) == [] and vote(evidence, state) != []
+    assert turned(evidence, dataclasses.replace(state, axes=np.diag([1, 1, -1]))) == []
+    assert turned(evidence, dataclasses.replace(state, move=Move(shift=(1, 0, 0)))) == []
+    none = dataclasses.replace(state, labels=("liver", *[NO_CROP] * 4))
+    assert turned(evidence, none)[0].organs == ("liver",)
 
 
 # Values.
@@ -423,6 +447,9 @@ def test_a_size_within_four_times_the_range_and_near_the_border_is_no_finding(pa
             box = [x, y, z]
             box[axis] = slice(start, stop)
             assert bool(found(volume_ml=74.0, box=tuple(box))) == is_found
+            # A fragment is found unless it touches the border.
+            small = {"volume_ml": 1.0, "box": tuple(box), "is_small": True}
+            assert len(found(**small)) == 1 and found(**small, is_cut=True) == []
 
 
 # Densities.
@@ -456,3 +483,29 @@ def test_a_density_within_a_hundred_of_the_range_is_none(patient, hu, is_found):
     for changed in (one, None):
         view = dataclasses.replace(state.view, structures=(changed, *state.view.structures[1:]))
         assert densities(evidence, dataclasses.replace(state, view=view)) == []
+
+
+# One shifted organ.
+
+
+@pytest.mark.parametrize("classify", [model, without_orientation])
+def test_one_shifted_organ_is_named_with_its_distance(patient, classify):
+    volume, labels, codes = patient
+    off = np.where(labels == codes["spleen"], 0, labels)
+    x, y, z = np.argwhere(labels == codes["spleen"]).T
+    # 30 mm toward the front, where nothing else is.
+    off[x, y - 6, z] = codes["spleen"]
+    (step,) = steps_of(volume, off, codes, classify)
+    assert step.message == "spleen: mask shifted by 30 mm toward the front"
+    assert (step.kind, step.organs) == ("mask shifted", (1,))
+    alone = evidence_of(volume, off, {"spleen": codes["spleen"]}, classify)
+    gain = step.after.score - step.before.score
+    spread = step.before.view.spread - step.after.view.spread
+    assert step.before.score == pytest.approx(state_of(alone).score)
+    assert step.evidence == pytest.approx(gain + 3 * spread - 4 - 1)
+
+
+def test_organs_are_not_shifted_one_by_one_if_the_mask_is(patient):
+    volume, labels, codes = patient
+    (step,) = steps_of(volume, np.roll(labels, 6, axis=1), codes)
+    assert step.message == "mask shifted by 30 mm toward the back" and len(step.organs) == 5

@@ -106,6 +106,26 @@ def intact(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
             move = tuple(voxels if i == axis else 0 for i in range(3))
             part = moved(mask, lambda layer, move=move: shifted(layer, move))
             yield Case("intact", f"{name}: mask off by one voxel, {move}", volume, part)
+    neighbors = [
+        tuple(n if i == axis else 0 for i in range(3)) for axis in range(3) for n in (-1, 1)
+    ]
+
+    def eroded(layer: np.ndarray) -> np.ndarray:
+        return layer * np.all([shifted(layer, step) == layer for step in neighbors], axis=0)
+
+    def dilated(layer: np.ndarray) -> np.ndarray:
+        around = np.max([shifted(layer, step) for step in neighbors], axis=0)
+        return np.where(layer == 0, around, layer)
+
+    for change in (eroded, dilated):
+        what = f"{name}: mask {change.__name__} by one voxel"
+        yield Case("intact", what, volume, moved(mask, change))
+    mean = np.mean(
+        [volume.hu, *(np.roll(volume.hu, n, axis) for axis in range(2) for n in (-1, 1))], axis=0
+    )
+    yield Case(
+        "intact", f"{name}: blurred", replace(volume, hu=np.rint(mean).astype(np.int16)), mask
+    )
     for offset in (-30, 30):
         hu = np.clip(volume.hu.astype(int) + offset, -1024, 3071).astype(np.int16)
         yield Case("intact", f"{name}: {offset} HU", replace(volume, hu=hu), mask)
@@ -114,7 +134,7 @@ def intact(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
         part = slice(start, stop)
         cut = replace(volume, hu=volume.hu[:, :, part])
         yield Case("intact", f"{name}: slices {start} to {stop}", cut, cropped(mask, part))
-    for step in ((2, 2, 1), (1, 1, 2)):
+    for step in ((2, 2, 1), (1, 1, 2), (1, 1, 3)):
         affine = volume.affine @ np.diag([*step, 1.0])
         every = tuple(slice(None, None, n) for n in step)
         coarse = replace(volume, hu=volume.hu[every], affine=affine)
@@ -210,20 +230,22 @@ def corrupted(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
         yield Case("axes exchanged", f"{name}: mask", volume, part, ("exchanged",))
 
 
-def with_wrong_values(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
+def with_wrong_values(
+    name: str, volume: Volume, mask: Mask, masks: Callable[[], dict[str, Mask]]
+) -> Iterator[Case]:
     """A scan whose values are no Hounsfield units, and one that is no scan."""
     hu = volume.hu.astype(int)
     random = np.random.default_rng(2)
     for what, values, answers in (
         ("negated", -hu, ("negated",)),
         ("1,024 too low", hu - 1024, ("1,024 too low",)),
-        ("doubled", 2 * hu, ("doubled", "no organ crops")),
-        ("halved", hu // 2, ("halved", "no organ crops")),
-        ("noise", random.integers(-1000, 1000, hu.shape), ("no organ crops",)),
-        ("constant", np.full_like(hu, 40), ("no organ crops",)),
+        ("doubled", 2 * hu, ("doubled", "show no organ")),
+        ("halved", hu // 2, ("halved", "show no organ")),
+        ("noise", random.integers(-1000, 1000, hu.shape), ("show no organ",)),
+        ("constant", np.full_like(hu, 40), ("show no organ",)),
     ):
         scan = replace(volume, hu=values.clip(-32768, 32767).astype(np.int16))
-        yield Case("values of the scan wrong", f"{name}: {what}", scan, mask, answers)
+        yield Case("values of the scan wrong", f"{name}: {what}", scan, mask, answers, masks)
 
 
 def with_one_organ_wrong(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
@@ -272,16 +294,18 @@ def of_another_patient(name: str, volume: Volume, directory: Path) -> Iterator[C
         for size, old in zip(volume.hu.shape, source.hu.shape, strict=True)
     ]
     part = moved(mask, lambda layer: layer[np.ix_(*indices)])
-    answers = ("worse than random labels", "no organ crops", "look different")
+    answers = ("worse than random labels", "show no organ", "look different")
     yield Case("mask of another patient", name, volume, part, answers)
 
 
-def of_another_map(name: str, volume: Volume, path: Path, directory: Path) -> Iterator[Case]:
-    """The numbers without names, read as those of every other data set."""
+def read_with_every_map(
+    volume: Volume, path: Path, directory: Path
+) -> Callable[[], dict[str, Mask]]:
+    """Return a function that reads the numbers of a mask without their names, as those of every data set."""
     header = read_header(str(path))
     numbers = np.concatenate([values for _, values in blocks(header)]).astype(np.uint8)
     array = numbers.reshape(header.shape[::-1]).transpose(2, 1, 0)
-    plain = directory / f"{name}.nii"
+    plain = directory / f"{path.stem}.nii"
     plain.write_bytes(nifti(array, header.affine))
 
     def masks() -> dict[str, Mask]:
@@ -293,6 +317,13 @@ def of_another_map(name: str, volume: Volume, path: Path, directory: Path) -> It
                 continue
         return found
 
+    return masks
+
+
+def of_another_map(
+    name: str, volume: Volume, masks: Callable[[], dict[str, Mask]]
+) -> Iterator[Case]:
+    """The numbers without names, read as those of every other data set."""
     intact_mask = masks()["totalsegmentator"]
     for row, mask in masks().items():
         # Data sets that number these organs alike.
@@ -311,8 +342,9 @@ def all_cases(directory: Path, work: Path) -> Iterator[Case]:
         mask = open_mask(directory / mask_file, like=volume)
         yield from intact(name, volume, mask)
         yield from corrupted(name, volume, mask)
-        yield from of_another_map(name, volume, directory / mask_file, work)
-        yield from with_wrong_values(name, volume, mask)
+        masks = read_with_every_map(volume, directory / mask_file, work)
+        yield from of_another_map(name, volume, masks)
+        yield from with_wrong_values(name, volume, mask, masks)
         yield from with_one_organ_wrong(name, volume, mask)
         yield from of_another_patient(name, volume, directory)
 

@@ -13,7 +13,16 @@ from .anatomy import SIDE_PAIRS
 from .evidence import IDENTITY, Axes, Evidence, View
 from .structures import UNMOVED, Move, moves_of_axes
 
-__all__ = ["LEAST_EVIDENCE", "State", "Step", "explain", "fit_of", "no_organ_message", "state_of"]
+__all__ = [
+    "COST_PER_LABEL",
+    "LEAST_EVIDENCE",
+    "State",
+    "Step",
+    "explain",
+    "fit_of",
+    "no_organ_message",
+    "state_of",
+]
 
 # An explanation must be 20 times as likely as what was before, after its cost.
 LEAST_EVIDENCE = 3.0
@@ -95,7 +104,11 @@ def fit_of(evidence: Evidence, state: State | None = None) -> float:
 
 
 def explain(evidence: Evidence) -> tuple[State, list[Step]]:
-    """Return the state that fits best, and the steps that lead to it."""
+    """Return the state that fits best, and the steps that lead to it.
+
+    If nothing explains the scan as a whole, there is a step for each organ whose mask is shifted, and the state is without
+    them.
+    """
     start = state = state_of(evidence)
     steps: list[Step] = []
     while len(steps) < MOST_STEPS:
@@ -109,7 +122,7 @@ def explain(evidence: Evidence) -> tuple[State, list[Step]]:
         for step in _no_organs(evidence, start):
             if len(step.organs) == len(start.labels):
                 return step.after, [step]
-    return state, _label_changes_merged(evidence, steps)
+    return state, _label_changes_merged(evidence, steps) or _single_shifts(evidence)
 
 
 def _label_changes_merged(evidence: Evidence, steps: list[Step]) -> list[Step]:
@@ -227,7 +240,12 @@ def _no_organs(evidence: Evidence, state: State) -> Iterator[Step]:
         return
     as_named = evidence.organ_scores(state.view, state.labels)
     as_none = evidence.organ_scores(state.view, [NO_CROP] * len(state.labels))
-    chosen = np.flatnonzero(as_none - as_named > COST_PER_LABEL).tolist()
+    # Intact parts of organs look like none, too.
+    chosen = [
+        i
+        for i in np.flatnonzero(as_none - as_named > COST_PER_LABEL).tolist()
+        if evidence.orientation_weights[i] == 1
+    ]
     if not chosen:
         return
     labels = tuple(NO_CROP if i in chosen else label for i, label in enumerate(state.labels))
@@ -246,14 +264,14 @@ def no_organ_message(evidence: Evidence, chosen: Sequence[int]) -> str:
     """Describe structures that are no organs, by their indices."""
     names = ", ".join(evidence.structures[i].name for i in chosen)
     if len(chosen) == 1:
-        return f"{names} looks like no organ; check where its mask is"
+        return f"the crops of {names} show no organ; check where its mask is"
     total = len(evidence.structures)
     check = (
         "check that the mask belongs to the scan, and that its values are Hounsfield units"
         if len(chosen) == total
         else "check where their masks are"
     )
-    return f"{len(chosen)} of {total} organs look like no organs: {names}; {check}"
+    return f"the crops of {len(chosen)} of {total} organs show no organ: {names}; {check}"
 
 
 def _own_labels(evidence: Evidence, state: State) -> list[str]:
@@ -399,6 +417,21 @@ def _shift_steps(evidence: Evidence, state: State) -> Iterator[Step]:
         tuple(range(len(state.labels))),
         COSTS["shift"],
     )
+
+
+def _single_shifts(evidence: Evidence) -> list[Step]:
+    """Return a step per organ that fits better somewhere else, as if the mask had only this organ."""
+    found = []
+    for i, one in enumerate(evidence.structures):
+        if one.is_small:
+            continue
+        alone = replace(evidence, structures=(one,), _seen_before={})
+        for step in _shift_steps(alone, state_of(alone)):
+            gain = step.evidence - COST_PER_LABEL
+            if gain >= LEAST_EVIDENCE:
+                message = f"{one.name}: {step.message}"
+                found.append(replace(step, message=message, organs=(i,), evidence=gain))
+    return found
 
 
 def _shift_text(mm: NDArray[np.float64]) -> str:

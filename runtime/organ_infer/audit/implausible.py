@@ -1,5 +1,6 @@
 """Findings beside the steps of the search: values that are no HU, sizes and densities of no organ, and votes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -10,15 +11,13 @@ from ..images.axes import AS_REQUIRED, NO_CROP, orientation_names
 from ..volumes.votes import scan_orientation, scan_warnings, votes
 from .anatomy import FLOOR, ORGANS, density_score, size_score
 from .evidence import IDENTITY, Evidence
-from .explanations import LEAST_EVIDENCE, State, fit_of, no_organ_message, state_of
+from .explanations import COST_PER_LABEL, LEAST_EVIDENCE, State, fit_of, no_organ_message, state_of
 from .pictures import pictures_of
-from .structures import UNMOVED, Structure
+from .structures import UNMOVED
 from .types import Finding
 
-__all__ = ["VALUES", "densities", "other_values", "sizes", "vote"]
+__all__ = ["VALUES", "densities", "no_organs", "other_values", "sizes", "turned"]
 
-# Distance in mm to the border of the volume within which a structure may be cut off. Masks are a few voxels off.
-BORDER_MM = 10.0
 # How much more must speak for other values: several are tried.
 VALUES_COST = 4.0
 _LOW, _HIGH = -32768, 32767
@@ -47,8 +46,7 @@ def other_values(evidence: Evidence, explained: float) -> list[Finding]:
     before = state_of(evidence)
     others: dict[str, tuple[State, float]] = {}
     for what, undo in VALUES.items():
-        volume = replace(evidence.volume, hu=undo(evidence.volume.hu))
-        other = replace(evidence, volume=volume, _seen_before={})
+        other = replace(evidence, undo=undo, _seen_before={})
         state = state_of(other)
         # Worse than guessing is no fit.
         if fit_of(other, state) > 0:
@@ -76,7 +74,9 @@ def sizes(evidence: Evidence, state: State) -> list[Finding]:
     """Return a finding per structure inside the volume whose size is that of no organ of its class."""
     findings = []
     for i, (one, label) in enumerate(zip(evidence.structures, state.labels, strict=True)):
-        if label not in ORGANS or _is_near_border(evidence, one):
+        # What is left of an organ at the border is larger than a fragment.
+        may_be_cut = one.is_cut if one.is_small else evidence.may_be_cut(one)
+        if label not in ORGANS or may_be_cut:
             continue
         score = size_score(label, one.volume_ml, is_whole=True)
         if score <= FLOOR:
@@ -85,15 +85,6 @@ def sizes(evidence: Evidence, state: State) -> list[Finding]:
             message = f"{one.name} is too {size}: {one.volume_ml:,.3g} mL, expected {low:,} to {high:,}; check its mask"
             findings.append(_of_one(evidence, i, "size", message, score))
     return findings
-
-
-def _is_near_border(evidence: Evidence, one: Structure) -> bool:
-    """Whether the border of the volume may cut off a part of a structure."""
-    spacing = np.linalg.norm(np.asarray(evidence.volume.affine, np.float64)[:3, :3], axis=0)
-    return any(
-        min(side.start, size - side.stop) * mm < BORDER_MM
-        for side, size, mm in zip(one.box, evidence.volume.hu.shape, spacing, strict=True)
-    )
 
 
 def densities(evidence: Evidence, state: State) -> list[Finding]:
@@ -121,20 +112,32 @@ def _of_one(evidence: Evidence, i: int, kind: str, message: str, score: float) -
     return Finding(kind, message, -score, (one.name,), numbers, pictures_of(evidence, (i,)))
 
 
-def vote(evidence: Evidence, state: State) -> list[Finding]:
-    """Return a finding if the organs together look turned, flipped, or like no organs. Each organ counts once."""
-    if state.axes is not IDENTITY or state.move != UNMOVED or NO_CROP in state.labels:
-        # A step has said so.
+def no_organs(evidence: Evidence, state: State) -> list[Finding]:
+    """Return a finding if the organs together look like none. Each organ counts once."""
+    voters = [i for i, weight in enumerate(evidence.orientation_weights) if weight > 0]
+    winner, voters, gain = _winner(evidence, state, voters)
+    # Blurred organs look like none, but like organs of their class. If the organs are none, any class is as likely.
+    for i in voters:
+        as_named = evidence.class_score(state.view, i, evidence.structures[i].name)
+        gain -= COST_PER_LABEL + math.log(len(evidence.classes)) + as_named
+    # One organ says nothing about the scan.
+    if winner != NO_CROP or len(voters) < 2 or gain < LEAST_EVIDENCE:
         return []
-    structures = enumerate(evidence.structures)
-    large = [i for i, one in structures if not one.is_small]
-    winner, evidence_of_winner = _winner(evidence, state, large)
-    if winner == NO_CROP and len(large) > 1:
-        message, voters = no_organ_message(evidence, large), large
-        return [_of_many(evidence, "no organ crop", message, evidence_of_winner, voters)]
+    message = no_organ_message(evidence, voters)
+    return [_of_many(evidence, "no organ crop", message, gain, voters)]
+
+
+def turned(evidence: Evidence, state: State) -> list[Finding]:
+    """Return a finding if the organs together look turned or flipped, and no step has said so. Each organ counts once."""
+    if state.axes is not IDENTITY or state.move != UNMOVED:
+        return []
     # Intact organs that are cut off can look flipped.
-    whole = [i for i in large if evidence.structures[i].is_whole]
-    winner, evidence_of_winner = _winner(evidence, state, whole)
+    whole = [
+        i
+        for i, weight in enumerate(evidence.orientation_weights)
+        if weight == 1 and state.labels[i] != NO_CROP
+    ]
+    winner, whole, gain = _winner(evidence, state, whole)
     if winner in (None, AS_REQUIRED, NO_CROP):
         return []
     grid = evidence.grid()
@@ -142,21 +145,22 @@ def vote(evidence: Evidence, state: State) -> list[Finding]:
         len(evidence.structures[i].crops(evidence.volume.hu, grid, evidence.margin_mm))
         for i in whole
     )
-    message = scan_warnings(winner, slices)[0]
-    return [_of_many(evidence, "orientation", message, evidence_of_winner, whole)]
+    return [_of_many(evidence, "orientation", scan_warnings(winner, slices)[0], gain, whole)]
 
 
-def _winner(evidence: Evidence, state: State, voters: Sequence[int]) -> tuple[str | None, float]:
-    """Return the orientation that some structures vote for, and its evidence."""
-    if state.view.orientations is None:
-        return None, 0.0
-    rows = np.asarray(state.view.orientations[voters], np.float32)
-    rows = rows[~np.isnan(rows[:, 0])]
-    if not len(rows):
-        return None, 0.0
+def _winner(
+    evidence: Evidence, state: State, voters: list[int]
+) -> tuple[str | None, list[int], float]:
+    """Return the orientation that structures vote for, those of them that have a vote, and the evidence."""
+    orientations = state.view.orientations
+    if orientations is not None:
+        voters = [i for i in voters if not np.isnan(orientations[i, 0])]
+    if orientations is None or not voters:
+        return None, [], 0.0
+    rows = np.asarray(orientations[voters], np.float32)
     second, first = np.sort(votes(rows))[-2:]
     winner = scan_orientation(rows, orientation_names(evidence.orientation))
-    return winner, float(first - second)
+    return winner, voters, float(first - second)
 
 
 def _of_many(

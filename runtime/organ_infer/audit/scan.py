@@ -1,6 +1,7 @@
 """The audit of one scan: the organs as the mask names them, and what explains the differences."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..volumes.types import Mask, Volume
 from .anatomy import order_score
 from .evidence import Evidence
 from .explanations import LEAST_EVIDENCE, State, Step, explain, fit_of, state_of
-from .implausible import densities, other_values, sizes, vote
+from .implausible import densities, no_organs, other_values, sizes, turned
 from .pictures import pictures_of
 from .structures import structures_of
 from .types import AuditedOrgan, Finding, ScanAudit
@@ -64,18 +65,11 @@ def audit_scan(
     findings: list[Finding] = []
     if evidence.structures:
         state, steps = explain(evidence)
-        findings = [_finding(evidence, step) for step in steps]
-        findings += vote(evidence, state)
-        if not findings:
-            findings = _unexplained(evidence, state)
-        if fit_of(evidence, state) < -LEAST_EVIDENCE:
-            # What the search ended with is no explanation either.
-            steps, findings = [], [_worse_than_chance(evidence)]
-        else:
-            findings += sizes(evidence, state) + densities(evidence, state)
-        doubts = evidence.organ_scores(state.view, state.labels) < DOUBTFUL
+        findings, explained = _of_the_search(evidence, state, steps)
+        # Label maps change no orientation.
+        view = replace(state.view, orientations=None)
+        doubts = evidence.organ_scores(view, state.labels) < DOUBTFUL
         if findings or doubts.any():
-            explained = sum(step.evidence for step in steps)
             masks = {} if other_masks is None else other_masks()
             better = _other_label_map(classifier, volume, masks, evidence, explained)
             better += other_values(evidence, explained)
@@ -88,6 +82,22 @@ def audit_scan(
         unmapped=mask.unmapped,
         warnings=(*volume.warnings, *mask.warnings),
     )
+
+
+def _of_the_search(
+    evidence: Evidence, state: State, steps: Sequence[Step]
+) -> tuple[list[Finding], float]:
+    """Return the findings after a search, and the evidence of those that explain something."""
+    # If the organs are none, or what the search ended with is no explanation, nothing else can be said.
+    nothing = no_organs(evidence, state)
+    if nothing:
+        return nothing, 0.0
+    if fit_of(evidence, state) < -LEAST_EVIDENCE:
+        return [_worse_than_chance(evidence)], 0.0
+    findings = [_finding(evidence, step) for step in steps]
+    findings = findings or turned(evidence, state) or _unexplained(evidence, state)
+    findings += sizes(evidence, state) + densities(evidence, state)
+    return findings, sum(step.evidence for step in steps)
 
 
 def _evidence(
