@@ -10,7 +10,14 @@ from support.phantoms import phantom
 from organ_infer.audit import KINDS
 from organ_infer.audit import evidence as evidence_module
 from organ_infer.audit.evidence import Evidence
-from organ_infer.audit.explanations import Step, _label_changes_merged, explain, fit_of, state_of
+from organ_infer.audit.explanations import (
+    Step,
+    _label_changes_merged,
+    explain,
+    fit_of,
+    fit_of_labels,
+    state_of,
+)
 from organ_infer.audit.implausible import VALUES, densities, no_organs, other_values, sizes, turned
 from organ_infer.audit.structures import Move, structures_of
 from organ_infer.engine.ensemble import Answer
@@ -133,6 +140,16 @@ def test_a_model_without_orientation_gives_the_findings_of_before(patient):
     assert step.message == "label liver looks like heart"
     evidence = evidence_of(*patient, without_orientation)
     assert evidence.view().orientations is None and turned(evidence, state_of(evidence)) == []
+
+
+def test_the_fit_of_labels_leaves_the_orientation_out(patient):
+    evidence, other = (evidence_of(*patient, which) for which in (model, without_orientation))
+    assert fit_of_labels(evidence) == pytest.approx(fit_of(other))
+    assert fit_of_labels(other) == pytest.approx(fit_of(other))
+    assert fit_of(evidence) < fit_of(other)
+    named = dataclasses.replace(state_of(evidence), labels=("spleen", *list(CENTERS)[1:]))
+    expected = other.score(other.view(), named.labels) + 5 * math.log(11)
+    assert fit_of_labels(evidence, named) == pytest.approx(expected)
 
 
 def with_first(evidence, **changes):

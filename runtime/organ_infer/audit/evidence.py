@@ -172,13 +172,12 @@ class Evidence:
         if not pixels:
             return probabilities, None
         answer = self.classify(pixels)
-        orientations = None
-        if answer.orientation is not None:
-            orientations = np.full((count, answer.orientation.shape[1]), np.nan)
+        seen = answer.orientation
+        orientations = None if seen is None else np.full((count, seen.shape[1]), np.nan)
         for i in np.unique(owners):
             probabilities[i] = answer.probabilities[owners == i].mean(axis=0)
-            if orientations is not None:
-                orientations[i] = answer.orientation[owners == i].mean(axis=0)
+            if seen is not None and orientations is not None:
+                orientations[i] = seen[owners == i].mean(axis=0)
         return probabilities, orientations
 
     def score(self, view: View, labels: Sequence[str]) -> float:

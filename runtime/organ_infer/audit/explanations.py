@@ -20,6 +20,7 @@ __all__ = [
     "Step",
     "explain",
     "fit_of",
+    "fit_of_labels",
     "no_organ_message",
     "state_of",
 ]
@@ -101,6 +102,13 @@ def fit_of(evidence: Evidence, state: State | None = None) -> float:
     """
     state = state or state_of(evidence)
     return state.score + len(state.labels) * math.log(len(evidence.classes))
+
+
+def fit_of_labels(evidence: Evidence, state: State | None = None) -> float:
+    """Return the same without the orientation of the crops, which is not about labels."""
+    state = state or state_of(evidence)
+    view = replace(state.view, orientations=None)
+    return fit_of(evidence, replace(state, score=evidence.score(view, state.labels)))
 
 
 def explain(evidence: Evidence) -> tuple[State, list[Step]]:

@@ -11,7 +11,7 @@ from ..volumes.crops import MIN_VOXELS
 from ..volumes.types import Mask, Volume
 from .anatomy import order_score
 from .evidence import Evidence
-from .explanations import LEAST_EVIDENCE, State, Step, explain, fit_of, state_of
+from .explanations import LEAST_EVIDENCE, State, Step, explain, fit_of, fit_of_labels, state_of
 from .implausible import densities, no_organs, other_values, sizes, turned
 from .pictures import pictures_of
 from .structures import structures_of
@@ -92,7 +92,7 @@ def _of_the_search(
     nothing = no_organs(evidence, state)
     if nothing:
         return nothing, 0.0
-    if fit_of(evidence, state) < -LEAST_EVIDENCE:
+    if fit_of_labels(evidence, state) < -LEAST_EVIDENCE:
         return [_worse_than_chance(evidence)], 0.0
     findings = [_finding(evidence, step) for step in steps]
     findings = findings or turned(evidence, state) or _unexplained(evidence, state)
@@ -206,7 +206,7 @@ def _unexplained(evidence: Evidence, state: State) -> list[Finding]:
 
 def _worse_than_chance(evidence: Evidence) -> Finding:
     everything = tuple(range(len(evidence.structures)))
-    fit = fit_of(evidence)
+    fit = fit_of_labels(evidence)
     return Finding(
         "unexplained",
         "the mask fits the scan worse than random labels, and nothing that was tried explains it",
