@@ -184,7 +184,7 @@ def test_the_cost_of_organs_that_are_none_grows_with_their_number(patient):
     for names in (("liver",), ("liver", "spleen", "kidney-left")):
         (step,) = steps_of(volume, misplaced(labels, codes, *names), codes)
         gain = step.after.score - step.before.score
-        assert step.evidence == pytest.approx(gain - 1.0 - len(names))
+        assert step.evidence == pytest.approx(gain - 2.0 - 2.0 * len(names))
 
 
 def test_the_orientation_counts_in_the_score_of_an_organ(patient):

@@ -15,6 +15,7 @@ from .structures import UNMOVED, Move, moves_of_axes
 
 __all__ = [
     "COST_PER_LABEL",
+    "DOUBTFUL",
     "LEAST_EVIDENCE",
     "State",
     "Step",
@@ -27,6 +28,8 @@ __all__ = [
 
 # An explanation must be 20 times as likely as what was before, after its cost.
 LEAST_EVIDENCE = 3.0
+# The log likelihood of a structure below which other label maps are tried, and other places of its mask alone.
+DOUBTFUL = -1.0
 # How much more must speak for an explanation, because there are many of its kind or it is rare.
 COSTS = {
     "orientation": 1.0,
@@ -35,12 +38,14 @@ COSTS = {
     "label": 2.0,
     "placement": 4.0,
     "shift": 4.0,
-    "no organ": 1.0,
+    "no organ": 2.0,
 }
 # How much the spread counts: as if an organ had six independent voxels, because neighbors are alike.
 SPREAD_WEIGHT = 3.0
 # For every label that an exchange of many changes.
 COST_PER_LABEL = 1.0
+# For every organ that is none. The crops of intact organs look so in blurred scans.
+COST_PER_ORGAN = 2.0
 # Shifts that are tried, in mm. Smaller ones are within what people draw.
 SHIFTS_MM = (15.0, 30.0, 45.0)
 REFINEMENTS_MM = (10.0, 5.0)
@@ -251,7 +256,7 @@ def _no_organs(evidence: Evidence, state: State) -> Iterator[Step]:
     # Intact parts of organs look like none, too.
     chosen = [
         i
-        for i in np.flatnonzero(as_none - as_named > COST_PER_LABEL).tolist()
+        for i in np.flatnonzero(as_none - as_named > COST_PER_ORGAN).tolist()
         if evidence.orientation_weights[i] == 1
     ]
     if not chosen:
@@ -264,7 +269,7 @@ def _no_organs(evidence: Evidence, state: State) -> Iterator[Step]:
         "no organ crop",
         no_organ_message(evidence, chosen),
         tuple(chosen),
-        COSTS["no organ"] + COST_PER_LABEL * len(chosen),
+        COSTS["no organ"] + COST_PER_ORGAN * len(chosen),
     )
 
 
@@ -428,10 +433,12 @@ def _shift_steps(evidence: Evidence, state: State) -> Iterator[Step]:
 
 
 def _single_shifts(evidence: Evidence) -> list[Step]:
-    """Return a step per organ that fits better somewhere else, as if the mask had only this organ."""
+    """Return a step per doubtful organ that fits better somewhere else, as if the mask had only this organ."""
     found = []
+    start = state_of(evidence)
+    doubts = evidence.organ_scores(start.view, start.labels) < DOUBTFUL
     for i, one in enumerate(evidence.structures):
-        if one.is_small:
+        if one.is_small or not doubts[i]:
             continue
         alone = replace(evidence, structures=(one,), _seen_before={})
         for step in _shift_steps(alone, state_of(alone)):

@@ -11,7 +11,16 @@ from ..volumes.crops import MIN_VOXELS
 from ..volumes.types import Mask, Volume
 from .anatomy import order_score
 from .evidence import Evidence
-from .explanations import LEAST_EVIDENCE, State, Step, explain, fit_of, fit_of_labels, state_of
+from .explanations import (
+    DOUBTFUL,
+    LEAST_EVIDENCE,
+    State,
+    Step,
+    explain,
+    fit_of,
+    fit_of_labels,
+    state_of,
+)
 from .implausible import densities, no_organs, other_values, sizes, turned
 from .pictures import pictures_of
 from .structures import structures_of
@@ -24,8 +33,6 @@ __all__ = ["audit_scan"]
 
 # How much more must speak for another label map: several are tried.
 LABEL_MAP_COST = 2.0
-# The log likelihood of a structure below which other label maps are tried.
-DOUBTFUL = -1.0
 # Structures that look different, as a share of the whole ones, from which a mask as a whole does not fit.
 UNEXPLAINED_SHARE = 0.5
 # The greatest probability of its label with which a structure looks different.
