@@ -20,6 +20,7 @@ from organ_infer.audit.explanations import (
     state_of,
 )
 from organ_infer.audit.structures import UNMOVED, Move, Structure, moves_of_axes, structures_of
+from organ_infer.engine.ensemble import Answer
 from organ_infer.volumes.types import Mask, Volume
 
 SHAPE = (60, 52, 60)
@@ -42,7 +43,7 @@ def patient():
 
 
 def by_density(slices):
-    """Probabilities of a model that looks at the HU of the middle of each slice."""
+    """Answer of a model that looks at the HU of the middle of each slice, and gives no orientation."""
     answers = np.full((len(slices), len(CLASSES)), 0.01)
     for row, pixels in zip(answers, slices, strict=True):
         height, width = pixels.shape
@@ -50,7 +51,7 @@ def by_density(slices):
         nearest = int(np.abs(np.array(CENTERS) - middle).argmin())
         is_organ = abs(CENTERS[nearest] - int(middle)) <= 5
         row[CLASSES.index(NAMES[nearest]) if is_organ else 0] = 0.9
-    return answers / answers.sum(axis=1, keepdims=True)
+    return Answer(answers / answers.sum(axis=1, keepdims=True), None)
 
 
 def evidence_of(volume, labels, codes):
@@ -384,7 +385,7 @@ def classifier(patient):
         manifest=types.SimpleNamespace(input=spec),
         classes=CLASSES,
         predict_volume=predict_volume,
-        _slice_probabilities=by_density,
+        _slice_answers=by_density,
     )
 
 

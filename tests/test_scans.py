@@ -84,6 +84,44 @@ def test_an_audit_finds_nothing_in_intact_scans_and_names_flips_and_swaps(classi
     assert messages(volume, swapped) == ["labels swapped: liver <-> spleen"]
 
 
+@pytest.mark.parametrize("pair", [PLAIN, CONTRAST])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda hu: -hu, "the values of the scan look negated; multiply them by -1"),
+        (lambda hu: hu - 1024, "the values of the scan look 1,024 too low; add 1,024"),
+        (
+            lambda hu: np.random.default_rng(0).integers(-1000, 1000, hu.shape),
+            "organs show no organ",
+        ),
+    ],
+    ids=["negated", "too low", "noise"],
+)
+def test_an_audit_names_values_that_are_no_hounsfield_units(classifier, pair, change, message):
+    volume = reading.open_volume(str(SCANS / pair[0]))
+    mask = reading.open_mask(str(SCANS / pair[1]), like=volume)
+    hu = change(volume.hu.astype(np.int32)).astype(np.int16)
+    (finding,) = audit_scan(classifier, replace(volume, hu=hu), mask).findings
+    assert message in finding.message and set(finding.organs) == set(mask)
+
+
+def test_an_audit_names_an_organ_whose_mask_is_in_a_corner_and_one_of_a_voxel(classifier):
+    volume = reading.open_volume(str(SCANS / PLAIN[0]))
+    mask = reading.open_mask(str(SCANS / PLAIN[1]), like=volume)
+    x, y, z = np.argwhere(mask["pancreas"]).T
+    corner = np.zeros(mask.shape, bool)
+    corner[x - x.min() + 4, y - y.min() + 4, z] = True
+    dot = np.zeros(mask.shape, bool)
+    dot[x[0], y[0], z[0]] = True
+    kinds = []
+    for wrong in (corner, dot):
+        organs = {name: wrong if name == "pancreas" else mask[name] for name in mask}
+        findings = audit_scan(classifier, volume, DictMask(organs)).findings
+        assert findings and all(finding.organs == ("pancreas",) for finding in findings)
+        kinds.append({finding.kind for finding in findings})
+    assert kinds[1] == {"size"}
+
+
 @pytest.mark.parametrize("as_gray", [False, True])
 @pytest.mark.parametrize("scan", [PLAIN, CONTRAST])
 def test_every_whole_slice_of_a_scan_is_told(classifier, scan, as_gray):

@@ -512,12 +512,20 @@ class OrganClassifier:
             [self._probabilities(packed) for packed in self._packed_batches(slices)]
         )
 
+    def _slice_answers(self, slices: Sequence[NDArray[Any]]) -> Answer:
+        """Classify slices (H, W) of the model's orientation, and return their orientations, too."""
+        answers = [self._answer(packed) for packed in self._packed_batches(slices)]
+        orientations = [a.orientation for a in answers if a.orientation is not None]
+        return Answer(
+            np.concatenate([answer.probabilities for answer in answers]),
+            np.concatenate(orientations) if orientations else None,
+        )
+
     def _slice_orientations(self, slices: Sequence[NDArray[Any]]) -> Orientations | None:
         """Return the orientations of slices (H, W) as stored, float32 (N, 9), or None if the model gives none."""
         if self.manifest.plausibility is None:
             return None
-        answers = [self._answer(packed) for packed in self._packed_batches(slices)]
-        return np.concatenate([a.orientation for a in answers if a.orientation is not None])
+        return self._slice_answers(slices).orientation
 
     def _check_open(self) -> None:
         if self._ensemble.closed:

@@ -1,21 +1,25 @@
 """How many corrupted scans and masks `organ_infer.audit` notices, and how often it is wrong about intact ones.
 
-    ORGAN_SCANS_DIR=DIR python tests/endurance/audit_corruptions.py [--kind NAME] [--verbose]
+    ORGAN_SCANS_DIR=DIR python tests/endurance/audit_corruptions.py [--kind NAME] [--scan A] [--verbose]
 
 DIR holds TotalSegmentator's example files in `totalsegmentator`. Two scans are corrupted in memory, in every way that is
-listed in `corrupted`. `noticed` counts cases with any finding, `named` those whose strongest finding is the corruption.
+listed in `all_cases`. `noticed` counts cases with any finding, `named` those whose strongest finding is the corruption.
 Intact cases are the scans as they are, and variants of them that nobody would call wrong.
 """
 
 import argparse
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from support.phantoms import nifti
 
 from organ_infer import OrganClassifier
@@ -102,6 +106,26 @@ def intact(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
             move = tuple(voxels if i == axis else 0 for i in range(3))
             part = moved(mask, lambda layer, move=move: shifted(layer, move))
             yield Case("intact", f"{name}: mask off by one voxel, {move}", volume, part)
+    neighbors = [
+        tuple(n if i == axis else 0 for i in range(3)) for axis in range(3) for n in (-1, 1)
+    ]
+
+    def eroded(layer: np.ndarray) -> np.ndarray:
+        return layer * np.all([shifted(layer, step) == layer for step in neighbors], axis=0)
+
+    def dilated(layer: np.ndarray) -> np.ndarray:
+        around = np.max([shifted(layer, step) for step in neighbors], axis=0)
+        return np.where(layer == 0, around, layer)
+
+    for change in (eroded, dilated):
+        what = f"{name}: mask {change.__name__} by one voxel"
+        yield Case("intact", what, volume, moved(mask, change))
+    mean = np.mean(
+        [volume.hu, *(np.roll(volume.hu, n, axis) for axis in range(2) for n in (-1, 1))], axis=0
+    )
+    yield Case(
+        "intact", f"{name}: blurred", replace(volume, hu=np.rint(mean).astype(np.int16)), mask
+    )
     for offset in (-30, 30):
         hu = np.clip(volume.hu.astype(int) + offset, -1024, 3071).astype(np.int16)
         yield Case("intact", f"{name}: {offset} HU", replace(volume, hu=hu), mask)
@@ -110,7 +134,7 @@ def intact(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
         part = slice(start, stop)
         cut = replace(volume, hu=volume.hu[:, :, part])
         yield Case("intact", f"{name}: slices {start} to {stop}", cut, cropped(mask, part))
-    for step in ((2, 2, 1), (1, 1, 2)):
+    for step in ((2, 2, 1), (1, 1, 2), (1, 1, 3)):
         affine = volume.affine @ np.diag([*step, 1.0])
         every = tuple(slice(None, None, n) for n in step)
         coarse = replace(volume, hu=volume.hu[every], affine=affine)
@@ -206,12 +230,82 @@ def corrupted(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
         yield Case("axes exchanged", f"{name}: mask", volume, part, ("exchanged",))
 
 
-def of_another_map(name: str, volume: Volume, path: Path, directory: Path) -> Iterator[Case]:
-    """The numbers without names, read as those of every other data set."""
+def with_wrong_values(
+    name: str, volume: Volume, mask: Mask, masks: Callable[[], dict[str, Mask]]
+) -> Iterator[Case]:
+    """A scan whose values are no Hounsfield units, and one that is no scan."""
+    hu = volume.hu.astype(int)
+    random = np.random.default_rng(2)
+    for what, values, answers in (
+        ("negated", -hu, ("negated",)),
+        ("1,024 too low", hu - 1024, ("1,024 too low",)),
+        ("doubled", 2 * hu, ("doubled", "show no organ")),
+        ("halved", hu // 2, ("halved", "show no organ")),
+        ("noise", random.integers(-1000, 1000, hu.shape), ("show no organ",)),
+        ("constant", np.full_like(hu, 40), ("show no organ",)),
+    ):
+        scan = replace(volume, hu=values.clip(-32768, 32767).astype(np.int16))
+        yield Case("values of the scan wrong", f"{name}: {what}", scan, mask, answers, masks)
+
+
+def with_one_organ_wrong(name: str, volume: Volume, mask: Mask) -> Iterator[Case]:
+    """A mask of which one organ is somewhere else, or hardly there."""
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    for organ in mask:
+        region = mask[organ]
+        rest = [layer * (layer != mask._codes[organ]) for layer in mask._layers]
+
+        def with_region(
+            region: np.ndarray, organ: str = organ, rest: list[np.ndarray] = rest
+        ) -> Mask:
+            first = np.where(region, np.uint8(mask._codes[organ]), rest[0])
+            return Mask([np.asfortranarray(first), *rest[1:]], mask._codes, source=mask.source)
+
+        center = np.argwhere(region).mean(axis=0)
+        # Toward the middle of the scan, so that the organ stays inside.
+        toward = np.where(center < np.array(region.shape) / 2, 1, -1)
+        for axis in range(2):
+            voxels = [0, 0, 0]
+            voxels[axis] = int(np.rint(toward[axis] * 60 / spacing[axis]))
+            off = with_region(shifted(region, (voxels[0], voxels[1], voxels[2])))
+            yield Case("one organ off by 60 mm", f"{name}: {organ}, {axis}", volume, off, (organ,))
+        # The corner of the scan with the same size: table, air and skin.
+        points = np.argwhere(region)
+        corner = np.zeros_like(region)
+        corner[tuple((points - (points.min(axis=0) - 1) * [1, 1, 0]).T)] = True
+        yield Case(
+            "one organ in a corner", f"{name}: {organ}", volume, with_region(corner), (organ,)
+        )
+        inside = points[np.abs(points - center).sum(axis=1).argmin()]
+        for side in (1, 3):
+            dot = np.zeros_like(region)
+            dot[tuple(slice(i, i + side) for i in np.maximum(inside - side // 2, 1))] = True
+            kind = "one organ of a few voxels"
+            yield Case(kind, f"{name}: {organ}, {side}", volume, with_region(dot), (organ,))
+
+
+def of_another_patient(name: str, volume: Volume, directory: Path) -> Iterator[Case]:
+    """The mask of the other scan, on the grid of this one."""
+    other = next(key for key in PAIRS if key != name)
+    source = open_volume(directory / PAIRS[other][0])
+    mask = open_mask(directory / PAIRS[other][1], like=source)
+    indices = [
+        np.arange(size) * old // size
+        for size, old in zip(volume.hu.shape, source.hu.shape, strict=True)
+    ]
+    part = moved(mask, lambda layer: layer[np.ix_(*indices)])
+    answers = ("worse than random labels", "show no organ", "look different")
+    yield Case("mask of another patient", name, volume, part, answers)
+
+
+def read_with_every_map(
+    volume: Volume, path: Path, directory: Path
+) -> Callable[[], dict[str, Mask]]:
+    """Return a function that reads the numbers of a mask without their names, as those of every data set."""
     header = read_header(str(path))
     numbers = np.concatenate([values for _, values in blocks(header)]).astype(np.uint8)
     array = numbers.reshape(header.shape[::-1]).transpose(2, 1, 0)
-    plain = directory / f"{name}.nii"
+    plain = directory / f"{path.stem}.nii"
     plain.write_bytes(nifti(array, header.affine))
 
     def masks() -> dict[str, Mask]:
@@ -223,6 +317,13 @@ def of_another_map(name: str, volume: Volume, path: Path, directory: Path) -> It
                 continue
         return found
 
+    return masks
+
+
+def of_another_map(
+    name: str, volume: Volume, masks: Callable[[], dict[str, Mask]]
+) -> Iterator[Case]:
+    """The numbers without names, read as those of every other data set."""
     intact_mask = masks()["totalsegmentator"]
     for row, mask in masks().items():
         # Data sets that number these organs alike.
@@ -241,12 +342,17 @@ def all_cases(directory: Path, work: Path) -> Iterator[Case]:
         mask = open_mask(directory / mask_file, like=volume)
         yield from intact(name, volume, mask)
         yield from corrupted(name, volume, mask)
-        yield from of_another_map(name, volume, directory / mask_file, work)
+        masks = read_with_every_map(volume, directory / mask_file, work)
+        yield from of_another_map(name, volume, masks)
+        yield from with_wrong_values(name, volume, mask, masks)
+        yield from with_one_organ_wrong(name, volume, mask)
+        yield from of_another_patient(name, volume, directory)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", help="only kinds with this text in their name")
+    parser.add_argument("--scan", choices=PAIRS, help="only this one of the two scans")
     parser.add_argument("--verbose", action="store_true", help="print what each case gave")
     options = parser.parse_args()
     directory = Path(os.environ["ORGAN_SCANS_DIR"]) / "totalsegmentator"
@@ -254,6 +360,8 @@ def main() -> None:
     with OrganClassifier(device="cpu") as classifier, tempfile.TemporaryDirectory() as work:
         for case in all_cases(directory, Path(work)):
             if options.kind and options.kind not in case.kind:
+                continue
+            if options.scan and not case.name.startswith(options.scan):
                 continue
             audit = audit_scan(classifier, case.volume, case.mask, other_masks=case.other_masks)
             strongest = audit.findings[0].message if audit.findings else ""

@@ -141,10 +141,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     **{
         f"runtime/organ_infer/audit/{name}.py": tests
         for name, tests in {
+            **dict.fromkeys(("anatomy", "pictures", "structures"), ("test_audit",)),
             **dict.fromkeys(
-                ("anatomy", "evidence", "explanations", "pictures", "scan", "structures"),
-                ("test_audit",),
+                ("evidence", "explanations", "scan"), ("test_audit", "test_audit_implausible")
             ),
+            "implausible": ("test_audit_implausible",),
             "directory": ("test_cli_audit", "test_audit_page"),
             "outputs": ("test_cli_audit",),
             "page": ("test_audit_page", "test_cli_audit"),

@@ -1,5 +1,6 @@
 """Searches for the explanation that fits a scan and its mask best, one step after the other."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
@@ -7,15 +8,28 @@ from itertools import combinations, permutations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images.axes import axes_message
+from ..images.axes import NO_CROP, axes_message
 from .anatomy import SIDE_PAIRS
 from .evidence import IDENTITY, Axes, Evidence, View
 from .structures import UNMOVED, Move, moves_of_axes
 
-__all__ = ["LEAST_EVIDENCE", "State", "Step", "explain", "state_of"]
+__all__ = [
+    "COST_PER_LABEL",
+    "DOUBTFUL",
+    "LEAST_EVIDENCE",
+    "State",
+    "Step",
+    "explain",
+    "fit_of",
+    "fit_of_labels",
+    "no_organ_message",
+    "state_of",
+]
 
 # An explanation must be 20 times as likely as what was before, after its cost.
 LEAST_EVIDENCE = 3.0
+# The log likelihood of a structure below which other label maps are tried, and other places of its mask alone.
+DOUBTFUL = -1.0
 # How much more must speak for an explanation, because there are many of its kind or it is rare.
 COSTS = {
     "orientation": 1.0,
@@ -24,11 +38,14 @@ COSTS = {
     "label": 2.0,
     "placement": 4.0,
     "shift": 4.0,
+    "no organ": 2.0,
 }
 # How much the spread counts: as if an organ had six independent voxels, because neighbors are alike.
 SPREAD_WEIGHT = 3.0
 # For every label that an exchange of many changes.
 COST_PER_LABEL = 1.0
+# For every organ that is none. The crops of intact organs look so in blurred scans.
+COST_PER_ORGAN = 2.0
 # Shifts that are tried, in mm. Smaller ones are within what people draw.
 SHIFTS_MM = (15.0, 30.0, 45.0)
 REFINEMENTS_MM = (10.0, 5.0)
@@ -41,7 +58,7 @@ class State:
     """What is assumed about a scan.
 
     Attributes:
-        labels: A class per structure.
+        labels: A class per structure, or NO_CROP for one that is no organ.
         axes: From the header's patient axes to the true ones.
         move: Where the mask belongs.
         view: The scan under these axes and this move.
@@ -83,9 +100,29 @@ def state_of(evidence: Evidence) -> State:
     return State(labels, IDENTITY, UNMOVED, view, evidence.score(view, labels))
 
 
+def fit_of(evidence: Evidence, state: State | None = None) -> float:
+    """Return the log likelihood of a state, less that of guessing each organ, so that masks of different organs compare.
+
+    Without a state, it is that of the mask as it is.
+    """
+    state = state or state_of(evidence)
+    return state.score + len(state.labels) * math.log(len(evidence.classes))
+
+
+def fit_of_labels(evidence: Evidence, state: State | None = None) -> float:
+    """Return the same without the orientation of the crops, which is not about labels."""
+    state = state or state_of(evidence)
+    view = replace(state.view, orientations=None)
+    return fit_of(evidence, replace(state, score=evidence.score(view, state.labels)))
+
+
 def explain(evidence: Evidence) -> tuple[State, list[Step]]:
-    """Return the state that fits best, and the steps that lead to it."""
-    state = state_of(evidence)
+    """Return the state that fits best, and the steps that lead to it.
+
+    If nothing explains the scan as a whole, there is a step for each organ whose mask is shifted, and the state is without
+    them.
+    """
+    start = state = state_of(evidence)
     steps: list[Step] = []
     while len(steps) < MOST_STEPS:
         best = max(_steps(evidence, state), key=lambda step: step.evidence, default=None)
@@ -93,11 +130,16 @@ def explain(evidence: Evidence) -> tuple[State, list[Step]]:
             break
         steps.append(best)
         state = best.after
-    return state, _label_changes_merged(evidence, steps)
+    if all(label == NO_CROP for label in state.labels):
+        # Nothing else can be said about organs that are none.
+        for step in _no_organs(evidence, start):
+            if len(step.organs) == len(start.labels):
+                return step.after, [step]
+    return state, _label_changes_merged(evidence, steps) or _single_shifts(evidence)
 
 
 def _label_changes_merged(evidence: Evidence, steps: list[Step]) -> list[Step]:
-    """Merge the steps that change labels into the last of them if one changes what another one changed.
+    """Merge the steps that give other classes into the last of them if one changes what another one changed.
 
     A later step may take back a part of an earlier one, so that neither alone is what the search ended with.
     """
@@ -111,9 +153,14 @@ def _label_changes_merged(evidence: Evidence, steps: list[Step]) -> list[Step]:
     others = [step for step in steps if step not in relabeling]
     if not changed:
         return others
+    if all(last.after.labels[i] == NO_CROP for i in changed):
+        kind, message = "no organ crop", no_organ_message(evidence, changed)
+    else:
+        kind = "labels swapped" if len(changed) > 1 else "wrong label"
+        message = _exchange_message(evidence, changed, last.after.labels)
     merged = Step(
-        "labels swapped" if len(changed) > 1 else "wrong label",
-        _exchange_message(evidence, changed, last.after.labels),
+        kind,
+        message,
         changed,
         sum(step.evidence for step in relabeling),
         replace(last.before, labels=names, score=evidence.score(last.before.view, names)),
@@ -146,7 +193,7 @@ def _label_steps(evidence: Evidence, state: State) -> Iterator[Step]:
         swapped = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
         message = "labels swapped: left <-> right of every paired organ"
         yield _relabeled(evidence, state, "labels swapped", message, swapped, "sides")
-    for first, second in combinations(sorted(set(names)), 2):
+    for first, second in combinations(sorted({*names} - {NO_CROP}), 2):
         is_pair = (first, second) in SIDE_PAIRS
         message = f"labels swapped: {first} <-> {second}"
         swapped = {first: second, second: first}
@@ -154,9 +201,10 @@ def _label_steps(evidence: Evidence, state: State) -> Iterator[Step]:
             evidence, state, "labels swapped", message, swapped, "sides" if is_pair else "swap"
         )
     yield from _rearranged(evidence, state)
+    yield from _no_organs(evidence, state)
     for i, name in enumerate(names):
         for label in evidence.classes:
-            if label != name:
+            if label != name != NO_CROP:
                 labels = (*names[:i], label, *names[i + 1 :])
                 is_pair = (name, label) in SIDE_PAIRS or (label, name) in SIDE_PAIRS
                 cost = COSTS["sides" if is_pair else "label"] + (label in names)
@@ -175,6 +223,8 @@ def _label_steps(evidence: Evidence, state: State) -> Iterator[Step]:
 
 def _rearranged(evidence: Evidence, state: State) -> Iterator[Step]:
     """Yield the best assignment of all labels, if it changes at least three."""
+    if NO_CROP in state.labels:
+        return
     best = _own_labels(evidence, state)
     best_score = evidence.score(state.view, best)
     is_better = True
@@ -195,6 +245,46 @@ def _rearranged(evidence: Evidence, state: State) -> Iterator[Step]:
     cost = COSTS["label"] + COST_PER_LABEL * len(changed)
     message = _exchange_message(evidence, changed, best)
     yield _step(evidence, state, after, "labels swapped", message, changed, cost)
+
+
+def _no_organs(evidence: Evidence, state: State) -> Iterator[Step]:
+    """Yield that all structures whose crops look like no organ crops are none."""
+    if state.view.orientations is None:
+        return
+    as_named = evidence.organ_scores(state.view, state.labels)
+    as_none = evidence.organ_scores(state.view, [NO_CROP] * len(state.labels))
+    # Intact parts of organs look like none, too.
+    chosen = [
+        i
+        for i in np.flatnonzero(as_none - as_named > COST_PER_ORGAN).tolist()
+        if evidence.orientation_weights[i] == 1
+    ]
+    if not chosen:
+        return
+    labels = tuple(NO_CROP if i in chosen else label for i, label in enumerate(state.labels))
+    yield _step(
+        evidence,
+        state,
+        replace(state, labels=labels),
+        "no organ crop",
+        no_organ_message(evidence, chosen),
+        tuple(chosen),
+        COSTS["no organ"] + COST_PER_ORGAN * len(chosen),
+    )
+
+
+def no_organ_message(evidence: Evidence, chosen: Sequence[int]) -> str:
+    """Describe structures that are no organs, by their indices."""
+    names = ", ".join(evidence.structures[i].name for i in chosen)
+    if len(chosen) == 1:
+        return f"the crops of {names} show no organ; check where its mask is"
+    total = len(evidence.structures)
+    check = (
+        "check that the mask belongs to the scan, and that its values are Hounsfield units"
+        if len(chosen) == total
+        else "check where their masks are"
+    )
+    return f"the crops of {len(chosen)} of {total} organs show no organ: {names}; {check}"
 
 
 def _own_labels(evidence: Evidence, state: State) -> list[str]:
@@ -340,6 +430,23 @@ def _shift_steps(evidence: Evidence, state: State) -> Iterator[Step]:
         tuple(range(len(state.labels))),
         COSTS["shift"],
     )
+
+
+def _single_shifts(evidence: Evidence) -> list[Step]:
+    """Return a step per doubtful organ that fits better somewhere else, as if the mask had only this organ."""
+    found = []
+    start = state_of(evidence)
+    doubts = evidence.organ_scores(start.view, start.labels) < DOUBTFUL
+    for i, one in enumerate(evidence.structures):
+        if one.is_small or not doubts[i]:
+            continue
+        alone = replace(evidence, structures=(one,), _seen_before={})
+        for step in _shift_steps(alone, state_of(alone)):
+            gain = step.evidence - COST_PER_LABEL
+            if gain >= LEAST_EVIDENCE:
+                message = f"{one.name}: {step.message}"
+                found.append(replace(step, message=message, organs=(i,), evidence=gain))
+    return found
 
 
 def _shift_text(mm: NDArray[np.float64]) -> str:

@@ -31,7 +31,7 @@ def _picture(evidence: Evidence, i: int) -> Picture:
     grid = evidence.grid()
     crops = structure.crops(evidence.volume.hu, grid, evidence.margin_mm)
     index, pixels = crops[len(crops) // 2]
-    answer = evidence.classify([pixels])[0]
+    answer = evidence.classify([pixels]).probabilities[0]
     best = int(answer.argmax())
     center = structure.center.copy()
     center[grid.axes[0]] = index

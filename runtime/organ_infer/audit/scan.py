@@ -1,7 +1,7 @@
 """The audit of one scan: the organs as the mask names them, and what explains the differences."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,17 @@ from ..volumes.crops import MIN_VOXELS
 from ..volumes.types import Mask, Volume
 from .anatomy import order_score
 from .evidence import Evidence
-from .explanations import LEAST_EVIDENCE, State, Step, explain, state_of
+from .explanations import (
+    DOUBTFUL,
+    LEAST_EVIDENCE,
+    State,
+    Step,
+    explain,
+    fit_of,
+    fit_of_labels,
+    state_of,
+)
+from .implausible import densities, no_organs, other_values, sizes, turned
 from .pictures import pictures_of
 from .structures import structures_of
 from .types import AuditedOrgan, Finding, ScanAudit
@@ -23,8 +33,6 @@ __all__ = ["audit_scan"]
 
 # How much more must speak for another label map: several are tried.
 LABEL_MAP_COST = 2.0
-# The log likelihood of a structure below which other label maps are tried.
-DOUBTFUL = -1.0
 # Structures that look different, as a share of the whole ones, from which a mask as a whole does not fit.
 UNEXPLAINED_SHARE = 0.5
 # The greatest probability of its label with which a structure looks different.
@@ -64,17 +72,15 @@ def audit_scan(
     findings: list[Finding] = []
     if evidence.structures:
         state, steps = explain(evidence)
-        findings = [_finding(evidence, step) for step in steps]
-        if not findings:
-            findings = _unexplained(evidence, state)
-        if _fit(evidence, state) < -LEAST_EVIDENCE:
-            # What the search ended with is no explanation either.
-            steps, findings = [], [_worse_than_chance(evidence)]
-        doubts = evidence.organ_scores(state.view, state.labels) < DOUBTFUL
-        if (findings or doubts.any()) and other_masks is not None:
-            explained = sum(step.evidence for step in steps)
-            better = _other_label_map(classifier, volume, other_masks(), evidence, explained)
-            findings = better or findings
+        findings, explained = _of_the_search(evidence, state, steps)
+        # Label maps change no orientation.
+        view = replace(state.view, orientations=None)
+        doubts = evidence.organ_scores(view, state.labels) < DOUBTFUL
+        if findings or doubts.any():
+            masks = {} if other_masks is None else other_masks()
+            better = _other_label_map(classifier, volume, masks, evidence, explained)
+            better += other_values(evidence, explained)
+            findings = sorted(better, key=lambda one: -one.evidence)[:1] or findings
     return ScanAudit(
         scan=volume.source,
         mask=mask.source,
@@ -83,6 +89,22 @@ def audit_scan(
         unmapped=mask.unmapped,
         warnings=(*volume.warnings, *mask.warnings),
     )
+
+
+def _of_the_search(
+    evidence: Evidence, state: State, steps: Sequence[Step]
+) -> tuple[list[Finding], float]:
+    """Return the findings after a search, and the evidence of those that explain something."""
+    # If the organs are none, or what the search ended with is no explanation, nothing else can be said.
+    nothing = no_organs(evidence, state)
+    if nothing:
+        return nothing, 0.0
+    if fit_of_labels(evidence, state) < -LEAST_EVIDENCE:
+        return [_worse_than_chance(evidence)], 0.0
+    findings = [_finding(evidence, step) for step in steps]
+    findings = findings or turned(evidence, state) or _unexplained(evidence, state)
+    findings += sizes(evidence, state) + densities(evidence, state)
+    return findings, sum(step.evidence for step in steps)
 
 
 def _evidence(
@@ -98,7 +120,7 @@ def _evidence(
         spec.orientation,
         spec.window,
         margin_mm,
-        classifier._slice_probabilities,
+        classifier._slice_answers,
     )
 
 
@@ -191,7 +213,7 @@ def _unexplained(evidence: Evidence, state: State) -> list[Finding]:
 
 def _worse_than_chance(evidence: Evidence) -> Finding:
     everything = tuple(range(len(evidence.structures)))
-    fit = _fit(evidence)
+    fit = fit_of_labels(evidence)
     return Finding(
         "unexplained",
         "the mask fits the scan worse than random labels, and nothing that was tried explains it",
@@ -213,16 +235,16 @@ def _other_label_map(
     explained: float,
 ) -> list[Finding]:
     """Return a finding if another label map explains the mask better than all the steps."""
-    fit = _fit(evidence)
+    fit = fit_of(evidence)
     others = {
         name: _evidence(classifier, volume, mask, evidence.margin_mm)
         for name, mask in masks.items()
     }
     gains = {
-        name: _fit(other) - fit - LABEL_MAP_COST
+        name: fit_of(other) - fit - LABEL_MAP_COST
         for name, other in others.items()
         # Worse than guessing is no fit. A map of one organ is always less wrong than one of many.
-        if other.structures and _fit(other) > 0
+        if other.structures and fit_of(other) > 0
     }
     if not gains:
         return []
@@ -231,7 +253,7 @@ def _other_label_map(
         return []
     numbers: dict[str, float | str] = {
         "organs that agree": _change(_share_agreeing(evidence), _share_agreeing(others[name])),
-        "log likelihood against chance": _change(f"{fit:.1f}", f"{_fit(others[name]):.1f}"),
+        "log likelihood against chance": _change(f"{fit:.1f}", f"{fit_of(others[name]):.1f}"),
     }
     everything = tuple(range(len(evidence.structures)))
     return [
@@ -248,12 +270,3 @@ def _other_label_map(
 
 def _share_agreeing(evidence: Evidence) -> str:
     return f"{_agreeing(evidence, state_of(evidence))} of {len(evidence.structures)}"
-
-
-def _fit(evidence: Evidence, state: State | None = None) -> float:
-    """Return the log likelihood of a state, less that of guessing each organ, so that masks of different organs compare.
-
-    Without a state, it is that of the mask as it is.
-    """
-    state = state or state_of(evidence)
-    return state.score + len(state.labels) * math.log(len(evidence.classes))

@@ -12,9 +12,13 @@ __all__ = ["KINDS", "AuditedOrgan", "Finding", "Picture", "ScanAudit"]
 KINDS: Mapping[str, str] = {
     "orientation": "scan and mask are flipped, turned, or have exchanged axes",
     "mask placement": "the mask is flipped or turned relative to the scan",
-    "mask shifted": "the mask is shifted relative to the scan",
+    "mask shifted": "the mask, or that of one organ, is shifted relative to the scan",
     "labels swapped": "two organs have each other's label",
     "wrong label": "one organ has the label of another",
+    "no organ crop": "the mask of an organ, or of all of them, is around something else than the organ",
+    "size": "the mask of an organ is far too small or too large",
+    "density": "the mask of an organ has the Hounsfield units of something else",
+    "values": "the values of the scan are no Hounsfield units",
     "label map": "the numbers of the mask fit another data set's label map",
     "unexplained": "the mask does not fit the scan, and nothing that was tried explains it",
 }

@@ -7,12 +7,22 @@ from numpy.typing import NDArray
 
 from ..images.axes import AS_REQUIRED, NO_CROP, appearance
 
-__all__ = ["scan_orientation", "scan_warnings"]
+__all__ = ["scan_orientation", "scan_warnings", "votes"]
 
 # The least probability that counts, so that a few slices of which the network is wrongly sure do not decide.
 LEAST_PROBABILITY = 0.005
 # The winner must be 20 times as likely as the second.
 LEAST_EVIDENCE = 3.0
+
+
+def votes(orientation: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the log likelihood of each orientation, float64 (9,).
+
+    Args:
+        orientation: float32 (N, 9), the probabilities of each slice.
+    """
+    logs = np.log(np.maximum(orientation, LEAST_PROBABILITY), dtype=np.float64)
+    return np.asarray(logs.sum(axis=0))
 
 
 def scan_orientation(orientation: NDArray[np.float32], names: Sequence[str]) -> str | None:
@@ -22,9 +32,9 @@ def scan_orientation(orientation: NDArray[np.float32], names: Sequence[str]) -> 
         orientation: float32 (N, 9), the probabilities of each slice.
         names: Of the columns, see `images.axes.orientation_names`.
     """
-    votes = np.log(np.maximum(orientation, LEAST_PROBABILITY), dtype=np.float64).sum(axis=0)
-    second, first = votes.argsort()[-2:]
-    return names[first] if votes[first] - votes[second] >= LEAST_EVIDENCE else None
+    likelihoods = votes(orientation)
+    second, first = likelihoods.argsort()[-2:]
+    return names[first] if likelihoods[first] - likelihoods[second] >= LEAST_EVIDENCE else None
 
 
 def scan_warnings(winner: str | None, slices: int) -> tuple[str, ...]:
