@@ -15,11 +15,11 @@ from organ_infer import OrganClassifier
 from organ_infer.bundle.files import packaged_bundle
 from organ_infer.volumes import open_mask, open_volume
 from train import fit, record
+from train.chains import chains, held_out
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS
 from train.devices import precision
 from train.edge import ablate, scans
-from train.edge.chains import chains, held_out
 from train.edge.distillation import Distillation
 from train.edge.scans import ScanCrops, scan_crops
 from train.errors import RunError, StageFailed

@@ -8,12 +8,12 @@ import torch
 from support.data_files import DATA, needs_organamnist
 from test_fit import CPU, made_data, without_seconds
 
+from train import chains as chains_module
 from train import fit, record
 from train.augment import normalize
+from train.chains import chains, folds, held_out, neighbors, pseudo_scans
 from train.config import TrainConfig
 from train.edge import ablate
-from train.edge import chains as chains_module
-from train.edge.chains import chains, folds, held_out, neighbors, pseudo_scans
 from train.ema import ModelEma
 from train.errors import RunError
 from train.networks import ResidualNetwork, count_parameters, make_network

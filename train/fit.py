@@ -357,7 +357,7 @@ def _run_epochs(training: _Training) -> None:
 def _neighbors(data: Data) -> Tensor:
     """Return the training slices before and after each training slice, as indices int64 (N, 2)."""
     # scikit-learn takes a second to import
-    from train.edge.chains import neighbors
+    from train.chains import neighbors
 
     return torch.from_numpy(neighbors(data.images["train"], data.labels["train"]))
 

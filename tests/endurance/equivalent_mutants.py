@@ -323,7 +323,7 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "True",
         ): "MD5 is refused then only by a Python built for FIPS",
     },
-    "train/edge/chains.py": {
+    "train/chains.py": {
         (
             "count, chain = connected_components(graph, directed=False)",
             "True",

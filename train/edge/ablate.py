@@ -5,7 +5,7 @@ or removes one. The last three are that recipe, the same with images of no organ
 for 8 epochs on three quarters of the training split. They are measured on the other quarter, on validation as stored,
 flipped front to back and corrupted (the third severity of each of MedMNIST-C's corruptions), and with --scans on the
 crops of two real scans. The quarter is held out in groups that look like scans, another one for each seed (cross-validation),
-or in chains (`train.edge.chains`). Test is never used. Finished variants are not trained again: rerun the command to
+or in chains (`train.chains`). Test is never used. Finished variants are not trained again: rerun the command to
 continue, or run it several times in parallel with --only, --first-seed and --folds. --table then prints the scores of all.
 
 With --network, the variants are of a stage's own recipe, each with one ingredient less or more (CHANGES), and the
@@ -31,13 +31,13 @@ from export.machine import machine_failure
 from export.temperature import fit_temperature
 from train import fit, parallel, record
 from train.arguments import names, positive
+from train.chains import chains, folds, held_out, pseudo_scans
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.corruptions import CORRUPTIONS, corrupt
 from train.data import Data, load_data
 from train.datasets import DATASETS
 from train.devices import choose_device, device_line
-from train.edge.chains import chains, folds, held_out, pseudo_scans
 from train.edge.distillation import Distillation
 from train.edge.scans import SCANS, ScanCrops, scan_crops
 from train.ensemble import mean_probabilities

@@ -107,7 +107,7 @@ def thick_slices(
 
     Args:
         x: slices.
-        neighbors: normalized, float32 (N, 2, S, S): the slices before and after each; see `train.edge.chains.neighbors`.
+        neighbors: normalized, float32 (N, 2, S, S): the slices before and after each; see `train.chains.neighbors`.
         probability: of a change, per slice. Each neighbor then has a share of up to a third, the same for both.
         generator: see the module.
     """

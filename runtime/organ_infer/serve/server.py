@@ -43,7 +43,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
         # :: is all addresses, those of IPv4 too
         both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        listening = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
+        listening = socket.create_server(
+            (host, port), family=family, backlog=1024, dualstack_ipv6=both
+        )
         # asyncio sets TCP_NODELAY only if the socket names its protocol. Without it, an answer waits up to 40 ms for the
         # client's acknowledgment of its head.
         return socket.socket(family, proto=socket.IPPROTO_TCP, fileno=listening.detach())
