@@ -13,6 +13,7 @@ import pytest
 from conftest import CLASSES, child_environment, constant_graph, make_graph, write_bundle
 
 from organ_infer import BundleError, InputError, OrganClassifier, OrganInferError, Prediction
+from organ_infer.engine.ensemble import Ensemble
 from organ_infer.engine.session import Session
 
 
@@ -225,9 +226,11 @@ def test_limits_have_a_limit(classifier, name, most):
 
 
 def test_a_batch_has_64_slices_unless_another_number_is_given(bundle, monkeypatch):
-    sizes, run = [], Session.run
+    sizes, run = [], Ensemble.probabilities
     monkeypatch.setattr(
-        Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images)
+        Ensemble,
+        "probabilities",
+        lambda self, packed: sizes.append(len(packed)) or run(self, packed),
     )
     with OrganClassifier(bundle, device="cpu") as opened:
         opened.predict_proba(np.zeros((130, 28, 28), np.uint8))

@@ -3,7 +3,6 @@
 import os
 import threading
 import types
-from concurrent.futures import Future
 from typing import ClassVar
 
 import numpy as np
@@ -131,24 +130,94 @@ def test_members_side_by_side_give_the_mean_too(side_by_side):
     assert [session.runs for session in sessions] == [1, 1, 1]
 
 
-def test_the_largest_member_is_begun_first(monkeypatch):
-    begun, ended = [], []
+class Recorded(FakeSession):
+    """Answers what the slices say, and records the batches."""
 
-    class Workers:
-        def submit(self, work, session, packed):
-            begun.append(session.where)
-            future = Future()
-            future.set_result(work(session, packed))
-            return future
+    def __init__(self, record, where="a.onnx"):
+        super().__init__([[0, 0]], where=where)
+        self.record = record
 
-        def shutdown(self, wait):
-            ended.append(wait)
+    def run(self, images):
+        self.record.append((self.where, len(images), threading.current_thread().name))
+        return np.concatenate([images[:, 0, 0], -images[:, 0, 0]], axis=1)
 
-    monkeypatch.setattr(ensemble, "_workers", lambda count: Workers())
-    sessions = [FakeSession([[0, 0]], where=name) for name in ("small", "large", "middle")]
-    averaged(sessions, side_by_side=2, sizes=[1, 3, 2])
-    assert begun == ["large", "middle", "small"]
-    assert ended == [False]  # closing ends the threads and waits for none of them
+
+def opened_in_pieces(sessions, parallel, sizes=None):
+    manifest = types.SimpleNamespace(temperature=1.0)
+    forms = [types.SimpleNamespace(bytes=size) for size in sizes or [1] * len(sessions)]
+    return Ensemble(manifest, forms, sessions, parallel, in_pieces=True)
+
+
+def test_the_largest_member_is_begun_first():
+    begun = []
+    sessions = [Recorded(begun, name) for name in ("small", "large", "middle")]
+    opened = opened_in_pieces(sessions, 1, sizes=[1, 3, 2])
+    opened.probabilities(np.zeros((32, 1, 1, 1), np.float32))
+    assert [where for where, _, _ in begun] == ["large"] * 2 + ["middle"] * 2 + ["small"] * 2
+
+
+@pytest.mark.parametrize(
+    ("count", "threads", "pieces"),
+    [
+        (1, 2, [1]),
+        (15, 2, [15]),
+        (16, 1, [16]),
+        (16, 2, [8, 8]),
+        (17, 1, [9, 8]),
+        (48, 2, [12] * 4),
+        (64, 1, [16] * 4),
+        (64, 3, [11, 11, 11, 11, 10, 10]),
+        (64, 16, [8] * 8),
+        (256, 2, [16] * 16),
+    ],
+)
+def test_batches_run_in_pieces_that_keep_all_threads_busy(count, threads, pieces):
+    begun = []
+    opened = opened_in_pieces([Recorded(begun)], threads)
+    packed = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
+    found = opened.probabilities(packed)
+    assert sorted((size for _, size, _ in begun), reverse=True) == pieces
+    logits = np.stack([packed[:, 0, 0, 0], -packed[:, 0, 0, 0]], axis=1).astype(np.float64)
+    np.testing.assert_allclose(found, softmax(logits, axis=1), rtol=1e-12)
+    opened.close()
+
+
+def test_pieces_run_in_as_many_threads_as_allowed():
+    both, begun = threading.Barrier(2, timeout=30), []
+
+    class Waiting(Recorded):
+        def run(self, images):
+            both.wait()
+            return super().run(images)
+
+    opened = opened_in_pieces([Waiting(begun)], 2)
+    opened.probabilities(np.zeros((32, 1, 1, 1), np.float32))
+    own = threading.current_thread().name
+    assert sorted(name for _, _, name in begun) == sorted([own, "organ_infer_0"])
+    opened.close()
+
+
+def test_a_single_slice_needs_no_other_thread(monkeypatch):
+    monkeypatch.setattr(ensemble, "_workers", None)
+    opened = opened_in_pieces([Recorded([])], 8)
+    opened.probabilities(np.zeros((1, 1, 1, 1), np.float32))
+    opened.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_piece_that_fails_ends_the_batch(threads):
+    class Failing(Recorded):
+        def run(self, images):
+            if images[0, 0, 0, 0] == 1:
+                raise DeviceError("failed")
+            return super().run(images)
+
+    opened = opened_in_pieces([Failing([])], threads)
+    packed = np.repeat(np.arange(8, dtype=np.float32), 16).reshape(-1, 1, 1, 1)
+    for _ in range(5):
+        with pytest.raises(DeviceError, match=r"^failed$"):
+            opened.probabilities(packed)
+    opened.close()
 
 
 # What is refused.
@@ -270,25 +339,36 @@ def test_providers_and_placements_are_those_of_the_members(fakes):
 
 
 @pytest.mark.parametrize(
-    ("threads", "share", "workers"), [(1, 1, None), (2, 1, 2), (3, 1, 3), (7, 2, 3), (12, 4, 3)]
+    ("small", "threads", "share", "parallel"),
+    [
+        (False, 1, 1, 1),
+        (False, 2, 1, 2),
+        (False, 3, 1, 3),
+        (False, 7, 2, 3),
+        (False, 12, 4, 3),
+        (True, 1, 1, 1),
+        (True, 2, 1, 2),
+        (True, 12, 1, 12),
+    ],
 )
-def test_members_share_the_threads(tmp_path, monkeypatch, threads, share, workers):
-    asked, made = [], []
+def test_members_share_the_threads(tmp_path, monkeypatch, small, threads, share, parallel):
+    asked = []
 
-    class Recorded(FakeSession):
-        def __init__(self, graph, *, threads, classes, device, capture, **_):
+    class Asked(FakeSession):
+        def __init__(self, graph, *, threads, classes, device, capture, arena, **_):
             super().__init__(np.zeros((3, classes)))
-            asked.append((threads, device, capture))
+            asked.append((threads, device, capture, arena))
 
-    pools = ensemble._workers
-    monkeypatch.setattr(ensemble, "Session", Recorded)
-    monkeypatch.setattr(ensemble, "_workers", lambda count: made.append(count) or pools(count))
+    monkeypatch.setattr(ensemble, "Session", Asked)
     folder = write_bundle(tmp_path / "b", {f"{name}.onnx": make_graph() for name in "abc"})
+    if not small:
+        monkeypatch.setattr(ensemble, "SMALL", (folder / "c.onnx").stat().st_size)
 
-    open_ensemble(folder, device="cpu", threads=threads).close()
+    opened = open_ensemble(folder, device="cpu", threads=threads)
 
-    assert asked == [(share, "cpu", False)] * 3
-    assert made == ([workers] if workers else [])
+    assert asked == [(share, "cpu", False, small)] * 3
+    assert opened._parallel == parallel
+    opened.close()
 
 
 @pytest.mark.parametrize(
@@ -320,7 +400,11 @@ def lookup_with(monkeypatch, tmp_path):
         forms = [types.SimpleNamespace(bytes=1 << 24)]
         manifest = types.SimpleNamespace(variants=lambda device: forms)
         unverified = types.SimpleNamespace(
-            manifest=manifest, directory=tmp_path, sha256="0", files=lambda: {"a": 1}
+            manifest=manifest,
+            directory=tmp_path,
+            sha256="0",
+            files=lambda: {"a": 1},
+            only=None,
         )
         FakeCache.versions.clear()
         return ensemble.CacheLookup(unverified, device)
@@ -333,7 +417,7 @@ class FakeCache:
 
     versions: ClassVar[list[str]] = []
 
-    def __init__(self, root, directory, sha256, version):
+    def __init__(self, root, directory, sha256, version, only):
         self.version = version
 
     def find(self, files):

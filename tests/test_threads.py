@@ -150,13 +150,21 @@ def test_without_a_limit_of_memory_nothing_is_counted(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("networks", "requested", "most", "share"),
-    [(1, 8, 3, 4), (1, 8, 0, 1), (3, 6, 6, 2), (3, 6, 5, 1), (3, 6, 2, 1), (3, 6, 0, 1)],
+    ("networks", "requested", "most", "share", "pieces"),
+    [
+        (1, 8, 3, 4, 4),
+        (1, 8, 0, 1, 1),
+        (3, 6, 5, 2, 6),
+        (3, 6, 4, 1, 5),
+        (3, 6, 2, 1, 3),
+        (3, 6, 0, 1, 1),
+    ],
 )
+@pytest.mark.parametrize("small", [False, True])
 def test_networks_share_the_threads_that_can_be_started(
-    networks, requested, most, share, limit, tmp_path, monkeypatch
+    networks, requested, most, share, pieces, small, limit, tmp_path, monkeypatch
 ):
-    """One thread per network that runs at once, and onnxruntime's own."""
+    """One thread less than runs at once, and onnxruntime's own. Small networks run pieces of a batch at once."""
     asked = []
     real = ensemble.Session
 
@@ -165,10 +173,13 @@ def test_networks_share_the_threads_that_can_be_started(
         return real(*arguments, threads=1, **keywords)
 
     monkeypatch.setattr(ensemble, "Session", recorded)
+    if not small:
+        monkeypatch.setattr(ensemble, "SMALL", 0)
     graphs = {f"{name}.onnx": make_graph() for name in "abc"[:networks]}
     limit(most)
     opened = open_ensemble(write_bundle(tmp_path / "b", graphs), device="cpu", threads=requested)
-    assert asked == [share] * networks
+    assert asked == [1 if small else share] * networks
+    assert not small or opened._parallel == pieces
     opened.close()
 
 
@@ -187,7 +198,7 @@ def test_an_ensemble_gives_the_same_answer_when_its_threads_cannot_start(
         np.testing.assert_array_equal(classifier.predict_proba(images), expected)
     (warning,) = caplog.messages
     assert warning.startswith(
-        "running one network at a time: no thread can be started (can't start new thread); raise"
+        "running in one thread: no other can be started (can't start new thread); raise"
     )
 
 
@@ -240,7 +251,7 @@ def test_cached_graphs_are_looked_up_without_a_thread(monkeypatch, no_threads, t
         variants=lambda device: [types.SimpleNamespace(bytes=ensemble.CACHE_THRESHOLD)]
     )
     bundle = types.SimpleNamespace(
-        manifest=manifest, directory=tmp_path, sha256="0", files=lambda: []
+        manifest=manifest, directory=tmp_path, sha256="0", only=None, files=lambda: []
     )
     monkeypatch.setattr(ensemble, "cache_directory", lambda: tmp_path)
     monkeypatch.setattr(ensemble, "installed_version", {"onnxruntime": "1.2"}.get)

@@ -9,8 +9,11 @@ threads, or all at once; the faster of the two counts. Both return probabilities
 """
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +24,9 @@ from turns import medians
 
 from organ_infer.bundle.files import Bundle, open_bundle
 from organ_infer.engine.cpu_count import usable_processors
-from organ_infer.engine.ensemble import Ensemble
-from organ_infer.engine.session import Session
+from organ_infer.engine.ensemble import Ensemble, open_ensemble
 
-BATCHES = {1: (50, 41), 64: (4, 41), 256: (1, 21)}  # calls per turn, turns
+BATCHES = {1: (50, 21), 64: (16, 21), 256: (4, 21)}  # calls per turn, turns
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
@@ -65,23 +67,13 @@ class OpenVino:
 
 
 def ours(bundle: Bundle) -> Ensemble:
-    """The networks of a bundle in onnxruntime, as `OrganClassifier` opens them on the CPU."""
-    threads = usable_processors()
-    parallel = min(len(bundle.graphs), threads)
-    sessions = [
-        Session(
-            graph,
-            output=entry.output,
-            classes=len(bundle.manifest.task.classes),
-            where=entry.file,
-            device="cpu",
-            threads=max(1, threads // parallel),
-            extra=bundle.manifest.extra_outputs(),
-        )
-        for entry, graph in bundle.graphs
-    ]
-    entries = [entry for entry, _ in bundle.graphs]
-    return Ensemble(bundle.manifest, entries, sessions, parallel)
+    """Open the networks of a bundle with onnxruntime, as `OrganClassifier` does on the CPU."""
+    listed = replace(bundle.manifest, members=tuple(entry for entry, _ in bundle.graphs), fast=None)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in listed.files():
+            shutil.copy(bundle.directory / name, folder)
+        (Path(folder) / "manifest.json").write_text(listed.to_json())
+        return open_ensemble(folder, device="cpu", threads=usable_processors())
 
 
 def rows(directory: Path) -> list[str]:

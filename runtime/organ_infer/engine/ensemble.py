@@ -3,10 +3,11 @@
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,18 @@ from .session import Session, choose_device, import_onnxruntime, logger
 from .threads import START_ERRORS, affordable_threads, map_in_threads
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["Answer", "Ensemble", "Orientations", "open_ensemble"]
 
 # Bytes of graphs. Optimizing smaller ones takes less time than looking them up.
 CACHE_THRESHOLD = 1 << 24
+
+# Bytes of graphs. Smaller networks gain little from a second thread within a layer. They run a batch in pieces, each in one
+# thread, whose arrays fit into the processor's caches.
+SMALL = 4 << 20
+# Slices of a piece, at most, and at least if threads would be idle otherwise.
+PIECE, SMALLEST_PIECE = 16, 8
 
 # Copies of a graph that onnxruntime has in memory while it opens it, at most.
 COPIES = 4
@@ -35,7 +42,8 @@ COPIES = 4
 Probabilities = NDArray[np.float64]
 # Probabilities of the eight in-plane orientations and of no organ crop, (N, 9).
 Orientations = NDArray[np.float32]
-T = TypeVar("T")
+# Of a network for a batch, the classes first.
+Outputs = list[NDArray[np.float32]]
 
 
 class Answer(NamedTuple):
@@ -178,21 +186,24 @@ class _Opener:
         self._kind = parse_device(device).kind
         self._cuda_graphs = cuda_graphs
         self.variants = bundle.manifest.variants(self._kind)
+        self._in_pieces = self._kind == "cpu" and all(each.bytes < SMALL for each in self.variants)
         self._threads = affordable_threads(
             threads,
             self._threads_to_start,
             memory=COPIES * sum(entry.bytes for entry in self.variants),
         )
-        self._parallel = self._networks_at_once(self._threads)
+        self._parallel = self._runs_at_once(self._threads)
 
-    def _networks_at_once(self, threads: int) -> int:
+    def _runs_at_once(self, threads: int) -> int:
+        if self._in_pieces:
+            return threads
         return min(len(self.variants), threads) if self._kind == "cpu" else 1
 
     def _threads_to_start(self, threads: int) -> int:
-        """Return how many threads the networks start: one per network that runs at once, and onnxruntime's own."""
-        parallel = self._networks_at_once(threads)
+        """Return how many threads the networks start: one less than runs at once, and onnxruntime's own."""
+        parallel = self._runs_at_once(threads)
         onnxruntime = len(self.variants) * (max(1, threads // parallel) - 1)
-        return onnxruntime + (parallel if parallel > 1 else 0)
+        return onnxruntime + parallel - 1
 
     def from_cache(self, graphs: Mapping[str, Path]) -> "Ensemble":
         """Open optimized graphs, by the name of the bundle's file."""
@@ -250,15 +261,23 @@ class _Opener:
             save=save,
             capture=self._cuda_graphs,
             extra=self._bundle.manifest.extra_outputs(),
+            arena=self._in_pieces,
         )
 
     def _ensemble(self, sessions: list[Session]) -> "Ensemble":
         bundle = self._bundle
-        return Ensemble(bundle.manifest, self.variants, sessions, self._parallel, bundle.sha256)
+        return Ensemble(
+            bundle.manifest,
+            self.variants,
+            sessions,
+            self._parallel,
+            bundle.sha256,
+            in_pieces=self._in_pieces,
+        )
 
 
 def _workers(count: int) -> "ThreadPoolExecutor":
-    # Imported here because a single network needs no thread pool and starts sooner without this module.
+    # Imported here because a single slice needs no thread pool, and the first answer comes sooner without this module.
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(count, thread_name_prefix="organ_infer")
@@ -283,6 +302,8 @@ class Ensemble:
         sessions: list[Session],
         parallel: int,
         sha256: str = "",
+        *,
+        in_pieces: bool = False,
     ) -> None:
         """Combine opened networks.
 
@@ -290,8 +311,9 @@ class Ensemble:
             manifest: Of the bundle.
             variants: The manifest's entry of each network.
             sessions: The networks, in the same order.
-            parallel: The number of networks that run at the same time, each with its share of the threads.
+            parallel: The number of runs at the same time, each with its share of the threads.
             sha256: Of the bundle's manifest.json.
+            in_pieces: Whether batches run in pieces of at most PIECE slices.
         """
         self.sha256 = sha256
         self.manifest = manifest
@@ -300,7 +322,9 @@ class Ensemble:
         self._call = _caller(sessions)
         # The most expensive network first, so that cheaper ones fill the remaining time.
         self._order = sorted(range(len(variants)), key=lambda i: -variants[i].bytes)
-        self._workers = _workers(parallel) if parallel > 1 else None
+        self._parallel, self._in_pieces = parallel, in_pieces
+        # Started by the first batch that needs them. The calling thread is one of `parallel`.
+        self._workers: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         # The number of predictions in progress, and its lock.
         self._running, self._lock = 0, threading.RLock()
@@ -330,7 +354,7 @@ class Ensemble:
             DeviceError: A network failed or gave no usable answer.
             OrganInferError: The ensemble is closed, or belongs to another process.
         """
-        return _mean(self._each(self._probabilities_of, packed))
+        return self._mean_probabilities(self._outputs(_class_output, packed))
 
     def answer(self, packed: NDArray[np.float32]) -> Answer:
         """Classify packed slices, as `probabilities`, and return their orientation, too.
@@ -341,16 +365,17 @@ class Ensemble:
         """
         if self.manifest.plausibility is None:
             return Answer(self.probabilities(packed), None)
-        answers = self._each(self._answer_of, packed)
-        return Answer(
-            _mean([probabilities for probabilities, _ in answers]),
-            _mean([orientation for _, orientation in answers]),
-        )
+        outputs = self._outputs(_all_outputs, packed)
+        orientations = [orientation for _, orientation in outputs]
+        for session, orientation in zip(self._sessions, orientations, strict=True):
+            if not _are_probabilities(orientation):
+                raise _no_probabilities(session)
+        return Answer(self._mean_probabilities(outputs), _mean(orientations))
 
-    def _each(
-        self, run: Callable[[Session, NDArray[np.float32]], T], packed: NDArray[np.float32]
-    ) -> list[T]:
-        """Return what `run` returns for each network."""
+    def _outputs(
+        self, run: Callable[[Session, NDArray[np.float32]], Outputs], packed: NDArray[np.float32]
+    ) -> list[Outputs]:
+        """Return the outputs of each network."""
         # Checked before the lock, because a forked child has neither the thread that holds it nor the workers.
         self.check_process()
         with self._lock:
@@ -358,16 +383,21 @@ class Ensemble:
                 raise OrganInferError(CLOSED)
             self._running += 1
         try:
-            workers = self._workers
-            if workers is None:
-                answers: list[T] = self._call(partial(self._run_all, run, packed))
-            else:
-                answers = self._run_in(workers, run, packed)
+            outputs: list[Outputs] = self._call(partial(self._run_all, run, self._pieces(packed)))
+            return outputs
         finally:
             with self._lock:
                 self._running -= 1
                 self._free()
-        return answers
+
+    def _pieces(self, packed: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Divide a batch, if possible so that all threads have as many pieces."""
+        count = len(packed)
+        if not self._in_pieces or count < 2 * SMALLEST_PIECE:
+            return [packed]
+        fewest = -(-count // PIECE)
+        for_all = -(-fewest // self._parallel) * self._parallel
+        return np.array_split(packed, max(fewest, min(for_all, count // SMALLEST_PIECE)))
 
     def check_process(self) -> None:
         """Check that this is the process that opened the networks.
@@ -393,47 +423,73 @@ class Ensemble:
             for session in self._sessions:
                 session.close()
 
-    def _run_in(
+    def _run_all(
         self,
-        workers: "ThreadPoolExecutor",
-        run: Callable[[Session, NDArray[np.float32]], T],
-        packed: NDArray[np.float32],
-    ) -> list[T]:
-        """Run the networks in threads, or what is left of them in this thread if no thread can be started."""
-        futures = {}
+        run: Callable[[Session, NDArray[np.float32]], Outputs],
+        pieces: list[NDArray[np.float32]],
+    ) -> list[Outputs]:
+        """Run each network on each piece, in this thread and in workers that can be started."""
+        tasks = deque((piece, i) for i in self._order for piece in range(len(pieces)))
+        results: dict[tuple[int, int], Outputs] = {}
+
+        def work() -> None:
+            while True:
+                try:
+                    task = piece, i = tasks.popleft()
+                except IndexError:
+                    return
+                results[task] = run(self._sessions[i], pieces[piece])
+
+        futures = self._start(work, min(self._parallel, len(tasks)) - 1)
         try:
-            for i in self._order:
-                futures[i] = workers.submit(run, self._sessions[i], packed)
-        except START_ERRORS as e:
-            logger.warning(
-                "running one network at a time: no thread can be started (%s); raise the limit on processes (ulimit -u)",
-                one_line(e),
-            )
-            # Its threads still do what is queued. A thread that starts later would find work without a caller.
-            self._workers = None
-            workers.shutdown(wait=False)
+            work()
+        finally:
+            # After an error, the others need not go on. They must end before the networks are freed.
+            tasks.clear()
+            started = [future for future in futures if not future.cancel()]
+            errors = [future.exception() for future in started]
+        for error in errors:
+            if error is not None:
+                raise error
         return [
-            futures[i].result() if i in futures else run(session, packed)
-            for i, session in enumerate(self._sessions)
+            [
+                _joined(parts)
+                for parts in zip(*(results[piece, i] for piece in range(len(pieces))), strict=True)
+            ]
+            for i in range(len(self._sessions))
         ]
 
-    def _run_all(
-        self, run: Callable[[Session, NDArray[np.float32]], T], packed: NDArray[np.float32]
-    ) -> list[T]:
-        return [run(session, packed) for session in self._sessions]
+    def _start(self, work: Callable[[], None], count: int) -> list["Future[None]"]:
+        """Start `work` in workers, as many as can be started."""
+        futures: list[Future[None]] = []
+        if count < 1:
+            return futures
+        try:
+            with self._lock:
+                if self._workers is None:
+                    self._workers = _workers(self._parallel - 1)
+                for _ in range(count):
+                    futures.append(self._workers.submit(work))
+        except START_ERRORS as e:
+            logger.warning(
+                "running in one thread: no other can be started (%s); raise the limit on processes (ulimit -u)",
+                one_line(e),
+            )
+            with self._lock:
+                self._parallel = 1
+                if self._workers is not None:
+                    # Its threads still do what is queued. A thread that starts later would find work without a caller.
+                    self._workers.shutdown(wait=False)
+                    self._workers = None
+        return futures
 
-    def _probabilities_of(self, session: Session, packed: NDArray[np.float32]) -> Probabilities:
-        """Run one network. Returns its probabilities, float64 (N, classes)."""
-        return self._normalized(session, session.run(packed))
-
-    def _answer_of(
-        self, session: Session, packed: NDArray[np.float32]
-    ) -> tuple[Probabilities, Orientations]:
-        """Run one network. Returns its probabilities, float64 (N, classes), and its orientation, float32 (N, 9)."""
-        answer, orientation = session.run_all(packed)
-        if not _are_probabilities(orientation):
-            raise _no_probabilities(session)
-        return self._normalized(session, answer), orientation
+    def _mean_probabilities(self, outputs: list[Outputs]) -> Probabilities:
+        return _mean(
+            [
+                self._normalized(session, classes)
+                for session, (classes, *_) in zip(self._sessions, outputs, strict=True)
+            ]
+        )
 
     def _normalized(self, session: Session, output: NDArray[np.float32]) -> Probabilities:
         """Return the probabilities of a network's output, (N, classes)."""
@@ -445,6 +501,18 @@ class Ensemble:
             raise _no_probabilities(session)
         total: Probabilities = answer.sum(axis=1, keepdims=True)
         return answer / total
+
+
+def _class_output(session: Session, packed: NDArray[np.float32]) -> Outputs:
+    return [session.run(packed)]
+
+
+def _all_outputs(session: Session, packed: NDArray[np.float32]) -> Outputs:
+    return session.run_all(packed)
+
+
+def _joined(pieces: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _mean(answers: list[NDArray[Any]]) -> NDArray[Any]:
