@@ -11,6 +11,7 @@ from ..evaluation.collection import Collection, LeftOut
 from ..evaluation.labels import ClassNames, FileLabels, FolderLabels, group_function
 from ..evaluation.text import text_lines
 from ..names import escape_path
+from ..page.parts import count_text
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError
 from .exit_codes import ALL_CLASSIFIED, FAILED
@@ -160,7 +161,8 @@ class Review:
                         "--group-by puts all slices into one group, so the accuracy has no interval"
                     )
                 self._messages.block(
-                    f"evaluation of {evaluation.slices:,} slices", text_lines(evaluation)
+                    f"evaluation of {count_text(evaluation.slices, 'slice')}",
+                    text_lines(evaluation),
                 )
                 if self._options.metrics is not None:
                     self._write_metrics(self._options.metrics, evaluation)
