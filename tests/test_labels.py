@@ -151,6 +151,13 @@ def test_a_missing_file_is_one_clear_message(tmp_path):
 # Folders
 
 
+def test_standard_input_has_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "liver").mkdir()
+    monkeypatch.chdir(tmp_path / "liver")
+    read = FolderLabels(["-"], NAMES)
+    assert read.label_of("-") is None and read.label_of("a.png") == "liver"
+
+
 def test_the_nearest_folder_that_is_a_class_is_the_label(tmp_path, monkeypatch):
     for folder in ("val/liver/p1", "val/Spleen", "val/aorta"):
         (tmp_path / folder).mkdir(parents=True)

@@ -1,6 +1,7 @@
 """What --report and --labels do with the results: collect them, and write the report and the evaluation at the end."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -190,9 +191,11 @@ class Review:
         for path in () if self._labels is None else self._labels.unused():
             unused.add(path)
         if unused.count:
+            has_backslash = any("\\" in path for path in unused.paths)
             messages.note(
                 f"labels of paths that were not classified: {_named(unused)};"
                 " paths are relative to the directory of the file of labels"
+                + (", with / between folders" if has_backslash and os.sep == "/" else "")
             )
 
     def _write_metrics(self, path: str, evaluation: "Evaluation") -> None:

@@ -154,7 +154,10 @@ class FolderLabels:
         self._of_directory = cache(self._label_of_directory)
 
     def label_of(self, path: str) -> str | None:
-        """Return the label of a result's path, or None at the top of the file system."""
+        """Return the label of a result's path, or None for standard input and at the top of the file system."""
+        if path == "-":
+            # The directory that the command runs in is not that of the image.
+            return None
         return self._of_directory(os.path.dirname(os.path.abspath(split_selector(path)[0])))
 
     def unused(self) -> list[str]:
