@@ -52,6 +52,37 @@ def run_command(name: str, run: Callable[[], int]) -> int:
             return 128 + signal.SIGINT
 
 
+def run_bundle_command(run: Callable[[], None], *errors: type[Exception]) -> int:
+    """Run a command of `export` on a finished bundle. What stops it is one line on standard error.
+
+    Args:
+        run: Raises one of `errors`, OrganInferError, OSError or ImportError if nothing can be done.
+        errors: The command's own exceptions, whose messages are one line.
+
+    Returns:
+        The exit code: 0 done, 2 nothing could be done, 130 after Ctrl-C.
+    """
+
+    def guarded() -> int:
+        from organ_infer import OrganInferError
+
+        expected: tuple[type[Exception], ...] = (OrganInferError, *errors)
+        try:
+            run()
+        except expected as e:
+            reason = str(e)
+        except OSError as e:
+            reason = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror or e)
+        except ImportError as e:
+            reason = f"{e.name}: not installed; run pip install -e '.[train,cpu]'"
+        else:
+            return 0
+        print(f"export: error: {reason}", file=sys.stderr)
+        return 2
+
+    return run_command("export", guarded)
+
+
 class _Forgiving:
     """A text stream whose write and flush raise no errors. Everything else is the stream's own."""
 

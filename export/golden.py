@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.console import run_command
+from export.console import run_bundle_command
 
 if TYPE_CHECKING:
     from organ_infer.bundle.files import Input, Manifest, Member, UnverifiedBundle
@@ -130,25 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
-    return run_command("export", lambda: _run(arguments))
+    return run_bundle_command(lambda: _run(arguments))
 
 
-def _run(arguments: list[str] | None) -> int:
-    """Run the command. Returns the exit code."""
-    from organ_infer import OrganInferError
-
+def _run(arguments: list[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m export.golden",
         description="Store the networks' probabilities for the golden slices in a bundle's manifest.",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
-    options = parser.parse_args(arguments)
-    try:
-        add_golden(options.bundle)
-    except (OrganInferError, OSError) as e:
-        print(f"export: error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    add_golden(parser.parse_args(arguments).bundle)
 
 
 if __name__ == "__main__":

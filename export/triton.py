@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.console import run_command
+from export.console import run_bundle_command
 from export.triton_config import Port, Serving, Step, ensemble_config, model_config
 from organ_infer.bundle.manifest import ORIENTATION_COLUMNS, ORIENTATION_OUTPUT
 from organ_infer.bundle.precision import BY_NAME
@@ -75,37 +75,19 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
-    return run_command("export", lambda: _run(arguments))
+    return run_bundle_command(lambda: _run(arguments), TritonError)
 
 
-def _run(arguments: list[str] | None) -> int:
-    """Run the command. Returns the exit code."""
-    from organ_infer import OrganInferError
-
+def _run(arguments: list[str] | None) -> None:
     options = _parse(arguments)
-    try:
-        name = write_repository(
-            options.bundle,
-            options.directory,
-            device=options.device,
-            precision=options.precision,
-            serving=Serving(KINDS[options.device], options.instances, options.max_batch),
-        )
-    except (TritonError, OrganInferError) as e:
-        print(f"export: error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        path = f"{e.filename}: " if e.filename else ""
-        print(f"export: error: {path}{e.strerror or e}", file=sys.stderr)
-        return 2
-    except ImportError as e:
-        print(
-            f"export: error: {e.name}: not installed; run pip install -e '.[train,cpu]'",
-            file=sys.stderr,
-        )
-        return 2
+    name = write_repository(
+        options.bundle,
+        options.directory,
+        device=options.device,
+        precision=options.precision,
+        serving=Serving(KINDS[options.device], options.instances, options.max_batch),
+    )
     print(f"{options.directory}: clients request the model {name}")
-    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -264,7 +264,7 @@ def test_names_that_are_not_utf_8_are_found(run, images):
         ("", "no image found: --boxes lists no box"),
         ("path,x0,y0,x1,y1\n", "no image found: --boxes lists no box"),
         ("a.png,1".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
-        (b"a" * 200_000, "cannot be read (field larger than field limit"),
+        (b"a" * 200_000, "line 1: no valid CSV (field larger than field limit"),
     ],
 )
 def test_a_file_without_boxes_is_one_line_and_2(run, text, words):

@@ -162,3 +162,20 @@ def test_rows_that_were_corrected_are_labels(command, pictures, tmp_path):
     assert command(pictures, "-o", rows).returncode == 0
     done = command(pictures, "--labels", rows)
     assert done.returncode == 0 and "accuracy   1.0000" in done.stderr
+
+
+def test_a_file_of_labels_from_windows_gets_advice_about_its_backslashes(
+    command, pictures, tmp_path
+):
+    (tmp_path / "l.csv").write_text("images\\s00.png,liver\n")
+    done = command(pictures / "s00.png", "--labels", tmp_path / "l.csv")
+    assert done.returncode == 2 and "with / between folders" in done.stderr
+    (tmp_path / "l.csv").write_text("images/s00.png,liver\n")
+    done = command(pictures / "s00.png", "--labels", tmp_path / "l.csv")
+    assert done.returncode == 2 and "with / between folders" not in done.stderr
+
+
+def test_one_slice_is_counted_in_the_singular(command, pictures, tmp_path):
+    (tmp_path / "l.csv").write_text(f"{pictures / 's00.png'},liver\n")
+    done = command(pictures / "s00.png", "--labels", tmp_path / "l.csv")
+    assert "organ-infer: evaluation of 1 slice\n" in done.stderr

@@ -4,6 +4,7 @@ import base64
 import errno
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -137,10 +138,31 @@ def test_an_unwritable_path_is_one_message_before_anything_is_classified(
         assert sorted(os.listdir(tmp_path)) == ["data", "folder", "l.csv", "pipe"], name
     done = command(*three_images, "--labels", labels, option, three_images[1])
     assert done.returncode == 2 and "an image or another binary file" in done.stderr
+    done = command(*three_images, "--labels", labels, option, "-")
+    assert done.returncode == 2 and not os.path.exists("-")
+    assert f"{option} -: not standard output; name a file, or write ./-" in done.stderr
     both = ("--report", tmp_path / "same", "--metrics", tmp_path / "same")
     done = command(*three_images, "--labels", labels, *both)
     assert done.returncode == 2
     assert "same: the file of --metrics; choose another name" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "r.html", "../bundle/r.html"])
+def test_a_report_in_the_bundle_is_refused_and_the_bundle_stays_whole(
+    bundle, pictures, tmp_path, monkeypatch, capsys, name
+):
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    before = sorted(os.listdir(copy)), (copy / "manifest.json").read_bytes()
+    picture = str(pictures / "s00.png")
+    for arguments in (["--bundle", str(copy)], []):
+        if not arguments:
+            monkeypatch.setattr(whole_file, "packaged_bundle", lambda: copy)
+        assert main([*arguments, picture, "--report", str(copy / name)]) == 2
+        message = capsys.readouterr().err
+        assert "in the directory of the model, which holds no other file" in message
+        assert message.count("\n") == 1
+    assert (sorted(os.listdir(copy)), (copy / "manifest.json").read_bytes()) == before
 
 
 def test_an_existing_report_is_replaced_with_a_note_and_keeps_its_permissions(

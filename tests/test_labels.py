@@ -108,12 +108,38 @@ def test_labels_that_no_result_has_are_named(labels, tmp_path):
             "line 3: ./a.png has the label 'spleen', but 'liver' in line 1; keep one of them",
         ),
         ("a.png,liver".encode("utf-16"), "the file is UTF-16; save it as UTF-8"),
-        ('"a.png,liver\n', "cannot be read|not a label|expected lines"),
+        (
+            "a.png,liver\n".encode("utf-16-le"),
+            "line 1: NUL in the text; save the file as CSV in UTF-8",
+        ),
+        (
+            'a.png,liver\nb.png,"spleen\nc.png,heart\n',
+            "labels.csv, line 2: no valid CSV (unexpected end of data); save it as CSV, with closed quotation marks",
+        ),
+        ('a.png,liver\n"b"c.png,spleen\n', "labels.csv, line 2: no valid CSV (',' expected after"),
+        (
+            "a.png," + "x" * 200_000,
+            "labels.csv, line 1: no valid CSV (field larger than field limit",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_clear_message(labels, content, message):
-    with pytest.raises(InputError, match=message if "|" in message else re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         labels(content)
+
+
+def test_one_class_in_two_writings_is_one_label(labels, tmp_path):
+    read = labels("a.png,kidney-left\na.png,Kidney_Left\nb.png,aorta\nb.png,aorta\nc.png,liver\n")
+    assert read.count == 3
+    assert NAMES.index(read.label_of(str(tmp_path / "a.png"))) == NAMES.index("kidney-left")
+    with pytest.raises(InputError, match="has the label 'Aorta', but 'aorta' in line 2"):
+        labels("a.png,liver\nb.png,aorta\nb.png,Aorta\n")
+
+
+def test_spaces_around_quoted_cells_do_not_count(labels, tmp_path):
+    read = labels('"a,1.png", "liver"\n "b.png" ,spleen\n'.replace('" ,', '",'))
+    assert read.label_of(str(tmp_path / "a,1.png")) == "liver"
+    assert read.label_of(str(tmp_path / "b.png")) == "spleen"
 
 
 def test_a_missing_file_is_one_clear_message(tmp_path):
@@ -123,6 +149,13 @@ def test_a_missing_file_is_one_clear_message(tmp_path):
 
 
 # Folders
+
+
+def test_standard_input_has_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "liver").mkdir()
+    monkeypatch.chdir(tmp_path / "liver")
+    read = FolderLabels(["-"], NAMES)
+    assert read.label_of("-") is None and read.label_of("a.png") == "liver"
 
 
 def test_the_nearest_folder_that_is_a_class_is_the_label(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -432,14 +433,14 @@ def test_a_wrong_file_of_pairs_is_one_line(tmp_path, text, message):
     ("orientation", "view", "flipped"),
     [(None, "unknown", False), ("LP", "axial", True), ("PL", "axial", False), ("fp", "sagittal", False)],
 )  # fmt: skip
-def test_slices_are_flipped_front_to_back_only_if_told_that_columns_run_so(
+def test_slices_are_flipped_front_to_back_only_if_the_given_columns_run_so(
     folder, orientation, view, flipped
 ):
     from train.stages import STAGES
 
     folder.splits("a", "b")
     data, _ = load(folder.root, orientation=orientation)
-    assert data.view == view and data.own.told == (orientation is not None)
+    assert data.view == view and data.own.orientation_given == (orientation is not None)
     recipe = STAGES["edge"].recipe_for(data.recipe_view)
     assert (recipe.flip_front_back > 0) == flipped
 
@@ -471,7 +472,7 @@ def reoriented(folder, *orientations):
 def test_dicom_slices_are_turned_to_their_most_frequent_orientation(folder):
     reoriented(folder, "PL", "PL", "LP", "AR", "PL", "PL")
     data, warnings = load(folder.root)
-    assert (data.own.orientation, data.view, data.own.told) == ("PL", "axial", False)
+    assert (data.own.orientation, data.view, data.own.orientation_given) == ("PL", "axial", False)
     assert data.own.hounsfield and data.recipe_view == "unknown"
     plain = Folder(folder.root.parent / "plain")
     reoriented(plain, *["PL"] * 6)
@@ -489,11 +490,11 @@ def test_slices_are_not_flipped_because_their_files_state_an_orientation(folder)
     assert load(folder.root, orientation="LP")[0].recipe_view == "axial"
 
 
-def test_dicom_slices_are_turned_to_the_orientation_that_is_told(folder):
+def test_dicom_slices_are_reoriented_to_the_given_orientation(folder):
     reoriented(folder, "PL", "PL", "AR", "AR")
     data, _ = load(folder.root, orientation="LP")
     stored, _ = load(folder.root, orientation="PL")
-    assert data.own.orientation == "LP" and data.own.told
+    assert data.own.orientation == "LP" and data.own.orientation_given
     difference = data.images["train"].astype(int) - stored.images["train"].swapaxes(1, 2)
     assert np.abs(difference).max() <= 1
 
@@ -531,6 +532,7 @@ def made(kind):
         "no image": lambda f: [(f.root / n).mkdir(parents=True) for n in ("a", "b")],
         "one class": lambda f: f.classes("a"),
         "two classes": lambda f: f.classes("a", "b"),
+        "patient per class": lambda f: f.classes("a", "b", "c"),
         "two patients": lambda f: f.classes("a", "b", count=2),
         "splits": lambda f: f.splits("a", "b"),
         "one class in splits": lambda f: f.splits("a"),
@@ -559,6 +561,7 @@ def made(kind):
         ("one class", SPLIT, "{root}: only one class, 'a'; a network needs two or more"),
         ("one class in splits", (), "{root}: only one class, 'a'"),
         ("two classes", (), "{root}: no folders train, val and test; add --split 0.8,0.1,0.1 to divide its classes a, b"),
+        ("patient per class", (*SPLIT, "--group-by", "^(.)"), "{root}: no slice in val; add some to each class, choose larger shares, or correct --group-by"),
         ("two patients", (*SPLIT, "--group-by", "(patient.)"), "{root}: 2 patients or files that differ, too few"),
         ("splits", SPLIT, "{root}: has train, val, test already; leave out --split"),
         ("no val", (), "{root}: has train, but no folder val; add it"),
@@ -631,7 +634,8 @@ def test_an_npz_file_that_cannot_be_trained_on_is_one_line(tmp_path, changed, me
     [
         (None, "no such file; correct --dataset npz:FILE"),
         (b"", "cannot be read as .npz"),
-        (b"no archive", "cannot be read as .npz"),
+        (b"no archive", "cannot be read as .npz (no .npz file)"),
+        ("texts", "cannot be read as .npz (train_images is no array)"),
         (b"PK\x03\x04 and no more", "cannot be read as .npz"),
         ("npy", r"cannot be read as .npz (one array)"),
         ("directory", "not a file; correct --dataset npz:FILE"),
@@ -645,6 +649,10 @@ def test_what_is_no_npz_file_is_one_line(tmp_path, content, message, capsys):
         file = io.BytesIO()
         np.save(file, np.zeros(3))
         path.write_bytes(file.getvalue())
+    elif content == "texts":
+        with zipfile.ZipFile(path, "w") as archive:
+            for key in arrays():
+                archive.writestr(f"{key}.npy", b"no array")
     elif content is not None:
         path.write_bytes(content)
     assert train(path, kind="npz") == 2

@@ -448,3 +448,31 @@ def test_the_browser_runs_the_script_under_the_policy_and_reports_nothing(page, 
     # The script has put the picture into its place.
     assert re.search(r'<div class="thumb"><img alt="" class="small" src="data:image/png', html)
     assert not re.search(r"CONSOLE|Content Security Policy", log), log
+
+
+PLACES = """
+const box = selector => document.querySelector(selector).getBoundingClientRect();
+const label = document.createRange();
+label.selectNodeContents(document.querySelector(".label").firstChild);
+const out = document.createElement("pre");
+out.id = "results";
+out.textContent = JSON.stringify({
+  gap: box(".badge").left - label.getBoundingClientRect().right,
+  rest: box(".label").right - box(".label span:last-child").right,
+  opacity: Number(getComputedStyle(document.querySelector(".heat")).opacity)
+});
+document.body.append(out);
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_the_badge_is_beside_the_label_and_the_slice_visible_below_its_map(page, tmp_path):
+    pictures = {"p0.png": PICTURE}
+    shown = page(row(0, 0.5, is_uncertain=True), pictures=pictures, overlays=pictures)
+    path = tmp_path / "checked.html"
+    path.write_text(with_script(shown.source, PLACES), encoding="utf-8")
+    html, _ = opened(path, tmp_path / "profile")
+    places = json.loads(re.search(r'<pre id="results">(.*?)</pre>', html)[1])
+    # In pixels: the badge follows the label, and the probability ends the line.
+    assert 0 < places["gap"] < 16 and places["rest"] == 0
+    assert 0.5 <= places["opacity"] <= 0.8

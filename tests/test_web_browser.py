@@ -256,7 +256,7 @@ def test_a_model_that_judges_plausibility_warns_below_its_threshold(bundle, page
     graph = with_orientation_output(make_graph(), 0.125)
     (directory / "bundle" / "small.onnx").write_bytes(graph)
     manifest["members"][0] |= {"bytes": len(graph), "sha256": hashlib.sha256(graph).hexdigest()}
-    for threshold, warned in ((0.5, True), (0.1, False)):
+    for threshold, warned in ((0.5, True), (0.10012345, False)):
         manifest["plausibility"] = {"output": "orientation", "threshold": threshold}
         manifest["training"]["smoke"] = warned
         (directory / "bundle" / "manifest.json").write_text(json.dumps(manifest))
@@ -271,6 +271,7 @@ def test_a_model_that_judges_plausibility_warns_below_its_threshold(bundle, page
             )
             assert (warning in chromium.text("#warnings")) is warned
             assert ("From a smoke run" in chromium.text("#about")) is warned
+            assert f"a warning below {threshold:.3f}" in chromium.text("#facts")
 
 
 def test_of_many_classes_the_most_probable_are_shown(page, chromium, tmp_path):

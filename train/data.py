@@ -55,7 +55,7 @@ class Data:
         if self.own is None:
             return self.view
         columns = (self.own.orientation or "")[1:]
-        return self.view if self.own.told and columns in ("A", "P") else "unknown"
+        return self.view if self.own.orientation_given and columns in ("A", "P") else "unknown"
 
     @property
     def stored(self) -> int:

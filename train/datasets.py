@@ -35,7 +35,7 @@ class OwnDataset:
         group_by: the regular expression of --group-by; None for none.
         pairs: the sides of an organ, as a manifest lists them: two classes and, if their names do not show it, the organ.
         orientation: two DICOM letters, the directions of the patient in which row and column index grow; None if unknown.
-        told: whether the user gave the orientation; otherwise it is that of the files.
+        orientation_given: whether the user gave the orientation; otherwise it is that of the files.
         hounsfield: whether slices in Hounsfield units were read through the window of bundles.
     """
 
@@ -45,7 +45,7 @@ class OwnDataset:
     group_by: str | None = None
     pairs: list[list[str]] = field(default_factory=list)
     orientation: str | None = None
-    told: bool = False
+    orientation_given: bool = False
     hounsfield: bool = False
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from export.console import run_command
+from export.console import run_bundle_command
 from export.web.errors import WebError
 from export.web.page import PRECISIONS, write_page
 
@@ -24,34 +24,23 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 nothing could be done.
     """
-    return run_command("export", lambda: _run(arguments))
+    return run_bundle_command(lambda: _run(arguments), WebError)
 
 
-def _run(arguments: list[str] | None) -> int:
-    """Run the command. Returns the exit code."""
-    from organ_infer import OrganInferError
+def _run(arguments: list[str] | None) -> None:
     from organ_infer.engine.graph_cache import cache_directory
 
     options = _parse(arguments)
     cache = cache_directory()
-    try:
-        size = write_page(
-            options.bundle,
-            options.directory,
-            precision=options.precision,
-            packages=options.packages or (cache / "npm" if cache else None),
-        )
-    except (WebError, OrganInferError) as e:
-        print(f"export: error: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        path = f"{e.filename}: " if e.filename else ""
-        print(f"export: error: {path}{e.strerror or e}", file=sys.stderr)
-        return 2
+    size = write_page(
+        options.bundle,
+        options.directory,
+        precision=options.precision,
+        packages=options.packages or (cache / "npm" if cache else None),
+    )
     print(
         f"{options.directory}: {size / 1e6:.1f} MB; python -m http.server --directory {options.directory}"
     )
-    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

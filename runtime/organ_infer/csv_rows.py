@@ -4,10 +4,13 @@ import codecs
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ImageError, InputError, file_reason, one_line, short_repr
 from .names import escape_path
+
+if TYPE_CHECKING:
+    import _csv
 
 __all__ = ["CsvRow", "csv_rows"]
 
@@ -48,13 +51,17 @@ def csv_rows(
             _check_encoding(raw, name)
             # Bytes of file names that are not UTF-8 stay what they are.
             file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
             order = {each: i for i, each in enumerate((*columns, *optional))}
             is_first, has_header = True, False
-            for row in reader:
+            for row in _whole_rows(reader, name):
                 cells = [cell.strip() for cell in row]
                 if not any(cells):
                     continue
+                if any("\0" in cell for cell in cells):
+                    raise InputError(
+                        f"{name}, line {reader.line_num}: NUL in the text; save the file as CSV in UTF-8"
+                    )
                 header = [cell.lower() for cell in cells]
                 if is_first and set(columns) <= set(header):
                     order = {each: header.index(each) for each in order if each in header}
@@ -64,12 +71,25 @@ def csv_rows(
                     where = f"{name}, line {reader.line_num}"
                     yield _line(where, cells, order, columns, optional, most, kind)
                 is_first = False
-    except csv.Error as e:
-        raise InputError(f"{name}: cannot be read ({one_line(e)}); save it as CSV") from e
     except (OSError, ValueError) as e:
         if isinstance(e, InputError):
             raise
         raise InputError(f"{name}: cannot be read ({file_reason(e)})") from e
+
+
+def _whole_rows(reader: "_csv.Reader", name: str) -> Iterator[list[str]]:
+    """Yield the rows of a reader. Raises InputError with the line in which a damaged row begins."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            raise InputError(
+                f"{name}, line {line}: no valid CSV ({one_line(e)}); save it as CSV, with closed quotation marks"
+            ) from e
+        yield row
 
 
 def _check_encoding(file: io.BufferedReader, name: str) -> None:

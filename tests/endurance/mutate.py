@@ -174,7 +174,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "runtime/organ_infer/cli/serve_arguments.py": ("test_serve",),
     "runtime/organ_infer/cli/audit.py": ("test_cli_audit",),
     "runtime/organ_infer/cli/audit_arguments.py": ("test_cli_audit",),
-    "runtime/organ_infer/cli/scan_arguments.py": ("test_cli_volume", "test_cli_audit"),
+    "runtime/organ_infer/cli/scan_arguments.py": (
+        "test_cli_volume",
+        "test_cli_audit",
+        "test_serve",
+    ),
     "runtime/organ_infer/cli/parquet.py": ("test_parquet",),
     "runtime/organ_infer/cli/volume.py": ("test_cli_volume", "test_orientation_output"),
     "runtime/organ_infer/cli/volume_arguments.py": ("test_cli_volume",),

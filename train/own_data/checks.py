@@ -60,7 +60,12 @@ def report_reading(examples: Sequence[Example], reader: Reader, where: str, warn
 
 
 def report_splits(
-    examples: Sequence[Example], classes: Sequence[str], where: str, warn: Warn
+    examples: Sequence[Example],
+    classes: Sequence[str],
+    where: str,
+    warn: Warn,
+    *,
+    divided: bool = False,
 ) -> None:
     """Report empty classes, imbalance and duplicates.
 
@@ -70,6 +75,10 @@ def report_splits(
     counts = {split: Counter(e.label for e in examples if e.split == split) for split in SPLITS}
     for split in SPLITS:
         if not counts[split]:
+            if divided:
+                raise RunError(
+                    f"{where}: no slice in {split}; add some to each class, choose larger shares, or correct --group-by"
+                )
             raise RunError(
                 f"{where}: no slice in {split}; add some, or divide the folder with --split"
             )

@@ -94,7 +94,7 @@ def load_own(
             examples, divide(examples, groups, request.shares, where), strict=True
         ):
             example.split = split
-    checks.report_splits(examples, classes, where, warn)
+    checks.report_splits(examples, classes, where, warn, divided=request.shares is not None)
     if request.group_by:
         checks.report_patients(examples, groups, where, warn)
     orientation = _orient(examples, request.orientation, where, warn)
@@ -106,7 +106,7 @@ def load_own(
         group_by=request.group_by.pattern if request.group_by else None,
         pairs=[list(pair) for pair in pairs],
         orientation="".join(orientation) if orientation else None,
-        told=request.orientation is not None,
+        orientation_given=request.orientation is not None,
         hounsfield=reader.hounsfield > 0,
     )
     return _data(examples, classes, own, request.flag, size, resample)
@@ -158,7 +158,7 @@ def _identity(by_split: dict[str, list[Example]], classes: Sequence[str]) -> str
 
 def _orient(
     examples: Sequence[Example],
-    told: Orientation | None,
+    given: Orientation | None,
     where: str,
     warn: Callable[[str], None],
 ) -> Orientation | None:
@@ -167,13 +167,13 @@ def _orient(
     Without --orientation it is the most frequent one, if all slices state theirs, in one plane.
     """
     stated = Counter(e.orientation for e in examples if e.orientation)
-    target = told or (stated.most_common(1)[0][0] if stated else None)
+    target = given or (stated.most_common(1)[0][0] if stated else None)
     if target is None:
         return None
     other = next(
         (e for e in examples if e.orientation and not can_reorient(e.orientation, target)), None
     )
-    if told is None and (other or sum(stated.values()) < len(examples)):
+    if given is None and (other or sum(stated.values()) < len(examples)):
         what = (
             "in several planes"
             if other

@@ -102,11 +102,18 @@ def _load(path: Path, where: str) -> dict[str, NDArray[np.generic]]:
                 raise RunError(
                     f"{where}: no key {missing[0]!r}, found {found}; save {', '.join(KEYS)} with numpy.savez"
                 )
-            return {key: file[key] for key in (*KEYS, *({NAMES} & set(file.files)))}
+            stored = {key: file[key] for key in (*KEYS, *({NAMES} & set(file.files)))}
+            # numpy.load returns the bytes of a member without NumPy's header.
+            if bad := [key for key, value in stored.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"{bad[0]} is no array")
+            return stored
     except MemoryError as e:
         raise RunError(f"{where}: not enough memory to read it; free memory and rerun") from e
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, TypeError) as e:
         reason = " ".join(str(getattr(e, "strerror", None) or e).split())[:120]
+        if "unsafely" in reason:
+            # What numpy.load takes for pickled objects, although nothing says that it is.
+            reason = "no .npz file"
         raise RunError(
             f"{where}: cannot be read as .npz ({reason}); save it with numpy.savez"
         ) from e

@@ -127,7 +127,9 @@ def request_of(recorded: OwnDataset, path: Path | None = None) -> OwnRequest:
         None if recorded.group_by is None else _pattern(recorded.group_by),
         None,
         tuple(tuple(pair) for pair in recorded.pairs),
-        parse_orientation(recorded.orientation) if recorded.told and recorded.orientation else None,
+        parse_orientation(recorded.orientation)
+        if recorded.orientation_given and recorded.orientation
+        else None,
     )
 
 

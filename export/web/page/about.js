@@ -29,7 +29,7 @@ function factsOf({ name, task, input, temperature, metrics, plausibility, licens
     ["temperature", String(temperature)],
   ];
   if (typeof accuracy === "number") facts.push(["accuracy on test", accuracy.toFixed(4)]);
-  if (plausibility) facts.push(["plausibility", `a warning below ${plausibility.threshold}`]);
+  if (plausibility) facts.push(["plausibility", `a warning below ${plausibility.threshold.toFixed(3)}`]);
   for (const { stage, file, precision, bytes, sha256 } of networks) {
     const size = (bytes / 1e6).toFixed(2);
     facts.push(["network", `${stage}: ${file}, ${precision}, ${size} MB, SHA-256 ${sha256.slice(0, 12)}...`]);

@@ -1,6 +1,7 @@
 """What --report and --labels do with the results: collect them, and write the report and the evaluation at the end."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from ..evaluation.collection import Collection, LeftOut
 from ..evaluation.labels import ClassNames, FileLabels, FolderLabels, group_function
 from ..evaluation.text import text_lines
 from ..names import escape_path
+from ..page.parts import count_text
 from ..results import ImageFailure, Prediction
 from .arguments import Options, UsageError
 from .exit_codes import ALL_CLASSIFIED, FAILED
@@ -160,7 +162,8 @@ class Review:
                         "--group-by puts all slices into one group, so the accuracy has no interval"
                     )
                 self._messages.block(
-                    f"evaluation of {evaluation.slices:,} slices", text_lines(evaluation)
+                    f"evaluation of {count_text(evaluation.slices, 'slice')}",
+                    text_lines(evaluation),
                 )
                 if self._options.metrics is not None:
                     self._write_metrics(self._options.metrics, evaluation)
@@ -188,9 +191,11 @@ class Review:
         for path in () if self._labels is None else self._labels.unused():
             unused.add(path)
         if unused.count:
+            has_backslash = any("\\" in path for path in unused.paths)
             messages.note(
                 f"labels of paths that were not classified: {_named(unused)};"
                 " paths are relative to the directory of the file of labels"
+                + (", with / between folders" if has_backslash and os.sep == "/" else "")
             )
 
     def _write_metrics(self, path: str, evaluation: "Evaluation") -> None:

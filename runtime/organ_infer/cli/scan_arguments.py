@@ -1,7 +1,8 @@
-"""What organ-infer volume and organ-infer audit have in common. Nothing heavy is imported here."""
+"""What the commands volume, audit and serve have in common. Nothing heavy is imported here."""
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import short_repr, shorten
@@ -12,6 +13,7 @@ __all__ = [
     "add_general_arguments",
     "add_labels_argument",
     "add_margin_argument",
+    "number_type",
     "resolve_bundle",
 ]
 
@@ -67,7 +69,7 @@ def add_margin_argument(
     """Add --margin, with its default as a number and as text."""
     group.add_argument(
         "--margin",
-        type=_margin,
+        type=number_type(0, 1000, "mm"),
         default=default,
         metavar="MM",
         help=f"margin around each organ in the plane of the slices, in mm (default: {text})",
@@ -85,13 +87,24 @@ def resolve_bundle(bundle: str | None) -> str | None:
     return bundle or os.environ.get(BUNDLE_VARIABLE) or None
 
 
-def _margin(text: str) -> float:
-    try:
-        value = float(text) if text.isascii() else -1.0
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1000:
-        raise argparse.ArgumentTypeError(
-            f"expected a number of mm from 0 to 1,000, found {short_repr(text)}"
-        )
-    return value
+def number_type(least: float, most: float, unit: str) -> Callable[[str], float]:
+    """Return the type of an argument that is a number of a unit, such as mm.
+
+    Args:
+        least: At least, 0 or more.
+        most: At most.
+        unit: For the message.
+    """
+
+    def parse_number(text: str) -> float:
+        try:
+            value = float(text) if text.isascii() else -1.0
+        except ValueError:
+            value = -1.0
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"expected a number of {unit} from {least:g} to {most:,g}, found {short_repr(text)}"
+            )
+        return value
+
+    return parse_number

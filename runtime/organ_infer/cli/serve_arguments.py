@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..errors import short_repr
 from ..serve.limits import ServiceLimits
 from .arguments import _add_model_arguments, _count
-from .scan_arguments import ScanParser, add_general_arguments, resolve_bundle
+from .scan_arguments import ScanParser, add_general_arguments, number_type, resolve_bundle
 
 __all__ = ["ServeOptions", "build_serve_parser", "parse_serve"]
 
@@ -142,7 +142,7 @@ def _add_limit_arguments(group: argparse._ArgumentGroup) -> None:
         group.add_argument(
             option,
             dest=name,
-            type=_seconds,
+            type=number_type(0.1, 86_400, "seconds"),
             default=default,
             metavar="S",
             help=f"{text} (default: {default:g})",
@@ -184,21 +184,6 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _number(text: str, least: float, most: float, unit: str) -> float:
-    try:
-        value = float(text) if text.isascii() else -1.0
-    except ValueError:
-        value = -1.0
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(
-            f"expected a number of {unit} from {least:g} to {most:,g}, found {short_repr(text)}"
-        )
-    return value
-
-
 def _milliseconds(text: str) -> float:
-    return _number(text, 0, 10_000, "milliseconds") / 1000
-
-
-def _seconds(text: str) -> float:
-    return _number(text, 0.1, 86_400, "seconds")
+    """Parse milliseconds. Returns seconds."""
+    return number_type(0, 10_000, "milliseconds")(text) / 1000

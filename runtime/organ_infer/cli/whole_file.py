@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bundle.files import packaged_bundle
 from ..errors import file_reason
 from ..files import atomic_file, partial_directory
 from ..images.registry import has_known_content
@@ -26,7 +27,7 @@ def check_whole_files(options: Options, messages: "Messages") -> None:
     """Check before a long run that its report and its metrics can be written after it.
 
     Raises:
-        UsageError: Two options name one file.
+        UsageError: Two options name one file, or a file would be in the bundle.
         OutputError: A file cannot be written, or is an image.
     """
     names = {name: getattr(options, name) for name in (*_IN_USE, *_WRITTEN)}
@@ -40,7 +41,19 @@ def check_whole_files(options: Options, messages: "Messages") -> None:
                     f"{_shown(option, names[option])}: the file of --{other.replace('_', '-')}; choose another name"
                 )
         if names[option] is not None:
+            _check_place(option, names[option], options.bundle)
             _check(option, names[option], options.force, messages)
+
+
+def _check_place(option: str, path: str, bundle: str | None) -> None:
+    """Refuse standard output, and the directory of the bundle, whose files are all listed in its manifest."""
+    if path == "-":
+        raise UsageError(f"{_shown(option, path)}: not standard output; name a file, or write ./-")
+    directory = os.path.realpath(packaged_bundle() if bundle is None else bundle)
+    if os.path.dirname(os.path.realpath(path)) == directory:
+        raise UsageError(
+            f"{_shown(option, path)}: in the directory of the model, which holds no other file; choose another path"
+        )
 
 
 def _check(option: str, path: str, force: bool, messages: "Messages") -> None:

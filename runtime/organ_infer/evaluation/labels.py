@@ -59,7 +59,7 @@ class FileLabels:
         # (file, slice) -> the path as it is written
         self._written: dict[tuple[str, str], str] = {}
         self._real_directory = cache(os.path.realpath)
-        self._read(path)
+        self._read(path, names)
         shown = escape_path(path, one_line=True)
         labels = list(dict.fromkeys(label for label, _ in self._labels.values()))
         if not any(names.index(label) is not None for label in labels):
@@ -69,7 +69,7 @@ class FileLabels:
             )
         self.count = len(self._labels)
 
-    def _read(self, path: str) -> None:
+    def _read(self, path: str, names: ClassNames) -> None:
         first_error = ""
         for row in csv_rows(path, COLUMNS, kind="a label"):
             name, label = row.cells["path"], row.cells["label"]
@@ -81,7 +81,7 @@ class FileLabels:
                 continue
             key = self._key_of_row(os.path.dirname(path), name)
             other, where = self._labels.setdefault(key, (label, row.where))
-            if other != label:
+            if other != label and _class_or_text(names, other) != _class_or_text(names, label):
                 raise InputError(
                     f"{row.where}: {escape_path(name, one_line=True)} has the label {short_repr(label)},"
                     f" but {short_repr(other)} in {where.rpartition(', ')[2]}; keep one of them"
@@ -119,6 +119,11 @@ class FileLabels:
         return [name for key, name in self._written.items() if key not in self._used]
 
 
+def _class_or_text(names: ClassNames, label: str) -> int | str:
+    index = names.index(label)
+    return label if index is None else index
+
+
 def _wider(selector: str) -> Iterator[str]:
     """Yield a slice's selector, then those of what contains it: without its box, its array, and the whole file."""
     yield selector
@@ -149,7 +154,10 @@ class FolderLabels:
         self._of_directory = cache(self._label_of_directory)
 
     def label_of(self, path: str) -> str | None:
-        """Return the label of a result's path, or None at the top of the file system."""
+        """Return the label of a result's path, or None for standard input and at the top of the file system."""
+        if path == "-":
+            # The directory that the command runs in is not that of the image.
+            return None
         return self._of_directory(os.path.dirname(os.path.abspath(split_selector(path)[0])))
 
     def unused(self) -> list[str]:

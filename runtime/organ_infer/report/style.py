@@ -29,19 +29,23 @@ STYLE = (
 .range { display: grid; grid-template-columns: 1fr 1fr; gap: .3rem; }
 .shown { grid-column: 1 / -1; margin: 0; font-size: .875rem; color: var(--muted); max-width: none; }
 
+.keys { margin-top: .6rem; }
 .rows { list-style: none; margin: 0; padding: 0; border-top: 1px solid var(--rule); }
 .row { display: grid; grid-template-columns: 5.5rem minmax(0, 19rem) minmax(0, 1fr); gap: .2rem 1.1rem; align-items: start; padding: .7rem 0; border-bottom: 1px solid var(--rule); content-visibility: auto; contain-intrinsic-size: auto 7rem; scroll-margin: 9rem 0 2rem; }
 .thumb { position: relative; width: 5.5rem; height: 5.5rem; background: #000; border-radius: .25rem; overflow: hidden; }
 .thumb img { display: block; width: 100%; height: 100%; object-fit: contain; cursor: zoom-in; }
-.thumb .heat { position: absolute; inset: 0; }
+/* The slice has to stay visible below the map. The pointer uncovers it. */
+.thumb .heat { position: absolute; inset: 0; opacity: .7; }
+.thumb:hover .heat { opacity: 0; }
 .large .thumb img { cursor: zoom-out; }
 img.small { image-rendering: pixelated; }
 .none { display: grid; place-items: center; color: var(--muted); background: var(--card); border: 1px dashed var(--rule); font-size: .8125rem; text-align: center; }
 .large .thumb { width: min(18rem, 100%); height: auto; aspect-ratio: 1; }
 .row.large { grid-template-columns: minmax(0, 18rem) minmax(0, 19rem) minmax(0, 1fr); }
 .answer p, .about p { margin: 0; max-width: none; overflow-wrap: anywhere; }
-.label { display: flex; flex-wrap: wrap; gap: 0 .4rem; justify-content: space-between; font-weight: 600; }
+.label { display: flex; flex-wrap: wrap; gap: 0 .5rem; align-items: baseline; font-weight: 600; }
 .label span { font-weight: 400; font-variant-numeric: tabular-nums; }
+.label span:last-child { margin-left: auto; }
 .next, .warn { color: var(--muted); font-size: .875rem; font-variant-numeric: tabular-nums; }
 .answer .truth { font-size: .875rem; }
 
