@@ -133,7 +133,7 @@ def test_two_builds_of_one_read_only_checkout_at_once_give_whole_wheels(checkout
     assert listing(checkout) == before
     names = wheel_names(tmp_path / "first")
     assert names == wheel_names(tmp_path / "second")
-    assert {"organ_infer/_packing.abi3.so", "organ_infer/default/edge_deep.onnx"} <= {*names}
+    assert {"organ_infer/_packing.abi3.so", "organ_infer/default/edge_wide.onnx"} <= {*names}
     assert any(name.endswith(".data/data/share/man/man1/organ-infer.1") for name in names)
 
 

@@ -109,18 +109,18 @@ def bundle_of_seed(directory, seed):
 
 
 def test_the_report_names_the_network_in_the_bundle(tmp_path, data):
-    results = results_of(("base", 1, 0.95), ("edge_deep", 2, 0.9))
+    results = results_of(("base", 1, 0.95), ("edge_ensemble", 2, 0.9))
     write_results(tmp_path, results)
     assert "In bundle/:" not in Page(write_report(tmp_path, data)).text
     bundle_of_seed(tmp_path, 2)
     text = Page(write_report(tmp_path, data)).text
-    for line in describe_bundle(results, "edge_deep", 2):
+    for line in describe_bundle(results, "edge_ensemble", 2):
         assert line in text
 
 
 def test_a_damaged_bundle_is_not_described(tmp_path):
-    write_results(tmp_path, results_of(("edge_deep", 2, 0.9)))
+    write_results(tmp_path, results_of(("edge_ensemble", 2, 0.9)))
     bundle_of_seed(tmp_path, 2)
-    assert read_run(tmp_path).bundle == ("edge_deep", 2)
+    assert read_run(tmp_path).bundle == ("edge_ensemble", 2)
     (tmp_path / "bundle" / "manifest.json").write_text("{")
     assert read_run(tmp_path).bundle is None

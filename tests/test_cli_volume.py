@@ -674,7 +674,7 @@ def test_the_packaged_model_is_named_when_no_other_is_chosen(reading, monkeypatc
     monkeypatch.setattr(progress, "_is_terminal", lambda: True)
     assert main(["volume", "s", "--mask", "m"]) == 0
     assert (
-        "organ-infer: note: using the packaged organamnist-edge_deep (axial slices)"
+        "organ-infer: note: using the packaged organamnist-edge_ensemble (axial slices)"
         in capfd.readouterr().err
     )
 

@@ -307,8 +307,8 @@ SHOWN = {
     "Processes": "8\n",
     "Files in memory": "upload liver\n",
     "Notebooks": (
-        "<OrganClassifier organamnist-edge_deep, axial, 11 classes, CPUExecutionProvider>\n"
-        "[<Prediction lung-right 0.972, liver 0.027, 'examples/lung-right-1.png'>]\n"
+        "<OrganClassifier organamnist-edge_ensemble, axial, 11 classes, CPUExecutionProvider>\n"
+        "[<Prediction lung-right 0.919, liver 0.078, 'examples/lung-right-1.png'>]\n"
     ),
     "A pinned model": "axial 11\nanother model\n",
 }

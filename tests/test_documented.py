@@ -178,7 +178,7 @@ def test_the_keys_of_a_manifest():
     manifest = json.loads(read_manifest(packaged_bundle()).to_json())
     listed, optional = keys(BUNDLE_FORMAT, "manifest.json"), manifest_module.OPTIONAL
     assert [key for key in listed if key in manifest or key not in optional] == list(manifest)
-    assert {*listed} >= optional == {"plausibility"}
+    assert {*listed} >= optional == {"plausibility", "fast"}
     assert keys(BUNDLE_FORMAT, "task") == list(manifest["task"])
     assert keys(BUNDLE_FORMAT, "input") == list(manifest["input"])
     assert keys(BUNDLE_FORMAT, "members and alternatives") == list(manifest["members"][0])

@@ -39,10 +39,16 @@ def run(tmp_path):
 def test_a_run_without_ensemble_has_a_table_of_what_it_has(table, run, capsys):
     table.main(run)
     printed = capsys.readouterr()
-    head, _, line = printed.out.splitlines()
-    assert len(line.split(" | ")) == len(head.split(" | "))
+    head, _, *lines = printed.out.splitlines()
+    assert all(len(line.split(" | ")) == len(head.split(" | ")) for line in lines)
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| edge",
+        "| edge_wide",
+        "| edge_deep",
+        "| ensemble",
+    ]
     # of the seed in the bundle
-    assert line.startswith("| edge_deep | 0.911 | – | 0.022 | – | ")
+    assert lines[2].startswith("| edge_deep | 0.911 | – | 0.022 | – | ")
     assert printed.err.splitlines() == [
         f"note: {run}: no bundle-ensemble; {table.NOTES['bundle-ensemble']}",
         f"note: {run}: no robustness.json; {table.NOTES['robustness.json']}",
@@ -54,7 +60,7 @@ def test_a_run_without_its_last_stage_has_a_table_too(table, run, capsys):
     (run / "bundle").rename(run / "bundle-ensemble")
     table.main(run)
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[2].startswith("| edge_deep | 0.911 ")
+    assert printed.out.splitlines()[4].startswith("| edge_deep | 0.911 ")
     assert f"note: {run}: no bundle; the table has no last stage" in printed.err
 
 

@@ -197,10 +197,12 @@ def test_pieces_run_in_as_many_threads_as_allowed():
     opened.close()
 
 
-def test_a_single_slice_needs_no_other_thread(monkeypatch):
-    monkeypatch.setattr(ensemble, "_workers", None)
-    opened = opened_in_pieces([Recorded([])], 8)
+def test_a_single_slice_needs_no_other_thread():
+    begun = []
+    opened = opened_in_pieces([Recorded(begun)], 8)
     opened.probabilities(np.zeros((1, 1, 1, 1), np.float32))
+    assert begun == [("a.onnx", 1, threading.current_thread().name)]
+    assert not opened._workers._threads
     opened.close()
 
 

@@ -93,7 +93,6 @@ def test_a_prediction_asks_no_package_index(bundle, pictures):
                 "importlib.metadata",
                 "email",
                 "asyncio",
-                "concurrent.futures",
                 "multiprocessing",
                 "organ_infer.engine.cuda_thread",
             ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from organ_infer import ImageFailure, OrganClassifier
-from organ_infer.engine.session import Session
+from organ_infer.engine.ensemble import Ensemble
 from organ_infer.engine.tta import shifted_mean
 
 
@@ -87,13 +87,13 @@ def test_slices_of_another_size_are_shifted_as_packed(shifted, slices):
 
 
 def test_no_run_takes_more_than_a_batch(bundle, slices, monkeypatch):
-    sizes, run = [], Session.run
+    sizes, run = [], Ensemble.probabilities
 
     def counted(self, images):
         sizes.append(len(images))
         return run(self, images)
 
-    monkeypatch.setattr(Session, "run", counted)
+    monkeypatch.setattr(Ensemble, "probabilities", counted)
     with OrganClassifier(bundle, device="cpu", tta=True, batch_size=16) as opened:
         opened.predict_proba(slices)
     assert sizes == [16] * 10 + [8] * 5

@@ -67,6 +67,10 @@ def install_npm(folder, monkeypatch, script):
     monkeypatch.setenv("PATH", str(folder))
 
 
+EXACT = ["edge.onnx", "edge_wide.onnx", "edge_deep.onnx"]
+LISTED = [name.replace(".onnx", ".int8.onnx") for name in EXACT]
+
+
 def files_of(directory):
     return {
         str(path.relative_to(directory)): path.read_bytes()
@@ -85,7 +89,11 @@ def test_the_directory_holds_the_page_the_packages_and_the_bundle(archives, tmp_
     files = files_of(out)
     own = {path.name for path in SOURCE.iterdir()} - {"package.json"}
     vendor = {f"vendor/{name}" for names in VENDOR.values() for name in names.values()}
-    bundle = {"bundle/manifest.json", "bundle/MODEL_CARD.md", "bundle/edge_deep.int8.onnx"}
+    bundle = {
+        "bundle/manifest.json",
+        "bundle/MODEL_CARD.md",
+        *(f"bundle/{name}" for name in LISTED),
+    }
     assert {*files} == own | vendor | bundle | {"vendor/NOTICE.txt", "page.json"}
     for name in bundle:
         assert files[name] == (DEFAULT.parent / name.removeprefix("bundle/")).read_bytes()
@@ -109,7 +117,7 @@ def test_page_json_lists_every_other_file_for_a_server(archives, tmp_path):
     assert (page["format"], page["precision"], page["graphs"]) == (
         1,
         "listed",
-        ["edge_deep.int8.onnx"],
+        LISTED,
     )
     assert {*page["files"]} == {*files}
     for name, data in files.items():
@@ -130,9 +138,9 @@ def test_page_json_lists_every_other_file_for_a_server(archives, tmp_path):
 
 @needs_default
 @pytest.mark.parametrize(
-    ("precision", "file"), [("listed", "edge_deep.int8.onnx"), ("int8", "edge_deep.int8.onnx"), ("fp32", "edge_deep.onnx")]
+    ("precision", "files"), [("listed", LISTED), ("int8", LISTED), ("fp32", EXACT)]
 )  # fmt: skip
-def test_a_precision_chooses_the_graph(precision, file, archives, tmp_path):
+def test_a_precision_chooses_the_graph(precision, files, archives, tmp_path):
     out = tmp_path / "page"
 
     code = main(
@@ -140,8 +148,8 @@ def test_a_precision_chooses_the_graph(precision, file, archives, tmp_path):
     )
 
     assert code == 0
-    assert [path.name for path in (out / "bundle").glob("*.onnx")] == [file]
-    assert json.loads((out / "page.json").read_text())["graphs"] == [file]
+    assert {path.name for path in (out / "bundle").glob("*.onnx")} == {*files}
+    assert json.loads((out / "page.json").read_text())["graphs"] == files
 
 
 def test_each_network_of_an_ensemble_is_copied(ensemble, archives, tmp_path):

@@ -5,9 +5,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,6 @@ from .graph_cache import Cache, cache_directory, graph_files
 from .installed import installed_version
 from .session import Session, choose_device, import_onnxruntime, logger
 from .threads import START_ERRORS, affordable_threads, map_in_threads
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["Answer", "Ensemble", "Orientations", "open_ensemble"]
 
@@ -276,10 +274,7 @@ class _Opener:
         )
 
 
-def _workers(count: int) -> "ThreadPoolExecutor":
-    # Imported here because a single slice needs no thread pool, and the first answer comes sooner without this module.
-    from concurrent.futures import ThreadPoolExecutor
-
+def _workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="organ_infer")
 
 
@@ -323,8 +318,8 @@ class Ensemble:
         # The most expensive network first, so that cheaper ones fill the remaining time.
         self._order = sorted(range(len(variants)), key=lambda i: -variants[i].bytes)
         self._parallel, self._in_pieces = parallel, in_pieces
-        # Started by the first batch that needs them. The calling thread is one of `parallel`.
-        self._workers: ThreadPoolExecutor | None = None
+        # The calling thread is one of `parallel`. The others start with the first batch that needs them.
+        self._workers = _workers(parallel - 1) if parallel > 1 else None
         self._pid = os.getpid()
         # The number of predictions in progress, and its lock.
         self._running, self._lock = 0, threading.RLock()
@@ -459,28 +454,23 @@ class Ensemble:
             for i in range(len(self._sessions))
         ]
 
-    def _start(self, work: Callable[[], None], count: int) -> list["Future[None]"]:
+    def _start(self, work: Callable[[], None], count: int) -> list[Future[None]]:
         """Start `work` in workers, as many as can be started."""
         futures: list[Future[None]] = []
-        if count < 1:
+        workers = self._workers
+        if workers is None:
             return futures
         try:
-            with self._lock:
-                if self._workers is None:
-                    self._workers = _workers(self._parallel - 1)
-                for _ in range(count):
-                    futures.append(self._workers.submit(work))
+            for _ in range(count):
+                futures.append(workers.submit(work))
         except START_ERRORS as e:
             logger.warning(
                 "running in one thread: no other can be started (%s); raise the limit on processes (ulimit -u)",
                 one_line(e),
             )
-            with self._lock:
-                self._parallel = 1
-                if self._workers is not None:
-                    # Its threads still do what is queued. A thread that starts later would find work without a caller.
-                    self._workers.shutdown(wait=False)
-                    self._workers = None
+            # Its threads still do what is queued. A thread that starts later would find work without a caller.
+            self._workers = None
+            workers.shutdown(wait=False)
         return futures
 
     def _mean_probabilities(self, outputs: list[Outputs]) -> Probabilities:
