@@ -26,7 +26,7 @@ from organ_infer.bundle.files import Bundle, open_bundle
 from organ_infer.engine.cpu_count import usable_processors
 from organ_infer.engine.ensemble import Ensemble, open_ensemble
 
-BATCHES = {1: (50, 21), 64: (16, 21), 256: (4, 21)}  # calls per turn, turns
+BATCHES = {1: (200, 15), 64: (32, 15), 256: (8, 15)}  # calls per turn, turns
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
@@ -99,7 +99,7 @@ def rows(directory: Path) -> list[str]:
                 partial(ensemble.answer, packed),
                 *(partial(their.run, packed) for their in theirs),
             ]
-            seconds = medians(runs, [calls] * len(runs), turns, rest=0.05)
+            seconds = medians(runs, [calls] * len(runs), turns)
             ours_us, theirs_us = (1e6 * value / batch for value in (seconds[0], min(seconds[1:])))
             found.append(
                 f"| {names} | {precision} | {batch} | {ours_us:.1f} | {theirs_us:.1f} | {ours_us / theirs_us:.2f} |"

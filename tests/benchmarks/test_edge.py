@@ -1,6 +1,6 @@
 """The packaged model from arrays: `pytest tests/benchmarks/test_edge.py -s` prints slices per second and asserts.
 
-The baseline is the same network in PyTorch eager with random weights, the slices normalized by torch, both with as many
+The baseline is the same networks in PyTorch eager with random weights, the slices normalized by torch, both with as many
 threads as there are processors.
 """
 
@@ -23,31 +23,33 @@ def slices():
     return np.random.default_rng(0).integers(0, 256, (COUNT, 28, 28), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def eager(slices):
+@pytest.fixture(scope="module", params=[False, True], ids=["all", "fast"])
+def classifier(request):
+    with OrganClassifier(device="cpu", batch_size=BATCH, fast=request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def eager(slices, classifier):
     torch = pytest.importorskip("torch", reason="the baseline is PyTorch")
     from train.networks import make_network
+    from train.stages import STAGES
 
     torch.set_num_threads(usable_processors())
-    network = (
-        make_network("edge", classes=11, size=28, seed=1)
+    networks = [
+        make_network(STAGES[member.stage].network, classes=11, size=28, seed=1)
         .eval()
         .to(memory_format=torch.channels_last)
-    )
+        for member in classifier.manifest.members
+    ]
 
     @torch.inference_mode()
     def run():
         for start in range(0, COUNT, BATCH):
             x = torch.from_numpy(slices[start : start + BATCH])[:, None].float().div_(127.5).sub_(1)
-            network(x).softmax(1)
+            torch.stack([network(x).softmax(1) for network in networks]).mean(0)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    with OrganClassifier(device="cpu", batch_size=BATCH) as opened:
-        yield opened
 
 
 def record(benchmark, count):
