@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 import types
 from typing import ClassVar
 
@@ -219,6 +220,92 @@ def test_a_piece_that_fails_ends_the_batch(threads):
     for _ in range(5):
         with pytest.raises(DeviceError, match=r"^failed$"):
             opened.probabilities(packed)
+    opened.close()
+
+
+def test_a_piece_that_fails_in_a_worker_stops_the_caller():
+    begun, failed = [], threading.Event()
+
+    class Failing(Recorded):
+        def run(self, images):
+            if threading.current_thread().name.startswith("organ_infer"):
+                failed.set()
+                raise DeviceError("failed")
+            failed.wait(30)
+            time.sleep(0.002)
+            return super().run(images)
+
+    opened = opened_in_pieces([Failing(begun)], 2)
+    with pytest.raises(DeviceError, match=r"^failed$"):
+        opened.probabilities(np.zeros((256 * 16, 1, 1, 1), np.float32))
+    assert len(begun) < 128
+    opened.close()
+
+
+def test_an_interrupt_while_workers_start_waits_for_them(monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    class Slow(Recorded):
+        def run(self, images):
+            begun.set()
+            time.sleep(0.2)
+            ended.set()
+            return super().run(images)
+
+    session = Slow([])
+    opened = opened_in_pieces([session], 3)
+    submit = opened._workers.submit
+
+    def interrupted(*arguments):
+        submit(*arguments)
+        assert begun.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(opened._workers, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened.probabilities(np.zeros((64, 1, 1, 1), np.float32))
+    assert ended.is_set() and len(session.record) == 1
+
+    monkeypatch.undo()
+    assert len(opened.probabilities(np.zeros((64, 1, 1, 1), np.float32))) == 64
+    opened.close()
+    assert session.closings == 1
+
+
+def test_a_worker_may_take_a_piece_of_a_batch_for_which_no_thread_started(monkeypatch, caplog):
+    """The executor queues what is submitted before it fails to start a thread."""
+    first, second = 1.0, 2.0
+    occupied, release, taken = (threading.Event() for _ in range(3))
+
+    class Gated(Recorded):
+        def run(self, images):
+            in_worker = threading.current_thread().name.startswith("organ_infer")
+            if images[0, 0, 0, 0] == first:
+                (occupied.set if in_worker else occupied.wait)()
+                release.wait(30)
+            elif in_worker:
+                taken.set()
+                time.sleep(0.2)
+            else:
+                release.set()
+                assert taken.wait(30)
+            return super().run(images)
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    opened = opened_in_pieces([Gated([])], 3)
+    other = threading.Thread(
+        target=lambda: opened.probabilities(np.full((16, 1, 1, 1), first, np.float32))
+    )
+    other.start()
+    assert occupied.wait(30)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    found = opened.probabilities(np.full((16, 1, 1, 1), second, np.float32))
+    np.testing.assert_allclose(found, softmax([[second, -second]] * 16, axis=1), rtol=1e-6)
+    assert len(caplog.messages) == 1
+    monkeypatch.undo()
+    other.join(30)
     opened.close()
 
 

@@ -261,6 +261,19 @@ def test_the_check_says_which_member_is_used(command, fast_ensemble, ensemble):
     assert "fast  " not in command(*check, ensemble, model=None).stdout
 
 
+@pytest.mark.parametrize("key", ["golden", "golden_orientation"])
+def test_the_check_names_the_known_answers_that_are_malformed(command, tmp_path, key):
+    graphs = [orientation_graph([0.2, *[0.1] * 8])] * 2
+    plausibility = {"output": "orientation", "threshold": 0.05}
+    fast = FAST | {"stage": "m0", "plausibility": plausibility, "metrics": {key: {"cpu": ["1"]}}}
+    folder = orientation_bundle(tmp_path / "b", *graphs, threshold=0.15, fast=fast)
+    options = ("--check", "--device", "cpu", "--bundle", folder)
+    done = command(*options, "--fast", model=None)
+    assert done.returncode == 2
+    assert f"manifest.json: fast.metrics.{key}.cpu must be 16 strings" in done.stderr
+    assert command(*options, model=None).returncode == 0
+
+
 # Ray and the web service take the arguments of the classifier.
 
 

@@ -202,6 +202,38 @@ def test_an_ensemble_gives_the_same_answer_when_its_threads_cannot_start(
     )
 
 
+AFTER_MAIN = """
+import sys, threading
+import numpy as np
+from organ_infer import OrganClassifier
+
+classifier = OrganClassifier(sys.argv[1], device="cpu", threads=2)
+images = np.zeros((64, 28, 28), np.uint8)
+expected = classifier.predict_proba(images)
+
+def after_main():
+    # The executor's threads end first.
+    threading.main_thread().join()
+    for thread in list(classifier._ensemble._workers._threads):
+        thread.join()
+    print(np.array_equal(classifier.predict_proba(images), expected))
+
+threading.Thread(target=after_main).start()
+"""
+
+
+def test_a_thread_that_outlives_the_program_gets_answers_without_a_warning(bundle):
+    """concurrent.futures ends its threads when the main thread ends. No limit is the cause."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_MAIN, bundle],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=child_environment(),
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
 @needs_default
 @pytest.mark.parametrize("error", [REFUSAL, MemoryError()])
 def test_paths_are_read_without_the_reading_thread(examples, no_threads, error):

@@ -883,33 +883,64 @@ def test_a_bundle_of_the_same_networks_stays(tmp_path, monkeypatch, changed, cur
         "metrics": {"val_as_listed": {"ece": 0.1}},
         "members": ["one"],
         "fast": None,
+        "temperature": 1.0,
     } | changed
     opened = SimpleNamespace(manifest=SimpleNamespace(**about))
     monkeypatch.setattr(run, "open_bundle", lambda place: opened if place == tmp_path else None)
     assert run._is_current(tmp_path, "n", {"seed": 1}) is current
 
 
+def stored_average(fast, temperature=1.25):
+    """A bundle of two networks, of which `edge_deep` is the best on validation."""
+    about = SimpleNamespace(
+        name="n",
+        training={},
+        metrics={"val_as_listed": {"ece": 0.1}},
+        members=[
+            SimpleNamespace(stage="edge", val_accuracy=0.98, bytes=1),
+            SimpleNamespace(stage="edge_deep", val_accuracy=0.99, bytes=2),
+        ],
+        fast=fast and SimpleNamespace(stage=fast),
+        temperature=temperature,
+    )
+    return lambda place: SimpleNamespace(manifest=about)
+
+
 @pytest.mark.parametrize(
     ("fast", "wanted", "current"),
     [
         (None, None, False),
-        ("edge", None, True),
+        ("edge", None, False),
+        ("edge_deep", None, True),
         ("edge", "edge", True),
+        ("edge_deep", "edge_deep", True),
         ("edge", "edge_deep", False),
+        ("edge_deep", "edge", False),
     ],
 )
 def test_an_average_without_the_fast_member_that_is_wanted_is_written_anew(
     tmp_path, monkeypatch, fast, wanted, current
 ):
-    about = SimpleNamespace(
-        name="n",
-        training={},
-        metrics={"val_as_listed": {"ece": 0.1}},
-        members=["edge", "edge_deep"],
-        fast=fast and SimpleNamespace(stage=fast),
-    )
-    monkeypatch.setattr(run, "open_bundle", lambda place: SimpleNamespace(manifest=about))
+    monkeypatch.setattr(run, "open_bundle", stored_average(fast))
+    assert run._is_current(tmp_path, "n", {}, None, wanted) is current
+
+
+@pytest.mark.parametrize(("wanted", "current"), [(None, True), (1.25, True), (1.3, False)])
+def test_a_bundle_with_another_temperature_is_written_anew(tmp_path, monkeypatch, wanted, current):
+    monkeypatch.setattr(run, "open_bundle", stored_average("edge_deep", temperature=1.25))
     assert run._is_current(tmp_path, "n", {}, wanted) is current
+
+
+def test_a_run_compares_the_bundle_with_all_its_options(
+    tmp_path, data, written, monkeypatch, capsys
+):
+    for stage in STAGES["ensemble"].members:
+        member(tmp_path, stage)
+    asked = []
+    monkeypatch.setattr(run, "_is_current", lambda *arguments: asked.append(arguments[-2:]))
+    results = results_with(scored("ensemble", 1, 0.8))
+    run._bundles(tmp_path, data, results, 1, ["fp32"], 0.5, "resnet50")
+    assert asked == [(0.5, "resnet50")] and len(written) == 1
 
 
 def test_a_bundle_that_is_damaged_or_not_there_is_written_anew(

@@ -15,6 +15,7 @@ import torch
 
 from export.bundle import Trained, write_bundle
 from export.bundle_info import GIVEN_TEMPERATURE, BundleInfo
+from export.calibrated import best_member
 from export.member import ExportError, check_installed
 from export.variants import PRECISIONS
 from organ_infer import BundleError
@@ -473,7 +474,7 @@ def _bundle(
         training["temperature_fitted_on"] = GIVEN_TEMPERATURE
     if fast_member not in STAGES[last].members:
         fast_member = None
-    if _is_current(directory, name, training, fast_member):
+    if _is_current(directory, name, training, temperature, fast_member):
         _print_line(f"{directory.name:<14} of the same networks already; not written again")
         return directory
     try:
@@ -561,16 +562,23 @@ def _metrics(row: StageResult, results: Results) -> dict[str, Any]:
 
 
 def _is_current(
-    bundle: Path, name: str, training: dict[str, Any], fast_member: str | None = None
+    bundle: Path,
+    name: str,
+    training: dict[str, Any],
+    temperature: float | None = None,
+    fast_member: str | None = None,
 ) -> bool:
-    """Return whether a bundle exists, is complete, and was made from the same networks, with this fast member if given."""
+    """Return whether a bundle exists, is complete, and was made from the same networks with the same options."""
     try:
         manifest = open_bundle(bundle).manifest
     except BundleError:
         return False
-    fast = None if manifest.fast is None else manifest.fast.stage
+    if temperature not in (None, manifest.temperature):
+        return False
+    if fast_member is None and len(manifest.members) > 1:
+        fast_member = best_member(manifest.members).stage
     # Bundles of earlier versions name none.
-    if fast_member not in (None, fast) or (fast is None and len(manifest.members) > 1):
+    if fast_member != (manifest.fast and manifest.fast.stage):
         return False
     calibrated = "ece" in (manifest.metrics.get("val_as_listed") or {})
     return manifest.name == name and dict(manifest.training) == training and calibrated

@@ -17,8 +17,10 @@ from .manifest import ORIENTATION_COLUMNS, Manifest
 from .precision import BY_NAME
 
 __all__ = [
+    "FAST_METRICS",
     "GOLDEN",
     "GOLDEN_ORIENTATION",
+    "METRICS",
     "golden_answers",
     "golden_orientation",
     "golden_rows",
@@ -28,6 +30,8 @@ __all__ = [
 
 # The keys in `metrics`: of the probabilities of the classes, and of the orientation.
 GOLDEN, GOLDEN_ORIENTATION = "golden", "golden_orientation"
+# Where manifest.json holds the metrics: those of all networks, and those of the fast member alone.
+METRICS, FAST_METRICS = "metrics", "fast.metrics"
 COUNT = 16
 
 
@@ -67,12 +71,15 @@ def golden_rows(probabilities: NDArray[np.floating[Any]]) -> list[str]:
     return [" ".join(f"{value:.6f}" for value in row) for row in probabilities.tolist()]
 
 
-def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | None:
+def golden_answers(
+    manifest: Manifest, device: str, *, within: str = METRICS
+) -> NDArray[np.float64] | None:
     """Return the stored probabilities for the golden slices.
 
     Args:
         manifest: Of the bundle.
         device: `cpu` or `cuda`, which may run different variants of the networks.
+        within: Where manifest.json holds the metrics, for errors: METRICS or FAST_METRICS.
 
     Returns:
         Probabilities, float64 (slices, classes), or None if the bundle stores none.
@@ -80,10 +87,12 @@ def golden_answers(manifest: Manifest, device: str) -> NDArray[np.float64] | Non
     Raises:
         BundleError: The stored answers have another shape or are not probabilities.
     """
-    return _stored(manifest, GOLDEN, device, len(manifest.task.classes))
+    return _stored(manifest, GOLDEN, device, len(manifest.task.classes), within)
 
 
-def golden_orientation(manifest: Manifest, device: str) -> NDArray[np.float64] | None:
+def golden_orientation(
+    manifest: Manifest, device: str, *, within: str = METRICS
+) -> NDArray[np.float64] | None:
     """Return the stored orientations of the golden slices, as `golden_answers`, float64 (slices, 9).
 
     Raises:
@@ -91,10 +100,12 @@ def golden_orientation(manifest: Manifest, device: str) -> NDArray[np.float64] |
     """
     if manifest.plausibility is None:
         return None
-    return _stored(manifest, GOLDEN_ORIENTATION, device, ORIENTATION_COLUMNS)
+    return _stored(manifest, GOLDEN_ORIENTATION, device, ORIENTATION_COLUMNS, within)
 
 
-def _stored(manifest: Manifest, key: str, device: str, columns: int) -> NDArray[np.float64] | None:
+def _stored(
+    manifest: Manifest, key: str, device: str, columns: int, within: str
+) -> NDArray[np.float64] | None:
     """Return the rows below a key of `metrics`, or None. Raises BundleError if they are no probabilities."""
     stored = manifest.metrics.get(key)
     if stored is None:
@@ -107,7 +118,7 @@ def _stored(manifest: Manifest, key: str, device: str, columns: int) -> NDArray[
         valid = False
     if not valid:
         raise BundleError(
-            f"{MANIFEST_FILE}: metrics.{key}.{device} must be {shape[0]} strings of {shape[1]} probabilities;"
+            f"{MANIFEST_FILE}: {within}.{key}.{device} must be {shape[0]} strings of {shape[1]} probabilities;"
             " export the bundle again"
         )
     return answers

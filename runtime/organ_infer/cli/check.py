@@ -48,6 +48,7 @@ class _Report:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.problems: list[str] = []
+        self._is_fast = False
 
     def add(self, name: str, value: str) -> None:
         self.lines.append(printable(f"{name:<14} {value}"))
@@ -147,7 +148,8 @@ class _Report:
         if listed.manifest.is_smoke:
             self.add("warning", "from a smoke run, its answers mean nothing; train without --smoke")
         count, fast = len(listed.manifest.members), listed.manifest.fast
-        if used.only is not None:
+        self._is_fast = used.only is not None
+        if self._is_fast:
             self.add("fast", f"only {used.only} is used, 1 of {count} networks (--fast)")
         elif fast is not None:
             self.add("fast", f"all {count} networks are used; with --fast only {fast.stage}")
@@ -204,6 +206,8 @@ class _Report:
         import numpy as np
 
         from ..bundle.golden import (
+            FAST_METRICS,
+            METRICS,
             golden_answers,
             golden_orientation,
             golden_slices,
@@ -213,7 +217,8 @@ class _Report:
         slices = golden_slices()
         batch = classifier.predict_proba(slices)
         singles = np.concatenate([classifier.predict_proba([piece]) for piece in slices])
-        golden = golden_answers(classifier.manifest, device)
+        within = FAST_METRICS if self._is_fast else METRICS
+        golden = golden_answers(classifier.manifest, device, within=within)
         expected = batch if golden is None else golden
         reference = (
             "the answers in one batch (this bundle has no known answers)"
@@ -225,7 +230,7 @@ class _Report:
         orientation = classifier._slice_orientations(slices)
         if orientation is not None:
             alone = [classifier._slice_orientations([piece]) for piece in slices]
-            golden_rows = golden_orientation(classifier.manifest, device)
+            golden_rows = golden_orientation(classifier.manifest, device, within=within)
             known = orientation if golden_rows is None else golden_rows
             each = np.concatenate([rows for rows in alone if rows is not None])
             differences += [np.abs(answers - known).max() for answers in (orientation, each)]

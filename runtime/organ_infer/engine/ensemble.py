@@ -386,7 +386,7 @@ class Ensemble:
                 self._free()
 
     def _pieces(self, packed: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """Divide a batch, if possible so that all threads have as many pieces."""
+        """Divide a batch into pieces of SMALLEST_PIECE to PIECE slices, if possible the same number for each thread."""
         count = len(packed)
         if not self._in_pieces or count < 2 * SMALLEST_PIECE:
             return [packed]
@@ -433,16 +433,21 @@ class Ensemble:
                     task = piece, i = tasks.popleft()
                 except IndexError:
                     return
-                results[task] = run(self._sessions[i], pieces[piece])
+                try:
+                    results[task] = run(self._sessions[i], pieces[piece])
+                except BaseException:
+                    # The other threads need not go on.
+                    tasks.clear()
+                    raise
 
-        futures = self._start(work, min(self._parallel, len(tasks)) - 1)
+        shares: list[Future[None]] = []
         try:
+            self._start(work, min(self._parallel, len(tasks)) - 1, shares)
             work()
         finally:
-            # After an error, the others need not go on. They must end before the networks are freed.
+            # The workers must end before the networks are freed.
             tasks.clear()
-            started = [future for future in futures if not future.cancel()]
-            errors = [future.exception() for future in started]
+            errors = [share.exception() for share in shares if not share.cancel()]
         for error in errors:
             if error is not None:
                 raise error
@@ -454,24 +459,35 @@ class Ensemble:
             for i in range(len(self._sessions))
         ]
 
-    def _start(self, work: Callable[[], None], count: int) -> list[Future[None]]:
-        """Start `work` in workers, as many as can be started."""
-        futures: list[Future[None]] = []
+    def _start(self, work: Callable[[], None], count: int, shares: list[Future[None]]) -> None:
+        """Submit `work` to the workers several times.
+
+        Args:
+            work: What a worker calls.
+            count: How often. If a thread cannot be started, `work` is submitted less often.
+            shares: A future of each submitted `work` is added, before a worker can begin with it.
+        """
         workers = self._workers
         if workers is None:
-            return futures
+            return
         try:
             for _ in range(count):
-                futures.append(workers.submit(work))
+                # The executor's own future is not returned if its thread cannot be started, but `work` is queued
+                # nevertheless, and a worker of another batch may take it.
+                share: Future[None] = Future()
+                shares.append(share)
+                workers.submit(_do, work, share)
         except START_ERRORS as e:
-            logger.warning(
-                "running in one thread: no other can be started (%s); raise the limit on processes (ulimit -u)",
-                one_line(e),
-            )
+            with self._lock:
+                first, self._workers = self._workers is workers, None
+            # At the exit of the program no limit is the cause, and there is nothing to raise.
+            if first and "shutdown" not in str(e):
+                logger.warning(
+                    "running in one thread: no other can be started (%s); raise the limit on processes (ulimit -u)",
+                    one_line(e),
+                )
             # Its threads still do what is queued. A thread that starts later would find work without a caller.
-            self._workers = None
             workers.shutdown(wait=False)
-        return futures
 
     def _mean_probabilities(self, outputs: list[Outputs]) -> Probabilities:
         return _mean(
@@ -491,6 +507,18 @@ class Ensemble:
             raise _no_probabilities(session)
         total: Probabilities = answer.sum(axis=1, keepdims=True)
         return answer / total
+
+
+def _do(work: Callable[[], None], share: Future[None]) -> None:
+    """Call `work`, unless its share of a batch was cancelled, and store its end or its error in the future."""
+    if not share.set_running_or_notify_cancel():
+        return
+    try:
+        work()
+    except BaseException as e:
+        share.set_exception(e)
+    else:
+        share.set_result(None)
 
 
 def _class_output(session: Session, packed: NDArray[np.float32]) -> Outputs:
