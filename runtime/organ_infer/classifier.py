@@ -81,7 +81,7 @@ class OrganClassifier:
         bundle: The bundle's directory, or None for the packaged bundle.
         device: `auto`, `cpu`, `cuda` or `cuda:N`. N is the number of a GPU, counted from 0 among those
             that CUDA_VISIBLE_DEVICES leaves visible.
-        threads: Threads of onnxruntime. By default as many as the process's CPU affinity and the
+        threads: Threads that run the networks. By default as many as the process's CPU affinity and the
             container's CPU quota allow.
         batch_size: Slices per run of a network, 1 to 4,096, by default 64.
         orientation: Orientation of the inputs, to reorient them to the model's. Two letters of
