@@ -180,25 +180,28 @@ def round_3(value):
 
 
 def with_listed(precision, folder):
-    """A copy of the packaged bundle that lists only the variant of a precision. fp16 is converted here."""
+    """A copy of the packaged bundle that lists only the variants of a precision. fp16 is converted here."""
     import onnx
 
     from export.quantize import to_fp16
 
     shutil.copytree(DEFAULT.parent, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (member,) = manifest["members"]
-    (exact,) = member["alternatives"]
-    if precision == "fp16":
-        graph = to_fp16(onnx.load(folder / exact["file"])).SerializeToString()
-        (folder / "edge.fp16.onnx").write_bytes(graph)
-        chosen = exact | entry(graph, "edge.fp16.onnx") | {"stage": "edge", "precision": "fp16"}
-    else:
-        chosen = member if member["precision"] == precision else exact
-    for each in (member, exact):
-        if each["file"] != chosen["file"]:
-            (folder / each["file"]).unlink()
-    manifest["members"] = [{**chosen, "alternatives": []}]
+    chosen = []
+    for member in manifest["members"]:
+        (exact,) = member["alternatives"]
+        if precision == "fp16":
+            name = f"{member['stage']}.fp16.onnx"
+            graph = to_fp16(onnx.load(folder / exact["file"])).SerializeToString()
+            (folder / name).write_bytes(graph)
+            listed = exact | entry(graph, name) | {"stage": member["stage"], "precision": "fp16"}
+        else:
+            listed = member if member["precision"] == precision else exact
+        for each in (member, exact):
+            if each["file"] != listed["file"]:
+                (folder / each["file"]).unlink()
+        chosen.append({**listed, "alternatives": []})
+    manifest["members"] = chosen
     del manifest["training"]["seal"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -932,9 +935,12 @@ def test_the_disclaimer_and_the_manifest_are_on_the_page(tab):
     for fact in (
         manifest["name"],
         "28 x 28 pixels, resampled by area",
-        "level 40 HU, width 400 HU",
+        "level {:g} HU, width {:g} HU".format(*manifest["input"]["window"]),
         "LP: rows run to left, columns to posterior",
-        "edge_deep.int8.onnx, int8, 0.33 MB",
+        *(
+            f"{member['file']}, int8, {member['bytes'] / 1e6:.2f} MB"
+            for member in manifest["members"]
+        ),
         ", ".join(CLASSES),
     ):
         assert fact in facts
