@@ -415,6 +415,7 @@ def test_a_client_that_sends_on_after_its_mistake_sees_the_end_and_no_reset(serv
         assert connection.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_refused_body_that_comes_soon_keeps_the_connection(service, picture):
     with service.connect() as connection:
         connection.sendall(OK + b"Content-Length: 1500000\r\n\r\n" + b"x" * 1_500_000)
