@@ -255,7 +255,6 @@ def test_every_status_of_the_code_is_described():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [b"", b"P", b"POST /v1/predict HTTP/1.1\r\n", OK, OK + b"Content-Length: 5"],
